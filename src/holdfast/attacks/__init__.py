@@ -1,0 +1,36 @@
+"""Attacks: one file each, found by its name. `CATALOGUE` maps every name to its maker."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+
+from holdfast import spec
+from holdfast.attacks.attack import Attack, perturb, run
+from holdfast.attacks.ledger import Ledger, Outcome
+
+
+def _discover() -> dict[str, Callable[..., Attack]]:
+    found: dict[str, Callable[..., Attack]] = {}
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        for item in vars(importlib.import_module(module.name)).values():
+            if isinstance(item, type) and issubclass(item, Attack) and not inspect.isabstract(item):
+                globals()[item.__name__] = item
+                found[item.__name__.lower()] = item
+                for name, fields in item.also.items():
+                    found[name] = functools.partial(item, **fields)
+    return dict(sorted(found.items()))
+
+
+CATALOGUE = _discover()
+
+
+def parse(text: str) -> Attack:
+    """The attack that a spec such as `pgd(steps=100, loss="dlr")` spells."""
+    return spec.build(text, CATALOGUE, "attack")
+
+
+__all__ = ["CATALOGUE", "Attack", "Ledger", "Outcome", "parse", "perturb", "run"]

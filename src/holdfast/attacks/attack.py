@@ -1,0 +1,169 @@
+"""An attack is a step rule; one loop drives them all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.attacks.problem import Problem, goal_classes, legal_size
+from holdfast.errors import AccessError, SpecError, suggest
+from holdfast.losses import LOSSES
+from holdfast.norms import NORMS
+from holdfast.rng import Keys
+from holdfast.targets.target import Access, Target, sealed
+from holdfast.threat import Threat
+
+State = Any  # a tensor, or a named tuple of tensors whose first axis is the row and whose first is the point
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """A step rule. The fields of a subclass are its hyperparameters; they only store.
+
+    Calling an attack crafts examples: for each row of x the broken point where one was found, else the last tried.
+
+    Raises:
+        AccessError: the target gives less than the attack needs.
+        SpecError: the norm of the threat, or a hyperparameter, does not fit the attack.
+    """
+
+    needs: ClassVar[Access]
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names by which the field knows it, with their fields
+
+    steps: int
+
+    @abstractmethod
+    def start(self, p: Problem) -> State:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, p: Problem, s: State, t: int) -> State:
+        """The state after step t, from 0."""
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
+        """Examples [n, *shape] for inputs x [n, *shape] of classes y [n]."""
+        return run(self, target, x, y, threat, seed=seed).best
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SpecError(f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1.")
+        loss = getattr(self, "loss", None)
+        if loss is not None and loss not in LOSSES:
+            raise SpecError(f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}")
+
+    def __repr__(self) -> str:
+        return spec.write(self)
+
+
+def run(
+    attack: Attack,
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    restart: int = 0,
+    rank: int = 0,
+    clean: Tensor | None = None,
+    budget: int | None = None,
+    stop: bool = True,
+) -> Ledger:
+    """Run an attack on rows x [n, *shape] of classes y [n] and return the books.
+
+    Args:
+        ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
+        restart: gives every row fresh noise.
+        rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
+        clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows that meet the
+            goal already are settled at size 0.
+        budget: the most forwards a row may cost.
+        stop: settle a row at its first success within eps. (Never where eps is inf: then the smallest is sought.)
+    """
+    check_fit(attack, target, threat)
+    x, y = x.to(target.device, target.dtype), y.to(target.device)
+    ids = torch.arange(len(x)) if ids is None else ids
+    ledger = Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
+    with sealed(seed):
+        keys = Keys.of(seed, ids.to(target.device)).fold(spec.write(attack, whole=True), restart, rank)
+        p = Problem(target, x, y, threat, keys, ledger=ledger, budget=budget, stop=stop)
+        if clean is None:
+            clean = _ask_clean(p)
+        if rank and clean is not None:
+            p.aim = target.task.rank(clean.to(target.device), y, rank)
+        state = _compact(p, p.x)
+        state = attack.start(p)
+        for t in range(attack.steps):
+            state = _compact(p, state)
+            if not len(p.rows):
+                break
+            p.t = t + 1
+            state = attack.step(p, state, t)
+        p.last(point(state))
+    return ledger
+
+
+def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
+    """The same rule without books, for training: all steps on all rows, and the last point, unjudged."""
+    check_fit(attack, target, threat)
+    x, y = x.to(target.device, target.dtype), y.to(target.device)
+    with sealed(seed):
+        keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(spec.write(attack, whole=True))
+        p = Problem(target, x, y, threat, keys)
+        state = attack.start(p)
+        for t in range(attack.steps):
+            p.t = t + 1
+            state = attack.step(p, state, t)
+        return (x + point(state)).clamp(target.bounds.low, target.bounds.high)
+
+
+def point(state: State) -> Tensor:
+    """The perturbation that a state stands for."""
+    return state if isinstance(state, Tensor) else state[0]
+
+
+def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
+    """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
+    if target.access < attack.needs:
+        fits = sorted(a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access)
+        raise AccessError(
+            f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
+            f"Attacks that need no more: {', '.join(fits)}."
+        )
+    if threat.norm.name not in attack.norms:
+        raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")
+
+
+def _ask_clean(p: Problem) -> Tensor | None:
+    d = torch.zeros_like(p.x)
+    if p.target.access >= Access.SCORES:
+        return p.scores(d)
+    p.adversarial(d)
+    return None
+
+
+def _compact(p: Problem, state: State) -> State:
+    """Let settled rows go, from the problem and from the attack's memory."""
+    if bool(p.live.all()):
+        return state
+    keep = p.live.nonzero()[:, 0]
+    p.take(keep)
+    return _rows(state, keep)
+
+
+def _rows(state: State, keep: Tensor) -> State:
+    if isinstance(state, Tensor):
+        return state[keep]
+    return type(state)(*(part[keep] for part in state))
+
+
+__all__ = ["Attack", "Outcome", "Problem", "State", "check_fit", "goal_classes", "perturb", "run"]

@@ -1,0 +1,238 @@
+"""All that an attack may know: the rows, the geometry, the noise, and the questions it may ask.
+
+Every question goes to live rows only, is charged to their budgets and judged for success here, so an attack never
+checks success, counts, stops early, keeps a best iterate, branches on a norm or touches a generator. Answers for
+settled rows are zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.losses import LOSSES
+from holdfast.norms import Norm, wide
+from holdfast.rng import Keys
+from holdfast.targets.target import Access, Target
+from holdfast.threat import Targeted, Threat
+
+
+class Problem:
+    """The search problem of n rows (those still in memory); perturbations d are [n, *shape] in raw units."""
+
+    def __init__(
+        self,
+        target: Target,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        keys: Keys,
+        *,
+        aim: Tensor | None = None,
+        ledger: Ledger | None = None,
+        budget: int | None = None,
+        stop: bool = True,
+    ) -> None:
+        n = len(x)
+        self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
+        self.aim = aim
+        self.goal = goal_classes(threat, y)
+        self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
+        self.mask = None if threat.mask is None else threat.mask.to(x)
+        self.lo, self.hi = target.bounds.low - x, target.bounds.high - x
+        if self.mask is not None:
+            self.lo, self.hi = self.lo * self.mask, self.hi * self.mask
+        self.ledger, self.budget, self.stop = ledger, budget, stop
+        self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
+        self.live = torch.ones(n, dtype=torch.bool, device=x.device)
+        self.t = 0
+        self._asked: Tensor | None = None
+
+    # ------------------------------------------------------------------ geometry
+
+    def project(self, d: Tensor) -> Tensor:
+        """The nearest legal perturbation."""
+        return self.norm.project(d, self.eps, self.lo, self.hi)
+
+    def steepest(self, g: Tensor, d: Tensor) -> Tensor:
+        """The unit step of steepest ascent among those that the box does not stop at d at once."""
+        blocked = (g > 0) & (d >= self.hi) | (g < 0) & (d <= self.lo)
+        return self.norm.steepest(g.masked_fill(blocked, 0))
+
+    def random_start(self, where: str = "ball") -> Tensor:
+        """A legal random d: uniform in the `ball`, or on its `sphere` before the box; `zero` for none."""
+        if where == "zero":
+            return torch.zeros_like(self.x)
+        draw = {"ball": self.norm.sample, "sphere": self.norm.sphere}[where]
+        return self.project(self.eps * draw(self.noise(where), self.x))
+
+    def noise(self, name: str) -> Keys:
+        """Random keys of this step; each name gives an independent draw."""
+        return self.keys.fold(self.t, name)
+
+    # ------------------------------------------------------------------ questions
+
+    def gradient(self, d: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+        """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row."""
+        value, g = d.new_zeros(len(d)), torch.zeros_like(d)
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z, pullback = self.target.linearize(x)
+            if self._note(rows, x, z):
+                value[rows], cotangent = self._loss(rows, z, loss)
+                g[rows] = self._clean(rows, pullback(cotangent))
+
+        self._each(d, ask)
+        return value, g
+
+    def scores(self, d: Tensor) -> Tensor:
+        """Scores at d: [n, k]. One forward a row."""
+        z = d.new_zeros(len(d), self.target.task.k)
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z[rows] = self.target.scores(x).to(z.dtype)
+            self._note(rows, x, z[rows])
+
+        self._each(d, ask)
+        return z
+
+    def adversarial(self, d: Tensor) -> Tensor:
+        """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
+        hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            if self.target.access >= Access.SCORES:
+                z = self.target.scores(x)
+                self._note(rows, x, z)
+                hit[rows] = self._meets(rows, self.target.task.predict(z)) & z.isfinite().all(1)
+            else:
+                hit[rows] = self._meets(rows, self.target.labels(x))
+                self._settle(rows, x, hit[rows], None)
+
+        self._each(d, ask)
+        return hit
+
+    # ------------------------------------------------------------------ for the loop
+
+    def last(self, d: Tensor) -> None:
+        """Judge the final point, unless it was the last one asked about, and keep it where nothing broke."""
+        if self.ledger is None:
+            return
+        if d is not self._asked:
+            self.adversarial(d)
+        quiet = self.ledger.size[self.rows].isinf()
+        self.ledger.best[self.rows[quiet]] = self._point(d, quiet)
+
+    def take(self, keep: Tensor) -> None:
+        """Forget all rows but `keep`."""
+        self.x, self.y, self.eps, self.lo, self.hi = (
+            column[keep] for column in (self.x, self.y, self.eps, self.lo, self.hi)
+        )
+        self.aim = None if self.aim is None else self.aim[keep]
+        self.goal = None if self.goal is None else self.goal[keep]
+        self.keys, self.rows, self.live = self.keys.take(keep), self.rows[keep], self.live[keep]
+        self._asked = None
+
+    # ------------------------------------------------------------------ inside
+
+    def _each(self, d: Tensor, ask: Callable[[Tensor], None]) -> None:
+        """Put a question to the live rows whose budget allows it, in full micro-batches."""
+        self._asked = d
+        if self.ledger is not None and self.budget is not None:
+            spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget)
+            self.ledger.end(self.rows[spent], Outcome.SPENT)
+            self.live &= ~spent
+        rows = self.live.nonzero()[:, 0]
+        for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
+            pass
+
+    def _point(self, d: Tensor, rows: Tensor) -> Tensor:
+        """The input that d stands for, inside the box to the last bit."""
+        return (self.x[rows] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
+
+    def _loss(self, rows: Tensor, z: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+        """The loss on scores z and its cotangent."""
+        with torch.enable_grad():
+            leaf = z.requires_grad_()
+            y, t = self.y[rows], None if self.aim is None else self.aim[rows]
+            if self.goal is not None:  # pull the goal over whichever class now stands above it
+                t = self.goal[rows]
+                y = leaf.detach().scatter(1, t[:, None], -torch.inf).argmax(1)
+            value = LOSSES[loss](leaf, y, t)
+            cotangent = torch.autograd.grad(value.sum(), leaf)[0]
+        return value.detach().to(self.x.dtype), cotangent
+
+    def _clean(self, rows: Tensor, g: Tensor) -> Tensor:
+        """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are counted."""
+        flat = g.flatten(1)
+        top = flat.abs().amax(1)  # NaN and inf carry through
+        if self.ledger is not None:
+            self.ledger.charge(self.rows[rows], backwards=self.target.passes)
+            self.ledger.dull[self.rows[rows]] += top == 0
+        bad = ~top.isfinite()
+        if bool(bad.any()):
+            self._drop(rows[bad], Outcome.FAILED)
+            g = g.masked_fill(wide(bad, g), 0)
+        return g if self.mask is None else g * self.mask
+
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor) -> bool:
+        """Book the scores at inputs x; False when no row is left to go on with."""
+        if self.ledger is None:
+            return True
+        finite = z.isfinite().all(1)
+        if not bool(finite.all()):
+            self._drop(rows[~finite], Outcome.FAILED)
+        hit = self._meets(rows, self.target.task.predict(z)) & finite
+        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
+        return bool(self.live[rows].any())
+
+    def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
+        ledger = self.ledger
+        if ledger is None:
+            return
+        at = self.rows[rows]
+        ledger.charge(at, queries=1, forwards=self.target.passes)
+        size = self.norm.size(x - self.x[rows]).double()
+        if margin is not None:
+            low = torch.where(margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf)
+            ledger.margin[at] = torch.minimum(ledger.margin[at], low)
+        if bool(hit.any()):
+            found, start = x[hit], self.x[rows[hit]]
+            ledger.record(at[hit], found, self.norm.size(found.double() - start.double()))
+            if self.stop:
+                over = rows[ledger.broken[at] & ledger.limit[at].isfinite()]
+                self.live[over] = False
+
+    def _drop(self, rows: Tensor, outcome: Outcome) -> None:
+        self.live[rows] = False
+        if self.ledger is not None:
+            self.ledger.end(self.rows[rows], outcome)
+
+    def _meets(self, rows: Tensor, labels: Tensor) -> Tensor:
+        return labels != self.y[rows] if self.goal is None else labels == self.goal[rows]
+
+
+def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
+    """The class that each row must be driven to, [n]; None for an untargeted threat."""
+    if not isinstance(threat.goal, Targeted):
+        return None
+    return torch.as_tensor(threat.goal.t, dtype=torch.int64, device=y.device).expand(len(y))
+
+
+def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tensor:
+    """The largest size that counts as within eps, [n] float64.
+
+    eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in the last place
+    of the largest input, in every feature.
+    """
+    ulp = 2.0**-24 * max(abs(target.bounds.low), abs(target.bounds.high))
+    rounding = float(norm.size(torch.full((1, math.prod(target.shape)), ulp, dtype=torch.float64)))
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
+    return (eps * (1 + 1e-6) + rounding).expand(n)

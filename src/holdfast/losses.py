@@ -1,0 +1,65 @@
+"""Losses that attacks ascend: functions of scores z [n, k], true classes y [n] and aims t [n] or None: [n].
+
+With an aim the loss pulls class t up (over y), without one it pulls any wrong class over y. All are invariant to
+a shift of the scores. An attack uses a loss's gradient direction and its order, never its units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from holdfast.tasks import without
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def ce(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
+    """Cross-entropy as log-odds: log((1 - p_y) / p_y), or log(p_t / (1 - p_t)).
+
+    A monotone function of the cross-entropy with the same gradient direction, so order and direction are those of
+    the original; but it stays exact where the softmax saturates in float32 and the original's gradient vanishes.
+    """
+    c, sign = (y, 1) if t is None else (t, -1)
+    return sign * (without(z, c).logsumexp(1) - _at(z, c))
+
+
+def margin(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
+    """max_{j != y} z_j - z_y, or z_t - z_y (Carlini and Wagner 2017, arXiv:1608.04644, f6)."""
+    rival = without(z, y).amax(1) if t is None else _at(z, t)
+    return rival - _at(z, y)
+
+
+def dlr(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio, invariant to scale (Croce and Hein 2020, arXiv:2003.01690, eq. 6 and 7).
+
+    Untargeted it needs 3 classes, targeted 4; with fewer it is the margin, which an attack follows alike.
+    """
+    if z.shape[1] < (3 if t is None else 4):
+        return margin(z, y, t)
+    top = z.sort(1, descending=True).values
+    spread = top[:, 0] - (top[:, 2] if t is None else (top[:, 2] + top[:, 3]) / 2)
+    return margin(z, y, t) / (spread + 1e-12)
+
+
+def mifpe(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
+    """Gap-scaled cross-entropy: its gradient is that of `ce` on z / (gap of the top two), gap held fixed.
+
+    Minimises the impact of floating-point errors (Yu and Xu 2023, "Efficient Loss Function by Minimizing the
+    Detrimental Effect of Floating-Point Errors on Gradient-Based Attacks"). The gap changes from point to point, so
+    the loss does not order points; its value here is the margin, which does.
+    """
+    top = z.detach().topk(2, 1).values
+    gap = (top[:, :1] - top[:, 1:]).clamp_min(torch.finfo(z.dtype).tiny)
+    # Past e^±1e4 nothing changes but overflow comes near.
+    pull = ce((z - top[:, :1]).div(gap).clamp_min(-1e4), y, t)
+    return margin(z, y, t).detach() + pull - pull.detach()
+
+
+def _at(z: Tensor, c: Tensor) -> Tensor:
+    return z.gather(1, c[:, None])[:, 0]
+
+
+LOSSES: dict[str, Loss] = {"ce": ce, "margin": margin, "dlr": dlr, "mifpe": mifpe}

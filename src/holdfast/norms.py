@@ -1,0 +1,194 @@
+"""The geometry of Linf, L2 and L1: size, dual, projection, steepest step, sampling.
+
+The only place that knows a norm. Perturbations are [n, *shape]; everything is per row; `eps` broadcasts against
+them as [n, 1, ...]. A box is a pair (lo, hi) of bounds on the perturbation with lo <= 0 <= hi.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from holdfast.rng import Keys
+
+
+class Norm(ABC):
+    """One norm. Instances are stateless; use `LINF`, `L2`, `L1` or `NORMS[name]`."""
+
+    name: str
+
+    @abstractmethod
+    def size(self, d: Tensor) -> Tensor:
+        """The norm of each row: [n]."""
+
+    @abstractmethod
+    def dual(self, g: Tensor) -> Tensor:
+        """The dual norm of each row, max of <g, d> over size(d) <= 1: [n]."""
+
+    @abstractmethod
+    def steepest(self, g: Tensor) -> Tensor:
+        """The d of size at most 1 that attains the dual norm; 0 where g is 0."""
+
+    @abstractmethod
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """The Euclidean-nearest point to d in {size <= eps} and the box, exactly."""
+
+    @abstractmethod
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        """Uniform in the unit ball."""
+
+    @abstractmethod
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        """A random extreme point of the unit ball (a corner, for Linf and L1)."""
+
+    @abstractmethod
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
+
+    def sphere(self, keys: Keys, like: Tensor) -> Tensor:
+        """A point of size exactly 1, in the direction of a uniform one."""
+        d = self.sample(keys, like)
+        return d / wide(self.size(d), d)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def wide(column: Tensor, like: Tensor) -> Tensor:
+    """A [n] column shaped to broadcast against [n, ...]."""
+    return column.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class _Linf(Norm):
+    name = "linf"
+
+    def size(self, d: Tensor) -> Tensor:
+        return d.flatten(1).abs().amax(1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return g.flatten(1).abs().sum(1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return g.sign()
+
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return d.clamp(torch.maximum(lo, -eps), torch.minimum(hi, eps))
+
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        return keys.uniform(like.shape[1:], like.dtype) * 2 - 1
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        return keys.signs(like.shape[1:], like.dtype)
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        bits = [(t >> i) & 1 for i in range(math.prod(like.shape[1:]))]
+        return (like.new_tensor(bits) * 2 - 1).reshape(like.shape[1:]).expand_as(like)
+
+
+class _L2(Norm):
+    name = "l2"
+
+    def size(self, d: Tensor) -> Tensor:
+        # Scaled by the largest entry first, or squares of tiny gradients underflow.
+        flat = d.flatten(1)
+        top = flat.abs().amax(1, keepdim=True)
+        top = torch.where(top > 0, top, 1)
+        return (flat / top).square().sum(1).sqrt() * top[:, 0]
+
+    def dual(self, g: Tensor) -> Tensor:
+        return self.size(g)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        top = wide(g.flatten(1).abs().amax(1), g)
+        g = g / torch.where(top > 0, top, 1)
+        length = wide(g.flatten(1).square().sum(1).sqrt(), g)
+        return g / torch.where(length > 0, length, 1)
+
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # The nearest point is clip(s d) for one scale s in [0, 1] a row. With the clipped entries of the last s
+        # held fixed, the next s solves a quadratic from below, so s rises to the root in finitely many rounds.
+        inside = d.clamp(lo, hi)
+        budget = eps.flatten().expand(len(d)).square()
+        if bool((inside.flatten(1).square().sum(1) <= budget).all()):
+            return inside
+        flat, low, high = d.flatten(1), lo.expand_as(d).flatten(1), hi.expand_as(d).flatten(1)
+        s = torch.zeros_like(budget)
+        for _ in range(100):
+            point = flat * s[:, None]
+            free = (point > low) & (point < high) | (point == 0)
+            fixed = torch.where(free, 0, point.clamp(low, high)).square().sum(1)
+            slope = torch.where(free, flat, 0).square().sum(1)
+            root = ((budget - fixed).clamp_min(0) / slope).sqrt()
+            risen = torch.where(slope > 0, root, 1).clamp_max(1).maximum(s)
+            if torch.equal(risen, s):
+                break
+            s = risen
+        return (d * wide(s, d)).clamp(lo, hi)
+
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
+        radius = keys.fold("length").uniform((), like.dtype) ** (1 / math.prod(like.shape[1:]))
+        return direction * wide(radius, like)
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        return self.sphere(keys, like)
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        return L1.corner(t, like)
+
+
+class _L1(Norm):
+    name = "l1"
+
+    def size(self, d: Tensor) -> Tensor:
+        return d.flatten(1).abs().sum(1)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return g.flatten(1).abs().amax(1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        flat = g.flatten(1)
+        at = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(g)
+
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row, then cap it at
+        # the box. The capped sum falls piecewise linearly in that amount; sort its kinks and solve on one piece.
+        size = d.flatten(1).abs()
+        cap = torch.where(d > 0, hi, -lo).expand_as(d).flatten(1)
+        budget = eps.flatten().expand(len(d))
+        kinks, order = torch.cat([size, size - cap], 1).sort(1, descending=True)
+        bend = torch.where(order < size.shape[1], 1, -1)
+        # Downwards from the largest kink the slope of the sum is the number of entries between floor and cap.
+        slope = bend.cumsum(1)
+        rise = slope[:, :-1] * (kinks[:, :-1] - kinks[:, 1:])
+        total = torch.cat([torch.zeros_like(rise[:, :1]), rise.cumsum(1)], 1)
+        piece = (torch.searchsorted(total, budget[:, None], right=True) - 1).clamp_min(0)
+        left = budget[:, None] - total.gather(1, piece)
+        climb = slope.gather(1, piece)
+        shrink = kinks.gather(1, piece) - torch.where(climb > 0, left / climb.clamp_min(1), math.inf)
+        short = (size - shrink.clamp_min(0)).clamp_min(0).minimum(cap)
+        return (short.view_as(d) * d.sign()).clamp(lo, hi)
+
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        # Exponentials over their sum and one more are uniform in the simplex (Devroye 1986).
+        e = -torch.log1p(-keys.uniform(like.shape[1:], like.dtype))
+        rest = -torch.log1p(-keys.fold("rest").uniform((), like.dtype))
+        return e * keys.fold("signs").signs(like.shape[1:], like.dtype) / wide(e.flatten(1).sum(1) + rest, like)
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        at = keys.integers(math.prod(like.shape[1:]))[:, None]
+        sign = keys.fold("signs").signs((1,), like.dtype)
+        return torch.zeros_like(like.flatten(1)).scatter(1, at, sign).view_as(like)
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        d = torch.zeros_like(like).flatten(1)
+        d[:, (t // 2) % d.shape[1]] = 1 - 2 * (t % 2)
+        return d.view_as(like)
+
+
+LINF, L2, L1 = _Linf(), _L2(), _L1()
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1)}

@@ -1,0 +1,117 @@
+"""The constructor-call language: `apgd(steps=100, loss="dlr")`.
+
+What a user types, what a protocol holds, what the manifest stores and what `repr` prints are one text. It is
+read over `ast` as literals and arithmetic only; nothing in it is ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from holdfast.errors import SpecError, suggest
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_NUMBERS = {"inf": math.inf, "nan": math.nan}
+
+
+def call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Split `name(1, key=2)` into its name, positional and keyword values; a bare `name` is `name()`.
+
+    Raises:
+        SpecError: `text` is not one constructor call of literals.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise SpecError(f"cannot read {text!r}; expected a call such as pgd(steps=40).") from None
+    if isinstance(node, ast.Name):
+        return node.id, [], {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise SpecError(f"cannot read {text!r}; expected a call such as pgd(steps=40).")
+    if any(k.arg is None for k in node.keywords):
+        raise SpecError(f"cannot read {text!r}; ** is not allowed in a spec.")
+    values = [_value(a, text) for a in node.args]
+    return node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords}
+
+
+def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any:
+    """The object that `text` spells, made by the maker of that name.
+
+    Args:
+        text: a constructor call, for example `linf(8/255)`.
+        makers: constructors by lower-case name.
+        kind: the word for these objects in messages ("attack", "norm").
+
+    Raises:
+        SpecError: unknown name or option (with the nearest known ones), or a value that the maker refuses.
+    """
+    name, args, options = call(text)
+    maker = makers.get(name.lower())
+    if maker is None:
+        raise SpecError(f"unknown {kind} {name!r} in {text!r}; {suggest(name, makers)}")
+    signature = inspect.signature(maker)
+    for option in options:
+        if option not in signature.parameters:
+            raise SpecError(f"{name} has no option {option!r}; {suggest(option, signature.parameters)}")
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        raise SpecError(f"cannot make {text!r}: {error}; it is {name}{signature}.") from None
+    try:
+        return maker(*args, **options)
+    except TypeError as error:
+        raise SpecError(f"cannot make {text!r}: {error}.") from None
+
+
+def write(item: Any, *, whole: bool = False) -> str:
+    """The spec of a dataclass instance: the fields that differ from their defaults, or all of them."""
+    shown = []
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name)
+        if field.repr and (whole or value != field.default):
+            shown.append(f"{field.name}={number(value) if isinstance(value, float) else repr(value)}")
+    return f"{type(item).__name__.lower()}({', '.join(shown)})"
+
+
+def number(value: float) -> str:
+    """The shortest exact text of a float: 8/255 rather than 0.03137254901960784."""
+    if not math.isfinite(value):
+        return str(value)
+    fraction = Fraction(value).limit_denominator(4096)
+    if fraction.denominator > 1 and fraction.numerator / fraction.denominator == value:
+        return min(f"{value:g}" if float(f"{value:g}") == value else repr(value), str(fraction), key=len)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (bool, int, float, str))):
+        return node.value
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(_value(item, text) for item in node.elts)
+    if isinstance(node, ast.Name) and node.id in _NUMBERS:
+        return _NUMBERS[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        inner = _value(node.operand, text)
+        if isinstance(inner, (int, float)):
+            return -inner if isinstance(node.op, ast.USub) else inner
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        left, right = _value(node.left, text), _value(node.right, text)
+        if isinstance(left, (int, float)) and isinstance(right, (int, float)):
+            try:
+                return _ARITHMETIC[type(node.op)](left, right)
+            except ArithmeticError:
+                raise SpecError(f"cannot compute {ast.unparse(node)} in {text!r}.") from None
+    hint = f'; write "{node.id}" if a name was meant' if isinstance(node, ast.Name) else ""
+    raise SpecError(f"{ast.unparse(node)} in {text!r} is not a number, text or list{hint}.")

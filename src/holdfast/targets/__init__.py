@@ -1,0 +1,1 @@
+"""Targets: models behind one narrow door."""

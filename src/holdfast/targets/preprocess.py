@@ -1,0 +1,54 @@
+"""What happens to a raw input before the model sees it; declared once, lives inside the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.errors import SpecError
+
+Preprocess = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(x - mean) / std, one value or one a channel."""
+
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+
+    def __post_init__(self) -> None:
+        spread = [self.std] if isinstance(self.std, (int, float)) else list(self.std)
+        if any(s <= 0 for s in spread):
+            raise SpecError(f"normalize has std {self.std}, but every standard deviation must be above 0.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self._channels(self.mean, x)) / self._channels(self.std, x)
+
+    def _channels(self, value: float | Sequence[float], x: Tensor) -> Tensor:
+        column = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+        return column if column.ndim == 0 else column.view(-1, *[1] * (x.ndim - 2))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bilinear resize of images to height x width, antialiased."""
+
+    height: int
+    width: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
+
+
+MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize}
+
+
+def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
+    """Steps from texts such as `normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))`, in order."""
+    return tuple(spec.build(text, MAKERS, "preprocessing") for text in texts)

@@ -1,0 +1,123 @@
+"""The door: every model of every framework, reached through scores and a pullback.
+
+Losses are torch functions of the scores; their cotangent goes back through the model's own framework. No adapter
+knows a loss, no loss knows a framework.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.tasks import Classes
+
+T = TypeVar("T")
+Pullback = Callable[[Tensor], Tensor]
+
+
+class Access(IntEnum):
+    """How much a target gives; each level includes those below."""
+
+    LABELS = 1
+    SCORES = 2
+    GRADIENTS = 3
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The box of legal inputs, in raw units."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise InputError(f"bounds are [{self.low:g}, {self.high:g}], but the lower must be below the upper.")
+
+
+class Target(ABC):
+    """A model under test. Inputs are raw: [n, *shape] within `bounds`; eps is in the same units.
+
+    An adapter writes the richest method that it can; the others follow from it. Calls change nothing: not the
+    model, not the inputs.
+    """
+
+    access: Access = Access.GRADIENTS
+    bounds: Bounds = Bounds()
+    task: Classes
+    shape: tuple[int, ...]
+    batch_size: int = 256
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    passes: int = 1  # forwards that one question costs a row
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits [n, k], at least float32, without a gradient."""
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Decisions [n], int64."""
+        return self.task.predict(self.scores(x))
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A SHA-256 of all that decides the scores."""
+
+    def describe(self) -> dict[str, object]:
+        """What the manifest says of the target, beside its fingerprint."""
+        return {"bounds": [self.bounds.low, self.bounds.high], "shape": list(self.shape), "classes": self.task.k}
+
+    def batched(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
+        """`ask` on micro-batches of rows 0..n; out of memory halves the micro-batch and goes on."""
+        start = 0
+        while start < n:
+            try:
+                answer = ask(slice(start, min(start + self.batch_size, n)))
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise InputError("one single row does not fit into memory; use a larger device.") from error
+                self.batch_size = max(1, min(self.batch_size, n - start) // 2)
+                continue
+            yield answer
+            start = min(start + self.batch_size, n)
+
+    def all_scores(self, x: Tensor) -> Tensor:
+        """Scores of any number of rows, in micro-batches."""
+        return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
+
+
+@contextmanager
+def sealed(seed: int) -> Iterator[None]:
+    """Random state of torch, numpy and Python put back afterwards; within, a randomised model draws from `seed`."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002

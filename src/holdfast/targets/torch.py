@@ -1,0 +1,165 @@
+"""PyTorch models as targets."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import spec
+from holdfast.errors import InputError
+from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.target import Access, Bounds, Pullback, Target
+from holdfast.tasks import Classes
+
+
+class TorchTarget(Target):
+    """A torch classifier: a module or any differentiable callable from [n, *shape] to scores.
+
+    A module is copied once, in eval mode and with frozen parameters, so the caller's own is never touched; wrap it
+    again after training it further. Float32 convolutional modules run channels-last on a CPU, where that is
+    measured faster (benchmarks/results/layout.md); a module that cannot (it calls `view`) runs as it is.
+
+    Args:
+        model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive).
+        bounds: the box of raw inputs.
+        shape: of one raw input, without the batch axis.
+        preprocess: applied to raw inputs in order, inside the target.
+        probabilities: the model gives probabilities; scores are their logarithms.
+        batch_size: rows of one pass.
+        device: where to run; default: where the parameters are.
+        layout: `nhwc` when raw inputs are and the model wants NCHW.
+
+    Raises:
+        InputError: the model cannot be copied, or what it returns is not scores.
+    """
+
+    access = Access.GRADIENTS
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Any],
+        *,
+        shape: Sequence[int],
+        bounds: Bounds | tuple[float, float] = (0.0, 1.0),
+        preprocess: Sequence[Preprocess] = (),
+        probabilities: bool = False,
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        layout: str = "nchw",
+    ) -> None:
+        self.bounds = bounds if isinstance(bounds, Bounds) else Bounds(*bounds)
+        self.shape = tuple(shape)
+        self.preprocess = tuple(preprocess)
+        self.probabilities = probabilities
+        self.batch_size = batch_size
+        self.layout = layout
+        self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+        self.model = _frozen(model, device) if isinstance(model, nn.Module) else model
+        first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        self.device = torch.device(device) if device is not None else _device_of(first)
+        self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
+        self.channels_last = False
+        with torch.inference_mode(False), torch.no_grad():
+            self.task = Classes(self.scores(self._probe()).shape[1])
+            self._try_channels_last()
+
+    def scores(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._forward(x.clone() if x.is_inference() else x)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            z = self._forward(leaf)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
+                return torch.zeros_like(leaf)
+            with torch.inference_mode(False), torch.enable_grad():
+                g = torch.autograd.grad(z, leaf, cotangent.to(z.dtype), retain_graph=True, allow_unused=True)[0]
+            return torch.zeros_like(leaf) if g is None else g
+
+        return z.detach(), pullback
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.describe()).encode())
+        if isinstance(self.model, nn.Module):
+            digest.update(repr(self.model).encode())
+            for name, value in sorted(self.model.state_dict().items()):
+                digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(getattr(self.model, "__qualname__", type(self.model).__qualname__).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        return super().describe() | {
+            "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
+            "probabilities": self.probabilities,
+            "layout": self.layout,
+        }
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.layout == "nhwc":
+            x = x.movedim(-1, 1)
+        for step in self.preprocess:
+            x = step(x)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        z = self.model(x)
+        z = getattr(z, "logits", z)
+        if not isinstance(z, Tensor):
+            raise InputError(
+                f"the model returns a {type(z).__name__}, but scores must be one tensor [n, classes]. Wrap it in a "
+                f"module that returns the logits alone."
+            )
+        z = z if z.dtype == torch.float64 else z.float()
+        if z.ndim == 1 or z.shape[1:] == (1,):
+            z = z.reshape(-1)
+            z = torch.logit(z) if self.probabilities else z
+            return torch.stack([torch.zeros_like(z), z], 1)
+        if z.ndim != 2 or len(z) != len(x):
+            raise InputError(
+                f"the model gives {tuple(z.shape)} for {len(x)} inputs, but scores must be [n, classes]. Segmentation "
+                f"and detection heads are not supported."
+            )
+        return z.clamp_min(torch.finfo(z.dtype).tiny).log() if self.probabilities else z
+
+    def _probe(self) -> Tensor:
+        middle = (self.bounds.low + self.bounds.high) / 2
+        return torch.full((2, *self.shape), middle, dtype=self.dtype, device=self.device)
+
+    def _try_channels_last(self) -> None:
+        convolutional = isinstance(self.model, nn.Module) and any(isinstance(m, nn.Conv2d) for m in self.model.modules())
+        if not convolutional or self.device.type != "cpu" or self.dtype != torch.float32 or len(self.shape) != 3:
+            return
+        assert isinstance(self.model, nn.Module)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.channels_last = True
+        try:
+            self.scores(self._probe())
+        except RuntimeError:
+            self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+            self.channels_last = False
+
+
+def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    try:
+        with torch.inference_mode(False):
+            own = copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(f"the model cannot be copied ({error}); pass a module that copy.deepcopy accepts.") from error
+    own.eval()
+    for module in own.modules():
+        module.training = False  # also where a module overrides train()
+    own.requires_grad_(False)
+    return own if device is None else own.to(device)
+
+
+def _device_of(parameter: Tensor | None) -> torch.device:
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,98 @@
+"""What the adversary may do: a norm, a size, a mask and a goal. The box is the target's bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.errors import InputError, SpecError
+from holdfast.norms import NORMS, Norm
+
+
+@dataclass(frozen=True)
+class Untargeted:
+    """Any wrong decision is a success."""
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """Only class `t` is a success: one class for all rows, or one a row ([n])."""
+
+    t: int | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Threat:
+    """All that an adversary may do to one input.
+
+    eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]); `inf` asks for
+    the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all.
+
+    Raises:
+        SpecError: eps is negative, zero or not a number, or the norm is unknown.
+    """
+
+    norm: Norm
+    eps: float | Tensor
+    goal: Untargeted | Targeted = Untargeted()
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.eps.flatten().tolist() if isinstance(self.eps, Tensor) else [self.eps]
+        for eps in sizes:
+            if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not eps > 0:
+                raise SpecError(
+                    f"eps is {eps!r} in a {self.norm} threat, but a perturbation needs a size above 0, "
+                    f"in raw input units (for example linf(8/255))."
+                )
+
+    @staticmethod
+    def parse(text: str) -> Threat:
+        """A threat from text such as `linf(8/255)`, `l2(0.5)`, `linf(0.3, target=7)`."""
+        return spec.build(text, {name: _maker(norm) for name, norm in NORMS.items()}, "norm")
+
+    @staticmethod
+    def linf(eps: float | Tensor, **options: object) -> Threat:
+        return Threat(NORMS["linf"], eps, **options)  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def l2(eps: float | Tensor, **options: object) -> Threat:
+        return Threat(NORMS["l2"], eps, **options)  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def l1(eps: float | Tensor, **options: object) -> Threat:
+        return Threat(NORMS["l1"], eps, **options)  # pyright: ignore[reportArgumentType]
+
+    def at(self, eps: float) -> Threat:
+        return replace(self, eps=eps)
+
+    def check_box(self, low: float, high: float, shape: tuple[int, ...]) -> None:
+        """Refuse an eps that reaches past the whole box: the adversary could then show any input at all."""
+        widest = float(self.norm.size(torch.full((1, *shape), high - low)))
+        top = float(torch.as_tensor(self.eps).max())
+        if widest < top < math.inf:
+            raise InputError(
+                f"eps {spec.number(top)} is larger than the whole box: no two inputs within the bounds "
+                f"[{low:g}, {high:g}] are more than {widest:g} apart in {self.norm}. Is eps in 0-255 units, and are "
+                f"the bounds?"
+            )
+
+    def __repr__(self) -> str:
+        eps = f"[{self.eps.numel()} sizes]" if isinstance(self.eps, Tensor) else spec.number(float(self.eps))
+        goal = ""
+        if isinstance(self.goal, Targeted):
+            t = self.goal.t
+            goal = f", target={'[one a row]' if isinstance(t, Tensor) else t}"
+        return f"{self.norm}({eps}{goal})"
+
+
+def _maker(norm: Norm) -> Callable[..., Threat]:
+    def make(eps: float, target: int | None = None) -> Threat:
+        return Threat(norm, eps, Untargeted() if target is None else Targeted(target))
+
+    return make
