@@ -24,7 +24,7 @@ class Classes:
 
     def rank(self, z: Tensor, y: Tensor, r: int) -> Tensor:
         """The r-th best wrong class, from 1: [n]."""
-        return without(z, y).argsort(1, descending=True, stable=True)[:, r - 1]
+        return torch.sort(without(z, y), dim=1, descending=True, stable=True).indices[:, r - 1]
 
 
 def without(z: Tensor, c: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
-from holdfast.attacks.ledger import Ledger, Outcome
-from holdfast.attacks.problem import Problem, goal_classes, legal_size
+from holdfast.attacks.ledger import Ledger
+from holdfast.attacks.problem import Problem, legal_size
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS
@@ -75,8 +75,9 @@ def run(
     restart: int = 0,
     rank: int = 0,
     clean: Tensor | None = None,
-    budget: int | None = None,
+    budget: int | Tensor | None = None,
     stop: bool = True,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Run an attack on rows x [n, *shape] of classes y [n] and return the books.
 
@@ -86,21 +87,25 @@ def run(
         rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
         clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows that meet the
             goal already are settled at size 0.
-        budget: the most forwards a row may cost.
+        budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the smallest is sought.)
+        watch: told the steps done and the rows still live, after every step.
     """
+    target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
     x, y = x.to(target.device, target.dtype), y.to(target.device)
     ids = torch.arange(len(x)) if ids is None else ids
     ledger = Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
     with sealed(seed):
         keys = Keys.of(seed, ids.to(target.device)).fold(spec.write(attack, whole=True), restart, rank)
+        if budget is not None:
+            budget = torch.as_tensor(budget, device=x.device).expand(len(x))
         p = Problem(target, x, y, threat, keys, ledger=ledger, budget=budget, stop=stop)
         if clean is None:
             clean = _ask_clean(p)
         if rank and clean is not None:
             p.aim = target.task.rank(clean.to(target.device), y, rank)
-        state = _compact(p, p.x)
+        _compact(p, p.x)
         state = attack.start(p)
         for t in range(attack.steps):
             state = _compact(p, state)
@@ -108,12 +113,15 @@ def run(
                 break
             p.t = t + 1
             state = attack.step(p, state, t)
+            if watch is not None:
+                watch(t + 1, int(p.live.sum()))
         p.last(point(state))
     return ledger
 
 
 def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
     """The same rule without books, for training: all steps on all rows, and the last point, unjudged."""
+    target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
     x, y = x.to(target.device, target.dtype), y.to(target.device)
     with sealed(seed):
@@ -164,6 +172,3 @@ def _rows(state: State, keep: Tensor) -> State:
     if isinstance(state, Tensor):
         return state[keep]
     return type(state)(*(part[keep] for part in state))
-
-
-__all__ = ["Attack", "Outcome", "Problem", "State", "check_fit", "goal_classes", "perturb", "run"]

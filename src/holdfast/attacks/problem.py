@@ -34,7 +34,7 @@ class Problem:
         *,
         aim: Tensor | None = None,
         ledger: Ledger | None = None,
-        budget: int | None = None,
+        budget: Tensor | None = None,
         stop: bool = True,
     ) -> None:
         n = len(x)
@@ -146,7 +146,7 @@ class Problem:
         """Put a question to the live rows whose budget allows it, in full micro-batches."""
         self._asked = d
         if self.ledger is not None and self.budget is not None:
-            spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget)
+            spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
         rows = self.live.nonzero()[:, 0]
@@ -233,6 +233,6 @@ def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tenso
     of the largest input, in every feature.
     """
     ulp = 2.0**-24 * max(abs(target.bounds.low), abs(target.bounds.high))
-    rounding = float(norm.size(torch.full((1, math.prod(target.shape)), ulp, dtype=torch.float64)))
+    rounding = float(norm.size(torch.full((1, math.prod(target.shape or ())), ulp, dtype=torch.float64)))
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).expand(n)

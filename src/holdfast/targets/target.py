@@ -55,11 +55,23 @@ class Target(ABC):
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
+    probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
+    was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
+
+    def bind(self, shape: tuple[int, ...]) -> None:
+        """Fix the shape of one input, and learn what depends on it.
+
+        Raises:
+            InputError: another shape is fixed already.
+        """
+        if self.shape is not None and tuple(self.shape) != tuple(shape):
+            raise InputError(f"inputs are {tuple(shape)}, but the model takes {tuple(self.shape)}.")
+        self.shape = tuple(shape)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
@@ -79,7 +91,8 @@ class Target(ABC):
 
     def describe(self) -> dict[str, object]:
         """What the manifest says of the target, beside its fingerprint."""
-        return {"bounds": [self.bounds.low, self.bounds.high], "shape": list(self.shape), "classes": self.task.k}
+        shape = list(self.shape or ())
+        return {"bounds": [self.bounds.low, self.bounds.high], "shape": shape, "classes": self.task.k}
 
     def batched(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
         """`ask` on micro-batches of rows 0..n; out of memory halves the micro-batch and goes on."""

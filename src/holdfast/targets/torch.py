@@ -27,7 +27,7 @@ class TorchTarget(Target):
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive).
         bounds: the box of raw inputs.
-        shape: of one raw input, without the batch axis.
+        shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
         probabilities: the model gives probabilities; scores are their logarithms.
         batch_size: rows of one pass.
@@ -44,7 +44,7 @@ class TorchTarget(Target):
         self,
         model: nn.Module | Callable[[Tensor], Any],
         *,
-        shape: Sequence[int],
+        shape: Sequence[int] | None = None,
         bounds: Bounds | tuple[float, float] = (0.0, 1.0),
         preprocess: Sequence[Preprocess] = (),
         probabilities: bool = False,
@@ -53,7 +53,6 @@ class TorchTarget(Target):
         layout: str = "nchw",
     ) -> None:
         self.bounds = bounds if isinstance(bounds, Bounds) else Bounds(*bounds)
-        self.shape = tuple(shape)
         self.preprocess = tuple(preprocess)
         self.probabilities = probabilities
         self.batch_size = batch_size
@@ -64,9 +63,19 @@ class TorchTarget(Target):
         self.device = torch.device(device) if device is not None else _device_of(first)
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
         self.channels_last = False
-        with torch.inference_mode(False), torch.no_grad():
+        if shape is not None:
+            self.bind(tuple(shape))
+
+    def bind(self, shape: tuple[int, ...]) -> None:
+        if self.shape is not None:
+            return super().bind(shape)
+        self.shape = shape
+        try:
             self.task = Classes(self.scores(self._probe()).shape[1])
-            self._try_channels_last()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            self.shape = None
+            raise _unfit(error, shape) from error
+        self._try_channels_last()
 
     def scores(self, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -109,7 +118,7 @@ class TorchTarget(Target):
             x = x.movedim(-1, 1)
         for step in self.preprocess:
             x = step(x)
-        if self.channels_last:
+        if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         z = self.model(x)
         z = getattr(z, "logits", z)
@@ -131,12 +140,14 @@ class TorchTarget(Target):
         return z.clamp_min(torch.finfo(z.dtype).tiny).log() if self.probabilities else z
 
     def _probe(self) -> Tensor:
+        assert self.shape is not None
         middle = (self.bounds.low + self.bounds.high) / 2
         return torch.full((2, *self.shape), middle, dtype=self.dtype, device=self.device)
 
     def _try_channels_last(self) -> None:
-        convolutional = isinstance(self.model, nn.Module) and any(isinstance(m, nn.Conv2d) for m in self.model.modules())
-        if not convolutional or self.device.type != "cpu" or self.dtype != torch.float32 or len(self.shape) != 3:
+        parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        convolutional = any(isinstance(part, nn.Conv2d) for part in parts)
+        if not convolutional or self.device.type != "cpu" or self.dtype != torch.float32:
             return
         assert isinstance(self.model, nn.Module)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -159,6 +170,15 @@ def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
         module.training = False  # also where a module overrides train()
     own.requires_grad_(False)
     return own if device is None else own.to(device)
+
+
+def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
+    """A model's own error on its first input, as one sentence with the likely cause."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    cause = "Check the architecture, the preprocessing and the shape of the data."
+    if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        cause = "They look like NHWC images: say --layout nhwc (in Python: layout='nhwc')."
+    return InputError(f"the model fails on inputs of shape {shape}: {first}. {cause}")
 
 
 def _device_of(parameter: Tensor | None) -> torch.device:

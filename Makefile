@@ -1,0 +1,76 @@
+# The environment is one file, .venv/.installed: every target that needs it depends on that stamp.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON  ?=# the interpreter for .venv; empty: the first of python3, 3.13, 3.12, 3.11 that is 3.11 or newer
+WORKERS ?= 2# test processes, one torch thread each
+BIN     := .venv/bin
+ENV     := .venv/.installed
+PEERS   := foolbox torchattacks cleverhans
+
+# uv installs about ten times faster than pip, and reads find-links from a variable of its own, split by commas.
+# Where uv cannot be had, pip installs the same set.
+define INSTALL
+links="$${UV_FIND_LINKS:-$$(echo $${PIP_FIND_LINKS:-} | tr ' ' ',')}"; \
+install() { \
+  if [ -x $(BIN)/uv ]; then $${links:+env UV_FIND_LINKS="$$links"} $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt "$$@"; \
+  else $(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt "$$@"; fi; \
+}
+endef
+
+.PHONY: help demo test test-all test-mutants lint bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(ENV)  ## the whole story on embedded data, in minutes: runs/demo/report.html
+	$(BIN)/holdfast demo --out runs/demo
+
+test: $(ENV)  ## the tests, but for the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+test-all: $(ENV)  ## every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m ""
+
+test-mutants: $(ENV)  ## plant known defects one by one; the tests must catch each
+	$(BIN)/python tests/mutants.py
+
+lint: $(ENV)  ## ruff (lint, format) and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/.bench  ## compare with the peers on the same task
+	$(BIN)/python benchmarks/pgd.py
+
+docs: .venv/.docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove what was built; leaves .venv and runs/
+	rm -rf site build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(ENV): pyproject.toml constraints.txt
+	@set -e; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: Holdfast needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not. Name one: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv .venv; \
+	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt uv \
+	  || echo "uv cannot be had here; installing with pip, which is slower." >&2; \
+	$(INSTALL); install -e ".[dev]"
+	@touch $@
+
+.venv/.docs: $(ENV)
+	@$(INSTALL); install -e ".[docs]"
+	@touch $@
+
+# --no-deps for the peers: torchattacks and others would bring torchvision and with it another torch.
+.venv/.bench: $(ENV)
+	@set -e; $(INSTALL); install -e ".[bench]"; install --no-deps $(PEERS)
+	@touch $@

@@ -1,0 +1,27 @@
+"""What a file looks like from its first bytes, for messages about a file that is not what it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+GZIP = b"\x1f\x8b"
+_PAGE = "a web page (HTML): the download probably failed"
+_STARTS = {
+    b"<!doctype html": _PAGE,
+    b"<html": _PAGE,
+    b"version https://git-lfs": "a Git LFS pointer: the file itself was never fetched",
+    b"pk\x03\x04": "a zip archive",
+    b"\x93numpy": "a single NumPy array (.npy)",
+    b"par1": "a Parquet file",
+    GZIP: "a gzip file",
+} | {bytes([0x80, protocol]): "a pickle, never opened here since it could run code" for protocol in range(2, 6)}
+
+
+def looks_like(path: Path) -> str:
+    """In words that follow "is": what the file at `path` seems to hold."""
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if not head:
+        return "empty"
+    unknown = f"of no known kind (it begins with {head[:4].hex(' ')})"
+    return next((words for start, words in _STARTS.items() if head.startswith(start)), unknown)

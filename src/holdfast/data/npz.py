@@ -1,0 +1,70 @@
+"""NumPy's .npz archives with the arrays `x` and `y`; pickled objects are never opened."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from holdfast.data.arrays import Arrays
+from holdfast.data.files import looks_like
+from holdfast.errors import InputError
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def open_npz(path: Path, name: str, scale: bool) -> Arrays:
+    """The two arrays, in the layout that the file has; memory-mapped where they lie uncompressed.
+
+    Raises:
+        InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
+    """
+    if not zipfile.is_zipfile(path):
+        cut = " that is cut short" if (seen := looks_like(path)) == "a zip archive" else ""
+        raise InputError(f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) writes it.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not {"x", "y"} <= set(archive.files):
+                seen = ", ".join(archive.files) or "none"
+                raise InputError(f"{path} holds the arrays {seen}; expected x (inputs) and y (labels).")
+            x, y = (_member(path, archive, key) for key in "xy")
+    except _DAMAGE as error:
+        if "allow_pickle" in str(error):
+            seen = "Python objects (a pickle), which could run code"
+            raise InputError(f"{path} holds {seen}; expected plain arrays of numbers.") from None
+        raise InputError(f"{path} cannot be read ({error}); it is probably damaged, expected a whole .npz.") from None
+    return Arrays(x, y, name, scale=scale)
+
+
+def _member(path: Path, archive: Any, key: str) -> np.ndarray:
+    info: zipfile.ZipInfo | None = archive.zip.NameToInfo.get(f"{key}.npy")
+    if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return np.asarray(archive[key])
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)  # the lengths of name and extra field, which end a local zip header
+        start = file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
+        read_header = _HEADERS.get(npy.read_magic(file))
+        if read_header is None:
+            return np.asarray(archive[key])
+        shape, fortran, dtype = read_header(file)
+        body = file.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or size == 0 or body - start + size != info.file_size:
+        return np.asarray(archive[key])
+    return np.memmap(path, dtype, "r", body, shape, "F" if fortran else "C")

@@ -1,0 +1,64 @@
+"""The one interface of data: rows of inputs and labels, read in pieces, and a fingerprint of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+_VALUES_AT_ONCE = 1 << 22  # values of x that a pass over the whole set holds at a time
+
+
+class Source(ABC):
+    """Labelled inputs that stream: a whole set is never held as decoded floats.
+
+    Attributes:
+        name: what the user typed, for example `mnist:DIR`; "arrays" for arrays.
+        shape: of one input, without the row axis.
+        class_names: one text a class, in the order of the labels, where the data names them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of rows, at least 1."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `start` to `stop` (clipped to the end), in fresh arrays that the caller may change.
+
+        Returns:
+            x: float32 [n, *shape], or float64 where the data holds float64; may hold NaN or inf.
+            y: labels as stored, [n, ...], of any type: judging them is the contract check's work.
+
+        Raises:
+            InputError: a row cannot be read (a damaged image, the user's own dataset raised).
+        """
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all rows as a model sees them; one pass over the data.
+
+        Equal x and y give equal text whatever the file format and the width of integer labels.
+        """
+        x_hash, y_hash, kinds = hashlib.sha256(), hashlib.sha256(), ""
+        step = max(1, _VALUES_AT_ONCE // math.prod(self.shape))
+        for start in range(0, len(self), step):
+            x, y = self.rows(start, start + step)
+            y = y.astype(np.int64) if y.dtype.kind in "iu" else y
+            x_hash.update(x.tobytes())
+            y_hash.update(y.tobytes())
+            kinds = f"{x.dtype.str} {y.dtype.str} {y.shape[1:]}"
+        whole = f"{len(self)} {self.shape} {kinds} {x_hash.hexdigest()} {y_hash.hexdigest()}"
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def floats(x: np.ndarray, scale: bool) -> np.ndarray:
+    """A copy as float32, or float64 if `x` is float64; only bytes (uint8) are divided by 255, and only if `scale`."""
+    wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
+    out = x.astype(np.float64 if wide else np.float32, order="C")
+    return out / np.float32(255) if scale and x.dtype == np.uint8 else out

@@ -1,0 +1,236 @@
+"""One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read back on resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import run
+from holdfast.attacks.ledger import Outcome
+from holdfast.attacks.problem import legal_size
+from holdfast.evaluate import judge
+from holdfast.evaluate.protocols import Trial
+from holdfast.runs.journal import Journal
+from holdfast.runs.manifest import Costs
+from holdfast.targets.target import Target
+from holdfast.threat import Threat
+
+Watch = Callable[[str, int, int, int], None]  # what runs, steps done, of how many, rows still live
+
+
+class Unit(NamedTuple):
+    """One run of one attack at one eps."""
+
+    eps: float
+    trial: int
+    restart: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to every chunk."""
+
+    target: Target
+    threat: Threat
+    trials: Sequence[Trial]
+    measured: Sequence[float]  # every eps to run at, the threat's own first
+    seed: int = 0
+    budget: int | None = None
+    deadline: float = float("inf")  # of time.monotonic
+    watch: Watch = lambda *_: None
+
+    def units(self) -> list[Unit]:
+        """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones upwards."""
+        own, *others = self.measured
+        falling = sorted((e for e in others if e < own), reverse=True)
+        rising = sorted(e for e in others if e > own)
+        k = self.target.task.k
+        return [
+            Unit(eps, i, restart, rank)
+            for eps in (own, *falling, *rising)
+            for i, trial in enumerate(self.trials)
+            for restart, rank in trial.units(k)
+        ]
+
+    def limit(self, eps: float) -> float:
+        return float(legal_size(self.threat.norm, eps, self.target, 1))
+
+
+@dataclass
+class Rows:
+    """Columns of a chunk as its search goes on; the tensors are on the CPU."""
+
+    x: Tensor  # [n, *shape]
+    y: Tensor
+    ids: Tensor
+    clean: judge.Ruling
+    best: Tensor  # smallest adversarial input known
+    size: Tensor  # [n] float64, its size; inf if none
+    broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
+    margin: Tensor
+    failed: Tensor  # [n] bool
+    attacked: Tensor  # [n] bool
+    queries: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    dull: Tensor
+    costs: dict[tuple[float, int], tuple[int, int, Costs]] = field(default_factory=dict)  # attacked, broken, costs
+
+    @property
+    def right(self) -> Tensor:
+        return (self.clean.label == self.y) & self.clean.stable
+
+    def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, limit: float) -> int:
+        """Take in what one run found on `rows`; how many of them it was the first to break at its eps."""
+        new = {name: torch.from_numpy(value) for name, value in record.items()}
+        before = self.size[rows] <= limit
+        better = new["size"] < self.size[rows]
+        self.best[rows[better]] = new["best"][better[new["size"].isfinite()]]
+        self.size[rows[better]] = new["size"][better]
+        fresh = ~before & (self.size[rows] <= limit)
+        if unit.eps == own:
+            self.broken_by[rows[fresh]] = unit.trial
+            self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
+            self.failed[rows] |= new["outcome"] == Outcome.FAILED
+        for name in ("queries", "forwards", "backwards", "dull"):
+            getattr(self, name)[rows] += new[name]
+        self.attacked[rows] = True
+        return int(fresh.sum())
+
+
+def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+    """Run every unit of the plan on a chunk, skipping what the journal holds."""
+    rows = _begin(plan, x, y, ids)
+    own = plan.measured[0]
+    larger = _next_larger(plan.measured)
+    for number, unit in enumerate(plan.units()):
+        limit = plan.limit(unit.eps)
+        open_ = rows.right & ~(rows.size <= limit)
+        if unit.eps < own:  # what no eps above it could break is not broken here either
+            open_ &= rows.size <= plan.limit(larger[unit.eps])
+        at = open_.nonzero()[:, 0]
+        place = f"{name}-{number:04d}"
+        if journal.has(place):
+            record, meta = journal.read(place)
+            seconds = float(meta["seconds"])
+        elif time.monotonic() > plan.deadline:
+            break
+        else:
+            record, seconds = _attack(plan, unit, rows, at)
+            journal.write(place, record, {"seconds": repr(seconds)})
+        broken = rows.fold(at, record, unit, own, limit)
+        seen, fell, spent = rows.costs.get((unit.eps, unit.trial), (0, 0, Costs()))
+        paid = Costs(
+            forwards=spent.forwards + int(record["forwards"].sum()),
+            backwards=spent.backwards + int(record["backwards"].sum()),
+            queries=spent.queries + int(record["queries"].sum()),
+            seconds=spent.seconds + seconds,
+        )
+        rows.costs[unit.eps, unit.trial] = (max(seen, len(at)), fell + broken, paid)
+    return rows
+
+
+def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are evidence."""
+    n = len(rows.y)
+    found = rows.size.isfinite().nonzero()[:, 0]
+    stored = rows.best[found]
+    widest = plan.threat.at(max(plan.measured))
+    ruling = judge.rule(plan.target, stored.to(plan.target.device), plan.seed)
+    label = ruling.label.cpu()
+    legal, size = judge.within(plan.target, widest, rows.x[found], stored)
+    agreed = judge.meets_goal(plan.threat, label, rows.y[found])
+    holds = legal & agreed & ruling.stable.cpu()
+    wavers = legal & ~holds & (label >= 0)
+
+    status = np.where(rows.right.numpy(), "robust", "wrong").astype("<U9")
+    status[(rows.clean.label < 0).numpy()] = "failed"
+    status[(~rows.clean.stable & (rows.clean.label >= 0)).numpy()] = "unstable"
+    status[(rows.right & rows.failed).numpy()] = "failed"
+    status[(rows.right & ~rows.attacked).numpy()] = "skipped"
+    own = plan.limit(plan.measured[0])
+    broken = holds & (size <= own)
+    status[found[broken].numpy()] = "broken"
+    status[found[wavers & (size <= own)].numpy()] = "unstable"
+    status[found[~holds & ~wavers].numpy()] = "failed"
+
+    known = torch.full((n,), torch.nan, dtype=torch.float64)
+    known[found[holds]] = size[holds]
+    attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
+    attacked[found[broken]] = label[broken]
+    confidence[found[broken]] = ruling.confidence.cpu()[broken]
+    columns = {
+        "id": rows.ids,
+        "label": rows.y,
+        "clean_prediction": rows.clean.label,
+        "attacked_prediction": attacked,
+        "clean_confidence": rows.clean.confidence,
+        "attacked_confidence": confidence,
+        "broken_by": torch.where(torch.from_numpy(status == "broken"), rows.broken_by, -1),
+        "size": known,
+        "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
+        "queries": rows.queries,
+        "forwards": rows.forwards,
+        "backwards": rows.backwards,
+        "zero_gradients": rows.dull,
+    }
+    table = {name: column.numpy() for name, column in columns.items()}
+    table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
+    return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
+
+
+STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
+
+
+def _begin(plan: Plan, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+    n = len(y)
+    ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
+    clean = judge.Ruling(
+        ruling.label.cpu(),
+        ruling.confidence.cpu(),
+        ruling.stable.cpu(),
+        None if ruling.scores is None else ruling.scores.cpu(),
+    )
+    count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
+    far = torch.full((n,), torch.inf, dtype=torch.float64)
+    margin = far.clone()
+    if clean.scores is not None:
+        margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
+    flag = torch.zeros(n, dtype=torch.bool)
+    nobody = torch.full((n,), -1, dtype=torch.int32)
+    return Rows(x, y, ids, clean, x.clone(), far, nobody, margin, flag, flag.clone(), *count)
+
+
+def _attack(plan: Plan, unit: Unit, rows: Rows, at: Tensor) -> tuple[dict[str, np.ndarray], float]:
+    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that met the goal."""
+    trial = plan.trials[unit.trial]
+    started = time.monotonic()
+    ledger = run(
+        trial.attack,
+        plan.target,
+        rows.x[at],
+        rows.y[at],
+        plan.threat.at(unit.eps),
+        ids=rows.ids[at],
+        seed=plan.seed,
+        restart=unit.restart,
+        rank=unit.rank,
+        clean=None if rows.clean.scores is None else rows.clean.scores[at],
+        budget=None if plan.budget is None else plan.budget - rows.forwards[at],
+        watch=lambda t, live: plan.watch(repr(trial), t, trial.attack.steps, live),
+    )
+    record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
+    record["best"] = record["best"][record["size"].isfinite()]
+    return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
+
+
+def _next_larger(measured: Sequence[float]) -> dict[float, float]:
+    rising = sorted(measured)
+    return dict(zip(rising, rising[1:], strict=False))

@@ -1,0 +1,142 @@
+"""The input contract: checked once, before any attack. What is wrong is refused by name; what is odd is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from holdfast.data.source import Source
+from holdfast.errors import InputError
+from holdfast.runs.manifest import Finding
+from holdfast.targets.target import Access, Bounds, Target, sealed
+
+LOOK = 256  # rows shown to the model
+STRIDE = 4096  # rows read at once
+
+
+def check_data(data: Source, bounds: Bounds) -> None:
+    """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
+
+    Raises:
+        InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
+    """
+    low, high, total, square, count = np.inf, -np.inf, 0.0, 0.0, 0
+    for start, x, y in _parts(data):
+        _check_labels(y, start)
+        finite = np.isfinite(x)
+        if not finite.all():
+            row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
+            kind = "NaN" if np.isnan(x).any() else "infinity"
+            raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+        total, count = total + float(x.sum(dtype=np.float64)), count + x.size
+        square += float(np.square(x, dtype=np.float64).sum())
+    slack = 1e-6 * (bounds.high - bounds.low)
+    span = f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
+    if low < bounds.low - slack or high > bounds.high + slack:
+        mean = total / count
+        spread = max(square / count - mean**2, 0) ** 0.5
+        raise InputError(f"{span} {_likely(low, high, mean, spread, bounds)}")
+    if bounds.high >= 128 and high <= 1:
+        raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
+
+
+def check_model(target: Target, data: Source) -> list[Finding]:
+    """Refuse a model that does not fit the data; note what is odd. Looks at the source's first rows.
+
+    Raises:
+        InputError: the layout is wrong, the model fails on the data, or labels exceed its classes.
+    """
+    target.bind(data.shape)
+    x, _ = data.rows(0, min(LOOK, len(data)))
+    findings: list[Finding] = []
+    if target.was_training:
+        findings.append(
+            Finding(check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode.")
+        )
+    if target.access >= Access.SCORES:
+        with sealed(0):
+            z = target.all_scores(torch.as_tensor(x).to(target.device, target.dtype))
+        if looks_like_probabilities(z):
+            findings.append(
+                Finding(
+                    check="probabilities",
+                    severity="info",
+                    text="The model gives probabilities; their logarithms serve as logits.",
+                )
+            )
+            target.probabilities = True
+        top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
+        if top > 50:
+            findings.append(
+                Finding(
+                    check="logit_scale",
+                    severity="info",
+                    text="The logits are large: a plain cross-entropy would vanish in float32. Ours does not.",
+                    value=top,
+                    threshold=50.0,
+                )
+            )
+    return findings
+
+
+def check_labels(data: Source, k: int) -> None:
+    """Refuse labels that a model of k classes cannot give.
+
+    Raises:
+        InputError: names the first such row.
+    """
+    for start, _, y in _parts(data):
+        if len(y) and int(y.max()) >= k:
+            row = start + int(np.argmax(y))
+            hint = " Do they count from 1?" if int(y.max()) == k else ""
+            raise InputError(
+                f"row {row} of {data.name} has label {int(y.max())}, but the model knows {k} classes, numbered 0 to "
+                f"{k - 1}.{hint}"
+            )
+
+
+def looks_like_probabilities(z: torch.Tensor) -> bool:
+    """Rows within [0, 1] that sum to 1, for all finite rows of scores [n, k]."""
+    z = z[z.isfinite().all(1)]
+    if not len(z) or z.shape[1] < 2:
+        return False
+    return bool((z >= 0).all() and (z <= 1).all() and ((z.sum(1) - 1).abs() < 1e-4).all())
+
+
+def _check_labels(y: np.ndarray, start: int) -> None:
+    if y.ndim == 2 and y.shape[1] > 1:
+        raise InputError(
+            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers: y.argmax(1), shape ({len(y)},)."
+        )
+    if y.ndim != 1:
+        raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers. Convert them: y.astype(int)."
+        )
+    if len(y) and int(y.min()) < 0:
+        raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")
+
+
+def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds) -> str:
+    if bounds.high <= 1 and low >= 0 and 1.5 < high <= 255:
+        return "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
+    if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):
+        return (
+            "They look normalised: pass raw inputs and give --preprocess \"normalize(mean, std)\" "
+            "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
+        )
+    return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if len(shape) > 1 else f"({shape[0]},)" if shape else "()"
+
+
+def _parts(data: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    for start in range(0, len(data), STRIDE):
+        x, y = data.rows(start, min(start + STRIDE, len(data)))
+        yield start, x, np.asarray(y)

@@ -1,0 +1,259 @@
+"""Evaluate: how robust is the model? One call from target and data to a run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from holdfast import spec
+from holdfast.attacks.attack import Attack, check_fit
+from holdfast.data import Source, from_arrays
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluate import protocols
+from holdfast.evaluate.chunk import STATUSES, Plan, Watch, search, settle
+from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.finish import add_trials, finish
+from holdfast.evaluate.protocols import Protocol, Trial
+from holdfast.evaluate.run import Run
+from holdfast.runs import store
+from holdfast.runs.journal import Journal, refuse_changes
+from holdfast.runs.manifest import (
+    Costs,
+    DataInfo,
+    Facts,
+    Finding,
+    ModelInfo,
+    ProtocolInfo,
+    Provenance,
+    ThreatInfo,
+    TrialInfo,
+)
+from holdfast.runs.metrics import SAMPLES
+from holdfast.targets.target import Target
+from holdfast.threat import Targeted, Threat
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the manifest calls things."""
+
+    model: str = ""  # default: the type of the model
+    arch: str | None = None
+    split: str = "test"
+    command: str = "holdfast.evaluate(...)"
+
+
+def evaluate(
+    target: Target,
+    data: Source | tuple[Any, Any],
+    threat: Threat | str,
+    *,
+    protocol: str = "standard",
+    attacks: Sequence[str | Attack | Trial] = (),
+    samples: int | tuple[int, int] | None = None,
+    curve: Sequence[float] = (),
+    seed: int = 0,
+    max_queries: int | None = None,
+    max_seconds: float | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    watch: Watch = lambda *_: None,
+    names: Names | None = None,
+) -> Run:
+    """Measure robust accuracy, and leave the evidence in a folder.
+
+    Args:
+        target: the model, wrapped.
+        data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
+        threat: what the adversary may do; one eps for all rows.
+        protocol: `quick` or `standard`; ignored where `attacks` are given.
+        attacks: the user's own list, as specs or objects.
+        samples: the first so many rows, or a (start, stop) range of them; None: all.
+        curve: further eps to run the protocol at.
+        seed: of all noise; a row's noise depends on it and on the row's id alone.
+        max_queries: the most forwards that a row may cost.
+        max_seconds: start nothing new after this time; rows never attacked are `skipped`.
+        out: the folder; None: a temporary one, gone with the returned object.
+        resume: go on with an unfinished run in `out`.
+        watch: told of progress.
+        names: what the manifest calls things.
+
+    Raises:
+        InputError: the data or the model breaks the input contract, or `out` holds something else.
+        SpecError: the protocol, an attack or the threat cannot be understood.
+        AccessError: an attack needs more than the target gives.
+    """
+    began = time.monotonic()
+    source = data if isinstance(data, Source) else from_arrays(*data)
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name)
+    part = _part(samples, len(source), source.name)
+    check_data(source, target.bounds)
+    noted = check_model(target, source)
+    check_labels(source, target.task.k)
+    _check_threat(threat, target, chosen, curve)
+
+    holder = tempfile.TemporaryDirectory(prefix="holdfast-") if out is None else None
+    folder = Path(holder.name if holder else out or "")
+    deadline = began + (math.inf if max_seconds is None else max_seconds)
+    measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
+    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, watch)
+    facts = _facts(plan, source, part, chosen, noted, names or Names())
+    if resume and (folder / "run.json").exists():
+        refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
+        return Run(folder, holder)
+    journal = Journal(folder)
+    journal.open(question(facts), resume=resume)
+
+    stride = max(16, min(1024, 2**25 // math.prod(source.shape)))
+    chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
+    for chunk in chunks:
+        _do_chunk(plan, journal, source, folder, chunk)
+    table, trials = _collect(plan, journal, chunks)
+    store.write_samples(folder, table)
+    store.write_gallery(folder, table, source)
+    store.write_manifest(folder, finish(folder, facts, table, trials))
+    journal.close()
+    return Run(folder, holder)
+
+
+def question(facts: Facts) -> dict[str, str]:
+    """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one run."""
+    return {
+        "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
+        "threat": facts.threat.text,
+        "model": facts.model.fingerprint[:16],
+        "data": facts.data.fingerprint[:16],
+        "protocol": f"{facts.protocol.name} version {facts.protocol.version}: {'; '.join(facts.protocol.trials)}",
+        "seed": str(facts.seed),
+        "query budget": str(facts.max_queries),
+        "version": facts.provenance.versions["holdfast"],
+        "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),
+    }
+
+
+def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: tuple[int, int]) -> None:
+    start, stop = part
+    name = f"{start:09d}"
+    if journal.has(f"{name}-done"):
+        return
+    x, y = source.rows(start, stop)
+    rows = search(
+        plan,
+        journal,
+        name,
+        torch.from_numpy(x).to(plan.target.dtype),
+        torch.from_numpy(np.asarray(y, dtype=np.int64)),
+        torch.arange(start, stop),
+    )
+    columns, ids, stored = settle(plan, rows)
+    if len(ids):
+        store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
+    costs = [(eps, i, seen, fell, paid.model_dump()) for (eps, i), (seen, fell, paid) in rows.costs.items()]
+    journal.write(f"{name}-done", columns, {"costs": json.dumps(costs)})
+
+
+def _collect(plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]]) -> tuple[pa.Table, list[TrialInfo]]:
+    """The table of samples and the books of the trials, from the finished chunks."""
+    tables: list[pa.Table] = []
+    totals: dict[tuple[float, int], TrialInfo] = {}
+    for start, _ in chunks:
+        columns, meta = journal.read(f"{start:09d}-done")
+        status = pa.array([STATUSES[i] for i in columns.pop("status")])
+        arrays = {name: pa.array(column, from_pandas=True) for name, column in columns.items()}
+        by = columns["broken_by"]
+        arrays |= {"status": status, "broken_by": pa.array(by, mask=by < 0)}
+        arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
+        tables.append(pa.table({field.name: arrays[field.name].cast(field.type) for field in SAMPLES}))
+        for eps, i, seen, fell, paid in json.loads(meta["costs"]):
+            text = plan.trials[i].write(whole=True)
+            info = TrialInfo(spec=text, eps=eps, attacked=seen, broken=fell, costs=Costs(**paid))
+            totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
+    order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
+    empty = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
+    return pa.concat_tables(tables), [totals.get(key, empty[key]) for key in order]
+
+
+def _facts(
+    plan: Plan, source: Source, part: tuple[int, int], chosen: Protocol, noted: list[Finding], names: Names
+) -> Facts:
+    target, threat = plan.target, plan.threat
+    model = getattr(target, "model", target)
+    libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
+    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
+    return Facts(
+        model=ModelInfo(
+            spec=names.model or type(model).__name__,
+            arch=names.arch,
+            fingerprint=target.fingerprint(),
+            **target.describe(),  # pyright: ignore[reportArgumentType]
+        ),
+        data=DataInfo(
+            spec=source.name,
+            split=names.split,
+            fingerprint=source.fingerprint(),
+            total=len(source),
+            parts=[part],
+            class_names=None if source.class_names is None else list(source.class_names),
+        ),
+        threat=ThreatInfo(
+            text=repr(threat),
+            norm=threat.norm.name,
+            eps=float(threat.eps),
+            target=None if goal is None else int(goal),
+            measured=[(eps, plan.limit(eps)) for eps in plan.measured],
+        ),
+        protocol=ProtocolInfo(
+            name=chosen.name, version=chosen.version, trials=[t.write(whole=True) for t in chosen.trials]
+        ),
+        seed=plan.seed,
+        max_queries=plan.budget,
+        settings={"batch_size": target.batch_size, "device": str(target.device), "precision": str(target.dtype)},
+        provenance=Provenance(
+            command=names.command,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={"python": platform.python_version(), **libraries},
+            hardware=_hardware(target.device),
+        ),
+        noted=noted,
+    )
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _part(samples: int | tuple[int, int] | None, total: int, name: str) -> tuple[int, int]:
+    start, stop = (0, total) if samples is None else (0, samples) if isinstance(samples, int) else samples
+    if not 0 <= start < stop:
+        raise InputError(f"samples {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
+    if start >= total:
+        raise InputError(f"samples begin at row {start}, but {name} has {total} rows.")
+    return start, min(stop, total)
+
+
+def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Sequence[float]) -> None:
+    if isinstance(threat.eps, torch.Tensor) or (isinstance(threat.goal, Targeted) and not isinstance(threat.goal.t, int)):
+        raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
+    if isinstance(threat.goal, Targeted) and not 0 <= threat.goal.t < target.task.k:
+        raise SpecError(f"the goal is class {threat.goal.t}, but the model knows 0 to {target.task.k - 1}.")
+    for eps in (threat.eps, *curve):
+        threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
+    for trial in chosen.trials:
+        check_fit(trial.attack, target, threat)

@@ -1,0 +1,102 @@
+"""Protocols: named, versioned lists of trials. A literal, not code; a change of a list raises its version."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from holdfast import spec
+from holdfast.attacks import CATALOGUE
+from holdfast.attacks.attack import Attack
+from holdfast.errors import SpecError, suggest
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack, with every restart, and aimed at each of the best wrong classes in turn (`targets`, 0: at any)."""
+
+    attack: Attack
+    restarts: int = 1
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1 or self.targets < 0:
+            raise SpecError(f"{self!r}: restarts must be at least 1 and targets at least 0.")
+
+    def units(self, classes: int) -> Iterator[tuple[int, int]]:
+        """(restart, rank) of each run that this trial stands for."""
+        ranks = range(1, min(self.targets, classes - 1) + 1) if self.targets else (0,)
+        for restart in range(self.restarts):
+            for rank in ranks:
+                yield restart, rank
+
+    def write(self, *, whole: bool = False) -> str:
+        extra = [f"{n}={v}" for n, v, usual in (("restarts", self.restarts, 1), ("targets", self.targets, 0)) if v != usual]
+        text = spec.write(self.attack, whole=whole)
+        return text if not extra else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
+
+    def __repr__(self) -> str:
+        return self.write()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: str
+    version: int
+    trials: tuple[Trial, ...]
+
+
+# Each list by norm; "other" serves the norms without one of their own.
+PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
+    "quick": (
+        1,
+        "one PGD run: minutes, an upper bound",
+        {"other": ("pgd(steps=20, step_size=0.125)",)},
+    ),
+    "standard": (
+        1,
+        "APGD, then APGD aimed at each of nine classes on the survivors",
+        {
+            "other": ('apgd(steps=100, loss="mifpe")', 'apgd(steps=100, loss="dlr", targets=9)'),
+            "l1": ('pgd(steps=100, loss="mifpe")', 'pgd(steps=100, loss="dlr", targets=9)'),
+        },
+    ),
+}
+
+
+def protocol(name: str, norm: str) -> Protocol:
+    """The named protocol for a norm.
+
+    Raises:
+        SpecError: there is no protocol of this name.
+    """
+    if name not in PROTOCOLS:
+        raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
+    version, _, lists = PROTOCOLS[name]
+    return Protocol(name, version, tuple(parse_trial(text) for text in lists.get(norm, lists["other"])))
+
+
+def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
+    """A user's own list of attacks as a protocol."""
+    trials = (
+        a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a) for a in attacks
+    )
+    return Protocol("custom", 1, tuple(trials))
+
+
+def parse_trial(text: str) -> Trial:
+    """The trial that a spec such as `apgd(loss="dlr", restarts=2, targets=9)` spells."""
+    return spec.build(text, {name: _with_sweep(maker) for name, maker in CATALOGUE.items()}, "attack")
+
+
+def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
+    @functools.wraps(maker, assigned=(), updated=())
+    def make(*values: object, restarts: int = 1, targets: int = 0, **options: object) -> Trial:
+        return Trial(maker(*values, **options), restarts, targets)
+
+    own = list(inspect.signature(maker).parameters.values())
+    sweep = [p for p in inspect.signature(make, follow_wrapped=False).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore[reportAttributeAccessIssue]
+    return make

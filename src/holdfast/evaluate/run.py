@@ -1,0 +1,59 @@
+"""A finished run: its folder, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from holdfast.runs import store
+from holdfast.runs.manifest import Interval, Manifest, Metrics, Verdict
+
+
+class Run:
+    """Opens a run folder. The folder of a run made without `out` is temporary and goes with this object."""
+
+    def __init__(self, folder: Path | str, holder: TemporaryDirectory[Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self._holder = holder
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return store.read_manifest(self.folder)
+
+    @cached_property
+    def samples(self) -> pa.Table:
+        """One row a sample; the columns are those of `holdfast.runs.metrics.SAMPLES`."""
+        return store.read_samples(self.folder)
+
+    def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The stored adversarial examples, shard by shard: ids [m], inputs [m, *shape]."""
+        return store.examples(self.folder)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.manifest.metrics
+
+    @property
+    def clean_accuracy(self) -> Interval:
+        return self.metrics.clean_accuracy
+
+    @property
+    def robust_accuracy(self) -> Interval:
+        return self.metrics.robust_accuracy
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.manifest.verdict
+
+    def __repr__(self) -> str:
+        m, v = self.metrics, self.verdict
+        return (
+            f"Run({str(self.folder)!r}: clean {m.clean_accuracy.value:.4f}, robust {m.robust_accuracy.value:.4f} "
+            f"under {self.manifest.threat.text}, n={m.robust_accuracy.n}, {v.status})"
+        )

@@ -1,0 +1,122 @@
+"""The sentences and number formats that the page and the terminal share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast import spec
+from holdfast.runs.manifest import Interval, Manifest, ModelInfo
+
+NONE = "–"
+
+NORMS = {
+    "linf": "change every {unit} by up to {eps}",
+    "l2": "move an input by up to {eps} in Euclidean length (L2)",
+    "l1": "make changes to an input that add up to {eps} at most (L1)",
+    "l0": "change up to {eps} values of an input in any way (L0)",
+}
+
+VERDICTS = {
+    "trusted": "No check found a sign that the attacks failed. The figure can be quoted, together with its threat.",
+    "upper-bound": "A check found that the attacks may not have done all they could: the true robust accuracy may be "
+    "lower. Quote the figure as “at most”.",
+    "unreliable": "A check contradicts the figure. Do not quote it before the red findings are resolved.",
+}
+
+STATUSES = {
+    "robust": "right, and not broken by what ran",
+    "certified": "right, and proven to stay so within eps",
+    "broken": "right at first; a legal change that fools the model is stored and was judged anew",
+    "wrong": "misclassified before any attack",
+    "unstable": "the label flips with batch size or on repeating; counts as neither right nor robust",
+    "failed": "non-finite or refused outputs; counts as neither right nor robust",
+    "skipped": "not attacked, since the budget was spent; in no figure",
+}
+
+
+def plain(text: object) -> str:
+    """Text without control characters: an untrusted name must not steer a terminal or break a figure."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def percent(share: float | None) -> str:
+    return NONE if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return NONE
+    if value == int(value) or abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def span(interval: Interval) -> str:
+    """The bounds alone: `5.0 to 8.1 %`."""
+    if interval.low is None or interval.high is None:
+        return NONE
+    return f"{100 * interval.low:.1f} to {percent(interval.high)}"
+
+
+def is_image(shape: Sequence[int], layout: str) -> bool:
+    return len(shape) == 3 and shape[-1 if layout == "nhwc" else 0] in (1, 3)
+
+
+def class_name(manifest: Manifest, label: int) -> str:
+    if label < 0:
+        return "no prediction"
+    names = manifest.data.class_names
+    return names[label] if names is not None and label < len(names) else str(label)
+
+
+def freedom(manifest: Manifest) -> str:
+    """What the adversary may do, to follow `may`."""
+    threat = manifest.threat
+    phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
+    return phrase.format(unit=_unit(manifest.model), eps=spec.number(threat.eps))
+
+
+def goal(manifest: Manifest) -> str:
+    target = manifest.threat.target
+    if target is None:
+        return "Untargeted: any wrong answer is a success."
+    return f"Targeted: only the answer “{class_name(manifest, target)}” is a success."
+
+
+def headline(manifest: Manifest) -> str:
+    """The sentence that a reader needs first, made of the figures."""
+    m = manifest.metrics
+    clean, robust = m.clean_accuracy, m.robust_accuracy
+    if clean.value is None or robust.value is None:
+        return "No input was measured, so there is no figure."
+    wish = "" if manifest.threat.target is None else (
+        f", and wants the answer “{class_name(manifest, manifest.threat.target)}”,"
+    )
+    start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
+    least = " or less" if manifest.verdict.status == "upper-bound" else ""
+    figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
+    if m.counts.get("broken", 0):
+        return f"{start}{freedom(manifest)}{wish} breaks it down to {figure}."
+    return f"{start}{freedom(manifest)}{wish} broke none of these in what ran; robust accuracy is {figure}."
+
+
+def asides(manifest: Manifest) -> list[str]:
+    """What a reader of the headline has to know besides."""
+    m = manifest.metrics
+    said = []
+    if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
+        said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
+    lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
+    if lost:
+        said.append(f"{_inputs(lost)} gave unstable or failing answers and count as neither right nor robust.")
+    if skipped := m.counts.get("skipped", 0):
+        said.append(f"{_inputs(skipped)} more were not attacked and are in no figure.")
+    return said
+
+
+def _inputs(n: int) -> str:
+    return "1 input" if n == 1 else f"{n:,} inputs"
+
+
+def _unit(model: ModelInfo) -> str:
+    return "pixel" if is_image(model.shape, model.layout) else "value"

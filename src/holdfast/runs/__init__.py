@@ -1,0 +1,1 @@
+"""The run folder: the evidence that an evaluation leaves. Nothing here needs torch."""

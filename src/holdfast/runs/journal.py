@@ -1,0 +1,69 @@
+"""The journal: what resume reads after a kill -9.
+
+A folder of records, each written whole, synced and never changed: `question.json` says what was asked, then one
+record for every piece of finished work. An unfinished piece leaves no record and is done again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from holdfast.errors import InputError
+from holdfast.runs.store import read_tensors, write_bytes, write_tensors
+
+
+class Journal:
+    """The records of one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "journal"
+
+    def open(self, question: Mapping[str, str], *, resume: bool) -> None:
+        """Begin a journal, or go on with one that asks the same question.
+
+        Raises:
+            InputError: the folder holds a run already (without `resume`), or one that asks something else.
+        """
+        run = self.folder.parent
+        path = self.folder / "question.json"
+        if not path.exists():
+            if (run / "run.json").exists() or (run.exists() and any(run.iterdir())):
+                what = "a finished run" if (run / "run.json").exists() else "other files"
+                raise InputError(f"{run} holds {what}; choose another --out.")
+            write_bytes(path, json.dumps(dict(question), indent=1).encode())
+            return
+        if not resume:
+            raise InputError(f"{run} holds an unfinished run; finish it with --resume, or choose another --out.")
+        refuse_changes(run, json.loads(path.read_bytes()), question)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.safetensors").exists()
+
+    def read(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        return read_tensors(self.folder / f"{name}.safetensors")
+
+    def write(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+        write_tensors(self.folder / f"{name}.safetensors", tensors, metadata)
+
+    def close(self) -> None:
+        """The run is finished and stored: the records have served."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with a run that was made from something else.
+
+    Raises:
+        InputError: names the first difference.
+    """
+    for key in [*was, *(k for k in now if k not in was)]:
+        if was.get(key) != now.get(key):
+            raise InputError(
+                f"cannot resume {run}: it was made with {key} {was.get(key)} and this command says {now.get(key)}. "
+                f"Use the same {key}, or choose another --out."
+            )

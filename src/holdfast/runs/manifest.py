@@ -1,0 +1,186 @@
+"""run.json: what was run on what, what it cost and what came out. The JSON schema in docs/ is made from this."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+SCHEMA_VERSION = 1
+
+# JSON has no NaN and no infinity: what is undefined is null.
+Real = Annotated[float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)]
+Severity = Literal["info", "amber", "red"]
+Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interval(Record):
+    """A share with its 95 % Wilson interval, over n samples."""
+
+    value: Real
+    low: Real
+    high: Real
+    n: int
+
+
+class ModelInfo(Record):
+    spec: str  # what the user typed, or the type of a live object
+    arch: str | None = None
+    fingerprint: str  # SHA-256 of architecture, weights, preprocessing and bounds
+    bounds: tuple[float, float]
+    shape: list[int]
+    classes: int
+    preprocess: list[str] = []
+    probabilities: bool = False
+    layout: str = "nchw"
+
+
+class DataInfo(Record):
+    spec: str
+    split: str
+    fingerprint: str  # SHA-256 of the source's content
+    total: int  # rows of the source
+    parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
+    class_names: list[str] | None = None
+
+
+class ThreatInfo(Record):
+    text: str  # as typed back: linf(8/255)
+    norm: str
+    eps: float  # in raw input units
+    target: int | None = None  # the class to reach; None: any wrong one
+    measured: list[tuple[float, float]]  # (eps, largest size that counts as within it), the threat's own first
+
+
+class Finding(Record):
+    """Something that bears on whether the figure can be trusted."""
+
+    check: str
+    severity: Severity
+    text: str
+    value: Real = None
+    threshold: Real = None
+
+
+class Verdict(Record):
+    status: Literal["trusted", "upper-bound", "unreliable"]
+    findings: list[Finding]
+
+
+class Costs(Record):
+    forwards: int = 0
+    backwards: int = 0
+    queries: int = 0
+    judge_forwards: int = 0  # the judge's own passes, beside the search
+    seconds: float = 0.0
+
+
+class TrialInfo(Record):
+    """One attack of the protocol, with all restarts and aims, at one eps."""
+
+    spec: str  # every hyperparameter written out
+    eps: float
+    attacked: int = 0  # rows that it was run on
+    broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
+    costs: Costs = Costs()
+
+
+class ProtocolInfo(Record):
+    name: str
+    version: int
+    trials: list[str]
+
+
+class Pair(Record):
+    """One figure on clean inputs and under attack."""
+
+    clean: Real
+    attacked: Real
+
+
+class ClassMetrics(Record):
+    label: int
+    name: str
+    clean_accuracy: Interval
+    robust_accuracy: Interval
+    precision: Pair
+    recall: Pair
+    f1: Pair
+
+
+class Confusion(Record):
+    """Counts [true][predicted]. Rows without a prediction (failed, skipped) are left out."""
+
+    clean: list[list[int]]
+    attacked: list[list[int]]
+
+
+class Sizes(Record):
+    """Sizes of the perturbations that broke a row, in raw units."""
+
+    n: int
+    minimum: Real
+    median: Real
+    mean: Real
+    maximum: Real
+
+
+class CurvePoint(Record):
+    """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from recorded sizes
+    alone, and is an upper bound."""
+
+    eps: float
+    robust_accuracy: Interval
+    measured: bool
+
+
+class Metrics(Record):
+    clean_accuracy: Interval
+    robust_accuracy: Interval
+    attack_success_rate: Interval  # broken, of those that the model had right
+    certified_accuracy: Interval | None = None
+    precision: Pair  # macro averages
+    recall: Pair
+    f1: Pair
+    counts: dict[Status, int]
+    per_class: list[ClassMetrics]
+    confusion: Confusion
+    sizes: Sizes
+    curve: list[CurvePoint]
+
+
+class Provenance(Record):
+    command: str  # reproduces the run
+    created: str  # UTC, ISO 8601
+    versions: dict[str, str]
+    hardware: str
+
+
+class Facts(Record):
+    """What was asked of what: all of run.json but the answers."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: ModelInfo
+    data: DataInfo
+    threat: ThreatInfo
+    protocol: ProtocolInfo
+    seed: int
+    max_queries: int | None = None  # the most forwards that a row might cost
+    settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
+    provenance: Provenance
+    noted: list[Finding]  # of the input contract, before any attack
+
+
+class Manifest(Facts):
+    """All of run.json."""
+
+    verdict: Verdict
+    metrics: Metrics
+    costs: Costs
+    trials: list[TrialInfo]
+    files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder

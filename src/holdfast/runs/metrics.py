@@ -1,0 +1,158 @@
+"""Every figure of a run, computed from its table of samples and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from holdfast.runs.manifest import (
+    ClassMetrics,
+    Confusion,
+    CurvePoint,
+    Interval,
+    Metrics,
+    Pair,
+    Sizes,
+    Status,
+)
+
+SAMPLES = pa.schema(
+    [
+        ("id", pa.int64()),  # row of the source
+        ("label", pa.int64()),
+        ("clean_prediction", pa.int64()),  # -1: no finite scores
+        ("attacked_prediction", pa.int64()),  # on the stored example where broken, else on the clean input
+        ("clean_confidence", pa.float32()),  # of the prediction, by softmax
+        ("attacked_confidence", pa.float32()),
+        ("status", pa.string()),
+        ("broken_by", pa.int32()),  # index into run.json's trials; null: not broken at the threat's eps
+        ("size", pa.float64()),  # of the stored example, in the threat's norm; null: none found
+        ("margin", pa.float64()),  # lowest margin seen at a legal point
+        ("queries", pa.int64()),
+        ("forwards", pa.int64()),
+        ("backwards", pa.int64()),
+        ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
+        ("certified_radius", pa.float64()),
+    ]
+)
+
+
+def interval(successes: int, n: int) -> Interval:
+    """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
+    if n == 0:
+        return Interval(value=None, low=None, high=None, n=0)
+    bounds = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), n=n)
+
+
+def measure(
+    samples: pa.Table,
+    classes: int,
+    limits: Sequence[tuple[float, float]],
+    class_names: Sequence[str] | None = None,
+) -> Metrics:
+    """All metrics of a table of samples.
+
+    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and count as neither right
+    nor robust.
+
+    Args:
+        samples: rows of `SAMPLES`.
+        classes: how many the model knows.
+        limits: (eps, largest legal size) of each eps at which the protocol was run, the threat's own first.
+        class_names: for the per-class table.
+    """
+    everything = samples.column("status").to_numpy(zero_copy_only=False)
+    counts = Counter(everything.tolist())
+    table = samples.filter(pa.array(everything != "skipped"))
+    status = table.column("status").to_numpy(zero_copy_only=False)
+    label, clean, attacked = (
+        table.column(name).to_numpy() for name in ("label", "clean_prediction", "attacked_prediction")
+    )
+    size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
+    right = (clean == label) & ~np.isin(status, ["unstable", "failed"])
+    robust = np.isin(status, ["robust", "certified"])
+    n = len(status)
+
+    names = list(class_names) if class_names is not None else [str(c) for c in range(classes)]
+    scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
+    present = np.isin(np.arange(classes), label)
+
+    def pair(which: int, c: int | None = None) -> Pair:
+        pick = (lambda v: float(v[present].mean())) if c is None else (lambda v: float(v[c]))
+        return Pair(clean=pick(scores["clean"][which]), attacked=pick(scores["attacked"][which]))
+
+    per_class = [
+        ClassMetrics(
+            label=c,
+            name=names[c],
+            clean_accuracy=interval(int((right & (label == c)).sum()), int((label == c).sum())),
+            robust_accuracy=interval(int((robust & (label == c)).sum()), int((label == c).sum())),
+            precision=pair(0, c),
+            recall=pair(1, c),
+            f1=pair(2, c),
+        )
+        for c in range(classes)
+        if present[c]
+    ]
+    return Metrics(
+        clean_accuracy=interval(int(right.sum()), n),
+        robust_accuracy=interval(int(robust.sum()), n),
+        attack_success_rate=interval(int((status == "broken").sum()), int((right & (status != "wrong")).sum())),
+        precision=pair(0) if n else Pair(clean=None, attacked=None),
+        recall=pair(1) if n else Pair(clean=None, attacked=None),
+        f1=pair(2) if n else Pair(clean=None, attacked=None),
+        counts={s: counts.get(s, 0) for s in get_args(Status)},
+        per_class=per_class,
+        confusion=Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)),
+        sizes=_sizes(size[status == "broken"]),
+        curve=_curve(size, status, limits, int(right.sum()), n),
+    )
+
+
+def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        label, predicted, labels=np.arange(classes), zero_division=0.0
+    )
+    return np.asarray(precision), np.asarray(recall), np.asarray(f1)
+
+
+def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
+    known = predicted >= 0
+    if not known.any():
+        return [[0] * classes for _ in range(classes)]
+    return confusion_matrix(label[known], predicted[known], labels=np.arange(classes)).tolist()
+
+
+def _sizes(size: np.ndarray) -> Sizes:
+    if not len(size):
+        return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
+    low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
+    return Sizes(n=len(size), minimum=float(low), median=float(middle), mean=float(mean), maximum=float(high))
+
+
+def _curve(
+    size: np.ndarray, status: np.ndarray, limits: Sequence[tuple[float, float]], right: int, n: int
+) -> list[CurvePoint]:
+    """Robust accuracy at 0, at tenths of the threat's eps, and wherever the protocol was run."""
+    eps = limits[0][0]
+    steps = {0.0: 0.0} | ({eps * i / 10: eps * i / 10 for i in range(1, 10)} if np.isfinite(eps) else {})
+    reach = sorted((steps | dict(limits)).items())
+    measured = {e for e, _ in limits} | {0.0}
+    standing = np.isin(status, ["robust", "certified", "broken"])
+    smallest = np.where(np.isnan(size), np.inf, size)
+    return [
+        CurvePoint(
+            eps=e,
+            robust_accuracy=interval(right if e == 0 else int((standing & (smallest > limit)).sum()), n),
+            measured=e in measured,
+        )
+        for e, limit in reach
+        if np.isfinite(e)
+    ]
