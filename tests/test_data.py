@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from holdfast import errors
 from holdfast.data import KINDS, Source, from_arrays, open_data
 from holdfast.errors import InputError
 
@@ -162,6 +163,7 @@ def test_what_the_caller_does_to_rows_stays_with_the_caller(form: tuple[str, np.
     x, y = whole(source)
     x += 1
     y += 1
+    source.rows(0, 1)[1].fill(9)
     np.testing.assert_array_equal(whole(source)[0], form[1].astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(whole(source)[1], LABELS)
 
@@ -250,9 +252,9 @@ def test_splits_choose_files(tmp_path: Path) -> None:
     make_mnist(tmp_path, "t10k", slice(4))
     assert [len(open_data(f"fashion-mnist:{tmp_path}", split=split)) for split in ("train", "test")] == [3, 4]
     (tmp_path / "test_batch.bin").write_bytes(cifar_bytes(PIXELS[:2], LABELS[:2]))
-    for part in (2, 1):
-        (tmp_path / f"data_batch_{part}.bin").write_bytes(cifar_bytes(PIXELS[:part], LABELS[-part:]))
-    assert whole(open_data(f"cifar10:{tmp_path}", split="train"))[1].tolist() == [2, 2, 2]
+    for part, rows in ((2, slice(4, 6)), (1, slice(1))):
+        (tmp_path / f"data_batch_{part}.bin").write_bytes(cifar_bytes(PIXELS[rows], LABELS[rows]))
+    assert whole(open_data(f"cifar10:{tmp_path}", split="train"))[1].tolist() == [0, 1, 2]
     assert len(open_data(f"cifar10:{tmp_path}")) == 2
     assert "no split 'val'; known: test, train." in refusal(f"mnist:{tmp_path}", split="val")
 
@@ -265,6 +267,8 @@ def test_folder_splits_number_classes_over_both(tmp_path: Path) -> None:
     assert (test.class_names, whole(test)[1].tolist(), test.rows(0, 1)[0].max()) == (("a", "b"), [1], 3)
     assert whole(train)[1].tolist() == [0, 1]
     assert "no split 'tset'; did you mean test?" in refusal(str(tmp_path), split="tset")
+    (tmp_path / "test").rename(tmp_path / "bus")
+    assert open_data(str(tmp_path)).class_names == ("bus", "train")
 
 
 def test_folder_decodes_only_the_rows_asked_for(tmp_path: Path) -> None:
@@ -284,6 +288,15 @@ def test_parquet_of_columns_is_tabular_and_empty_cells_are_nan(tmp_path: Path) -
     x, y = whole(source)
     assert (source.shape, x.dtype, y.tolist()) == ((2,), np.float64, [0, 1, 1])
     np.testing.assert_array_equal(x, [[1, 0.5], [2, 1.5], [np.nan, 2.5]])
+
+
+def test_parquet_may_begin_with_an_empty_row_group(tmp_path: Path) -> None:
+    table = pa.table({"x": [[1, 2]], "y": [3]})
+    with pq.ParquetWriter(tmp_path / "t.parquet", table.schema) as writer:
+        writer.write_table(table[:0])
+        writer.write_table(table)
+    assert pq.ParquetFile(tmp_path / "t.parquet").metadata.num_row_groups == 2
+    assert whole(open_data(str(tmp_path / "t.parquet")))[0].tolist() == [[1, 2]]
 
 
 def test_parquet_reads_each_row_group_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +323,11 @@ def test_package_modules_come_from_the_current_folder(tmp_path: Path, monkeypatc
 
 def test_a_factory_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "holdfast_neighbour.py").write_text("VALUE = 4.0\n")
-    body = "def make():\n    from holdfast_neighbour import VALUE\n    return [[VALUE]], [1]\n"
+    body = (
+        "from dataclasses import dataclass\n"
+        "@dataclass\nclass Size:\n    n: 'int' = 1\n"
+        "def make():\n    from holdfast_neighbour import VALUE\n    return [[VALUE]], [Size().n]\n"
+    )
     assert open_data(make_code(tmp_path, body)).rows(0, 1)[0].item() == 4
 
 
@@ -373,6 +390,12 @@ def packed_with_a_flaw() -> bytes:
     return flipped(file.getvalue(), 5000)
 
 
+def parquet_with_a_flaw() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": range(999), "y": range(999)}), file)
+    return b"PAR1" + bytes(100) + file.getvalue()[104:]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "seen"),
     [
@@ -387,6 +410,7 @@ def packed_with_a_flaw() -> bytes:
         ("a.npz", npz_bytes(x=np.array([["a"]]), y=LABELS[:1]), "holds <U1; expected numbers"),
         ("a.parquet", HTML, "a web page (HTML)"),
         ("a.parquet", b"PAR1" + bytes(40) + b"PAR1", "damaged or cut short"),
+        ("a.parquet", parquet_with_a_flaw(), "is damaged"),
         ("a.csv", b"1,2,3\n", "is not a kind of data"),
     ],
 )
@@ -402,6 +426,7 @@ def test_a_damaged_file_is_named_with_its_cause(name: str, data: bytes, seen: st
     [
         (HTML, idx_bytes(LABELS), "a web page (HTML): the download probably failed, with the magic number 3c 21 44 4f"),
         (b"", idx_bytes(LABELS), "is empty, with the magic number missing"),
+        (b"\1" + idx_bytes(GREY[:, 0])[1:], idx_bytes(LABELS), "magic number 01 00 08 03"),
         (gzip.compress(idx_bytes(GREY[:, 0]))[:-3000], idx_bytes(LABELS), "damaged gzip file"),
         (idx_bytes(GREY[:, 0])[:-1], idx_bytes(LABELS), "7 x 32 x 32: it is probably cut short"),
         (idx_bytes(GREY[:, 0])[:9], idx_bytes(LABELS), "probably cut short"),
@@ -460,10 +485,11 @@ def test_unfit_folders_name_the_image(tmp_path: Path) -> None:
         text = refusal(str(root))
         assert seen in text
         assert str(odd) in text
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n"  # would go to Ghostscript
-    for data in (HTML, b"", postscript):
+    postscript = io.BytesIO()  # Pillow would hand it to Ghostscript
+    Image.new("RGB", (32, 32)).save(postscript, "EPS")
+    for data in (HTML, b"", postscript.getvalue()):
         odd.write_bytes(data)
-        assert f"{odd} cannot be read as an image" in refusal(str(root))
+        assert f"{odd} cannot be read as an image (UnidentifiedImageError" in refusal(str(root))
     odd.unlink()
     (root / "a" / "1.png").unlink()
     assert f"{root / 'a'} has no images" in refusal(str(root))
@@ -496,6 +522,15 @@ def test_a_pickle_inside_an_npz_never_runs(save: Callable[..., None], tmp_path: 
     assert not (tmp_path / "mark").exists()
 
 
+def test_raw_addresses_are_never_taken_for_objects(tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": (1, 1)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for key in "xy":
+            archive.writestr(f"{key}.npy", head.getvalue() + bytes(8))
+    assert "could run code" in refusal(str(tmp_path / "a.npz"))
+
+
 def test_an_npz_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x", b"plain")
@@ -504,8 +539,13 @@ def test_an_npz_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_heavy_libraries_are_imported_only_on_use() -> None:
-    code = "import sys, holdfast.data; print({'torch', 'pyarrow', 'PIL', 'sklearn'} & sys.modules.keys())"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (  # a bare parent, since this asks only what holdfast.data itself imports
+        "import sys, types; home = types.ModuleType('holdfast'); home.__path__ = [sys.argv[1]]\n"
+        "sys.modules['holdfast'] = home; import holdfast.data\n"
+        "print({'torch', 'pyarrow', 'PIL', 'sklearn'} & sys.modules.keys())"
+    )
+    home = Path(errors.__file__).parent
+    shown = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
 
 

@@ -89,10 +89,10 @@ def number(value: float) -> str:
     """The shortest exact text of a float: 8/255 rather than 0.03137254901960784."""
     if not math.isfinite(value):
         return str(value)
+    plain = f"{value:g}" if float(f"{value:g}") == value else repr(value)
     fraction = Fraction(value).limit_denominator(4096)
-    if fraction.denominator > 1 and fraction.numerator / fraction.denominator == value:
-        return min(f"{value:g}" if float(f"{value:g}") == value else repr(value), str(fraction), key=len)
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    exact = fraction.numerator / fraction.denominator == value
+    return str(fraction) if exact and len(plain) > 8 else plain
 
 
 def _value(node: ast.expr, text: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.data.files import one_line
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError
 
@@ -53,4 +54,4 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} ({type(value).__name__}) cannot become a NumPy array: {error}.") from None
+        raise InputError(f"{what} ({type(value).__name__}) cannot become a NumPy array: {one_line(error)}.") from None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.data.arrays import Arrays, to_numpy
+from holdfast.data.files import one_line
 from holdfast.data.source import Source, floats
 from holdfast.errors import HoldfastError, InputError, suggest
 
@@ -113,9 +114,8 @@ def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or ["no message"])[0]
         place = f"{frame.filename}:{frame.lineno}"
-        raise InputError(f"{what} raised {type(error).__name__}: {text} ({place}).") from error
+        raise InputError(f"{what} raised {type(error).__name__}: {one_line(error)} ({place}).") from error
 
 
 @contextmanager

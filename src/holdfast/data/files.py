@@ -1,4 +1,4 @@
-"""What a file looks like from its first bytes, for messages about a file that is not what it should be."""
+"""Words for messages: what a file looks like from its first bytes, and an error in one line."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def looks_like(path: Path) -> str:
         return "empty"
     unknown = f"of no known kind (it begins with {head[:4].hex(' ')})"
     return next((words for start, words in _STARTS.items() if head.startswith(start)), unknown)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, else its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

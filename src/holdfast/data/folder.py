@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from holdfast.data.files import one_line
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError, suggest
 
@@ -64,7 +65,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - a decoder raises whatever a damaged file leads it to
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{path} cannot be read as an image ({reason}); it is probably damaged.") from None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from holdfast.data.arrays import Arrays
-from holdfast.data.files import looks_like
+from holdfast.data.files import looks_like, one_line
 from holdfast.errors import InputError
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -48,7 +48,9 @@ def open_npz(path: Path, name: str, scale: bool) -> Arrays:
         if "allow_pickle" in str(error):
             seen = "Python objects (a pickle), which could run code"
             raise InputError(f"{path} holds {seen}; expected plain arrays of numbers.") from None
-        raise InputError(f"{path} cannot be read ({error}); it is probably damaged, expected a whole .npz.") from None
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole .npz."
+        ) from None
     return Arrays(x, y, name, scale=scale)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from holdfast.data.files import looks_like
+from holdfast.data.files import looks_like, one_line
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 
@@ -78,7 +78,9 @@ class Table(Source):
                 with pq.ParquetFile(self._path, memory_map=True) as file:
                     self._group = group, file.read_row_group(group, [*self._features, self._label])
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{self._path} is damaged: {error}; expected a whole Parquet file.") from None
+                raise InputError(
+                    f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file."
+                ) from None
         return self._group[1]
 
 

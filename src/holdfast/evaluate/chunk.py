@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,16 @@ from holdfast.runs.manifest import Costs
 from holdfast.targets.target import Target
 from holdfast.threat import Threat
 
-Watch = Callable[[str, int, int, int], None]  # what runs, steps done, of how many, rows still live
+
+class Progress(NamedTuple):
+    """How far an evaluation is."""
+
+    share: float  # of all work, by rows and units, in [0, 1]
+    trial: str
+    live: int  # rows of the present chunk that still stand
+
+
+Watch = Callable[[Progress], None]
 
 
 class Unit(NamedTuple):
@@ -44,7 +54,7 @@ class Plan:
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
-    watch: Watch = lambda *_: None
+    watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones upwards."""
@@ -110,7 +120,8 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
     rows = _begin(plan, x, y, ids)
     own = plan.measured[0]
     larger = _next_larger(plan.measured)
-    for number, unit in enumerate(plan.units()):
+    units = plan.units()
+    for number, unit in enumerate(units):
         limit = plan.limit(unit.eps)
         open_ = rows.right & ~(rows.size <= limit)
         if unit.eps < own:  # what no eps above it could break is not broken here either
@@ -123,7 +134,7 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
         elif time.monotonic() > plan.deadline:
             break
         else:
-            record, seconds = _attack(plan, unit, rows, at)
+            record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
             journal.write(place, record, {"seconds": repr(seconds)})
         broken = rows.fold(at, record, unit, own, limit)
         seen, fell, spent = rows.costs.get((unit.eps, unit.trial), (0, 0, Costs()))
@@ -205,10 +216,28 @@ def _begin(plan: Plan, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
         margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
     flag = torch.zeros(n, dtype=torch.bool)
     nobody = torch.full((n,), -1, dtype=torch.int32)
-    return Rows(x, y, ids, clean, x.clone(), far, nobody, margin, flag, flag.clone(), *count)
+    queries, forwards, backwards, dull = count
+    return Rows(
+        x=x,
+        y=y,
+        ids=ids,
+        clean=clean,
+        best=x.clone(),
+        size=far,
+        broken_by=nobody,
+        margin=margin,
+        failed=flag,
+        attacked=flag.clone(),
+        queries=queries,
+        forwards=forwards,
+        backwards=backwards,
+        dull=dull,
+    )
 
 
-def _attack(plan: Plan, unit: Unit, rows: Rows, at: Tensor) -> tuple[dict[str, np.ndarray], float]:
+def _attack(
+    plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
+) -> tuple[dict[str, np.ndarray], float]:
     """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that met the goal."""
     trial = plan.trials[unit.trial]
     started = time.monotonic()
@@ -224,7 +253,7 @@ def _attack(plan: Plan, unit: Unit, rows: Rows, at: Tensor) -> tuple[dict[str, n
         rank=unit.rank,
         clean=None if rows.clean.scores is None else rows.clean.scores[at],
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
-        watch=lambda t, live: plan.watch(repr(trial), t, trial.attack.steps, live),
+        watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
     record["best"] = record["best"][record["size"].isfinite()]
@@ -233,4 +262,4 @@ def _attack(plan: Plan, unit: Unit, rows: Rows, at: Tensor) -> tuple[dict[str, n
 
 def _next_larger(measured: Sequence[float]) -> dict[float, float]:
     rising = sorted(measured)
-    return dict(zip(rising, rising[1:], strict=False))
+    return dict(pairwise(rising))

@@ -54,7 +54,9 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     findings: list[Finding] = []
     if target.was_training:
         findings.append(
-            Finding(check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode.")
+            Finding(
+                check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode."
+            )
         )
     if target.access >= Access.SCORES:
         with sealed(0):
@@ -109,13 +111,13 @@ def looks_like_probabilities(z: torch.Tensor) -> bool:
 def _check_labels(y: np.ndarray, start: int) -> None:
     if y.ndim == 2 and y.shape[1] > 1:
         raise InputError(
-            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers: y.argmax(1), shape ({len(y)},)."
+            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers, shape ({len(y)},): y.argmax(1)."
         )
     if y.ndim != 1:
         raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(
-            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers. Convert them: y.astype(int)."
+            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers. Convert them with astype(int)."
         )
     if len(y) and int(y.min()) < 0:
         raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")
@@ -126,7 +128,7 @@ def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds)
         return "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
     if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):
         return (
-            "They look normalised: pass raw inputs and give --preprocess \"normalize(mean, std)\" "
+            'They look normalised: pass raw inputs and give --preprocess "normalize(mean, std)" '
             "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
         )
     return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."

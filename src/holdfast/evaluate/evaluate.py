@@ -8,10 +8,9 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import protocols
-from holdfast.evaluate.chunk import STATUSES, Plan, Watch, search, settle
+from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.evaluate.protocols import Protocol, Trial
@@ -71,7 +70,7 @@ def evaluate(
     max_seconds: float | None = None,
     out: Path | str | None = None,
     resume: bool = False,
-    watch: Watch = lambda *_: None,
+    watch: Watch = lambda _: None,
     names: Names | None = None,
 ) -> Run:
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -101,7 +100,7 @@ def evaluate(
     source = data if isinstance(data, Source) else from_arrays(*data)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name)
-    part = _part(samples, len(source), source.name)
+    part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     noted = check_model(target, source)
     check_labels(source, target.task.k)
@@ -111,7 +110,7 @@ def evaluate(
     folder = Path(holder.name if holder else out or "")
     deadline = began + (math.inf if max_seconds is None else max_seconds)
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
-    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, watch)
+    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
     if resume and (folder / "run.json").exists():
         refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
@@ -119,10 +118,10 @@ def evaluate(
     journal = Journal(folder)
     journal.open(question(facts), resume=resume)
 
-    stride = max(16, min(1024, 2**25 // math.prod(source.shape)))
+    stride = stride_of(source.shape)
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
     for chunk in chunks:
-        _do_chunk(plan, journal, source, folder, chunk)
+        _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
     table, trials = _collect(plan, journal, chunks)
     store.write_samples(folder, table)
     store.write_gallery(folder, table, source)
@@ -146,6 +145,17 @@ def question(facts: Facts) -> dict[str, str]:
     }
 
 
+def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
+    """The first row of the chunk that a row is searched in."""
+    part = next(start for start, stop in parts if start <= row < stop)
+    return max(part, row - row % stride_of(shape))
+
+
+def stride_of(shape: Sequence[int]) -> int:
+    """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at most 1,024."""
+    return max(16, min(1024, 2**25 // math.prod(shape)))
+
+
 def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: tuple[int, int]) -> None:
     start, stop = part
     name = f"{start:09d}"
@@ -165,6 +175,16 @@ def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: 
         store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
     costs = [(eps, i, seen, fell, paid.model_dump()) for (eps, i), (seen, fell, paid) in rows.costs.items()]
     journal.write(f"{name}-done", columns, {"costs": json.dumps(costs)})
+
+
+def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Callable[[float, str, int], None]:
+    """Progress within a chunk, as progress of the whole."""
+    rows = part[1] - part[0]
+
+    def tell(share: float, trial: str, live: int) -> None:
+        watch(Progress((chunk[0] - part[0] + share * (chunk[1] - chunk[0])) / rows, trial, live))
+
+    return tell
 
 
 def _collect(plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]]) -> tuple[pa.Table, list[TrialInfo]]:
@@ -239,7 +259,7 @@ def _hardware(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _part(samples: int | tuple[int, int] | None, total: int, name: str) -> tuple[int, int]:
+def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str) -> tuple[int, int]:
     start, stop = (0, total) if samples is None else (0, samples) if isinstance(samples, int) else samples
     if not 0 <= start < stop:
         raise InputError(f"samples {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
@@ -249,7 +269,8 @@ def _part(samples: int | tuple[int, int] | None, total: int, name: str) -> tuple
 
 
 def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Sequence[float]) -> None:
-    if isinstance(threat.eps, torch.Tensor) or (isinstance(threat.goal, Targeted) and not isinstance(threat.goal.t, int)):
+    goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
+    if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
     if isinstance(threat.goal, Targeted) and not 0 <= threat.goal.t < target.task.k:
         raise SpecError(f"the goal is class {threat.goal.t}, but the model knows 0 to {target.task.k - 1}.")

@@ -5,21 +5,17 @@ The verdict follows: `unreliable` with a red finding, `upper-bound` with an ambe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
-from holdfast.runs.manifest import Finding, Metrics, Verdict
+from holdfast.runs.manifest import Facts, Finding, Metrics, Verdict
 
 
-def conclude(noted: Sequence[Finding], table: pa.Table, metrics: Metrics, classes: int, budget: int | None) -> Verdict:
+def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
     """The verdict on a run: the findings noted before the attacks, and those that the table shows."""
-    shown = [
-        find(table, metrics) for find in (_failed, _unstable, _skipped, _zero_gradients)
-    ]
-    shown += [_near_chance(metrics, classes), _budget(table, budget)]
-    findings = [*noted, *(f for f in shown if f is not None)]
+    shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _zero_gradients)]
+    shown += [_effort(facts), _near_chance(metrics, facts.model.classes), _budget(table, facts.max_queries)]
+    findings = [*facts.noted, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
     status = "unreliable" if "red" in worst else "upper-bound" if "amber" in worst else "trusted"
     return Verdict(status=status, findings=findings)
@@ -67,6 +63,16 @@ def _zero_gradients(table: pa.Table, metrics: Metrics) -> Finding | None:
     )
     severity = "red" if share > 0.01 else "amber"
     return Finding(check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01)
+
+
+def _effort(facts: Facts) -> Finding | None:
+    if facts.protocol.name not in ("quick", "custom"):
+        return None
+    text = (
+        f"The attacks were those of the {facts.protocol.name} protocol: a first look, which stronger ones may lower. "
+        f"Defend the figure with --protocol standard."
+    )
+    return Finding(check="effort", severity="amber", text=text)
 
 
 def _near_chance(metrics: Metrics, classes: int) -> Finding | None:

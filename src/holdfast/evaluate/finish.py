@@ -23,7 +23,7 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
     total = reduce(add, (t.costs for t in trials), Costs())
     return Manifest(
         **dict(facts),
-        verdict=conclude(facts.noted, table, metrics, facts.model.classes, facts.max_queries),
+        verdict=conclude(facts, table, metrics),
         metrics=metrics,
         costs=total.model_copy(update={"judge_forwards": PASSES * (table.num_rows + stored)}),
         trials=list(trials),

@@ -33,7 +33,8 @@ class Trial:
                 yield restart, rank
 
     def write(self, *, whole: bool = False) -> str:
-        extra = [f"{n}={v}" for n, v, usual in (("restarts", self.restarts, 1), ("targets", self.targets, 0)) if v != usual]
+        usual = {"restarts": 1, "targets": 0}
+        extra = [f"{name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
         text = spec.write(self.attack, whole=whole)
         return text if not extra else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
 
@@ -80,9 +81,7 @@ def protocol(name: str, norm: str) -> Protocol:
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
     """A user's own list of attacks as a protocol."""
-    trials = (
-        a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a) for a in attacks
-    )
+    trials = (a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a) for a in attacks)
     return Protocol("custom", 1, tuple(trials))
 
 

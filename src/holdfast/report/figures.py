@@ -20,13 +20,27 @@ from holdfast.runs.manifest import CurvePoint
 # Colours to draw with, which `_svg` turns into the page's own.
 INK, MUTED, LINE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 _PAGE = {
-    INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", ACCENT: "var(--accent)", PAPER: "var(--paper)",
+    INK: "currentColor",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    ACCENT: "var(--accent)",
+    PAPER: "var(--paper)",
 }
 _HUE = (0x2F, 0x6F, 0xB5)  # pixels cannot take a variable: a blue that serves on light and dark, by its opacity
-_STYLE = {
-    "svg.hashsalt": "holdfast", "svg.fonttype": "none", "text.parse_math": False, "text.color": INK, "font.size": 10,
-    "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "holdfast",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "text.color": INK,
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
 }
 NUMBERED = 20  # up to so many classes, the matrix shows names and counts
 
@@ -38,12 +52,12 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     y, low, high = (np.array([getattr(i, k) for _, i, _ in known], dtype=float) for k in ("value", "low", "high"))
     measured = np.array([m for _, _, m in known], dtype=bool)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.axvline(eps, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         axes.fill_between(x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval")
-        axes.plot(x, y, color=ACCENT, linewidth=1.4)
+        axes.plot(x, y, color=ACCENT, linewidth=0.9, linestyle=(0, (4, 2)))
         dots = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6, "clip_on": False}
         axes.plot(x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots)
         if not measured.all():
@@ -52,19 +66,21 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         axes.set(xlim=(0, max([*x, eps]) * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_axisbelow(True)
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, handletextpad=0.4, columnspacing=1.2)
+        figure.legend(
+            loc="outside upper left", ncols=3, frameon=False, fontsize=9, handletextpad=0.4, columnspacing=1.2
+        )
         said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
         return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str, name: str) -> str:
-    """A matrix of counts, true class by predicted class, coloured by the share of the true class."""
+    """A matrix of counts, true class by predicted class, coloured by (the root of) the share of the true class."""
     table = np.asarray(counts, dtype=np.int64)
     k = len(table)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     pixels = np.zeros((k, k, 4), dtype=np.uint8)
     pixels[..., :3] = _HUE
-    pixels[..., 3] = np.rint(255 * share)
+    pixels[..., 3] = np.rint(255 * np.sqrt(share))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 4.6))
         axes = figure.add_axes((0.16, 0.16, 0.82, 0.82))
@@ -74,14 +90,20 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
         if k <= NUMBERED:
             short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
             size = min(10, 190 / k)
-            axes.set_xticks(range(k), short, rotation=90 if max(map(len, short)) > 30 / k else 0, fontsize=size)
+            axes.set_xticks(range(k), short, rotation=90 if max(map(len, short)) > 45 / k else 0, fontsize=size)
             axes.set_yticks(range(k), short, fontsize=size)
             widest = len(f"{table.max():,}")
             for true, predicted in np.argwhere(table):
-                color = "#ffffff" if share[true, predicted] > 0.5 else INK
+                color = "#ffffff" if share[true, predicted] > 0.75 else INK
                 text = f"{table[true, predicted]:,}"
                 axes.text(
-                    predicted, true, text, color=color, fontsize=min(10, 440 / (k * max(widest, 2))), ha="center", va="center"
+                    predicted,
+                    true,
+                    text,
+                    color=color,
+                    fontsize=min(10, 440 / (k * max(widest, 2))),
+                    ha="center",
+                    va="center",
                 )
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -105,7 +127,7 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 system-ui, sans-serif", text)
+    text = re.sub(r"(style=\"font[^\"]*?)'[^;\"]*sans-serif", r"\1system-ui, sans-serif", text)
     text = re.sub("|".join(_PAGE), lambda found: _PAGE[found[0]], text)
     label = html.escape(words.plain(said), quote=True)
     return re.sub(

@@ -48,7 +48,7 @@ def number(value: float | None) -> str:
         return NONE
     if value == int(value) or abs(value) >= 1e4:
         return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.4g}"
 
 
 def span(interval: Interval) -> str:
@@ -89,8 +89,10 @@ def headline(manifest: Manifest) -> str:
     clean, robust = m.clean_accuracy, m.robust_accuracy
     if clean.value is None or robust.value is None:
         return "No input was measured, so there is no figure."
-    wish = "" if manifest.threat.target is None else (
-        f", and wants the answer “{class_name(manifest, manifest.threat.target)}”,"
+    wish = (
+        ""
+        if manifest.threat.target is None
+        else (f", and wants the answer “{class_name(manifest, manifest.threat.target)}”,")
     )
     start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
     least = " or less" if manifest.verdict.status == "upper-bound" else ""
@@ -108,9 +110,9 @@ def asides(manifest: Manifest) -> list[str]:
         said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
     if lost:
-        said.append(f"{_inputs(lost)} gave unstable or failing answers and count as neither right nor robust.")
+        said.append(f"Unstable or failing answers, which count as neither right nor robust: {_inputs(lost)}.")
     if skipped := m.counts.get("skipped", 0):
-        said.append(f"{_inputs(skipped)} more were not attacked and are in no figure.")
+        said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said
 
 

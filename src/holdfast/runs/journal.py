@@ -32,7 +32,7 @@ class Journal:
         run = self.folder.parent
         path = self.folder / "question.json"
         if not path.exists():
-            if (run / "run.json").exists() or (run.exists() and any(run.iterdir())):
+            if run.exists() and any(run.iterdir()):
                 what = "a finished run" if (run / "run.json").exists() else "other files"
                 raise InputError(f"{run} holds {what}; choose another --out.")
             write_bytes(path, json.dumps(dict(question), indent=1).encode())

@@ -118,7 +118,10 @@ def measure(
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     precision, recall, f1, _ = precision_recall_fscore_support(
-        label, predicted, labels=np.arange(classes), zero_division=0.0
+        label,
+        predicted,
+        labels=np.arange(classes),
+        zero_division=0,  # pyright: ignore[reportArgumentType]
     )
     return np.asarray(precision), np.asarray(recall), np.asarray(f1)
 
@@ -142,7 +145,8 @@ def _curve(
 ) -> list[CurvePoint]:
     """Robust accuracy at 0, at tenths of the threat's eps, and wherever the protocol was run."""
     eps = limits[0][0]
-    steps = {0.0: 0.0} | ({eps * i / 10: eps * i / 10 for i in range(1, 10)} if np.isfinite(eps) else {})
+    tenths = [float(f"{eps * i / 10:.10g}") for i in range(10)] if np.isfinite(eps) else [0.0]
+    steps = {e: e for e in tenths}
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
     standing = np.isin(status, ["robust", "certified", "broken"])

@@ -14,7 +14,11 @@ __all__ = ["Access", "Bounds", "Target", "TorchTarget", "wrap"]
 
 
 def wrap(
-    model: Any, *, bounds: tuple[float, float] = (0.0, 1.0), preprocess: Preprocess | Sequence[Preprocess] = (), **options: Any
+    model: Any,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    preprocess: Preprocess | Sequence[Preprocess] = (),
+    **options: Any,
 ) -> Target:
     """Put a model behind the door: picks the adapter by the model's kind.
 

@@ -1,0 +1,63 @@
+"""holdfast attack: craft adversarial examples with one attack, and save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import options
+from holdfast.errors import InputError
+
+
+def attack(
+    model: options.Model,
+    data: options.Data,
+    threat: options.ThreatText,
+    attack: Annotated[str, typer.Option("--attack", help='The attack: "apgd(steps=50)" (list attacks).')] = "pgd",
+    out: Annotated[Path, typer.Option(help="Where the examples go: an .npz with x, y, id and broken.")] = Path(
+        "adversarial.npz"
+    ),
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    bounds: options.BoundsText = None,
+    preprocess: options.Steps = [],  # noqa: B006
+    layout: options.Layout = "nchw",
+    split: options.Split = "test",
+    samples: options.Samples = None,
+    batch_size: options.BatchSize = 256,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> int:
+    """Craft examples for every row: the broken point where one was found, else the last one tried."""
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out.")
+    if out.suffix != ".npz":
+        raise InputError(f"--out is {out}; examples are saved as .npz.")
+    import io
+
+    import numpy as np
+
+    from holdfast.evaluate.craft import craft
+    from holdfast.runs.store import write_bytes
+
+    source = options.open_source(data, bounds, split)
+    target = options.open_target(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=options.bounds_of(bounds),
+        preprocess=preprocess,
+        layout=layout,
+        batch_size=batch_size,
+        device=device,
+    )
+    made = craft(target, source, threat, attack, samples=options.rows_of(samples), seed=seed)
+    buffer = io.BytesIO()
+    np.savez(buffer, **made)  # pyright: ignore[reportArgumentType]
+    write_bytes(out, buffer.getvalue())
+    n, wrong, broken = len(made["y"]), int(made["wrong"].sum()), int(made["broken"].sum())
+    typer.echo(f"{attack} under {threat}: broke {broken:,} of {n - wrong:,} rows ({wrong:,} more were wrong clean).")
+    typer.echo(f"examples: {out}")
+    return 0

@@ -1,0 +1,129 @@
+"""holdfast evaluate: how robust is it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli import gates, options
+from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from holdfast.evaluate.chunk import Progress
+    from holdfast.evaluate.run import Run
+
+
+def evaluate(
+    model: options.Model,
+    data: options.Data,
+    threat: options.ThreatText,
+    protocol: Annotated[str, typer.Option(help="quick or standard (list protocols).")] = "standard",
+    attack: Annotated[
+        list[str], typer.Option("--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.')
+    ] = [],  # noqa: B006
+    curve: Annotated[str | None, typer.Option(help="Further eps to run at: 0.1,0.2.")] = None,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    bounds: options.BoundsText = None,
+    preprocess: options.Steps = [],  # noqa: B006
+    layout: options.Layout = "nchw",
+    split: options.Split = "test",
+    samples: options.Samples = None,
+    batch_size: options.BatchSize = 256,
+    max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
+    gate: Annotated[
+        list[str], typer.Option("--gate", help='Exit 1 unless it holds: "robust_accuracy>=0.45"; repeatable.')
+    ] = [],  # noqa: B006
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if the verdict is unreliable.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print run.json alone on stdout.")] = False,
+) -> int:
+    """Attack a model, judge what is found, and leave the evidence in a folder."""
+    wanted = [gates.parse(text) for text in gate]
+    if resume and out is None:
+        raise InputError("--resume needs the folder of the run to go on with: give --out.")
+    from holdfast.evaluate import Names
+    from holdfast.evaluate import evaluate as measure
+
+    source = options.open_source(data, bounds, split)
+    target = options.open_target(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=options.bounds_of(bounds),
+        preprocess=preprocess,
+        layout=layout,
+        batch_size=batch_size,
+        device=device,
+    )
+    folder = out or options.fresh_folder(model, f"{threat}-{'custom' if attack else protocol}")
+    try:
+        with progress_bar() as watch:
+            run = measure(
+                target,
+                source,
+                threat,
+                protocol=protocol,
+                attacks=attack,
+                samples=options.rows_of(samples),
+                curve=options.numbers(curve, "--curve"),
+                seed=seed,
+                max_queries=max_queries,
+                max_seconds=max_seconds,
+                out=folder,
+                resume=resume,
+                watch=watch,
+                names=Names(model, arch, split, options.command_line()),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
+        return 130
+    return conclude(run, wanted, strict=strict, json=json)
+
+
+def conclude(run: Run, wanted: list[tuple[str, str, float]], *, strict: bool, json: bool) -> int:
+    """Say what a finished run found, and whether it is good enough."""
+    from holdfast.report import html
+
+    page = html.write(run.folder)
+    if json:
+        typer.echo((run.folder / "run.json").read_text(encoding="utf-8"))
+    else:
+        options.show(run.manifest)
+    typer.echo(f"report: {page}", err=True)
+    fallen = [(gate, value) for gate in wanted for ok, value in [gates.holds(gate, run.metrics)] if not ok]
+    for (name, compare, limit), value in fallen:
+        typer.echo(f"gate not held: {name} is {value}, not {compare} {limit:g}.", err=True)
+    if strict and run.verdict.status == "unreliable":
+        typer.echo("the verdict is unreliable, and --strict was given.", err=True)
+        return 3
+    return 1 if fallen else 0
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent and left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(24),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.fields[live]} standing"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0, live="-")
+        yield lambda p: bar.update(task, completed=p.share, description=p.trial, live=f"{p.live:,}")

@@ -1,0 +1,47 @@
+"""holdfast list: what there is to choose from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+
+from holdfast.errors import SpecError, suggest
+
+
+def listing(what: Annotated[str, typer.Argument(help="attacks, protocols or data.", metavar="WHAT")]) -> int:
+    """List the attacks with their options, the protocols, or the kinds of data."""
+    shown = {"attacks": _attacks, "protocols": _protocols, "data": _data}
+    if what not in shown:
+        raise SpecError(f"cannot list {what!r}; {suggest(what, shown)}")
+    shown[what]()
+    return 0
+
+
+def _attacks() -> None:
+    from holdfast import spec
+    from holdfast.attacks import CATALOGUE
+
+    for name, maker in CATALOGUE.items():
+        example = maker()
+        doc = (inspect.getdoc(type(example)) or "").splitlines()[0]
+        typer.echo(f"{name}  needs {example.needs.name.lower()}; {', '.join(sorted(example.norms))}")
+        typer.echo(f"    {doc}")
+        typer.echo(f"    {spec.write(example, whole=True)}")
+
+
+def _protocols() -> None:
+    from holdfast.evaluate.protocols import PROTOCOLS
+
+    for name, (version, doc, lists) in PROTOCOLS.items():
+        typer.echo(f"{name}  version {version}: {doc}")
+        for norm, trials in lists.items():
+            typer.echo(f"    {norm}: {'; '.join(trials)}")
+
+
+def _data() -> None:
+    from holdfast.data import KINDS
+
+    for text in KINDS.values():
+        typer.echo(text)

@@ -1,0 +1,70 @@
+"""holdfast: the commands, and what every one of them does with a mistake.
+
+Exit codes: 0 done and gates held; 1 a gate or a verification did not hold; 2 bad input (one sentence on stderr);
+3 verdict `unreliable` under --strict; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from holdfast.cli import attack, demo, evaluate, listing, merge, report, train, verify
+from holdfast.errors import HoldfastError
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "evaluate": evaluate.evaluate,
+    "attack": attack.attack,
+    "train": train.train,
+    "verify": verify.verify,
+    "merge": merge.merge,
+    "report": report.report,
+    "list": listing.listing,
+    "demo": demo.demo,
+}
+
+app = typer.Typer(
+    help="How robust is a trained model against adversarial examples? Measured, with proof on disk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            code = command(*args, **options)
+        except HoldfastError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            out = options.get("out")
+            typer.echo(
+                "interrupted."
+                if out is None
+                else f"interrupted; go on with the same command and --out {out} --resume.",
+                err=True,
+            )
+            raise typer.Exit(130) from None
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_guarded(_command))
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="holdfast")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

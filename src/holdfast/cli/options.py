@@ -1,0 +1,149 @@
+"""What several commands take, said once: arguments, options, and how a model and data are opened from them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.errors import SpecError
+
+if TYPE_CHECKING:
+    from holdfast.data import Source
+    from holdfast.runs.manifest import Manifest
+    from holdfast.targets import Target
+
+Model = Annotated[
+    str,
+    typer.Argument(help="Weights with --arch, path/file.py:factory, package.module:factory, or demo.", metavar="MODEL"),
+]
+Data = Annotated[
+    str, typer.Argument(help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA")
+]
+Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+ThreatText = Annotated[str, typer.Option("--threat", help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)".')]
+Arch = Annotated[
+    str | None, typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory.")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Let a pickled checkpoint run its code.")]
+BoundsText = Annotated[
+    str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes are scaled unless given.")
+]
+Steps = Annotated[
+    list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
+]
+Layout = Annotated[str, typer.Option("--layout", help="Of the data's images: nchw or nhwc.")]
+Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, typer.Option("--seed", help="Of all noise.")]
+Samples = Annotated[str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")]
+
+
+def bounds_of(text: str | None) -> tuple[float, float]:
+    """Bounds from `0,255`."""
+    if text is None:
+        return 0.0, 1.0
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"--bounds is {text!r}; expected two numbers such as 0,1.") from None
+    return low, high
+
+
+def numbers(text: str | None, flag: str) -> list[float]:
+    """Numbers from `0.1,8/255`."""
+    from holdfast import spec
+
+    if not text:
+        return []
+    _, values, _ = spec.call(f"numbers({text})")
+    if not all(isinstance(v, (int, float)) for v in values):
+        raise SpecError(f"{flag} is {text!r}; expected numbers such as 0.1,0.2.")
+    return [float(v) for v in values]
+
+
+def rows_of(text: str | None) -> int | tuple[int, int] | None:
+    """A count from `100`, a range from `100:200`."""
+    if text is None:
+        return None
+    try:
+        start, colon, stop = text.partition(":")
+        return (int(start), int(stop)) if colon else int(start)
+    except ValueError:
+        raise SpecError(f"--samples is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
+
+
+def open_source(data: str, bounds: str | None, split: str) -> Source:
+    """The data; bytes become [0, 1] unless the bounds say otherwise."""
+    from holdfast.data import open_data
+
+    return open_data(data, split=split, scale=bounds_of(bounds)[1] <= 1)
+
+
+def open_target(
+    model: str,
+    *,
+    arch: str | None,
+    trust: bool,
+    bounds: tuple[float, float],
+    preprocess: list[str],
+    layout: str,
+    batch_size: int,
+    device: str,
+) -> Target:
+    """The model behind the door."""
+    import torch
+
+    from holdfast.targets import wrap
+    from holdfast.targets.loading import load
+    from holdfast.targets.preprocess import parse
+
+    if layout not in ("nchw", "nhwc"):
+        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SpecError(f"--device {device} cannot be used here: {reason}.") from None
+    steps = parse(preprocess)
+    made = load(model, arch=arch, trust=trust)
+    return wrap(made, bounds=bounds, preprocess=steps, layout=layout, batch_size=batch_size, device=device)
+
+
+def fresh_folder(model: str, what: str) -> Path:
+    """A folder under runs/ that does not exist yet, named for what it will hold."""
+    stem = Path(model.rpartition(":")[0] or model).stem
+    base = Path("runs") / "".join(c if c.isalnum() or c in "-._" else "-" for c in f"{stem}-{what}").strip("-")
+    at, number = base, 2
+    while at.exists():
+        at, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return at
+
+
+def show(manifest: Manifest) -> None:
+    """The summary of a run, on stdout."""
+    from rich.console import Console
+
+    from holdfast.report.terminal import summary
+
+    Console().print(summary(manifest))
+
+
+def show(manifest: Manifest) -> None:
+    """The summary of a run, on stdout."""
+    from rich.console import Console
+
+    from holdfast.report.terminal import summary
+
+    Console().print(summary(manifest))
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join(["holdfast", *sys.argv[1:]])

@@ -1,0 +1,61 @@
+"""holdfast train: the undefended baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import options
+from holdfast.errors import InputError
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="path/file.py:factory or package.module:factory.", metavar="MODEL")],
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("model.safetensors"),
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    batch_size: options.BatchSize = 64,
+    rate: Annotated[float, typer.Option(help="Adam's learning rate, falling by a cosine.")] = 2e-3,
+    bounds: options.BoundsText = None,
+    preprocess: options.Steps = [],  # noqa: B006
+    split: options.Split = "train",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> int:
+    """Train a network on labelled data by plain cross-entropy, and save its weights."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out is {out}; weights are saved as .safetensors.")
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out.")
+    import torch
+    from safetensors.torch import save
+
+    from holdfast.harden.trainer import train as fit
+    from holdfast.runs.store import write_bytes
+    from holdfast.targets.loading import made
+    from holdfast.targets.preprocess import parse
+
+    torch.manual_seed(seed)
+    network = made(model)
+    if not isinstance(network, torch.nn.Module):
+        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
+    source = options.open_source(data, bounds, split)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    fit(
+        network,
+        source,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=rate,
+        seed=seed,
+        preprocess=parse(preprocess),
+        device=device,
+        watch=lambda e, of, loss, right: typer.echo(
+            f"epoch {e}/{of}: loss {loss:.4f}, training accuracy {right:.1%}", err=True
+        ),
+    )
+    write_bytes(out, save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
+    typer.echo(f"weights: {out}")
+    return 0

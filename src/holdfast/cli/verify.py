@@ -1,0 +1,46 @@
+"""holdfast verify: does a run's evidence hold?"""
+
+from __future__ import annotations
+
+import typer
+
+from holdfast.cli import options
+
+
+def verify(
+    run: options.Folder,
+    model: options.Model,
+    data: options.Data,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "auto",
+) -> int:
+    """Judge the stored examples again with the model itself, and compute every figure anew."""
+    from holdfast.data import open_data
+    from holdfast.evaluate.verify import verify as check
+    from holdfast.runs.store import read_manifest
+
+    manifest = read_manifest(run)
+    source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
+    target = options.open_target(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=manifest.model.bounds,
+        preprocess=manifest.model.preprocess,
+        layout=manifest.model.layout,
+        batch_size=batch_size,
+        device=device,
+    )
+    wrong = check(run, target, source)
+    for sentence in wrong:
+        typer.echo(sentence)
+    if wrong:
+        typer.echo(f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True)
+        return 1
+    robust = manifest.metrics.robust_accuracy
+    share = "undefined" if robust.value is None else f"{robust.value:.4f}"
+    broken = manifest.metrics.counts["broken"]
+    typer.echo(f"{run} holds: robust accuracy {share} on {robust.n:,} rows; {broken:,} stored examples judged again.")
+    return 0

@@ -1,0 +1,67 @@
+"""Craft: adversarial examples of one attack for every row of a source, judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from holdfast.attacks.attack import run
+from holdfast.data import Source
+from holdfast.evaluate import judge
+from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.evaluate import rows_asked, stride_of
+from holdfast.evaluate.protocols import parse_trial
+from holdfast.targets.target import Target
+from holdfast.threat import Threat
+
+
+def craft(
+    target: Target,
+    source: Source,
+    threat: Threat | str,
+    attack: str,
+    *,
+    samples: int | tuple[int, int] | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Examples `x`, with `y`, `id`, and what the judge says: `wrong` (misclassified clean) and `broken`.
+
+    Raises:
+        InputError, SpecError, AccessError: as `evaluate`.
+    """
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    trial = parse_trial(attack)
+    start, stop = rows_asked(samples, len(source), source.name)
+    check_data(source, target.bounds)
+    check_model(target, source)
+    check_labels(source, target.task.k)
+    parts: list[dict[str, np.ndarray]] = []
+    stride = stride_of(source.shape)
+    for first in range(start, stop, stride):
+        raw, labels = source.rows(first, min(first + stride, stop))
+        x = torch.from_numpy(raw).to(target.device, target.dtype)
+        y = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(target.device)
+        ids = torch.arange(first, first + len(y))
+        clean = judge.rule(target, x, seed)
+        best, size = x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64)
+        for restart, rank in trial.units(target.task.k):
+            left = (size.isinf() & (clean.label == y).cpu()).nonzero()[:, 0]
+            books = run(
+                trial.attack,
+                target,
+                x[left],
+                y[left],
+                threat,
+                ids=ids[left],
+                seed=seed,
+                restart=restart,
+                rank=rank,
+                clean=None if clean.scores is None else clean.scores[left],
+            )
+            best[left], size[left] = books.best, books.size.cpu()
+        legal, _ = judge.within(target, threat, x, best)
+        fooled = judge.meets_goal(threat, judge.rule(target, best, seed).label, y)
+        wrong = clean.label != y
+        columns = {"x": best, "y": y, "id": ids, "wrong": wrong, "broken": legal & fooled & ~wrong}
+        parts.append({name: column.cpu().numpy() for name, column in columns.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

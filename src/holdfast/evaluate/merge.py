@@ -1,0 +1,88 @@
+"""Merge: shards of one evaluation become the run that one process would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from holdfast.errors import InputError
+from holdfast.evaluate.evaluate import chunk_of, question
+from holdfast.evaluate.finish import add_trials, finish
+from holdfast.runs import store
+from holdfast.runs.manifest import Facts, Manifest
+
+
+def merge(shards: Sequence[Path], out: Path) -> Manifest:
+    """Join finished runs of disjoint rows of the same data under the same question.
+
+    Raises:
+        InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; choose another --out.")
+    manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
+    first = manifests[0][0]
+    asked = question(first) | {"rows": ""}
+    for manifest, shard in manifests[1:]:
+        for key, value in (question(manifest) | {"rows": ""}).items():
+            if value != asked[key]:
+                raise InputError(f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has {asked[key]}.")
+    parts = _join([part for manifest, _ in manifests for part in manifest.data.parts])
+    table = pa.concat_tables([store.read_samples(shard) for _, shard in manifests])
+    table = table.sort_by("id")
+    trials = [reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)]
+    originals = _Originals([shard for _, shard in manifests])
+    _examples([shard for _, shard in manifests], out, first, parts)
+    store.write_samples(out, table)
+    store.write_gallery(out, table, originals)
+    facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
+    facts = facts.model_copy(update={"data": facts.data.model_copy(update={"parts": parts})})
+    merged = finish(out, facts, table, trials)
+    store.write_manifest(out, merged)
+    return merged
+
+
+class _Originals:
+    """The originals that the shards' galleries hold; they include all that the merged gallery shows."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self.known: dict[int, np.ndarray] = {}
+        for shard in shards:
+            path = shard / "gallery.safetensors"
+            if path.exists():
+                held, _ = store.read_tensors(path)
+                self.known |= dict(zip(held["id"].tolist(), held["x"], strict=True))
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([self.known[i] for i in range(start, stop)]), np.zeros(stop - start)
+
+
+def _join(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(parts):
+        if joined and start < joined[-1][1]:
+            raise InputError(
+                f"rows {start} to {min(stop, joined[-1][1])} are in two of the runs; shards must not overlap."
+            )
+        if joined and start == joined[-1][1]:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _examples(shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]) -> None:
+    """Store the examples again, in the pieces that one process would have cut."""
+    held = [(ids, x) for shard in shards for ids, x in store.examples(shard)]
+    if not held:
+        return
+    ids, x = np.concatenate([i for i, _ in held]), np.concatenate([x for _, x in held])
+    names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
+    for name in np.unique(names):
+        here = np.flatnonzero(names == name)
+        here = here[np.argsort(ids[here])]
+        store.write_tensors(out / "adversarial" / f"{name:09d}.safetensors", {"id": ids[here], "x": x[here]})

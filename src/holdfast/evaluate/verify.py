@@ -1,0 +1,180 @@
+"""Verify: judge the stored evidence again, and compute every figure of a run anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from holdfast.data import Source
+from holdfast.errors import HoldfastError, InputError
+from holdfast.evaluate import judge
+from holdfast.evaluate.finish import finish
+from holdfast.runs import store
+from holdfast.runs.manifest import Facts, Manifest
+from holdfast.targets.target import Target
+from holdfast.threat import Targeted, Threat, Untargeted
+
+LISTED = 5
+STRIDE = 1024
+
+
+def verify(folder: Path, target: Target, source: Source) -> list[str]:
+    """What does not hold in a run folder, one sentence each; empty where all of it does.
+
+    Files are held against their checksums, model and data against their fingerprints, each label, prediction and
+    stored example against the model itself, and each figure of run.json against the table of samples.
+
+    Raises:
+        InputError: the folder holds no run that can be read at all.
+    """
+    manifest = store.read_manifest(folder)
+    wrong = list(_files(folder, manifest))
+    target.bind(source.shape)
+    target.probabilities = manifest.model.probabilities
+    if target.fingerprint() != manifest.model.fingerprint:
+        wrong.append("model: this is not the model that was measured (its fingerprint differs).")
+    if source.fingerprint() != manifest.data.fingerprint:
+        wrong.append("data: these are not the data that were measured (their fingerprint differs).")
+    try:
+        table = store.read_samples(folder)
+        wrong += _figures(folder, manifest, table)
+        wrong += _samples(folder, manifest, table, target, source)
+    except HoldfastError as error:
+        wrong.append(str(error))
+    return wrong
+
+
+def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    now = store.checksums(folder) if (folder / "samples.parquet").exists() else {}
+    for name in sorted(manifest.files.keys() | now.keys()):
+        if name not in now:
+            yield f"{name}: missing."
+        elif name not in manifest.files:
+            yield f"{name}: not part of the run."
+        elif now[name] != manifest.files[name]:
+            yield f"{name}: its content was changed after the run (its checksum differs)."
+
+
+def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
+    facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
+    again = finish(folder, facts, table, manifest.trials)
+    for part in ("metrics", "verdict", "costs"):
+        said, found = getattr(manifest, part).model_dump(), getattr(again, part).model_dump()
+        yield from _differences(part, said, found)
+    for cost in ("forwards", "backwards", "queries"):
+        spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
+        booked = int(np.sum(table.column(cost).to_numpy()))
+        if spent != booked:
+            yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
+
+
+def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
+    if isinstance(said, dict) and isinstance(found, dict):
+        for key in sorted(said.keys() | found.keys(), key=str):
+            yield from _differences(f"{name}.{key}", said.get(key), found.get(key))
+    elif isinstance(said, list) and isinstance(found, list) and len(said) == len(found):
+        for i, (a, b) in enumerate(zip(said, found, strict=True)):
+            yield from _differences(f"{name}[{i}]", a, b)
+    elif said != found:
+        yield f"{name}: run.json says {said}, but the samples give {found}."
+
+
+def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, source: Source) -> Iterator[str]:
+    ids = table.column("id").to_numpy()
+    expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
+    if not np.array_equal(ids, expected):
+        yield "samples: the rows are not those that run.json names."
+        return
+    place = {int(i): row for row, i in enumerate(ids)}
+    columns = {
+        name: table.column(name).to_numpy(zero_copy_only=False)
+        for name in ("label", "clean_prediction", "attacked_prediction", "status", "size")
+    }
+    yield from _clean(manifest, columns, ids, target, source)
+    evidence = np.zeros(len(ids), dtype=bool)
+    for path_ids, stored in store.examples(folder):
+        rows = np.array([place.get(int(i), -1) for i in path_ids])
+        if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
+            yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
+            continue
+        evidence[rows] = True
+        yield from _examples(manifest, columns, path_ids, rows, stored, target, source)
+    bare = (columns["status"] == "broken") & ~evidence
+    if bare.any():
+        yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
+
+
+def _clean(
+    manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
+) -> Iterator[str]:
+    label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
+    relabelled, repredicted = [], []
+    for start in range(0, len(ids), STRIDE):
+        part = slice(start, min(start + STRIDE, len(ids)))
+        x, y = _rows(source, ids[part])
+        ruling = judge.rule(target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed)
+        relabelled += list(ids[part][label[part] != y])
+        waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
+        repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
+    if relabelled:
+        yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
+    if repredicted:
+        yield f"samples: the model's clean predictions for rows {_some(repredicted)} are others."
+    claimed = np.isin(status, ["robust", "certified", "broken", "skipped"]) & (said != label)
+    if claimed.any():
+        yield f"samples: rows {_some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
+
+
+def _examples(
+    manifest: Manifest,
+    columns: dict[str, np.ndarray],
+    ids: np.ndarray,
+    rows: np.ndarray,
+    stored: np.ndarray,
+    target: Target,
+    source: Source,
+) -> Iterator[str]:
+    goal = manifest.threat.target
+    widest = max(eps for eps, _ in manifest.threat.measured)
+    threat = Threat.parse(f"{manifest.threat.norm}({widest!r})")
+    threat = Threat(threat.norm, widest, Untargeted() if goal is None else Targeted(goal))
+    x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
+    x_adv, y = torch.from_numpy(stored).to(target.dtype), torch.from_numpy(columns["label"][rows])
+    legal, size = judge.within(target, threat, x, x_adv)
+    ruling = judge.rule(target, x_adv.to(target.device), manifest.seed)
+    label, stable = ruling.label.cpu(), ruling.stable.cpu()
+    meets = judge.meets_goal(threat, label, y) | ~stable
+    own = manifest.threat.measured[0][1]
+    broken = columns["status"][rows] == "broken"
+    other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
+    other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
+    hidden = (columns["status"][rows] == "robust") & (size <= own).numpy() & legal.numpy() & meets.numpy()
+    for bad, what in (
+        (~legal.numpy(), "are outside the threat or the box, or not finite"),
+        (~meets.numpy(), "do not fool the model"),
+        (other_size, "have another size than samples.parquet says"),
+        (other_label, "are given another label by the model than samples.parquet says"),
+        (broken & (size > own).numpy(), "are larger than eps"),
+        (hidden, "break rows that are called robust"),
+    ):
+        if bad.any():
+            yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+
+
+def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The source's rows of these ids, in runs of neighbours."""
+    cuts = np.flatnonzero(np.diff(ids) != 1) + 1
+    parts = [source.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
+    if not parts:
+        raise InputError("there are no rows to read.")
+    return np.concatenate([x for x, _ in parts]), np.concatenate([np.asarray(y) for _, y in parts])
+
+
+def _some(ids: Any) -> str:
+    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
+    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"

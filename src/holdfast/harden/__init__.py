@@ -1,0 +1,1 @@
+"""Training: the baseline now, the recipes that make a model robust later."""

@@ -1,0 +1,129 @@
+"""report.html: one page with everything that a run found. No script and no remote load: it opens anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from holdfast import spec
+from holdfast.errors import InputError
+from holdfast.report import figures, words
+from holdfast.runs.manifest import Manifest
+from holdfast.runs.store import read_manifest, read_samples, read_tensors, write_bytes
+
+SHOWN = 24  # examples on the page; the run folder holds all
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stored adversarial example beside its original."""
+
+    row: dict[str, Any]  # its row of samples.parquet
+    changed: int  # values that differ
+    widest: tuple[str, float, float]  # the value that changed most: position, before, after
+    pictures: tuple[tuple[str, str], ...] = ()  # caption and data URI: original, adversarial, difference
+
+
+def write(folder: Path) -> Path:
+    """Write report.html into a run folder, from its run.json, samples and gallery.
+
+    Raises:
+        InputError: the folder holds no finished run, or a file of it is damaged.
+    """
+    path = folder / "report.html"
+    write_bytes(path, _render(folder).encode())
+    return path
+
+
+def _render(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    stored, examples = _gallery(folder, manifest)
+    names = [words.class_name(manifest, c) for c in range(len(manifest.metrics.confusion.clean))]
+    clean, attacked = manifest.metrics.confusion.clean, manifest.metrics.confusion.attacked
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": lambda v: _glued(words.percent(v)),
+        "glued": _glued,
+        "span": words.span,
+        "number": words.number,
+        "eps": spec.number,
+    }
+    return environment.from_string(_text("report.html.j2")).render(
+        m=manifest,
+        words=words,
+        name=lambda label: words.class_name(manifest, label),
+        css=Markup(_text("report.css")),
+        curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
+        confusions=[
+            ("On clean inputs", Markup(figures.confusion(clean, names, "Clean inputs", "confusion-clean"))),
+            ("Under attack", Markup(figures.confusion(attacked, names, "Under attack", "confusion-attacked"))),
+        ],
+        numbered=len(names) <= figures.NUMBERED,
+        examples=examples,
+        stored=stored,
+    )
+
+
+def _glued(text: str) -> str:
+    """Text in which no line ends before a percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _text(name: str) -> str:
+    return files("holdfast.report").joinpath(name).read_text("utf-8")
+
+
+def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
+    """How many examples the gallery holds, and those to show."""
+    path = folder / "gallery.safetensors"
+    if not path.exists():
+        return 0, []
+    tensors, _ = read_tensors(path)
+    if not {"id", "x", "x_adv"} <= set(tensors) or not len(tensors["x"]) == len(tensors["x_adv"]) == len(tensors["id"]):
+        raise InputError(f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length.")
+    samples = read_samples(folder)
+    ids = samples.column("id").to_numpy()
+    examples = []
+    for i, x, x_adv in list(zip(tensors["id"], tensors["x"], tensors["x_adv"], strict=True))[:SHOWN]:
+        at = np.flatnonzero(ids == i)
+        if not len(at):
+            raise InputError(f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs.")
+        row = samples.slice(int(at[0]), 1).to_pylist()[0]
+        examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
+    return len(tensors["id"]), examples
+
+
+def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest) -> Example:
+    difference = x_adv - x
+    at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
+    widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))
+    example = Example(row, int(np.count_nonzero(difference)), widest)
+    if not words.is_image(x.shape, manifest.model.layout):
+        return example
+    low, high = manifest.model.bounds
+    reach = float(np.abs(difference[at])) / (high - low)
+    times = float(f"{0.5 / reach:.2g}") if reach else 1.0
+    pictures = (
+        ("original", _png((x - low) / (high - low), manifest.model.layout)),
+        ("adversarial", _png((x_adv - low) / (high - low), manifest.model.layout)),
+        (f"change × {times:g}", _png(0.5 + times * difference / (high - low), manifest.model.layout)),
+    )
+    return Example(row, example.changed, widest, pictures)
+
+
+def _png(x: np.ndarray, layout: str) -> str:
+    """An image with values in [0, 1] as a data URI."""
+    pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
+    pixels = pixels if layout == "nhwc" else pixels.transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,79 @@
+"""A run on the terminal: the sentence, the figures, what each trial gave, and whether to believe it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from holdfast import spec
+from holdfast.report import words
+from holdfast.runs.manifest import Manifest
+
+_TONES = {
+    "trusted": "green",
+    "upper-bound": "yellow",
+    "unreliable": "red",
+    "info": "dim",
+    "amber": "yellow",
+    "red": "red",
+}
+
+
+def summary(manifest: Manifest) -> RenderableType:
+    """A renderable of about 20 lines, made for 80 columns and up."""
+    sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
+    counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
+    verdict = Text.assemble(
+        "Verdict: ",
+        (manifest.verdict.status, f"bold {_TONES[manifest.verdict.status]}"),
+        ". ",
+        words.VERDICTS[manifest.verdict.status],
+    )
+    parts: list[RenderableType] = [Text(words.plain(sentence), style="bold"), "", _figures(manifest)]
+    if counts:
+        parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
+    return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
+
+
+def _figures(manifest: Manifest) -> Table:
+    m = manifest.metrics
+    table = _table()
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("of", justify="right")
+    rows = [("clean accuracy", m.clean_accuracy), ("robust accuracy", m.robust_accuracy)]
+    if m.certified_accuracy is not None:
+        rows.append(("certified accuracy", m.certified_accuracy))
+    for label, share in [*rows, ("attack success rate", m.attack_success_rate)]:
+        table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
+    return table
+
+
+def _trials(manifest: Manifest) -> Table:
+    table = _table()
+    table.add_column("trial", overflow="fold", ratio=1)
+    for label in ("eps", "attacked", "broken", "passes", "seconds"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for t in manifest.trials:
+        passes = t.costs.forwards + t.costs.backwards
+        figures = (f"{t.attacked:,}", f"{t.broken:,}", f"{passes:,}", f"{t.costs.seconds:,.1f}")
+        table.add_row(Text(words.plain(t.spec)), spec.number(t.eps), *figures)
+    return table
+
+
+def _findings(manifest: Manifest) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for f in manifest.verdict.findings:
+        mark = (f"{f.severity:5} ", _TONES[f.severity])
+        lines.append(
+            Padding(Text.assemble(mark, (words.plain(f.check), "bold"), " ", words.plain(f.text)), (0, 0, 0, 2))
+        )
+    return lines
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")

@@ -1,0 +1,126 @@
+"""Models from files. Safe by default: nothing in a file of weights is run unless the user says so."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from holdfast import usercode
+from holdfast.errors import InputError
+from holdfast.targets.demo import demo_model
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+_LISTED = 5
+
+
+def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Module | Any:
+    """The model that a command line names.
+
+    Args:
+        spec: a file of weights (with `arch`), `path/file.py:factory`, `package.module:factory`, or `demo`.
+        arch: where the architecture of a file of weights comes from, in the same two forms; it is called without
+            arguments and given the weights.
+        trust: let a pickled checkpoint run its code. Only for files whose maker you trust.
+
+    Raises:
+        InputError: missing, damaged or dangerous file, wrong architecture, or weights that do not fit it.
+    """
+    if spec == "demo":
+        return demo_model()
+    path = Path(spec).expanduser()
+    if path.suffix.lower() in WEIGHTS or path.is_file():
+        return _from_weights(path, arch, trust)
+    where, _, name = spec.rpartition(":")
+    if where and name.isidentifier():
+        return made(spec)
+    raise InputError(
+        f"there is no model {spec!r}: expected a file of weights ({', '.join(WEIGHTS[:3])}), path/file.py:factory, "
+        f"package.module:factory, or demo."
+    )
+
+
+def _from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check its path.")
+    content = _read(path, trust)
+    if isinstance(content, nn.Module):
+        return content
+    if arch is None:
+        raise InputError(f"{path} holds weights alone; say what they belong to with --arch path/file.py:factory.")
+    model = made(arch)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--arch {arch} gives a {type(model).__name__}, but weights need a torch module.")
+    _fit(model, content, path, arch)
+    return model
+
+
+def made(spec: str) -> Any:
+    """What `path/file.py:factory` or `package.module:factory` gives when called."""
+    if ":" not in spec:
+        raise InputError(f"{spec!r} does not name a factory; expected path/file.py:factory or package.module:factory.")
+    found = usercode.find(spec)
+    return found if isinstance(found, nn.Module) else usercode.call(spec, found)
+
+
+def _read(path: Path, trust: bool) -> Any:
+    head = path.open("rb").read(64).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise InputError(f"{path} is damaged or no checkpoint: it cannot be unpickled.") from error
+        raise InputError(
+            f"{path} is a pickle that wants to run code ({wanted[1]}), so it was not opened. "
+            f"Save the state_dict alone, or give --trust if you trust its maker."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"{path} is truncated or no checkpoint: {first}.") from error
+
+
+def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
+    weights = _state(content)
+    if weights is None:
+        raise InputError(f"{path} holds a {type(content).__name__}, but a dict of weights (a state_dict) is expected.")
+    own = model.state_dict()
+    if weights and all(name.startswith("module.") for name in weights):  # saved from DataParallel
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in weights if name not in own]
+    bent = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    told = [
+        f"{word}: {', '.join(names[:_LISTED])}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''}"
+        for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", bent))
+        if names
+    ]
+    if told:
+        raise InputError(f"the weights of {path} do not fit --arch {arch}; {'; '.join(told)}. Is it another model?")
+    model.load_state_dict(weights, strict=False)
+
+
+def _state(content: Any) -> dict[str, torch.Tensor] | None:
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return dict(content)
+    return next((found for key in _CONTAINERS if (found := _state(content.get(key))) is not None), None)

@@ -1,0 +1,76 @@
+"""The user's own code: what `path/file.py:name` or `package.module:name` stands for. Finding it runs it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from holdfast.errors import HoldfastError, InputError, suggest
+
+
+def find(spec: str) -> Callable[..., Any]:
+    """The callable that `spec` names. Modules are looked up from the current folder, too.
+
+    Raises:
+        InputError: no such file, module or name; or the code raised while it was loaded.
+    """
+    where, _, name = spec.rpartition(":")
+    is_file = where.endswith(".py")
+    with importable(str(Path(where).parent.absolute()) if is_file else os.getcwd()):
+        module = _run_file(Path(os.path.expanduser(where))) if is_file else _import(where)
+    item = getattr(module, name, None)
+    if not callable(item):
+        public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+        raise InputError(f"{where} has no callable {name!r}; {suggest(name, public)}")
+    return item
+
+
+def call(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call the user's code; whatever it raises becomes one sentence that names the place."""
+    try:
+        return function(*args)
+    except HoldfastError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = (str(error).splitlines() or ["no message"])[0]
+        raise InputError(f"{what} raised {type(error).__name__}: {text} ({frame.filename}:{frame.lineno}).") from error
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Let the code there import its neighbours."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _run_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"holdfast_user_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"there is no file {path}; expected path/file.py:name.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up by name
+    call(str(path), spec.loader.exec_module, module)
+    return module
+
+
+def _import(where: str) -> ModuleType:
+    try:
+        return call(where, importlib.import_module, where)
+    except InputError as error:
+        cause = error.__cause__
+        if not (isinstance(cause, ModuleNotFoundError) and f"{where}.".startswith(f"{cause.name}.")):
+            raise
+    raise InputError(f"there is no module {where!r}; expected path/file.py:name or package.module:name.")

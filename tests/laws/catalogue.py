@@ -1,0 +1,89 @@
+"""Every attack of the catalogue, in a form that runs fast, and the values that its fields may take.
+
+Nothing here names an attack: a new file in `attacks/` is covered as it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from typing import Any
+
+import pytest
+
+from holdfast.attacks import CATALOGUE, Attack
+from holdfast.errors import SpecError
+from holdfast.losses import LOSSES
+from holdfast.targets import Access
+
+CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstance(maker, type)]
+
+
+def short(name: str, steps: int = 10, **fields: Any) -> Attack:
+    """The attack of that name, in few steps."""
+    maker = CATALOGUE[name]
+    fixed = maker.keywords if isinstance(maker, functools.partial) else {}
+    return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
+
+
+def every(test: Any) -> Any:
+    """Parametrise over every attack and every norm that it supports: arguments `name` and `norm`."""
+    pairs = [(name, norm) for name in CATALOGUE for norm in sorted(short(name).norms)]
+    return pytest.mark.parametrize(("name", "norm"), pairs)(test)
+
+
+def each(test: Any, *, needs: Access = Access.LABELS) -> Any:
+    """Parametrise over the classes alone (other names only preset fields), and their norms."""
+    pairs = [(c.__name__.lower(), norm) for c in CLASSES if c.needs >= needs for norm in sorted(c.norms)]
+    return pytest.mark.parametrize(("name", "norm"), pairs)(test)
+
+
+each_gradient = functools.partial(each, needs=Access.GRADIENTS)
+
+
+def losses_of(name: str) -> list[dict[str, str]]:
+    """The fields that set each loss of an attack; one empty set where it has none."""
+    return [{"loss": loss} for loss in LOSSES] if "loss" in fields_of(name) else [{}]
+
+
+def fields_of(name: str) -> dict[str, dataclasses.Field[Any]]:
+    maker = CATALOGUE[name]
+    cls = maker.func if isinstance(maker, functools.partial) else maker
+    return {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+
+
+def values(name: str, field: str) -> list[Any]:
+    """Values worth trying for a field: for text the words of its own help that the attack accepts."""
+    default = getattr(short(name), field)
+    if isinstance(default, bool):
+        return [False, True]
+    if isinstance(default, int):
+        tries: list[Any] = [default, default + 1, default * 2, max(1, default // 3), 1]
+    elif isinstance(default, float):
+        tries = [default, default / 2, default * 2, 0.5, 0.0, 1.0]
+    elif isinstance(default, str):
+        tries = [default, *re.findall(r"[\w-]+", help_of(name, field))]
+    else:
+        tries = [default]
+    return [v for v in dict.fromkeys(tries) if accepts(name, field, v)]
+
+
+def help_of(name: str, field: str) -> str:
+    """The comment behind a field, which is its help text."""
+    maker = CATALOGUE[name]
+    cls: Any = maker.func if isinstance(maker, functools.partial) else maker
+    found = re.search(rf"^    {field}: .*?#\s*(.+)$", inspect.getsource(cls), re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def accepts(name: str, field: str, value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    try:
+        short(name, **{field: value})
+    except SpecError:
+        return False
+    return True

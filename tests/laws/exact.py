@@ -1,0 +1,44 @@
+"""The farthest legal point in a direction, in closed form, by other means than `holdfast.norms`: numpy, one row."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+
+
+def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """The d that maximises <c, d> over {size(d) <= eps} and the box [lo, hi] that holds 0: [f]."""
+    room = np.where(c > 0, hi, -lo) * (c != 0)
+    if norm == "linf":
+        return np.sign(c) * np.minimum(room, eps)
+    if norm == "l1":
+        d, left = np.zeros_like(c), eps
+        for i in np.argsort(-np.abs(c)):
+            d[i] = np.sign(c[i]) * min(room[i], left)
+            left -= abs(d[i])
+        return d
+
+    def at(scale: float) -> np.ndarray:
+        return np.sign(c) * np.minimum(np.abs(c) * scale, room)
+
+    if np.linalg.norm(np.sign(c) * room) <= eps or not c.any():
+        return np.sign(c) * room
+    high = 1.0
+    while np.linalg.norm(at(high)) < eps:
+        high *= 2
+    return at(brentq(lambda s: np.linalg.norm(at(s)) - eps, 0, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
+
+
+def best_margin(
+    norm: str, w: np.ndarray, b: np.ndarray, x: np.ndarray, y: int, eps: float, low: float = 0, high: float = 1
+) -> float:
+    """The least margin z_y - max of the others that a linear model w x + b can be driven to around x."""
+    worst = math.inf
+    for j in range(len(w)):
+        if j != y:
+            c = w[j] - w[y]
+            d = farthest(norm, c, eps, low - x, high - x)
+            worst = min(worst, float(b[y] - b[j] - c @ (x + d)))
+    return worst

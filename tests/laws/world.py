@@ -1,0 +1,125 @@
+"""Small models and data on which the laws are tried.
+
+The models multiply and sum instead of calling a matrix product, and know no function but max(0, .), so each row's
+scores are the same bits whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks import Ledger
+from holdfast.targets import Access, Target, TorchTarget
+from holdfast.threat import Threat
+
+SHAPE = (1, 4, 4)
+EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7}  # each breaks some rows of `bent`, and not all
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Uniform in [0, 1)."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Linear(nn.Module):
+    """Scores w x + b."""
+
+    def __init__(self, w: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, None] * self.w).sum(-1) + self.b
+
+
+class Bent(nn.Module):
+    """Two linear layers with a kink between them."""
+
+    def __init__(self, k: int, features: int, hidden: int, seed: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        w = (draw(hidden, features, seed=seed) * 2 - 1).to(dtype)
+        v = (draw(k, hidden, seed=seed + 1) * 2 - 1).to(dtype)
+        self.first = Linear(w, -w.sum(1) / 2)
+        self.second = Linear(v, torch.zeros(k, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+class Then(nn.Module):
+    """A model whose scores are changed afterwards, by a function of the inputs and the scores."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(x, self.model(x))
+
+
+class Narrow(Target):
+    """Another target with less access."""
+
+    def __init__(self, inner: Target, access: Access) -> None:
+        self.inner, self.access = inner, access
+        self.task, self.shape, self.bounds, self.dtype = inner.task, inner.shape, inner.bounds, inner.dtype
+
+    def scores(self, x: Tensor) -> Tensor:
+        assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
+        return self.inner.scores(x)
+
+    def labels(self, x: Tensor) -> Tensor:
+        return self.inner.labels(x)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+def bent(k: int = 5, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Bent:
+    return Bent(k, 16, 12, seed, dtype)
+
+
+def linear(k: int, *, features: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> Linear:
+    w = (draw(k, features, seed=seed) * 2 - 1).to(dtype)
+    return Linear(w, -w.sum(1) / 2)
+
+
+def wrap(model: nn.Module, shape: tuple[int, ...] = SHAPE, **options: object) -> TorchTarget:
+    return TorchTarget(model, shape=shape, **options)  # pyright: ignore[reportArgumentType]
+
+
+def rows(target: Target, n: int, *, seed: int = 7, edge: bool = False, wrong: bool = False) -> tuple[Tensor, Tensor]:
+    """Inputs in [0, 1] and the model's own decisions on them.
+
+    `edge`: half of the pixels stand exactly at 0 or 1. `wrong`: every fourth row has another label.
+    """
+    assert target.shape is not None
+    x = draw(n, *target.shape, seed=seed, dtype=target.dtype)
+    if edge:
+        x = ((x * 2 - 0.5).clamp(0, 1)).to(target.dtype)
+        assert bool((x == 0).any())
+        assert bool((x == 1).any())
+    y = target.labels(x)
+    if wrong:
+        y[::4] = (y[::4] + 1) % target.task.k
+    return x, y
+
+
+def threat(norm: str, eps: float | Tensor | None = None, **options: object) -> Threat:
+    return getattr(Threat, norm)(EPS[norm] if eps is None else eps, **options)
+
+
+def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> None:
+    """Equal up to a tolerance. (torch.testing.assert_close imports sympy first, which takes seconds.)"""
+    assert a.dtype == b.dtype, f"{a.dtype} against {b.dtype}"
+    np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
+
+
+def same(a: Ledger, b: Ledger, at: Tensor | slice = slice(None)) -> None:
+    """All columns of rows `at` of a are those of b's rows `at`, to the bit."""
+    for name, column in a.columns().items():
+        np.testing.assert_array_equal(column[at].numpy(), b.columns()[name][at].numpy(), err_msg=name)
