@@ -1,11 +1,29 @@
-"""Holdfast: how robust is a trained model against adversarial examples, and how is it made so."""
+"""Holdfast: how robust is a trained model against adversarial examples, and how is it made so.
 
-from holdfast import attacks
-from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
-from holdfast.evaluate import Run, evaluate
-from holdfast.targets import wrap
-from holdfast.targets.preprocess import Normalize, Resize
-from holdfast.threat import Targeted, Threat, Untargeted
+Names are imported when first used, so that the command line and the report start without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast import attacks
+    from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
+    from holdfast.evaluate import Run, evaluate
+    from holdfast.targets import wrap
+    from holdfast.targets.preprocess import Normalize, Resize
+    from holdfast.threat import Targeted, Threat, Untargeted
+
+_HOMES = {
+    "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
+    "holdfast.evaluate": ("Run", "evaluate"),
+    "holdfast.targets": ("wrap",),
+    "holdfast.targets.preprocess": ("Normalize", "Resize"),
+    "holdfast.threat": ("Targeted", "Threat", "Untargeted"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AccessError",
@@ -22,3 +40,13 @@ __all__ = [
     "evaluate",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "attacks":
+        return importlib.import_module("holdfast.attacks")
+    if name not in _HOME:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

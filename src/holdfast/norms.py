@@ -166,7 +166,7 @@ class _L1(Norm):
         slope = bend.cumsum(1)
         rise = slope[:, :-1] * (kinks[:, :-1] - kinks[:, 1:])
         total = torch.cat([torch.zeros_like(rise[:, :1]), rise.cumsum(1)], 1)
-        piece = (torch.searchsorted(total, budget[:, None], right=True) - 1).clamp_min(0)
+        piece = (torch.searchsorted(total, budget[:, None].contiguous(), right=True) - 1).clamp_min(0)
         left = budget[:, None] - total.gather(1, piece)
         climb = slope.gather(1, piece)
         shrink = kinks.gather(1, piece) - torch.where(climb > 0, left / climb.clamp_min(1), math.inf)

@@ -23,9 +23,10 @@ def find(spec: str) -> Callable[..., Any]:
         InputError: no such file, module or name; or the code raised while it was loaded.
     """
     where, _, name = spec.rpartition(":")
+    where = os.path.expanduser(where)
     is_file = where.endswith(".py")
     with importable(str(Path(where).parent.absolute()) if is_file else os.getcwd()):
-        module = _run_file(Path(os.path.expanduser(where))) if is_file else _import(where)
+        module = _run_file(Path(where)) if is_file else _import(where)
     item = getattr(module, name, None)
     if not callable(item):
         public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]

@@ -119,7 +119,13 @@ def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> Non
     np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
 
 
-def same(a: Ledger, b: Ledger, at: Tensor | slice = slice(None)) -> None:
+def same(a: Ledger, b: Ledger, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()) -> None:
     """All columns of rows `at` of a are those of b's rows `at`, to the bit."""
     for name, column in a.columns().items():
-        np.testing.assert_array_equal(column[at].numpy(), b.columns()[name][at].numpy(), err_msg=name)
+        if name not in but:
+            np.testing.assert_array_equal(column[at].numpy(), b.columns()[name][at].numpy(), err_msg=name)
+
+
+def pick(ledger: Ledger, at: Tensor) -> Ledger:
+    """The books of rows `at` alone."""
+    return Ledger(**{name: column[at] for name, column in ledger.columns().items()})

@@ -135,15 +135,6 @@ def show(manifest: Manifest) -> None:
     Console().print(summary(manifest))
 
 
-def show(manifest: Manifest) -> None:
-    """The summary of a run, on stdout."""
-    from rich.console import Console
-
-    from holdfast.report.terminal import summary
-
-    Console().print(summary(manifest))
-
-
 def command_line() -> str:
     """What was typed."""
     return shlex.join(["holdfast", *sys.argv[1:]])

@@ -77,7 +77,7 @@ def _open(spec: str, split: str, scale: bool) -> Source:
     if where and factory.isidentifier():
         from holdfast.data.factory import open_factory
 
-        return open_factory(os.path.expanduser(where), factory, spec, scale)
+        return open_factory(spec, scale)
     if spec and path.exists():
         forms = ", ".join(line.split(": ")[0] for line in KINDS.values())
         raise InputError(f"{spec} is not a kind of data that can be read; expected one of {forms}.")

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from holdfast import usercode
 from holdfast.data.arrays import Arrays, to_numpy
-from holdfast.data.files import one_line
 from holdfast.data.source import Source, floats
-from holdfast.errors import HoldfastError, InputError, suggest
+from holdfast.errors import InputError
 
 
-def open_factory(where: str, factory: str, name: str, scale: bool) -> Source:
-    """Call `factory` of the file or module `where`; it gives (x, y), a map-style dataset, or a `Source`.
+def open_factory(name: str, scale: bool) -> Source:
+    """Call the factory that `name` spells; it gives (x, y), a map-style dataset, or a `Source`.
 
     Raises:
         InputError: no such file, module or factory; it raised; or it returned something else.
     """
-    is_file = where.endswith(".py")
-    with _importable(str(Path(where).parent.absolute()) if is_file else os.getcwd()):
-        module = _run_file(Path(where)) if is_file else _import(where)
-        make = getattr(module, factory, None)
-        if not callable(make):
-            raise InputError(f"{where} has no function {factory!r}; {suggest(factory, _public(module))}")
-        made = _call(name, make)
+    spec = os.path.expanduser(name)
+    where = spec.rpartition(":")[0]
+    make = usercode.find(spec)
+    with usercode.importable(str(Path(where).parent.absolute()) if where.endswith(".py") else os.getcwd()):
+        made = usercode.call(name, make)
     if isinstance(made, Source):
         return made
     if isinstance(made, tuple) and len(made) == 2:
@@ -52,7 +43,7 @@ class Dataset(Source):
 
     def __init__(self, items: Any, name: str, scale: bool) -> None:
         self._items, self._scale, self.name = items, scale, name
-        self._count: int = _call(f"len of {name}", len, items)
+        self._count: int = usercode.call(f"len of {name}", len, items)
         if not self._count:
             raise InputError(f"{name} is empty: its dataset has no items; expected at least one.")
         self.shape = self._item(0)[0].shape
@@ -71,58 +62,10 @@ class Dataset(Source):
 
     def _item(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         what = f"item {row} of {self.name}"
-        item = _call(what, lambda: self._items[row])
+        item = usercode.call(what, lambda: self._items[row])
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise InputError(f"{what} is {type(item).__name__}; expected a pair (x, y).")
         x, y = to_numpy(item[0], f"x of {what}"), to_numpy(item[1], f"y of {what}")
         if x.dtype.kind not in "biuf" or not x.ndim or not x.size:
             raise InputError(f"x of {what} holds {x.dtype} of shape {x.shape}; expected an array of numbers.")
         return floats(x, self._scale), y
-
-
-def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"holdfast_user_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"there is no file {path}; expected path/file.py:factory.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up by name
-    _call(str(path), spec.loader.exec_module, module)
-    return module
-
-
-def _import(where: str) -> ModuleType:
-    try:
-        return _call(where, importlib.import_module, where)
-    except InputError as error:
-        cause = error.__cause__
-        if not (isinstance(cause, ModuleNotFoundError) and f"{where}.".startswith(f"{cause.name}.")):
-            raise
-    raise InputError(
-        f"there is no module {where!r}; expected path/file.py:factory, package.module:factory, or one of "
-        "mnist:DIR, fashion-mnist:DIR, cifar10:DIR, idx:IMAGES,LABELS."
-    )
-
-
-def _public(module: ModuleType) -> list[str]:
-    return [word for word, item in vars(module).items() if callable(item) and not word.startswith("_")]
-
-
-def _call(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return function(*args)
-    except HoldfastError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-        raise InputError(f"{what} raised {type(error).__name__}: {one_line(error)} ({place}).") from error
-
-
-@contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(folder)

@@ -45,7 +45,7 @@ def open_npz(path: Path, name: str, scale: bool) -> Arrays:
                 raise InputError(f"{path} holds the arrays {seen}; expected x (inputs) and y (labels).")
             x, y = (_member(path, archive, key) for key in "xy")
     except _DAMAGE as error:
-        if "allow_pickle" in str(error):
+        if "Object arrays" in str(error):
             seen = "Python objects (a pickle), which could run code"
             raise InputError(f"{path} holds {seen}; expected plain arrays of numbers.") from None
         raise InputError(

@@ -111,13 +111,13 @@ def looks_like_probabilities(z: torch.Tensor) -> bool:
 def _check_labels(y: np.ndarray, start: int) -> None:
     if y.ndim == 2 and y.shape[1] > 1:
         raise InputError(
-            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers, shape ({len(y)},): y.argmax(1)."
+            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1)."
         )
     if y.ndim != 1:
         raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(
-            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers. Convert them with astype(int)."
+            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with astype(int)."
         )
     if len(y) and int(y.min()) < 0:
         raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")

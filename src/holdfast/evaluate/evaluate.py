@@ -97,7 +97,7 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     began = time.monotonic()
-    source = data if isinstance(data, Source) else from_arrays(*data)
+    source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name)
     part = rows_asked(samples, len(source), source.name)
@@ -106,15 +106,14 @@ def evaluate(
     check_labels(source, target.task.k)
     _check_threat(threat, target, chosen, curve)
 
-    holder = tempfile.TemporaryDirectory(prefix="holdfast-") if out is None else None
-    folder = Path(holder.name if holder else out or "")
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     deadline = began + (math.inf if max_seconds is None else max_seconds)
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
     plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
     if resume and (folder / "run.json").exists():
         refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
-        return Run(folder, holder)
+        return Run(folder)
     journal = Journal(folder)
     journal.open(question(facts), resume=resume)
 
@@ -127,7 +126,7 @@ def evaluate(
     store.write_gallery(folder, table, source)
     store.write_manifest(folder, finish(folder, facts, table, trials))
     journal.close()
-    return Run(folder, holder)
+    return Run(folder, temporary=out is None)
 
 
 def question(facts: Facts) -> dict[str, str]:
@@ -272,6 +271,8 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
+    if not all(map(math.isfinite, (threat.eps, *curve))):
+        raise SpecError("eps is inf, but a robust accuracy needs a finite one; add more with a curve.")
     if isinstance(threat.goal, Targeted) and not 0 <= threat.goal.t < target.task.k:
         raise SpecError(f"the goal is class {threat.goal.t}, but the model knows 0 to {target.task.k - 1}.")
     for eps in (threat.eps, *curve):

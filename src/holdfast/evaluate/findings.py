@@ -26,8 +26,8 @@ def _failed(table: pa.Table, metrics: Metrics) -> Finding | None:
     if not n:
         return None
     text = (
-        f"{n} rows failed: the model gave non-finite scores or gradients, or its evidence did not hold. They count "
-        f"neither as right nor as robust."
+        f"{n} rows failed: the model gave non-finite scores or gradients, or its evidence did not hold. They do "
+        f"not count as robust."
     )
     return Finding(check="failed", severity="red", text=text, value=n, threshold=0)
 
@@ -37,7 +37,7 @@ def _unstable(table: pa.Table, metrics: Metrics) -> Finding | None:
     if not n:
         return None
     share = n / table.num_rows
-    text = f"{n} rows change their label with batch size or repeat. They count neither as right nor as robust."
+    text = f"{n} rows change their label with batch size or repeat. They do not count as robust."
     return Finding(check="unstable", severity="red" if share > 0.01 else "info", text=text, value=share, threshold=0.01)
 
 

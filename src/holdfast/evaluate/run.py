@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from holdfast.runs.manifest import Interval, Manifest, Metrics, Verdict
 class Run:
     """Opens a run folder. The folder of a run made without `out` is temporary and goes with this object."""
 
-    def __init__(self, folder: Path | str, holder: TemporaryDirectory[Any] | None = None) -> None:
+    def __init__(self, folder: Path | str, *, temporary: bool = False) -> None:
         self.folder = Path(folder)
-        self._holder = holder
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     @cached_property
     def manifest(self) -> Manifest:

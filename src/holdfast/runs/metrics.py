@@ -8,8 +8,6 @@ from typing import get_args
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from holdfast.runs.manifest import (
     ClassMetrics,
@@ -47,6 +45,8 @@ def interval(successes: int, n: int) -> Interval:
     """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
     if n == 0:
         return Interval(value=None, low=None, high=None, n=0)
+    from scipy.stats import binomtest
+
     bounds = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), n=n)
 
@@ -59,8 +59,7 @@ def measure(
 ) -> Metrics:
     """All metrics of a table of samples.
 
-    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and count as neither right
-    nor robust.
+    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and do not count as robust.
 
     Args:
         samples: rows of `SAMPLES`.
@@ -76,7 +75,7 @@ def measure(
         table.column(name).to_numpy() for name in ("label", "clean_prediction", "attacked_prediction")
     )
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
-    right = (clean == label) & ~np.isin(status, ["unstable", "failed"])
+    right = clean == label
     robust = np.isin(status, ["robust", "certified"])
     n = len(status)
 
@@ -104,7 +103,7 @@ def measure(
     return Metrics(
         clean_accuracy=interval(int(right.sum()), n),
         robust_accuracy=interval(int(robust.sum()), n),
-        attack_success_rate=interval(int((status == "broken").sum()), int((right & (status != "wrong")).sum())),
+        attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
         precision=pair(0) if n else Pair(clean=None, attacked=None),
         recall=pair(1) if n else Pair(clean=None, attacked=None),
         f1=pair(2) if n else Pair(clean=None, attacked=None),
@@ -117,6 +116,10 @@ def measure(
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not len(label):
+        return (np.full(classes, np.nan),) * 3
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(
         label,
         predicted,
@@ -130,6 +133,8 @@ def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[l
     known = predicted >= 0
     if not known.any():
         return [[0] * classes for _ in range(classes)]
+    from sklearn.metrics import confusion_matrix
+
     return confusion_matrix(label[known], predicted[known], labels=np.arange(classes)).tolist()
 
 

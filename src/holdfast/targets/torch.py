@@ -90,7 +90,9 @@ class TorchTarget(Target):
             if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
                 return torch.zeros_like(leaf)
             with torch.inference_mode(False), torch.enable_grad():
-                g = torch.autograd.grad(z, leaf, cotangent.to(z.dtype), retain_graph=True, allow_unused=True)[0]
+                # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
+                pulled = (z * cotangent.to(z.dtype)).sum()
+                g = torch.autograd.grad(pulled, leaf, retain_graph=True, allow_unused=True)[0]
             return torch.zeros_like(leaf) if g is None else g
 
         return z.detach(), pullback

@@ -1,0 +1,102 @@
+"""APGD's own clockwork, against the numbers of the paper and a plain rewrite of its loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws.world import EPS, bent, rows, threat, wrap
+from torch import Tensor
+
+from holdfast.attacks import parse, run
+from holdfast.attacks.apgd import APGD, Climb
+from holdfast.attacks.problem import Problem
+from holdfast.rng import Keys
+
+
+def test_checkpoints_are_the_papers() -> None:
+    assert APGD(steps=100).checkpoints()[1:] == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 33, 1000])
+def test_checkpoints_rise_within_the_steps(steps: int) -> None:
+    marks = APGD(steps=steps).checkpoints()
+    assert marks[0] == 0
+    assert marks == sorted(set(marks))
+    assert marks[-1] <= steps
+
+
+def test_the_first_step_is_two_eps_and_costs_are_as_stated() -> None:
+    target = wrap(bent())
+    x, y = rows(target, 10)
+    p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(10)))
+    state = APGD().start(p)
+    assert bool((state.size == 2).all())
+    ledger = run(parse("apgd(steps=20)"), target, x, y, threat("linf", 1e-4), stop=False)
+    # One for the clean scores, one for the start, one a step; the last point is asked again where a check moved it.
+    assert bool(((ledger.forwards == 22) | (ledger.forwards == 23)).all())
+    assert bool((ledger.backwards == 21).all())
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_path_is_that_of_a_plain_rewrite(norm: str, loss: str) -> None:
+    """Step sizes, halvings and losses of each row, followed one row at a time in plain Python."""
+    target = wrap(bent())
+    x, y = rows(target, 8)
+    attack = APGD(steps=50, loss=loss)
+    for i in range(len(x)):
+        p = Problem(target, x[i : i + 1], y[i : i + 1], threat(norm, 2 * EPS[norm]), Keys.of(3, torch.tensor([i])))
+        state, twin = attack.start(p), Twin(attack, p)
+        for t in range(attack.steps):
+            p.t = t + 1
+            state = attack.step(p, state, t)
+            twin.step(t)
+            assert float(state.size) == twin.size, f"step size of row {i} after step {t}"
+            assert float(state.best_value) == pytest.approx(twin.best[0], rel=1e-9)
+            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), f"point of row {i} after step {t}"
+        assert twin.halvings > 1
+
+
+class Twin:
+    """Algorithm 1 of arXiv:2003.01690 for one row, as the paper tells it."""
+
+    def __init__(self, attack: APGD, p: Problem) -> None:
+        self.attack, self.p = attack, p
+        self.size, self.halvings = 2.0, 0
+        self.d = self.before = p.random_start("sphere")
+        self.value, self.g = self.ask(self.d)
+        self.best = (self.value, self.d, self.g)
+        self.last_best, self.last_halved, self.rises = self.value, True, 0
+        self.marks = {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}  # of N = 50: the first .22 N, each next one less
+
+    def ask(self, d: Tensor) -> tuple[float, Tensor]:
+        value, g = self.p.gradient(d, self.attack.loss)
+        return float(value), g
+
+    def step(self, t: int) -> None:
+        p = self.p
+        ahead = p.project(self.d + self.size * p.eps * p.steepest(self.g, self.d))
+        new = ahead if t == 0 else p.project(self.d + 0.75 * (ahead - self.d) + 0.25 * (self.d - self.before))
+        value, g = self.ask(new)
+        self.rises += value > self.value
+        self.before, self.d, self.value, self.g = self.d, new, value, g
+        if value > self.best[0]:
+            self.best = (value, new.clone(), g.clone())
+        if t + 1 in self.marks:
+            few = self.rises <= 0.75 * self.marks[t + 1]
+            stuck = not self.last_halved and self.last_best >= self.best[0]
+            self.last_halved, self.last_best, self.rises = few or stuck, self.best[0], 0
+            if few or stuck:
+                self.size, self.halvings = self.size / 2, self.halvings + 1
+                _, self.d, self.g = self.best
+
+
+def test_the_best_and_the_checked_are_not_the_same_books() -> None:
+    """A best value that rises after a checkpoint leaves the value noted there alone."""
+    n = 2
+    d, value = torch.zeros(n, 3), torch.tensor([1.0, 1.0])
+    never = torch.zeros(n)
+    state = Climb(d, d, d, value, d, d, value, value, never, never == 0, never + 2)
+    checked = APGD()._check(state._replace(best_value=value + 1), 22)
+    assert checked.checked.tolist() == [2, 2]
+    assert state.checked.tolist() == [1, 1]

@@ -1,0 +1,158 @@
+"""Near the optimum where it is known: linear models, with and without an active box; more effort and more eps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from laws.catalogue import each, each_gradient, short
+from laws.exact import best_margin
+from laws.world import EPS, Linear, draw, linear, rows, threat, wrap
+from torch import Tensor
+
+from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.norms import NORMS
+from holdfast.targets import Access, TorchTarget
+
+N = 30
+boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
+FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
+FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
+
+
+def optimum(norm: str, model: Linear, x: Tensor, y: Tensor, eps: float, box: tuple[float, float]) -> Tensor:
+    """The least margin of each row, by other means: [n]."""
+    w, b = model.w.detach().numpy(), model.b.detach().numpy()
+    columns = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
+    return torch.tensor([best_margin(norm, w, b, row, label, eps, *box) for row, label in columns])
+
+
+def world(k: int, box: tuple[float, float], **options: int) -> tuple[Linear, TorchTarget, Tensor, Tensor]:
+    """Pixels often stand at 0 or 1, where the near box stops them."""
+    model = linear(k, **options)
+    target = wrap(model, bounds=box)
+    x, y = rows(target, N, edge=True)
+    return model, target, x, y
+
+
+def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Tensor) -> float:
+    """The least share of the possible fall of the margin that a row's search reached."""
+    clean = target.task.margin(target.scores(x), y)
+    return float(((clean - ledger.margin) / (clean - best)).min())
+
+
+@boxes
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("spec", FIXED_EPS)
+def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, float]) -> None:
+    attack = parse(spec)
+    if norm not in attack.norms:
+        return
+    model, target, x, y = world(2, box)
+    for eps in (EPS[norm], 4 * EPS[norm]):
+        ledger = run(attack, target, x, y, threat(norm, eps), stop=False)
+        share = attained(target, ledger, x, y, optimum(norm, model, x, y, eps, box))
+        assert 0.99 <= share <= 1 + 1e-6
+
+
+@boxes
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("spec", ["pgd(steps=100)", 'apgd(steps=100, loss="margin")'])
+def test_many_classes_reach_the_optimum_by_their_aims(spec: str, norm: str, box: tuple[float, float]) -> None:
+    attack = parse(spec)
+    if norm not in attack.norms:
+        return
+    model, target, x, y = world(4, box)
+    best = optimum(norm, model, x, y, 2 * EPS[norm], box)
+    aimed = [run(attack, target, x, y, threat(norm, 2 * EPS[norm]), rank=r, stop=False) for r in (1, 2, 3)]
+    aimed[0].margin = torch.stack([a.margin for a in aimed]).amin(0)
+    assert 0.99 <= attained(target, aimed[0], x, y, best) <= 1 + 1e-6
+
+
+@boxes
+@each_gradient
+def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
+    """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and no other."""
+    model, target, x, y = world(2, box)
+    x = x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)
+    eps = 2 * EPS[norm]
+    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
+    must = optimum(norm, model, x, y, 0.95 * eps, box) < 0
+    can = optimum(norm, model, x, y, eps * (1 + 2e-6), box) < 0
+    assert 0 < int(must.sum()) < N
+    assert bool(ledger.broken[must].all())
+    assert not bool((ledger.broken & ~can).any())
+
+
+@boxes
+@pytest.mark.parametrize(("norm", "steps"), [("linf", 2**6), ("l1", 2 * 6)])
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_walk_over_all_corners_is_exact(k: int, norm: str, steps: int, box: tuple[float, float]) -> None:
+    """Inside the box the corners of the ball hold the optimum; in Linf also where the box cuts them."""
+    model = linear(k, features=6)
+    target = wrap(model, (1, 2, 3), bounds=box)
+    x, y = rows(target, N, edge=norm == "linf" or box[0] < 0)
+    if norm == "l1":
+        x = x * 0.4 + 0.3
+    y = target.labels(x)
+    eps = {"linf": 0.15, "l1": 0.3}[norm]
+    ledger = run(parse(f"sweep(steps={steps}, order='exhaustive')"), target, x, y, threat(norm, eps), stop=False)
+    best = optimum(norm, model, x, y, eps, box)
+    np.testing.assert_allclose(ledger.margin.numpy(), best.numpy(), rtol=0, atol=1e-9)
+    assert torch.equal(ledger.broken, best < 0)
+    assert 0 < int(ledger.broken.sum()) < N
+
+
+def evidence(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
+    ledger = run(attack, target, x, y, threat(norm, eps), stop=False)
+    return ledger.broken, ledger.margin
+
+
+@each
+def test_more_eps_never_hurts(name: str, norm: str) -> None:
+    _, target, x, y = world(2, (-20, 20))
+    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 1.5, 2, 3, 4)]
+    for (broken, margin), (more, lower) in zip(found, found[1:], strict=False):
+        assert not bool((broken & ~more).any())
+        assert bool((lower <= margin + 1e-9).all())
+    assert int(found[-1][0].sum()) > int(found[0][0].sum())
+
+
+@each_gradient
+def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
+    _, target, x, y = world(2, (0, 1))
+    found = [evidence(short(name, 60), target, x, y, norm, EPS[norm] * s)[0] for s in (0.5, 1, 1.5, 2, 3, 4)]
+    for broken, more in zip(found, found[1:], strict=False):
+        assert not bool((broken & ~more).any())
+
+
+@boxes
+@each_gradient
+def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
+    _, target, x, y = world(2, box)
+    found = [evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 60, 120)]
+    for (broken, margin), (more, lower) in zip(found, found[1:], strict=False):
+        assert not bool((broken & ~more).any())
+        assert bool((lower <= margin + 1e-3).all())
+
+
+@pytest.mark.xfail(reason="src: run() keys the noise by all fields, so sweep(steps=21) is not sweep(steps=20) and one more")
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_points_of_a_sweep_never_hurt(norm: str) -> None:
+    _, target, x, y = world(2, (0, 1))
+    found = [evidence(parse(f"sweep(steps={s})"), target, x, y, norm, 3 * EPS[norm]) for s in range(10, 40, 5)]
+    for (_, margin), (_, lower) in zip(found, found[1:], strict=False):
+        assert bool((lower <= margin).all())
+
+
+@each
+def test_one_more_restart_is_other_noise(name: str, norm: str) -> None:
+    """A restart is a fresh draw that never touches the others': the best of more is never worse."""
+    attack = short(name, 5)
+    _, target, x, y = world(2, (0, 1))
+    first, second, again = (
+        run(attack, target, x, y, threat(norm), restart=r, stop=False) for r in (0, 1, 0)
+    )
+    assert torch.equal(first.best, again.best)
+    if attack.needs < Access.GRADIENTS or "start_at" not in repr(attack):
+        assert not torch.equal(first.margin, second.margin)

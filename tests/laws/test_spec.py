@@ -1,0 +1,105 @@
+"""The spec round-trips: what is printed is read back as an equal attack."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from laws.catalogue import CLASSES, fields_of, values
+
+from holdfast import spec
+from holdfast.attacks import CATALOGUE, parse
+from holdfast.errors import SpecError
+from holdfast.evaluate.protocols import PROTOCOLS, parse_trial
+from holdfast.norms import NORMS
+from holdfast.threat import Threat
+
+
+def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
+    default = values(name, field.name)[0]
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, int):
+        return st.integers(-10, 10**9)
+    if isinstance(default, float):
+        return st.one_of(st.floats(), st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255)))
+    return st.sampled_from(values(name, field.name))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+@given(data=st.data())
+def test_every_attack_round_trips(name: str, data: st.DataObject) -> None:
+    fields = {f: data.draw(likely(name, field), f) for f, field in fields_of(name).items()}
+    assume(all(value == value for value in fields.values()))  # NaN equals nothing, not even itself
+    try:
+        attack = CATALOGUE[name](**fields)
+    except SpecError:
+        assume(False)
+    assert parse(repr(attack)) == attack
+    assert parse(spec.write(attack, whole=True)) == attack
+    assert repr(parse(repr(attack))) == repr(attack)
+    assert hash(parse(repr(attack))) == hash(attack)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_bare_name_is_its_defaults(name: str) -> None:
+    assert parse(name) == parse(f"{name}()") == CATALOGUE[name]()
+    assert parse(repr(parse(name))) == parse(name)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_field_has_its_help(cls: type) -> None:
+    import inspect
+
+    source = inspect.getsource(cls)
+    for field in dataclasses.fields(cls):
+        line = next(s for s in source.splitlines() if s.strip().startswith(f"{field.name}:"))
+        assert "#" in line, f"{cls.__name__}.{field.name} has no trailing comment"
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_words_are_checked_at_the_border(name: str) -> None:
+    for field in fields_of(name):
+        if isinstance(values(name, field)[0], str):
+            assert len(values(name, field)) > 1, f"{field} knows one word only"
+            with pytest.raises(SpecError):
+                parse(f'{name}({field}="no such word")')
+    with pytest.raises(SpecError):
+        parse(f"{name}(steps=0)")
+    with pytest.raises(SpecError, match="did you mean steps"):
+        parse(f"{name}(stepps=3)")
+
+
+@given(value=st.floats())
+def test_numbers_keep_every_bit(value: float) -> None:
+    text = spec.number(value)
+    _, (back,), _ = spec.call(f"f({text})")
+    assert back == value or (back != back and value != value)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@given(eps=st.floats(min_value=0, exclude_min=True, allow_nan=False))
+def test_threats_round_trip(norm: str, eps: float) -> None:
+    t = getattr(Threat, norm)(eps)
+    assert Threat.parse(repr(t)).eps == eps
+    assert Threat.parse(repr(t)).norm is t.norm
+
+
+@pytest.mark.parametrize("text", [t for _, _, lists in PROTOCOLS.values() for ts in lists.values() for t in ts])
+def test_the_trials_of_protocols_round_trip(text: str) -> None:
+    trial = parse_trial(text)
+    assert parse_trial(repr(trial)) == trial
+    assert parse_trial(trial.write(whole=True)) == trial
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["pgd(steps=__import__('os'))", "pgd(steps=().__class__)", "pgd(*[1])", "pgd(**{})", "pgd.x()", "1", "pgd(lambda: 1)"]
+    + ["pgd(steps=10**9)", "pgd(steps=[1][0])", "pgd(f'{1}')", "(" * 300, "pgd(steps=1/0)", "", "pgd(1, 2, 3, 4, 5, 6)"],
+)
+def test_what_is_not_a_literal_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse(text)

@@ -1,0 +1,154 @@
+"""Success is real and legal when the untouched model is asked again, and only the threat's goal counts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from laws.catalogue import every, losses_of, short
+from laws.world import EPS, Then, bent, close, rows, threat, wrap
+from torch import Tensor
+
+from holdfast.attacks import Ledger, Outcome, run
+from holdfast.attacks.problem import legal_size
+from holdfast.evaluate import judge
+from holdfast.losses import LOSSES
+from holdfast.targets import TorchTarget
+from holdfast.tasks import without
+from holdfast.threat import Targeted, Threat
+
+N = 40
+
+
+def check(ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat) -> None:
+    """Re-ask the plain model, and measure by hand."""
+    z = model(ledger.best).detach()
+    d = (ledger.best.double() - x.double()).flatten(1)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[t.norm.name]
+    size = torch.linalg.vector_norm(d, order, dim=1)
+    limit = torch.as_tensor(t.eps, dtype=torch.float64) * (1 + 1e-6)
+    if target.dtype == torch.float32:
+        limit = limit + 16 * 2.0**-24
+    assert bool((ledger.best >= target.bounds.low).all())
+    assert bool((ledger.best <= target.bounds.high).all())
+    assert bool((size <= limit).all()), "also a point that broke nothing is legal"
+    if t.mask is not None:
+        assert bool((d[:, ~t.mask.flatten()] == 0).all())
+    wanted = z.argmax(1) == t.goal.t if isinstance(t.goal, Targeted) else z.argmax(1) != y
+    broken = ledger.outcome == Outcome.BROKEN
+    assert torch.equal(broken, wanted)
+    assert torch.equal(ledger.broken, broken)
+    close(ledger.size[broken], size[broken], rtol=1e-9, atol=1e-12)
+    assert bool(ledger.size[~broken].isinf().all())
+    assert bool((ledger.margin <= target.task.margin(z, y).double() + 1e-12).all())
+    legal, found = judge.within(target, t, x, ledger.best)
+    assert bool(legal.all())
+    close(found, size, rtol=1e-9, atol=1e-12)
+    assert torch.equal(judge.meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stop", [True, False])
+def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torch.dtype) -> None:
+    model = bent(dtype=dtype)
+    target = wrap(copy.deepcopy(model))
+    for edge in (False, True):
+        x, y = rows(target, N, edge=edge)
+        for fields in losses_of(name):
+            t = threat(norm)
+            ledger = run(short(name, **fields), target, x, y, t, stop=stop)
+            assert 0 < int(ledger.broken.sum()) < N
+            check(ledger, model, target, x, y, t)
+
+
+@every
+def test_the_mask_is_kept(name: str, norm: str) -> None:
+    model = bent()
+    target = wrap(model)
+    x, y = rows(target, N, edge=True)
+    mask = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.6
+    t = threat(norm, 2 * EPS[norm], mask=mask)
+    ledger = run(short(name), target, x, y, t)
+    assert int(ledger.broken.sum()) > 0
+    check(ledger, model, target, x, y, t)
+
+
+@every
+def test_only_the_goal_counts(name: str, norm: str) -> None:
+    model = bent()
+    target = wrap(model)
+    x, y = rows(target, N)
+    for goal in (2, (y + 1) % 5):
+        t = threat(norm, 2 * EPS[norm], goal=Targeted(goal))
+        for fields in losses_of(name):
+            check(run(short(name, **fields), target, x, y, t), model, target, x, y, t)
+
+
+@every
+def test_an_eps_a_row(name: str, norm: str) -> None:
+    model = bent()
+    target = wrap(model)
+    x, y = rows(target, N)
+    t = threat(norm, EPS[norm] * (torch.arange(N, dtype=torch.float64) + 1) / N * 2)
+    ledger = run(short(name), target, x, y, t)
+    assert int(ledger.broken.sum()) > 0
+    check(ledger, model, target, x, y, t)
+
+
+@every
+def test_other_bounds(name: str, norm: str) -> None:
+    inner = bent()
+    model = Then(inner, lambda x, _: inner((x + 1) / 2))
+    target = wrap(model, bounds=(-1, 1))
+    x, y = rows(target, N)
+    t = threat(norm, 2 * EPS[norm])
+    ledger = run(short(name), target, x * 2 - 1, target.labels(x * 2 - 1), t)
+    assert int(ledger.broken.sum()) > 0
+    check(ledger, model, target, x * 2 - 1, target.labels(x * 2 - 1), t)
+
+
+@every
+def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
+    """Binary images: no pixel is stuck at 0 or 1, as under an atanh that is infinite there."""
+    target = wrap(bent())
+    x, _ = rows(target, N, edge=True)
+    x = x.round()
+    y = target.labels(x)
+    ledger = run(short(name, 30), target, x, y, threat(norm, 3 * EPS[norm]))
+    moved = ((ledger.best - x) != 0).flatten(1).any(1)
+    assert bool(moved[ledger.outcome != Outcome.SURVIVED].all())
+    assert int(ledger.broken.sum()) > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("r", [1, 2, 3, 4])
+def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
+    """Aimed at its r-th rival an attack raises that one's loss; any wrong class is a success."""
+    target = wrap(bent())
+    x, y = rows(target, N)
+    z = target.scores(x)
+    aim = without(z, y).argsort(1, descending=True)[:, r - 1]
+    ledger = run(short("pgd", loss=loss, start_at="zero", step_size=1.0, steps=1), target, x, y, threat("linf"), rank=r)
+    before, after = (LOSSES[loss](scores, y, aim) for scores in (z, target.scores(ledger.best)))
+    assert float((after > before).float().mean()) > 0.95
+    assert torch.equal(ledger.broken, target.labels(ledger.best) != y)
+
+
+@every
+def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str) -> None:
+    for k in (1, 2, 3):
+        target = wrap(bent(k))
+        x, y = rows(target, N)
+        for fields in losses_of(name):
+            attack = short(name, **fields)
+            aimed = [run(attack, target, x, y, threat(norm), rank=r) for r in range(1, target.task.k)]
+            assert all(bool((a.outcome != Outcome.FAILED).all()) for a in aimed)
+            assert sum(int(a.broken.sum()) for a in aimed) > 0
+
+
+def test_the_limit_is_eps_and_rounding() -> None:
+    target = wrap(bent(dtype=torch.float32))
+    for norm, rounding in (("linf", 2.0**-24), ("l2", 4 * 2.0**-24), ("l1", 16 * 2.0**-24)):
+        assert float(legal_size(threat(norm).norm, 0.5, target, 1)) == pytest.approx(0.5 * (1 + 1e-6) + rounding, abs=1e-12)

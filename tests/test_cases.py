@@ -1,0 +1,80 @@
+"""Real models that others trained, and the answers that are known of them (../shared/cases)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import holdfast
+from holdfast.attacks import PGD, run
+from holdfast.targets import Target
+
+pytestmark = pytest.mark.cases
+
+
+def case(cases: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, cases / name / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mnist(cases: Path) -> tuple[np.ndarray, np.ndarray]:
+    x, y = case(cases, "data_mnist").test()
+    return x[:, None].astype(np.float32) / 255, y.astype(np.int64)
+
+
+def cifar(cases: Path) -> tuple[np.ndarray, np.ndarray]:
+    x, y = case(cases, "data_cifar10").load("first1000")
+    return x.transpose(0, 3, 1, 2).astype(np.float32) / 255, y
+
+
+def clean_percent(target: Target, x: np.ndarray, y: np.ndarray) -> float:
+    target.bind(x.shape[1:])
+    z = target.all_scores(torch.from_numpy(x))
+    return 100 * float((target.task.predict(z) == torch.from_numpy(y)).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "percent"),
+    [
+        ("torch_advertorch_lenet5", {"k": "adv"}, 98.64),
+        ("torch_advertorch_lenet5", {"k": "cln"}, 98.89),
+        ("torch_advertorch_lenet5", {"k": "mlp"}, 98.17),
+        ("torch_trades_mnist", {}, 99.48),
+        ("torch_kw_mnist", {}, 98.20),
+        ("torch_cnn_a_mnist", {}, 96.33),
+        ("torch_abs_cnn_mnist", {"binarize": False}, 99.35),
+        ("torch_abs_cnn_mnist", {"binarize": True}, 98.82),
+    ],
+)
+def test_clean_accuracy_on_mnist_is_the_tables(cases: Path, name: str, options: dict, percent: float) -> None:
+    target = holdfast.wrap(case(cases, name).load(**options))
+    assert clean_percent(target, *mnist(cases)) == pytest.approx(percent, abs=1e-9)
+
+
+# The other 9,000 test images are not there: the bound is how far 1,000 of 10,000 images may lie off (4 sigma).
+@pytest.mark.parametrize(
+    ("name", "options", "percent"),
+    [
+        ("torch_cnn_a_cifar", {}, 65.65),
+        ("torch_marabou_cifar", {"k": "small"}, 63.14),
+        ("torch_marabou_cifar", {"k": "medium"}, 70.21),
+        ("torch_sigmoid_cifar", {}, 63.17),
+    ],
+)
+def test_clean_accuracy_on_cifar_is_near_the_tables(cases: Path, name: str, options: dict, percent: float) -> None:
+    model = case(cases, name).load(**options)
+    x, y = cifar(cases)
+    with torch.no_grad():
+        plain = 100 * float((model(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
+    assert clean_percent(holdfast.wrap(model), x, y) == pytest.approx(plain, abs=1e-9)
+    sigma = 100 * (percent / 100 * (1 - percent / 100) / len(x) * 0.9) ** 0.5
+    assert abs(plain - percent) < 4 * sigma

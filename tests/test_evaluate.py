@@ -1,0 +1,302 @@
+"""The main job: what an evaluation must hold whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import holdfast
+from holdfast.attacks import Ledger
+from holdfast.data import open_data
+from holdfast.errors import InputError
+from holdfast.evaluate import Run, judge
+from holdfast.evaluate.merge import merge
+from holdfast.evaluate.verify import verify
+from holdfast.runs import store
+from holdfast.targets import TorchTarget
+from holdfast.targets.demo import demo_model
+
+ATTACKS = ('apgd(steps=6, loss="mifpe")', 'apgd(steps=6, loss="dlr", targets=2)', "pgd(steps=5, restarts=2)")
+N = 60
+
+
+def digits(n: int = N) -> tuple[np.ndarray, np.ndarray]:
+    return open_data("digits").rows(0, n)
+
+
+def measure(model: nn.Module | None = None, *, n: int = N, threat: str = "linf(0.08)", **options) -> Run:
+    batch_size = options.pop("batch_size", 64)
+    target = holdfast.wrap(model or demo_model(), batch_size=batch_size)
+    return holdfast.evaluate(target, options.pop("data", digits(n)), threat, attacks=ATTACKS, **options)
+
+
+def statuses(run: Run) -> list[str]:
+    return run.samples.sort_by("id").column("status").to_pylist()
+
+
+class Wrapped(nn.Module):
+    """The demo model with its logits changed."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.inner, self.change = demo_model(), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.inner(x), x)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return measure(out=tmp_path_factory.mktemp("whole") / "run", curve=(0.04,))
+
+
+def test_figures_are_those_of_the_samples(whole: Run) -> None:
+    status = np.array(statuses(whole))
+    m = whole.metrics
+    assert m.robust_accuracy.value == (status == "robust").mean()
+    assert m.clean_accuracy.value == (status != "wrong").mean()
+    assert sum(m.counts.values()) == m.robust_accuracy.n == N
+    assert 0 < m.counts["broken"] < N
+    assert sum(t.broken for t in whole.manifest.trials if t.eps == 0.08) == m.counts["broken"]
+    assert np.array(m.confusion.attacked).sum() == N
+    assert np.trace(m.confusion.attacked) == m.counts["robust"]
+    curve = {p.eps: p for p in m.curve}
+    assert curve[0.04].measured
+    assert not curve[0.024].measured
+    values = [p.robust_accuracy.value for p in m.curve]
+    assert values == sorted(values, reverse=True)
+
+
+def test_run_json_is_what_the_published_schema_says(whole: Run) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    published = Path(__file__).parents[1] / "docs" / "schema" / "run.schema.json"
+    text = (whole.folder / "run.json").read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(text), json.loads(published.read_text(encoding="utf-8")))
+
+
+def test_published_schema_is_that_of_the_code() -> None:
+    published = Path(__file__).parents[1] / "docs" / "schema" / "run.schema.json"
+    assert json.loads(published.read_text(encoding="utf-8")) == holdfast_schema()
+
+
+def holdfast_schema() -> dict:
+    from holdfast.runs.manifest import Manifest
+
+    return Manifest.model_json_schema(mode="serialization")
+
+
+def test_an_untouched_run_verifies(whole: Run) -> None:
+    assert verify(whole.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
+
+
+def open_data_arrays():
+    from holdfast.data import from_arrays
+
+    return from_arrays(*digits())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from holdfast.runs import journal, store
+sys.path.insert(0, {tests!r})
+import test_evaluate
+left, stage = {left}, {stage!r}
+whole_write = store.write_bytes
+def write(path, content):
+    global left
+    left -= 1
+    if left == 0 and stage == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if left == 0 and stage == "half":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name("." + path.name + ".part").write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole_write(path, content)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+store.write_bytes = journal.write_bytes = write
+test_evaluate.measure(out={out!r}, curve=(0.04,), resume={resume})
+"""
+
+
+def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    moments = [(2, "after"), (2, "half"), (3, "before"), (1, "half"), (4, "after")]
+    for i, (left, stage) in enumerate(moments):
+        script = KILLED.format(tests=str(Path(__file__).parent), left=left, stage=stage, out=str(out), resume=i > 0)
+        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert not (out / "run.json").exists()
+    again = measure(out=out, curve=(0.04,), resume=True)
+    assert again.samples.equals(whole.samples)
+    assert again.metrics == whole.metrics
+    assert again.manifest.files == whole.manifest.files
+    assert not (out / "journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"threat": "linf(0.09)"}, "eps 0.08.*0.09"),
+        ({"model": Wrapped(lambda z, x: z)}, "model"),
+        ({"data": (digits()[0] * np.float32(0.99), digits()[1])}, "data"),
+        ({"seed": 1}, "seed 0.*1"),
+    ],
+)
+def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named: str) -> None:
+    with pytest.raises(InputError, match=f"cannot resume.*made with {named}"):
+        measure(**({"out": whole.folder, "curve": (0.04,), "resume": True} | change))
+
+
+def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:
+    before = store.checksums(whole.folder)
+    with pytest.raises(InputError, match="holds a finished run"):
+        measure(out=whole.folder)
+    assert store.checksums(whole.folder) == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 256])
+def test_batch_size_changes_nothing(batch_size: int) -> None:
+    double = demo_model().double()
+    x, y = digits()
+    base = measure(double, data=(x.astype(np.float64), y))
+    other = measure(double, data=(x.astype(np.float64), y), batch_size=batch_size)
+    assert statuses(other) == statuses(base)
+    assert other.samples.column("forwards").equals(base.samples.column("forwards"))
+    single = measure(batch_size=batch_size)
+    assert_same_but_unstable(single, measure())
+
+
+def assert_same_but_unstable(a: Run, b: Run) -> None:
+    pairs = zip(statuses(a), statuses(b), strict=True)
+    assert all(left == right or "unstable" in (left, right) for left, right in pairs)
+
+
+def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) -> None:
+    parts = [(40, 60), (0, 20), (20, 40)]
+    for i, part in enumerate(parts):
+        measure(out=tmp_path / str(i), curve=(0.04,), samples=part)
+    merged = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
+    run = Run(tmp_path / "merged")
+    assert_same_but_unstable(run, whole)
+    assert run.samples.column("broken_by").equals(whole.samples.column("broken_by"))
+    assert merged.metrics == whole.metrics
+    assert [t.broken for t in merged.trials] == [t.broken for t in whole.manifest.trials]
+    assert merged.files.keys() == whole.manifest.files.keys()
+    assert verify(run.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
+
+
+def test_order_changes_nothing() -> None:
+    # The same rows under the same ids in another order: what a shuffled loader gives.
+    x, y = (torch.from_numpy(a) for a in digits())
+    target = holdfast.wrap(demo_model().double(), shape=(1, 8, 8))
+    ids = torch.arange(N)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    attack = holdfast.attacks.parse("apgd(steps=6)")
+    threat = holdfast.Threat.linf(0.08)
+
+    def books(rows: Tensor) -> Ledger:
+        return holdfast.attacks.run(attack, target, x.double()[rows], y.long()[rows], threat, ids=ids[rows])
+
+    straight, shuffled = books(ids), books(order)
+    assert torch.equal(shuffled.outcome, straight.outcome[order])
+    assert torch.equal(shuffled.forwards, straight.forwards[order])
+    assert torch.allclose(shuffled.size, straight.size[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize("change", [lambda z, x: z + 100, lambda z, x: z * 300], ids=["+100", "x300"])
+def test_shift_and_scale_of_the_logits_change_no_status(change) -> None:
+    x, y = digits()
+    data = (x.astype(np.float64), y)
+    assert statuses(measure(Wrapped(change).double(), data=data)) == statuses(measure(demo_model().double(), data=data))
+    assert_same_but_unstable(measure(Wrapped(change)), measure())
+
+
+def test_nan_is_failed_never_robust_never_broken() -> None:
+    def off_grid_nan(z: Tensor, x: Tensor) -> Tensor:
+        off = ((x * 16).round() - x * 16).abs().flatten(1).amax(1) > 1e-3
+        return torch.where(off[:, None], torch.nan, z)
+
+    run = measure(Wrapped(off_grid_nan))
+    assert set(statuses(run)) == {"failed", "wrong"}
+    assert run.robust_accuracy.value == 0
+    assert run.metrics.attack_success_rate.value == 0
+    assert run.verdict.status == "unreliable"
+    assert "failed" in [f.check for f in run.verdict.findings]
+
+
+def test_zero_gradients_are_not_robustness() -> None:
+    run = measure(Wrapped(lambda z, x: z.detach()))
+    assert run.verdict.status == "unreliable"
+    assert "zero_gradients" in [f.check for f in run.verdict.findings]
+
+
+def test_probabilities_are_found_and_served_as_logits(whole: Run) -> None:
+    run = measure(Wrapped(lambda z, x: z.softmax(1)), curve=(0.04,))
+    assert "probabilities" in [f.check for f in run.verdict.findings]
+    assert abs(run.robust_accuracy.value - whole.robust_accuracy.value) <= 0.01  # pyright: ignore
+
+
+def test_a_randomised_model_is_unstable() -> None:
+    run = measure(Wrapped(lambda z, x: z + 10 * torch.randn_like(z)))
+    assert run.metrics.counts["unstable"] > N / 4
+    assert run.verdict.status == "unreliable"
+
+
+def test_the_time_limit_leaves_rows_skipped() -> None:
+    run = measure(max_seconds=0)
+    assert set(statuses(run)) <= {"skipped", "wrong"}
+    assert run.metrics.robust_accuracy.n == statuses(run).count("wrong")
+
+
+def test_the_query_budget_is_hard() -> None:
+    run = measure(max_queries=9)
+    assert max(run.samples.column("forwards").to_pylist()) <= 9
+    assert "budget" in [f.check for f in run.verdict.findings]
+
+
+class Planted:
+    """What a bad attack might hand in for rows that the model has right."""
+
+    def __init__(self) -> None:
+        x, y = (torch.from_numpy(a) for a in digits(8))
+        self.x, self.y = x, y.long()
+        self.target = TorchTarget(demo_model(), shape=(1, 8, 8))
+        self.threat = holdfast.Threat.linf(0.1)
+
+    def legal(self, found: Tensor) -> Sequence[bool]:
+        return judge.within(self.target, self.threat, self.x, found)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda x: (x + 0.11).clamp(0, 1),  # outside eps
+        lambda x: x - 0.05,  # outside the box
+        lambda x: torch.where(x > 0.5, torch.nan, x),
+        lambda x: torch.where(x > 0.5, torch.inf, x),
+    ],
+    ids=["eps", "box", "nan", "inf"],
+)
+def test_planted_examples_count_for_nothing(bad) -> None:
+    planted = Planted()
+    assert not any(planted.legal(bad(planted.x)))
+    assert all(planted.legal((planted.x + 0.1).clamp(0, 1)))
+
+
+def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
+    planted = Planted()
+    label = judge.rule(planted.target, planted.x).label
+    goal = holdfast.Threat.linf(0.1, goal=holdfast.Targeted(3))
+    meets = judge.meets_goal(goal, label, planted.y)
+    assert meets.tolist() == (label == 3).tolist()
