@@ -44,7 +44,8 @@ lint: $(ENV)  ## ruff (lint, format) and pyright
 bench: .venv/.bench  ## compare with the peers on the same task
 	$(BIN)/python benchmarks/pgd.py
 
-docs: .venv/.docs  ## build the documentation into site/
+docs: .venv/.docs  ## write the generated pages, then build the documentation into site/
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove what was built; leaves .venv and runs/

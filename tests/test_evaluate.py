@@ -83,17 +83,6 @@ def test_run_json_is_what_the_published_schema_says(whole: Run) -> None:
     jsonschema.validate(json.loads(text), json.loads(published.read_text(encoding="utf-8")))
 
 
-def test_published_schema_is_that_of_the_code() -> None:
-    published = Path(__file__).parents[1] / "docs" / "schema" / "run.schema.json"
-    assert json.loads(published.read_text(encoding="utf-8")) == holdfast_schema()
-
-
-def holdfast_schema() -> dict:
-    from holdfast.runs.manifest import Manifest
-
-    return Manifest.model_json_schema(mode="serialization")
-
-
 def test_an_untouched_run_verifies(whole: Run) -> None:
     assert verify(whole.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
 

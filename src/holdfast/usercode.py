@@ -24,9 +24,8 @@ def find(spec: str) -> Callable[..., Any]:
     """
     where, _, name = spec.rpartition(":")
     where = os.path.expanduser(where)
-    is_file = where.endswith(".py")
-    with importable(str(Path(where).parent.absolute()) if is_file else os.getcwd()):
-        module = _run_file(Path(where)) if is_file else _import(where)
+    with importable(home(spec)):
+        module = _run_file(Path(where)) if where.endswith(".py") else _import(where)
     item = getattr(module, name, None)
     if not callable(item):
         public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
@@ -44,6 +43,12 @@ def call(what: str, function: Callable[..., Any], *args: Any) -> Any:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = (str(error).splitlines() or ["no message"])[0]
         raise InputError(f"{what} raised {type(error).__name__}: {text} ({frame.filename}:{frame.lineno}).") from error
+
+
+def home(spec: str) -> str:
+    """The folder whose modules the code of `spec` may import: its file's own, or the current one."""
+    where = os.path.expanduser(spec.rpartition(":")[0])
+    return str(Path(where).parent.absolute()) if where.endswith(".py") else os.getcwd()
 
 
 @contextmanager

@@ -76,7 +76,8 @@ class Twin:
     def step(self, t: int) -> None:
         p = self.p
         ahead = p.project(self.d + self.size * p.eps * p.steepest(self.g, self.d))
-        new = ahead if t == 0 else p.project(self.d + 0.75 * (ahead - self.d) + 0.25 * (self.d - self.before))
+        a = 0.75 if t else 1.0  # the sum also where a is 1: an ulp off the box's edge frees a coordinate
+        new = p.project(self.d + a * (ahead - self.d) + (1 - a) * (self.d - self.before))
         value, g = self.ask(new)
         self.rises += value > self.value
         self.before, self.d, self.value, self.g = self.d, new, value, g

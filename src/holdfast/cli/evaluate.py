@@ -83,10 +83,10 @@ def evaluate(
                 watch=watch,
                 names=Names(model, arch, split, options.command_line()),
             )
+        return conclude(run, wanted, strict=strict, json=json)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
         return 130
-    return conclude(run, wanted, strict=strict, json=json)
 
 
 def conclude(run: Run, wanted: list[tuple[str, str, float]], *, strict: bool, json: bool) -> int:

@@ -44,13 +44,7 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            out = options.get("out")
-            typer.echo(
-                "interrupted."
-                if out is None
-                else f"interrupted; go on with the same command and --out {out} --resume.",
-                err=True,
-            )
+            typer.echo("interrupted; give the same command again.", err=True)
             raise typer.Exit(130) from None
         raise typer.Exit(code or 0)
 

@@ -39,7 +39,7 @@ Layout = Annotated[str, typer.Option("--layout", help="Of the data's images: nch
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option("--seed", help="Of all noise.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of all noise.")]
 Samples = Annotated[str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")]
 
 
@@ -60,9 +60,12 @@ def numbers(text: str | None, flag: str) -> list[float]:
 
     if not text:
         return []
-    _, values, _ = spec.call(f"numbers({text})")
-    if not all(isinstance(v, (int, float)) for v in values):
-        raise SpecError(f"{flag} is {text!r}; expected numbers such as 0.1,0.2.")
+    try:
+        _, values, named = spec.call(f"numbers({text})")
+    except SpecError:
+        values, named = [None], {}
+    if named or not all(isinstance(v, (int, float)) for v in values):
+        raise SpecError(f"{flag} is {text!r}; expected numbers such as 0.1,8/255.")
     return [float(v) for v in values]
 
 
@@ -96,24 +99,30 @@ def open_target(
     device: str,
 ) -> Target:
     """The model behind the door."""
-    import torch
-
     from holdfast.targets import wrap
     from holdfast.targets.loading import load
     from holdfast.targets.preprocess import parse
 
     if layout not in ("nchw", "nhwc"):
         raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SpecError(f"--device {device} cannot be used here: {reason}.") from None
+    device = device_of(device)
     steps = parse(preprocess)
     made = load(model, arch=arch, trust=trust)
     return wrap(made, bounds=bounds, preprocess=steps, layout=layout, batch_size=batch_size, device=device)
+
+
+def device_of(text: str) -> str:
+    """A device that works here."""
+    import torch
+
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SpecError(f"--device {text} cannot be used here: {reason}.") from None
+    return text
 
 
 def fresh_folder(model: str, what: str) -> Path:

@@ -17,7 +17,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("model.safetensors"),
     epochs: Annotated[int, typer.Option(min=1)] = 30,
     batch_size: options.BatchSize = 64,
-    rate: Annotated[float, typer.Option(help="Adam's learning rate, falling by a cosine.")] = 2e-3,
+    rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")] = 2e-3,
     bounds: options.BoundsText = None,
     preprocess: options.Steps = [],  # noqa: B006
     split: options.Split = "train",
@@ -32,8 +32,10 @@ def train(
     import torch
     from safetensors.torch import save
 
+    from holdfast.evaluate.contract import check_data, check_labels, check_model
     from holdfast.harden.trainer import train as fit
     from holdfast.runs.store import write_bytes
+    from holdfast.targets import wrap
     from holdfast.targets.loading import made
     from holdfast.targets.preprocess import parse
 
@@ -42,7 +44,11 @@ def train(
     if not isinstance(network, torch.nn.Module):
         raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     source = options.open_source(data, bounds, split)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    steps, device = parse(preprocess), options.device_of(device)
+    target = wrap(network, bounds=options.bounds_of(bounds), preprocess=steps, device=device)
+    check_data(source, target.bounds)
+    check_model(target, source)
+    check_labels(source, target.task.k)
     fit(
         network,
         source,
@@ -50,7 +56,7 @@ def train(
         batch_size=batch_size,
         rate=rate,
         seed=seed,
-        preprocess=parse(preprocess),
+        preprocess=steps,
         device=device,
         watch=lambda e, of, loss, right: typer.echo(
             f"epoch {e}/{of}: loss {loss:.4f}, training accuracy {right:.1%}", err=True

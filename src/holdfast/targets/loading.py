@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,6 +22,7 @@ from holdfast.targets.demo import demo_model
 WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _LISTED = 5
+_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
 
 
 def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Module | Any:
@@ -68,30 +71,60 @@ def made(spec: str) -> Any:
     if ":" not in spec:
         raise InputError(f"{spec!r} does not name a factory; expected path/file.py:factory or package.module:factory.")
     found = usercode.find(spec)
-    return found if isinstance(found, nn.Module) else usercode.call(spec, found)
+    with usercode.importable(usercode.home(spec)):
+        return found if isinstance(found, nn.Module) else usercode.call(spec, found)
 
 
 def _read(path: Path, trust: bool) -> Any:
-    head = path.open("rb").read(64).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        if trust:
+            return _read_trusted(path, head)
+        with warnings.catch_warnings():  # torch warns of a pickle's protocol, then raises
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        wanted = _wanted(str(error), head)
         if wanted is None:
             raise InputError(f"{path} is damaged or no checkpoint: it cannot be unpickled.") from error
         raise InputError(
-            f"{path} is a pickle that wants to run code ({wanted[1]}), so it was not opened. "
+            f"{path} is a pickle that wants to run code ({wanted}), so it was not opened. "
             f"Save the state_dict alone, or give --trust if you trust its maker."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(f"{path} is truncated or no checkpoint: {first}.") from error
+    except (AttributeError, ImportError) as error:  # under trust only: the class of a pickled module
+        raise InputError(
+            f"{path} needs code that is not here: {_first_line(error)}. Run holdfast where that code can be imported, or "
+            f"save the state_dict alone."
+        ) from error
+    except Exception as error:  # torch, safetensors and trusted code raise whatever damage leads them to
+        raise InputError(f"{path} is truncated or no checkpoint: {_first_line(error)}.") from error
+
+
+def _read_trusted(path: Path, head: bytes) -> Any:
+    with usercode.importable(os.getcwd()):
+        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not head.startswith(b"\x80"):
+            return torch.load(path, map_location="cpu", weights_only=False)
+        with path.open("rb") as file:  # by pickle.dump
+            return pickle.load(file)
+
+
+def _wanted(refusal: str, head: bytes) -> str | None:
+    """What of a pickle the safe reader refused; None where it is no whole pickle."""
+    if found := re.search(r"GLOBAL (\S+)", refusal):
+        return found[1]
+    later = "Unsupported operand" in refusal and head.startswith((b"PK", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    return "or may: of its protocol, 3 or later, that cannot be told" if later else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
@@ -121,6 +154,6 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
 def _state(content: Any) -> dict[str, torch.Tensor] | None:
     if not isinstance(content, Mapping):
         return None
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if content and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
         return dict(content)
     return next((found for key in _CONTAINERS if (found := _state(content.get(key))) is not None), None)

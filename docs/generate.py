@@ -1,0 +1,63 @@
+"""Write the pages that follow from the code: the attacks and the schema of run.json. `make docs` runs this."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+from holdfast import spec
+from holdfast.attacks import CATALOGUE
+from holdfast.evaluate.protocols import PROTOCOLS
+from holdfast.runs.manifest import Manifest
+
+DOCS = Path(__file__).parent
+
+
+def schema() -> str:
+    return json.dumps(Manifest.model_json_schema(mode="serialization"), indent=1) + "\n"
+
+
+def attacks() -> str:
+    """One section an attack: what it is, and its fields with their defaults and comments."""
+    parts = ["# Attacks and protocols\n\nThis page is made from the code by `make docs`.\n"]
+    seen: set[type] = set()
+    for maker in CATALOGUE.values():
+        kind = type(maker())
+        if kind in seen:
+            continue
+        seen.add(kind)
+        also = "".join(f"\n\nAlso `{name}`: `{spec.write(kind(**fields))}`." for name, fields in kind.also.items())
+        doc = (inspect.getdoc(inspect.getmodule(kind)) or "") + "\n\n" + (inspect.getdoc(kind) or "")
+        norms = ", ".join(sorted(kind.norms))
+        table = "\n".join(f"| `{name}` | `{default!r}` | {text} |" for name, default, text in fields_of(kind))
+        parts.append(
+            f"## {kind.__name__.lower()}\n\n{doc}{also}\n\nNeeds {kind.needs.name.lower()}. Norms: {norms}.\n\n"
+            f"| field | default | meaning |\n|---|---|---|\n{table}\n"
+        )
+    parts.append("## Protocols\n")
+    for name, (version, text, lists) in PROTOCOLS.items():
+        rows = "\n".join(f"- {norm}: {'; '.join(f'`{t}`' for t in trials)}" for norm, trials in lists.items())
+        parts.append(f"**{name}**, version {version}: {text}.\n\n{rows}\n")
+    return "\n".join(parts)
+
+
+def fields_of(kind: type) -> list[tuple[str, object, str]]:
+    """(name, default, trailing comment) of each field."""
+    source = inspect.getsource(kind)
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))
+    return [(f.name, f.default, comments.get(f.name, "")) for f in dataclasses.fields(kind)]
+
+
+PAGES = {"schema/run.schema.json": schema, "attacks.md": attacks}
+
+if __name__ == "__main__":
+    stale = [name for name, make in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != make()]
+    if "--check" in sys.argv:
+        sys.exit(f"out of date: {', '.join(stale)}; run make docs" if stale else 0)
+    for name in stale:
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(PAGES[name]())

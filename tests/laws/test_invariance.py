@@ -1,0 +1,93 @@
+"""A shift of the logits, a positive scale and a renaming of the classes change no outcome and no size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from laws.catalogue import every, fields_of, short
+from laws.world import EPS, SHAPE, Then, bent, draw, linear, rows, threat, wrap
+from torch import Tensor
+
+from holdfast.attacks import Attack, Ledger, run
+from holdfast.losses import LOSSES
+from holdfast.threat import Targeted
+
+N = 30
+SCALED = {"shift": (1, 100), "down": (1e-3, 0), "up": (300, 0)}  # z becomes a z + b
+
+
+def alike(a: Ledger, b: Ledger) -> None:
+    assert torch.equal(a.outcome, b.outcome)
+    assert torch.equal(a.forwards, b.forwards)
+    np.testing.assert_allclose(a.size.numpy(), b.size.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(a.best.numpy(), b.best.numpy(), rtol=0, atol=1e-6)
+
+
+def attacks_of(name: str, losses: tuple[str, ...]) -> list[Attack]:
+    return [short(name, loss=loss) for loss in losses] if "loss" in fields_of(name) else [short(name)]
+
+
+@every
+@pytest.mark.parametrize("change", SCALED)
+def test_shift_and_scale(name: str, norm: str, change: str) -> None:
+    scale, shift = SCALED[change]
+    # The gradient of cross-entropy turns with the scale where there are more than two classes, and with it the point.
+    losses = tuple(LOSSES) if change == "shift" else tuple(loss for loss in LOSSES if loss != "ce")
+    model = bent()
+    plain, changed = wrap(model), wrap(Then(model, lambda _, z: z * scale + shift))
+    x, y = rows(plain, N, edge=True)
+    for attack in attacks_of(name, losses):
+        for options in ({}, {"rank": 2}):
+            first = run(attack, plain, x, y, threat(norm), **options)
+            assert 0 < int(first.broken.sum()) < N
+            alike(run(attack, changed, x, y, threat(norm), **options), first)
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-3, 300])
+def test_scale_with_two_classes_for_every_loss(name: str, norm: str, scale: float) -> None:
+    model = bent(2)
+    plain, changed = wrap(model), wrap(Then(model, lambda _, z: z * scale))
+    x, y = rows(plain, N)
+    for attack in attacks_of(name, tuple(LOSSES)):
+        alike(run(attack, changed, x, y, threat(norm)), run(attack, plain, x, y, threat(norm)))
+
+
+@every
+def test_names_of_classes(name: str, norm: str) -> None:
+    model = bent()
+    order = torch.tensor([3, 0, 4, 2, 1])  # the new model's class i is the old one's order[i]
+    back = order.argsort()
+    plain, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
+    x, y = rows(plain, N, wrong=True)
+    for attack in attacks_of(name, tuple(LOSSES)):
+        for options in ({}, {"rank": 1}):
+            first = run(attack, plain, x, y, threat(norm), **options)
+            alike(run(attack, renamed, x, back[y], threat(norm), **options), first)
+        aims = (y + 2) % 5
+        first = run(attack, plain, x, y, threat(norm, 2 * EPS[norm], goal=Targeted(aims)))
+        alike(run(attack, renamed, x, back[y], threat(norm, 2 * EPS[norm], goal=Targeted(back[aims]))), first)
+
+
+@every
+def test_all_logits_negative(name: str, norm: str) -> None:
+    model = linear(3)
+    low = Then(model, lambda _, z: z - 100)
+    x, y = rows(wrap(model), N)
+    for attack in attacks_of(name, tuple(LOSSES)):
+        alike(run(attack, wrap(low), x, y, threat(norm)), run(attack, wrap(model), x, y, threat(norm)))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32])
+def test_saturated_scores_still_fall_in_float32(name: str, norm: str, dtype: torch.dtype) -> None:
+    """At 1000 times the scale a float32 softmax is exactly 1; every loss must see through it."""
+    model = bent(2, dtype=dtype)
+    plain, hot = wrap(model), wrap(Then(model, lambda _, z: z * 1000))
+    x = draw(N, *SHAPE, dtype=dtype)
+    y: Tensor = plain.labels(x)
+    for attack in attacks_of(name, tuple(LOSSES)):
+        cool, burnt = run(attack, plain, x, y, threat(norm)), run(attack, hot, x, y, threat(norm))
+        assert abs(int(cool.broken.sum()) - int(burnt.broken.sum())) <= 1
+        assert int(burnt.broken.sum()) > 0

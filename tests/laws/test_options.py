@@ -1,0 +1,72 @@
+"""No dead option, and no attack that chance beats."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from laws.catalogue import CLASSES, each, every, fields_of, short, values
+from laws.world import bent, rows, threat, wrap
+
+from holdfast.attacks import Attack, Ledger, parse, run
+from holdfast.targets import Access
+
+N = 25
+
+
+def differ(a: Ledger, b: Ledger) -> bool:
+    return any(not torch.equal(column, b.columns()[name]) for name, column in a.columns().items() if name != "best")
+
+
+def seen(attack: Attack, norm: str, seed: int) -> Ledger:
+    target = wrap(bent())
+    x, y = rows(target, N)
+    return run(attack, target, x, y, threat(norm), seed=seed, stop=False)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(cls, field) for cls in CLASSES for field in fields_of(cls.__name__.lower())],
+    ids=lambda v: v if isinstance(v, str) else v.__name__,
+)
+def test_every_field_changes_the_result(cls: type[Attack], field: str) -> None:
+    """Two values give two ledgers; more than new noise (it is keyed by the fields too): noise has been taken away."""
+    name = cls.__name__.lower()
+    tries = values(name, field)
+    assert len(tries) > 1, f"no second value is known for {field}"
+    for norm in sorted(cls.norms):
+        found = [still(short(name, 24, **{field: v} if field != "steps" else {"steps": v}), norm) for v in tries]
+        if any(differ(a, b) for a, b in itertools.combinations(found, 2)):
+            return
+    pytest.fail(f"{name} gives the same ledger for {field} in {tries}")
+
+
+def still(attack: Attack, norm: str) -> Ledger:
+    """The attack without the noise that its own spec would key: all specs share one draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("holdfast.attacks.attack.spec.write", lambda *_, **__: "one name")
+        return seen(attack, norm, seed=0)
+
+
+@each
+def test_other_seeds_give_other_noise(name: str, norm: str) -> None:
+    attack = short(name, 8)
+    assert differ(seen(attack, norm, 0), seen(attack, norm, 1))
+    assert not differ(seen(attack, norm, 0), seen(attack, norm, 0))
+
+
+@every
+@pytest.mark.parametrize("model_seed", [0, 20])
+def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) -> None:
+    """With as many queries, points tried at random break no more rows of a small nonlinear net."""
+    attack = short(name, 30)
+    target = wrap(bent(seed=model_seed))
+    x, y = rows(target, 60)
+    ledger = run(attack, target, x, y, threat(norm))
+    chance = run(parse(f"sweep(steps={int(ledger.queries.max())})"), target, x, y, threat(norm))
+    assert int(chance.broken.sum()) < 60
+    if attack.needs >= Access.GRADIENTS:
+        assert int(ledger.broken.sum()) > int(chance.broken.sum())
+    else:
+        assert int(ledger.broken.sum()) >= int(chance.broken.sum()) - 1
