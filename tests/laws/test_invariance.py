@@ -18,10 +18,11 @@ SCALED = {"shift": (1, 100), "down": (1e-3, 0), "up": (300, 0)}  # z becomes a z
 
 
 def alike(a: Ledger, b: Ledger) -> None:
+    """Same outcomes and sizes. (Not the same last points of rows that survive: an ulp at the edge of the box frees a
+    coordinate, and steps differ from there on.)"""
     assert torch.equal(a.outcome, b.outcome)
     assert torch.equal(a.forwards, b.forwards)
     np.testing.assert_allclose(a.size.numpy(), b.size.numpy(), rtol=1e-6)
-    np.testing.assert_allclose(a.best.numpy(), b.best.numpy(), rtol=0, atol=1e-6)
 
 
 def attacks_of(name: str, losses: tuple[str, ...]) -> list[Attack]:

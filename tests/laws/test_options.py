@@ -36,7 +36,7 @@ def test_every_field_changes_the_result(cls: type[Attack], field: str) -> None:
     tries = values(name, field)
     assert len(tries) > 1, f"no second value is known for {field}"
     for norm in sorted(cls.norms):
-        found = [still(short(name, 24, **{field: v} if field != "steps" else {"steps": v}), norm) for v in tries]
+        found = [still(short(name, **({"steps": 24} | {field: v})), norm) for v in tries]
         if any(differ(a, b) for a, b in itertools.combinations(found, 2)):
             return
     pytest.fail(f"{name} gives the same ledger for {field} in {tries}")

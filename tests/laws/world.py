@@ -44,7 +44,7 @@ class Bent(nn.Module):
         w = (draw(hidden, features, seed=seed) * 2 - 1).to(dtype)
         v = (draw(k, hidden, seed=seed + 1) * 2 - 1).to(dtype)
         self.first = Linear(w, -w.sum(1) / 2)
-        self.second = Linear(v, torch.zeros(k, dtype=dtype))
+        self.second = Linear(v, torch.arange(k, dtype=dtype) / 100)  # no ties where every hidden unit is dead
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x).relu())

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-_VALUES_AT_ONCE = 1 << 22  # values of x that a pass over the whole set holds at a time
+_VALUES_AT_ONCE = 1 << 20  # values of x that a pass over the whole set holds at a time
 
 
 class Source(ABC):

@@ -13,7 +13,7 @@ from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
 
 LOOK = 256  # rows shown to the model
-STRIDE = 4096  # rows read at once
+STRIDE = 1024  # rows read at once
 
 
 def check_data(data: Source, bounds: Bounds) -> None:

@@ -28,8 +28,8 @@ STATUSES = {
     "certified": "right, and proven to stay so within eps",
     "broken": "right at first; a legal change that fools the model is stored and was judged anew",
     "wrong": "misclassified before any attack",
-    "unstable": "the label flips with batch size or on repeating; counts as neither right nor robust",
-    "failed": "non-finite or refused outputs; counts as neither right nor robust",
+    "unstable": "the label flips with batch size or on repeating; does not count as robust",
+    "failed": "non-finite or refused outputs; does not count as robust",
     "skipped": "not attacked, since the budget was spent; in no figure",
 }
 
@@ -110,7 +110,7 @@ def asides(manifest: Manifest) -> list[str]:
         said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
     if lost:
-        said.append(f"Unstable or failing answers, which count as neither right nor robust: {_inputs(lost)}.")
+        said.append(f"Unstable or failing answers, which do not count as robust: {_inputs(lost)}.")
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said

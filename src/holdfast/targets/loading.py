@@ -76,8 +76,11 @@ def made(spec: str) -> Any:
 
 
 def _read(path: Path, trust: bool) -> Any:
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
     if head.startswith(b"version https://git-lfs"):
@@ -100,8 +103,8 @@ def _read(path: Path, trust: bool) -> Any:
         ) from error
     except (AttributeError, ImportError) as error:  # under trust only: the class of a pickled module
         raise InputError(
-            f"{path} needs code that is not here: {_first_line(error)}. Run holdfast where that code can be imported, or "
-            f"save the state_dict alone."
+            f"{path} needs code that is not here: {_first_line(error)}. Run holdfast where it can be imported, or save "
+            f"the state_dict alone."
         ) from error
     except Exception as error:  # torch, safetensors and trusted code raise whatever damage leads them to
         raise InputError(f"{path} is truncated or no checkpoint: {_first_line(error)}.") from error
@@ -120,7 +123,7 @@ def _wanted(refusal: str, head: bytes) -> str | None:
     if found := re.search(r"GLOBAL (\S+)", refusal):
         return found[1]
     later = "Unsupported operand" in refusal and head.startswith((b"PK", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
-    return "or may: of its protocol, 3 or later, that cannot be told" if later else None
+    return "or may: its protocol, 3 or later, cannot be checked" if later else None
 
 
 def _first_line(error: Exception) -> str:
