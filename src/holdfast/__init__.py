@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from holdfast import attacks
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
     from holdfast.evaluate import Run, evaluate
-    from holdfast.targets import wrap
+    from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.threat import Targeted, Threat, Untargeted
 
 _HOMES = {
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
     "holdfast.evaluate": ("Run", "evaluate"),
-    "holdfast.targets": ("wrap",),
+    "holdfast.targets": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.threat": ("Targeted", "Threat", "Untargeted"),
 }
@@ -38,6 +38,7 @@ __all__ = [
     "Untargeted",
     "attacks",
     "evaluate",
+    "load",
     "wrap",
 ]
 

@@ -48,6 +48,10 @@ class Norm(ABC):
     def corner(self, t: int, like: Tensor) -> Tensor:
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
 
+    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """g without the entries along which the box stops an ascent from d at once: a step spent there is lost."""
+        return g.masked_fill((g > 0) & (d >= hi) | (g < 0) & (d <= lo), 0)
+
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
         d = self.sample(keys, like)
@@ -73,6 +77,9 @@ class _Linf(Norm):
 
     def steepest(self, g: Tensor) -> Tensor:
         return g.sign()
+
+    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return g  # the entries do not share the step, so nothing is lost
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return d.clamp(torch.maximum(lo, -eps), torch.minimum(hi, eps))

@@ -60,8 +60,7 @@ class Problem:
 
     def steepest(self, g: Tensor, d: Tensor) -> Tensor:
         """The unit step of steepest ascent among those that the box does not stop at d at once."""
-        blocked = (g > 0) & (d >= self.hi) | (g < 0) & (d <= self.lo)
-        return self.norm.steepest(g.masked_fill(blocked, 0))
+        return self.norm.steepest(self.norm.unblocked(g, d, self.lo, self.hi))
 
     def random_start(self, where: str = "ball") -> Tensor:
         """A legal random d: uniform in the `ball`, or on its `sphere` before the box; `zero` for none."""

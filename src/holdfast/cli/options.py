@@ -63,10 +63,11 @@ def numbers(text: str | None, flag: str) -> list[float]:
     try:
         _, values, named = spec.call(f"numbers({text})")
     except SpecError:
-        values, named = [None], {}
-    if named or not all(isinstance(v, (int, float)) for v in values):
+        values, named = [], {}
+    found = [float(v) for v in values if isinstance(v, (int, float))]
+    if named or not found or len(found) < len(values):
         raise SpecError(f"{flag} is {text!r}; expected numbers such as 0.1,8/255.")
-    return [float(v) for v in values]
+    return found
 
 
 def rows_of(text: str | None) -> int | tuple[int, int] | None:
@@ -99,16 +100,23 @@ def open_target(
     device: str,
 ) -> Target:
     """The model behind the door."""
-    from holdfast.targets import wrap
-    from holdfast.targets.loading import load
+    from holdfast.targets import load
     from holdfast.targets.preprocess import parse
 
     if layout not in ("nchw", "nhwc"):
         raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
     device = device_of(device)
     steps = parse(preprocess)
-    made = load(model, arch=arch, trust=trust)
-    return wrap(made, bounds=bounds, preprocess=steps, layout=layout, batch_size=batch_size, device=device)
+    return load(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=bounds,
+        preprocess=steps,
+        layout=layout,
+        batch_size=batch_size,
+        device=device,
+    )
 
 
 def device_of(text: str) -> str:

@@ -117,7 +117,7 @@ def measure(
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not len(label):
-        return (np.full(classes, np.nan),) * 3
+        return np.full(classes, np.nan), np.full(classes, np.nan), np.full(classes, np.nan)
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, _ = precision_recall_fscore_support(

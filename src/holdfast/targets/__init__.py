@@ -6,11 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast.errors import InputError
+from holdfast.targets import loading
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
 
-__all__ = ["Access", "Bounds", "Target", "TorchTarget", "wrap"]
+__all__ = ["Access", "Bounds", "Target", "TorchTarget", "load", "wrap"]
+
+
+def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: Any) -> Target:
+    """The model that a command line names, behind the door: `loading.load`, then `wrap` with the options.
+
+    Raises:
+        InputError: missing, damaged or dangerous file, wrong architecture, or weights that do not fit it.
+    """
+    return wrap(loading.load(spec, arch=arch, trust=trust), **options)
 
 
 def wrap(
