@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
-settings.register_profile("holdfast", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.register_profile("holdfast", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("holdfast")
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -21,8 +21,3 @@ def cases() -> Path:
     if not CASES.is_dir():
         pytest.skip(f"{CASES} is absent: this test needs its real models and data")
     return CASES
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # A defect of L1.project that test_norms.py holds; torch says it once a process, to whichever test comes first.
-    config.addinivalue_line("filterwarnings", "ignore:torch.searchsorted:UserWarning")

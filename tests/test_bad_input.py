@@ -1,11 +1,9 @@
-"""Mistakes at the command line: one sentence that names what was seen, exit code 2, no traceback, nothing lost."""
+"""Mistakes and mishaps at the command line: one sentence says what was seen, nothing is lost, no traceback."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,56 +14,29 @@ from typer.testing import CliRunner, Result
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.evaluate import Run
+from holdfast.runs import store
 
 N = 20
 PGD = ("--attack", "pgd(steps=2)")
 LINF = ("--threat", "linf(0.1)")
 MODELS = """
 import os
-import torch
+from pathlib import Path
 from torch import nn
-from holdfast.targets import Access, Target, TorchTarget
-from holdfast.targets.demo import demo_model
+from holdfast.targets.demo import demo_model, demo_net
 
-class Changed(nn.Module):
-    def __init__(self, change):
-        super().__init__()
-        self.inner, self.change = demo_model(), change
-
-    def forward(self, x):
-        return self.change(self.inner(x))
-
-def five_classes(): return Changed(lambda z: z[:, :5])
-def three_axes(): return Changed(lambda z: z[:, :, None])
-def a_pair(): return Changed(lambda z: (z, z))
-def one_answer(): return Changed(lambda z: z.mean(0))
-def key_error(): return Changed(lambda z: {}["logits"])
-
-class Labels(Target):
-    access = Access.LABELS
+class Stoppable(nn.Module):
+    '''Ctrl-C comes after as many calls as the file `interrupt` says.'''
 
     def __init__(self):
-        self.inner = TorchTarget(demo_model(), shape=(1, 8, 8))
-        self.task = self.inner.task
-
-    def scores(self, x): raise AssertionError("scores asked of a target that gives labels only")
-    def labels(self, x): return self.inner.labels(x)
-    def fingerprint(self): return "labels"
-
-class Interrupted(nn.Module):
-    def __init__(self, after):
         super().__init__()
-        self.inner, self.after, self.calls = demo_model(), after, 0
+        self.inner, self.calls = demo_model(), 0
 
     def forward(self, x):
         self.calls += 1
-        if os.path.exists("interrupt") and self.calls > self.after:
+        if os.path.exists("interrupt") and self.calls > int(Path("interrupt").read_text()):
             raise KeyboardInterrupt
         return self.inner(x)
-
-def stops_at_once(): return Interrupted(0)
-def stops_late(): return Interrupted(12)
-def other(): return Changed(lambda z: z * 2)
 """
 
 
@@ -98,12 +69,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def save(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda x, y: (x, y)) -> str:
-    x, y = change(*open_data("digits").rows(0, N))
-    np.savez("set.npz", x=x, y=y)
-    return "set.npz"
-
-
 def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
     array[at] = value
     return array
@@ -128,140 +93,94 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
     ids="nan inf bytes scaled normalised nhwc one-hot too-large negative floating short shape".split(),
 )
 def test_data(change: Callable, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    x, y = change(*open_data("digits").rows(0, N))
+    np.savez("set.npz", x=x, y=y)
     for command in ("evaluate", "attack"):
-        names(refused(command, "demo", save(change), *LINF, "--attack", "pgd(steps=2)", *options), *words)
+        names(refused(command, "demo", "set.npz", *LINF, *PGD, *options), *words)
     assert sorted(os.listdir()) == ["models.py", "set.npz"]
 
 
 @pytest.mark.parametrize(
-    ("threat", "words"),
-    [
-        ("linf(-0.1)", ("-0.1", "above 0")),
-        ("linf(0)", ("eps is 0 ", "above 0")),
-        ("linf(nan)", ("nan", "above 0")),
-        ("linf(inf)", ("inf", "finite")),
-        ("linf('big')", ("'big'", "above 0")),
-        ("linf(big)", ("big", "not a number")),
-        ("linf()", ("'linf()'", "eps")),
-        ("linf(8)", ("eps 8", "larger than the whole box", "[0, 1]", "0-255")),
-        ("l2(9)", ("eps 9", "larger than the whole box", "8")),
-        ("lnf(0.1)", ("'lnf'", "did you mean linf")),
-        ("linf(0.1, tagret=3)", ("'tagret'", "did you mean target")),
-        ("linf(0.1, target=10)", ("class 10", "0 to 9")),
-        ("linf(0.1, target=-1)", ("class -1", "0 to 9")),
-        pytest.param("linf(0.1, target='a')", ("'a'",), marks=pytest.mark.xfail(reason="threat.py: TypeError")),
-        pytest.param("linf(0.1, target=1.5)", ("1.5",), marks=pytest.mark.xfail(reason="threat.py: taken for 1")),
-        ("linf(0.1", ("'linf(0.1'", "cannot read")),
-        ("linf(__import__('os').system('touch ran'))", ("__import__", "not a number")),
+    "row",
+    [  # option, value, words of the sentence
+        ("--threat", "linf(-0.1)", "-0.1", "above 0"),
+        ("--threat", "linf(0)", "eps is 0 ", "above 0"),
+        ("--threat", "linf(nan)", "nan", "above 0"),
+        ("--threat", "linf(inf)", "inf", "finite"),
+        ("--threat", "linf()", "'linf()'", "eps"),
+        ("--threat", "linf(8)", "eps 8", "larger than the whole box", "[0, 1]", "0-255"),
+        ("--threat", "lnf(0.1)", "'lnf'", "did you mean linf"),
+        ("--threat", "linf(0.1, tagret=3)", "'tagret'", "did you mean target"),
+        ("--threat", "linf(0.1, target=10)", "class 10", "0 to 9"),
+        ("--threat", "linf(0.1, target='a')", "'a'"),
+        ("--threat", "linf(0.1, target=1.5)", "1.5"),
+        ("--threat", "linf(0.1", "'linf(0.1'", "cannot read"),
+        ("--threat", "linf(__import__('os').mkdir('ran'))", "__import__", "not a number"),
+        ("--attack", "pdg(steps=3)", "'pdg'", "did you mean", "pgd"),
+        ("--attack", "pgd(setps=3)", "'setps'", "did you mean steps"),
+        ("--attack", "pgd(steps=0)", "0 steps", "at least 1"),
+        ("--attack", "pgd(restarts=0)", "restarts=0", "at least 1"),
+        ("--attack", "pgd(steps='many')", "many"),
+        ("--attack", "pgd(steps=2.5)", "2.5"),
+        ("--attack", "pgd(momentum='a')", "'a'"),
+        ("--attack", "pgd(steps=2, restarts=1.5)", "1.5"),
+        ("--attack", "pgd(loss='drl')", "'drl'", "did you mean dlr"),
+        ("--attack", "pgd(loss='square')", "'square'", "known: ce, dlr, margin, mifpe"),
+        ("--attack", "pgd(start_at='bal')", "'bal'", "ball"),
+        ("--attack", "pgd(step_size=0)", "step_size 0", "above 0"),
+        ("--attack", "pgd(1, 2, 'ce', 'ball', 0, 6)", "too many", "steps"),
+        ("--attack", "pgd(steps=3", "'pgd(steps=3'", "cannot read"),
+        ("--attack", "pgd(**{'steps': 3})", "**"),
+        ("--attack", "pgd(steps=__import__('os').mkdir('ran'))", "__import__", "not a number"),
+        ("--attack", "pgd(steps=2).__class__", "cannot read"),
+        ("--protocol", "standrad", "'standrad'", "did you mean standard"),
+        ("--bounds", "0:1", "--bounds", "'0:1'", "two numbers"),
+        ("--bounds", "0,1,2", "--bounds", "'0,1,2'", "two numbers"),
+        ("--bounds", "1,0", "[1, 0]", "the lower must be below the upper"),
+        ("--samples", "many", "--samples", "'many'", "100:200"),
+        ("--samples", "0", "0:0", "at least 1"),
+        ("--samples", "9:3", "9:3", "start:stop"),
+        ("--samples", "360:400", "360", "has 360 rows"),
+        ("--samples", "400", "400", "360"),
+        ("--layout", "hwc", "--layout", "'hwc'", "nchw or nhwc"),
+        ("--layout", "nhwc", "(1, 8, 8)", "shape of the data"),
+        ("--device", "gpu", "--device gpu", "cannot be used"),
+        ("--device", "meta", "--device meta", "cannot be used"),
+        ("--split", "tset", "'tset'", "did you mean test"),
+        ("--curve", "0.1;0.2", "--curve", "'0.1;0.2'", "numbers"),
+        ("--curve", "eps=0.2", "--curve", "'eps=0.2'", "numbers"),
+        ("--curve", "-0.1", "-0.1", "above 0"),
+        ("--preprocess", "normalise(0, 1)", "'normalise'", "did you mean normalize"),
+        ("--preprocess", "normalize(0)", "normalize(0)", "std"),
+        ("--preprocess", "normalize(0, 0)", "std 0", "above 0"),
+        ("--gate", "robust_accuracy=0.5", "'robust_accuracy=0.5'", "robust_accuracy>=0.45"),
+        ("--gate", "robust_acuracy>=0.5", "'robust_acuracy'", "did you mean robust_accuracy"),
     ],
+    ids=lambda row: " ".join(row[:2]),
 )
-@pytest.mark.parametrize("command", ["evaluate", "attack"])
-def test_threat(command: str, threat: str, words: tuple[str, ...], request: pytest.FixtureRequest) -> None:
-    if command == "attack":
-        if threat == "linf(inf)":
-            pytest.skip("asks an attack for the smallest perturbation")
-        if threat in ("linf(8)", "l2(9)", "linf(0.1, target=10)", "linf(0.1, target=-1)"):
-            request.applymarker(pytest.mark.xfail(reason="craft.py does not check the threat"))
-    names(refused(command, "demo", "digits", "--threat", threat, *PGD, "--samples", N), *words)
+def test_options(row: tuple[str, ...]) -> None:
+    option, value, *words = row
+    attack = () if option in ("--attack", "--protocol") else PGD
+    rows = () if option == "--samples" else ("--samples", N)
+    names(refused("evaluate", "demo", "digits", *LINF, *attack, *rows, option, value), *words)
     assert os.listdir() == ["models.py"]
 
 
 @pytest.mark.parametrize(
-    ("attack", "words"),
-    [
-        ("pdg(steps=3)", ("'pdg'", "did you mean", "pgd")),
-        ("pgd(setps=3)", ("'setps'", "did you mean steps")),
-        ("pgd(steps=0)", ("0 steps", "at least 1")),
-        ("pgd(steps=-3)", ("-3 steps", "at least 1")),
-        ("pgd(restarts=0)", ("restarts=0", "at least 1")),
-        ("pgd(steps='many')", ("many",)),
-        ("pgd(loss='drl')", ("'drl'", "did you mean dlr")),
-        ("pgd(loss='square')", ("'square'", "known: ce, dlr, margin, mifpe")),
-        ("pgd(start_at='bal')", ("'bal'", "ball")),
-        ("pgd(step_size=0)", ("step_size 0", "above 0")),
-        ("pgd(1, 2, 'ce', 'ball', 0, 6)", ("too many", "steps")),
-        ("pgd(steps=3", ("'pgd(steps=3'", "cannot read")),
-        ("pgd(**{'steps': 3})", ("**",)),
-        ("pgd(steps=__import__('os').system('touch ran'))", ("__import__", "not a number")),
-        ("pgd(steps=2).__class__", ("cannot read",)),
-        *[
-            pytest.param(f"pgd({option})", (value,), marks=pytest.mark.xfail(reason="attack.py: types unchecked"))
-            for option, value in [("steps=2.5", "2.5"), ("momentum='a'", "a"), ("steps=2, restarts=1.5", "1.5")]
-        ],
-    ],
+    "row", [("linf(8)", "larger than the whole box"), ("linf(0.1, target=10)", "class 10", "0 to 9")]
 )
-def test_attack(attack: str, words: tuple[str, ...]) -> None:
-    names(refused("evaluate", "demo", "digits", *LINF, "--attack", attack, "--samples", N), *words)
+def test_threat_of_one_attack(row: tuple[str, ...]) -> None:
+    names(refused("attack", "demo", "digits", "--threat", row[0], *PGD, "--samples", N), *row[1:])
     assert os.listdir() == ["models.py"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--protocol", "standrad"), ("'standrad'", "did you mean standard")),
-        (("--protocol", "x"), ("'x'", "known: quick, standard")),
-        (("--bounds", "0:1"), ("--bounds", "'0:1'", "two numbers")),
-        (("--bounds", "0,1,2"), ("--bounds", "'0,1,2'", "two numbers")),
-        (("--bounds", "low,high"), ("--bounds", "'low,high'", "two numbers")),
-        (("--bounds", "1,0"), ("[1, 0]", "the lower must be below the upper")),
-        (("--bounds", "1,1"), ("[1, 1]", "the lower must be below the upper")),
-        (("--samples", "many"), ("--samples", "'many'", "100:200")),
-        (("--samples", "1:2:3"), ("--samples", "'1:2:3'", "100:200")),
-        (("--samples", "0"), ("0:0", "at least 1")),
-        (("--samples", "9:3"), ("9:3", "start:stop")),
-        (("--samples", "360:400"), ("360", "has 360 rows")),
-        pytest.param(("--samples", "400"), ("400", "360"), marks=pytest.mark.xfail(reason="clipped to 360 in silence")),
-        (("--layout", "hwc"), ("--layout", "'hwc'", "nchw or nhwc")),
-        (("--layout", "nhwc"), ("(1, 8, 8)", "shape of the data")),
-        (("--device", "gpu"), ("--device gpu", "cannot be used")),
-        (("--device", "meta"), ("--device meta", "cannot be used")),
-        (("--split", "tset"), ("'tset'", "did you mean test")),
-        (("--curve", "0.1;0.2"), ("--curve", "'0.1;0.2'", "numbers")),
-        (("--curve", "eps=0.2"), ("--curve", "'eps=0.2'", "numbers")),
-        (("--curve", "-0.1"), ("-0.1", "above 0")),
-        (("--preprocess", "normalise(0, 1)"), ("'normalise'", "did you mean normalize")),
-        (("--preprocess", "normalize(0)"), ("normalize(0)", "std")),
-        (("--preprocess", "normalize(0, 0)"), ("std 0", "above 0")),
-        (("--gate", "robust_accuracy=0.5"), ("'robust_accuracy=0.5'", "robust_accuracy>=0.45")),
-        (("--gate", "robust_accuracy>=half"), ("'robust_accuracy>=half'", "robust_accuracy>=0.45")),
-        (("--gate", "robust_acuracy>=0.5"), ("'robust_acuracy'", "did you mean robust_accuracy")),
-        (("--resume",), ("--resume", "--out")),
-    ],
-    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
-)
-def test_options(options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    names(refused("evaluate", "demo", "digits", *LINF, *(() if "--protocol" in options else PGD), *options), *words)
-    assert os.listdir() == ["models.py"]
-
-
-def test_an_option_that_does_not_exist_is_named_with_the_nearest() -> None:
-    done = holdfast("evaluate", "demo", "digits", *LINF, "--protocl", "quick")
-    assert done.exit_code == 2
-    names(done.stderr, "--protocl", "--protocol")
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("five_classes", ("label 9", "5 classes", "0 to 4")),
-        ("three_axes", ("(2, 10, 1)", "[n, classes]")),
-        ("a_pair", ("tuple", "[n, classes]")),
-        pytest.param("one_answer", ("(10,)", "[n, classes]"), marks=pytest.mark.xfail(reason="targets/torch.py")),
-        pytest.param("key_error", ("logits",), marks=pytest.mark.xfail(reason="targets/torch.py: KeyError goes out")),
-        ("Labels", ("GRADIENTS", "LABELS", "pgd", "sweep")),
-    ],
-)
-def test_model(model: str, words: tuple[str, ...]) -> None:
-    names(refused("evaluate", f"models.py:{model}", "digits", *LINF, *PGD, "--samples", N), *words)
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("evaluate", "demo", "digits", *LINF, "--resume"), ("--resume", "--out")),
         (("evaluate", "demo", "none.npz", *LINF), ("none.npz", "there is no")),
         (("evaluate", "demo", "digitz", *LINF), ("'digitz'", "did you mean digits")),
         (("list", "atacks"), ("'atacks'", "did you mean attacks")),
-        (("list", "x"), ("'x'", "known: attacks, data, protocols")),
         (("report", "none"), ("none", "no run", "run.json")),
         (("verify", "none", "demo", "digits"), ("none", "no run", "run.json")),
         (("merge", "none", "--out", "m"), ("none", "no run", "run.json")),
@@ -269,7 +188,6 @@ def test_model(model: str, words: tuple[str, ...]) -> None:
         (("attack", "demo", "digits", *LINF, "--out", "models.py"), ("models.py", "exists")),
         (("train", "holdfast.targets.demo:demo_net", "digits", "--out", "w.pt"), ("w.pt", ".safetensors")),
         (("train", "holdfast.targets.demo:demo_net", "digits", "--device", "gpu"), ("--device gpu", "cannot be used")),
-        (("train", "math:pi", "digits"), ("math", "no callable 'pi'")),
         (("train", "builtins:dict", "digits"), ("dict", "torch module")),
     ],
     ids=" ".join,
@@ -277,3 +195,94 @@ def test_model(model: str, words: tuple[str, ...]) -> None:
 def test_other_commands(args: tuple[str, ...], words: tuple[str, ...]) -> None:
     names(refused(*args), *words)
     assert os.listdir() == ["models.py"]
+
+
+ASKED = ("models.py:Stoppable", "digits", *LINF, *PGD, "--samples", "0:40")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that ASKED asks for, never broken off."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "models.py").write_text(MODELS)
+    asked = (f"{folder}/models.py:Stoppable", *ASKED[1:])
+    assert holdfast("evaluate", *asked, "--out", folder / "run").exit_code == 0
+    return folder / "run"
+
+
+def same_run(folder: Path | str, other: Path | str) -> None:
+    """Two folders hold the same evidence and figures."""
+    assert store.checksums(Path(folder)) == store.checksums(Path(other))
+    assert Run(folder).samples.equals(Run(other).samples)
+    assert Run(folder).metrics == Run(other).metrics
+
+
+def test_a_folder_that_holds_something_is_left_alone() -> None:
+    holdfast("evaluate", *ASKED, "--out", "run")
+    before = store.checksums(Path("run"))
+    names(refused("evaluate", *ASKED, "--out", "run"), "run holds a finished run", "another --out")
+    names(refused("evaluate", *ASKED, "--out", "."), "other files", "another --out")
+    assert store.checksums(Path("run")) == before
+
+
+@pytest.mark.parametrize("out", ["models.py", "models.py/run"])
+def test_a_file_is_no_folder(out: str) -> None:
+    names(refused("evaluate", *ASKED, "--out", out), "models.py")
+
+
+CHANGES = {
+    "eps": (*ASKED, "--threat", "linf(0.11)"),
+    "model": ("demo", *ASKED[1:]),
+    "data": (ASKED[0], "set.npz", *ASKED[2:]),
+    "protocol": (*ASKED, *PGD),
+    "seed": (*ASKED, "--seed", "1"),
+}
+
+
+@pytest.mark.parametrize("calls", [0, 3, 6])
+def test_ctrl_c_leaves_a_run_that_goes_on(calls: int, whole: Path) -> None:
+    Path("interrupt").write_text(str(calls))
+    done = holdfast("evaluate", *ASKED, "--out", "broken off")
+    assert done.exit_code == 130
+    assert done.stdout == ""
+    names(done.stderr, "interrupted", "--out", "broken off", "--resume")
+    assert "Traceback" not in done.stderr
+    assert not Path("broken off/run.json").exists()
+    Path("interrupt").unlink()
+    x, y = open_data("digits").rows(0, 360)
+    np.savez("set.npz", x=x * 0.9, y=y)
+    assert Path("broken off").exists() == bool(calls)  # 0: not even begun
+    if calls:
+        names(refused("evaluate", *ASKED, "--out", "broken off"), "unfinished", "--resume")
+        names(refused("report", "broken off"), "unfinished", "--resume")
+        for key, asked in CHANGES.items():
+            text = refused("evaluate", *asked, "--out", "broken off", "--resume")
+            names(text, "cannot resume broken off", f"made with {key} ", "another --out")
+    assert holdfast("evaluate", *ASKED, "--out", "broken off", "--resume").exit_code == 0
+    same_run("broken off", whole)
+
+
+def test_ctrl_c_while_one_attack_runs() -> None:
+    Path("interrupt").write_text("6")
+    done = holdfast("attack", "models.py:Stoppable", "digits", *LINF, *PGD)
+    assert done.exit_code == 130
+    names(done.stderr, "interrupted")
+    assert "--resume" not in done.stderr  # it has none
+    assert not Path("adversarial.npz").exists()
+
+
+@pytest.mark.parametrize("syncs", [0, 2, 6, 7, 12, 14])
+def test_a_full_disk_loses_nothing(syncs: int, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(syncs))
+
+    def fsync(_: int) -> None:
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        text = refused("evaluate", *ASKED, "--out", "full")
+    names(text, "cannot write full/", "No space left on device", "--resume")
+    assert not list(Path("full").rglob("*.part"))
+    assert holdfast("evaluate", *ASKED, "--out", "full", "--resume").exit_code == 0
+    same_run("full", whole)

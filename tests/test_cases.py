@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.attacks import PGD, run
 from holdfast.targets import Target
 
 pytestmark = pytest.mark.cases

@@ -49,8 +49,8 @@ class Norm(ABC):
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
 
     def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """g without the entries along which the box stops an ascent from d at once: a step spent there is lost."""
-        return g.masked_fill((g > 0) & (d >= hi) | (g < 0) & (d <= lo), 0)
+        """g without the entries where the box would swallow the whole step from d."""
+        return g
 
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
@@ -77,9 +77,6 @@ class _Linf(Norm):
 
     def steepest(self, g: Tensor) -> Tensor:
         return g.sign()
-
-    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return g  # the entries do not share the step, so nothing is lost
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return d.clamp(torch.maximum(lo, -eps), torch.minimum(hi, eps))
@@ -160,6 +157,9 @@ class _L1(Norm):
         flat = g.flatten(1)
         at = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(g)
+
+    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return g.masked_fill((g > 0) & (d >= hi) | (g < 0) & (d <= lo), 0)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row, then cap it at

@@ -43,6 +43,9 @@ class Threat:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        aim = self.goal.t if isinstance(self.goal, Targeted) else 0
+        if not isinstance(aim, Tensor) and (isinstance(aim, bool) or not isinstance(aim, int)):
+            raise SpecError(f"the target of a {self.norm} threat is {aim!r}, but a class is a whole number.")
         sizes = self.eps.flatten().tolist() if isinstance(self.eps, Tensor) else [self.eps]
         for eps in sizes:
             if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not eps > 0:
@@ -70,6 +73,14 @@ class Threat:
 
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
+
+    def check_classes(self, k: int) -> None:
+        """Refuse a goal that a model of k classes does not have."""
+        if isinstance(self.goal, Targeted):
+            aims = torch.as_tensor(self.goal.t)
+            if int(aims.min()) < 0 or int(aims.max()) >= k:
+                wrong = int(aims.min()) if int(aims.min()) < 0 else int(aims.max())
+                raise SpecError(f"the goal is class {wrong}, but the model knows 0 to {k - 1}.")
 
     def check_box(self, low: float, high: float, shape: tuple[int, ...]) -> None:
         """Refuse an eps that reaches past the whole box: the adversary could then show any input at all."""

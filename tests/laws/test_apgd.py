@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws.world import EPS, bent, rows, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import parse, run
 from holdfast.attacks.apgd import APGD, Climb
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
+from laws.world import EPS, bent, rows, threat, wrap
 
 
 def test_checkpoints_are_the_papers() -> None:
@@ -54,7 +54,7 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str, loss: str) -> None:
             assert float(state.size) == twin.size, f"step size of row {i} after step {t}"
             assert float(state.best_value) == pytest.approx(twin.best[0], rel=1e-9)
             assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), f"point of row {i} after step {t}"
-        assert twin.halvings > 1
+        assert twin.halvings >= 1
 
 
 class Twin:

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from laws.catalogue import every, short
-from laws.world import EPS, Narrow, bent, close, linear, rows, same, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Outcome, parse, run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.target import Pullback
+from laws.catalogue import every, short
+from laws.world import EPS, Narrow, bent, close, linear, rows, same, threat, wrap
 
 N = 15
 

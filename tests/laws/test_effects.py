@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws.catalogue import every, short
-from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
 from torch import Tensor, nn
 
 from holdfast.attacks import parse, perturb, run
 from holdfast.evaluate import judge
+from holdfast.targets.target import sealed
+from laws.catalogue import every, short
+from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
 
 
 class Fussy(nn.Module):
@@ -64,7 +65,10 @@ def picture(model: nn.Module, *tensors: Tensor) -> list[Any]:
 
 def world(model: nn.Module) -> tuple[Tensor, Tensor]:
     x = (draw(6, *SHAPE, dtype=torch.float32) * 4).round() / 4
-    return x, torch.arange(6) % 5
+    with sealed(0):
+        y = wrap(model).labels(x)
+    assert len(y.unique()) > 1
+    return x, y
 
 
 @every
@@ -148,7 +152,9 @@ def test_works_in_every_gradient_mode(name: str, norm: str, mode: Callable[[], A
 
 def test_train_mode_and_eval_mode_give_one_ledger() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 12), nn.Dropout(0.5), nn.ReLU(), nn.Linear(12, 3))
+    model = nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 12), nn.Dropout(0.5), nn.ReLU(), nn.Linear(12, 3)
+    )
     x = draw(16, *SHAPE, dtype=torch.float32)
     model(x)  # statistics
     y = model.eval()(x).argmax(1)

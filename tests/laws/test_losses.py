@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from laws.world import close
 from torch import Tensor
 
 from holdfast.losses import LOSSES, ce, dlr, margin, mifpe
 from holdfast.rng import Keys
 from holdfast.tasks import Classes, without
+from laws.world import close
 
 N = 200
 

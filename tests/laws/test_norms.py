@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from laws.exact import farthest
-from laws.world import close
 from torch import Tensor
 
-from holdfast.norms import L1, L2, NORMS, Norm, wide
+from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
+from laws.exact import farthest
+from laws.world import close
 
 each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=repr)
 coordinate = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.floats(-10, 10))
@@ -103,16 +103,7 @@ def test_a_rows_projection_does_not_know_its_neighbours(norm: Norm, dtype: torch
         assert torch.equal(torch.cat(alone), whole)
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="src: L1.project hands searchsorted an expanded eps"))
-        if n is L1
-        else n
-        for n in NORMS.values()
-    ],
-    ids=repr,
-)
+@each_norm
 def test_projection_is_quiet_where_eps_is_broadcast(norm: Norm) -> None:
     d = torch.ones(2, 3)
     torch.set_warn_always(True)  # or torch says it once a process, to whoever comes first

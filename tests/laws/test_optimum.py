@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from laws.catalogue import each, each_gradient, known, short
-from laws.exact import best_margin
-from laws.world import EPS, Linear, draw, linear, rows, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
 from holdfast.norms import NORMS
 from holdfast.targets import Access, TorchTarget
+from laws.catalogue import each, each_gradient, known, short
+from laws.exact import best_margin
+from laws.world import EPS, Linear, draw, linear, rows, threat, wrap
 
 N = 30
 SLOW_L1 = "PGD's single-coordinate L1 step refills, one a step, what the projection takes from the capped coordinates"
@@ -123,7 +125,7 @@ def evidence(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: st
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
     found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 1.5, 2, 3, 4)]
-    for (broken, margin), (more, lower) in zip(found, found[1:], strict=False):
+    for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert bool((lower <= margin + 1e-9).all())
     assert int(found[-1][0].sum()) > int(found[0][0].sum())
@@ -133,29 +135,27 @@ def test_more_eps_never_hurts(name: str, norm: str) -> None:
 def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
     found = [evidence(short(name, 60), target, x, y, norm, EPS[norm] * s)[0] for s in (0.5, 1, 1.5, 2, 3, 4)]
-    for broken, more in zip(found, found[1:], strict=False):
+    for broken, more in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
 
 
 @boxes
 @each_gradient
-def test_more_steps_never_hurt(
-    name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
-) -> None:
+def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest) -> None:
     known(request, name == "pgd" and norm == "l1" and box == (0, 1), SLOW_L1)
     _, target, x, y = world(2, box)
     found = [evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 60, 120)]
-    for (broken, margin), (more, lower) in zip(found, found[1:], strict=False):
+    for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert bool((lower <= margin + 1e-3).all())
 
 
-@pytest.mark.xfail(reason="src: run() keys the noise by all fields, so sweep(steps=21) is not sweep(steps=20) and one more")
+@pytest.mark.xfail(reason="src: noise is keyed by all fields, so one more step is another draw")
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_points_of_a_sweep_never_hurt(norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
     found = [evidence(parse(f"sweep(steps={s})"), target, x, y, norm, 3 * EPS[norm]) for s in range(10, 40, 5)]
-    for (_, margin), (_, lower) in zip(found, found[1:], strict=False):
+    for (_, margin), (_, lower) in itertools.pairwise(found):
         assert bool((lower <= margin).all())
 
 
@@ -164,9 +164,7 @@ def test_one_more_restart_is_other_noise(name: str, norm: str) -> None:
     """A restart is a fresh draw that never touches the others': the best of more is never worse."""
     attack = short(name, 5)
     _, target, x, y = world(2, (0, 1))
-    first, second, again = (
-        run(attack, target, x, y, threat(norm), restart=r, stop=False) for r in (0, 1, 0)
-    )
+    first, second, again = (run(attack, target, x, y, threat(norm), restart=r, stop=False) for r in (0, 1, 0))
     assert torch.equal(first.best, again.best)
     if attack.needs < Access.GRADIENTS or "start_at" not in repr(attack):
         assert not torch.equal(first.margin, second.margin)

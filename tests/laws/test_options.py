@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from laws.catalogue import CLASSES, each, every, fields_of, short, values
-from laws.world import bent, rows, threat, wrap
 
 from holdfast.attacks import Attack, Ledger, parse, run
 from holdfast.targets import Access
+from laws.catalogue import CLASSES, each, every, fields_of, short, values
+from laws.world import bent, rows, threat, wrap
 
 N = 25
 
@@ -69,4 +69,4 @@ def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) ->
     if attack.needs >= Access.GRADIENTS:
         assert int(ledger.broken.sum()) > int(chance.broken.sum())
     else:
-        assert int(ledger.broken.sum()) >= int(chance.broken.sum()) - 1
+        assert int(ledger.broken.sum()) > 0.85 * int(chance.broken.sum())  # itself a matter of luck

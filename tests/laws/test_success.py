@@ -6,8 +6,6 @@ import copy
 
 import pytest
 import torch
-from laws.catalogue import every, losses_of, short
-from laws.world import EPS, Then, bent, close, rows, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import Ledger, Outcome, run
@@ -17,6 +15,8 @@ from holdfast.losses import LOSSES
 from holdfast.targets import TorchTarget
 from holdfast.tasks import without
 from holdfast.threat import Targeted, Threat
+from laws.catalogue import every, losses_of, short
+from laws.world import EPS, Then, bent, close, rows, threat, wrap
 
 N = 40
 
@@ -102,11 +102,11 @@ def test_other_bounds(name: str, norm: str) -> None:
     inner = bent()
     model = Then(inner, lambda x, _: inner((x + 1) / 2))
     target = wrap(model, bounds=(-1, 1))
-    x, y = rows(target, N)
-    t = threat(norm, 2 * EPS[norm])
-    ledger = run(short(name), target, x * 2 - 1, target.labels(x * 2 - 1), t)
+    x = rows(target, N)[0] * 2 - 1
+    y, t = target.labels(x), threat(norm, 2 * EPS[norm])
+    ledger = run(short(name), target, x, y, t)
     assert int(ledger.broken.sum()) > 0
-    check(ledger, model, target, x * 2 - 1, target.labels(x * 2 - 1), t)
+    check(ledger, model, target, x, y, t)
 
 
 @every
@@ -151,4 +151,6 @@ def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str) -> None:
 def test_the_limit_is_eps_and_rounding() -> None:
     target = wrap(bent(dtype=torch.float32))
     for norm, rounding in (("linf", 2.0**-24), ("l2", 4 * 2.0**-24), ("l1", 16 * 2.0**-24)):
-        assert float(legal_size(threat(norm).norm, 0.5, target, 1)) == pytest.approx(0.5 * (1 + 1e-6) + rounding, abs=1e-12)
+        assert float(legal_size(threat(norm).norm, 0.5, target, 1)) == pytest.approx(
+            0.5 * (1 + 1e-6) + rounding, abs=1e-12
+        )

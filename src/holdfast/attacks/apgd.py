@@ -33,8 +33,7 @@ class APGD(Attack):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one of each for the start.
-    Differs from the authors' code: the first comparison of losses is with the start's, not with 0; and the L2 step
-    spends its length only on coordinates that the box leaves free.
+    Differs from the authors' code: the first comparison of losses is with the start's, not with 0.
     """
 
     needs = Access.GRADIENTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.threat import Threat
 
+_KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
 State = Any  # a tensor, or a named tuple of tensors whose first axis is the row and whose first is the point
 
 
@@ -52,7 +53,15 @@ class Attack(ABC):
         """Examples [n, *shape] for inputs x [n, *shape] of classes y [n]."""
         return run(self, target, x, y, threat, seed=seed).best
 
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Attack.__repr__  # or dataclass would write its own
+
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, _KINDS[str(field.type)]):
+                name = type(self).__name__.lower()
+                raise SpecError(f"{name} has {field.name}={value!r}, but it is of type {field.type}.")
         if self.steps < 1:
             raise SpecError(f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1.")
         loss = getattr(self, "loss", None)

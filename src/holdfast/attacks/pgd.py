@@ -30,7 +30,7 @@ class PGD(Attack):
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
     Differs from the paper: the default loss is the margin, which does not depend on the scale of the logits, and
-    the step follows the norm's own steepest direction (in L1 one coordinate) among those that the box leaves free.
+    the step in L1 goes along one coordinate, the steepest of those that the box leaves free.
     """
 
     needs = Access.GRADIENTS

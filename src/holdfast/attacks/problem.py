@@ -59,7 +59,7 @@ class Problem:
         return self.norm.project(d, self.eps, self.lo, self.hi)
 
     def steepest(self, g: Tensor, d: Tensor) -> Tensor:
-        """The unit step of steepest ascent among those that the box does not stop at d at once."""
+        """The unit step of steepest ascent from d."""
         return self.norm.steepest(self.norm.unblocked(g, d, self.lo, self.hi))
 
     def random_start(self, where: str = "ball") -> Tensor:

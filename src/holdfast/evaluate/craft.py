@@ -35,6 +35,8 @@ def craft(
     check_data(source, target.bounds)
     check_model(target, source)
     check_labels(source, target.task.k)
+    threat.check_classes(target.task.k)
+    threat.check_box(target.bounds.low, target.bounds.high, source.shape)
     parts: list[dict[str, np.ndarray]] = []
     stride = stride_of(source.shape)
     for first in range(start, stop, stride):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import math
@@ -121,6 +122,7 @@ def evaluate(
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
     for chunk in chunks:
         _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
+        _trim()
     table, trials = _collect(plan, journal, chunks)
     store.write_samples(folder, table)
     store.write_gallery(folder, table, source)
@@ -184,6 +186,12 @@ def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Call
         watch(Progress((chunk[0] - part[0] + share * (chunk[1] - chunk[0])) / rows, trial, live))
 
     return tell
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc keeps it in pieces, and a long run would seem to grow."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _collect(plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]]) -> tuple[pa.Table, list[TrialInfo]]:
@@ -262,19 +270,18 @@ def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str) -> 
     start, stop = (0, total) if samples is None else (0, samples) if isinstance(samples, int) else samples
     if not 0 <= start < stop:
         raise InputError(f"samples {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
-    if start >= total:
-        raise InputError(f"samples begin at row {start}, but {name} has {total} rows.")
-    return start, min(stop, total)
+    if stop > total:
+        raise InputError(f"samples up to row {stop} were asked for, but {name} has {total} rows.")
+    return start, stop
 
 
 def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Sequence[float]) -> None:
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
+    threat.check_classes(target.task.k)
     if not all(map(math.isfinite, (threat.eps, *curve))):
         raise SpecError("eps is inf, but a robust accuracy needs a finite one; add more with a curve.")
-    if isinstance(threat.goal, Targeted) and not 0 <= threat.goal.t < target.task.k:
-        raise SpecError(f"the goal is class {threat.goal.t}, but the model knows 0 to {target.task.k - 1}.")
     for eps in (threat.eps, *curve):
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
     for trial in chosen.trials:

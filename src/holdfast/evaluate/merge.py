@@ -13,6 +13,7 @@ from holdfast.errors import InputError
 from holdfast.evaluate.evaluate import chunk_of, question
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.runs import store
+from holdfast.runs.journal import refuse_taken
 from holdfast.runs.manifest import Facts, Manifest
 
 
@@ -22,8 +23,7 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
     Raises:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; choose another --out.")
+    refuse_taken(out)
     manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
     first = manifests[0][0]
     asked = question(first) | {"rows": ""}

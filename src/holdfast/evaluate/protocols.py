@@ -22,8 +22,9 @@ class Trial:
     targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.restarts < 1 or self.targets < 0:
-            raise SpecError(f"{self!r}: restarts must be at least 1 and targets at least 0.")
+        whole = all(type(value) is int for value in (self.restarts, self.targets))
+        if not whole or self.restarts < 1 or self.targets < 0:
+            raise SpecError(f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0.")
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run that this trial stands for."""

@@ -50,7 +50,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    now = store.checksums(folder) if (folder / "samples.parquet").exists() else {}
+    now = store.checksums(folder)
     for name in sorted(manifest.files.keys() | now.keys()):
         if name not in now:
             yield f"{name}: missing."
@@ -89,6 +89,9 @@ def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, 
     expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
     if not np.array_equal(ids, expected):
         yield "samples: the rows are not those that run.json names."
+        return
+    if ids.max(initial=-1) >= len(source):
+        yield f"data: they have {len(source)} rows, but the run measured row {ids.max()}."
         return
     place = {int(i): row for row, i in enumerate(ids)}
     columns = {

@@ -32,9 +32,7 @@ class Journal:
         run = self.folder.parent
         path = self.folder / "question.json"
         if not path.exists():
-            if run.exists() and any(run.iterdir()):
-                what = "a finished run" if (run / "run.json").exists() else "other files"
-                raise InputError(f"{run} holds {what}; choose another --out.")
+            refuse_taken(run)
             write_bytes(path, json.dumps(dict(question), indent=1).encode())
             return
         if not resume:
@@ -53,6 +51,19 @@ class Journal:
     def close(self) -> None:
         """The run is finished and stored: the records have served."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse a folder for a new run that holds anything but a journal that never began.
+
+    Raises:
+        InputError: says what it holds.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a run needs a folder; choose another --out.")
+    if folder.exists() and any(path.name != "journal" for path in folder.iterdir()):
+        what = "a finished run" if (folder / "run.json").exists() else "other files"
+        raise InputError(f"{folder} holds {what}; choose another --out.")
 
 
 def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:

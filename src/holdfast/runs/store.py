@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -29,25 +30,26 @@ class Rows(Protocol):
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one, the new one or none; synced to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. What was done so far is kept: make room and go on with "
-            f"--resume."
+            f"cannot write {path}: {error.strerror or error}. What was stored before is kept; an evaluation goes on "
+            f"with --resume once there is room."
         ) from error
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
@@ -123,9 +125,9 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files of evidence: samples, examples and gallery."""
-    paths = [folder / "samples.parquet", *sorted((folder / "adversarial").glob("*.safetensors"))]
-    paths += [p for p in [folder / "gallery.safetensors"] if p.exists()]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    paths = [folder / "samples.parquet", folder / "gallery.safetensors"]
+    paths += sorted((folder / "adversarial").glob("*.safetensors"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()}
 
 
 def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> None:

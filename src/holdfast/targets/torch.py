@@ -72,7 +72,7 @@ class TorchTarget(Target):
         self.shape = shape
         try:
             self.task = Classes(self.scores(self._probe()).shape[1])
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self.shape = None
             raise _unfit(error, shape) from error
         self._try_channels_last()
@@ -130,7 +130,7 @@ class TorchTarget(Target):
                 f"module that returns the logits alone."
             )
         z = z if z.dtype == torch.float64 else z.float()
-        if z.ndim == 1 or z.shape[1:] == (1,):
+        if len(z) == len(x) and (z.ndim == 1 or z.shape[1:] == (1,)):
             z = z.reshape(-1)
             z = torch.logit(z) if self.probabilities else z
             return torch.stack([torch.zeros_like(z), z], 1)

@@ -1,0 +1,136 @@
+"""Imports point one way, and each idea has one home; read from the source alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast.attacks import CATALOGUE
+from holdfast.norms import NORMS
+
+ROOT = Path(holdfast.__file__).parent
+FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
+VOCABULARY = {"errors", "usercode", "rng", "norms", "tasks", "losses", "threat", "spec"}
+# What each part may import, beside itself and the vocabulary.
+MAY = {
+    "data": {"errors", "usercode"},
+    "targets": VOCABULARY,
+    "attacks": VOCABULARY | {"targets"},
+    "runs": VOCABULARY,
+    "report": VOCABULARY | {"runs"},
+    "evaluate": VOCABULARY | {"targets", "attacks", "runs", "data"},
+    "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
+    "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
+}
+ATTACK_FILES = [
+    p for p in FILES if p.parts[0] == "attacks" and p.stem not in ("__init__", "attack", "problem", "ledger")
+]
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(), str(file))
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of all modules that a file imports, at its top or later."""
+    found: set[str] = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parts(file: Path) -> set[str]:
+    """The parts of holdfast that a file imports from."""
+    return {name.split(".")[1] for name in imports(file) if name.startswith("holdfast.")}
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(FILES) > 30
+    assert {p.stem for p in ATTACK_FILES} >= {"pgd", "apgd", "sweep"}
+    assert "holdfast.norms" in imports(Path("threat.py"))
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in MAY], ids=str)
+def test_imports_point_one_way(file: Path) -> None:
+    own = file.parts[0]
+    wrong = {p for p in parts(file) if (ROOT / p).is_dir() or (ROOT / f"{p}.py").is_file()} - MAY[own] - {own}
+    assert not wrong, f"{file} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.stem in VOCABULARY and len(p.parts) == 1], ids=str)
+def test_the_vocabulary_knows_nothing_above_it(file: Path) -> None:
+    assert parts(file) & {p.name for p in ROOT.iterdir()} <= VOCABULARY
+    assert not parts(file) & set(MAY)
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] != "cli" and len(p.parts) > 1], ids=str)
+def test_nothing_but_the_command_line_imports_it(file: Path) -> None:
+    assert "cli" not in parts(file)
+
+
+@pytest.mark.parametrize("file", ATTACK_FILES, ids=str)
+def test_no_attack_imports_another(file: Path) -> None:
+    others = {f"holdfast.attacks.{p.stem}" for p in ATTACK_FILES}
+    assert not imports(file) & others
+    assert "holdfast.attacks" not in imports(file)
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in ("report", "runs", "data")], ids=str)
+def test_a_report_opens_without_torch(file: Path) -> None:
+    heavy = {"torch", "safetensors.torch"}
+    assert not {name for name in imports(file) if name.split(".")[0] == "torch" or name in heavy}
+    torchy = {p.stem for p in FILES if len(p.parts) == 1 and "torch" in imports(p)}
+    assert not parts(file) & (torchy | {"targets", "attacks", "evaluate"})
+
+
+GENERIC = [Path("attacks/attack.py"), Path("attacks/problem.py"), Path("attacks/ledger.py")]
+GENERIC += [p for p in FILES if p.parts[0] == "evaluate" and p.stem != "protocols"]
+
+
+@pytest.mark.parametrize("file", GENERIC, ids=str)
+def test_the_loop_names_no_attack(file: Path) -> None:
+    """Not in code: docstrings and messages may give an example call."""
+    names = {*CATALOGUE, *(c.__name__ for c in CATALOGUE.values() if isinstance(c, type))}
+    nodes = list(ast.walk(tree(file)))
+    found = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    found |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert not found & names
+    assert not imports(file) & {f"holdfast.attacks.{p.stem}" for p in ATTACK_FILES}
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in ("attacks", "evaluate", "targets")], ids=str)
+def test_nobody_branches_on_a_norm(file: Path) -> None:
+    """A comparison, a match or a look-up by a norm's name; `norms.py` alone knows them."""
+    if file.parts[0] == "attacks" and file.stem in ("attack", "problem"):
+        return
+    names = {*NORMS, "LINF", "L1", "L2"}
+    for node in ast.walk(tree(file)):
+        if isinstance(node, (ast.Compare, ast.Match, ast.IfExp, ast.If, ast.Subscript)):
+            if isinstance(node, ast.Compare):
+                looked = list(ast.walk(node))
+            elif isinstance(node, ast.Match):
+                looked = [n for case in node.cases for n in ast.walk(case.pattern)]
+            elif isinstance(node, ast.Subscript):
+                looked = list(ast.walk(node.slice))
+            else:
+                looked = list(ast.walk(node.test))
+            used = {n.value for n in looked if isinstance(n, ast.Constant)} | {
+                n.id for n in looked if isinstance(n, ast.Name)
+            }
+            assert not {u for u in used if isinstance(u, str)} & names, f"{file}:{node.lineno} branches on a norm"
+
+
+FRAMEWORKS = {"tensorflow", "keras", "jax", "onnx", "onnxruntime", "foolbox", "art", "torchvision", "ray"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_framework_is_imported_in_the_file_of_its_name_only(file: Path) -> None:
+    found = {name.split(".")[0] for name in imports(file)} & FRAMEWORKS
+    assert found <= {file.stem}

@@ -1,0 +1,163 @@
+"""Plants known defects into a copy of the source, one at a time, and asks the laws to find each (make test-mutants).
+
+The defects are those that peers have shipped (FIELD.md, section 2). Prints which law caught which; exits with 1
+where a defect survives, or where what "caught" it fails without the defect too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Quick and general laws first; every file of laws runs, until one test fails.
+FIRST = "books success losses norms geometry apgd optimum invariance rows".split()
+
+
+@dataclass(frozen=True)
+class Defect:
+    name: str
+    file: str  # under src/holdfast
+    changes: tuple[tuple[str, str], ...]  # text that stands there exactly once, and what replaces it
+
+
+DEFECTS = [
+    Defect(
+        "wrong projection: L2 rescales, then clips to the box",
+        "norms.py",
+        (("return (d * wide(s, d)).clamp(lo, hi)", "return (d / wide(self.size(d), d) * eps).clamp(lo, hi)"),),
+    ),
+    Defect(
+        "sign of the margin loss flipped",
+        "losses.py",
+        (("return rival - _at(z, y)", "return _at(z, y) - rival"),),
+    ),
+    Defect(
+        "steepest normalises over the whole batch",
+        "norms.py",
+        (("length = wide(g.flatten(1).square().sum(1).sqrt(), g)", "length = g.square().sum().sqrt()"),),
+    ),
+    Defect(
+        "APGD's best loss is the same memory as the one noted at the checkpoint",
+        "attacks/apgd.py",
+        (
+            (
+                "best_value=torch.where(up, value, s.best_value),",
+                "best_value=s.best_value.copy_(torch.where(up, value, s.best_value)),",
+            ),
+        ),
+    ),
+    Defect(
+        "the last iterate is never judged",
+        "attacks/problem.py",
+        (("if d is not self._asked:", "if False:"),),
+    ),
+    Defect(
+        "the true class is masked by a product with 0",
+        "tasks.py",
+        (("return z.scatter(1, c[:, None], -torch.inf)", "return z * torch.ones_like(z).scatter(1, c[:, None], 0)"),),
+    ),
+    Defect(
+        "pixels exactly at the bounds never move",
+        "attacks/problem.py",
+        (
+            (
+                "self.lo, self.hi = target.bounds.low - x, target.bounds.high - x\n",
+                "self.lo, self.hi = target.bounds.low - x, target.bounds.high - x\n"
+                "        inner = (self.lo < 0) & (self.hi > 0)\n"
+                "        self.lo, self.hi = self.lo * inner, self.hi * inner\n",
+            ),
+        ),
+    ),
+    Defect(
+        "a floor of 1e-12 under the squared norm of a gradient",
+        "norms.py",
+        (
+            ("        g = g / torch.where(top > 0, top, 1)\n", ""),
+            ("return g / torch.where(length > 0, length, 1)", "return g / (length.square() + 1e-12).sqrt()"),
+        ),
+    ),
+    Defect(
+        "a query that succeeds is not charged",
+        "attacks/problem.py",
+        (("ledger.charge(at, queries=1,", "ledger.charge(at[~hit], queries=1,"),),
+    ),
+    Defect(
+        "the size is that of the image, not of the perturbation",
+        "attacks/problem.py",
+        (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
+    ),
+]
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as folder:
+        copies = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
+        untouched = plant(None, Path(folder) / "untouched")
+        files = [str(ROOT / "tests" / "laws" / f"test_{name}.py") for name in FIRST]
+        files += [str(p) for p in sorted((ROOT / "tests" / "laws").glob("test_*.py")) if str(p) not in files]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            caught = list(pool.map(lambda copy: failure(copy, files), copies))
+        control = failure(untouched, sorted({test for test in caught if test}))
+    width = max(len(defect.name) for defect in DEFECTS)
+    for defect, test in zip(DEFECTS, caught, strict=True):
+        print(f"{defect.name:{width}}  {test or 'SURVIVED'}")
+    if control:
+        print(f"\nwithout any defect this fails too: {control}")
+    survived = caught.count(None)
+    print(f"\n{len(DEFECTS) - survived} of {len(DEFECTS)} defects caught")
+    return 1 if survived or control else 0
+
+
+def plant(defect: Defect | None, folder: Path) -> Path:
+    """A copy of the package, with the defect in it."""
+    shutil.copytree(ROOT / "src" / "holdfast", folder / "holdfast", ignore=shutil.ignore_patterns("__pycache__"))
+    if defect is not None:
+        file = folder / "holdfast" / defect.file
+        text = file.read_text()
+        for old, new in defect.changes:
+            if text.count(old) != 1:
+                raise SystemExit(
+                    f"cannot plant {defect.name!r}: {old!r} stands {text.count(old)} times in {defect.file}"
+                )
+            text = text.replace(old, new)
+        file.write_text(text)
+    return folder
+
+
+def failure(copy: Path, tests: list[str]) -> str | None:
+    """The first test that fails on a copy of the package; None where all pass."""
+    env = os.environ | {
+        "PYTHONPATH": str(copy),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPYCACHEPREFIX": str(copy.parent / "pyc"),
+    }
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    where = run(["-c", "import holdfast; print(holdfast.__file__)"], env).stdout
+    if not where.startswith(str(copy)):
+        raise SystemExit(f"the copy in {copy} is not the one imported: {where}")
+    # A known defect (xfail) that another defect hides counts for nothing.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "xfail_strict=false", "--tb=no", "--no-header"]
+    done = run(["-m", "pytest", *options, *tests], env)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^FAILED (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or found is None:
+        raise SystemExit(f"pytest ended with {done.returncode} on {copy}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+    return found.group(1)
+
+
+def run(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
