@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import holdfast
+from holdfast.attacks import PGD, run
 from holdfast.targets import Target
 
 pytestmark = pytest.mark.cases
@@ -77,3 +78,57 @@ def test_clean_accuracy_on_cifar_is_near_the_tables(cases: Path, name: str, opti
     assert clean_percent(holdfast.wrap(model), x, y) == pytest.approx(plain, abs=1e-9)
     sigma = 100 * (percent / 100 * (1 - percent / 100) / len(x) * 0.9) ** 0.5
     assert abs(plain - percent) < 4 * sigma
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "broken"), [("adv", 6.8), ("cln", 100.0)])
+def test_pgd_40_breaks_what_is_known(cases: Path, k: str, broken: float) -> None:
+    # The published 6.8 % is the error on all images; the 1.36 % wrong before any attack are in it.
+    target = holdfast.wrap(case(cases, "torch_advertorch_lenet5").load(k))
+    x, y = (torch.from_numpy(a) for a in mnist(cases))
+    pgd = PGD(steps=40, step_size=1 / 30, start_at="zero", loss="ce")
+    books = run(pgd, target, x, y, holdfast.Threat.linf(0.3))
+    assert 100 * float(books.broken.double().mean()) == pytest.approx(broken, abs=0.3)
+
+
+@pytest.mark.slow
+def test_standard_on_trades(cases: Path) -> None:
+    target = holdfast.wrap(case(cases, "torch_trades_mnist").load())
+    result = holdfast.evaluate(target, mnist(cases), "linf(0.3)", samples=1000)
+    assert result.robust_accuracy.value <= 0.94
+
+
+@pytest.mark.slow
+def test_standard_on_kw_lies_between_attack_and_certificate(cases: Path) -> None:
+    result = holdfast.evaluate(holdfast.wrap(case(cases, "torch_kw_mnist").load()), mnist(cases), "linf(0.1)")
+    assert 0.041 <= 1 - result.robust_accuracy.value <= 0.058
+
+
+@pytest.mark.slow
+def test_standard_on_cnn_a_cifar(cases: Path) -> None:
+    module = case(cases, "torch_cnn_a_cifar")
+    result = holdfast.evaluate(holdfast.wrap(module.load()), module.sdp200(), "linf(2/255)")
+    assert result.robust_accuracy.value <= 0.505
+
+
+def test_masked_gradients_are_said(cases: Path) -> None:
+    # The input is thresholded: gradient attacks leave about 98.8 %, and the truth is below 50.6 %.
+    target = holdfast.wrap(case(cases, "torch_abs_cnn_mnist").load(binarize=True))
+    result = holdfast.evaluate(target, mnist(cases), "linf(0.3)", attacks=["apgd(steps=3)"], samples=100)
+    assert result.verdict.status == "unreliable"
+    assert "zero_gradients" in [finding.check for finding in result.verdict.findings]
+
+
+def test_batch_size_and_shards_change_no_status_of_a_real_model(cases: Path) -> None:
+    model, data = case(cases, "torch_kw_mnist").load(), mnist(cases)
+
+    def statuses(batch_size: int, part: tuple[int, int] = (0, 90)) -> list[str]:
+        target = holdfast.wrap(model, batch_size=batch_size)
+        attacks = ["apgd(steps=10, loss='mifpe')", "apgd(steps=10, loss='dlr', targets=2)"]
+        result = holdfast.evaluate(target, data, "linf(0.15)", attacks=attacks, samples=part)
+        return result.samples.column("status").to_pylist()
+
+    base = statuses(64)
+    assert {"broken", "robust"} <= set(base)
+    for other in (statuses(7), statuses(256), [s for a in (0, 30, 60) for s in statuses(64, (a, a + 30))]):
+        assert all(a == b or "unstable" in (a, b) for a, b in zip(base, other, strict=True))
