@@ -20,6 +20,7 @@ SCALED = {"shift": (1, 100), "down": (1e-3, 0), "up": (300, 0)}  # z becomes a z
 def alike(a: Ledger, b: Ledger) -> None:
     """Same outcomes and sizes."""
     assert torch.equal(a.outcome, b.outcome)
+    assert torch.equal(a.forwards, b.forwards)
     np.testing.assert_allclose(a.size.numpy(), b.size.numpy(), rtol=1e-6)
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
@@ -26,6 +27,10 @@ def _discover() -> dict[str, Callable[..., Attack]]:
 
 
 CATALOGUE = _discover()
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type[Attack]: ...
 
 
 def parse(text: str) -> Attack:
