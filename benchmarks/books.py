@@ -96,8 +96,8 @@ def main() -> None:
                 rows.append([name, norm, way, f"{1e3 * spent:.2f}", f"{1e3 * over:+.2f}", share])
     head = ["model", "norm", "way", "CPU ms a step", "over the bare loop, ms", "% of a ResNet-18 gradient"]
     first = (
-        f"PGD steps on a batch of {chosen.batch}, medians of {chosen.repeats} interleaved rounds. A gradient step of the "
-        f"ResNet-18 on this batch takes {1e3 * gradient:.0f} ms of CPU time."
+        f"PGD steps on a batch of {chosen.batch}, medians of {chosen.repeats} interleaved rounds. A gradient step of "
+        f"the ResNet-18 on this batch takes {1e3 * gradient:.0f} ms of CPU time."
     )
     save(chosen.save, "What the books cost", [first, table(head, rows)])
 

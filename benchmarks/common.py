@@ -102,9 +102,7 @@ class Basic(nn.Module):
         )
         same = stride == 1 and wide == out
         self.skip = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,7 +57,11 @@ def main() -> None:
         times = 1 if name.startswith("ResNet") else 5
         for batch in (chosen.batch, 4 * chosen.batch):
             x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
-            tasks = {f"{kind.__name__} {way}": partial(kind, t, x, times) for kind in (step, forward) for way, t in both.items()}
+            tasks = {
+                f"{kind.__name__} {way}": partial(kind, t, x, times)
+                for kind in (step, forward)
+                for way, t in both.items()
+            }
             interleaved(tasks, 1)  # warm-up
             spent = {task: 1e3 * got.cpu / times / batch for task, got in interleaved(tasks, chosen.repeats).items()}
             plain, last = spent["step plain"], spent["step last"]

@@ -151,7 +151,12 @@ def main() -> None:
         f"images; model parameters {'frozen' if chosen.frozen else 'as loaded, asking for gradients'}. Medians of "
         f"{chosen.repeats} interleaved rounds; forwards and backwards an image; ratio of CPU time to the fastest peer."
     )
-    save(chosen.save, "PGD-40 against the peers", [first, table(head, rows)], also=("foolbox", "torchattacks", "cleverhans"))
+    save(
+        chosen.save,
+        "PGD-40 against the peers",
+        [first, table(head, rows)],
+        also=("foolbox", "torchattacks", "cleverhans"),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Plants known defects into a copy of the source, one at a time, and asks the laws to find each (make test-mutants).
 
-The defects are those that peers have shipped (FIELD.md, section 2). Prints which law caught which; exits with 1
+The defects are those that other tools have shipped. Prints which law caught which; exits with 1
 where a defect survives, or where what "caught" it fails without the defect too.
 """
 
@@ -80,7 +80,7 @@ DEFECTS = [
         "a floor of 1e-12 under the squared norm of a gradient",
         "norms.py",
         (
-            ("        g = g / torch.where(top > 0, top, 1)\n", ""),
+            ("        g = scaled(g)\n        length", "        length"),
             ("return g / torch.where(length > 0, length, 1)", "return g / (length.square() + 1e-12).sqrt()"),
         ),
     ),

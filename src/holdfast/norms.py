@@ -48,9 +48,9 @@ class Norm(ABC):
     def corner(self, t: int, like: Tensor) -> Tensor:
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
 
-    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """g without the entries where the box would swallow the whole step from d."""
-        return g
+    def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """The step of size share * eps that leads fastest to where <g, d> is largest in the ball and box."""
+        return share * eps * self.steepest(g)
 
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
@@ -64,6 +64,12 @@ class Norm(ABC):
 def wide(column: Tensor, like: Tensor) -> Tensor:
     """A [n] column shaped to broadcast against [n, ...]."""
     return column.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def scaled(g: Tensor) -> Tensor:
+    """g over its largest entry, so that sums and squares of tiny or huge gradients neither vanish nor overflow."""
+    top = wide(g.flatten(1).abs().amax(1), g)
+    return g / torch.where(top > 0, top, 1)
 
 
 class _Linf(Norm):
@@ -96,18 +102,13 @@ class _L2(Norm):
     name = "l2"
 
     def size(self, d: Tensor) -> Tensor:
-        # Scaled by the largest entry first, or squares of tiny gradients underflow.
-        flat = d.flatten(1)
-        top = flat.abs().amax(1, keepdim=True)
-        top = torch.where(top > 0, top, 1)
-        return (flat / top).square().sum(1).sqrt() * top[:, 0]
+        return scaled(d).flatten(1).square().sum(1).sqrt() * d.flatten(1).abs().amax(1)
 
     def dual(self, g: Tensor) -> Tensor:
         return self.size(g)
 
     def steepest(self, g: Tensor) -> Tensor:
-        top = wide(g.flatten(1).abs().amax(1), g)
-        g = g / torch.where(top > 0, top, 1)
+        g = scaled(g)
         length = wide(g.flatten(1).square().sum(1).sqrt(), g)
         return g / torch.where(length > 0, length, 1)
 
@@ -116,7 +117,8 @@ class _L2(Norm):
         # held fixed, the next s solves a quadratic from below, so s rises to the root in finitely many rounds.
         inside = d.clamp(lo, hi)
         budget = eps.flatten().expand(len(d)).square()
-        if bool((inside.flatten(1).square().sum(1) <= budget).all()):
+        legal = inside.flatten(1).square().sum(1) <= budget
+        if bool(legal.all()):
             return inside
         flat, low, high = d.flatten(1), lo.expand_as(d).flatten(1), hi.expand_as(d).flatten(1)
         s = torch.zeros_like(budget)
@@ -130,7 +132,7 @@ class _L2(Norm):
             if torch.equal(risen, s):
                 break
             s = risen
-        return (d * wide(s, d)).clamp(lo, hi)
+        return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
@@ -158,8 +160,18 @@ class _L1(Norm):
         at = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(g)
 
-    def unblocked(self, g: Tensor, d: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return g.masked_fill((g > 0) & (d >= hi) | (g < 0) & (d <= lo), 0)
+    def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # The best point fills entries to the box in the order of their gradients until eps is spent. One entry alone
+        # would soon stand at the box, so all those entries share the step: half of it by their gradients, half by
+        # how far these exceed the best entry left out, which is what shifts size between them.
+        cap = torch.where(g > 0, hi, -lo).flatten(1)
+        steep = scaled(g).flatten(1).abs().masked_fill(cap <= 0, 0)
+        order = steep.argsort(dim=1, descending=True, stable=True)
+        ranked = cap.gather(1, order)
+        chosen = torch.zeros_like(cap).scatter(1, order, (ranked.cumsum(1) - ranked < eps.flatten()[:, None]).to(cap))
+        excess = steep - (steep * (1 - chosen)).amax(1, keepdim=True)
+        parts = [part / part.sum(1, keepdim=True).clamp_min(1e-12) for part in (steep * chosen, excess * chosen)]
+        return share * eps * (parts[0] + parts[1]).view_as(g) / 2 * g.sign()
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row, then cap it at

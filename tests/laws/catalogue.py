@@ -87,9 +87,3 @@ def accepts(name: str, field: str, value: Any) -> bool:
     except SpecError:
         return False
     return True
-
-
-def known(request: pytest.FixtureRequest, defect: bool, reason: str) -> None:
-    """Mark this case as a known defect of src. (Strictly, by xfail_strict: mending it is noticed.)"""
-    if defect:
-        request.applymarker(pytest.mark.xfail(reason=f"src: {reason}"))

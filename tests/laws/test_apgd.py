@@ -75,7 +75,7 @@ class Twin:
 
     def step(self, t: int) -> None:
         p = self.p
-        ahead = p.project(self.d + self.size * p.eps * p.steepest(self.g, self.d))
+        ahead = p.project(self.d + self.size * p.eps * p.steepest(self.g))
         a = 0.75 if t else 1.0  # the sum also where a is 1: an ulp off the box's edge frees a coordinate
         new = p.project(self.d + a * (ahead - self.d) + (1 - a) * (self.d - self.before))
         value, g = self.ask(new)

@@ -117,7 +117,6 @@ def test_clean_scores_that_are_known_are_not_asked_again(name: str, norm: str) -
     assert torch.equal(given.best, asked.best)
 
 
-@pytest.mark.xfail(reason="src: run() settles rows that are wrong already only where it asked for the clean scores")
 def test_rows_known_to_be_wrong_are_settled_at_once() -> None:
     target = wrap(bent())
     x, y = rows(target, 8, wrong=True)

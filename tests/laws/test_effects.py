@@ -114,7 +114,6 @@ def test_a_randomised_model_draws_from_the_runs_own_seed(name: str, norm: str) -
     assert picture(model, x, y) == before
 
 
-@pytest.mark.xfail(reason="src: bind() probes the model outside of sealed(), with the caller's random state")
 @pytest.mark.parametrize("search", [run, perturb, judge.rule])
 def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(search: Callable[..., Any]) -> None:
     from holdfast.targets import TorchTarget
@@ -132,11 +131,7 @@ def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(searc
 
 @every
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_works_in_every_gradient_mode(name: str, norm: str, mode: Callable[[], Any], request: Any) -> None:
-    if mode is torch.inference_mode:
-        request.applymarker(
-            pytest.mark.xfail(reason="src: Ledger.open clones in inference mode, and cannot be written in sealed()")
-        )
+def test_works_in_every_gradient_mode(name: str, norm: str, mode: Callable[[], Any]) -> None:
     model = bent()
     x, y = rows(wrap(model), 12)
     usual = run(short(name), wrap(model), x, y, threat(norm))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from holdfast.norms import L2, NORMS, Norm, wide
+from holdfast.norms import NORMS, Norm, wide
 from holdfast.rng import Keys
 from laws.exact import farthest
 from laws.world import close
@@ -80,12 +80,7 @@ def test_projection_leaves_legal_points_alone(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "norm",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="src: the early return of L2.project asks all rows"))
-        if n is L2
-        else n
-        for n in NORMS.values()
-    ],
+    NORMS.values(),
     ids=repr,
 )
 def test_a_rows_projection_does_not_know_its_neighbours(norm: Norm, dtype: torch.dtype) -> None:

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.attacks import Attack, Ledger, parse, run
 from holdfast.norms import NORMS
-from holdfast.targets import Access, TorchTarget
-from laws.catalogue import each, each_gradient, known, short
+from holdfast.targets import TorchTarget
+from laws.catalogue import each, each_gradient, short
 from laws.exact import best_margin
 from laws.world import EPS, Linear, draw, linear, rows, threat, wrap
 
 N = 30
-SLOW_L1 = "PGD's single-coordinate L1 step refills, one a step, what the projection takes from the capped coordinates"
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
 FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
@@ -51,7 +50,6 @@ def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Te
 def test_two_classes_reach_the_optimum(
     spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
 ) -> None:
-    known(request, spec in FIXED_EPS[:2] and norm == "l1" and box == (0, 1), SLOW_L1)
     attack = parse(spec)
     if norm not in attack.norms:
         return
@@ -68,7 +66,6 @@ def test_two_classes_reach_the_optimum(
 def test_many_classes_reach_the_optimum_by_their_aims(
     spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
 ) -> None:
-    known(request, spec == "pgd(steps=100)" and norm == "l1" and box == (0, 1), SLOW_L1)
     attack = parse(spec)
     if norm not in attack.norms:
         return
@@ -84,12 +81,11 @@ def test_many_classes_reach_the_optimum_by_their_aims(
 def test_what_can_be_broken_is_broken(
     name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
 ) -> None:
-    """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and no other."""
-    known(request, name == "pgd" and norm == "l1" and box == (0, 1), SLOW_L1)
+    """Every attack by gradients, in 100 steps, breaks the rows that 0.95 eps can break, and no other."""
     model, target, x, y = world(2, box)
     x = x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)
     eps = 2 * EPS[norm]
-    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
+    ledger = run(short(name, 100), target, x, y, threat(norm, eps))
     must = optimum(norm, model, x, y, 0.95 * eps, box) < 0
     can = optimum(norm, model, x, y, eps * (1 + 2e-6), box) < 0
     assert 0 < int(must.sum()) < N
@@ -141,8 +137,7 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
 
 @boxes
 @each_gradient
-def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest) -> None:
-    known(request, name == "pgd" and norm == "l1" and box == (0, 1), SLOW_L1)
+def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)
     found = [evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 60, 120)]
     for (broken, margin), (more, lower) in itertools.pairwise(found):
@@ -150,7 +145,6 @@ def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float], r
         assert bool((lower <= margin + 1e-3).all())
 
 
-@pytest.mark.xfail(reason="src: noise is keyed by all fields, so one more step is another draw")
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_points_of_a_sweep_never_hurt(norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
@@ -166,5 +160,5 @@ def test_one_more_restart_is_other_noise(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
     first, second, again = (run(attack, target, x, y, threat(norm), restart=r, stop=False) for r in (0, 1, 0))
     assert torch.equal(first.best, again.best)
-    if attack.needs < Access.GRADIENTS or "start_at" not in repr(attack):
+    if norm != "linf":  # where both end in the one best corner
         assert not torch.equal(first.margin, second.margin)

@@ -50,7 +50,7 @@ class APGD(Attack):
         return Climb(d, d, g, value, d, g, value, value, never, never == 0, never + 2)
 
     def step(self, p: Problem, s: Climb, t: int) -> Climb:
-        ahead = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(s.g, s.d))
+        ahead = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(s.g))
         pull = 0.75 if t else 1.0
         d = p.project(s.d + pull * (ahead - s.d) + (1 - pull) * (s.d - s.before))
         value, g = p.gradient(d, self.loss)

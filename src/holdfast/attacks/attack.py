@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +37,7 @@ class Attack(ABC):
 
     needs: ClassVar[Access]
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+    bounded: ClassVar[bool] = True  # searches the ball of a finite eps
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names by which the field knows it, with their fields
 
     steps: int
@@ -102,18 +103,21 @@ def run(
     """
     target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
-    x, y = x.to(target.device, target.dtype), y.to(target.device)
     ids = torch.arange(len(x)) if ids is None else ids
-    ledger = Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
     with sealed(seed):
-        keys = Keys.of(seed, ids.to(target.device)).fold(spec.write(attack, whole=True), restart, rank)
+        x, y = x.to(target.device, target.dtype), y.to(target.device)
+        ledger = Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
+        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=x.device).expand(len(x))
         p = Problem(target, x, y, threat, keys, ledger=ledger, budget=budget, stop=stop)
         if clean is None:
             clean = _ask_clean(p)
+        else:
+            clean = clean.to(target.device)
+            p.known(clean)
         if rank and clean is not None:
-            p.aim = target.task.rank(clean.to(target.device), y, rank)
+            p.aim = target.task.rank(clean, y, rank)
         _compact(p, p.x)
         state = attack.start(p)
         for t in range(attack.steps):
@@ -132,9 +136,9 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
     """The same rule without books, for training: all steps on all rows, and the last point, unjudged."""
     target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
-    x, y = x.to(target.device, target.dtype), y.to(target.device)
     with sealed(seed):
-        keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(spec.write(attack, whole=True))
+        x, y = x.to(target.device, target.dtype), y.to(target.device)
+        keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(_noise_of(attack))
         p = Problem(target, x, y, threat, keys)
         state = attack.start(p)
         for t in range(attack.steps):
@@ -156,8 +160,15 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
         )
+    if attack.bounded and not bool(torch.as_tensor(threat.eps).isfinite().all()):
+        raise SpecError(f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}.")
     if threat.norm.name not in attack.norms:
         raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")
+
+
+def _noise_of(attack: Attack) -> str:
+    """What an attack's noise depends on: all of it but the number of steps, so that more steps go on from fewer."""
+    return spec.write(replace(attack, steps=1), whole=True)
 
 
 def _ask_clean(p: Problem) -> Tensor | None:

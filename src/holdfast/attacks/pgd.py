@@ -30,7 +30,7 @@ class PGD(Attack):
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
     Differs from the paper: the default loss is the margin, which does not depend on the scale of the logits, and
-    the step in L1 goes along one coordinate, the steepest of those that the box leaves free.
+    the L1 step is shared by as many of the steepest coordinates as the box needs to hold eps.
     """
 
     needs = Access.GRADIENTS
@@ -57,4 +57,4 @@ class PGD(Attack):
         if self.momentum:
             length = wide(g.flatten(1).abs().sum(1), g)
             g = self.momentum * s.v + g / torch.where(length > 0, length, 1)
-        return Moving(p.project(s.d + self.step_size * p.eps * p.steepest(g, s.d)), g)
+        return Moving(p.project(s.d + p.stride(g, self.step_size)), g)

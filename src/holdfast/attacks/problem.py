@@ -58,9 +58,13 @@ class Problem:
         """The nearest legal perturbation."""
         return self.norm.project(d, self.eps, self.lo, self.hi)
 
-    def steepest(self, g: Tensor, d: Tensor) -> Tensor:
-        """The unit step of steepest ascent from d."""
-        return self.norm.steepest(self.norm.unblocked(g, d, self.lo, self.hi))
+    def steepest(self, g: Tensor) -> Tensor:
+        """The unit direction of steepest ascent."""
+        return self.norm.steepest(g)
+
+    def stride(self, g: Tensor, share: float) -> Tensor:
+        """A step of this share of eps in the direction of steepest ascent, within what the box allows."""
+        return self.norm.stride(g, share, self.eps, self.lo, self.hi)
 
     def random_start(self, where: str = "ball") -> Tensor:
         """A legal random d: uniform in the `ball`, or on its `sphere` before the box; `zero` for none."""
@@ -82,9 +86,9 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             z, pullback = self.target.linearize(x)
-            if self._note(rows, x, z):
-                value[rows], cotangent = self._loss(rows, z, loss)
-                g[rows] = self._clean(rows, pullback(cotangent))
+            self._note(rows, x, z)
+            value[rows], cotangent = self._loss(rows, z, loss)
+            g[rows] = self._clean(rows, pullback(cotangent))
 
         self._each(d, ask)
         return value, g
@@ -119,6 +123,14 @@ class Problem:
         return hit
 
     # ------------------------------------------------------------------ for the loop
+
+    def known(self, clean: Tensor) -> None:
+        """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal already."""
+        if self.ledger is None:
+            return
+        met = self._meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
+        self.ledger.record(self.rows[met], self.x[met], torch.zeros_like(self.ledger.size[self.rows[met]]))
+        self.live &= ~met
 
     def last(self, d: Tensor) -> None:
         """Judge the final point, unless it was the last one asked about, and keep it where nothing broke."""
@@ -181,16 +193,15 @@ class Problem:
             g = g.masked_fill(wide(bad, g), 0)
         return g if self.mask is None else g * self.mask
 
-    def _note(self, rows: Tensor, x: Tensor, z: Tensor) -> bool:
-        """Book the scores at inputs x; False when no row is left to go on with."""
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor) -> None:
+        """Book the scores at inputs x."""
         if self.ledger is None:
-            return True
+            return
         finite = z.isfinite().all(1)
         if not bool(finite.all()):
             self._drop(rows[~finite], Outcome.FAILED)
         hit = self._meets(rows, self.target.task.predict(z)) & finite
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
-        return bool(self.live[rows].any())
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
         ledger = self.ledger

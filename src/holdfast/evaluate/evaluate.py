@@ -281,7 +281,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
     threat.check_classes(target.task.k)
     if not all(map(math.isfinite, (threat.eps, *curve))):
-        raise SpecError("eps is inf, but a robust accuracy needs a finite one; add more with a curve.")
+        raise SpecError("eps is inf, but a robust accuracy needs a finite one; add further ones with a curve.")
     for eps in (threat.eps, *curve):
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
     for trial in chosen.trials:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.preprocess import Preprocess
-from holdfast.targets.target import Access, Bounds, Pullback, Target
+from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes
 
 
@@ -71,7 +71,8 @@ class TorchTarget(Target):
             return super().bind(shape)
         self.shape = shape
         try:
-            self.task = Classes(self.scores(self._probe()).shape[1])
+            with sealed(0):
+                self.task = Classes(self.scores(self._probe()).shape[1])
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             self.shape = None
             raise _unfit(error, shape) from error
@@ -155,7 +156,8 @@ class TorchTarget(Target):
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.channels_last = True
         try:
-            self.scores(self._probe())
+            with sealed(0):
+                self.scores(self._probe())
         except RuntimeError:
             self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             self.channels_last = False
