@@ -54,8 +54,8 @@ def main() -> None:
         channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
         shape = (1, 28, 28) if channels == 1 else (3, 32, 32)
         both = targets(model, shape)
-        times = 1 if name.startswith("ResNet") else 5
-        for batch in (chosen.batch, 4 * chosen.batch):
+        times, batches = (1, [chosen.batch]) if name.startswith("ResNet") else (5, [chosen.batch, 4 * chosen.batch])
+        for batch in batches:
             x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
             tasks = {
                 f"{kind.__name__} {way}": partial(kind, t, x, times)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from holdfast.attacks import Ledger
 from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluate import Run, judge
+from holdfast.evaluate.finish import finish
 from holdfast.evaluate.merge import merge
 from holdfast.evaluate.verify import verify
 from holdfast.runs import store
+from holdfast.runs.manifest import Facts
 from holdfast.targets import TorchTarget
 from holdfast.targets.demo import demo_model
 
@@ -36,7 +40,8 @@ def digits(n: int = N) -> tuple[np.ndarray, np.ndarray]:
 def measure(model: nn.Module | None = None, *, n: int = N, threat: str = "linf(0.08)", **options) -> Run:
     batch_size = options.pop("batch_size", 64)
     target = holdfast.wrap(model or demo_model(), batch_size=batch_size)
-    return holdfast.evaluate(target, options.pop("data", digits(n)), threat, attacks=ATTACKS, **options)
+    attacks = options.pop("attacks", ATTACKS)
+    return holdfast.evaluate(target, options.pop("data", digits(n)), threat, attacks=attacks, **options)
 
 
 def statuses(run: Run) -> list[str]:
@@ -242,10 +247,98 @@ def test_a_randomised_model_is_unstable() -> None:
     assert run.verdict.status == "unreliable"
 
 
-def test_the_time_limit_leaves_rows_skipped() -> None:
+def test_a_chunk_that_time_did_not_reach_is_skipped_whole() -> None:
     run = measure(max_seconds=0)
-    assert set(statuses(run)) <= {"skipped", "wrong"}
-    assert run.metrics.robust_accuracy.n == statuses(run).count("wrong")
+    assert set(statuses(run)) == {"skipped"}
+    assert run.metrics.clean_accuracy.n == 0
+
+
+def test_a_protocol_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0] * 3)  # asked before the first unit, and around it
+    clock = SimpleNamespace(monotonic=lambda: next(ticks, float("inf")))
+    monkeypatch.setattr(sys.modules["holdfast.evaluate.chunk"], "time", clock)
+    run = measure(max_seconds=1000, curve=(0.04,))
+    assert "robust" in statuses(run)
+    assert run.verdict.status == "upper-bound"
+    assert "unfinished" in [f.check for f in run.verdict.findings]
+    assert [eps for eps, _ in run.manifest.threat.measured] == [0.08]
+
+
+def test_a_sigmoid_head_is_measured_as_its_logit() -> None:
+    x, y = digits()
+    data = (x, (y >= 5).astype(np.int64))
+
+    def one(z: Tensor, _: Tensor) -> Tensor:
+        return z[:, 5:].logsumexp(1) - z[:, :5].logsumexp(1)
+
+    logit, sigmoid = measure(Wrapped(one), data=data), measure(Wrapped(lambda z, x: one(z, x).sigmoid()), data=data)
+    assert statuses(logit) == statuses(sigmoid)
+    assert "broken" in statuses(logit)
+
+
+def test_rows_of_the_goal_itself_are_not_broken_by_it() -> None:
+    run = measure(threat="linf(0.0001, target=2)", attacks=["pgd(steps=2)"])
+    label, status = run.samples.column("label").to_pylist(), statuses(run)
+    assert {s for s, c in zip(status, label, strict=True) if c == 2} == {"skipped"}
+    assert "broken" not in status
+
+
+def test_what_evidence_could_not_hold_is_refused() -> None:
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    for threat, attacks in (
+        (holdfast.Threat.linf(0.1, mask=mask), ["pgd"]),
+        (holdfast.Threat.linf(0.1, goal=holdfast.Targeted(2)), ["pgd(targets=2)"]),
+    ):
+        with pytest.raises(holdfast.SpecError):
+            holdfast.evaluate(holdfast.wrap(demo_model()), digits(), threat, attacks=attacks)
+
+
+def edit_manifest(run: dict) -> None:
+    run["threat"]["text"], run["threat"]["eps"] = "linf(0.8)", 0.8
+
+
+def edit_protocol(run: dict) -> None:
+    run["protocol"]["name"] = "standard"
+
+
+def edit_trial(run: dict) -> None:
+    run["trials"][0]["spec"] = "autoattack()"
+
+
+def edit_limit(run: dict) -> None:
+    run["threat"]["measured"][0][1] = 0.5
+
+
+@pytest.mark.parametrize("edit", [edit_manifest, edit_protocol, edit_trial, edit_limit])
+def test_verify_does_not_believe_run_json(whole: Run, tmp_path: Path, edit) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    edit(content)
+    (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
+
+
+@pytest.mark.parametrize("status", ["robust", "certified", "skipped", "unstable", "failed", "wrong"])
+def test_verify_finds_a_broken_row_that_is_called_something_else(whole: Run, tmp_path: Path, status: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    table = whole.samples
+    edited = [status if s == "broken" else s for s in table.column("status").to_pylist()]
+    at = table.schema.get_field_index("status")
+    table = table.set_column(at, "status", [edited])
+    store.write_samples(folder, table)
+    facts = Facts(**{name: getattr(whole.manifest, name) for name in Facts.model_fields})
+    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))  # every figure made to fit
+    assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
+
+
+def test_merge_refuses_a_shard_that_was_changed(whole: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    store.write_samples(folder, whole.samples.slice(1))
+    with pytest.raises(InputError, match="was changed after its run"):
+        merge([folder], tmp_path / "merged")
 
 
 def test_the_query_budget_is_hard() -> None:

@@ -58,7 +58,8 @@ def samples(n: int, classes: int, eps: float) -> pa.Table:
         "broken_by": [0 if b else None for b in broken],
         "size": [eps * rng.random() if b else None for b in broken],
     }
-    blank = {name: [None if name == "certified_radius" else 0] * n for name in SAMPLES.names if name not in columns}
+    filler = {"certified_radius": None, "finished": True}
+    blank = {name: [filler.get(name, 0)] * n for name in SAMPLES.names if name not in columns}
     return pa.table({f.name: pa.array((columns | blank)[f.name], f.type) for f in SAMPLES}, schema=SAMPLES)
 
 

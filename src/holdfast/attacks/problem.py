@@ -86,9 +86,10 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             z, pullback = self.target.linearize(x)
-            self._note(rows, x, z)
             value[rows], cotangent = self._loss(rows, z, loss)
-            g[rows] = self._clean(rows, pullback(cotangent))
+            pulled = pullback(cotangent)  # before anything is booked: it may run out of memory and be asked again
+            self._note(rows, x, z)
+            g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask)
         return value, g

@@ -62,6 +62,8 @@ def train(
             f"epoch {e}/{of}: loss {loss:.4f}, training accuracy {right:.1%}", err=True
         ),
     )
-    write_bytes(out, save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
+    write_bytes(
+        out, save({name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()})
+    )
     typer.echo(f"weights: {out}")
     return 0

@@ -19,6 +19,7 @@ def verify(
     """Judge the stored examples again with the model itself, and compute every figure anew."""
     from holdfast.data import open_data
     from holdfast.evaluate.verify import verify as check
+    from holdfast.report.words import plain
     from holdfast.runs.store import read_manifest
 
     manifest = read_manifest(run)
@@ -35,7 +36,7 @@ def verify(
     )
     wrong = check(run, target, source)
     for sentence in wrong:
-        typer.echo(sentence)
+        typer.echo(plain(sentence))
     if wrong:
         typer.echo(f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True)
         return 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import run
 from holdfast.attacks.ledger import Outcome
-from holdfast.attacks.problem import legal_size
+from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.evaluate import judge
 from holdfast.evaluate.protocols import Trial
 from holdfast.runs.journal import Journal
@@ -86,16 +86,14 @@ class Rows:
     broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
     margin: Tensor
     failed: Tensor  # [n] bool
-    attacked: Tensor  # [n] bool
     queries: Tensor
     forwards: Tensor
     backwards: Tensor
     dull: Tensor
+    asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
     costs: dict[tuple[float, int], tuple[int, int, Costs]] = field(default_factory=dict)  # attacked, broken, costs
-
-    @property
-    def right(self) -> Tensor:
-        return (self.clean.label == self.y) & self.clean.stable
+    missed: set[float] = field(default_factory=set)  # eps at which time ran out before every unit was run
+    begun: bool = False  # at least one unit was run
 
     def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, limit: float) -> int:
         """Take in what one run found on `rows`; how many of them it was the first to break at its eps."""
@@ -111,19 +109,18 @@ class Rows:
             self.failed[rows] |= new["outcome"] == Outcome.FAILED
         for name in ("queries", "forwards", "backwards", "dull"):
             getattr(self, name)[rows] += new[name]
-        self.attacked[rows] = True
         return int(fresh.sum())
 
 
 def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
     """Run every unit of the plan on a chunk, skipping what the journal holds."""
-    rows = _begin(plan, x, y, ids)
+    rows = _begin(plan, journal, f"{name}-clean", x, y, ids)
     own = plan.measured[0]
     larger = _next_larger(plan.measured)
     units = plan.units()
     for number, unit in enumerate(units):
         limit = plan.limit(unit.eps)
-        open_ = rows.right & ~(rows.size <= limit)
+        open_ = rows.asked & ~(rows.size <= limit)
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= rows.size <= plan.limit(larger[unit.eps])
         at = open_.nonzero()[:, 0]
@@ -131,11 +128,14 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
         if journal.has(place):
             record, meta = journal.read(place)
             seconds = float(meta["seconds"])
+            at = torch.from_numpy(record.pop("at"))
         elif time.monotonic() > plan.deadline:
-            break
+            rows.missed.add(unit.eps)
+            continue
         else:
             record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
-            journal.write(place, record, {"seconds": repr(seconds)})
+            journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
+        rows.begun = True
         broken = rows.fold(at, record, unit, own, limit)
         seen, fell, spent = rows.costs.get((unit.eps, unit.trial), (0, 0, Costs()))
         paid = Costs(
@@ -161,16 +161,20 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & (label >= 0)
 
-    status = np.where(rows.right.numpy(), "robust", "wrong").astype("<U9")
+    status = np.where((rows.clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
     status[(rows.clean.label < 0).numpy()] = "failed"
     status[(~rows.clean.stable & (rows.clean.label >= 0)).numpy()] = "unstable"
-    status[(rows.right & rows.failed).numpy()] = "failed"
-    status[(rows.right & ~rows.attacked).numpy()] = "skipped"
+    status[(rows.asked & rows.failed).numpy()] = "failed"
     own = plan.limit(plan.measured[0])
     broken = holds & (size <= own)
     status[found[broken].numpy()] = "broken"
     status[found[wavers & (size <= own)].numpy()] = "unstable"
     status[found[~holds & ~wavers].numpy()] = "failed"
+    goal = goal_classes(plan.threat, rows.y)
+    if goal is not None:
+        status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
+    if not rows.begun and bool(rows.asked.any()):
+        status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
 
     known = torch.full((n,), torch.nan, dtype=torch.float64)
     known[found[holds]] = size[holds]
@@ -191,6 +195,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "forwards": rows.forwards,
         "backwards": rows.backwards,
         "zero_gradients": rows.dull,
+        "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
     }
     table = {name: column.numpy() for name, column in columns.items()}
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
@@ -200,15 +205,18 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
-def _begin(plan: Plan, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
-    ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
-    clean = judge.Ruling(
-        ruling.label.cpu(),
-        ruling.confidence.cpu(),
-        ruling.stable.cpu(),
-        None if ruling.scores is None else ruling.scores.cpu(),
-    )
+    if not journal.has(place):
+        ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
+        columns = {name: value for name, value in vars(ruling).items() if value is not None}
+        journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
+    held = {name: torch.from_numpy(value) for name, value in journal.read(place)[0].items()}
+    clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
+    asked = (clean.label == y) & clean.stable
+    goal = goal_classes(plan.threat, y)
+    if goal is not None:
+        asked &= y != goal
     count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
@@ -227,11 +235,11 @@ def _begin(plan: Plan, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
         broken_by=nobody,
         margin=margin,
         failed=flag,
-        attacked=flag.clone(),
         queries=queries,
         forwards=forwards,
         backwards=backwards,
         dull=dull,
+        asked=asked,
     )
 
 

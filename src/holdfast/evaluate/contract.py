@@ -105,6 +105,8 @@ def looks_like_probabilities(z: torch.Tensor) -> bool:
     z = z[z.isfinite().all(1)]
     if not len(z) or z.shape[1] < 2:
         return False
+    if z.shape[1] == 2 and bool((z[:, 0] == 0).all()):  # a single output, served as two classes
+        return bool((z[:, 1] >= 0).all() and (z[:, 1] <= 1).all())
     return bool((z >= 0).all() and (z <= 1).all() and ((z.sum(1) - 1).abs() < 1e-4).all())
 
 

@@ -100,7 +100,8 @@ def evaluate(
     began = time.monotonic()
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
-    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name)
+    aimed = isinstance(threat.goal, Targeted)
+    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name, aimed=aimed)
     part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     noted = check_model(target, source)
@@ -123,7 +124,7 @@ def evaluate(
     for chunk in chunks:
         _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
         _trim()
-    table, trials = _collect(plan, journal, chunks)
+    table, trials, facts = _collect(plan, journal, chunks, facts)
     store.write_samples(folder, table)
     store.write_gallery(folder, table, source)
     store.write_manifest(folder, finish(folder, facts, table, trials))
@@ -175,7 +176,7 @@ def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: 
     if len(ids):
         store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
     costs = [(eps, i, seen, fell, paid.model_dump()) for (eps, i), (seen, fell, paid) in rows.costs.items()]
-    journal.write(f"{name}-done", columns, {"costs": json.dumps(costs)})
+    journal.write(f"{name}-done", columns, {"costs": json.dumps(costs), "missed": json.dumps(sorted(rows.missed))})
 
 
 def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Callable[[float, str, int], None]:
@@ -194,9 +195,12 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _collect(plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]]) -> tuple[pa.Table, list[TrialInfo]]:
-    """The table of samples and the books of the trials, from the finished chunks."""
+def _collect(
+    plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]], facts: Facts
+) -> tuple[pa.Table, list[TrialInfo], Facts]:
+    """The table of samples, the books of the trials, and the facts with the eps that were run at in full."""
     tables: list[pa.Table] = []
+    missed: set[float] = set()
     totals: dict[tuple[float, int], TrialInfo] = {}
     for start, _ in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
@@ -206,13 +210,16 @@ def _collect(plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]]) ->
         arrays |= {"status": status, "broken_by": pa.array(by, mask=by < 0)}
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
         tables.append(pa.table({field.name: arrays[field.name].cast(field.type) for field in SAMPLES}))
+        missed |= set(json.loads(meta["missed"]))
         for eps, i, seen, fell, paid in json.loads(meta["costs"]):
             text = plan.trials[i].write(whole=True)
             info = TrialInfo(spec=text, eps=eps, attacked=seen, broken=fell, costs=Costs(**paid))
             totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
     order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
     empty = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
-    return pa.concat_tables(tables), [totals.get(key, empty[key]) for key in order]
+    full = [pair for pair in facts.threat.measured if pair[0] == plan.measured[0] or pair[0] not in missed]
+    facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
+    return pa.concat_tables(tables), [totals.get(key, empty[key]) for key in order], facts
 
 
 def _facts(
@@ -279,7 +286,13 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
+    if threat.mask is not None:
+        raise SpecError("evaluate takes no mask, which its evidence could not hold; use an attack directly.")
     threat.check_classes(target.task.k)
+    if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
+        raise SpecError(
+            f"targets aims at classes in turn, but the threat {threat} has a goal of its own; leave it out."
+        )
     if not all(map(math.isfinite, (threat.eps, *curve))):
         raise SpecError("eps is inf, but a robust accuracy needs a finite one; add further ones with a curve.")
     for eps in (threat.eps, *curve):

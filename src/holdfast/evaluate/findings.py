@@ -13,7 +13,7 @@ from holdfast.runs.manifest import Facts, Finding, Metrics, Verdict
 
 def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
     """The verdict on a run: the findings noted before the attacks, and those that the table shows."""
-    shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _zero_gradients)]
+    shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _unfinished, _zero_gradients)]
     shown += [_effort(facts), _near_chance(metrics, facts.model.classes), _budget(table, facts.max_queries)]
     findings = [*facts.noted, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
@@ -45,8 +45,17 @@ def _skipped(table: pa.Table, metrics: Metrics) -> Finding | None:
     n = metrics.counts["skipped"]
     if not n:
         return None
-    text = f"Time ran out before {n} rows were attacked; the figures are of the others."
+    text = f"{n} rows were not attacked (time ran out, or their class is the goal); the figures are of the others."
     return Finding(check="skipped", severity="info", text=text, value=n, threshold=0)
+
+
+def _unfinished(table: pa.Table, metrics: Metrics) -> Finding | None:
+    status = table.column("status").to_numpy(zero_copy_only=False)
+    n = int(((status == "robust") & ~table.column("finished").to_numpy(zero_copy_only=False)).sum())
+    if not n:
+        return None
+    text = f"Time ran out before the protocol ended on {n} rows called robust: the rest of it may break some."
+    return Finding(check="unfinished", severity="amber", text=text, value=n, threshold=0)
 
 
 def _zero_gradients(table: pa.Table, metrics: Metrics) -> Finding | None:

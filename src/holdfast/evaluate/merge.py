@@ -25,6 +25,9 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
     """
     refuse_taken(out)
     manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
+    for manifest, shard in manifests:
+        if store.checksums(shard) != manifest.files:
+            raise InputError(f"{shard} was changed after its run (checksums differ); see holdfast verify.")
     first = manifests[0][0]
     asked = question(first) | {"rows": ""}
     for manifest, shard in manifests[1:]:
@@ -34,13 +37,21 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
     parts = _join([part for manifest, _ in manifests for part in manifest.data.parts])
     table = pa.concat_tables([store.read_samples(shard) for _, shard in manifests])
     table = table.sort_by("id")
+    if table.column("id").to_pylist() != [i for start, stop in parts for i in range(start, stop)]:
+        raise InputError("the samples of a shard are not the rows that its run.json names; see holdfast verify.")
     trials = [reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)]
     originals = _Originals([shard for _, shard in manifests])
     _examples([shard for _, shard in manifests], out, first, parts)
     store.write_samples(out, table)
     store.write_gallery(out, table, originals)
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
-    facts = facts.model_copy(update={"data": facts.data.model_copy(update={"parts": parts})})
+    measured = [pair for pair in first.threat.measured if all(pair in m.threat.measured for m, _ in manifests)]
+    facts = facts.model_copy(
+        update={
+            "data": facts.data.model_copy(update={"parts": parts}),
+            "threat": facts.threat.model_copy(update={"measured": measured}),
+        }
+    )
     merged = finish(out, facts, table, trials)
     store.write_manifest(out, merged)
     return merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast import spec
 from holdfast.attacks import CATALOGUE
@@ -68,8 +68,8 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-def protocol(name: str, norm: str) -> Protocol:
-    """The named protocol for a norm.
+def protocol(name: str, norm: str, *, aimed: bool = False) -> Protocol:
+    """The named protocol for a norm; where the threat is `aimed` at a class, its trials aim at no others.
 
     Raises:
         SpecError: there is no protocol of this name.
@@ -77,7 +77,8 @@ def protocol(name: str, norm: str) -> Protocol:
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     version, _, lists = PROTOCOLS[name]
-    return Protocol(name, version, tuple(parse_trial(text) for text in lists.get(norm, lists["other"])))
+    trials = [parse_trial(text) for text in lists.get(norm, lists["other"])]
+    return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
 
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:

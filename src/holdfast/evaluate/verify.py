@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import judge
+from holdfast.evaluate import judge, protocols
+from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
+from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets.target import Target
@@ -41,12 +44,43 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     if source.fingerprint() != manifest.data.fingerprint:
         wrong.append("data: these are not the data that were measured (their fingerprint differs).")
     try:
+        wrong += _facts(manifest, target, source)
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
         wrong += _samples(folder, manifest, table, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
+
+
+def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
+    """What run.json says was asked, held against itself and against the code."""
+    said, asked = manifest.threat, _threat(manifest)
+    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
+    if repr(asked) != said.text:
+        yield f"threat: its text is {said.text}, but its parts make {asked}."
+    if not said.measured or said.measured[0][0] != said.eps or not np.allclose(said.measured, measured, rtol=1e-12):
+        yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
+    protocol = manifest.protocol
+    if protocol.name != "custom":
+        known = protocols.protocol(protocol.name, said.norm, aimed=said.target is not None)
+        if protocol.version == known.version and protocol.trials != [t.write(whole=True) for t in known.trials]:
+            yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
+    run = [(trial.spec, trial.eps) for trial in manifest.trials]
+    if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
+        yield "trials: they are not those of the protocol at the threat's eps."
+    again = {finding.check for finding in check_model(target, source)} - {"train_mode", "probabilities"}
+    left_out = again - {finding.check for finding in manifest.noted}
+    if left_out:
+        yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+
+
+def _threat(manifest: Manifest) -> Threat:
+    goal = manifest.threat.target
+    if manifest.threat.norm not in NORMS:
+        raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
+    aim = Untargeted() if goal is None else Targeted(goal)
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim)
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -94,10 +128,7 @@ def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, 
         yield f"data: they have {len(source)} rows, but the run measured row {ids.max()}."
         return
     place = {int(i): row for row, i in enumerate(ids)}
-    columns = {
-        name: table.column(name).to_numpy(zero_copy_only=False)
-        for name in ("label", "clean_prediction", "attacked_prediction", "status", "size")
-    }
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     yield from _clean(manifest, columns, ids, target, source)
     evidence = np.zeros(len(ids), dtype=bool)
     for path_ids, stored in store.examples(folder):
@@ -128,9 +159,21 @@ def _clean(
         yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
     if repredicted:
         yield f"samples: the model's clean predictions for rows {_some(repredicted)} are others."
-    claimed = np.isin(status, ["robust", "certified", "broken", "skipped"]) & (said != label)
+    claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     if claimed.any():
         yield f"samples: rows {_some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
+    denied = (status == "wrong") & (said == label)
+    if denied.any():
+        yield f"samples: rows {_some(ids[denied])} are called wrong, but the model has them right."
+    idle = (status == "skipped") & (columns["queries"] > 0)
+    if idle.any():
+        yield f"samples: rows {_some(ids[idle])} are called skipped, but were attacked."
+    proved = (status == "certified") & np.isnan(columns["certified_radius"].astype(float))
+    if proved.any():
+        yield f"samples: rows {_some(ids[proved])} are called certified without a radius."
+    moved = (status != "broken") & (columns["attacked_prediction"] != said)
+    if moved.any():
+        yield f"samples: rows {_some(ids[moved])} have a prediction under attack, but are not called broken."
 
 
 def _examples(
@@ -142,10 +185,7 @@ def _examples(
     target: Target,
     source: Source,
 ) -> Iterator[str]:
-    goal = manifest.threat.target
-    widest = max(eps for eps, _ in manifest.threat.measured)
-    threat = Threat.parse(f"{manifest.threat.norm}({widest!r})")
-    threat = Threat(threat.norm, widest, Untargeted() if goal is None else Targeted(goal))
+    threat = _threat(manifest).at(max(eps for eps, _ in manifest.threat.measured))
     x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
     x_adv, y = torch.from_numpy(stored).to(target.dtype), torch.from_numpy(columns["label"][rows])
     legal, size = judge.within(target, threat, x, x_adv)
@@ -156,14 +196,14 @@ def _examples(
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
-    hidden = (columns["status"][rows] == "robust") & (size <= own).numpy() & legal.numpy() & meets.numpy()
+    hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
-        (hidden, "break rows that are called robust"),
+        (hidden, "break rows that are not called broken"),
     ):
         if bad.any():
             yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."

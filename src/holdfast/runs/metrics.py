@@ -36,6 +36,7 @@ SAMPLES = pa.schema(
         ("forwards", pa.int64()),
         ("backwards", pa.int64()),
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
+        ("finished", pa.bool_()),  # the whole protocol was run at the threat's eps, or the row broke before its end
         ("certified_radius", pa.float64()),
     ]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from holdfast.errors import InputError
@@ -45,6 +46,12 @@ def wrap(
     if isinstance(model, Target):
         return model
     steps: Sequence[Preprocess] = (preprocess,) if isinstance(preprocess, Callable) else preprocess
+    odd = [step for step in steps if not is_dataclass(step)]
+    if odd:
+        raise InputError(
+            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
+            f"put it into the model."
+        )
     if not callable(model):
         raise InputError(f"cannot wrap a {type(model).__name__}; give a torch module, or a callable of one tensor.")
     return TorchTarget(model, bounds=bounds, preprocess=steps, **options)

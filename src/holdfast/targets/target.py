@@ -6,6 +6,7 @@ knows a loss, no loss knows a framework.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -41,8 +42,10 @@ class Bounds:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise InputError(f"bounds are [{self.low:g}, {self.high:g}], but the lower must be below the upper.")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise InputError(
+                f"bounds are [{self.low:g}, {self.high:g}], but they are two finite numbers, the lower one first."
+            )
 
 
 class Target(ABC):

@@ -73,7 +73,11 @@ class TorchTarget(Target):
         try:
             with sealed(0):
                 self.task = Classes(self.scores(self._probe()).shape[1])
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                self.scores(self._probe()[:1])
+        except InputError:
+            self.shape = None
+            raise
+        except Exception as error:
             self.shape = None
             raise _unfit(error, shape) from error
         self._try_channels_last()
@@ -131,9 +135,10 @@ class TorchTarget(Target):
                 f"module that returns the logits alone."
             )
         z = z if z.dtype == torch.float64 else z.float()
-        if len(z) == len(x) and (z.ndim == 1 or z.shape[1:] == (1,)):
+        if z.shape in ((len(x),), (len(x), 1)) or (z.ndim == 0 and len(x) == 1):  # squeezed to nothing
             z = z.reshape(-1)
-            z = torch.logit(z) if self.probabilities else z
+            least = torch.finfo(z.dtype).tiny
+            z = z.clamp_min(least).log() - (1 - z).clamp_min(least).log() if self.probabilities else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != len(x):
             raise InputError(
