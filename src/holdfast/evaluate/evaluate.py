@@ -98,6 +98,7 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     began = time.monotonic()
+    _steady_memory()
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     aimed = isinstance(threat.goal, Targeted)
@@ -123,7 +124,6 @@ def evaluate(
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
     for chunk in chunks:
         _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
-        _trim()
     table, trials, facts = _collect(plan, journal, chunks, facts)
     store.write_samples(folder, table)
     store.write_gallery(folder, table, source)
@@ -189,10 +189,10 @@ def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Call
     return tell
 
 
-def _trim() -> None:
-    """Give freed memory back to the system: glibc keeps it in pieces, and a long run would seem to grow."""
+def _steady_memory() -> None:
+    """Have glibc give every large block back when it is freed; else a long run's heap breaks up and grows."""
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, in bytes
 
 
 def _collect(

@@ -21,8 +21,8 @@ class TorchTarget(Target):
     """A torch classifier: a module or any differentiable callable from [n, *shape] to scores.
 
     A module is copied once, in eval mode and with frozen parameters, so the caller's own is never touched; wrap it
-    again after training it further. Float32 convolutional modules run channels-last on a CPU, where that is
-    measured faster (benchmarks/results/layout.md); a module that cannot (it calls `view`) runs as it is.
+    again after training it further. Float32 modules with wide convolutions run channels-last on a CPU, where that
+    is measured faster (benchmarks/results/layout.md); a module that cannot (it calls `view`) runs as it is.
 
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive).
@@ -154,8 +154,8 @@ class TorchTarget(Target):
 
     def _try_channels_last(self) -> None:
         parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
-        convolutional = any(isinstance(part, nn.Conv2d) for part in parts)
-        if not convolutional or self.device.type != "cpu" or self.dtype != torch.float32:
+        wide = any(isinstance(p, nn.Conv2d) and p.in_channels >= 32 and p.stride == (1, 1) for p in parts)
+        if not wide or self.device.type != "cpu" or self.dtype != torch.float32:
             return
         assert isinstance(self.model, nn.Module)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
