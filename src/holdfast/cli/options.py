@@ -30,7 +30,7 @@ Arch = Annotated[
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Let a pickled checkpoint run its code.")]
 BoundsText = Annotated[
-    str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes are scaled unless given.")
+    str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider.")
 ]
 Steps = Annotated[
     list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ def open_factory(name: str, scale: bool) -> Source:
         InputError: no such file, module or factory; it raised; or it returned something else.
     """
     spec = os.path.expanduser(name)
-    where = spec.rpartition(":")[0]
     make = usercode.find(spec)
-    with usercode.importable(str(Path(where).parent.absolute()) if where.endswith(".py") else os.getcwd()):
+    with usercode.importable(usercode.home(spec)):
         made = usercode.call(name, make)
     if isinstance(made, Source):
         return made
