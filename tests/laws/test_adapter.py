@@ -28,7 +28,8 @@ class Viewing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(256, 5)
+        self.conv = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 3, padding=1))
+        self.head = nn.Linear(256, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.conv(x).relu()
@@ -38,11 +39,11 @@ class Viewing(nn.Module):
 def convolutional(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     layers = [
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(6, 8, 3),
+        nn.Conv2d(32, 8, 3),
         nn.ReLU(),
     ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
