@@ -32,7 +32,12 @@ DEFECTS = [
     Defect(
         "wrong projection: L2 rescales, then clips to the box",
         "norms.py",
-        (("return (d * wide(s, d)).clamp(lo, hi)", "return (d / wide(self.size(d), d) * eps).clamp(lo, hi)"),),
+        (
+            (
+                "return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)",
+                "return (d / wide(self.size(d), d) * eps).clamp(lo, hi)",
+            ),
+        ),
     ),
     Defect(
         "sign of the margin loss flipped",
