@@ -71,4 +71,6 @@ def _shuffled(data: Source, batch_size: int, seed: int):
         rows = order.permutation(len(x))
         for at in range(0, len(rows), batch_size):
             part = rows[at : at + batch_size]
+            if len(part) == 1 < batch_size and at:
+                continue  # BatchNorm takes no batch of one; the next epoch's shuffle brings the row back
             yield torch.from_numpy(x[part]), torch.from_numpy(np.asarray(y[part], dtype=np.int64))

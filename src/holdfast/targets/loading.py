@@ -63,7 +63,7 @@ def _from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"--arch {arch} gives a {type(model).__name__}, but weights need a torch module.")
     _fit(model, content, path, arch)
-    return model
+    return model.eval()  # built here a moment ago: its train mode would say nothing of the user's model
 
 
 def made(spec: str) -> Any:
