@@ -1,4 +1,4 @@
-"""The geometry of Linf, L2 and L1: size, dual, projection, steepest step, sampling.
+"""The geometry of Linf, L2, L1 and L0: size, dual, projection, steepest step, nearest hyperplane, sampling.
 
 The only place that knows a norm. Perturbations are [n, *shape]; everything is per row; `eps` broadcasts against
 them as [n, 1, ...]. A box is a pair (lo, hi) of bounds on the perturbation with lo <= 0 <= hi.
@@ -16,9 +16,11 @@ from holdfast.rng import Keys
 
 
 class Norm(ABC):
-    """One norm. Instances are stateless; use `LINF`, `L2`, `L1` or `NORMS[name]`."""
+    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0` or `NORMS[name]`."""
 
     name: str
+    scales: bool = True  # the size of s d is |s| times that of d
+    polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
     def size(self, d: Tensor) -> Tensor:
@@ -37,6 +39,10 @@ class Norm(ABC):
         """The Euclidean-nearest point to d in {size <= eps} and the box, exactly."""
 
     @abstractmethod
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """The smallest v in the box with <g, v> = gap ([n], of either sign), exactly; the nearest to it if none is."""
+
+    @abstractmethod
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         """Uniform in the unit ball."""
 
@@ -51,6 +57,15 @@ class Norm(ABC):
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """The step of size share * eps that leads fastest to where <g, d> is largest in the ball and box."""
         return share * eps * self.steepest(g)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        """argmin over v of |v - d|^2 / 2 + weight * size(v), with the weight [n, 1, ...] a row."""
+        far = torch.full_like(d, torch.inf)
+        return d - self.polar.project(d, weight, -far, far)  # Moreau's decomposition
+
+    def rounding(self, features: int, ulp: float) -> float:
+        """The most that an error of `ulp` in every feature adds to a size."""
+        return float(self.size(torch.full((1, features), ulp, dtype=torch.float64)))
 
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
@@ -72,6 +87,41 @@ def scaled(g: Tensor) -> Tensor:
     return g / torch.where(top > 0, top, 1)
 
 
+def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Tensor:
+    """Move every entry at its own pace [n, *shape], each until the box stops it, until <g, v> = gap."""
+    g, gap = g * wide(gap.sign(), g), gap.abs()
+    top = g.flatten(1).abs().amax(1)
+    steep, pace = scaled(g).flatten(1).abs(), pace.flatten(1)
+    cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
+    moving = (steep > 0) & (cap > 0)
+    kinks, order = torch.where(moving, cap / pace, 0).sort(1)
+    full = torch.where(moving, steep * cap, 0).gather(1, order)
+    rate = torch.where(moving, steep * pace, 0).gather(1, order)
+    stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
+    going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
+    need = (gap / torch.where(top > 0, top, 1))[:, None]
+    at = (stopped + kinks * going < need).sum(1, keepdim=True)
+    last = at.clamp_max(kinks.shape[1] - 1)
+    time = (need - stopped.gather(1, last)) / going.gather(1, last)
+    time = torch.where(at > last, torch.inf, time.clamp_min(0))
+    return torch.where(moving, (pace * time).minimum(cap), 0).view_as(g) * g.sign()
+
+
+def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
+    """Move entries to the box one by one, the steepest (or that which gives most) first, until <g, v> = gap."""
+    g, gap = g * wide(gap.sign(), g), gap.abs()
+    top = g.flatten(1).abs().amax(1)
+    steep = scaled(g).flatten(1).abs()
+    cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
+    gain = steep * cap
+    order = (gain if by_gain else steep).argsort(dim=1, descending=True, stable=True)
+    gained = gain.gather(1, order)
+    need = (gap / torch.where(top > 0, top, 1))[:, None] - (gained.cumsum(1) - gained)
+    ranked = steep.gather(1, order)
+    move = torch.where(ranked > 0, need / ranked, 0).clamp_min(0).minimum(cap.gather(1, order))
+    return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * g.sign()
+
+
 class _Linf(Norm):
     name = "linf"
 
@@ -86,6 +136,9 @@ class _Linf(Norm):
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return d.clamp(torch.maximum(lo, -eps), torch.minimum(hi, eps))
+
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _evenly(g, gap, lo, hi, torch.ones_like(g))
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         return keys.uniform(like.shape[1:], like.dtype) * 2 - 1
@@ -133,6 +186,9 @@ class _L2(Norm):
                 break
             s = risen
         return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)
+
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _evenly(g, gap, lo, hi, scaled(g).abs())
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
@@ -192,6 +248,9 @@ class _L1(Norm):
         short = (size - shrink.clamp_min(0)).clamp_min(0).minimum(cap)
         return (short.view_as(d) * d.sign()).clamp(lo, hi)
 
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _in_order(g, gap, lo, hi, by_gain=False)
+
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         # Exponentials over their sum and one more are uniform in the simplex (Devroye 1986).
         e = -torch.log1p(-keys.uniform(like.shape[1:], like.dtype))
@@ -209,5 +268,49 @@ class _L1(Norm):
         return d.view_as(like)
 
 
-LINF, L2, L1 = _Linf(), _L2(), _L1()
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1)}
+class _L0(Norm):
+    """The number of features that change. Not convex; dual, steepest step and samples are those of one feature."""
+
+    name = "l0"
+    scales = False
+
+    def size(self, d: Tensor) -> Tensor:
+        return (d != 0).flatten(1).sum(1).to(d.dtype)
+
+    def dual(self, g: Tensor) -> Tensor:
+        return L1.dual(g)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return L1.steepest(g)
+
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        inside = d.clamp(lo, hi)
+        # Keeping an entry spares its square, but for what the box takes of it.
+        spared = (d.square() - (d - inside).square()).flatten(1)
+        order = spared.argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(spared.shape[1], device=d.device)
+        kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
+        return inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
+
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _in_order(g, gap, lo, hi, by_gain=True)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        return torch.where(d.square() > 2 * weight, d, 0)
+
+    def rounding(self, features: int, ulp: float) -> float:
+        return 0.0  # x + 0 is x
+
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        return self.extreme(keys, like) * wide(keys.fold("length").uniform((), like.dtype), like)
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        return L1.extreme(keys, like)
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        return L1.corner(t, like)
+
+
+LINF, L2, L1, L0 = _Linf(), _L2(), _L1(), _L0()
+LINF.polar, L2.polar, L1.polar, L0.polar = L1, L2, LINF, LINF
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1, L0)}

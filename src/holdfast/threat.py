@@ -71,6 +71,11 @@ class Threat:
     def l1(eps: float | Tensor, **options: object) -> Threat:
         return Threat(NORMS["l1"], eps, **options)  # pyright: ignore[reportArgumentType]
 
+    @staticmethod
+    def l0(eps: float | Tensor, **options: object) -> Threat:
+        """At most eps features change, each by any amount within the box."""
+        return Threat(NORMS["l0"], eps, **options)  # pyright: ignore[reportArgumentType]
+
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
 

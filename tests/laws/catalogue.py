@@ -23,10 +23,23 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
-    """The attack of that name, in few steps."""
+    """The attack of that name, in few steps; one that seeks the smallest d first has to come near and gets more."""
     maker = CATALOGUE[name]
+    steps *= 1 if bounded(name) else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
+
+
+PATIENCE = 4
+
+
+def bounded(name: str) -> bool:
+    return class_of(name).bounded
+
+
+def class_of(name: str) -> Any:
+    maker = CATALOGUE[name]
+    return maker.func if isinstance(maker, functools.partial) else maker
 
 
 def every(test: Any) -> Any:
@@ -50,9 +63,7 @@ def losses_of(name: str) -> list[dict[str, str]]:
 
 
 def fields_of(name: str) -> dict[str, dataclasses.Field[Any]]:
-    maker = CATALOGUE[name]
-    cls = maker.func if isinstance(maker, functools.partial) else maker
-    return {field.name: field for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    return {field.name: field for field in dataclasses.fields(class_of(name))}
 
 
 def values(name: str, field: str) -> list[Any]:
@@ -73,9 +84,7 @@ def values(name: str, field: str) -> list[Any]:
 
 def help_of(name: str, field: str) -> str:
     """The comment behind a field, which is its help text."""
-    maker = CATALOGUE[name]
-    cls: Any = maker.func if isinstance(maker, functools.partial) else maker
-    found = re.search(rf"^    {field}: .*?#\s*(.+)$", inspect.getsource(cls), re.MULTILINE)
+    found = re.search(rf"^    {field}: .*?#\s*(.+)$", inspect.getsource(class_of(name)), re.MULTILINE)
     return found.group(1) if found else ""
 
 

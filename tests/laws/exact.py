@@ -13,6 +13,11 @@ def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarra
     room = np.where(c > 0, hi, -lo) * (c != 0)
     if norm == "linf":
         return np.sign(c) * np.minimum(room, eps)
+    if norm == "l0":
+        chosen = np.argsort(-np.abs(c) * room)[: int(eps)]
+        d = np.zeros_like(c)
+        d[chosen] = (np.sign(c) * room)[chosen]
+        return d
     if norm == "l1":
         d, left = np.zeros_like(c), eps
         for i in np.argsort(-np.abs(c)):
@@ -29,6 +34,23 @@ def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarra
     while np.linalg.norm(at(high)) < eps:
         high *= 2
     return at(brentq(lambda s: np.linalg.norm(at(s)) - eps, 0, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
+
+
+def distance(norm: str, c: np.ndarray, gap: float, lo: np.ndarray, hi: np.ndarray) -> float:
+    """The least eps at which <c, d> reaches gap > 0 within the box, by bisection; inf where the box forbids it."""
+    widest = float(len(c) if norm == "l0" else (hi - lo).sum())
+
+    def short(eps: float) -> bool:
+        return float(c @ farthest(norm, c, eps, lo, hi)) < gap
+
+    if short(widest):
+        return math.inf
+    if norm == "l0":
+        return float(next(k for k in range(len(c) + 1) if not short(k)))
+    near, far = 0.0, widest
+    for _ in range(60):
+        near, far = ((near + far) / 2, far) if short((near + far) / 2) else (near, (near + far) / 2)
+    return far
 
 
 def best_margin(

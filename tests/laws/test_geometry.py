@@ -8,10 +8,10 @@ import torch
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.norms import NORMS, wide
+from holdfast.norms import wide
 from holdfast.rng import Keys
 from laws.catalogue import each, short
-from laws.world import SHAPE, bent, draw, rows, threat, wrap
+from laws.world import CONVEX, SHAPE, bent, draw, rows, threat, wrap
 
 N = 20
 
@@ -22,7 +22,7 @@ def problem(norm: str, *, mask: torch.Tensor | None = None) -> Problem:
     return Problem(target, x, y, threat(norm, mask=mask), Keys.of(0, torch.arange(N)))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", CONVEX)
 @pytest.mark.parametrize("where", ["ball", "sphere", "zero"])
 def test_starts_are_legal_and_of_their_size(norm: str, where: str) -> None:
     mask = draw(*SHAPE) < 0.5
@@ -37,7 +37,7 @@ def test_starts_are_legal_and_of_their_size(norm: str, where: str) -> None:
         assert where == "zero" or not torch.equal(d, p.random_start(where))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", CONVEX)
 def test_strides_lead_to_the_best_point_and_stay_there(norm: str) -> None:
     """Also where the box stops many entries: <g, d> is largest where steps and projections end."""
     p = problem(norm)
@@ -62,7 +62,7 @@ def test_an_infinite_eps_is_refused_by_what_needs_a_ball(name: str, norm: str) -
         run(attack, target, x, y, threat(norm, torch.inf))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", CONVEX)
 def test_an_infinite_eps_keeps_the_smallest(norm: str) -> None:
     """Rows with eps inf are not settled by their first success: a walk from small to large keeps the smallest."""
     target = wrap(bent())

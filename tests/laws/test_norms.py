@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from holdfast.norms import NORMS, Norm, wide
 from holdfast.rng import Keys
-from laws.exact import farthest
-from laws.world import close
+from laws.exact import distance, farthest
+from laws.world import CONVEX, close
 
 each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=repr)
+each_convex = pytest.mark.parametrize("norm", [NORMS[name] for name in CONVEX], ids=repr)
 coordinate = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 0.5]), st.floats(-10, 10))
 pixel = st.one_of(st.sampled_from([0.0, 1.0, 0.5]), st.floats(0, 1))
 
@@ -33,7 +35,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return d, wide(eps, d), -x, 1 - x
 
 
-@each_norm
+@each_convex
 @given(problem=problems())
 def test_projection_is_legal_and_nearest(norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     d, eps, lo, hi = problem
@@ -48,7 +50,7 @@ def test_projection_is_legal_and_nearest(norm: Norm, problem: tuple[Tensor, Tens
         assert gap <= 1e-9 * (1 + np.abs(pull).sum()), f"row {i} has a nearer legal point: gap {gap}"
 
 
-@each_norm
+@each_convex
 @given(problem=problems())
 def test_no_random_legal_point_is_nearer(norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     d, eps, lo, hi = problem
@@ -139,7 +141,7 @@ def test_steepest_attains_the_dual(norm: Norm, dtype: torch.dtype, scale: float,
     close(attained, norm.dual(g.double()), rtol=1e-5, atol=0)
 
 
-@each_norm
+@each_convex
 def test_dual_is_that_of_the_other_norm(norm: Norm) -> None:
     g = Keys.of(0, torch.arange(5)).normal((7,), torch.float64)
     other = {"linf": 1, "l2": 2, "l1": math.inf}[norm.name]
@@ -167,7 +169,7 @@ def test_samples_lie_in_the_ball(norm: Norm, draw: str) -> None:
         close(size, torch.ones_like(size))
 
 
-@each_norm
+@each_convex
 def test_samples_are_uniform(norm: Norm) -> None:
     n, f = 4000, 3
     d = norm.sample(Keys.of(2, torch.arange(n)), torch.zeros(n, f, dtype=torch.float64))
@@ -203,3 +205,59 @@ def test_subnormal_gradients_keep_their_direction() -> None:
     g = torch.tensor([[3e-44, -4e-44]])
     for norm in NORMS.values():
         assert float(norm.size(norm.steepest(g))) == pytest.approx(1, abs=1e-6)
+
+
+@each_norm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(problem=problems(), share=st.floats(-1.2, 1.2))
+def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
+    norm: Norm, dtype: torch.dtype, problem: tuple[Tensor, Tensor, Tensor, Tensor], share: float
+) -> None:
+    """Against bisection over eps; where the box is too small, the farthest corner."""
+    g, _, lo, hi = (t.to(dtype) for t in problem)
+    g = torch.where(g.abs() > 1e-6, g, 0)  # past that, the bisection that it is held against gives up
+    most = (torch.where(g * share > 0, hi, lo) * g).flatten(1).sum(1).abs()
+    gap = share * most
+    v = norm.reach(g, gap, lo, hi)
+    assert bool(((v >= lo) & (v <= hi)).all())
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    for i in range(len(g)):
+        c, at = np.sign(share) * g[i].double().flatten().numpy(), v[i].double().flatten().numpy()
+        wanted = abs(float(gap[i])) if abs(share) <= 1 else float(most[i])
+        assert float(c @ at) == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+        box = lo[i].double().flatten().numpy(), hi[i].double().flatten().numpy()
+        least = distance(norm.name, c, wanted * (1 - 10 * tolerance) - 10 * tolerance, *box) if wanted > 1e-3 else 0
+        assert float(norm.size(v[i : i + 1])) >= least - 1e-6
+        if abs(share) < 1 and wanted > 1e-3:
+            most_needed = distance(norm.name, c, wanted * (1 - tolerance), *box)
+            assert float(norm.size(v[i : i + 1])) <= most_needed * (1 + 100 * tolerance) + 100 * tolerance
+
+
+@each_norm
+def test_prox_is_the_minimum(norm: Norm) -> None:
+    """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v)."""
+    keys = Keys.of(0, torch.arange(50))
+    d, weight = keys.normal((2, 3), torch.float64), keys.fold("w").uniform((1, 1), torch.float64)
+
+    def price(v: Tensor) -> Tensor:
+        return (v - d).square().flatten(1).sum(1) / 2 + weight.flatten() * norm.size(v)
+
+    best = norm.prox(d, weight)
+    assert float(norm.size(best).sum()) < float(norm.size(d).sum())
+    for t in range(30):
+        shake = keys.fold(t).normal((2, 3), torch.float64)
+        for v in (best + 0.05 * shake * (best != 0), best + 0.05 * shake, best * (1 + 0.1 * shake), d, 0 * d):
+            assert bool((price(v) >= price(best) - 1e-9).all())
+
+
+@given(problem=problems(), k=st.integers(0, 5))
+def test_no_choice_of_k_features_is_nearer(problem: tuple[Tensor, Tensor, Tensor, Tensor], k: int) -> None:
+    d, _, lo, hi = problem
+    q = NORMS["l0"].project(d, wide(torch.full((len(d),), float(k)), d), lo, hi)
+    assert bool((NORMS["l0"].size(q) <= k).all())
+    inside = d.clamp(lo, hi).flatten(1)
+    far = (d - q).square().flatten(1).sum(1)
+    for chosen in itertools.combinations(range(inside.shape[1]), min(k, inside.shape[1])):
+        other = torch.zeros_like(inside)
+        other[:, list(chosen)] = inside[:, list(chosen)]
+        assert bool((far <= (d.flatten(1) - other).square().sum(1) + 1e-12).all())

@@ -52,6 +52,8 @@ def still(attack: Attack, norm: str) -> Ledger:
 @each
 def test_other_seeds_give_other_noise(name: str, norm: str) -> None:
     attack = short(name, 8)
+    if not attack.random:
+        return
     assert differ(seen(attack, norm, 0), seen(attack, norm, 1))
     assert not differ(seen(attack, norm, 0), seen(attack, norm, 0))
 

@@ -17,7 +17,8 @@ from holdfast.targets import Access, Target, TorchTarget
 from holdfast.threat import Threat
 
 SHAPE = (1, 4, 4)
-EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7}  # each breaks some rows of `bent`, and not all
+CONVEX = ("linf", "l2", "l1")  # the norms whose balls are
+EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7, "l0": 1}  # each breaks some rows of `bent`, and not all
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

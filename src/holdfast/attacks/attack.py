@@ -28,6 +28,8 @@ State = Any  # a tensor, or a named tuple of tensors whose first axis is the row
 class Attack(ABC):
     """A step rule. The fields of a subclass are its hyperparameters; they only store.
 
+    A search for the smallest d ends with five more forwards a row, which bisect the ray from x to what was found.
+
     Calling an attack crafts examples: for each row of x the broken point where one was found, else the last tried.
 
     Raises:
@@ -36,8 +38,9 @@ class Attack(ABC):
     """
 
     needs: ClassVar[Access]
-    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
-    bounded: ClassVar[bool] = True  # searches the ball of a finite eps
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS) - {"l0"}  # which few can search
+    bounded: ClassVar[bool] = True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
+    random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names by which the field knows it, with their fields
 
     steps: int
@@ -85,6 +88,7 @@ def run(
     restart: int = 0,
     rank: int = 0,
     clean: Tensor | None = None,
+    near: Tensor | None = None,
     budget: int | Tensor | None = None,
     stop: bool = True,
     watch: Callable[[int, int], None] | None = None,
@@ -97,6 +101,7 @@ def run(
         rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
         clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows that meet the
             goal already are settled at size 0.
+        near: inputs [n, *shape] from which an attack that starts at the `best` known point goes on.
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the smallest is sought.)
         watch: told the steps done and the rows still live, after every step.
@@ -110,7 +115,8 @@ def run(
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=x.device).expand(len(x))
-        p = Problem(target, x, y, threat, keys, ledger=ledger, budget=budget, stop=stop)
+        near = None if near is None else near.to(x)
+        p = Problem(target, x, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop)
         if clean is None:
             clean = _ask_clean(p)
         else:
@@ -129,6 +135,8 @@ def run(
             if watch is not None:
                 watch(t + 1, int(p.live.sum()))
         p.last(point(state))
+        if not attack.bounded and threat.norm.scales:
+            p.tighten()
     return ledger
 
 
@@ -139,12 +147,14 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
     with sealed(seed):
         x, y = x.to(target.device, target.dtype), y.to(target.device)
         keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(_noise_of(attack))
-        p = Problem(target, x, y, threat, keys)
+        # A search for the smallest d steers by what it has found.
+        books = None if attack.bounded else Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
+        p = Problem(target, x, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return (x + point(state)).clamp(target.bounds.low, target.bounds.high)
+        return (x + p.project(point(state))).clamp(target.bounds.low, target.bounds.high)
 
 
 def point(state: State) -> Tensor:

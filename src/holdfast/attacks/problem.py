@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.ledger import Ledger, Outcome
-from holdfast.losses import LOSSES
+from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target
+from holdfast.tasks import without
 from holdfast.threat import Targeted, Threat
 
 
@@ -33,13 +34,14 @@ class Problem:
         keys: Keys,
         *,
         aim: Tensor | None = None,
+        near: Tensor | None = None,
         ledger: Ledger | None = None,
         budget: Tensor | None = None,
         stop: bool = True,
     ) -> None:
         n = len(x)
         self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
-        self.aim = aim
+        self.aim, self.near = aim, near
         self.goal = goal_classes(threat, y)
         self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
         self.mask = None if threat.mask is None else threat.mask.to(x)
@@ -49,6 +51,8 @@ class Problem:
         self.ledger, self.budget, self.stop = ledger, budget, stop
         self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
         self.live = torch.ones(n, dtype=torch.bool, device=x.device)
+        self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
+        self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
         self._asked: Tensor | None = None
 
@@ -67,9 +71,12 @@ class Problem:
         return self.norm.stride(g, share, self.eps, self.lo, self.hi)
 
     def random_start(self, where: str = "ball") -> Tensor:
-        """A legal random d: uniform in the `ball`, or on its `sphere` before the box; `zero` for none."""
-        if where == "zero":
+        """A legal d: uniform in the `ball`, or on its `sphere` before the box; `zero`; or the `best` known before."""
+        if where == "zero" or (where == "best" and self.near is None):
             return torch.zeros_like(self.x)
+        if where == "best":
+            assert self.near is not None
+            return self.project(self.near - self.x)
         draw = {"ball": self.norm.sample, "sphere": self.norm.sphere}[where]
         return self.project(self.eps * draw(self.noise(where), self.x))
 
@@ -79,20 +86,48 @@ class Problem:
 
     # ------------------------------------------------------------------ questions
 
-    def gradient(self, d: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-        """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row."""
+    def gradient(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
+
+        The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each).
+        """
         value, g = d.new_zeros(len(d)), torch.zeros_like(d)
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             z, pullback = self.target.linearize(x)
-            value[rows], cotangent = self._loss(rows, z, loss)
+            value[rows], cotangent = self._loss(rows, z, loss, columns)
             pulled = pullback(cotangent)  # before anything is booked: it may run out of memory and be asked again
             self._note(rows, x, z)
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask)
         return value, g
+
+    def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """How far the m best wrong classes are from winning at d (above 0: won), and the gradients of these gaps.
+
+        [n, m], [n, m, *shape], the best first; one forward and m backwards a row. With an aim or a goal there is one
+        rival, and never more than k - 1.
+        """
+        m = 1 if self.aim is not None or self.goal is not None else min(m, self.target.task.k - 1)
+        gap, g = d.new_zeros(len(d), m), d.new_zeros(len(d), m, *d.shape[1:])
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z, pullback = self.target.linearize(x)
+            y, t = self._sides(rows, z)
+            t = without(z, y).topk(m, 1).indices if t is None else t[:, None]
+            own = z.gather(1, y[:, None])
+            unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
+            pulled = [pullback(unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
+            self._note(rows, x, z)
+            gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
+            for j in range(m):
+                g[rows, j] = self._clean(rows, pulled[j])
+
+        self._each(d, ask)
+        return gap, g
 
     def scores(self, d: Tensor) -> Tensor:
         """Scores at d: [n, k]. One forward a row."""
@@ -123,7 +158,24 @@ class Problem:
         self._each(d, ask)
         return hit
 
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is none yet."""
+        assert self.ledger is not None
+        size = self.ledger.size[self.rows].to(self.x.dtype)
+        found = self.ledger.best[self.rows] - self.x
+        return torch.where(wide(size.isfinite(), found), found, 0), size
+
     # ------------------------------------------------------------------ for the loop
+
+    def tighten(self) -> None:
+        """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five forwards a row."""
+        d, size = self.best()
+        self.live &= size.isfinite()
+        low, high = torch.full_like(size, 0.9), torch.ones_like(size)
+        for _ in range(5):
+            middle = (low + high) / 2
+            met = self.adversarial(d * wide(middle, d))
+            low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
     def known(self, clean: Tensor) -> None:
         """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal already."""
@@ -134,13 +186,14 @@ class Problem:
         self.live &= ~met
 
     def last(self, d: Tensor) -> None:
-        """Judge the final point, unless it was the last one asked about, and keep it where nothing broke."""
+        """Judge the final point, unless it was the last one asked about."""
         if self.ledger is None:
             return
         if d is not self._asked:
             self.adversarial(d)
-        quiet = self.ledger.size[self.rows].isinf()
-        self.ledger.best[self.rows[quiet]] = self._point(d, quiet)
+        if self.target.access < Access.SCORES:
+            quiet = self.ledger.size[self.rows].isinf()
+            self.ledger.best[self.rows[quiet]] = self._point(self.project(d), quiet)
 
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
@@ -149,14 +202,16 @@ class Problem:
         )
         self.aim = None if self.aim is None else self.aim[keep]
         self.goal = None if self.goal is None else self.goal[keep]
+        self.near = None if self.near is None else self.near[keep]
         self.keys, self.rows, self.live = self.keys.take(keep), self.rows[keep], self.live[keep]
+        self.met = self.met[keep]
         self._asked = None
 
     # ------------------------------------------------------------------ inside
 
     def _each(self, d: Tensor, ask: Callable[[Tensor], None]) -> None:
         """Put a question to the live rows whose budget allows it, in full micro-batches."""
-        self._asked = d
+        self._asked, self.met = d, torch.zeros_like(self.met)
         if self.ledger is not None and self.budget is not None:
             spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
@@ -169,15 +224,20 @@ class Problem:
         """The input that d stands for, inside the box to the last bit."""
         return (self.x[rows] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
 
-    def _loss(self, rows: Tensor, z: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    def _sides(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Which class [n] is to fall, and which is to win, if that matters."""
+        if self.goal is None:
+            return self.y[rows], None if self.aim is None else self.aim[rows]
+        t = self.goal[rows]
+        return without(z, t).argmax(1), t  # whichever class now stands above the goal
+
+    def _loss(self, rows: Tensor, z: Tensor, loss: str | Loss, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
+        y, t = self._sides(rows, z)
         with torch.enable_grad():
             leaf = z.requires_grad_()
-            y, t = self.y[rows], None if self.aim is None else self.aim[rows]
-            if self.goal is not None:  # pull the goal over whichever class now stands above it
-                t = self.goal[rows]
-                y = leaf.detach().scatter(1, t[:, None], -torch.inf).argmax(1)
-            value = LOSSES[loss](leaf, y, t)
+            function = LOSSES[loss] if isinstance(loss, str) else loss
+            value = function(leaf, y, t, *(column[rows] for column in columns))
             cotangent = torch.autograd.grad(value.sum(), leaf)[0]
         return value.detach().to(self.x.dtype), cotangent
 
@@ -213,7 +273,11 @@ class Problem:
         size = self.norm.size(x - self.x[rows]).double()
         if margin is not None:
             low = torch.where(margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf)
-            ledger.margin[at] = torch.minimum(ledger.margin[at], low)
+            lower = low < ledger.margin[at]
+            ledger.margin[at[lower]] = low[lower]
+            lower &= ledger.size[at].isinf()
+            ledger.best[at[lower]] = x[lower]
+        self.met[rows] = hit
         if bool(hit.any()):
             found, start = x[hit], self.x[rows[hit]]
             ledger.record(at[hit], found, self.norm.size(found.double() - start.double()))
@@ -244,6 +308,6 @@ def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tenso
     of the largest input, in every feature.
     """
     ulp = 2.0**-24 * max(abs(target.bounds.low), abs(target.bounds.high))
-    rounding = float(norm.size(torch.full((1, math.prod(target.shape or ())), ulp, dtype=torch.float64)))
+    rounding = norm.rounding(math.prod(target.shape or ()), ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).expand(n)

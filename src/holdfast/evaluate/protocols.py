@@ -26,6 +26,9 @@ class Trial:
         if not whole or self.restarts < 1 or self.targets < 0:
             raise SpecError(f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0.")
 
+        if self.restarts > 1 and not self.attack.random:
+            raise SpecError(f"{self!r}: it draws nothing at random, so a restart would only repeat it.")
+
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run that this trial stands for."""
         ranks = range(1, min(self.targets, classes - 1) + 1) if self.targets else (0,)

@@ -1,0 +1,49 @@
+"""DDN: direction and norm apart; the norm shrinks while the point is adversarial and grows while it is not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+
+class Ray(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    radius: Tensor  # [n]
+
+
+@dataclass(frozen=True)
+class DDN(Attack):
+    """Decoupled direction and norm (Rony et al. 2019, arXiv:1811.09600, algorithm 1).
+
+    Cost: one forward and one backward a step and row, and one forward for the last point.
+    Differs from the paper: no rounding to 256 levels; lengths are multiples of the box's width.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"l2"})
+    bounded: ClassVar = False
+    random: ClassVar = False
+
+    steps: int = 100  # gradient steps
+    gamma: float = 0.05  # share by which the norm shrinks or grows
+    radius: float = 1.0  # first norm
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+
+    def start(self, p: Problem) -> Ray:
+        return Ray(torch.zeros_like(p.x), torch.full_like(p.eps.flatten(), self.radius * p.width))
+
+    def step(self, p: Problem, s: Ray, t: int) -> Ray:
+        _, g = p.gradient(s.d, self.loss)
+        fade = 0.01 + 0.99 * (1 + math.cos(math.pi * t / self.steps)) / 2
+        ahead = s.d + fade * p.width * p.steepest(g)
+        radius = s.radius * torch.where(p.met, 1 - self.gamma, 1 + self.gamma)
+        return Ray((wide(radius, ahead) * p.norm.steepest(ahead)).clamp(p.lo, p.hi), radius)
