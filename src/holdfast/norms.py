@@ -290,7 +290,9 @@ class _L0(Norm):
         order = spared.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(spared.shape[1], device=d.device)
         kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        return inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
+        few = self.size(inside) <= eps.flatten()  # or the squares of tiny entries would tie with zeros
+        nearest = inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
+        return torch.where(wide(few, d), inside, nearest)
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=True)
