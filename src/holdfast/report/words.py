@@ -12,7 +12,6 @@ NONE = "–"
 NORMS = {
     "linf": "change every {unit} by up to {eps}",
     "l2": "move an input by up to {eps} in Euclidean length (L2)",
-    "l0": "change up to {eps} features of an input (L0)",
     "l1": "make changes to an input that add up to {eps} at most (L1)",
     "l0": "change up to {eps} values of an input in any way (L0)",
 }
