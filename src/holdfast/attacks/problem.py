@@ -141,6 +141,20 @@ class Problem:
         self._each(d, ask)
         return z
 
+    def value(self, d: Tensor, loss: str | Loss) -> Tensor:
+        """The loss at d: [n]. One forward a row; scores are enough."""
+        value = d.new_zeros(len(d))
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z = self.target.scores(x)
+            self._note(rows, x, z)
+            function = LOSSES[loss] if isinstance(loss, str) else loss
+            value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
+
+        self._each(d, ask)
+        return value
+
     def adversarial(self, d: Tensor) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
