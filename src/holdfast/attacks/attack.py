@@ -117,6 +117,7 @@ def run(
             budget = torch.as_tensor(budget, device=x.device).expand(len(x))
         near = None if near is None else near.to(x)
         p = Problem(target, x, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop)
+        p.restart = restart
         if clean is None:
             clean = _ask_clean(p)
         else:

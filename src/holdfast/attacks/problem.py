@@ -54,6 +54,7 @@ class Problem:
         self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
         self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
+        self.restart = 0  # how many runs of this search came before
         self._asked: Tensor | None = None
 
     # ------------------------------------------------------------------ geometry
@@ -128,6 +129,17 @@ class Problem:
 
         self._each(d, ask)
         return gap, g
+
+    def nearest(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """Of the `rivals` the one whose boundary, linearised at d, is nearest: its gap and gradient, [n], [n, *shape].
+
+        A rival whose gradient is zero is out of reach.
+        """
+        gap, g = self.rivals(d, m)
+        slope = self.norm.dual(g.flatten(0, 1)).view_as(gap)
+        first = torch.where(slope > 0, gap.abs() / slope, torch.inf).argmin(1)
+        rows = torch.arange(len(d), device=d.device)
+        return gap[rows, first], g[rows, first]
 
     def scores(self, d: Tensor) -> Tensor:
         """Scores at d: [n, k]. One forward a row."""
