@@ -89,7 +89,7 @@ def test_what_can_be_broken_is_broken(
     ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
     must = optimum(norm, model, x, y, 0.95 * eps, box) < 0
     can = optimum(norm, model, x, y, eps * (1 + 2e-6), box) < 0
-    assert 0 < int(must.sum()) < N
+    assert 0 < int(must.sum()) < N + (norm == "l0")  # in a far box one feature breaks any row
     assert bool(ledger.broken[must].all())
     assert not bool((ledger.broken & ~can).any())
 

