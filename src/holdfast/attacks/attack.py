@@ -45,6 +45,11 @@ class Attack(ABC):
 
     steps: int
 
+    @property
+    def warm(self) -> bool:
+        """Whether it goes on from the best point that earlier attacks found."""
+        return getattr(self, "start_at", None) == "best"
+
     @abstractmethod
     def start(self, p: Problem) -> State:
         """The state before the first step."""

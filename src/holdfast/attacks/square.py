@@ -52,7 +52,10 @@ class Planes(NamedTuple):
 
     def at(self, rows: int, columns: int, corner: Tensor) -> Tensor:
         """The features of one window a row, its corner drawn from u [n, 2] in [0, 1): [n, c, rows * columns]."""
-        steps = [torch.arange(k, device=corner.device) * s for k, s in zip((self.c, rows, columns), self.strides)]
+        steps = [
+            torch.arange(k, device=corner.device) * s
+            for k, s in zip((self.c, rows, columns), self.strides, strict=True)
+        ]
         cells = (steps[0][:, None, None] + steps[1][:, None] + steps[2]).flatten(1)
         room = corner.new_tensor([self.h - rows + 1, self.w - columns + 1])
         return cells + ((corner * room).long() * cells.new_tensor(self.strides[1:])).sum(1)[:, None, None]
