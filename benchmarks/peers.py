@@ -171,7 +171,9 @@ def torchattacks(kinds: str, **how: Any) -> Tool:
     return call
 
 
-def art(kind: str, **how: Any) -> Tool:
+def art(kind: str, *, aimed: bool = False, **how: Any) -> Tool:
+    """An `aimed` attack is told the class to reach, the next one, and not the true one."""
+
     def call(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: int) -> Found:
         from art.attacks import evasion
         from art.estimators.classification import PyTorchClassifier
@@ -180,7 +182,9 @@ def art(kind: str, **how: Any) -> Tool:
             model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), CLASSES, clip_values=(0, 1), device_type="cpu"
         )
         attack = getattr(evasion, kind)(classifier, batch_size=BATCH, **_options(how, threat, n))
-        return _each(lambda a, b: torch.from_numpy(attack.generate(a.numpy(), b.numpy())), model, x, y)
+        return _each(
+            lambda a, b: torch.from_numpy(attack.generate(a.numpy(), ((b + aimed) % CLASSES).numpy())), model, x, y
+        )
 
     return call
 
@@ -353,7 +357,7 @@ MINIMUM = [
     _e("adv-lib", "fab", "linf l2 l1", advlib("fab", norm=order, n_iter=steps), 50),
     _e("AutoAttack", "fab", "linf l2 l1", autoattack_fab, 50),
     _e("adv-lib", "pdpgd", "linf l2 l1", advlib("pdpgd", norm=order, num_steps=steps), 200),
-    _e("adv-lib", "pdpgd", "l0", advlib("pdpgd", norm=order, num_steps=steps, proximal_operator=2 / 3), 200),
+    _e("adv-lib", "pdpgd", "l0", advlib("pdpgd", norm=order, num_steps=steps, proximal_operator=23), 200),
     _e("adv-lib", "alma", "l2 l1", advlib("alma", distance=name, num_steps=steps), 200),
     _e("Foolbox", "ead", "l1", foolbox("EADAttack", steps=split(5), decision_rule="L1", **_search5), 500),
     _e("ART", "ead", "l1", art("ElasticNet", max_iter=split(5), decision_rule="L1", verbose=False, **_search5), 500),
@@ -363,11 +367,11 @@ MINIMUM = [
     _e(
         "Foolbox",
         "brendelbethge",
-        "linf l2 l1 l0",
-        foolbox(" ".join(f"{n}BrendelBethgeAttack" for n in ("Linfinity", "L2", "L1", "L0")), steps=steps),
+        "linf l2 l1",  # its L0 did not end within two minutes on two images
+        foolbox(" ".join(f"{n}BrendelBethgeAttack" for n in ("Linfinity", "L2", "L1")), steps=steps),
         100,
     ),
-    _e("ART", "jsma", "l0", art("SaliencyMapMethod", theta=1.0, gamma=1.0, verbose=False), 100),
+    _e("ART", "jsma", "l0", art("SaliencyMapMethod", aimed=True, theta=1.0, gamma=1.0, verbose=False), 100),
     _e("torchattacks", "jsma", "l0", torchattacks("JSMA", gamma=1.0), 100),
 ]
 
@@ -575,7 +579,8 @@ def into_readme(parts: Sequence[str]) -> None:
 NOTES = """\
 Passes are rows through the model, an image; forwards (F) and backwards (B) count alike. `passes` and `CPU` are ours \
 over theirs, so below 1 is in our favour; so is `size`, our median size over theirs. `claimed` is the tool's word, or \
-the model's on its images; `judged` also asks twice, and holds the images to the box and to eps. Batches of {batch}; \
+the model's on its images; `judged` also asks twice, and holds the images to the box and to eps. Rows that the model \
+gets wrong untouched count as broken in `judged`, also where a tool's image leads them back. Batches of {batch}; \
 parameters ask for no gradients, for everyone; each run is timed once ({repeats} round), so a CPU ratio within 20 % of \
 1 says nothing.
 
