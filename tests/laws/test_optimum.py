@@ -21,6 +21,7 @@ N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
 FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
+FIXED_EPS += ["acg(steps=100)", "slide(steps=100)"]
 
 
 def optimum(norm: str, model: Linear, x: Tensor, y: Tensor, eps: float, box: tuple[float, float]) -> Tensor:

@@ -95,6 +95,7 @@ class Bumps:
 
     power: int  # of the norm
     fade: int  # how fast a mound falls off
+    over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
     least: ClassVar = 3
     odd: ClassVar = True
@@ -121,7 +122,7 @@ class Bumps:
         bump = self.shapes(rows, columns, d)[(u[:, 4] * 2).long()][:, None]
         bump = torch.where(u[:, 5:, None] < 0.5, -bump, bump)
         new = normalize(bump + normalize(old.view(len(d), planes.c, -1), self.power, -1), self.power, -1)
-        new = new * (free[:, None] / planes.c + paid).pow(1 / self.power)[..., None]
+        new = self.over * new * (free[:, None] / planes.c + paid).pow(1 / self.power)[..., None]
         return p.project(rest.scatter(1, away, 0).scatter(1, at, new.flatten(1)).view_as(d))
 
     def mass(self, v: Tensor, planes: Planes) -> Tensor:
@@ -145,7 +146,7 @@ class Bumps:
         return normalize(falls.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(rows, columns)
 
 
-_RULES = {"linf": Corners(), "l2": Bumps(power=2, fade=2), "l1": Bumps(power=1, fade=4)}
+_RULES = {"linf": Corners(), "l2": Bumps(power=2, fade=2), "l1": Bumps(power=1, fade=4, over=3.0)}
 
 
 @dataclass(frozen=True)
