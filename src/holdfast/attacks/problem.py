@@ -105,6 +105,19 @@ class Problem:
         self._each(d, ask)
         return value, g
 
+    def value(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> Tensor:
+        """The loss at d: [n]. One forward a row."""
+        value = d.new_zeros(len(d))
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z = self.target.scores(x)
+            self._note(rows, x, z)
+            value[rows], _ = self._loss(rows, z, loss, columns)
+
+        self._each(d, ask)
+        return value
+
     def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """How far the m best wrong classes are from winning at d (above 0: won), and the gradients of these gaps.
 

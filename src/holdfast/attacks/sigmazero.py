@@ -28,8 +28,8 @@ class SigmaZero(Attack):
     """Sigma-zero (Cinà et al. 2024, arXiv:2402.01879, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the gradient of the loss is divided by its largest entry before that of the count is
-    added, so that the scale of the logits does not matter.
+    Differs from the paper: a step lowers the count where the goal is met, and raises the loss where it is not; the
+    paper adds the count's gradient there too, and the scale of the logits decides what that weighs.
     """
 
     needs = Access.GRADIENTS
@@ -57,7 +57,7 @@ class SigmaZero(Attack):
         _, g = p.gradient(s.d, self.loss)
         u = s.d / p.width
         count = 2 * self.sigma * u / (u.square() + self.sigma).square() / u[0].numel()
-        g = scaled(torch.where(wide(p.met, g), 0, scaled(g)) - count)
+        g = scaled(torch.where(wide(p.met, g), -count, g))
         m, v = 0.9 * s.m + 0.1 * g, 0.999 * s.v + 0.001 * g.square()
         ascent = m / (1 - 0.9 ** (t + 1)) / ((v / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
         eta = self.eta * (0.1 + 0.9 * (1 + math.cos(math.pi * t / self.steps)) / 2)
