@@ -53,7 +53,7 @@ class ACG(Attack):
         value, g = p.gradient(d, self.loss)
         here = (d, g, g, torch.zeros_like(g), value)
         never = torch.zeros_like(value)
-        return Conjugate(*here, *here, value, never, never == 0, never + 2)
+        return Conjugate._make((*here, *here, value, never, never == 0, never + 2))
 
     def step(self, p: Problem, s: Conjugate, t: int) -> Conjugate:
         way = scaled(s.g + wide(_beta(s.g, s.before, s.way), s.g) * s.way)
@@ -61,9 +61,9 @@ class ACG(Attack):
         value, g = p.gradient(d, self.loss)
         here, best = (d, g, s.g, way, value), s[5:10]
         kept = _choose(value > s.best_value, here, best)
-        s = Conjugate(*here, *kept, s.checked, s.rises + (value > s.value), s.halved, s.size)
+        s = Conjugate._make((*here, *kept, s.checked, s.rises + (value > s.value), s.halved, s.size))
         halve, s = pace.check(s, self.steps, t, self.rho)
-        return s if halve is None else Conjugate(*_choose(halve, s[5:9], s[:4]), *s[4:])
+        return s if halve is None else Conjugate._make((*_choose(halve, s[5:9], s[:4]), *s[4:]))
 
 
 def _beta(g: Tensor, before: Tensor, way: Tensor) -> Tensor:

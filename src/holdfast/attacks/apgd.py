@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.attacks import pace
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
 from holdfast.norms import sparse, wide
 from holdfast.targets.target import Access
 
@@ -33,7 +34,7 @@ class Climb(NamedTuple):
 class APGD(Attack):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1; in L1: 2021, arXiv:2103.01208, algorithm 1).
 
-    Cost: one forward and one backward a step and row, and one of each for the start.
+    Cost: `eot` forwards and backwards a step and row, and as many for the start.
     Differs from the authors' code: the first comparison of losses is with the start's, not with 0. In L1 the radius
     is 3 eps for the first .3 of the steps, 2 eps for the next and eps for the last .4; the step that shrinks it asks
     about the best point, projected. Features at the box that are steeper than those that step stay there.
@@ -45,6 +46,12 @@ class APGD(Attack):
     steps: int = 100  # gradient steps
     loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
     rho: float = 0.75  # halve the step where at most this share of the steps raised the loss (not in L1)
+    eot: int = 1  # gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eot < 1:
+            raise SpecError(f"apgd has eot {self.eot}, but a step takes at least 1 gradient.")
 
     def start(self, p: Problem) -> Climb:
         return _RULES[p.norm.name].start(self, p)
@@ -52,9 +59,17 @@ class APGD(Attack):
     def step(self, p: Problem, s: Climb, t: int) -> Climb:
         return _RULES[p.norm.name].step(self, p, s, t)
 
+    def look(self, p: Problem, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient; where the model draws noise, means over `eot` draws."""
+        value, g = p.gradient(d, self.loss)
+        for _ in range(self.eot - 1):
+            again = p.gradient(d, self.loss)
+            value, g = value + again[0], g + again[1]
+        return value / self.eot, g / self.eot
+
     def ask(self, p: Problem, s: Climb, d: Tensor) -> Climb:
         """Go to d, and take note of the best."""
-        value, g = p.gradient(d, self.loss)
+        value, g = self.look(p, d)
         up = value > s.best_value
         return s._replace(
             d=d,
@@ -73,7 +88,7 @@ class Halving:
 
     def start(self, a: APGD, p: Problem) -> Climb:
         d = p.random_start("sphere")
-        value, g = p.gradient(d, a.loss)
+        value, g = a.look(p, d)
         never = torch.zeros_like(value)
         return Climb(d, d, g, value, d, g, value, value, never, never == 0, never + 2)
 
@@ -91,7 +106,7 @@ class Sparse:
     def start(self, a: APGD, p: Problem) -> Climb:
         far = p.width * p.noise("start").normal(tuple(p.x.shape[1:]), p.x.dtype)
         d = p.norm.project(far, self.stage(a, 0)[2] * p.eps, p.lo, p.hi)
-        value, g = p.gradient(d, a.loss)
+        value, g = a.look(p, d)
         never = torch.zeros_like(value)
         return Climb(d, d, g, value, d, g, value, _inside(p, d), never, never == 0, never + 1)
 

@@ -87,7 +87,7 @@ class Problem:
 
     # ------------------------------------------------------------------ questions
 
-    def gradient(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, d: Tensor, loss: str | Callable[..., Tensor], *columns: Tensor) -> tuple[Tensor, Tensor]:
         """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
 
         The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each).
@@ -104,19 +104,6 @@ class Problem:
 
         self._each(d, ask)
         return value, g
-
-    def value(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> Tensor:
-        """The loss at d: [n]. One forward a row."""
-        value = d.new_zeros(len(d))
-
-        def ask(rows: Tensor) -> None:
-            x = self._point(d, rows)
-            z = self.target.scores(x)
-            self._note(rows, x, z)
-            value[rows], _ = self._loss(rows, z, loss, columns)
-
-        self._each(d, ask)
-        return value
 
     def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """How far the m best wrong classes are from winning at d (above 0: won), and the gradients of these gaps.
@@ -270,7 +257,9 @@ class Problem:
         t = self.goal[rows]
         return without(z, t).argmax(1), t  # whichever class now stands above the goal
 
-    def _loss(self, rows: Tensor, z: Tensor, loss: str | Loss, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, rows: Tensor, z: Tensor, loss: str | Callable[..., Tensor], columns: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
         y, t = self._sides(rows, z)
         with torch.enable_grad():

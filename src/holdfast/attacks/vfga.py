@@ -42,7 +42,8 @@ class VFGA(Attack):
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)
 
-    def step(self, p: Problem, d: Tensor, t: int) -> Tensor:
+    def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
+        d = s
         _, g = p.gradient(d, self.loss)
         lengths = p.noise("move").normal((2 * self.draws,), d.dtype).abs()
         best, value = d, torch.full_like(lengths[:, 0], -torch.inf)

@@ -185,7 +185,9 @@ def test_bug_19_normalised_data_are_refused() -> None:
 
 def test_bug_20_a_model_in_train_mode_is_measured_in_eval_mode() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3)
+    )
     x = torch.rand(40, 1, 4, 4)
     net(x)
     y = net.eval()(x).argmax(1)
