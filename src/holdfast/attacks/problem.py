@@ -99,7 +99,7 @@ class Problem:
             z, pullback = self.target.linearize(x)
             value[rows], cotangent = self._loss(rows, z, loss, columns)
             pulled = pullback(cotangent)  # before anything is booked: it may run out of memory and be asked again
-            self._note(rows, x, z)
+            self._note(rows, x, z, exact=not self.target.approximate)
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask)
@@ -122,7 +122,7 @@ class Problem:
             own = z.gather(1, y[:, None])
             unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
             pulled = [pullback(unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
-            self._note(rows, x, z)
+            self._note(rows, x, z, exact=not self.target.approximate)
             gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
             for j in range(m):
                 g[rows, j] = self._clean(rows, pulled[j])
@@ -239,7 +239,8 @@ class Problem:
         """Put a question to the live rows whose budget allows it, in full micro-batches."""
         self._asked, self.met = d, torch.zeros_like(self.met)
         if self.ledger is not None and self.budget is not None:
-            spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget[self.rows])
+            most = self.target.passes * (2 if self.target.approximate else 1)
+            spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
         rows = self.live.nonzero()[:, 0]
@@ -282,14 +283,19 @@ class Problem:
             g = g.masked_fill(wide(bad, g), 0)
         return g if self.mask is None else g * self.mask
 
-    def _note(self, rows: Tensor, x: Tensor, z: Tensor) -> None:
-        """Book the scores at inputs x."""
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True) -> None:
+        """Book the scores at inputs x; what looks like a success in approximate ones is asked again."""
         if self.ledger is None:
             return
         finite = z.isfinite().all(1)
         if not bool(finite.all()):
             self._drop(rows[~finite], Outcome.FAILED)
         hit = self._meets(rows, self.target.task.predict(z)) & finite
+        if not exact and bool(hit.any()):
+            z = z.clone()
+            z[hit] = self.target.scores(x[hit]).to(z.dtype)
+            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
+            hit = self._meets(rows, self.target.task.predict(z)) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:

@@ -191,3 +191,58 @@ class Square(Attack):
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""
         return self.p / 2 ** sum(int(t / self.schedule * 10000) > mark for mark in _MARKS)
+
+
+class Legs(NamedTuple):
+    d: Tensor  # the best point so far, [n, *shape]
+    value: Tensor  # its margin, [n]
+    ahead: Tensor  # where the climb stands
+
+
+@dataclass(frozen=True)
+class Relay(Attack):
+    """Square's random search and gradient ascent in turns, each going on from the best point of both.
+
+    Each escapes where the other is stuck: on networks with masked gradients the two together need a fraction of the
+    passes of either (docs/protocols.md).
+
+    Cost: one forward a step and row, in climbs two and one backward; one forward for the start.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset(_RULES)
+
+    steps: int = 4200  # proposals and gradient steps
+    leg: int = 400  # proposals between two climbs
+    climb: int = 20  # gradient steps of a climb
+    p: float = 0.05  # share of an image that the first squares of a leg cover
+    step_size: float = 0.1  # of every other climb, a fraction of eps; a fifth of it in those between
+    loss: str = "margin"  # climbed: ce, margin, dlr, mifpe
+    start_at: str = "stripes"  # stripes (in L2 and L1 a grid of bumps), or best: the best point known before
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Square(p=self.p, start_at=self.start_at)
+        if self.leg < 1 or self.climb < 1:
+            raise SpecError(f"{self!r}: leg and climb are numbers of steps, at least 1 each.")
+
+    def start(self, p: Problem) -> Legs:
+        fresh = self.start_at == "stripes"
+        d = _RULES[p.norm.name].start(p, Planes.of(p)) if fresh else p.random_start("best")
+        return Legs(d, p.value(d, "margin"), d)
+
+    def step(self, p: Problem, s: Legs, t: int) -> Legs:
+        turn, place = divmod(t, self.leg + self.climb)
+        if place >= self.leg:
+            ahead = s.d if place == self.leg else s.ahead
+            _, g = p.gradient(ahead, self.loss)
+            ahead = p.project(ahead + p.stride(g, self.step_size * (1 if turn % 2 else 0.2)))
+            return self._keep(p, s, ahead, ahead)
+        rule, planes = _RULES[p.norm.name], Planes.of(p)
+        share = Square(p=self.p).share(place)
+        return self._keep(p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead)
+
+    def _keep(self, p: Problem, s: Legs, d: Tensor, ahead: Tensor) -> Legs:
+        value = p.value(d, "margin")
+        up = value > s.value
+        return Legs(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value), ahead)

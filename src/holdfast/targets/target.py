@@ -66,6 +66,7 @@ class Target(ABC):
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
+    approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
