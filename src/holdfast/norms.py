@@ -123,6 +123,19 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * g.sign()
 
 
+def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
+    """The L1 unit step that the k [n] steepest entries with room [n, *shape] share evenly, k rounded down, at least 1.
+
+    Steeper entries without room step as far as all of those together: so a projection leaves them where they are.
+    """
+    free, steep = (room > 0).flatten(1), g.flatten(1).abs()
+    ranked = steep.masked_fill(~free, 0).sort(1, descending=True).values
+    least = ranked.gather(1, (k.long() - 1).clamp(0, ranked.shape[1] - 1)[:, None])
+    chosen = (steep >= least) & (steep > 0)
+    shared = (chosen & free).sum(1, keepdim=True).clamp_min(1)
+    return (chosen / torch.where(free, shared, 1)).to(g).view_as(g) * g.sign()
+
+
 class _Linf(Norm):
     name = "linf"
 

@@ -8,18 +8,19 @@ from torch import Tensor
 
 from holdfast.attacks import parse, run
 from holdfast.attacks.apgd import APGD, Climb
+from holdfast.attacks.pace import check, checkpoints
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from laws.world import EPS, bent, rows, threat, wrap
 
 
 def test_checkpoints_are_the_papers() -> None:
-    assert APGD(steps=100).checkpoints()[1:] == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(100)[1:] == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 33, 1000])
 def test_checkpoints_rise_within_the_steps(steps: int) -> None:
-    marks = APGD(steps=steps).checkpoints()
+    marks = checkpoints(steps)
     assert marks[0] == 0
     assert marks == sorted(set(marks))
     assert marks[-1] <= steps
@@ -98,6 +99,6 @@ def test_the_best_and_the_checked_are_not_the_same_books() -> None:
     d, value = torch.zeros(n, 3), torch.tensor([1.0, 1.0])
     never = torch.zeros(n)
     state = Climb(d, d, d, value, d, d, value, value, never, never == 0, never + 2)
-    checked = APGD()._check(state._replace(best_value=value + 1), 22)
+    _, checked = check(state._replace(best_value=value + 1), 100, 21, 0.75)
     assert checked.checked.tolist() == [2, 2]
     assert state.checked.tolist() == [1, 1]

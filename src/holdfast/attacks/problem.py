@@ -54,6 +54,7 @@ class Problem:
         self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
         self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
+        self.restart = 0  # how many runs of this search came before
         self._asked: Tensor | None = None
 
     # ------------------------------------------------------------------ geometry
@@ -86,7 +87,7 @@ class Problem:
 
     # ------------------------------------------------------------------ questions
 
-    def gradient(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, d: Tensor, loss: str | Callable[..., Tensor], *columns: Tensor) -> tuple[Tensor, Tensor]:
         """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
 
         The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each).
@@ -129,6 +130,17 @@ class Problem:
         self._each(d, ask)
         return gap, g
 
+    def nearest(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """Of the `rivals` the one whose boundary, linearised at d, is nearest: its gap and gradient, [n], [n, *shape].
+
+        A rival whose gradient is zero is out of reach.
+        """
+        gap, g = self.rivals(d, m)
+        slope = self.norm.dual(g.flatten(0, 1)).view_as(gap)
+        first = torch.where(slope > 0, gap.abs() / slope, torch.inf).argmin(1)
+        rows = torch.arange(len(d), device=d.device)
+        return gap[rows, first], g[rows, first]
+
     def scores(self, d: Tensor) -> Tensor:
         """Scores at d: [n, k]. One forward a row."""
         z = d.new_zeros(len(d), self.target.task.k)
@@ -140,6 +152,20 @@ class Problem:
 
         self._each(d, ask)
         return z
+
+    def value(self, d: Tensor, loss: str | Loss) -> Tensor:
+        """The loss at d: [n]. One forward a row; scores are enough."""
+        value = d.new_zeros(len(d))
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z = self.target.scores(x)
+            self._note(rows, x, z)
+            function = LOSSES[loss] if isinstance(loss, str) else loss
+            value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
+
+        self._each(d, ask)
+        return value
 
     def adversarial(self, d: Tensor) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
@@ -231,7 +257,9 @@ class Problem:
         t = self.goal[rows]
         return without(z, t).argmax(1), t  # whichever class now stands above the goal
 
-    def _loss(self, rows: Tensor, z: Tensor, loss: str | Loss, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, rows: Tensor, z: Tensor, loss: str | Callable[..., Tensor], columns: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
         y, t = self._sides(rows, z)
         with torch.enable_grad():

@@ -59,6 +59,7 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
+    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
