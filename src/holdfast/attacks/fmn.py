@@ -68,5 +68,6 @@ class FMN(Attack):
         lost = ~p.met & best.isinf()
         radius = torch.where(p.met, shrunk, torch.where(lost, grown.maximum(edge.minimum(most)), grown))
         if t >= TRUST:
-            ahead = ahead * wide(torch.where(lost, FAR, 1), ahead)
+            astray = lost if p.norm.scales else ~p.met  # that a feature moves farther costs nothing in L0
+            ahead = ahead * wide(torch.where(astray, FAR, 1), ahead)
         return Ball(p.norm.project(ahead, wide(radius, ahead), p.lo, p.hi), radius)
