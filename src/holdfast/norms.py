@@ -20,6 +20,7 @@ class Norm(ABC):
 
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
+    grain: float = 0.0  # sizes are multiples of it
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -286,6 +287,7 @@ class _L0(Norm):
 
     name = "l0"
     scales = False
+    grain = 1.0
 
     def size(self, d: Tensor) -> Tensor:
         return (d != 0).flatten(1).sum(1).to(d.dtype)
