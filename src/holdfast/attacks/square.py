@@ -213,8 +213,8 @@ class Relay(Attack):
     norms: ClassVar = frozenset(_RULES)
 
     steps: int = 4200  # proposals and gradient steps
-    leg: int = 400  # proposals between two climbs
     climb: int = 20  # gradient steps of a climb
+    leg: int = 400  # proposals between two climbs
     p: float = 0.05  # share of an image that the first squares of a leg cover
     step_size: float = 0.1  # of every other climb, a fraction of eps; a fifth of it in those between
     loss: str = "margin"  # climbed: ce, margin, dlr, mifpe
@@ -232,14 +232,14 @@ class Relay(Attack):
         return Legs(d, p.value(d, "margin"), d)
 
     def step(self, p: Problem, s: Legs, t: int) -> Legs:
-        turn, place = divmod(t, self.leg + self.climb)
-        if place >= self.leg:
-            ahead = s.d if place == self.leg else s.ahead
+        turn, place = divmod(t, self.climb + self.leg)
+        if place < self.climb:
+            ahead = s.ahead if place else s.d
             _, g = p.gradient(ahead, self.loss)
             ahead = p.project(ahead + p.stride(g, self.step_size * (1 if turn % 2 else 0.2)))
             return self._keep(p, s, ahead, ahead)
         rule, planes = _RULES[p.norm.name], Planes.of(p)
-        share = Square(p=self.p).share(place)
+        share = Square(p=self.p).share(place - self.climb)
         return self._keep(p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead)
 
     def _keep(self, p: Problem, s: Legs, d: Tensor, ahead: Tensor) -> Legs:

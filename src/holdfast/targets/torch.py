@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -200,10 +201,12 @@ class TorchTarget(Target):
 
 def _folded(model: nn.Module) -> nn.Module:
     """The model with each batch norm inside the convolution before it, where its graph can be read."""
-    from torch.fx.experimental.optimization import fuse
-
     try:
-        return fuse(model, inplace=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer's own making
+            from torch.fx.experimental.optimization import fuse
+
+            return fuse(model, inplace=False)
     except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
         return model
 
