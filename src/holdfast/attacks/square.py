@@ -52,7 +52,10 @@ class Planes(NamedTuple):
 
     def at(self, rows: int, columns: int, corner: Tensor) -> Tensor:
         """The features of one window a row, its corner drawn from u [n, 2] in [0, 1): [n, c, rows * columns]."""
-        steps = [torch.arange(k, device=corner.device) * s for k, s in zip((self.c, rows, columns), self.strides)]
+        steps = [
+            torch.arange(k, device=corner.device) * s
+            for k, s in zip((self.c, rows, columns), self.strides, strict=True)
+        ]
         cells = (steps[0][:, None, None] + steps[1][:, None] + steps[2]).flatten(1)
         room = corner.new_tensor([self.h - rows + 1, self.w - columns + 1])
         return cells + ((corner * room).long() * cells.new_tensor(self.strides[1:])).sum(1)[:, None, None]
@@ -106,7 +109,8 @@ class Bumps:
         top, left = planes.h - m * a, planes.w - n * b
         sides = (left // 2, left - left // 2, top // 2, top - top // 2)
         image = pad(tiles.transpose(3, 4).reshape(-1, planes.c, m * a, n * b), sides)
-        return p.project(p.eps * planes.join(normalize(image.flatten(1), self.power), p.x))
+        unit = normalize(planes.join(image, p.x).flatten(1), self.power)
+        return p.project(p.eps * unit.view_as(p.x))
 
     def propose(self, p: Problem, planes: Planes, d: Tensor, rows: int, columns: int) -> Tensor:
         u = p.noise("square").uniform((5 + planes.c,))
