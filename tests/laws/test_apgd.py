@@ -161,7 +161,7 @@ class SparseTwin:
         free = torch.where(self.g > 0, self.p.hi > self.d, self.p.lo < self.d)
         least = sorted(self.g[free].abs().tolist(), reverse=True)[:k][-1]
         steep = self.g.abs() >= least
-        move = torch.where(free, 1 / int((steep & free).sum()), 1) * steep * self.g.sign()
+        move = steep.double() / torch.where(free, (steep & free).sum(), 1) * self.g.sign()
         self.d = self.project(self.d + self.size * self.radius * move)
         value, self.g = self.p.gradient(self.d, "ce")
         if float(value) > self.best[0]:
