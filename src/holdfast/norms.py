@@ -133,7 +133,7 @@ def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
     least = ranked.gather(1, (k.long() - 1).clamp(0, ranked.shape[1] - 1)[:, None])
     chosen = (steep >= least) & (steep > 0)
     shared = (chosen & free).sum(1, keepdim=True).clamp_min(1)
-    return (chosen / torch.where(free, shared, 1)).to(g).view_as(g) * g.sign()
+    return (chosen.to(g.dtype) / torch.where(free, shared, 1)).view_as(g) * g.sign()
 
 
 class _Linf(Norm):

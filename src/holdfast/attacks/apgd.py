@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks import pace
 from holdfast.attacks.attack import Attack
+from holdfast.attacks.pace import check
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import sparse, wide
@@ -96,7 +96,7 @@ class Halving:
         ahead = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(s.g))
         pull = 0.75 if t else 1.0
         s = a.ask(p, s, p.project(s.d + pull * (ahead - s.d) + (1 - pull) * (s.d - s.before)))
-        halve, s = pace.check(s, a.steps, t, a.rho)
+        halve, s = check(s, a.steps, t, a.rho)
         return s if halve is None else back(s, halve)
 
 

@@ -109,7 +109,8 @@ class Bumps:
         top, left = planes.h - m * a, planes.w - n * b
         sides = (left // 2, left - left // 2, top // 2, top - top // 2)
         image = pad(tiles.transpose(3, 4).reshape(-1, planes.c, m * a, n * b), sides)
-        return p.project(p.eps * planes.join(normalize(image.flatten(1), self.power), p.x))
+        unit = normalize(planes.join(image, p.x).flatten(1), self.power)
+        return p.project(p.eps * unit.view_as(p.x))
 
     def propose(self, p: Problem, planes: Planes, d: Tensor, rows: int, columns: int) -> Tensor:
         u = p.noise("square").uniform((5 + planes.c,))
