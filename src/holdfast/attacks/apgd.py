@@ -24,7 +24,9 @@ class Climb(NamedTuple):
     best: Tensor  # the point of the highest loss so far, its gradient and its loss
     best_g: Tensor
     best_value: Tensor
-    checked: Tensor  # what the last checkpoint saw: the best loss, or (L1) how many entries of the best point moved
+    checked: (
+        Tensor  # what the last checkpoint saw: the best loss, or (L1) the features of the best point inside the box
+    )
     rises: Tensor  # steps since then that raised the loss, [n]
     halved: Tensor  # whether that checkpoint halved the step, [n] bool
     size: Tensor  # step as a fraction of the radius, [n]
@@ -37,7 +39,8 @@ class APGD(Attack):
     Cost: `eot` forwards and backwards a step and row, and as many for the start.
     Differs from the authors' code: the first comparison of losses is with the start's, not with 0. In L1 the radius
     is 3 eps for the first .3 of the steps, 2 eps for the next and eps for the last .4; the step that shrinks it asks
-    about the best point, projected. Features at the box that are steeper than those that step stay there.
+    about the best point, projected. Sparsity counts the features that moved but not to the box, and rounds down;
+    features at the box that are steeper than those that step stay there.
     """
 
     needs = Access.GRADIENTS

@@ -157,7 +157,8 @@ class Square(Attack):
     Cost: one forward a step and row, and one for the start.
     Differs from the paper: every row draws a window of its own, which may touch the last row and column; where an
     image is not square, a window that does not fit becomes a rectangle of its area; an input with one axis is one
-    row of pixels. In Linf a proposal that would change nothing has its signs flipped (the authors draw again).
+    row of pixels. In Linf a proposal that would change nothing has its signs flipped (the authors draw again). In L1
+    the overshoot of 3 is AutoAttack's for three planes, whatever their number.
     """
 
     needs = Access.SCORES
