@@ -15,7 +15,6 @@ from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
-
 TRUST = 3  # steps in which the linearised boundary is believed
 FAR = 100.0  # scales a point out of its ball, so that its projection is about the ball's farthest point that way
 
