@@ -63,9 +63,28 @@ class Protocol:
 _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, near=0.6)',
-    'apgd(steps=50, loss="mifpe", restarts=10, near=0.35)',
-    'square(steps=500, start_at="best", near=0.35)',
-    'pgd(steps=20, step_size=0.1, start_at="best", near=0.35)',
+    'apgd(steps=50, loss="mifpe", restarts=5, near=0.5)',
+    'apgd(steps=50, loss="margin", restarts=3, near=0.3)',
+    "relay(steps=840, near=0.3)",
+)
+_STANDARD_L2 = (
+    'apgd(steps=30, loss="mifpe")',
+    'apgd(steps=20, loss="margin", targets=3, near=0.6)',
+    "fab(steps=50, targets=3, near=0.7)",
+    'apgd(steps=50, loss="mifpe", restarts=3, near=0.4)',
+    "relay(steps=700, leg=80, p=0.3, near=0.3)",
+)
+_STANDARD_L1 = (
+    'apgd(steps=50, loss="mifpe")',
+    'apgd(steps=50, loss="dlr", targets=3, near=0.7)',
+    "fmn(steps=100, near=0.7)",
+    "square(steps=500, near=0.6)",
+)
+_THOROUGH = (
+    'apgd(steps=50, loss="dlr", targets=9, near=0.7)',
+    'apgd(steps=50, loss="mifpe", restarts=10, near=0.4)',
+    "square(steps=1500, near=0.6)",
+    "relay(steps=8400, near=0.15)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
@@ -82,22 +101,15 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "standard": (
         2,
         "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
-        {"other": _STANDARD, "l0": _SPARSE[:2]},
+        {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
         1,
         "standard, then longer searches in every direction that ever paid",
         {
-            "other": (
-                *_STANDARD,
-                'apgd(steps=50, loss="dlr", targets=9, near=0.7)',
-                'apgd(steps=100, loss="ce", near=0.7)',
-                'apgd(steps=50, loss="margin", restarts=10, near=0.4)',
-                'apgd(steps=50, loss="mifpe", restarts=20, near=0.3)',
-                'square(steps=2500, start_at="best", near=0.5)',
-                'pgd(steps=30, step_size=0.1, loss="mifpe", start_at="best", near=0.5)',
-                "square(steps=2500, near=0.5)",
-            ),
+            "other": (*_STANDARD, *_THOROUGH),
+            "l2": (*_STANDARD_L2, "fab(steps=100, targets=9, near=0.8)", *_THOROUGH),
+            "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
         },
     ),
