@@ -1,4 +1,4 @@
-"""PDPGD: descend a loss and the size at once, by a proximal step, while a dual variable weighs one against the other."""
+"""PDPGD: descend a loss and the size at once, by a proximal step; a dual variable weighs one against the other."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ _STANDARD = (
 _STANDARD_L2 = (
     'apgd(steps=30, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, near=0.6)',
-    "fab(steps=50, targets=3, near=0.7)",
-    'apgd(steps=50, loss="mifpe", restarts=3, near=0.4)',
-    "relay(steps=700, leg=80, p=0.3, near=0.3)",
+    "fab(steps=80, targets=2)",
+    'apgd(steps=50, loss="mifpe", restarts=3, near=0.3)',
+    "relay(steps=700, leg=80, p=0.3, near=0.2)",
 )
 _STANDARD_L1 = (
     'apgd(steps=50, loss="mifpe")',
@@ -108,7 +108,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
-            "l2": (*_STANDARD_L2, "fab(steps=100, targets=9, near=0.8)", *_THOROUGH),
+            "l2": (*_STANDARD_L2, "fab(steps=100, targets=9)", *_THOROUGH),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
         },
