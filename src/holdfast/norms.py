@@ -59,6 +59,11 @@ class Norm(ABC):
         """The step of size share * eps that leads fastest to where <g, d> is largest in the ball and box."""
         return share * eps * self.steepest(g)
 
+    def across(self, g: Tensor, gap: Tensor) -> Tensor:
+        """The smallest v with <g, v> = gap ([n]) where no box stops it; 0 where g is 0."""
+        slope = self.dual(g)
+        return wide(torch.where(slope > 0, gap / slope, 0), g) * self.steepest(g)
+
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         """argmin over v of |v - d|^2 / 2 + weight * size(v), with the weight [n, 1, ...] a row."""
         far = torch.full_like(d, torch.inf)

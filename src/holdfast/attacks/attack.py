@@ -134,7 +134,7 @@ def run(
         state = attack.start(p)
         for t in range(attack.steps):
             state = _compact(p, state)
-            if not len(p.rows):
+            if bool(p.over.all()):  # or none is left
                 break
             p.t = t + 1
             state = attack.step(p, state, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +16,31 @@ from holdfast.norms import wide
 from holdfast.targets.target import Access
 
 
+class Nearing(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    drive: Tensor  # [n]: 1, and eta times as much for each step since the last success
+
+
 @dataclass(frozen=True)
 class FAB(Attack):
     """Fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044, algorithm 1).
 
-    The first run starts at x, a restart at random. Aimed (`targets=9`) it is FAB-T.
+    The first run starts at x, a restart at random. Aimed at each of nine classes in turn it is FAB-T.
 
     Cost: two forwards and k - 1 backwards (aimed: one) a step and row, and one forward for the last point.
-    Differs from the paper: the final search is the one that ends every search for the smallest d; as in the
-    authors' code, restarts know nothing of each other and begin at half of eps (of the box, where eps is larger).
+    Differs from the paper: a point beyond the linearised boundary is brought onto it, without the overshoot, which
+    there would undo that of the other point; from the second miss in a row on each step is eta times as long as
+    the last, up to ten times, or a row might go to and fro before a bent boundary for ever; the final search is
+    that of the loop; as in the authors' code restarts know nothing of each other and begin at half of eps (of the
+    box's size, where eps is larger).
     """
 
     needs = Access.GRADIENTS
     bounded: ClassVar = False
 
-    steps: int = 100  # points from which the boundary is linearised
-    alpha_max: float = 0.1  # largest share of x's own nearest point in the next one
-    eta: float = 1.05  # length of a step, of the distance to the boundary
+    steps: int = 100  # points at which the boundary is linearised
+    alpha_max: float = 0.1  # largest share of the point nearest to x in the next one
+    eta: float = 1.05  # length of a step, in distances to the boundary
     beta: float = 0.9  # share of d that is kept after a success
 
     def __post_init__(self) -> None:
@@ -40,19 +48,26 @@ class FAB(Attack):
         if not all(0 <= value < math.inf for value in (self.alpha_max, self.eta, self.beta)):
             raise SpecError(f"{self!r}: alpha_max, eta and beta are shares of lengths, finite and at least 0.")
 
-    def start(self, p: Problem) -> Tensor:
-        if not p.restart:
-            return torch.zeros_like(p.x)
-        box = p.norm.size(p.hi.maximum(-p.lo))
-        radius = p.eps.minimum(wide(box, p.x)) / 2
-        return (radius * p.norm.sphere(p.noise("start"), p.x)).clamp(p.lo, p.hi)
+    def start(self, p: Problem) -> Nearing:
+        d = torch.zeros_like(p.x)
+        if p.restart:
+            box = p.norm.size(p.hi.maximum(-p.lo))
+            radius = p.eps.minimum(wide(box, d)) / 2
+            d = (radius * p.norm.sphere(p.noise("start"), d)).clamp(p.lo, p.hi)
+        return Nearing(d, torch.ones_like(p.eps.flatten()))
 
-    def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        gap, g = p.nearest(s, p.target.task.k - 1)
-        move = p.norm.reach(g, -gap, p.lo - s, p.hi - s)
-        anchor = p.norm.reach(g, (g * s).flatten(1).sum(1) - gap, p.lo, p.hi)
-        far = p.norm.size(move)
-        share = far / (far + p.norm.size(anchor)).clamp_min(torch.finfo(s.dtype).tiny)
-        alpha = wide(share.clamp_max(self.alpha_max), s)
-        d = ((1 - alpha) * (s + self.eta * move) + alpha * self.eta * anchor).clamp(p.lo, p.hi)
-        return torch.where(wide(p.adversarial(d), d), self.beta * d, d)
+    def step(self, p: Problem, s: Nearing, t: int) -> Nearing:
+        gap, g = p.nearest(s.d, p.target.task.k - 1)
+        eta = wide(s.drive.clamp(self.eta, 10), g)
+
+        def ahead(d: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
+            """How far the boundary is from d, and the point past it; on it, where d is past it already."""
+            move = p.norm.reach(g, short, p.lo - d, p.hi - d)
+            return p.norm.size(move), d + torch.where(wide(short > 0, g), eta, 1) * move
+
+        near, forth = ahead(s.d, -gap)
+        far, anchor = ahead(torch.zeros_like(g), (g * s.d).flatten(1).sum(1) - gap)
+        share = near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)
+        d = torch.lerp(forth, anchor, wide(share.clamp_max(self.alpha_max), g)).clamp(p.lo, p.hi)
+        met = p.adversarial(d)
+        return Nearing(torch.where(wide(met, d), self.beta * d, d), torch.where(met, 1, s.drive * self.eta))

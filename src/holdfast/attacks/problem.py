@@ -51,6 +51,7 @@ class Problem:
         self.ledger, self.budget, self.stop = ledger, budget, stop
         self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
         self.live = torch.ones(n, dtype=torch.bool, device=x.device)
+        self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
         self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
         self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
@@ -184,6 +185,10 @@ class Problem:
         self._each(d, ask)
         return hit
 
+    def finish(self, rows: Tensor) -> None:
+        """Ask no more about these rows ([n] bool): the attack's own rule says that their search is over."""
+        self.over = self.over | rows
+
     def best(self) -> tuple[Tensor, Tensor]:
         """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is none yet."""
         assert self.ledger is not None
@@ -197,6 +202,7 @@ class Problem:
         """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five forwards a row."""
         d, size = self.best()
         self.live &= size.isfinite()
+        self.over = torch.zeros_like(self.over)
         low, high = torch.full_like(size, 0.9), torch.ones_like(size)
         for _ in range(5):
             middle = (low + high) / 2
@@ -230,7 +236,7 @@ class Problem:
         self.goal = None if self.goal is None else self.goal[keep]
         self.near = None if self.near is None else self.near[keep]
         self.keys, self.rows, self.live = self.keys.take(keep), self.rows[keep], self.live[keep]
-        self.met = self.met[keep]
+        self.over, self.met = self.over[keep], self.met[keep]
         self._asked = None
 
     # ------------------------------------------------------------------ inside
@@ -243,7 +249,7 @@ class Problem:
             spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        rows = self.live.nonzero()[:, 0]
+        rows = (self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 

@@ -1,0 +1,51 @@
+"""DeepFool: steps onto the nearest of the linearised boundaries, until one is crossed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class DeepFool(Attack):
+    """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2 and section 3.3).
+
+    Cost: one forward and a backward for each rival a step and row, up to the first success.
+    Differs from the paper: each step overshoots, not only their sum, and by twice as much as the last, up to 128
+    times the first: where the box clips half of a step it would else come near the boundary and never cross it. Of
+    many classes only the best few are looked at, as in the authors' code.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"linf", "l2"})
+    bounded: ClassVar = False
+    random: ClassVar = False
+
+    steps: int = 50  # most points at which the boundaries are linearised
+    overshoot: float = 0.02  # share of its length by which the first step goes beyond the boundary
+    rivals: int = 9  # best wrong classes whose boundaries are compared
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
+            raise SpecError(f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1.")
+
+    def start(self, p: Problem) -> Tensor:
+        return torch.zeros_like(p.x)
+
+    def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
+        gap, g = p.nearest(s, self.rivals)
+        p.finish(p.met)
+        step = p.norm.across(g, torch.where(p.met, 0, -gap))
+        more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step)) 
+        return (s + step + wide(torch.where(p.met,0,more), s) * p.steepest(g)).clamp(p.lo, p.hi)

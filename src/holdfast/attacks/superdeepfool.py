@@ -1,0 +1,57 @@
+"""SuperDeepFool: DeepFool whose every crossing is turned back onto the boundary's normal through x."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+
+class Turning(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    tries: Tensor  # [n]: steps since the last turn
+
+
+@dataclass(frozen=True)
+class SuperDeepFool(Attack):
+    """SuperDeepFool, the variant SDF(inf, 1) (Abdollahpour et al. 2023, arXiv:2303.12481, algorithm 2).
+
+    Cost: one forward and a backward for each rival a step and row, and one forward for the last point.
+    Differs from the paper: both moves are the smallest within the box, not clipped to it; after a turn that keeps
+    the success the search turns again instead of ending; of many classes only the best few are looked at.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"l2"})
+    bounded: ClassVar = False
+    random: ClassVar = False
+
+    steps: int = 50  # steps and turns
+    overshoot: float = 0.02  # share of the gap by which a step goes on beyond the boundary
+    rivals: int = 9  # best wrong classes whose boundaries are compared
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
+            raise SpecError(f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1.")
+
+    def start(self, p: Problem) -> Turning:
+        return Turning(torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten()))
+
+    def step(self, p: Problem, s: Turning, t: int) -> Turning:
+        gap, g = p.nearest(s.d, self.rivals)
+        step = p.norm.across(g, -gap)
+        more = self.overshoot * (s.tries + 1) * (p.norm.size(s.d) + p.norm.size(step)) 
+        ahead = s.d + step + wide(more, g) * p.steepest(g)
+        turned = p.norm.across(g, (g * s.d).flatten(1).sum(1))
+        d = torch.where(wide(p.met, g), turned, ahead).clamp(p.lo, p.hi)
+        return Turning(d, torch.where(p.met, 0, s.tries + 1))
