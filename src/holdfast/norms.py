@@ -44,6 +44,10 @@ class Norm(ABC):
         """The smallest v in the box with <g, v> = gap ([n], of either sign), exactly; the nearest to it if none is."""
 
     @abstractmethod
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        """The path from d (share 1) to 0 (share 0; [n]) that lowers the size most for how far it leaves d."""
+
+    @abstractmethod
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         """Uniform in the unit ball."""
 
@@ -159,6 +163,10 @@ class _Linf(Norm):
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, torch.ones_like(g))
 
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        level = wide(share * self.size(d), d)
+        return d.clamp(-level, level)
+
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         return keys.uniform(like.shape[1:], like.dtype) * 2 - 1
 
@@ -208,6 +216,9 @@ class _L2(Norm):
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, scaled(g).abs())
+
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        return wide(share, d) * d
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
@@ -270,6 +281,9 @@ class _L1(Norm):
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=False)
 
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        return d - LINF.shrink(d, 1 - share)
+
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         # Exponentials over their sum and one more are uniform in the simplex (Devroye 1986).
         e = -torch.log1p(-keys.uniform(like.shape[1:], like.dtype))
@@ -316,6 +330,9 @@ class _L0(Norm):
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=True)
+
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        return torch.where(d.abs() > wide((1 - share) * LINF.size(d), d), d, 0)
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         return torch.where(d.square() > 2 * weight, d, 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from holdfast.norms import NORMS, Norm, wide
+from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from laws.exact import distance, farthest
 from laws.world import CONVEX, close
@@ -261,3 +261,20 @@ def test_no_choice_of_k_features_is_nearer(problem: tuple[Tensor, Tensor, Tensor
         other = torch.zeros_like(inside)
         other[:, list(chosen)] = inside[:, list(chosen)]
         assert bool((far <= (d.flatten(1) - other).square().sum(1) + 1e-12).all())
+
+
+@each_norm
+@given(problem=problems(), share=st.floats(0, 1))
+def test_shrinking_leaves_d_by_no_more_than_its_size_asks(
+    norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor], share: float
+) -> None:
+    """From d to 0, ever smaller; each point on the way is as near to d as any of its size."""
+    d, _, _, _ = problem
+    at = torch.full((len(d),), share, dtype=d.dtype)
+    v = norm.shrink(d, at)
+    far = torch.full_like(d, torch.inf)
+    nearest = norm.project(d, wide(norm.size(v), d), -far, far)
+    close(L2.size(d - v), L2.size(d - nearest), rtol=1e-6, atol=1e-9)
+    assert bool((norm.size(norm.shrink(d, at / 2)) <= norm.size(v)).all())
+    assert torch.equal(norm.shrink(d, torch.ones_like(at)), d)
+    assert not bool(norm.shrink(d, torch.zeros_like(at)).any())

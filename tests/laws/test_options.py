@@ -9,7 +9,7 @@ import torch
 
 from holdfast.attacks import Attack, Ledger, parse, run
 from holdfast.targets import Access
-from laws.catalogue import CLASSES, each, every, fields_of, short, values
+from laws.catalogue import CLASSES, bounded, each, every, fields_of, short, values
 from laws.world import bent, rows, threat, wrap
 
 N = 25
@@ -72,6 +72,7 @@ def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) ->
     chance = run(parse(f"sweep(steps={min(int(ledger.queries.max()), 32)})"), target, x, y, threat(norm))
     assert int(chance.broken.sum()) < 60
     if attack.needs >= Access.GRADIENTS:
-        assert int(ledger.broken.sum()) > int(chance.broken.sum())
+        exhausted = norm == "l1" and not bounded(name)  # so many draws try nearly all 32 corners: more is not to be had
+        assert int(ledger.broken.sum()) >= int(chance.broken.sum()) + (not exhausted)
     else:
         assert int(ledger.broken.sum()) > 0.85 * int(chance.broken.sum())  # itself a matter of luck

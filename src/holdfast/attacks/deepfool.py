@@ -47,5 +47,5 @@ class DeepFool(Attack):
         gap, g = p.nearest(s, self.rivals)
         p.finish(p.met)
         step = p.norm.across(g, torch.where(p.met, 0, -gap))
-        more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step)) 
-        return (s + step + wide(torch.where(p.met,0,more), s) * p.steepest(g)).clamp(p.lo, p.hi)
+        more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step))
+        return (s + step + wide(torch.where(p.met, 0, more), s) * p.steepest(g)).clamp(p.lo, p.hi)

@@ -59,8 +59,8 @@ class JSMA(Attack):
         return Pairs(zero, order[:, :-1])
 
     def step(self, p: Problem, s: Pairs, t: int) -> Pairs:
-        def pull(z: Tensor, y: Tensor, _: Tensor | None, rival: Tensor) -> Tensor:
-            return LOSSES[self.loss](z, y, rival)
+        def pull(z: Tensor, y: Tensor, _: Tensor | None, *rival: Tensor) -> Tensor:
+            return LOSSES[self.loss](z, y, rival[0])
 
         _, g = p.gradient(s.d, pull, s.rivals[:, 0])
         most = self.theta * p.width

@@ -50,7 +50,7 @@ class SuperDeepFool(Attack):
     def step(self, p: Problem, s: Turning, t: int) -> Turning:
         gap, g = p.nearest(s.d, self.rivals)
         step = p.norm.across(g, -gap)
-        more = self.overshoot * (s.tries + 1) * (p.norm.size(s.d) + p.norm.size(step)) 
+        more = self.overshoot * (s.tries + 1) * (p.norm.size(s.d) + p.norm.size(step))
         ahead = s.d + step + wide(more, g) * p.steepest(g)
         turned = p.norm.across(g, (g * s.d).flatten(1).sum(1))
         d = torch.where(wide(p.met, g), turned, ahead).clamp(p.lo, p.hi)

@@ -43,18 +43,17 @@ class VFGA(Attack):
         return torch.zeros_like(p.x)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        d = s
-        _, g = p.gradient(d, self.loss)
-        lengths = p.noise("move").normal((2 * self.draws,), d.dtype).abs()
-        best, value = d, torch.full_like(lengths[:, 0], -torch.inf)
+        _, g = p.gradient(s, self.loss)
+        lengths = p.noise("move").normal((2 * self.draws,), s.dtype).abs()
+        d, value = s, torch.full_like(lengths[:, 0], -torch.inf)
         for j in range(2 * self.draws):
             room = p.lo if j % 2 else p.hi
-            gain = (g * room).masked_fill(d != 0, -torch.inf).flatten(1)
+            gain = (g * room).masked_fill(s != 0, -torch.inf).flatten(1)
             at = gain.argmax(1, keepdim=True)
             move = torch.zeros_like(gain).scatter(1, at, room.flatten(1).gather(1, at) * lengths[:, j : j + 1])
-            tried = (d + move.view_as(d)).clamp(p.lo, p.hi)
+            tried = (s + move.view_as(s)).clamp(p.lo, p.hi)
             found = p.value(tried, self.loss)
             up = found > value
-            best, value = torch.where(wide(up, d), tried, best), torch.where(up, found, value)
-        over = p.norm.size(best) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
-        return torch.where(wide(over, d), 0, best)
+            d, value = torch.where(wide(up, d), tried, d), torch.where(up, found, value)
+        over = p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
+        return torch.where(wide(over, d), 0, d)

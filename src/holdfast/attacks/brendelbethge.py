@@ -1,0 +1,83 @@
+"""Brendel-Bethge: along the decision boundary towards x, within a trust region that shrinks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import L2, wide
+from holdfast.targets.target import Access
+
+
+class Walk(NamedTuple):
+    d: Tensor  # the current point, near the boundary, [n, *shape]
+    normal: Tensor  # of the boundary there: the running mean of the margin's gradients
+
+
+@dataclass(frozen=True)
+class BrendelBethge(Attack):
+    """Brendel and Bethge's attack (Brendel et al. 2019, arXiv:1907.01003, section 3).
+
+    A step takes the current point towards x as far as the trust region allows, and from there by the smallest move
+    to the linearised boundary within the box. For L2 that is the form of the exact solution of the paper's problem.
+
+    Cost: one forward and one backward a step and row, 15 more forwards for every walk but the first, and one for the
+    last point.
+    Differs from the paper: in L1 and Linf the problem is not solved jointly, but in these two halves, each exactly;
+    there is no L0, where the halves are not enough; the radius is a share of the current point's L2 length, not of
+    the number of features; the first walk begins at x, whose first step itself leads to the boundary.
+    """
+
+    needs = Access.GRADIENTS
+    bounded: ClassVar = False
+
+    steps: int = 1000  # gradient steps
+    walks: int = 2  # which share the steps; the first begins at x, others at noise that meets the goal
+    radius: float = 0.5  # first radius of the trust region, a share of the point's L2 length; the last is 1/1000 of it
+    overshoot: float = 0.1  # how far past the boundary a step aims, a share of the way to it
+    momentum: float = 0.8  # share of the past gradients kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.walks < 1:
+            raise SpecError(f"brendelbethge has {self.walks} walks, but the first one is needed.")
+
+    def start(self, p: Problem) -> Walk:
+        zero = torch.zeros_like(p.x)
+        return Walk(zero, zero)
+
+    def step(self, p: Problem, s: Walk, t: int) -> Walk:
+        walk, of = divmod(t, -(-self.steps // self.walks))
+        before = self._boundary(p) if walk and not of else s.d
+        value, g = p.gradient(before, "margin")
+        keep = self.momentum if of else 0
+        normal = (1 - keep) * g + keep * s.normal
+        radius = self.radius * 0.001 ** (of * self.walks / self.steps) * L2.size(before)
+        low, high = torch.zeros_like(value), torch.ones_like(value)
+        for _ in range(12):
+            share = (low + high) / 2
+            moved = L2.size(before - p.norm.shrink(before, share))
+            low, high = torch.where(moved > radius, share, low), torch.where(moved > radius, high, share)
+        d = p.norm.shrink(before, high)
+        wanted = -value * torch.where(value < 0, 1 + self.overshoot, 1 - self.overshoot)
+        gap = wanted - ((d - before) * normal).flatten(1).sum(1)  # below 0 where d, so near x, is past the boundary
+        return Walk((d + p.norm.reach(normal, gap.clamp_min(0), p.lo - d, p.hi - d)).clamp(p.lo, p.hi), normal)
+
+    def _boundary(self, p: Problem) -> Tensor:
+        """The point of the boundary between x and noise that meets the goal; x where none of it does."""
+        far = torch.zeros_like(p.x)
+        for draw in range(5):
+            noise = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(p.x.shape[1:], p.x.dtype)
+            far = torch.where(wide(p.adversarial(noise), far), noise, far)
+        low, high = torch.zeros_like(p.eps.flatten()), torch.ones_like(p.eps.flatten())
+        for _ in range(10):
+            share = (low + high) / 2
+            met = p.adversarial(p.norm.shrink(far, share))
+            low, high = torch.where(met, low, share), torch.where(met, share, high)
+        return p.norm.shrink(far, high)
