@@ -25,6 +25,7 @@ class Search(NamedTuple):
     factor: Tensor  # by which the next search changes c, [n]
     rose: Tensor  # whether it rose after the last search, [n] bool
     met: Tensor  # whether this search met the goal, [n] bool
+    checked: Tensor
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class EAD(Attack):
     searches: int = 9  # searches for c
     c: float = 1e-3  # first weight of the margin
     beta: float = 0.01  # what every step takes off the size of an entry
-    rate: float = 0.01  # first step
-    warm: int = 0
+    rate: float = 0.001  # first step
+    warm: int = 1
+    stall: int = 1
 
     def start(self, p: Problem) -> Search:
         d = torch.zeros_like(p.x)
         none = torch.zeros_like(p.eps.flatten())
         no = none > 0
-        return Search(d, d, none, none + self.c, none, none + 10, ~no, no)
+        return Search(d, d, none, none + self.c, none, none + 10, ~no, no, none + torch.inf)
 
     def step(self, p: Problem, s: Search, t: int) -> Search:
         span = max(self.steps // self.searches, 1)
@@ -59,7 +61,10 @@ class EAD(Attack):
         at = p.norm.prox(ahead, torch.full_like(rate, self.beta * p.width)).clamp(p.lo, p.hi)
         d = (at + wide(s.age / (s.age + 3), at) * (at - s.at)).clamp(p.lo, p.hi)
         met = s.met | p.met
-        over = s.age + 1 >= span
+        u = (s.d / p.width).flatten(1)
+        loss = -pull * gap + u.square().sum(1) + self.beta * u.abs().sum(1) * (1 if self.stall == 1 else 1 / rate.flatten())
+        check = s.age % max(span // 10, 1) == 0
+        over = (s.age + 1 >= span) | ((check & (loss > 0.9999 * s.checked)) if self.stall else check & False)
         turned = over & (met == s.rose)
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
         c = torch.where(over, torch.where(met, s.c / factor, s.c * factor), s.c)
@@ -67,4 +72,4 @@ class EAD(Attack):
             d, at = (torch.where(wide(over, d), 0, v) for v in (d, at))
         else:
             d = torch.where(wide(over, d), at, d)
-        return Search(d, at, torch.where(over, 0, s.age + 1), c, unit, factor, torch.where(over, ~met, s.rose), met & ~over)
+        return Search(d, at, torch.where(over, 0, s.age + 1), c, unit, factor, torch.where(over, ~met, s.rose), met & ~over, torch.where(over, torch.inf, torch.where(check, loss, s.checked)))
