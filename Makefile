@@ -7,7 +7,8 @@ PYTHON  ?=# the interpreter for .venv; empty: the first of python3, 3.13, 3.12, 
 WORKERS ?= 2# test processes, one torch thread each
 BIN     := .venv/bin
 ENV     := .venv/.installed
-PEERS   := foolbox torchattacks cleverhans
+PEERS   := foolbox adversarial-robustness-toolbox torchattacks cleverhans secml-torch adv-lib
+AUTOATTACK ?=# a checkout of the original AutoAttack, to be measured too
 
 # uv installs about ten times faster than pip, and reads find-links from a variable of its own, split by commas.
 # Where uv cannot be had, pip installs the same set.
@@ -41,8 +42,8 @@ lint: $(ENV)  ## ruff (lint, format) and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/.bench  ## compare with the peers on the same task
-	$(BIN)/python benchmarks/pgd.py
+bench: .venv/.bench  ## compare with the peers on the same tasks; renews the table in README.md
+	$(BIN)/python benchmarks/peers.py --readme $(if $(AUTOATTACK),--autoattack "$(AUTOATTACK)")
 
 docs: .venv/.docs  ## write the generated pages, then build the documentation into site/
 	$(BIN)/python docs/generate.py
@@ -71,7 +72,7 @@ $(ENV): pyproject.toml constraints.txt
 	@$(INSTALL); install -e ".[docs]"
 	@touch $@
 
-# --no-deps for the peers: torchattacks and others would bring torchvision and with it another torch.
+# --no-deps for the peers: torchattacks, secml-torch and adv-lib would bring torchvision and with it another torch.
 .venv/.bench: $(ENV)
 	@set -e; $(INSTALL); install -e ".[bench]"; install --no-deps $(PEERS)
 	@touch $@

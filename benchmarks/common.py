@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +34,18 @@ class Seconds:
     wall: float
 
 
-def options(doc: str | None, *, repeats: int = 5, **counts: int) -> argparse.Namespace:
-    """The command line of a benchmark: threads, repeats, where to write, and the counts that it names."""
+def options(
+    doc: str | None, *, repeats: int = 5, also: Mapping[str, Mapping[str, Any]] | None = None, **counts: int
+) -> argparse.Namespace:
+    """The command line of a benchmark: threads, repeats, where to write, the counts that it names, and what else."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="torch threads, the same for everyone (default 1)")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"interleaved rounds (default {repeats})")
     parser.add_argument("--save", default=Path(sys.argv[0]).stem, help="the name under benchmarks/results/")
     for name, usual in counts.items():
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"default {usual}")
+    for name, how in (also or {}).items():
+        parser.add_argument(name, **how)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen
@@ -59,8 +64,8 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict
     return {name: Seconds(median(cpu[name]), median(wall[name])) for name in tasks}
 
 
-def case(name: str, *choice: str) -> nn.Module:
-    """A model of the shared cases."""
+def case(name: str, *choice: str) -> Any:
+    """What the loader of a shared case gives: a model, or arrays."""
     folder = need(CASES / name)
     found = importlib.util.spec_from_file_location(name, folder / "load.py")
     assert found is not None
@@ -78,6 +83,12 @@ def mnist(n: int) -> tuple[Tensor, Tensor]:
     with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:
         y = np.frombuffer(file.read(), np.uint8, offset=8)
     return torch.tensor(x[:n]).float() / 255, torch.tensor(y[:n]).long()
+
+
+def cifar10(n: int) -> tuple[Tensor, Tensor]:
+    """The first n test images [n, 3, 32, 32] in [0, 1], and their classes; there are 1,000."""
+    x, y = case("data_cifar10", "first1000")
+    return torch.tensor(x[:n]).permute(0, 3, 1, 2).contiguous().float() / 255, torch.tensor(y[:n]).long()
 
 
 def need(folder: Path) -> Path:

@@ -47,7 +47,7 @@ def holdfast(*args: object) -> Result:
 def refused(*args: object) -> str:
     """The sentence that the command line refuses a mistake with."""
     done = holdfast(*args)
-    text = done.stderr.strip()
+    text = "\n".join(line for line in done.stderr.strip().splitlines() if line and not line.startswith("estimate: "))
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
     assert text.startswith("error: ")

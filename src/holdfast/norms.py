@@ -20,6 +20,7 @@ class Norm(ABC):
 
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
+    grain: float = 0.0  # sizes are multiples of it
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -120,6 +121,19 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     ranked = steep.gather(1, order)
     move = torch.where(ranked > 0, need / ranked, 0).clamp_min(0).minimum(cap.gather(1, order))
     return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * g.sign()
+
+
+def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
+    """The L1 unit step that the k [n] steepest entries with room [n, *shape] share evenly, k rounded down, at least 1.
+
+    Steeper entries without room step as far as all of those together: so a projection leaves them where they are.
+    """
+    free, steep = (room > 0).flatten(1), g.flatten(1).abs()
+    ranked = steep.masked_fill(~free, 0).sort(1, descending=True).values
+    least = ranked.gather(1, (k.long() - 1).clamp(0, ranked.shape[1] - 1)[:, None])
+    chosen = (steep >= least) & (steep > 0)
+    shared = (chosen & free).sum(1, keepdim=True).clamp_min(1)
+    return (chosen.to(g.dtype) / torch.where(free, shared, 1)).view_as(g) * g.sign()
 
 
 class _Linf(Norm):
@@ -273,6 +287,7 @@ class _L0(Norm):
 
     name = "l0"
     scales = False
+    grain = 1.0
 
     def size(self, d: Tensor) -> Tensor:
         return (d != 0).flatten(1).sum(1).to(d.dtype)

@@ -23,9 +23,9 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
-    """The attack of that name, in few steps; one that seeks the smallest d first has to come near and gets more."""
+    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more."""
     maker = CATALOGUE[name]
-    steps *= 1 if bounded(name) else PATIENCE
+    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
 

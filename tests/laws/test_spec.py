@@ -27,7 +27,9 @@ def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     if isinstance(default, int):
         return st.integers(-10, 10**9)
     if isinstance(default, float):
-        return st.one_of(st.floats(), st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255)))
+        return st.one_of(
+            st.floats(), st.floats(0, 1), st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255))
+        )
     return st.sampled_from(values(name, field.name))
 
 

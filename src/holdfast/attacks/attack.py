@@ -45,6 +45,11 @@ class Attack(ABC):
 
     steps: int
 
+    @property
+    def warm(self) -> bool:
+        """Whether it goes on from the best point that earlier attacks found."""
+        return getattr(self, "start_at", None) == "best"
+
     @abstractmethod
     def start(self, p: Problem) -> State:
         """The state before the first step."""
@@ -117,6 +122,7 @@ def run(
             budget = torch.as_tensor(budget, device=x.device).expand(len(x))
         near = None if near is None else near.to(x)
         p = Problem(target, x, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop)
+        p.restart = restart
         if clean is None:
             clean = _ask_clean(p)
         else:

@@ -39,13 +39,13 @@ class PGD(Attack):
     steps: int = 40  # gradient steps
     step_size: float = 0.1  # fraction of eps
     loss: str = "margin"  # ascended: ce, margin, dlr, mifpe
-    start_at: str = "ball"  # ball, sphere or zero
+    start_at: str = "ball"  # ball, sphere, zero, or best: the best point known before
     momentum: float = 0.0  # share of the past gradients kept
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start_at not in ("ball", "sphere", "zero"):
-            raise SpecError(f"pgd has start_at {self.start_at!r}; it is one of ball, sphere, zero.")
+        if self.start_at not in ("ball", "sphere", "zero", "best"):
+            raise SpecError(f"pgd has start_at {self.start_at!r}; it is one of ball, sphere, zero, best.")
         if not self.step_size > 0:
             raise SpecError(f"pgd has step_size {self.step_size}; it is a fraction of eps, above 0.")
 

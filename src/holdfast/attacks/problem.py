@@ -54,6 +54,7 @@ class Problem:
         self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
         self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
+        self.restart = 0  # how many runs of this search came before
         self._asked: Tensor | None = None
 
     # ------------------------------------------------------------------ geometry
@@ -86,7 +87,7 @@ class Problem:
 
     # ------------------------------------------------------------------ questions
 
-    def gradient(self, d: Tensor, loss: str | Loss, *columns: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, d: Tensor, loss: str | Callable[..., Tensor], *columns: Tensor) -> tuple[Tensor, Tensor]:
         """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
 
         The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each).
@@ -98,7 +99,7 @@ class Problem:
             z, pullback = self.target.linearize(x)
             value[rows], cotangent = self._loss(rows, z, loss, columns)
             pulled = pullback(cotangent)  # before anything is booked: it may run out of memory and be asked again
-            self._note(rows, x, z)
+            self._note(rows, x, z, exact=not self.target.approximate)
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask)
@@ -121,13 +122,24 @@ class Problem:
             own = z.gather(1, y[:, None])
             unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
             pulled = [pullback(unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
-            self._note(rows, x, z)
+            self._note(rows, x, z, exact=not self.target.approximate)
             gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
             for j in range(m):
                 g[rows, j] = self._clean(rows, pulled[j])
 
         self._each(d, ask)
         return gap, g
+
+    def nearest(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """Of the `rivals` the one whose boundary, linearised at d, is nearest: its gap and gradient, [n], [n, *shape].
+
+        A rival whose gradient is zero is out of reach.
+        """
+        gap, g = self.rivals(d, m)
+        slope = self.norm.dual(g.flatten(0, 1)).view_as(gap)
+        first = torch.where(slope > 0, gap.abs() / slope, torch.inf).argmin(1)
+        rows = torch.arange(len(d), device=d.device)
+        return gap[rows, first], g[rows, first]
 
     def scores(self, d: Tensor) -> Tensor:
         """Scores at d: [n, k]. One forward a row."""
@@ -140,6 +152,20 @@ class Problem:
 
         self._each(d, ask)
         return z
+
+    def value(self, d: Tensor, loss: str | Loss) -> Tensor:
+        """The loss at d: [n]. One forward a row; scores are enough."""
+        value = d.new_zeros(len(d))
+
+        def ask(rows: Tensor) -> None:
+            x = self._point(d, rows)
+            z = self.target.scores(x)
+            self._note(rows, x, z)
+            function = LOSSES[loss] if isinstance(loss, str) else loss
+            value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
+
+        self._each(d, ask)
+        return value
 
     def adversarial(self, d: Tensor) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
@@ -213,7 +239,8 @@ class Problem:
         """Put a question to the live rows whose budget allows it, in full micro-batches."""
         self._asked, self.met = d, torch.zeros_like(self.met)
         if self.ledger is not None and self.budget is not None:
-            spent = self.live & (self.ledger.forwards[self.rows] + self.target.passes > self.budget[self.rows])
+            most = self.target.passes * (2 if self.target.approximate else 1)
+            spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
         rows = self.live.nonzero()[:, 0]
@@ -231,7 +258,9 @@ class Problem:
         t = self.goal[rows]
         return without(z, t).argmax(1), t  # whichever class now stands above the goal
 
-    def _loss(self, rows: Tensor, z: Tensor, loss: str | Loss, columns: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, rows: Tensor, z: Tensor, loss: str | Callable[..., Tensor], columns: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
         y, t = self._sides(rows, z)
         with torch.enable_grad():
@@ -254,14 +283,19 @@ class Problem:
             g = g.masked_fill(wide(bad, g), 0)
         return g if self.mask is None else g * self.mask
 
-    def _note(self, rows: Tensor, x: Tensor, z: Tensor) -> None:
-        """Book the scores at inputs x."""
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True) -> None:
+        """Book the scores at inputs x; what looks like a success in approximate ones is asked again."""
         if self.ledger is None:
             return
         finite = z.isfinite().all(1)
         if not bool(finite.all()):
             self._drop(rows[~finite], Outcome.FAILED)
         hit = self._meets(rows, self.target.task.predict(z)) & finite
+        if not exact and bool(hit.any()):
+            z = z.clone()
+            z[hit] = self.target.scores(x[hit]).to(z.dtype)
+            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
+            hit = self._meets(rows, self.target.task.predict(z)) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from holdfast.errors import InputError
 
 if TYPE_CHECKING:
     from holdfast.evaluate.chunk import Progress
+    from holdfast.evaluate.forecast import Forecast
     from holdfast.evaluate.run import Run
 
 
@@ -21,7 +22,9 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     threat: options.ThreatText,
-    protocol: Annotated[str, typer.Option(help="quick or standard (list protocols).")] = "standard",
+    protocol: Annotated[
+        str, typer.Option(help="quick, standard, thorough, autoattack, ... (list protocols).")
+    ] = "standard",
     attack: Annotated[
         list[str], typer.Option("--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.')
     ] = [],  # noqa: B006
@@ -81,6 +84,7 @@ def evaluate(
                 out=folder,
                 resume=resume,
                 watch=watch,
+                announce=announce,
                 names=Names(model, arch, split, options.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)
@@ -106,6 +110,15 @@ def conclude(run: Run, wanted: list[tuple[str, str, float]], *, strict: bool, js
         typer.echo("the verdict is unreliable, and --strict was given.", err=True)
         return 3
     return 1 if fallen else 0
+
+
+def announce(cost: Forecast) -> None:
+    """The estimate, on stderr."""
+    from holdfast.report.words import duration
+
+    typer.echo(
+        f"estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes each", err=True
+    )
 
 
 @contextmanager

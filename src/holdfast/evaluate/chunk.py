@@ -66,8 +66,17 @@ class Plan:
             Unit(eps, i, restart, rank)
             for eps in (own, *falling, *rising)
             for i, trial in enumerate(self.trials)
+            if trial.attack.bounded or eps == own  # what seeks the smallest serves every eps at once
             for restart, rank in trial.units(k)
         ]
+
+    def sought(self, unit: Unit) -> float:
+        """The eps within which a run may stop."""
+        return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
+
+    @property
+    def warm(self) -> bool:
+        return any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
         return float(legal_size(self.threat.norm, eps, self.target, 1))
@@ -81,10 +90,11 @@ class Rows:
     y: Tensor
     ids: Tensor
     clean: judge.Ruling
-    best: Tensor  # smallest adversarial input known
+    best: Tensor  # smallest adversarial input known; until there is one, that of the lowest margin
     size: Tensor  # [n] float64, its size; inf if none
     broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
     margin: Tensor
+    lowest: Tensor  # [n] float64: the lowest margin at the eps that is now searched
     failed: Tensor  # [n] bool
     queries: Tensor
     forwards: Tensor
@@ -95,13 +105,20 @@ class Rows:
     missed: set[float] = field(default_factory=set)  # eps at which time ran out before every unit was run
     begun: bool = False  # at least one unit was run
 
-    def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, limit: float) -> int:
+    def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan) -> int:
         """Take in what one run found on `rows`; how many of them it was the first to break at its eps."""
         new = {name: torch.from_numpy(value) for name, value in record.items()}
+        limit, widest = plan.limit(unit.eps), plan.limit(max(plan.measured))
         before = self.size[rows] <= limit
-        better = new["size"] < self.size[rows]
-        self.best[rows[better]] = new["best"][better[new["size"].isfinite()]]
+        found = new["size"] <= widest  # a search for the smallest may end beyond every eps
+        better = found & (new["size"] < self.size[rows])
+        kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows])) if plan.warm else better
+        stored = torch.full((len(rows),), -1)
+        stored[new["kept"]] = torch.arange(int(new["kept"].sum()))
+        kept &= stored >= 0
+        self.best[rows[kept]] = new["best"][stored[kept]]
         self.size[rows[better]] = new["size"][better]
+        self.lowest[rows] = torch.minimum(self.lowest[rows], new["margin"])
         fresh = ~before & (self.size[rows] <= limit)
         if unit.eps == own:
             self.broken_by[rows[fresh]] = unit.trial
@@ -117,12 +134,17 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
     rows = _begin(plan, journal, f"{name}-clean", x, y, ids)
     own = plan.measured[0]
     larger = _next_larger(plan.measured)
+    clean = rows.lowest.clone()
     units = plan.units()
     for number, unit in enumerate(units):
-        limit = plan.limit(unit.eps)
-        open_ = rows.asked & ~(rows.size <= limit)
+        if number and unit.eps != units[number - 1].eps:
+            rows.lowest = clean.clone()
+        open_ = rows.asked & ~(rows.size <= plan.limit(plan.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= rows.size <= plan.limit(larger[unit.eps])
+        near = plan.trials[unit.trial].near
+        if near < 1:
+            open_ &= ~(rows.lowest > near * clean)  # without scores there are no margins, and all rows are near
         at = open_.nonzero()[:, 0]
         place = f"{name}-{number:04d}"
         if journal.has(place):
@@ -136,7 +158,7 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
             record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
             journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
         rows.begun = True
-        broken = rows.fold(at, record, unit, own, limit)
+        broken = rows.fold(at, record, unit, own, plan)
         seen, fell, spent = rows.costs.get((unit.eps, unit.trial), (0, 0, Costs()))
         paid = Costs(
             forwards=spent.forwards + int(record["forwards"].sum()),
@@ -234,6 +256,7 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
         size=far,
         broken_by=nobody,
         margin=margin,
+        lowest=margin.clone(),
         failed=flag,
         queries=queries,
         forwards=forwards,
@@ -254,17 +277,19 @@ def _attack(
         plan.target,
         rows.x[at],
         rows.y[at],
-        plan.threat.at(unit.eps),
+        plan.threat.at(plan.sought(unit)),
         ids=rows.ids[at],
         seed=plan.seed,
         restart=unit.restart,
         rank=unit.rank,
         clean=None if rows.clean.scores is None else rows.clean.scores[at],
+        near=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
-    record["best"] = record["best"][record["size"].isfinite()]
+    record["kept"] = record["size"].isfinite() | plan.warm
+    record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
 
 

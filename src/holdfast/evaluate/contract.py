@@ -22,7 +22,7 @@ def check_data(data: Source, bounds: Bounds) -> None:
     Raises:
         InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
     """
-    low, high, total, square, count = np.inf, -np.inf, 0.0, 0.0, 0
+    low, high, total, squares, count = np.inf, -np.inf, 0.0, 0.0, 0
     for start, x, y in _parts(data):
         _check_labels(y, start)
         finite = np.isfinite(x)
@@ -32,12 +32,12 @@ def check_data(data: Source, bounds: Bounds) -> None:
             raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
-        square += float(np.square(x, dtype=np.float64).sum())
+        squares += float(np.power(x, 2, dtype=np.float64).sum())
     slack = 1e-6 * (bounds.high - bounds.low)
     span = f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
     if low < bounds.low - slack or high > bounds.high + slack:
         mean = total / count
-        spread = max(square / count - mean**2, 0) ** 0.5
+        spread = max(squares / count - mean**2, 0) ** 0.5
         raise InputError(f"{span} {_likely(low, high, mean, spread, bounds)}")
     if bounds.high >= 128 and high <= 1:
         raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")

@@ -60,7 +60,7 @@ def craft(
                 rank=rank,
                 clean=None if clean.scores is None else clean.scores[left],
             )
-            best[left], size[left] = books.best, books.size.cpu()
+            best[left], size[left] = books.best, books.size.where(books.broken, torch.inf).cpu()
         legal, _ = judge.within(target, threat, x, best)
         fooled = judge.meets_goal(threat, judge.rule(target, best, seed).label, y)
         wrong = clean.label != y

@@ -27,6 +27,7 @@ from holdfast.evaluate import protocols
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.evaluate.finish import add_trials, finish
+from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.runs import store
@@ -72,6 +73,7 @@ def evaluate(
     out: Path | str | None = None,
     resume: bool = False,
     watch: Watch = lambda _: None,
+    announce: Callable[[Forecast], None] | None = None,
     names: Names | None = None,
 ) -> Run:
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -80,7 +82,7 @@ def evaluate(
         target: the model, wrapped.
         data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
         threat: what the adversary may do; one eps for all rows.
-        protocol: `quick` or `standard`; ignored where `attacks` are given.
+        protocol: `quick`, `standard`, `thorough` or `autoattack`; ignored where `attacks` are given.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
         curve: further eps to run the protocol at.
@@ -90,6 +92,7 @@ def evaluate(
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`.
         watch: told of progress.
+        announce: told what it will cost, before it starts.
         names: what the manifest calls things.
 
     Raises:
@@ -108,6 +111,7 @@ def evaluate(
     noted = check_model(target, source)
     check_labels(source, target.task.k)
     _check_threat(threat, target, chosen, curve)
+    _check_effort(target, chosen, max_queries)
 
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     deadline = began + (math.inf if max_seconds is None else max_seconds)
@@ -119,6 +123,8 @@ def evaluate(
         return Run(folder)
     journal = Journal(folder)
     journal.open(question(facts), resume=resume)
+    if announce is not None and not resume:
+        announce(forecast(plan, source, part))
 
     stride = stride_of(source.shape)
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
@@ -299,3 +305,17 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
     for trial in chosen.trials:
         check_fit(trial.attack, target, threat)
+
+
+def _check_effort(target: Target, chosen: Protocol, budget: int | None) -> None:
+    """Refuse what could not be done as it was asked for, before any pass is spent."""
+    rivals = target.task.k - 1
+    for trial in chosen.trials:
+        if chosen.name == "custom" and trial.targets > rivals:  # a protocol takes as many as there are
+            raise SpecError(f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}.")
+    least = 2 * target.passes
+    if budget is not None and budget < least:
+        raise SpecError(
+            f"the budget is {budget} forward passes a row, but a single step of an attack takes {least}; "
+            f"give at least that, better some hundreds."
+        )

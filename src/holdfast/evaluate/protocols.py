@@ -15,16 +15,23 @@ from holdfast.errors import SpecError, suggest
 
 @dataclass(frozen=True)
 class Trial:
-    """One attack, with every restart, and aimed at each of the best wrong classes in turn (`targets`, 0: at any)."""
+    """One attack, with every restart, and aimed at each of the best wrong classes in turn (`targets`, 0: at any).
+
+    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those whose lowest margin is
+    at most this share of their clean one. (A rule on the row alone, so that company changes nothing.)
+    """
 
     attack: Attack
     restarts: int = 1
     targets: int = 0
+    near: float = 1.0
 
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.restarts, self.targets))
         if not whole or self.restarts < 1 or self.targets < 0:
             raise SpecError(f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0.")
+        if isinstance(self.near, bool) or not isinstance(self.near, (int, float)) or not 0 < self.near <= 1:
+            raise SpecError(f"{self!r}: near is a share of the clean margin, above 0 and at most 1.")
 
         if self.restarts > 1 and not self.attack.random:
             raise SpecError(f"{self!r}: it draws nothing at random, so a restart would only repeat it.")
@@ -37,8 +44,8 @@ class Trial:
                 yield restart, rank
 
     def write(self, *, whole: bool = False) -> str:
-        usual = {"restarts": 1, "targets": 0}
-        extra = [f"{name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+        usual = {"restarts": 1, "targets": 0, "near": 1}
+        extra = [f"{name}={getattr(self, name):g}" for name in usual if getattr(self, name) != usual[name]]
         text = spec.write(self.attack, whole=whole)
         return text if not extra else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
 
@@ -53,20 +60,95 @@ class Protocol:
     trials: tuple[Trial, ...]
 
 
-# Each list by norm; "other" serves the norms without one of their own.
+_STANDARD = (
+    'apgd(steps=30, loss="mifpe")',
+    'apgd(steps=20, loss="margin", targets=3, near=0.6)',
+    'apgd(steps=50, loss="mifpe", restarts=5, near=0.5)',
+    'apgd(steps=50, loss="margin", restarts=3, near=0.3)',
+    "relay(steps=840, near=0.3)",
+)
+_STANDARD_L2 = (
+    'apgd(steps=30, loss="mifpe")',
+    'apgd(steps=20, loss="margin", targets=3, near=0.6)',
+    "fab(steps=50, targets=3, near=0.7)",
+    'apgd(steps=50, loss="mifpe", restarts=3, near=0.4)',
+    "relay(steps=700, leg=80, p=0.3, near=0.3)",
+)
+_STANDARD_L1 = (
+    'apgd(steps=50, loss="mifpe")',
+    'apgd(steps=50, loss="dlr", targets=3, near=0.7)',
+    "fmn(steps=100, near=0.7)",
+    "square(steps=500, near=0.6)",
+)
+_THOROUGH = (
+    'apgd(steps=50, loss="dlr", targets=9, near=0.7)',
+    'apgd(steps=50, loss="mifpe", restarts=10, near=0.4)',
+    "square(steps=1500, near=0.6)",
+    "relay(steps=8400, near=0.15)",
+)
+_SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
+
+# Each list by norm; "other" serves the norms without one of their own. Why these trials: docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
-        1,
-        "one PGD run: minutes, an upper bound",
-        {"other": ("pgd(steps=20, step_size=0.125)",)},
+        2,
+        "one short run for all rows, a few more for those near to falling: an upper bound within about a point",
+        {
+            "other": ('apgd(steps=20, loss="mifpe")', 'apgd(steps=20, loss="mifpe", restarts=3, near=0.3)'),
+            "l0": ("sigmazero(steps=50)",),
+        },
     ),
     "standard": (
+        2,
+        "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
+        {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
+    ),
+    "thorough": (
         1,
-        "APGD, then APGD aimed at each of nine classes on the survivors",
+        "standard, then longer searches in every direction that ever paid",
         {
-            "other": ('apgd(steps=100, loss="mifpe")', 'apgd(steps=100, loss="dlr", targets=9)'),
-            "l1": ('pgd(steps=100, loss="mifpe")', 'pgd(steps=100, loss="dlr", targets=9)'),
+            "other": (*_STANDARD, *_THOROUGH),
+            "l2": (*_STANDARD_L2, "fab(steps=100, targets=9, near=0.8)", *_THOROUGH),
+            "l1": (*_STANDARD_L1, *_THOROUGH),
+            "l0": _SPARSE,
         },
+    ),
+    "autoattack": (
+        1,
+        "AutoAttack's standard version (Croce and Hein 2020, arXiv:2003.01690): its attacks, settings and order",
+        {
+            "other": (
+                'apgd(steps=100, loss="ce")',
+                'apgd(steps=100, loss="dlr", targets=9)',
+                "fab(steps=100, targets=9)",
+                "square(steps=5000)",
+            ),
+            "l1": (
+                'apgd(steps=100, loss="ce", restarts=5)',
+                'apgd(steps=100, loss="dlr", targets=5)',
+                "fab(steps=100, targets=9)",
+                "square(steps=5000)",
+            ),
+        },
+    ),
+    "autoattack-plus": (
+        1,
+        "AutoAttack's plus version",
+        {
+            "other": (
+                'apgd(steps=100, loss="ce", restarts=5)',
+                'apgd(steps=100, loss="dlr", restarts=5)',
+                "fab(steps=100, restarts=5)",
+                "square(steps=5000)",
+                'apgd(steps=100, loss="dlr", targets=9)',
+                "fab(steps=100, targets=9)",
+            ),
+        },
+    ),
+    "autoattack-rand": (
+        1,
+        "AutoAttack's version for randomised models: gradients are means of 20",
+        {"other": ('apgd(steps=100, loss="ce", eot=20)', 'apgd(steps=100, loss="dlr", eot=20)')},
     ),
 }
 
@@ -97,8 +179,8 @@ def parse_trial(text: str) -> Trial:
 
 def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
     @functools.wraps(maker, assigned=(), updated=())
-    def make(*values: object, restarts: int = 1, targets: int = 0, **options: object) -> Trial:
-        return Trial(maker(*values, **options), restarts, targets)
+    def make(*values: object, restarts: int = 1, targets: int = 0, near: float = 1.0, **options: object) -> Trial:
+        return Trial(maker(*values, **options), restarts, targets, near)
 
     own = list(inspect.signature(maker).parameters.values())
     sweep = [p for p in inspect.signature(make, follow_wrapped=False).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -122,3 +122,11 @@ def _inputs(n: int) -> str:
 
 def _unit(model: ModelInfo) -> str:
     return "pixel" if is_image(model.shape, model.layout) else "value"
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"

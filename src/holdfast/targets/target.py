@@ -59,12 +59,14 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
+    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
+    approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.

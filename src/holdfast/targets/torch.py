@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ class TorchTarget(Target):
         batch_size: rows of one pass.
         device: where to run; default: where the parameters are.
         layout: `nhwc` when raw inputs are and the model wants NCHW.
+        precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
+        compile: compile what gradients are taken of; pays for large models on accelerators.
+
+    Gradients may come from a faster twin of the model: with its batch norms folded into its convolutions, which is
+    always worth it, and as `precision` and `compile` ask. `scores` never do, and what the twin calls a success is
+    asked of the model itself.
 
     Raises:
         InputError: the model cannot be copied, or what it returns is not scores.
@@ -51,7 +58,11 @@ class TorchTarget(Target):
         batch_size: int = 256,
         device: str | torch.device | None = None,
         layout: str = "nchw",
+        precision: str = "float32",
+        compile: bool = False,
     ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
         self.bounds = bounds if isinstance(bounds, Bounds) else Bounds(*bounds)
         self.preprocess = tuple(preprocess)
         self.probabilities = probabilities
@@ -63,6 +74,8 @@ class TorchTarget(Target):
         self.device = torch.device(device) if device is not None else _device_of(first)
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
         self.channels_last = False
+        self.precision, self.compile = precision, compile
+        self.twin: Callable[[Tensor], Any] = self.model
         if shape is not None:
             self.bind(tuple(shape))
 
@@ -81,6 +94,7 @@ class TorchTarget(Target):
             self.shape = None
             raise _unfit(error, shape) from error
         self._try_channels_last()
+        self._make_twin()
 
     def scores(self, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -89,7 +103,8 @@ class TorchTarget(Target):
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            z = self._forward(leaf)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                z = self._forward(leaf, self.twin)
 
         def pullback(cotangent: Tensor) -> Tensor:
             if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
@@ -120,14 +135,14 @@ class TorchTarget(Target):
             "layout": self.layout,
         }
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         if self.layout == "nhwc":
             x = x.movedim(-1, 1)
         for step in self.preprocess:
             x = step(x)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        z = self.model(x)
+        z = (model or self.model)(x)
         z = getattr(z, "logits", z)
         if not isinstance(z, Tensor):
             raise InputError(
@@ -166,6 +181,34 @@ class TorchTarget(Target):
         except RuntimeError:
             self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             self.channels_last = False
+
+    def _make_twin(self) -> None:
+        """The faster twin for gradients, if it gives what the model gives."""
+        self.twin = self.model
+        if isinstance(self.model, nn.Module) and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
+            self.twin = _folded(self.model)
+        if self.compile:
+            self.twin = torch.compile(self.twin, dynamic=True)
+        self.approximate = self.twin is not self.model or self.precision != "float32"
+        if not self.approximate:
+            return
+        with sealed(0):
+            exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
+        loose = 0.1 if self.precision == "bfloat16" else 1e-3
+        if not bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1)):
+            self.twin, self.precision, self.approximate = self.model, "float32", False
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """The model with each batch norm inside the convolution before it, where its graph can be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer's own making
+            from torch.fx.experimental.optimization import fuse
+
+            return fuse(model, inplace=False)
+    except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
+        return model
 
 
 def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:

@@ -1,0 +1,50 @@
+"""SLIDE: sparse descent in L1, along the few steepest features at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import sparse
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class SLIDE(Attack):
+    """Sparse L1 descent attack (Tramer and Boneh 2019, arXiv:1904.13000, algorithm 1).
+
+    Cost: one forward and one backward a step and row, and one forward for the last point.
+    Differs from the paper: the projection onto ball and box is exact; features at the box that are steeper than those
+    that step stay there; the quantile counts whole features; the step is a share of eps.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"l1"})
+
+    steps: int = 100  # gradient steps
+    step_size: float = 0.1  # fraction of eps
+    quantile: float = 0.99  # share of the features that a step leaves alone
+    loss: str = "margin"  # ascended: ce, margin, dlr, mifpe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.step_size > 0:
+            raise SpecError(f"slide has step_size {self.step_size}; it is a fraction of eps, above 0.")
+        if not 0 <= self.quantile <= 1:
+            raise SpecError(f"slide has quantile {self.quantile}; it is a share of the features, from 0 to 1.")
+
+    def start(self, p: Problem) -> Tensor:
+        return p.random_start("sphere")
+
+    def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
+        _, g = p.gradient(s, self.loss)
+        k = torch.full_like(g.flatten(1)[:, 0], (1 - self.quantile) * math.prod(g.shape[1:]))
+        room = torch.where(g > 0, p.hi - s, s - p.lo)
+        return p.project(s + self.step_size * p.eps * sparse(g, k, room))
