@@ -73,8 +73,9 @@ class EAD(Attack):
         pull = torch.where(gap < 0, s.c / torch.where(unit > 0, unit, 1), 0)
         u = s.d / p.width
         loss = -pull * gap + (u.square() + self.beta * u.abs()).flatten(1).sum(1)
-        rate = wide(self.rate * (1 - s.age / span).sqrt(), u)
-        thinner = p.norm.prox(u - rate * (2 * u - wide(pull, g) * g * p.width), torch.full_like(rate, self.beta))
+        fine = (FI * p.best()[1] / p.width).clamp_max(1)  # near rows take smaller steps
+        rate = wide(fine * self.rate * (1 - s.age / span).sqrt(), u)
+        thinner = p.norm.prox(u - rate * (2 * u - wide(pull, g) * g * p.width), wide(fine * self.beta, u))
         at = (thinner * p.width).clamp(p.lo, p.hi)
         d = (at + wide(s.age / (s.age + 3), at) * (at - s.at)).clamp(p.lo, p.hi)
         met = s.met | p.met
@@ -92,3 +93,5 @@ class EAD(Attack):
             met=met & ~over,
             checked=torch.where(over, torch.inf, torch.where(check, loss, s.checked)),
         )
+
+FI = 10
