@@ -94,4 +94,5 @@ class EAD(Attack):
             checked=torch.where(over, torch.inf, torch.where(check, loss, s.checked)),
         )
 
+
 FI = 10
