@@ -97,14 +97,6 @@ def test_what_can_be_broken_is_broken(
 
 # Within 5 %, as their papers' stopping rules and weights of the margin go.
 COARSE = ("deepfool", "superdeepfool", "fab", "cw", "ead")
-    "deepfool",
-    "superdeepfool",
-    "fab",
-    "cw",
-    "cwlinf",
-    "cwl0",
-    "ead",
-)  # within 5 %, as their papers' stopping rules go
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-2, 3)], ids=["box active", "box far"])
