@@ -286,3 +286,16 @@ def test_a_full_disk_loses_nothing(syncs: int, whole: Path, monkeypatch: pytest.
     assert not list(Path("full").rglob("*.part"))
     assert holdfast("evaluate", *ASKED, "--out", "full", "--resume").exit_code == 0
     same_run("full", whole)
+
+
+def test_effort_that_cannot_be_spent_is_refused_before_any_pass() -> None:
+    text = refused("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "apgd(targets=20)")
+    names(text, "20", "9")
+    text = refused("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--max-queries", 1)
+    names(text, "1", "2")
+    text = refused("evaluate", "demo", "digits", "--threat", "l0(3)", "--attack", "apgd")
+    names(text, "apgd", "l0")
+    text = refused("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--protocol", "autoatack")
+    names(text, "autoattack")
+    text = refused("evaluate", "demo", "digits", "--threat", "l2(1)", "--attack", "ddn(restarts=3)")
+    names(text, "ddn", "restart")

@@ -384,3 +384,46 @@ def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
     goal = holdfast.Threat.linf(0.1, goal=holdfast.Targeted(3))
     meets = judge.meets_goal(goal, label, planted.y)
     assert meets.tolist() == (label == 3).tolist()
+
+
+def test_only_rows_near_to_falling_are_attacked_further() -> None:
+    """By a rule on the row alone: batches change nothing."""
+    attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, near=0.5)"]
+    run, other = measure(attacks=attacks), measure(attacks=attacks, batch_size=7)
+    first, second = run.manifest.trials
+    assert 0 < second.attacked < first.attacked - first.broken
+    assert statuses(run) == statuses(other)
+    everyone = measure(attacks=["pgd(steps=3)", "pgd(steps=3, step_size=0.3)"])
+    assert everyone.manifest.trials[1].attacked == first.attacked - first.broken
+
+
+def test_one_search_for_the_smallest_serves_every_eps() -> None:
+    eps = [0.04, 0.08, 0.16]
+    run = measure(threat="linf(0.08)", curve=[0.04, 0.16], attacks=["fmn(steps=40)"])
+    assert [t.attacked > 0 for t in run.manifest.trials] == [True, False, False]
+    size = run.samples.column("size").to_numpy(zero_copy_only=False)
+    assert not bool((size > 0.16 * 1.001).any())
+    alone = [measure(threat=f"linf({e})", attacks=["fmn(steps=40)"]).robust_accuracy.value for e in eps]
+    assert alone == sorted(alone, reverse=True)
+    wrong = sum(s == "wrong" for s in statuses(run))
+    found = [1 - (wrong + int((size <= e * 1.000001).sum())) / N for e in eps]
+    assert found == pytest.approx(alone)
+
+
+def test_an_attack_goes_on_from_the_best_point_known() -> None:
+    cold = measure(attacks=["pgd(steps=6)", "pgd(steps=1, step_size=0.05, start_at='zero')"])
+    warm = measure(attacks=["pgd(steps=6)", "pgd(steps=1, step_size=0.05, start_at='best')"])
+    margins = [run.samples.column("margin").to_numpy(zero_copy_only=False) for run in (cold, warm)]
+    standing = np.array([s == "robust" for s in statuses(warm)])
+    assert float(margins[1][standing].mean()) < float(margins[0][standing].mean())
+
+
+def test_the_cost_is_estimated_before_the_start() -> None:
+    told = []
+    for attacks in (["pgd(steps=20)"], ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"]):
+        run = measure(attacks=attacks, announce=told.append)
+        right = sum(s != "wrong" for s in statuses(run))
+        spent = (run.manifest.costs.forwards + run.manifest.costs.backwards) / max(right, 1)
+        assert 0.5 < told[-1].passes / spent < 2
+        assert told[-1].rows == N
+        assert told[-1].seconds > 0

@@ -89,6 +89,7 @@ def number(value: float) -> str:
     """The shortest exact text of a float: 8/255 rather than 0.03137254901960784."""
     if not math.isfinite(value):
         return str(value)
+    value += 0.0  # -0 is 0
     plain = f"{value:g}" if float(f"{value:g}") == value else repr(value)
     fraction = Fraction(value).limit_denominator(4096)
     exact = fraction.numerator / fraction.denominator == value

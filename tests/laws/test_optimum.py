@@ -193,5 +193,5 @@ def test_one_more_restart_is_other_noise(name: str, norm: str) -> None:
         return
     first, second, again = (run(attack, target, x, y, threat(norm), restart=r, stop=False) for r in (0, 1, 0))
     assert torch.equal(first.best, again.best)
-    if norm != "linf":  # where both end in the one best corner
+    if norm not in ("linf", "l0"):  # where both end in the one best corner, or sizes are counts
         assert not torch.equal(first.margin, second.margin)

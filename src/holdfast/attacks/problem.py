@@ -214,6 +214,8 @@ class Problem:
         if self.ledger is None:
             return
         met = self._meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
+        margin = self.target.task.margin(clean, self.y).double()
+        self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
         self.ledger.record(self.rows[met], self.x[met], torch.zeros_like(self.ledger.size[self.rows[met]]))
         self.live &= ~met
 

@@ -218,7 +218,7 @@ class Relay(Attack):
     climb: int = 20  # gradient steps of a climb
     leg: int = 400  # proposals between two climbs
     p: float = 0.05  # share of an image that the first squares of a leg cover
-    step_size: float = 0.1  # of every other climb, a fraction of eps; a fifth of it in those between
+    step_size: float = 0.25  # of every other climb, a fraction of eps; a fifth of it in those between
     loss: str = "margin"  # climbed: ce, margin, dlr, mifpe
     start_at: str = "stripes"  # stripes (in L2 and L1 a grid of bumps), or best: the best point known before
 
@@ -238,7 +238,7 @@ class Relay(Attack):
         if place < self.climb:
             ahead = s.ahead if place else s.d
             _, g = p.gradient(ahead, self.loss)
-            ahead = p.project(ahead + p.stride(g, self.step_size * (1 if turn % 2 else 0.2)))
+            ahead = p.project(ahead + p.stride(g, self.step_size * (0.2 if turn % 2 else 1)))
             return self._keep(p, s, ahead, ahead)
         rule, planes = _RULES[p.norm.name], Planes.of(p)
         share = Square(p=self.p).share(place - self.climb)

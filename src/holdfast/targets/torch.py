@@ -186,7 +186,8 @@ class TorchTarget(Target):
         """The faster twin for gradients, if it gives what the model gives."""
         self.twin = self.model
         if isinstance(self.model, nn.Module) and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
-            self.twin = _folded(self.model)
+            with sealed(0):
+                self.twin = _folded(self.model)
         if self.compile:
             self.twin = torch.compile(self.twin, dynamic=True)
         self.approximate = self.twin is not self.model or self.precision != "float32"
