@@ -37,7 +37,8 @@ class EAD(Attack):
     where the gradient is asked, which saves the second forward of a step, and that point stays in the box; the margin
     is measured in units of the clean one, lengths in the box's width; a search goes on from the point where the last
     one ended, and starts early, for its row alone, where the last one stalled; c is multiplied or divided by a
-    factor, at first 10, of which each change of direction takes the root, down to 1.2. Every step takes beta off each
+    factor, at first 10, of which each change of direction takes the root, down to 1.2; where the smallest size found
+    is under a third of the width, rate and beta are in proportion smaller. Every step takes beta off each
     entry, as in the paper, so that beta / rate weighs L1 against L2: the first step is a tenth of the paper's, since
     only the size in L1 counts here.
     """
@@ -73,7 +74,7 @@ class EAD(Attack):
         pull = torch.where(gap < 0, s.c / torch.where(unit > 0, unit, 1), 0)
         u = s.d / p.width
         loss = -pull * gap + (u.square() + self.beta * u.abs()).flatten(1).sum(1)
-        fine = (FI * p.best()[1] / p.width).clamp_max(1)  # near rows take smaller steps
+        fine = (3 * p.best()[1] / p.width).clamp_max(1)
         rate = wide(fine * self.rate * (1 - s.age / span).sqrt(), u)
         thinner = p.norm.prox(u - rate * (2 * u - wide(pull, g) * g * p.width), wide(fine * self.beta, u))
         at = (thinner * p.width).clamp(p.lo, p.hi)
@@ -93,6 +94,3 @@ class EAD(Attack):
             met=met & ~over,
             checked=torch.where(over, torch.inf, torch.where(check, loss, s.checked)),
         )
-
-
-FI = 10

@@ -85,6 +85,7 @@ _THOROUGH = (
     'apgd(steps=50, loss="mifpe", restarts=10, near=0.4)',
     "square(steps=1500, near=0.6)",
     "relay(steps=8400, near=0.15)",
+    "relay(steps=8400, step_size=0.1, near=0.15)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
