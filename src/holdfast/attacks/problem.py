@@ -185,6 +185,37 @@ class Problem:
         self._each(d, ask)
         return hit
 
+    def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
+        """The loss at m points a row, d [n, m, *shape]: [n, m]; without a loss, whether they meet the goal (bool).
+
+        m forwards a row, asked together; they are booked one after the other, also after a success. Scores are enough
+        for a loss, labels for the goal. A row whose budget is below m is over.
+        """
+        n, m = d.shape[:2]
+        answer = torch.zeros(n, m, dtype=torch.bool if loss is None else d.dtype, device=d.device)
+        function = LOSSES[loss] if isinstance(loss, str) else loss
+        graded = self.target.access >= Access.SCORES
+
+        def ask(rows: Tensor) -> None:
+            x = (self.x[rows, None] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
+            question = self.target.scores if graded else self.target.labels
+            flat = x.flatten(0, 1)
+            z = torch.cat(list(self.target.batched(lambda part: question(flat[part]), len(flat))))
+            z = z.view(len(rows), m, *z.shape[1:])
+            for j in range(m):
+                if graded:
+                    self._note(rows, x[:, j], z[:, j])
+                else:
+                    self._settle(rows, x[:, j], self._meets(rows, z[:, j]), None)
+                if function is None:
+                    answer[rows, j] = self.met[rows]
+                else:
+                    answer[rows, j] = function(z[:, j], *self._sides(rows, z[:, j])).to(d.dtype)
+
+        few = max(1, self.target.batch_size // m)
+        self._each(d, lambda rows: [ask(part) for part in rows.split(few)], m)
+        return answer
+
     def finish(self, rows: Tensor) -> None:
         """Ask no more about these rows ([n] bool): the attack's own rule says that their search is over."""
         self.over = self.over | rows
@@ -243,11 +274,11 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], None]) -> None:
-        """Put a question to the live rows whose budget allows it, in full micro-batches."""
+    def _each(self, d: Tensor, ask: Callable[[Tensor], object], m: int = 1) -> None:
+        """Put a question of m points to the live rows whose budget allows it, in full micro-batches."""
         self._asked, self.met = d, torch.zeros_like(self.met)
         if self.ledger is not None and self.budget is not None:
-            most = self.target.passes * (2 if self.target.approximate else 1)
+            most = m * self.target.passes * (2 if self.target.approximate else 1)
             spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
