@@ -28,16 +28,16 @@ help:  ## this list
 demo: $(ENV)  ## the whole story on embedded data, in minutes: runs/demo/report.html
 	$(BIN)/holdfast demo --out runs/demo
 
-test: $(ENV)  ## the tests, but for the slow ones
+test: .venv/.frameworks  ## the tests, but for the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-test-all: $(ENV)  ## every test
+test-all: .venv/.frameworks  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m ""
 
-test-mutants: $(ENV)  ## plant known defects one by one; the tests must catch each
+test-mutants: .venv/.frameworks  ## plant known defects one by one; the tests must catch each
 	$(BIN)/python tests/mutants.py
 
-lint: $(ENV)  ## ruff (lint, format) and pyright
+lint: .venv/.frameworks  ## ruff (lint, format) and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -66,6 +66,11 @@ $(ENV): pyproject.toml constraints.txt
 	[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt uv \
 	  || echo "uv cannot be had here; installing with pip, which is slower." >&2; \
 	$(INSTALL); install -e ".[dev]"
+	@touch $@
+
+# What the models of other frameworks are tried with.
+.venv/.frameworks: $(ENV)
+	@$(INSTALL); install -e ".[frameworks]"
 	@touch $@
 
 .venv/.docs: $(ENV)

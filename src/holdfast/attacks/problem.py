@@ -97,13 +97,16 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z, pullback = self.target.linearize(x)
-            value[rows], cotangent = self._loss(rows, z, loss, columns)
-            pulled = pullback(cotangent)  # before anything is booked: it may run out of memory and be asked again
+
+            def cotangent(z: Tensor) -> Tensor:
+                value[rows], slope = self._loss(rows, z, loss, columns)
+                return slope
+
+            z, pulled = self.target.pull(x, cotangent)  # it may run out of memory and be asked again: no books before
             self._note(rows, x, z, exact=not self.target.approximate)
             g[rows] = self._clean(rows, pulled)
 
-        self._each(d, ask)
+        self._each(d, ask, slopes=1)
         return value, g
 
     def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,7 @@ class Problem:
             for j in range(m):
                 g[rows, j] = self._clean(rows, pulled[j])
 
-        self._each(d, ask)
+        self._each(d, ask, slopes=m)
         return gap, g
 
     def nearest(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
@@ -274,11 +277,11 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], object], m: int = 1) -> None:
-        """Put a question of m points to the live rows whose budget allows it, in full micro-batches."""
+    def _each(self, d: Tensor, ask: Callable[[Tensor], object], m: int = 1, slopes: int = 0) -> None:
+        """Put a question of m points and some gradients to the live rows whose budget allows it, in micro-batches."""
         self._asked, self.met = d, torch.zeros_like(self.met)
         if self.ledger is not None and self.budget is not None:
-            most = m * self.target.passes * (2 if self.target.approximate else 1)
+            most = m * self.target.passes * (2 if self.target.approximate else 1) + slopes * self.target.pull_passes
             spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
@@ -303,7 +306,7 @@ class Problem:
         """The loss on scores z and its cotangent."""
         y, t = self._sides(rows, z)
         with torch.enable_grad():
-            leaf = z.requires_grad_()
+            leaf = z.detach().requires_grad_()
             function = LOSSES[loss] if isinstance(loss, str) else loss
             value = function(leaf, y, t, *(column[rows] for column in columns))
             cotangent = torch.autograd.grad(value.sum(), leaf)[0]
@@ -314,7 +317,9 @@ class Problem:
         flat = g.flatten(1)
         top = flat.abs().amax(1)  # NaN and inf carry through
         if self.ledger is not None:
-            self.ledger.charge(self.rows[rows], backwards=self.target.passes)
+            estimated = self.target.pull_passes
+            backwards = 0 if estimated else self.target.passes
+            self.ledger.charge(self.rows[rows], queries=estimated, forwards=estimated, backwards=backwards)
             self.ledger.dull[self.rows[rows]] += top == 0
         bad = ~top.isfinite()
         if bool(bad.any()):

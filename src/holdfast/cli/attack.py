@@ -23,7 +23,8 @@ def attack(
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
     preprocess: options.Steps = [],  # noqa: B006
-    layout: options.Layout = "nchw",
+    layout: options.Layout = None,
+    output: options.Output = None,
     split: options.Split = "test",
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
@@ -50,6 +51,7 @@ def attack(
         bounds=options.bounds_of(bounds),
         preprocess=preprocess,
         layout=layout,
+        output=output,
         batch_size=batch_size,
         device=device,
     )

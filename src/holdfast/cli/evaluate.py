@@ -33,7 +33,8 @@ def evaluate(
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
     preprocess: options.Steps = [],  # noqa: B006
-    layout: options.Layout = "nchw",
+    layout: options.Layout = None,
+    output: options.Output = None,
     split: options.Split = "test",
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
@@ -64,6 +65,7 @@ def evaluate(
         bounds=options.bounds_of(bounds),
         preprocess=preprocess,
         layout=layout,
+        output=output,
         batch_size=batch_size,
         device=device,
     )

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(help="Weights with --arch, path/file.py:factory, package.module:factory, or demo.", metavar="MODEL"),
+    typer.Argument(
+        help="Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, path/file.py:factory, or demo.",
+        metavar="MODEL",
+    ),
 ]
 Data = Annotated[
     str, typer.Argument(help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA")
@@ -35,7 +38,11 @@ BoundsText = Annotated[
 Steps = Annotated[
     list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
 ]
-Layout = Annotated[str, typer.Option("--layout", help="Of the data's images: nchw or nhwc.")]
+Layout = Annotated[
+    str | None,
+    typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),
+]
+Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
@@ -95,7 +102,8 @@ def open_target(
     trust: bool,
     bounds: tuple[float, float],
     preprocess: list[str],
-    layout: str,
+    layout: str | None,
+    output: str | None,
     batch_size: int,
     device: str,
 ) -> Target:
@@ -103,7 +111,7 @@ def open_target(
     from holdfast.targets import load
     from holdfast.targets.preprocess import parse
 
-    if layout not in ("nchw", "nhwc"):
+    if layout not in (None, "nchw", "nhwc"):
         raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
     device = device_of(device)
     steps = parse(preprocess)
@@ -114,6 +122,7 @@ def open_target(
         bounds=bounds,
         preprocess=steps,
         layout=layout,
+        output=output,
         batch_size=batch_size,
         device=device,
     )

@@ -31,6 +31,7 @@ def verify(
         bounds=manifest.model.bounds,
         preprocess=manifest.model.preprocess,
         layout=manifest.model.layout,
+        output=manifest.model.output,
         batch_size=batch_size,
         device=device,
     )

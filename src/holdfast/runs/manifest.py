@@ -38,6 +38,7 @@ class ModelInfo(Record):
     preprocess: list[str] = []
     probabilities: bool = False
     layout: str = "nchw"
+    output: str | None = None
 
 
 class DataInfo(Record):

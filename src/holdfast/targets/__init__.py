@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.errors import InputError
 from holdfast.targets import loading
+from holdfast.targets.adopt import adopt
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
@@ -18,10 +19,12 @@ __all__ = ["Access", "Bounds", "Target", "TorchTarget", "load", "wrap"]
 def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: Any) -> Target:
     """The model that a command line names, behind the door: `loading.load`, then `wrap` with the options.
 
+    `output` says which of several outputs are the scores.
+
     Raises:
         InputError: missing, damaged or dangerous file, wrong architecture, or weights that do not fit it.
     """
-    return wrap(loading.load(spec, arch=arch, trust=trust), **options)
+    return wrap(loading.load(spec, arch=arch, trust=trust, output=options.get("output")), **options)
 
 
 def wrap(
@@ -29,16 +32,21 @@ def wrap(
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
     preprocess: Preprocess | Sequence[Preprocess] = (),
+    framework: str | None = None,
+    gives: str | None = None,
     **options: Any,
 ) -> Target:
     """Put a model behind the door: picks the adapter by the model's kind.
 
     Args:
-        model: a torch module, or a differentiable callable from a tensor [n, *shape] to scores; a Target is returned
-            as it is.
+        model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
+            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is.
         bounds: the range of raw inputs; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order.
-        options: see the adapter, `TorchTarget`.
+        framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
+            callable is otherwise tried with the arrays of each.
+        gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
+        options: see `TorchTarget`.
 
     Raises:
         InputError: no adapter takes a model of this kind.
@@ -52,6 +60,5 @@ def wrap(
             f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
             f"put it into the model."
         )
-    if not callable(model):
-        raise InputError(f"cannot wrap a {type(model).__name__}; give a torch module, or a callable of one tensor.")
-    return TorchTarget(model, bounds=bounds, preprocess=steps, **options)
+    own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
+    return TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import pickle
 import re
@@ -20,19 +22,23 @@ from holdfast.errors import InputError
 from holdfast.targets.demo import demo_model
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
+FILES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pt2", ".skops", ".json")  # whole models
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _LISTED = 5
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
 
 
-def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Module | Any:
+def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str | int | None = None) -> Any:
     """The model that a command line names.
 
     Args:
-        spec: a file of weights (with `arch`), `path/file.py:factory`, `package.module:factory`, or `demo`.
+        spec: a file of weights (with `arch`), a model file of `FILES`, a SavedModel folder, `path/file.py:factory`,
+            `package.module:factory`, or `demo`. A factory is called without arguments; a function that needs one is
+            itself the model.
         arch: where the architecture of a file of weights comes from, in the same two forms; it is called without
             arguments and given the weights.
-        trust: let a pickled checkpoint run its code. Only for files whose maker you trust.
+        trust: let a file run its code. Only for files whose maker you trust.
+        output: which of several outputs are the scores, for formats that need to know when they are opened.
 
     Raises:
         InputError: missing, damaged or dangerous file, wrong architecture, or weights that do not fit it.
@@ -40,15 +46,83 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Modul
     if spec == "demo":
         return demo_model()
     path = Path(spec).expanduser()
+    if path.suffix.lower() in FILES and ":" not in path.name:
+        return _from_file(path, arch, trust, output)
+    if (path / "saved_model.pb").is_file():
+        from holdfast.targets.tensorflow import from_saved_model
+
+        return from_saved_model(path, _digest(path), output)
     if path.suffix.lower() in WEIGHTS or path.is_file():
         return _from_weights(path, arch, trust)
     where, _, name = spec.rpartition(":")
     if where and name.isidentifier():
-        return made(spec)
+        return made(spec, callables=True)
     raise InputError(
-        f"there is no model {spec!r}: expected a file of weights ({', '.join(WEIGHTS[:3])}), path/file.py:factory, "
-        f"package.module:factory, or demo."
+        f"there is no model {spec!r}: expected a file of weights ({', '.join(WEIGHTS[:3])}), a model file "
+        f"({', '.join(FILES)}), a SavedModel folder, path/file.py:factory, package.module:factory, or demo."
     )
+
+
+def _from_file(path: Path, arch: str | None, trust: bool, output: str | int | None) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check its path.")
+    kind = path.suffix.lower()
+    if arch is not None and kind not in (".h5", ".hdf5"):
+        raise InputError(f"{path} holds a whole model, so --arch {arch} says nothing; leave it out.")
+    with path.open("rb") as file:
+        _refuse_strangers(path, file.read(64))
+    if kind in (".keras", ".h5", ".hdf5"):
+        from holdfast.targets import keras
+
+        return keras.load(path, trust=trust) if arch is None else keras.load_weights(made(arch), path)
+    if kind == ".tflite":
+        from holdfast.targets.tensorflow import TFLiteModel
+
+        return TFLiteModel(path, _digest(path))
+    if kind == ".onnx":
+        from holdfast.targets.onnx import OnnxModel
+
+        return OnnxModel(path, output=output)
+    if kind == ".pt2":
+        return _exported(path)
+    from holdfast.targets import arrays
+
+    return arrays.from_skops(path, trust=trust) if kind == ".skops" else arrays.from_trees(path)
+
+
+def _exported(path: Path) -> nn.Module:
+    """The module of a `torch.export` program."""
+    try:
+        return _Exported(torch.export.load(path).module())
+    except Exception as error:  # torch raises whatever damage leads it to
+        raise InputError(f"{path} is damaged or no program of torch.export: {_first_line(error)}.") from error
+
+
+class _Exported(nn.Module):
+    """A program's module, which refuses train() and eval()."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.train(False)
+
+    def train(self, mode: bool = True) -> _Exported:
+        self.training = False
+        return self
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.inner(x)
+
+
+def _digest(path: Path) -> bytes:
+    """A hash of a file, or of all files of a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.digest()
 
 
 def _from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
@@ -66,13 +140,27 @@ def _from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
     return model.eval()  # built here a moment ago: its train mode would say nothing of the user's model
 
 
-def made(spec: str) -> Any:
-    """What `path/file.py:factory` or `package.module:factory` gives when called."""
+def made(spec: str, *, callables: bool = False) -> Any:
+    """What `path/file.py:factory` or `package.module:factory` gives when called.
+
+    With `callables`, a function that cannot be called without an argument is not called: it is the model.
+    """
     if ":" not in spec:
         raise InputError(f"{spec!r} does not name a factory; expected path/file.py:factory or package.module:factory.")
     found = usercode.find(spec)
     with usercode.importable(usercode.home(spec)):
-        return found if isinstance(found, nn.Module) else usercode.call(spec, found)
+        ready = isinstance(found, nn.Module) or (callables and _is_model(found))
+        return found if ready else usercode.call(spec, found)
+
+
+def _is_model(found: Any) -> bool:
+    """Whether a function asks for one argument that it must have: the inputs."""
+    try:
+        wanted = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    must = [p for p in wanted if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(must) == 1 and not inspect.isclass(found)
 
 
 def _read(path: Path, trust: bool) -> Any:
@@ -81,10 +169,7 @@ def _read(path: Path, trust: bool) -> Any:
             head = file.read(64)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
+    _refuse_strangers(path, head)
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
@@ -108,6 +193,13 @@ def _read(path: Path, trust: bool) -> Any:
         ) from error
     except Exception as error:  # torch, safetensors and trusted code raise whatever damage leads them to
         raise InputError(f"{path} is truncated or no checkpoint: {_first_line(error)}.") from error
+
+
+def _refuse_strangers(path: Path, head: bytes) -> None:
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
 
 
 def _read_trusted(path: Path, head: bytes) -> Any:

@@ -61,11 +61,13 @@ class Target(ABC):
     shape: tuple[int, ...] | None = None
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
+    remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
+    pull_passes: int = 0  # forwards that one pullback costs a row besides, where it is estimated from them
     approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:
@@ -81,6 +83,14 @@ class Target(ABC):
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
         raise NotImplementedError
+
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Scores [n, k], and the gradient on x [n, *shape] of what has this cotangent [n, k] at them.
+
+        One gradient step asks no more, and a compiled framework can do it in one call.
+        """
+        z, pullback = self.linearize(x)
+        return z, pullback(cotangent(z))
 
     @abstractmethod
     def scores(self, x: Tensor) -> Tensor:

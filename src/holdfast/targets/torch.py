@@ -1,4 +1,4 @@
-"""PyTorch models as targets."""
+"""PyTorch models as targets, and what other frameworks' models share with them: preprocessing, layout, head."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
+from holdfast.targets.adopt import by_trial
+from holdfast.targets.foreign import Foreign, chosen
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes
@@ -26,14 +28,18 @@ class TorchTarget(Target):
     is measured faster (benchmarks/results/layout.md); a module that cannot (it calls `view`) runs as it is.
 
     Args:
-        model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive).
+        model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A `Foreign` one runs
+            in its own framework.
         bounds: the box of raw inputs.
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
         probabilities: the model gives probabilities; scores are their logarithms.
         batch_size: rows of one pass.
         device: where to run; default: where the parameters are.
-        layout: `nhwc` when raw inputs are and the model wants NCHW.
+        layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default: what the model
+            wants, or what its own shape of inputs says.
+        output: which of several outputs are the scores, by name or place.
+        classes: how many there are, for a model that gives labels.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
         compile: compile what gradients are taken of; pays for large models on accelerators.
 
@@ -45,8 +51,6 @@ class TorchTarget(Target):
         InputError: the model cannot be copied, or what it returns is not scores.
     """
 
-    access = Access.GRADIENTS
-
     def __init__(
         self,
         model: nn.Module | Callable[[Tensor], Any],
@@ -57,7 +61,9 @@ class TorchTarget(Target):
         probabilities: bool = False,
         batch_size: int = 256,
         device: str | torch.device | None = None,
-        layout: str = "nchw",
+        layout: str | None = None,
+        output: str | int | None = None,
+        classes: int | None = None,
         precision: str = "float32",
         compile: bool = False,
     ) -> None:
@@ -67,15 +73,16 @@ class TorchTarget(Target):
         self.preprocess = tuple(preprocess)
         self.probabilities = probabilities
         self.batch_size = batch_size
-        self.layout = layout
+        self.output, self.classes = output, classes
+        self._layout_given = layout is not None
+        self.layout = layout or "nchw"
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
-        self.model = _frozen(model, device) if isinstance(model, nn.Module) else model
+        self._take(_frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         self.device = torch.device(device) if device is not None else _device_of(first)
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
         self.channels_last = False
         self.precision, self.compile = precision, compile
-        self.twin: Callable[[Tensor], Any] = self.model
         if shape is not None:
             self.bind(tuple(shape))
 
@@ -83,10 +90,13 @@ class TorchTarget(Target):
         if self.shape is not None:
             return super().bind(shape)
         self.shape = shape
+        if not isinstance(self.model, (nn.Module, Foreign)):
+            with sealed(0):
+                self._take(by_trial(self.model, self._probe(), output=self.output, classes=self.classes))
+        self._find_layout(shape)
         try:
             with sealed(0):
-                self.task = Classes(self.scores(self._probe()).shape[1])
-                self.scores(self._probe()[:1])
+                self._find_task()
         except InputError:
             self.shape = None
             raise
@@ -95,6 +105,12 @@ class TorchTarget(Target):
             raise _unfit(error, shape) from error
         self._try_channels_last()
         self._make_twin()
+
+    def labels(self, x: Tensor) -> Tensor:
+        if self.access >= Access.SCORES:
+            return super().labels(x)
+        with torch.inference_mode(False), torch.no_grad():
+            return self.model(self._before(x)).reshape(len(x)).long()
 
     def scores(self, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -117,6 +133,25 @@ class TorchTarget(Target):
 
         return z.detach(), pullback
 
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.model, Foreign):
+            return super().pull(x, cotangent)
+        kept: list[Tensor] = []
+
+        def through_head(raw: Tensor) -> Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = raw.detach().requires_grad_()
+                z = self._head(leaf, len(x))
+                kept.append(z.detach())
+                return torch.autograd.grad((z * cotangent(z.detach())).sum(), leaf)[0]
+
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            inner = self._before(leaf)
+            _, g = self.model.pull(inner.detach().contiguous(), through_head)
+            g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
+        return kept[-1], g
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
         if isinstance(self.model, nn.Module):
@@ -124,43 +159,89 @@ class TorchTarget(Target):
             for name, value in sorted(self.model.state_dict().items()):
                 digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(self.model, Foreign):
+            digest.update(self.model.digest())
         else:
             digest.update(getattr(self.model, "__qualname__", type(self.model).__qualname__).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
-        return super().describe() | {
-            "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
-            "probabilities": self.probabilities,
-            "layout": self.layout,
-        }
+        return (
+            super().describe()
+            | ({} if self.output is None else {"output": str(self.output)})
+            | {
+                "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
+                "probabilities": self.probabilities,
+                "layout": self.layout,
+            }
+        )
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        if self.layout == "nhwc":
+        return self._head((model or self.model)(self._before(x)), len(x))
+
+    def _before(self, x: Tensor) -> Tensor:
+        """Raw inputs as the model wants them."""
+        if self.layout == "nhwc" and x.ndim > 2:
             x = x.movedim(-1, 1)
         for step in self.preprocess:
             x = step(x)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        z = (model or self.model)(x)
-        z = getattr(z, "logits", z)
+        if self.wants == "nhwc" and x.ndim > 2:
+            x = x.movedim(1, -1)
+        if isinstance(self.model, Foreign) and self.model.shape is not None and len(self.model.shape) == 1:
+            x = x.flatten(1)
+        return x
+
+    def _head(self, z: Any, n: int) -> Tensor:
+        """A model's output for n inputs as scores [n, k]."""
+        z = chosen(z, self.output)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, classes]. Wrap it in a "
                 f"module that returns the logits alone."
             )
         z = z if z.dtype == torch.float64 else z.float()
-        if z.shape in ((len(x),), (len(x), 1)) or (z.ndim == 0 and len(x) == 1):  # squeezed to nothing
+        if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
             least = torch.finfo(z.dtype).tiny
             z = z.clamp_min(least).log() - (1 - z).clamp_min(least).log() if self.probabilities else z
             return torch.stack([torch.zeros_like(z), z], 1)
-        if z.ndim != 2 or len(z) != len(x):
+        if z.ndim != 2 or len(z) != n:
             raise InputError(
-                f"the model gives {tuple(z.shape)} for {len(x)} inputs, but scores must be [n, classes]. Segmentation "
+                f"the model gives {tuple(z.shape)} for {n} inputs, but scores must be [n, classes]. Segmentation "
                 f"and detection heads are not supported."
             )
         return z.clamp_min(torch.finfo(z.dtype).tiny).log() if self.probabilities else z
+
+    def _take(self, model: Callable[[Tensor], Any]) -> None:
+        self.model = self.twin = model
+        foreign = model if isinstance(model, Foreign) else None
+        self.access = Access.GRADIENTS if foreign is None else foreign.access
+        self.wants = "nchw" if foreign is None else foreign.layout  # of the model's images
+        self.layout = self.layout if self._layout_given else self.wants
+        self.classes = self.classes or (None if foreign is None else foreign.classes)
+        self.remarks = () if foreign is None else foreign.remarks
+
+    def _find_layout(self, shape: tuple[int, ...]) -> None:
+        """Where the model says its shape and the user no layout: the one in which the data fit."""
+        wanted = self.model.shape if isinstance(self.model, Foreign) else None
+        if wanted is None or self._layout_given or len(wanted) != 3 or len(shape) != 3:
+            return
+        other = "nchw" if self.wants == "nhwc" else "nhwc"
+        turned = (shape[1], shape[2], shape[0]) if other == "nchw" else (shape[2], shape[0], shape[1])
+        fits = [layout for layout, form in ((self.wants, shape), (other, turned)) if form == tuple(wanted)]
+        self.layout = fits[0] if fits else self.layout
+
+    def _find_task(self) -> None:
+        if self.access >= Access.SCORES:
+            self.task = Classes(self.scores(self._probe()).shape[1])
+            self.scores(self._probe()[:1])
+            return
+        if self.classes is None:
+            raise InputError("the model gives labels alone, which do not say how many classes there are: give classes.")
+        self.labels(self._probe())
+        self.task = Classes(self.classes)
 
     def _probe(self) -> Tensor:
         assert self.shape is not None
@@ -191,6 +272,9 @@ class TorchTarget(Target):
         if self.compile:
             self.twin = torch.compile(self.twin, dynamic=True)
         self.approximate = self.twin is not self.model or self.precision != "float32"
+        if isinstance(self.model, Foreign):
+            self.approximate = self.model.approximate
+            return
         if not self.approximate:
             return
         with sealed(0):
@@ -214,7 +298,8 @@ def _folded(model: nn.Module) -> nn.Module:
 
 def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     try:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own exported programs
             own = copy.deepcopy(model)
     except Exception as error:
         raise InputError(f"the model cannot be copied ({error}); pass a module that copy.deepcopy accepts.") from error

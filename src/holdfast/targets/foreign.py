@@ -1,0 +1,118 @@
+"""Models of other frameworks, as functions of torch tensors. One file a framework says how; this one says what."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.targets.target import Access, Pullback
+
+
+class Foreign(ABC):
+    """A model that runs outside torch: takes float32 [n, *shape] on the CPU, and gives its own output as a tensor.
+
+    It can be called like a torch function, and differentiated with respect to its input like one.
+    """
+
+    access: Access = Access.GRADIENTS
+    shape: tuple[int, ...] | None = None  # of one input, where the model says it
+    layout: str = "nchw"  # that the model wants of images
+    classes: int | None = None  # where the output does not tell
+    approximate: bool = False  # `vjp` may differ from `infer` in the last digits
+    remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
+
+    @abstractmethod
+    def infer(self, x: Tensor) -> Tensor:
+        """The output [n, ...], without a gradient."""
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        """The output, and the pullback of cotangents on it to gradients on x."""
+        raise NotImplementedError
+
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The output, and the pulled-back `cotangent` of it; a framework that compiles both as one is faster."""
+        z, pullback = self.vjp(x)
+        return z, pullback(cotangent(z))
+
+    @abstractmethod
+    def digest(self) -> bytes:
+        """A hash of all that decides the output."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        return _Cross.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.infer(x.detach())
+
+
+class _Cross(torch.autograd.Function):
+    """The step from torch into another framework, and back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: Foreign) -> Tensor:
+        z, ctx.pullback = model.vjp(x.detach())
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return ctx.pullback(cotangents[0].contiguous()), None
+
+
+def need(module: str, extra: str, what: str) -> Any:
+    """The framework, imported now; its absence is one sentence.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        absent = getattr(error, "name", None) or module
+        raise InputError(f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'.") from error
+
+
+def tensor(array: Any) -> Tensor:
+    """A framework's array as a tensor that owns its memory: float32, or int64 for labels."""
+    array = np.array(array)
+    wanted = np.float64 if array.dtype == np.float64 else np.float32 if array.dtype.kind == "f" else np.int64
+    return torch.from_numpy(array.astype(wanted, copy=False))
+
+
+def digest_of(arrays: Iterable[Any], *texts: str) -> bytes:
+    """A hash of weights and of the words that say how they are used."""
+    digest = hashlib.sha256("\0".join(texts).encode())
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.digest()
+
+
+def chosen(output: Any, wanted: str | int | None) -> Any:
+    """The scores among a model's outputs: the one that is wanted, the only one, or the one called logits.
+
+    Raises:
+        InputError: there are several, and none is wanted; or the wanted one is not among them.
+    """
+    if hasattr(output, "keys"):
+        found = {str(name): part for name, part in output.items()}
+    elif isinstance(output, (list, tuple)):
+        found = {str(place): part for place, part in enumerate(output)}
+    else:
+        found = {"logits": getattr(output, "logits", output)}
+        wanted = "logits" if wanted is None else wanted
+    only = next(iter(found)) if len(found) == 1 else "logits"
+    name = only if wanted is None else str(wanted)
+    if name in found:
+        return found[name]
+    said = "none was chosen" if wanted is None else f"{wanted!r} is not among them"
+    raise InputError(
+        f"the model returns a {type(output).__name__} with {', '.join(found) or 'nothing'}, and {said}; say which part "
+        f"is the scores [n, classes] with --output (in Python: output=...)."
+    )

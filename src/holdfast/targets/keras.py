@@ -1,0 +1,137 @@
+"""Keras 3 models on any backend: live ones, `.keras` and legacy `.h5` files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.targets.foreign import Foreign, chosen, digest_of, need
+
+SOFTMAX = (
+    "probabilities",
+    "The model ends in a softmax; its logits are read before it, which are its log-probabilities up to a constant.",
+)
+
+
+class KerasOnTorch(Foreign):
+    """A Keras model whose backend is torch: a torch function as it stands."""
+
+    layout = "nhwc"
+
+    def __init__(
+        self, model: Any, output: str | int | None, digest: bytes, remarks: tuple[tuple[str, str], ...]
+    ) -> None:
+        self.model, self.output, self._digest, self.remarks = model, output, digest, remarks
+        self.shape = _shape(model)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return chosen(self.model(x, training=False), self.output)
+
+    infer = __call__
+
+    def digest(self) -> bytes:
+        return self._digest
+
+
+def load(path: Path, *, trust: bool = False) -> Any:
+    """The model of a `.keras` or `.h5` file.
+
+    Raises:
+        InputError: damaged, weights alone, made by a Keras that this one cannot read, or it wants to run code.
+    """
+    keras = need("keras", "keras", f"{path}")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=not trust)
+    except Exception as error:  # keras raises whatever a file leads it to
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if "safe_mode" in str(error) or "lambda" in str(error).lower():
+            raise InputError(
+                f"{path} wants to run code of its own (a Lambda layer), so it was not opened; give --trust if you "
+                f"trust its maker."
+            ) from error
+        if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+            first = "it is no .keras archive"
+        raise InputError(
+            f"{path} cannot be opened as a Keras model: {first}. If it holds weights alone, give path/file.py:factory "
+            f"that builds the model and loads them."
+        ) from error
+
+
+def load_weights(model: Any, path: Path) -> Any:
+    """A model that was just built, with the weights of a file.
+
+    Raises:
+        InputError: no Keras model, or the weights do not fit it.
+    """
+    if not hasattr(model, "load_weights"):
+        raise InputError(f"--arch gives a {type(model).__name__}, but the weights of {path} need a Keras model.")
+    try:
+        model.load_weights(path)
+    except Exception as error:  # keras and h5py raise whatever a file leads them to
+        raise InputError(
+            f"the weights of {path} do not fit --arch: {str(error).splitlines()[0].rstrip('.')}."
+        ) from error
+    return model
+
+
+def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
+    """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
+    keras = need("keras", "keras", "a Keras model")
+    digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
+    model, remarks = _without_softmax(keras, model, output)
+    backend = keras.config.backend()
+    if backend == "torch":
+        return KerasOnTorch(model, output, digest, remarks)
+    if backend == "jax":
+        from holdfast.targets.jax import JaxModel
+
+        trained = [v.value for v in model.trainable_variables]
+        fixed = [v.value for v in model.non_trainable_variables]
+        return JaxModel(
+            lambda x: model.stateless_call(trained, fixed, x, training=False)[0],
+            shape=_shape(model),
+            layout="nhwc",
+            output=output,
+            digest=digest,
+            remarks=remarks,
+        )
+    from holdfast.targets.tensorflow import TensorFlowModel
+
+    return TensorFlowModel(
+        lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest, remarks=remarks
+    )
+
+
+def _without_softmax(keras: Any, model: Any, output: str | int | None) -> tuple[Any, tuple[tuple[str, str], ...]]:
+    """The model with its last softmax left out, where it is a layer or the activation of one."""
+    last = getattr(model, "layers", [None])[-1]
+    if output is not None or last is None or len(getattr(model, "outputs", ())) != 1:
+        return model, ()
+    try:
+        if isinstance(last, keras.layers.Softmax):
+            return keras.Model(model.inputs, last.input), (SOFTMAX,)
+        if getattr(last, "activation", None) is not keras.activations.softmax:
+            return model, ()
+        bare = type(last).from_config(last.get_config() | {"activation": "linear"})
+        scores = bare(last.input)
+        bare.set_weights(last.get_weights())
+        return keras.Model(model.inputs, scores), (SOFTMAX,)
+    except (AttributeError, ValueError, TypeError):  # no graph of layers: its probabilities serve
+        return model, ()
+
+
+def _shape(model: Any) -> tuple[int, ...] | None:
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or any(side is None for side in shape[1:]):
+        return None
+    return tuple(shape[1:])
+
+
+def _array(weight: Any) -> Any:
+    import keras
+
+    return keras.ops.convert_to_numpy(weight)

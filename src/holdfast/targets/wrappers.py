@@ -1,0 +1,248 @@
+"""Targets around targets: what to ask instead, when the model's own answers would mislead an attack."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import InputError
+from holdfast.rng import Keys
+from holdfast.targets.target import Access, Pullback, Target
+
+
+class Around(Target):
+    """A target that answers through another one, and is like it in all else."""
+
+    def __init__(self, inner: Target) -> None:
+        self.inner = inner
+        self.access, self.passes, self.approximate = inner.access, inner.passes, inner.approximate
+        self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
+        self.batch_size, self.was_training, self.remarks = inner.batch_size, inner.was_training, inner.remarks
+        if inner.shape is not None:
+            self.bind(inner.shape)
+
+    @property
+    def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.probabilities
+
+    @probabilities.setter
+    def probabilities(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.inner.probabilities = value
+
+    def bind(self, shape: tuple[int, ...]) -> None:
+        self.inner.bind(shape)
+        self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
+        self.access, self.remarks = max(self.access, self.inner.access), self.inner.remarks
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.inner.scores(x)
+
+    def labels(self, x: Tensor) -> Tensor:
+        return self.inner.labels(x)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(
+            f"{type(self).__name__} {self.describe()} {self.inner.fingerprint()}".encode()
+        ).hexdigest()
+
+    def describe(self) -> dict[str, object]:
+        return self.inner.describe()
+
+
+class ExpectationOverTransformation(Around):
+    """A randomised model as the mean of its softmax over `draws` answers (Athalye et al. 2018, arXiv:1707.07397).
+
+    Scores are the logarithms of the means, gradients are those of these scores, so attack and judge see what the model
+    does on the whole and not one lucky draw. Each question costs `draws` passes. Of a model that gives labels, the
+    label is the most frequent one.
+    """
+
+    def __init__(self, inner: Target, draws: int = 20) -> None:
+        if draws < 1:
+            raise InputError(f"an expectation over {draws} draws has none; give at least 1.")
+        super().__init__(inner)
+        self.draws, self.passes = draws, draws * inner.passes
+
+    def scores(self, x: Tensor) -> Tensor:
+        return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
+
+    def labels(self, x: Tensor) -> Tensor:
+        if self.access >= Access.SCORES:
+            return self.task.predict(self.scores(x))
+        return torch.stack([self.inner.labels(x) for _ in range(self.draws)]).mode(0).values
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        with torch.enable_grad():
+            answers = [self.inner.linearize(x) for _ in range(self.draws)]
+            leaves = [z.detach().requires_grad_() for z, _ in answers]
+            mean = sum_of_logs(leaves)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            slopes = torch.autograd.grad((mean * cotangent).sum(), leaves, retain_graph=True)
+            return torch.stack([pull(c) for (_, pull), c in zip(answers, slopes, strict=True)]).sum(0)
+
+        return mean.detach(), pullback
+
+    def describe(self) -> dict[str, object]:
+        return super().describe() | {"draws": self.draws}
+
+
+def sum_of_logs(answers: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean softmax of several scores [n, k], up to a constant a row."""
+    return torch.stack([z.log_softmax(1) for z in answers]).logsumexp(0)
+
+
+class StraightThrough(Around):
+    """A defence `before` the model that hides its gradient, attacked through `instead` of it.
+
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420): answers are those behind the
+    defence, gradients those of `instead`, a differentiable function that does about the same. Default: nothing at all.
+    """
+
+    def __init__(
+        self, inner: Target, before: Callable[[Tensor], Tensor], instead: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__(inner)
+        self.before, self.instead = before, instead
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.inner.scores(self.before(x))
+
+    def labels(self, x: Tensor) -> Tensor:
+        return self.inner.labels(self.before(x))
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        z, pull = self.inner.linearize(self.before(x).detach())
+        instead = self.instead
+        if instead is None:
+            return z, pull
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            smooth = instead(leaf)
+        return z, lambda c: torch.autograd.grad((smooth * pull(c)).sum(), leaf, retain_graph=True)[0]
+
+    def fingerprint(self) -> str:
+        name = getattr(self.before, "__qualname__", repr(self.before))
+        return hashlib.sha256(f"{name} {super().fingerprint()}".encode()).hexdigest()
+
+
+class Estimated(Around):
+    """Gradients for a target without, from scores at random points around (Ilyas et al. 2018, arXiv:1804.08598).
+
+    Antithetic Gaussian probes of length `sigma` (a share of the bounds) a feature; a gradient costs 2 x `probes`
+    forwards. The probes of a row depend on the row alone.
+    """
+
+    def __init__(self, inner: Target, probes: int = 50, sigma: float = 0.01) -> None:
+        if inner.access < Access.SCORES:
+            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
+        super().__init__(inner)
+        self.access = Access.GRADIENTS
+        self.probes, self.sigma = probes, sigma
+        self.pull_passes = 2 * probes * inner.passes
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        def pullback(cotangent: Tensor) -> Tensor:
+            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            sigma = self.sigma * (self.bounds.high - self.bounds.low)
+            for i in range(self.probes):
+                u = keys.fold(i).normal(tuple(x.shape[1:])).to(x)
+                up, down = self.inner.scores(x + sigma * u), self.inner.scores(x - sigma * u)
+                slope = ((up - down) * cotangent).sum(1) / (2 * sigma * self.probes)
+                g = g + slope.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * u
+            return g
+
+        return self.inner.scores(x), pullback
+
+
+def _folded(x: Tensor) -> Tensor:
+    """A number of each row's content: [n] int64."""
+    bits = x.detach().flatten(1).float().contiguous().view(torch.int32).long()
+    odd = torch.arange(1, 2 * bits.shape[1], 2, device=x.device)
+    return (bits * odd).sum(1)
+
+
+class Surrogate(Around):
+    """A target attacked with the gradients of another model: what transfers counts, since only the target judges.
+
+    Gradients cost the target nothing; what the surrogate takes for a success is asked of it. The fingerprint is the
+    target's own, for it is the model under test.
+    """
+
+    def __init__(self, inner: Target, surrogate: Target) -> None:
+        if surrogate.access < Access.GRADIENTS:
+            raise InputError("a surrogate lends its gradients, and this one has none.")
+        self.surrogate = surrogate
+        super().__init__(inner)
+        self.access, self.approximate = Access.GRADIENTS, True
+
+    def bind(self, shape: tuple[int, ...]) -> None:
+        super().bind(shape)
+        self.surrogate.bind(shape)
+        if self.surrogate.task.k != self.task.k:
+            raise InputError(f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}.")
+
+    def scores(self, x: Tensor) -> Tensor:
+        if self.inner.access >= Access.SCORES:
+            return self.inner.scores(x)
+        label = self.inner.labels(x)
+        z = torch.nn.functional.one_hot(label.clamp_min(0), self.task.k).to(x.dtype)
+        return torch.where(label[:, None] < 0, torch.nan, z)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        return self.surrogate.linearize(x)
+
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        return self.surrogate.pull(x, cotangent)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+class Ensemble(Around):
+    """Several targets as one: the logarithm of their mean softmax. As a surrogate or as the model under test."""
+
+    def __init__(self, members: Sequence[Target]) -> None:
+        if not members:
+            raise InputError("an ensemble needs at least one member.")
+        self.members = list(members)
+        super().__init__(members[0])
+        self.access = min(member.access for member in members)
+        if self.access < Access.SCORES:
+            raise InputError("an ensemble needs members that give scores.")
+        self.passes = sum(member.passes for member in members)
+        self.approximate = any(member.approximate for member in members)
+
+    def bind(self, shape: tuple[int, ...]) -> None:
+        for member in self.members:
+            member.bind(shape)
+        super().bind(shape)
+        self.access = min(member.access for member in self.members)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return sum_of_logs([member.scores(x) for member in self.members])
+
+    def labels(self, x: Tensor) -> Tensor:
+        return self.task.predict(self.scores(x))
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        with torch.enable_grad():
+            answers = [member.linearize(x) for member in self.members]
+            leaves = [z.detach().requires_grad_() for z, _ in answers]
+            mean = sum_of_logs(leaves)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            slopes = torch.autograd.grad((mean * cotangent).sum(), leaves, retain_graph=True)
+            return torch.stack([pull(c) for (_, pull), c in zip(answers, slopes, strict=True)]).sum(0)
+
+        return mean.detach(), pullback
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(" ".join(m.fingerprint() for m in self.members).encode()).hexdigest()
+
+
+__all__: list[Any] = ["Ensemble", "Estimated", "ExpectationOverTransformation", "StraightThrough", "Surrogate"]
