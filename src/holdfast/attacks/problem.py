@@ -180,7 +180,7 @@ class Problem:
             if self.target.access >= Access.SCORES:
                 z = self.target.scores(x)
                 self._note(rows, x, z)
-                hit[rows] = self._meets(rows, self.target.task.predict(z)) & z.isfinite().all(1)
+                hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
             else:
                 hit[rows] = self._meets(rows, self.target.labels(x))
                 self._settle(rows, x, hit[rows], None)
@@ -334,12 +334,12 @@ class Problem:
         finite = z.isfinite().all(1)
         if not bool(finite.all()):
             self._drop(rows[~finite], Outcome.FAILED)
-        hit = self._meets(rows, self.target.task.predict(z)) & finite
+        hit = self._wins(rows, z) & finite
         if not exact and bool(hit.any()):
             z = z.clone()
             z[hit] = self.target.scores(x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
-            hit = self._meets(rows, self.target.task.predict(z)) & z.isfinite().all(1)
+            hit = self._wins(rows, z) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
@@ -367,6 +367,14 @@ class Problem:
         self.live[rows] = False
         if self.ledger is not None:
             self.ledger.end(self.rows[rows], outcome)
+
+    def _wins(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Whether scores meet the goal, by as much as the target says is no luck."""
+        met = self._meets(rows, self.target.task.predict(z))
+        if self.target.caution:
+            best = z.topk(2, 1).values
+            met &= best[:, 0] - best[:, 1] >= self.target.caution
+        return met
 
     def _meets(self, rows: Tensor, labels: Tensor) -> Tensor:
         return labels != self.y[rows] if self.goal is None else labels == self.goal[rows]

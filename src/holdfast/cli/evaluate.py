@@ -35,6 +35,8 @@ def evaluate(
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    eot: options.Eot = 1,
+    surrogate: options.Lender = None,
     split: options.Split = "test",
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
@@ -66,6 +68,8 @@ def evaluate(
         preprocess=preprocess,
         layout=layout,
         output=output,
+        eot=eot,
+        surrogate=surrogate,
         batch_size=batch_size,
         device=device,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +43,12 @@ Layout = Annotated[
     typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),
 ]
 Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
+Eot = Annotated[
+    int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
+]
+Lender = Annotated[
+    str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
+]
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
@@ -106,26 +112,21 @@ def open_target(
     output: str | None,
     batch_size: int,
     device: str,
+    eot: int = 1,
+    surrogate: str | None = None,
 ) -> Target:
     """The model behind the door."""
-    from holdfast.targets import load
+    from holdfast.targets import load, wrappers
     from holdfast.targets.preprocess import parse
 
     if layout not in (None, "nchw", "nhwc"):
         raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
     device = device_of(device)
     steps = parse(preprocess)
-    return load(
-        model,
-        arch=arch,
-        trust=trust,
-        bounds=bounds,
-        preprocess=steps,
-        layout=layout,
-        output=output,
-        batch_size=batch_size,
-        device=device,
-    )
+    common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, **common)
+    target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
+    return wrappers.Surrogate(target, load(surrogate, layout=layout, **common)) if surrogate else target
 
 
 def device_of(text: str) -> str:

@@ -59,9 +59,11 @@ def check_model(target: Target, data: Source) -> list[Finding]:
             )
         )
     findings += [Finding(check=check, severity="info", text=text) for check, text in target.remarks]
+    rows = torch.as_tensor(x).to(target.device, target.dtype)
+    findings += _randomised(target, rows)
     if target.access >= Access.SCORES:
         with sealed(0):
-            z = target.all_scores(torch.as_tensor(x).to(target.device, target.dtype))
+            z = target.all_scores(rows)
         if looks_like_probabilities(z):
             findings.append(
                 Finding(
@@ -83,6 +85,33 @@ def check_model(target: Target, data: Source) -> list[Finding]:
                 )
             )
     return findings
+
+
+def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
+    """Whether the model answers otherwise when its random state is another."""
+    answers = []
+    for seed in (0, 1):
+        with sealed(seed):
+            if target.access >= Access.SCORES:
+                answers.append(target.all_scores(x))
+            else:
+                answers.append(
+                    torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x)))).double()[:, None]
+                )
+    first, second = (torch.nan_to_num(z) for z in answers)
+    apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
+    share = float(apart.double().mean())
+    if not share:
+        return []
+    if target.passes > 1:
+        text = f"The model is randomised: its mean over {target.passes} draws was attacked and judged."
+        return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
+    text = (
+        f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. An attack that sees "
+        f"one draw is misled, and one lucky draw is no success: measure its mean with --eot 20 (in Python: "
+        f"ExpectationOverTransformation)."
+    )
+    return [Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)]
 
 
 def check_labels(data: Source, k: int) -> None:

@@ -39,6 +39,8 @@ class ModelInfo(Record):
     probabilities: bool = False
     layout: str = "nchw"
     output: str | None = None
+    draws: int = 1  # of a randomised model, whose mean is attacked and judged
+    surrogate: str | None = None  # whose gradients the attacks took
 
 
 class DataInfo(Record):

@@ -64,6 +64,19 @@ class _Cross(torch.autograd.Function):
         return ctx.pullback(cotangents[0].contiguous()), None
 
 
+def autograd_vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Pullback]:
+    """The value of a torch function at x, and its pullback."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        z = function(leaf)
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad((z * cotangent).sum(), leaf, retain_graph=True)[0]
+
+    return z.detach(), pullback
+
+
 def need(module: str, extra: str, what: str) -> Any:
     """The framework, imported now; its absence is one sentence.
 

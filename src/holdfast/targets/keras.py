@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, chosen, digest_of, need
+from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need
+from holdfast.targets.target import Pullback
 
 SOFTMAX = (
     "probabilities",
@@ -32,6 +33,9 @@ class KerasOnTorch(Foreign):
         return chosen(self.model(x, training=False), self.output)
 
     infer = __call__
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        return autograd_vjp(self, x)
 
     def digest(self) -> bytes:
         return self._digest

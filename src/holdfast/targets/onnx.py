@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, chosen, need, tensor
+from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, need, tensor
 from holdfast.targets.target import Access, Pullback
 
 TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest score
@@ -56,10 +56,7 @@ class OnnxModel(Foreign):
         return torch.cat(parts)
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            z = self.graph(leaf)
-        return z.detach(), lambda cotangent: torch.autograd.grad(z, leaf, cotangent, retain_graph=True)[0]
+        return autograd_vjp(self.graph, x)
 
     def digest(self) -> bytes:
         return self._digest

@@ -96,7 +96,13 @@ class TorchTarget(Target):
         self._find_layout(shape)
         try:
             with sealed(0):
-                self._find_task()
+                try:
+                    self._find_task()
+                except Exception:
+                    if not self._may_be_turned(shape):
+                        raise
+                    self.layout = "nchw" if self.wants == "nhwc" else "nhwc"
+                    self._find_task()
         except InputError:
             self.shape = None
             raise
@@ -232,6 +238,11 @@ class TorchTarget(Target):
         turned = (shape[1], shape[2], shape[0]) if other == "nchw" else (shape[2], shape[0], shape[1])
         fits = [layout for layout, form in ((self.wants, shape), (other, turned)) if form == tuple(wanted)]
         self.layout = fits[0] if fits else self.layout
+
+    def _may_be_turned(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of another framework's model may lie otherwise than it wants them; nobody has said."""
+        foreign = isinstance(self.model, Foreign) and self.model.shape is None
+        return foreign and not self._layout_given and len(shape) == 3
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,8 +58,8 @@ class ExpectationOverTransformation(Around):
     """A randomised model as the mean of its softmax over `draws` answers (Athalye et al. 2018, arXiv:1707.07397).
 
     Scores are the logarithms of the means, gradients are those of these scores, so attack and judge see what the model
-    does on the whole and not one lucky draw. Each question costs `draws` passes. Of a model that gives labels, the
-    label is the most frequent one.
+    does on the whole and not one lucky draw, and a search goes on until its success is clear of chance. Each question
+    costs `draws` passes. Of a model that gives labels, the label is the most frequent one.
     """
 
     def __init__(self, inner: Target, draws: int = 20) -> None:
@@ -66,6 +67,7 @@ class ExpectationOverTransformation(Around):
             raise InputError(f"an expectation over {draws} draws has none; give at least 1.")
         super().__init__(inner)
         self.draws, self.passes = draws, draws * inner.passes
+        self.caution = 2 / math.sqrt(draws)  # two standard errors of the log-odds, at most
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
@@ -76,16 +78,8 @@ class ExpectationOverTransformation(Around):
         return torch.stack([self.inner.labels(x) for _ in range(self.draws)]).mode(0).values
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        with torch.enable_grad():
-            answers = [self.inner.linearize(x) for _ in range(self.draws)]
-            leaves = [z.detach().requires_grad_() for z, _ in answers]
-            mean = sum_of_logs(leaves)
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            slopes = torch.autograd.grad((mean * cotangent).sum(), leaves, retain_graph=True)
-            return torch.stack([pull(c) for (_, pull), c in zip(answers, slopes, strict=True)]).sum(0)
-
-        return mean.detach(), pullback
+        answers = [self.inner.linearize(x) for _ in range(self.draws)]
+        return mean_of(answers)
 
     def describe(self) -> dict[str, object]:
         return super().describe() | {"draws": self.draws}
@@ -94,6 +88,20 @@ class ExpectationOverTransformation(Around):
 def sum_of_logs(answers: Sequence[Tensor]) -> Tensor:
     """The logarithm of the mean softmax of several scores [n, k], up to a constant a row."""
     return torch.stack([z.log_softmax(1) for z in answers]).logsumexp(0)
+
+
+def mean_of(answers: Sequence[tuple[Tensor, Pullback]]) -> tuple[Tensor, Pullback]:
+    """The `sum_of_logs` of several answers, and its pullback through all of them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [z.detach().requires_grad_() for z, _ in answers]
+        mean = sum_of_logs(leaves)
+
+    def pullback(cotangent: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            slopes = torch.autograd.grad((mean * cotangent).sum(), leaves, retain_graph=True)
+        return torch.stack([pull(c) for (_, pull), c in zip(answers, slopes, strict=True)]).sum(0)
+
+    return mean.detach(), pullback
 
 
 class StraightThrough(Around):
@@ -123,7 +131,13 @@ class StraightThrough(Around):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             smooth = instead(leaf)
-        return z, lambda c: torch.autograd.grad((smooth * pull(c)).sum(), leaf, retain_graph=True)[0]
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            inner = pull(cotangent)
+            with torch.inference_mode(False), torch.enable_grad():
+                return torch.autograd.grad((smooth * inner).sum(), leaf, retain_graph=True)[0]
+
+        return z, pullback
 
     def fingerprint(self) -> str:
         name = getattr(self.before, "__qualname__", repr(self.before))
@@ -202,6 +216,9 @@ class Surrogate(Around):
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 
+    def describe(self) -> dict[str, object]:
+        return super().describe() | {"surrogate": self.surrogate.fingerprint()}
+
 
 class Ensemble(Around):
     """Several targets as one: the logarithm of their mean softmax. As a surrogate or as the model under test."""
@@ -230,16 +247,8 @@ class Ensemble(Around):
         return self.task.predict(self.scores(x))
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        with torch.enable_grad():
-            answers = [member.linearize(x) for member in self.members]
-            leaves = [z.detach().requires_grad_() for z, _ in answers]
-            mean = sum_of_logs(leaves)
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            slopes = torch.autograd.grad((mean * cotangent).sum(), leaves, retain_graph=True)
-            return torch.stack([pull(c) for (_, pull), c in zip(answers, slopes, strict=True)]).sum(0)
-
-        return mean.detach(), pullback
+        answers = [member.linearize(x) for member in self.members]
+        return mean_of(answers)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(" ".join(m.fingerprint() for m in self.members).encode()).hexdigest()
