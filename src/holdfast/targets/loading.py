@@ -20,6 +20,7 @@ from holdfast.errors import InputError
 from holdfast.targets.demo import demo_model
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
+ENDPOINTS = (".endpoint.yaml", ".endpoint.yml", ".endpoint.json")
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _LISTED = 5
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
@@ -29,7 +30,8 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Modul
     """The model that a command line names.
 
     Args:
-        spec: a file of weights (with `arch`), `path/file.py:factory`, `package.module:factory`, or `demo`.
+        spec: a file of weights (with `arch`), `path/file.py:factory`, `package.module:factory`, a config of a live
+            endpoint (`*.endpoint.yaml`, `targets/endpoint.py`), or `demo`.
         arch: where the architecture of a file of weights comes from, in the same two forms; it is called without
             arguments and given the weights.
         trust: let a pickled checkpoint run its code. Only for files whose maker you trust.
@@ -40,6 +42,10 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False) -> nn.Modul
     if spec == "demo":
         return demo_model()
     path = Path(spec).expanduser()
+    if path.name.lower().endswith(ENDPOINTS):
+        from holdfast.targets import http
+
+        return http.load(path)
     if path.suffix.lower() in WEIGHTS or path.is_file():
         return _from_weights(path, arch, trust)
     where, _, name = spec.rpartition(":")
