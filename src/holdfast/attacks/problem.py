@@ -182,8 +182,7 @@ class Problem:
                 self._note(rows, x, z)
                 hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
             else:
-                hit[rows] = self._meets(rows, self.target.labels(x))
-                self._settle(rows, x, hit[rows], None)
+                hit[rows] = self._hear(rows, x, self.target.labels(x))
 
         self._each(d, ask)
         return hit
@@ -209,7 +208,7 @@ class Problem:
                 if graded:
                     self._note(rows, x[:, j], z[:, j])
                 else:
-                    self._settle(rows, x[:, j], self._meets(rows, z[:, j]), None)
+                    self._hear(rows, x[:, j], z[:, j])
                 if function is None:
                     answer[rows, j] = self.met[rows]
                 else:
@@ -341,6 +340,15 @@ class Problem:
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
             hit = self._wins(rows, z) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
+
+    def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""
+        silent = labels < 0
+        if self.ledger is not None and bool(silent.any()):
+            self._drop(rows[silent], Outcome.FAILED)
+        hit = self._meets(rows, labels) & ~silent
+        self._settle(rows, x, hit, None)
+        return hit
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
         ledger = self.ledger

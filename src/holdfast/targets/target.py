@@ -98,7 +98,7 @@ class Target(ABC):
         """Logits [n, k], at least float32, without a gradient."""
 
     def labels(self, x: Tensor) -> Tensor:
-        """Decisions [n], int64."""
+        """Decisions [n], int64; negative where the model gave none."""
         return self.task.predict(self.scores(x))
 
     @abstractmethod
