@@ -64,8 +64,8 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
         return made(spec, callables=True)
     raise InputError(
         f"there is no model {spec!r}: expected a file of weights ({', '.join(WEIGHTS[:3])}), a model file "
-        f"({', '.join(FILES)}), a SavedModel folder, an endpoint ({ENDPOINTS[0]}), path/file.py:factory, package.module:factory, or "
-        f"demo."
+        f"({', '.join(FILES)}), a SavedModel folder, an endpoint ({ENDPOINTS[0]}), path/file.py:factory, "
+        f"package.module:factory, or demo."
     )
 
 
