@@ -37,15 +37,13 @@ def path(attack: Attack, p: Problem) -> Iterator[Any]:
         yield state
 
 
-def gaps(target: TorchTarget, x: np.ndarray, y: int) -> list[tuple[float, np.ndarray]]:
+def gaps(target: TorchTarget, x: np.ndarray, y: int) -> Iterator[tuple[float, np.ndarray]]:
     """How far each wrong class is from winning at x [f] (above 0: won) and that gap's gradient, the best first."""
     leaf = torch.from_numpy(x).view(1, *(target.shape or ())).requires_grad_()
     z = target.model(leaf)[0]
-    planes = []
     for j in sorted(set(range(len(z))) - {y}, key=lambda j: -z[j].item()):
         (g,) = torch.autograd.grad(z[j] - z[y], leaf, retain_graph=True)
-        planes.append(((z[j] - z[y]).item(), g.flatten().numpy()))
-    return planes
+        yield (z[j] - z[y]).item(), g.flatten().numpy()
 
 
 def onto(norm: str, w: np.ndarray, gap: float, at: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def test_deepfool_steps_onto_the_nearest_boundary(norm: str, order: float, dual:
         clean, label, d, won = x[i].flatten().numpy(), int(y[i]), np.zeros(16), False
         p = alone(target, x, y, i, norm)
         for t, state in enumerate(path(DeepFool(steps=8, rivals=rivals), p)):
-            planes = gaps(target, clean + d, label)
+            planes = list(gaps(target, clean + d, label))
             won = won or planes[0][0] > 0
             if not won:
                 far, w = boundary(planes[:rivals], dual)
@@ -55,7 +55,7 @@ def test_superdeepfool_turns_back_along_the_normal() -> None:
     for i in range(N):
         clean, label, d, tries = x[i].flatten().numpy(), int(y[i]), np.zeros(16), 0
         for state in path(SuperDeepFool(steps=12), alone(target, x, y, i, "l2")):
-            planes = gaps(target, clean + d, label)
+            planes = list(gaps(target, clean + d, label))
             far, w = boundary(planes, 2)
             way = w / np.linalg.norm(w)
             if planes[0][0] > 0:

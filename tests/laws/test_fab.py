@@ -33,7 +33,7 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
             ahead = d + (eta if gap < 0 else 1) * forth
             anchor = (eta if w @ d > gap else 1) * back
             d = np.clip(clean + (1 - alpha) * ahead + alpha * anchor, 0, 1) - clean
-            met = gaps(target, clean + d, label)[0][0] > 0
+            met = next(gaps(target, clean + d, label))[0] > 0
             hits, misses = hits + met, misses + (not met)
             d, drive = (0.9 * d, 1.0) if met else (d, 1.05 * drive)
             np.testing.assert_allclose(state.d.flatten(), d, rtol=0, atol=1e-9)

@@ -27,7 +27,7 @@ def test_the_radius_is_that_of_a_plain_rewrite(norm: str) -> None:
         p = alone(target, x, y, i, norm)
         clean, label, d, radius, best = x[i].flatten().numpy(), int(y[i]), np.zeros(16), 0.0, math.inf
         for t, state in enumerate(path(FMN(steps=STEPS), p)):
-            gap, g = gaps(target, clean + d, label)[0]
+            gap, g = next(gaps(target, clean + d, label))
             fade = (1 + math.cos(math.pi * t / STEPS)) / 2
             alpha, gamma = 0.01 + 0.99 * fade, 0.05 * (0.02 + 0.98 * fade)
             ahead, lost = d + alpha * g / np.linalg.norm(g), False
