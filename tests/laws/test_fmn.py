@@ -12,12 +12,13 @@ from holdfast.attacks.fmn import FMN
 from laws.plain import ORDER, alone, gaps, onto, path
 from laws.world import CONVEX, bent, rows, wrap
 
-N = 8
+N = 5
 STEPS = 30
 
 
+@pytest.mark.parametrize("first", [1.0, 0.01], ids=["long steps", "short steps"])
 @pytest.mark.parametrize("norm", CONVEX)
-def test_the_radius_is_that_of_a_plain_rewrite(norm: str) -> None:
+def test_the_path_is_that_of_a_plain_rewrite(norm: str, first: float) -> None:
     """Steps and shares fade on a cosine; a success shrinks the radius, at most to the best known, a miss lets it grow;
     before a first success it follows the linearised boundary, from the first step's size on and at most twofold."""
     target = wrap(bent(seed=8))
@@ -26,10 +27,10 @@ def test_the_radius_is_that_of_a_plain_rewrite(norm: str) -> None:
     for i in range(N):
         p = alone(target, x, y, i, norm)
         clean, label, d, radius, best = x[i].flatten().numpy(), int(y[i]), np.zeros(16), 0.0, math.inf
-        for t, state in enumerate(path(FMN(steps=STEPS), p)):
+        for t, state in enumerate(path(FMN(steps=STEPS, alpha=first), p)):
             gap, g = next(gaps(target, clean + d, label))
             fade = (1 + math.cos(math.pi * t / STEPS)) / 2
-            alpha, gamma = 0.01 + 0.99 * fade, 0.05 * (0.02 + 0.98 * fade)
+            alpha, gamma = first * (0.01 + 0.99 * fade), 0.05 * (0.02 + 0.98 * fade)
             ahead, lost = d + alpha * g / np.linalg.norm(g), False
             if gap > 0:
                 best = min(best, float(np.linalg.norm(d, ORDER[norm])))
