@@ -19,7 +19,7 @@ N = 12
 def boundary(planes: list[tuple[float, np.ndarray]], dual: float) -> tuple[float, np.ndarray]:
     """Of the linearised boundaries the nearest: its distance, and the gradient behind it."""
     gap, w = min(planes, key=lambda plane: abs(plane[0]) / np.linalg.norm(plane[1], dual))
-    return -gap / np.linalg.norm(w, dual), w
+    return float(-gap / np.linalg.norm(w, dual)), w
 
 
 @pytest.mark.parametrize(("norm", "order", "dual"), [("linf", np.inf, 1), ("l2", 2, 2)])

@@ -26,7 +26,7 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
         d, drive = np.zeros(16), 1.0
         for state in path(FAB(steps=15), alone(target, x, y, i, norm)):
             gap, w = min(gaps(target, clean + d, label), key=lambda p: abs(p[0]) / np.linalg.norm(p[1], DUAL[norm]))
-            forth, back = onto(norm, w, -gap, clean + d), onto(norm, w, w @ d - gap, clean)
+            forth, back = onto(norm, w, -gap, clean + d), onto(norm, w, float(w @ d) - gap, clean)
             a1, a2 = (np.linalg.norm(v, ORDER[norm]) for v in (forth, back))
             alpha, eta = min(a1 / (a1 + a2), 0.1), min(max(drive, 1.05), 10)
             # Of the two points only one that lies short of the boundary overshoots it.
