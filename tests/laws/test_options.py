@@ -1,4 +1,4 @@
-"""No dead option, and no attack that chance beats."""
+"""No dead option (a peer's two Adam attacks never used Adam), and no attack that chance beats."""
 
 from __future__ import annotations
 
