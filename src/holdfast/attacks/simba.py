@@ -97,7 +97,7 @@ class Cosine:
 def _wave(u: Tensor, k: int, like: Tensor) -> Tensor:
     """The u-th vector [n] of the orthonormal cosine basis (DCT-II) of k places: [n, k]."""
     place = (torch.arange(k, device=u.device).to(like) + 0.5) / k
-    wave = (math.pi * u[:, None] * place).cos()
+    wave = (math.pi * u[:, None].to(like) * place).cos()
     return wave * torch.where(u > 0, math.sqrt(2 / k), math.sqrt(1 / k))[:, None].to(like)
 
 
