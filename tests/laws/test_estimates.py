@@ -33,11 +33,11 @@ def problem(norm: str, n: int = 3, shape: tuple[int, ...] = SHAPE, **options: ob
 @pytest.mark.parametrize(
     ("spec", "norm", "share"),
     [
-        ("nes(steps=60, samples=20)", "linf", 0.95),
-        ("nes(steps=60, samples=20)", "l2", 0.95),
-        ("spsa(steps=60, samples=20)", "linf", 0.95),
-        ("spsa(steps=60, samples=20)", "l2", 0.95),
-        ("bandits(steps=150)", "linf", 0.95),
+        ("nes(steps=60, samples=20)", "linf", 0.93),
+        ("nes(steps=60, samples=20)", "l2", 0.93),
+        ("spsa(steps=60, samples=20)", "linf", 0.93),
+        ("spsa(steps=60, samples=20)", "l2", 0.93),
+        ("bandits(steps=150)", "linf", 0.93),
         ("bandits(steps=300)", "l2", 0.55),
     ],
 )
