@@ -23,14 +23,18 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
-    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more."""
-    maker = CATALOGUE[name]
-    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
+    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
+
+    Where a step is an estimate by probes, steps are as few, and so are the probes.
+    """
+    maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
+    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS or estimates else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
+    few = {"probes": PROBES} if estimates else {}
+    return maker(**({} if "steps" in fixed else {"steps": steps}) | few | fields)
 
 
-PATIENCE = 4
+PATIENCE, PROBES = 4, 8
 
 
 def bounded(name: str) -> bool:

@@ -26,7 +26,9 @@ MAY = {
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
 }
 ATTACK_FILES = [
-    p for p in FILES if p.parts[0] == "attacks" and p.stem not in ("__init__", "attack", "problem", "ledger", "pace")
+    p
+    for p in FILES
+    if p.parts[0] == "attacks" and p.stem not in ("__init__", "attack", "problem", "ledger", "pace", "foothold")
 ]
 
 

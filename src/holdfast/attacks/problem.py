@@ -168,8 +168,11 @@ class Problem:
         self._each(d, ask)
         return value
 
-    def adversarial(self, d: Tensor) -> Tensor:
-        """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
+    def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
+        """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
+
+        Of all rows, or of those `among` ([n] bool) alone: the others get False for nothing, so rows keep their own pace.
+        """
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
         def ask(rows: Tensor) -> None:
@@ -182,7 +185,7 @@ class Problem:
                 hit[rows] = self._meets(rows, self.target.labels(x))
                 self._settle(rows, x, hit[rows], None)
 
-        self._each(d, ask)
+        self._each(d, ask, among)
         return hit
 
     def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
@@ -269,15 +272,16 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], object]) -> None:
-        """Put a question to the live rows whose budget allows it, in full micro-batches."""
-        self._asked, self.met = d, torch.zeros_like(self.met)
+    def _each(self, d: Tensor, ask: Callable[[Tensor], object], among: Tensor | None = None) -> None:
+        """Put a question to the live rows (of those `among`) whose budget allows it, in full micro-batches."""
+        self._asked, self.met = d if among is None else None, torch.zeros_like(self.met)
+        wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
             most = self.target.passes * (2 if self.target.approximate else 1)
-            spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
+            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        rows = (self.live & ~self.over).nonzero()[:, 0]
+        rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 
