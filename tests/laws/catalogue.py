@@ -28,7 +28,7 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     Where a step is an estimate by probes, steps are as few, and so are the probes.
     """
     maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
-    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS or estimates else PATIENCE
+    steps *= 1 if (bounded(name) and class_of(name).needs >= Access.GRADIENTS) or estimates else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     few = {"probes": PROBES} if estimates else {}
     return maker(**({} if "steps" in fixed else {"steps": steps}) | few | fields)

@@ -70,9 +70,36 @@ def nearer(p: Problem, d: Tensor, gap: Tensor, among: Tensor | None = None) -> T
     return p.norm.shrink(d, bisect(p, lambda share: p.norm.shrink(d, share), 0 * one, one, gap, among))
 
 
+def arc(p: Problem, d: Tensor, v: Tensor, angle: Tensor) -> Tensor:
+    """The point at this angle ([n], seen from x) of the circle whose diameter is d, towards the unit v across d.
+
+    At 0 it is d, at a right angle x; all between is nearer to x than d is.
+    """
+    across = L2.size(d) * angle.cos() * angle.sin()
+    return (wide(angle.cos().square(), d) * d + wide(across, d) * v).clamp(p.lo, p.hi)
+
+
+def across(g: Tensor, d: Tensor) -> Tensor:
+    """The part of g across d, at L2 length 1."""
+    u = L2.steepest(d)
+    g = L2.steepest(g)
+    return L2.steepest(g - wide((g * u).flatten(1).sum(1), g) * u)
+
+
 def finest(p: Problem) -> float:
     """The shortest length that the numbers resolve around inputs."""
     return FINEST * torch.finfo(p.x.dtype).eps * p.width
+
+
+def ball(p: Problem, share: float) -> float:
+    """The L2 radius of probes that differ by this share of the box's width in each feature."""
+    return max(share * p.width, finest(p)) * math.sqrt(math.prod(p.x.shape[1:]))
+
+
+def within(p: Problem, d: Tensor, radius: float) -> Tensor:
+    """A quarter of the probes' radius as a share of each d, [n]: so near the boundary must be for them to see it."""
+    size = L2.size(d).clamp_min(torch.finfo(d.dtype).tiny)
+    return (radius / 4 / size).clamp(finest(p) / p.width, 0.5)
 
 
 def directions(p: Problem, m: int) -> Iterator[Tensor]:

@@ -171,7 +171,7 @@ class Problem:
     def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
 
-        Of all rows, or of those `among` ([n] bool) alone: the others get False for nothing, so rows keep their own pace.
+        Of all rows, or of those `among` ([n] bool) alone: the others cost nothing, so each row keeps its pace.
         """
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
