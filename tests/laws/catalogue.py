@@ -23,16 +23,19 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
-    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more."""
-    maker = CATALOGUE[name]
-    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
+    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
+
+    Where a step is an estimate by probes, steps are as few, and so are the probes.
+    """
+    maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
+    steps *= 1 if (bounded(name) and class_of(name).needs >= Access.GRADIENTS) or estimates else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    cheap = {"steps": steps} | ({"samples": SAMPLES} if "samples" in fields_of(name) else {})
+    cheap = {"steps": steps} | {field: PROBES for field in ESTIMATES if field in fields_of(name)}
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
-PATIENCE = 4
-SAMPLES = 8  # points that a step asks about, where an attack has a field for them
+PATIENCE, PROBES = 4, 8
+ESTIMATES = ("probes", "samples")  # fields that say how many points a step asks about
 
 
 def bounded(name: str) -> bool:

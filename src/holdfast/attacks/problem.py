@@ -171,8 +171,11 @@ class Problem:
         self._each(d, ask)
         return value
 
-    def adversarial(self, d: Tensor) -> Tensor:
-        """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
+    def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
+        """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
+
+        Of all rows, or of those `among` ([n] bool) alone: the others cost nothing, so each row keeps its pace.
+        """
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
         def ask(rows: Tensor) -> None:
@@ -184,7 +187,7 @@ class Problem:
             else:
                 hit[rows] = self._hear(rows, x, self.target.labels(x))
 
-        self._each(d, ask)
+        self._each(d, ask, among)
         return hit
 
     def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
@@ -271,15 +274,16 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], object], slopes: int = 0) -> None:
-        """Put a question, with some gradients, to the live rows whose budget allows it, in micro-batches."""
-        self._asked, self.met = d, torch.zeros_like(self.met)
+    def _each(self, d: Tensor, ask: Callable[[Tensor], object], among: Tensor | None = None, slopes: int = 0) -> None:
+        """Put a question, with some gradients, to the live rows (of those `among`) whose budget allows it, in parts."""
+        self._asked, self.met = d if among is None else None, torch.zeros_like(self.met)
+        wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
             most = self.target.passes * (2 if self.target.approximate else 1) + slopes * self.target.pull_passes
-            spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
+            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        rows = (self.live & ~self.over).nonzero()[:, 0]
+        rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 
