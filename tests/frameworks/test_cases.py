@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from laws.world import Narrow
 from test_bad_input import holdfast as cli
 from test_cases import case, clean_percent, mnist
 
@@ -170,3 +171,19 @@ def test_rsl18a_lies_between_what_is_proved(cases: Path) -> None:
     target = wrap(lambda x: module.logits(x, jnp, weights), framework="jax", layout="nchw")
     result = holdfast.evaluate(target, mnist(cases), "linf(0.1)")
     assert 0.1436 <= 1 - result.robust_accuracy.value <= 0.3081
+
+
+@pytest.mark.parametrize("attack", ["rays(steps=300)", "hopskipjump(steps=20)"])
+def test_labels_alone_find_the_exact_distance_of_trees(cases: Path, attack: str) -> None:
+    """Of the rows whose exact minimal distance a solver found; no attack may go below it."""
+    folder = cases / "trees_lt_attack"
+    exact = {row: size for row, _, size, _ in json.loads((folder / "exact_linf_breast_cancer.json").read_text())}
+    _, x, y = case(cases, "trees_lt_attack").load("breast_cancer")
+    rows = [row for row, size in exact.items() if size > 0][:40]
+    inner = load(str(folder / "breast_cancer_rf.json"))
+    inner.bind(x.shape[1:])
+    target = Narrow(inner, Access.LABELS)
+    found = run(parse(attack), target, torch.tensor(x[rows]).float(), torch.tensor(y[rows]).long(), Threat.linf(np.inf))
+    size, least = found.size.numpy(), np.array([exact[row] for row in rows])
+    assert float(np.median(size)) <= 1.1 * float(np.median(least))
+    assert bool((size >= least * (1 - 1e-5)).all())
