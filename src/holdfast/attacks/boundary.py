@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.foothold import across, check_start, finest, foothold, nearer
+from holdfast.attacks.foothold import across, check_start, foothold, nearer
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
+GAP = 1e-4  # between the walk's first point and the boundary, a share of the point
 PACE = 0.1  # share of the adaptation that one answer brings; a window of ten answers brings it all
 AROUND, TOWARDS = 0.5, 0.25  # shares of successes at which the lengths stay
 
@@ -32,7 +33,7 @@ class Boundary(Attack):
 
     A step goes to a random point at the same distance from x, and if that meets the goal, on towards x.
 
-    Cost: one or two forwards a step and row; the start 2 to 100 and up to 20.
+    Cost: one or two forwards a step and row; the start 2 to 100 and 14.
     Differs from the paper: the lengths adapt a little at every answer, not after windows of them; those towards x stay
     where a quarter of them succeed, as in the authors' code; the walk begins at the boundary, not in the noise.
     """
@@ -54,7 +55,7 @@ class Boundary(Attack):
 
     def start(self, p: Problem) -> Stroll:
         one = torch.ones_like(p.eps.flatten())
-        d = nearer(p, foothold(p, self.start_at), finest(p) / p.width * one)
+        d = nearer(p, foothold(p, self.start_at), GAP * one)
         return Stroll(d, self.step_size * one, self.step_size * one)
 
     def step(self, p: Problem, s: Stroll, t: int) -> Stroll:
