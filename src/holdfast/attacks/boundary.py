@@ -17,7 +17,7 @@ from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
 GAP = 1e-4  # between the walk's first point and the boundary, a share of the point
-PACE = 0.1  # share of the adaptation that one answer brings; a window of ten answers brings it all
+PACE = 0.5  # share of the adaptation that one answer brings
 AROUND, TOWARDS = 0.5, 0.25  # shares of successes at which the lengths stay
 
 
