@@ -65,10 +65,15 @@ class Boundary(Attack):
         stays = p.adversarial(aside)
         ahead = aside * wide(1 - s.towards, v)
         nears = p.adversarial(ahead, stays)
-        around = s.around * self.adaptation ** (PACE * (stays.to(s.around) - AROUND))
-        towards = s.towards * self.adaptation ** (PACE * (nears.to(s.around) - TOWARDS))
+        around = self._adapted(s.around, stays, AROUND)
+        towards = torch.where(stays, self._adapted(s.towards, nears, TOWARDS), s.towards)
         return Stroll(
             torch.where(wide(nears, v), ahead, torch.where(wide(stays, v), aside, s.d)),
-            around.clamp_max(0.9),
-            torch.where(stays, towards, s.towards).clamp_max(0.9),
+            around,
+            towards,
         )
+
+    def _adapted(self, length: Tensor, met: Tensor, share: float) -> Tensor:
+        """The next length after this answer: on average the same, where this share of the answers are successes."""
+        longer, shorter = (self.adaptation ** (PACE * (hit - share)) for hit in (1, 0))
+        return (length * torch.where(met, longer, shorter)).clamp_max(0.9)
