@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.foothold import across, check_start, finest, foothold, nearer
+from holdfast.attacks.foothold import across, check_start, foothold, nearer
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
-PACE = 0.1  # share of the adaptation that one answer brings; a window of ten answers brings it all
+GAP = 1e-4  # between the walk's first point and the boundary, a share of the point
+PACE = 0.5  # share of the adaptation that one answer brings
 AROUND, TOWARDS = 0.5, 0.25  # shares of successes at which the lengths stay
 
 
@@ -32,7 +33,7 @@ class Boundary(Attack):
 
     A step goes to a random point at the same distance from x, and if that meets the goal, on towards x.
 
-    Cost: one or two forwards a step and row; the start 2 to 100 and up to 20.
+    Cost: one or two forwards a step and row; the start 2 to 100 and 14.
     Differs from the paper: the lengths adapt a little at every answer, not after windows of them; those towards x stay
     where a quarter of them succeed, as in the authors' code; the walk begins at the boundary, not in the noise.
     """
@@ -54,7 +55,7 @@ class Boundary(Attack):
 
     def start(self, p: Problem) -> Stroll:
         one = torch.ones_like(p.eps.flatten())
-        d = nearer(p, foothold(p, self.start_at), finest(p) / p.width * one)
+        d = nearer(p, foothold(p, self.start_at), GAP * one)
         return Stroll(d, self.step_size * one, self.step_size * one)
 
     def step(self, p: Problem, s: Stroll, t: int) -> Stroll:
@@ -64,10 +65,15 @@ class Boundary(Attack):
         stays = p.adversarial(aside)
         ahead = aside * wide(1 - s.towards, v)
         nears = p.adversarial(ahead, stays)
-        around = s.around * self.adaptation ** (PACE * (stays.to(s.around) - AROUND))
-        towards = s.towards * self.adaptation ** (PACE * (nears.to(s.around) - TOWARDS))
+        around = self._adapted(s.around, stays, AROUND)
+        towards = torch.where(stays, self._adapted(s.towards, nears, TOWARDS), s.towards)
         return Stroll(
             torch.where(wide(nears, v), ahead, torch.where(wide(stays, v), aside, s.d)),
-            around.clamp_max(0.9),
-            torch.where(stays, towards, s.towards).clamp_max(0.9),
+            around,
+            towards,
         )
+
+    def _adapted(self, length: Tensor, met: Tensor, share: float) -> Tensor:
+        """The next length after this answer: on average the same, where this share of the answers are successes."""
+        longer, shorter = (self.adaptation ** (PACE * (hit - share)) for hit in (1, 0))
+        return (length * torch.where(met, longer, shorter)).clamp_max(0.9)
