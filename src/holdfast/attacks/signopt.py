@@ -40,10 +40,11 @@ class SignOPT(Attack):
     boundary (17 once the probes draw nearer); the start 3 to 101 and 14.
     Differs from the paper: the first direction is one that the common start found, not the best of 100; a length is
     first asked about at the present distance, and costs no search where it does not help; beta stays at 1e-4 or above.
+    In L2 alone: in Linf the ray saturates, and the search stalls.
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
     steps: int = 100  # gradient steps of the direction
@@ -103,7 +104,7 @@ class SignOPT(Attack):
 
 
 def turned(p: Problem, way: Tensor, by: Tensor) -> Tensor:
-    """The direction of size 1 nearest to way + by (in Linf its entries stop at 1, and the others keep theirs)."""
+    """The direction of size 1 nearest to way + by."""
     far = torch.full_like(way, torch.inf)
     return unit(p, p.norm.project(way + by, wide(torch.ones_like(p.norm.size(way)), way), -far, far))
 
