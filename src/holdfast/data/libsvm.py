@@ -23,7 +23,7 @@ def open_libsvm(path: Path, name: str) -> Arrays:
 
     path.stat()  # a missing file is told as such
     try:
-        x, y = load_svmlight_file(str(path), zero_based=True)[:2]
+        x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore[reportArgumentType]
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1.") from None
     if not np.array_equal(y, np.round(y)):

@@ -179,6 +179,10 @@ def _read(path: Path, trust: bool) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        if _is_script(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, that torch.export is its successor
+                return torch.jit.load(str(path), map_location="cpu")
         if trust:
             return _read_trusted(path, head)
         with warnings.catch_warnings():  # torch warns of a pickle's protocol, then raises
@@ -206,6 +210,14 @@ def _refuse_strangers(path: Path, head: bytes) -> None:
         raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a file is a TorchScript program, which an interpreter of its own runs."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_trusted(path: Path, head: bytes) -> Any:
