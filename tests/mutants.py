@@ -92,7 +92,12 @@ DEFECTS = [
     Defect(
         "a query that succeeds is not charged",
         "attacks/problem.py",
-        (("ledger.charge(at, queries=1,", "ledger.charge(at[~hit], queries=1,"),),
+        (
+            (
+                "ledger.charge(at, queries=count,",
+                "ledger.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
+            ),
+        ),
     ),
     Defect(
         "the size is that of the image, not of the perturbation",

@@ -46,14 +46,16 @@ class VFGA(Attack):
         _, g = p.gradient(s, self.loss)
         lengths = p.noise("move").normal((2 * self.draws,), s.dtype).abs()
         d, value = s, torch.full_like(lengths[:, 0], -torch.inf)
-        for j in range(2 * self.draws):
-            room = p.lo if j % 2 else p.hi
+        for room, length in ((p.hi, lengths[:, 0::2]), (p.lo, lengths[:, 1::2])):
             gain = (g * room).masked_fill(s != 0, -torch.inf).flatten(1)
             at = gain.argmax(1, keepdim=True)
-            move = torch.zeros_like(gain).scatter(1, at, room.flatten(1).gather(1, at) * lengths[:, j : j + 1])
-            tried = (s + move.view_as(s)).clamp(p.lo, p.hi)
-            found = p.value(tried, self.loss)
+            moves = torch.zeros_like(gain)[:, None].expand(-1, self.draws, -1)
+            far = (room.flatten(1).gather(1, at) * length)[..., None]
+            moves = moves.scatter(2, at[:, None].expand(-1, self.draws, -1), far).view(*length.shape, *s.shape[1:])
+            tried = (s[:, None] + moves).clamp(p.lo[:, None], p.hi[:, None])
+            found, first = p.probes(tried, self.loss).max(1)
             up = found > value
-            d, value = torch.where(wide(up, d), tried, d), torch.where(up, found, value)
+            best = tried[torch.arange(len(s), device=s.device), first]
+            d, value = torch.where(wide(up, d), best, d), torch.where(up, found, value)
         over = p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
         return torch.where(wide(over, d), 0, d)

@@ -63,10 +63,11 @@ class Protocol:
 
 _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, near=0.6)',
-    'apgd(steps=50, loss="mifpe", restarts=5, near=0.5)',
-    'apgd(steps=50, loss="margin", restarts=3, near=0.3)',
-    "relay(steps=840, near=0.3)",
+    'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+    'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
+    'acg(steps=50, loss="mifpe", restarts=4, near=0.25)',
+    'relay(steps=500, leg=100, loss="mifpe", near=0.3)',
+    'relay(steps=980, leg=100, loss="mifpe", restarts=2, near=0.08)',
 )
 _STANDARD_L2 = (
     'apgd(steps=30, loss="mifpe")',
@@ -101,12 +102,12 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        2,
+        3,
         "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
-        1,
+        2,
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
