@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import re
+import zlib
 from typing import Any
 
 import pytest
@@ -49,14 +50,21 @@ def class_of(name: str) -> Any:
 
 def every(test: Any) -> Any:
     """Parametrise over every attack and every norm that it supports: arguments `name` and `norm`."""
-    pairs = [(name, norm) for name in CATALOGUE for norm in sorted(short(name).norms)]
+    return _in_turn(test, {name: sorted(short(name).norms) for name in CATALOGUE})
+
+
+def _in_turn(test: Any, norms: dict[str, list[str]]) -> Any:
+    """One norm of each attack in every run, another one for another law; the others are slow (make test-all)."""
+    pairs = []
+    for name, all_ in norms.items():
+        turn = zlib.crc32(f"{test.__name__} {name}".encode()) % max(len(all_), 1)
+        pairs += [pytest.param(name, n, marks=() if i == turn else pytest.mark.slow) for i, n in enumerate(all_)]
     return pytest.mark.parametrize(("name", "norm"), pairs)(test)
 
 
 def each(test: Any, *, needs: Access = Access.LABELS) -> Any:
     """Parametrise over the classes alone (other names only preset fields), and their norms."""
-    pairs = [(c.__name__.lower(), norm) for c in CLASSES if c.needs >= needs for norm in sorted(c.norms)]
-    return pytest.mark.parametrize(("name", "norm"), pairs)(test)
+    return _in_turn(test, {c.__name__.lower(): sorted(c.norms) for c in CLASSES if c.needs >= needs})
 
 
 each_gradient = functools.partial(each, needs=Access.GRADIENTS)
