@@ -27,10 +27,12 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     maker = CATALOGUE[name]
     steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    return maker(**({} if "steps" in fixed else {"steps": steps}) | fields)
+    few = {field: count for field, count in FEW.items() if field in fields_of(name)}
+    return maker(**({} if "steps" in fixed else {"steps": steps}) | few | fields)
 
 
 PATIENCE = 4
+FEW = {"copies": 2, "neighbours": 2}  # gradients a step, which by default are dozens
 
 
 def bounded(name: str) -> bool:

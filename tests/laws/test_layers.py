@@ -25,9 +25,8 @@ MAY = {
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
 }
-ATTACK_FILES = [
-    p for p in FILES if p.parts[0] == "attacks" and p.stem not in ("__init__", "attack", "problem", "ledger", "pace")
-]
+SHARED = ("__init__", "attack", "problem", "ledger", "pace", "momentum", "copies")
+ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in SHARED]
 
 
 def tree(file: Path) -> ast.Module:
