@@ -58,4 +58,5 @@ def smaller(image: Tensor, keys: Keys, room: float, black: float) -> Tensor:
     h, w = image.shape[-2:]
     i = (sides[0][:, None] - wide(u[:, 1], share) * (1 - share) * h) / share - 0.5
     j = (sides[1] - wide(u[:, 2], share) * (1 - share) * w) / share - 0.5
-    return warped(image, *torch.broadcast_tensors(i, j), black)
+    i, j = torch.broadcast_tensors(i, j)
+    return warped(image, i, j, black)
