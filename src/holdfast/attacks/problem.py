@@ -340,12 +340,13 @@ class Problem:
         hit = self._wins(rows, z) & finite
         if within:
             hit &= self.norm.size(x.double() - self.x[rows].double()) <= self.ledger.limit[self.rows[rows]]
+        told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()  # by the model under test
         if not exact and bool(hit.any()):
             z = z.clone()
             z[hit] = self.target.scores(x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
             hit &= self._wins(rows, z) & z.isfinite().all(1)
-        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
+        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
 
     def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
         ledger = self.ledger

@@ -50,11 +50,11 @@ class TIFGSM(Attack):
 
 
 def blurred(image: Tensor, width: float) -> Tensor:
-    """Images [n, c, h, w] smoothed along their rows by a Gaussian of 6 deviations on this share of w."""
+    """Images [n, c, h, w] smoothed along w by a Gaussian of three deviations to either end of this share of it."""
     side = image.shape[-1]
     radius = min(int(width * side / 2), side - 1)
     if radius == 0:
         return image
-    weights = [math.exp(-(((i - radius) * 6 / (width * side)) ** 2) / 2) for i in range(2 * radius + 1)]
+    weights = [math.exp(-((3 * (i / radius - 1)) ** 2) / 2) for i in range(2 * radius + 1)]
     wide = pad(image, (radius, radius))
     return torch.stack([wide[..., i : i + side] * w / sum(weights) for i, w in enumerate(weights)]).sum(0)

@@ -32,14 +32,15 @@ def distil(
     `queries` allows. What is left is spent in rounds: each trains on all answers so far, then moves every point by the
     sign of the surrogate's own gradient and asks about the result, which about doubles what is known.
     Differs from the paper: where the target gives scores, its softmax is learnt and not its label alone; the first
-    round moves towards other classes, the next back, and so on (Papernot et al. 2016, arXiv:1605.07277).
+    round moves towards other classes, the next away, and so on (Papernot et al. 2016, arXiv:1605.07277), each point by
+    its own length, or many would return to where they came from.
 
     Args:
         x: inputs [n, *shape] in the target's raw units, of the kind to be attacked; labels are not needed.
         queries: the most points that the target is asked about; all are spent.
         module: what to train, on a copy, from raw inputs (images: nchw) to scores. Default: a small convolutional
             network for images, and three linear layers for other inputs.
-        step: how far a point moves, as a share of the bounds.
+        step: how far a point moves, give or take half of it, as a share of the bounds.
         epochs: passes over all answers in each round.
         seed: of the initial weights and of every order; the same seed gives the same weights on the same machine.
 
@@ -64,8 +65,12 @@ def distil(
             if not left:
                 break
             some = asked[torch.randperm(len(asked))[:left].to(asked.device)]
-            moved = some + way * step * (target.bounds.high - target.bounds.low) * _slope(net, some, target)
-            moved = moved.clamp(target.bounds.low, target.bounds.high)
+            length = (0.5 + torch.rand(len(some), *[1] * len(shape)).to(some)) * (
+                target.bounds.high - target.bounds.low
+            )
+            moved = (some + way * step * length * _slope(net, some, target)).clamp(
+                target.bounds.low, target.bounds.high
+            )
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batch_size}
@@ -119,13 +124,13 @@ class _Centred(nn.Module):
 
     def __init__(self, bounds: Bounds) -> None:
         super().__init__()
-        self.middle, self.half = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
+        self.middle, self.reach = (bounds.low + bounds.high) / 2, (bounds.high - bounds.low) / 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.middle) / self.half
+        return (x - self.middle) / self.reach
 
     def extra_repr(self) -> str:
-        return f"{self.middle}, {self.half}"
+        return f"{self.middle}, {self.reach}"
 
 
 def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
@@ -134,11 +139,11 @@ def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
         features = math.prod(shape)
         body: list[nn.Module] = [nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
         return nn.Sequential(_Centred(bounds), *body, nn.Linear(128, k))
-    (c, h, w), width, body = shape, 32, []
+    (c, h, w), width, body = shape, 16, []
     while max(h, w) > 8:
         body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
-        c, h, w, width = width, -(-h // 2), -(-w // 2), min(2 * width, 128)
-    body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        c, h, w, width = width, -(-h // 2), -(-w // 2), min(2 * width, 64)
+    body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU()]
     body += [nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()]
-    size = width * -(-h // 2) * -(-w // 2)
+    size = 2 * width * -(-h // 2) * -(-w // 2)
     return nn.Sequential(_Centred(bounds), *body, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, k))
