@@ -11,7 +11,8 @@ from pathlib import Path
 
 from holdfast import spec
 from holdfast.attacks import CATALOGUE
-from holdfast.evaluate.protocols import PROTOCOLS
+from holdfast.cli import listing
+from holdfast.evaluate.protocols import BLACK_BOX, PROTOCOLS
 from holdfast.runs.manifest import Manifest
 
 DOCS = Path(__file__).parent
@@ -42,6 +43,12 @@ def attacks() -> str:
     for name, (version, text, lists) in PROTOCOLS.items():
         rows = "\n".join(f"- {norm}: {'; '.join(f'`{t}`' for t in trials)}" for norm, trials in lists.items())
         parts.append(f"**{name}**, version {version}: {text}.\n\n{rows}\n")
+        for access, others in BLACK_BOX.items():
+            rows = "\n".join(
+                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}" for norm, t_ in others.get(name, {}).items()
+            )
+            if rows:
+                parts.append(f"Where the target gives {access.name.lower()} alone:\n\n{rows}\n")
     return "\n".join(parts)
 
 
@@ -52,7 +59,11 @@ def fields_of(kind: type) -> list[tuple[str, object, str]]:
     return [(f.name, f.default, comments.get(f.name, "")) for f in dataclasses.fields(kind)]
 
 
-PAGES = {"schema/run.schema.json": schema, "attacks.md": attacks}
+PAGES = {
+    "schema/run.schema.json": schema,
+    "attacks.md": attacks,
+    "../src/holdfast/cli/attacks.txt": listing.attacks,
+}
 
 if __name__ == "__main__":
     stale = [name for name, make in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != make()]

@@ -557,3 +557,20 @@ def test_heavy_libraries_are_imported_only_on_use() -> None:
 def test_kinds_tell_how_each_is_written() -> None:
     assert set(KINDS) == {"digits", "mnist", "fashion-mnist", "cifar10", "idx", "npz", "folder", "parquet", "factory"}
     assert all(": " in line and "\n" not in line for line in KINDS.values())
+
+
+def test_libsvm_files(tmp_path: Path) -> None:
+    (tmp_path / "two.svm").write_text("1 1:0.5 3:0.25\n-1 2:1\n")
+    source = open_data(f"libsvm:{tmp_path}/two.svm")
+    x, y = source.rows(0, 2)
+    assert x.tolist() == [[0, 0.5, 0, 0.25], [0, 0, 1, 0]]
+    assert x.dtype == np.float32
+    assert y.tolist() == [1, 0]
+    (tmp_path / "bad.svm").write_text("1 a:b\n")
+    with pytest.raises(InputError, match="LIBSVM"):
+        open_data(f"libsvm:{tmp_path}/bad.svm")
+    (tmp_path / "half.svm").write_text("0.5 1:1\n")
+    with pytest.raises(InputError, match=r"0\.5"):
+        open_data(f"libsvm:{tmp_path}/half.svm")
+    with pytest.raises(InputError, match="there is no file"):
+        open_data(f"libsvm:{tmp_path}/none.svm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,14 @@ def exported(folder: Path) -> Target:
     return load(str(twins.torch_exported(folder)))
 
 
-FORMS = [keras, keras_softmax, tensorflow, saved_model, jax, onnx, onnx_of_one_row, exported]
+def scripted(folder: Path) -> Target:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(demo_model(), torch.zeros(2, 1, 8, 8)), str(folder / "net.pt"))
+    return load(str(folder / "net.pt"))
+
+
+FORMS = [scripted, keras, keras_softmax, tensorflow, saved_model, jax, onnx, onnx_of_one_row, exported]
 
 
 @pytest.fixture(scope="module")

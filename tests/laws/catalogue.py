@@ -23,16 +23,19 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
-    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more."""
-    maker = CATALOGUE[name]
-    steps *= 1 if bounded(name) and class_of(name).needs >= Access.GRADIENTS else PATIENCE
+    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
+
+    Where a step is an estimate by probes, steps are as few, and so are the probes.
+    """
+    maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
+    steps *= 1 if (bounded(name) and class_of(name).needs >= Access.GRADIENTS) or estimates else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    few = {field: count for field, count in FEW.items() if field in fields_of(name)}
-    return maker(**({} if "steps" in fixed else {"steps": steps}) | few | fields)
+    cheap = {"steps": steps} | {field: few for field, few in FEW.items() if field in fields_of(name)}
+    return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
 PATIENCE = 4
-FEW = {"copies": 2, "neighbours": 2}  # gradients a step, which by default are dozens
+FEW = {"probes": 8, "samples": 8, "copies": 2, "neighbours": 2}  # fields that say how many points a step asks about
 
 
 def bounded(name: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import parse, perturb, run
 from holdfast.evaluate import judge
+from holdfast.norms import NORMS
 from holdfast.targets.target import sealed
 from laws.catalogue import every, short
 from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
@@ -91,10 +92,11 @@ def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     x, y = world(model)
     target = wrap(model)
     before = picture(model, x, y)
+    eps = max(0.1, NORMS[norm].grain)  # a tenth of a feature would move none
     with pytest.raises(ZeroDivisionError):
-        run(short(name), target, x, y, threat(norm, 0.1))
+        run(short(name), target, x, y, threat(norm, eps))
     with contextlib.suppress(ZeroDivisionError):  # a single step from x never asks about a moved point
-        perturb(short(name), target, x, y, threat(norm, 0.1))
+        perturb(short(name), target, x, y, threat(norm, eps))
     assert picture(model, x, y) == before
 
 

@@ -25,8 +25,8 @@ MAY = {
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
 }
-SHARED = ("__init__", "attack", "problem", "ledger", "pace", "momentum", "copies")
-ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in SHARED]
+HELPERS = ("__init__", "attack", "problem", "ledger", "pace", "planes", "foothold", "momentum", "copies")
+ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]
 
 
 def tree(file: Path) -> ast.Module:

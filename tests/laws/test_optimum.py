@@ -102,7 +102,7 @@ def test_what_can_be_broken_is_broken(
 
 
 # Within 5 %, as their papers' stopping rules and weights of the margin go.
-COARSE = ("deepfool", "superdeepfool", "fab", "cw", "ead")
+COARSE = {"deepfool", "superdeepfool", "fab", "cw-l2"}
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-2, 3)], ids=["box active", "box far"])
@@ -121,7 +121,8 @@ def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -
         best = distance(norm, c, gap, box[0] - row, box[1] - row)
         if best < 0.01 * (box[1] - box[0]):
             continue  # that near, a search that starts with the box's width runs out of steps
-        assert best * (1 - 1e-9) <= found <= best * (1.05 if name in COARSE else 1.01) + 1e-9
+        coarse = COARSE & {name, f"{name}-{norm}"}
+        assert best * (1 - 1e-9) <= found <= best * (1.05 if coarse else 1.01) + 1e-9
 
 
 @boxes
@@ -148,13 +149,17 @@ def evidence(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: st
     return ledger.broken, ledger.margin
 
 
+# More eps is more dimensions to them: in as few steps each falls less far in a row here and there, breaks no fewer.
+EVOLVED = ("onepixel",)
+
+
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
     found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 1.5, 2, 3, 4)]
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
-        assert bool((lower <= margin + 1e-9).all())
+        assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
     assert int(found[-1][0].sum()) > int(found[0][0].sum())
 
 

@@ -1,14 +1,10 @@
-"""Carlini and Wagner's attacks: Adam on size plus c times the margin, in a space that has no box.
-
-All three measure the margin in units of the clean one and lengths in units of the box's width, so that c and the
-rate mean the same for every scale of the logits and of the inputs.
-"""
+"""Carlini and Wagner's attacks: Adam on size plus c times the margin, in a space that has no box."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,23 +15,12 @@ from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
+_CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
 
 
-class Walk(NamedTuple):
-    """Adam in the space where d = box(tanh w), per row."""
-
-    d: Tensor  # the current point, [n, *shape]
-    w: Tensor  # the same point in tanh space
-    mean: Tensor  # running means of the gradient in w and of its square
-    square: Tensor
-    age: Tensor  # steps since this search began, [n]
-    c: Tensor  # weight of the margin, [n]
-    unit: Tensor  # the clean margin, [n]
-
-
-class Search(NamedTuple):
-    d: Tensor
+class Weighing(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
     w: Tensor
     mean: Tensor
     square: Tensor
@@ -48,46 +33,103 @@ class Search(NamedTuple):
     checked: Tensor  # the objective then
 
 
+class Cutting(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
+    w: Tensor
+    mean: Tensor
+    square: Tensor
+    age: Tensor
+    c: Tensor
+    unit: Tensor
+    share: Tensor  # of the smallest size found, above which an entry costs, [n]
+    met: Tensor  # whether this search has met the goal, at any size, [n] bool
+
+
+class Fixing(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
+    w: Tensor
+    mean: Tensor
+    square: Tensor
+    age: Tensor
+    c: Tensor
+    unit: Tensor
+    free: Tensor  # the features that may move, [n, *shape] bool
+    kept: Tensor  # those of the last success; all before the first
+    worth: Tensor  # of each feature then; inf before, and for those that could not be missed alone
+    back: Tensor  # the point of the last success, in tanh space
+    cut: Tensor  # share of the kept features that the next search does without, [n]
+    ends: Tensor  # whether worth counts how far a feature can go, not how far it went, [n] bool
+
+
 @dataclass(frozen=True)
 class CW(Attack):
-    """Carlini and Wagner's L2 attack (2017, arXiv:1608.04644, sections V-C and VI-A, confidence 0).
+    """Carlini and Wagner's attacks (2017, arXiv:1608.04644, sections V-C and VI, confidence 0).
 
-    Cost: one forward and one backward a step and row, and one forward for the last point.
+    In L2 searches differ in c. In Linf one pays for what exceeds a limit, which follows the smallest size found. In L0
+    one is a search in L2 that moves only the free features; a success fixes those of the least worth, the product of
+    the margin's gradient and the change.
+
+    Cost: one forward and one backward a step and row, and one forward for the last point, in every norm.
     Differs from the paper: the margin is measured in units of the clean one; the box's edges lie at finite points
-    of the tanh space; a search goes on from the point where the last one ended, and starts early, for its row alone,
-    where the last one stalled (the steps saved serve more searches); no step is longer than a tenth of the smallest
-    size found; c is not bracketed, since a success by chance would close the bracket for good, but multiplied or
-    divided by a factor, at first 10, of which each change of direction takes the root, down to 1.2. The paper runs 9
-    searches of 10,000 steps, that is `cw(steps=90000, searches=9)`; with few steps more and shorter searches do better.
+    of the tanh space; the steps are shared by all searches, each of which goes on from the point where the last one
+    ended, and starts early, for its row alone, where that one is done (the steps saved serve more searches).
+    L2: no step is longer than a tenth of the smallest size found; c is not bracketed, since a success by chance would
+    close the bracket for good, but multiplied or divided by a factor, at first 10, of which each change of direction
+    takes the root, down to 1.2. The paper runs 9 searches of 10,000 steps, that is `cw(steps=90000, searches=9)`; with
+    few steps more and shorter searches do better.
+    Linf: any smaller size is a success; a failure takes the root of the limit's share of the size found, at first 0.9,
+    and makes c 10 times as large where the goal was never met, else a tenth; no step exceeds what the limit is short.
+    L0: a search does without a share of the free features, half as many after a failure; one that could not be missed
+    alone stays. When all of them do, all are free again, and worth is by how far the box lets a feature change.
+    Steps are 10 times as long, and a failure makes c 10 times as large.
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l2"})
+    norms: ClassVar = frozenset({"l2", "linf", "l0"})
     bounded: ClassVar = False
     random: ClassVar = False
 
     steps: int = 1000  # gradient steps of all searches
-    searches: int = 20  # searches for c; more where some end early
+    searches: int = 20  # which share the steps; more where some end early
     c: float = 1e-3  # first weight of the margin
     rate: float = 0.01  # Adam's, in tanh space
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, self.searches, self.c, self.rate)
+        if self.searches < 1:
+            raise SpecError(f"{self!r} divides its steps by {self.searches} searches, but needs at least 1.")
+        if not (0 < self.c < math.inf and 0 < self.rate < math.inf):
+            raise SpecError(f"{self!r} has c {self.c} and rate {self.rate}; both lie above 0.")
 
-    def start(self, p: Problem) -> Search:
-        walk = _start(p, self.c)
-        no = walk.age > 0
-        return Search(*walk, factor=walk.age + 10, rose=~no, met=no, checked=walk.age + torch.inf)
+    @property
+    def span(self) -> int:
+        """The most steps of one search."""
+        return max(self.steps // self.searches, 1)
 
-    def step(self, p: Problem, s: Search, t: int) -> Search:
-        span = max(self.steps // self.searches, 1)
-        loss, g, unit = _hinge(p, s, t)
+    def start(self, p: Problem) -> Any:
+        return _RULES[p.norm.name].start(self, p)
+
+    def step(self, p: Problem, s: Any, t: int) -> Any:
+        return _RULES[p.norm.name].step(self, p, s, t)
+
+
+class Weigh:
+    """L2: the square of the size, and a search for c."""
+
+    def start(self, a: CW, p: Problem) -> Weighing:
+        walk = _start(p, a.c)
+        none = walk["age"]
+        return Weighing(**walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf)
+
+    def step(self, a: CW, p: Problem, s: Weighing, t: int) -> Weighing:
+        gap, g, unit = _margin(p, s, t)
+        s = s._replace(unit=unit)
+        loss, g = _hinge(p, s, gap, g)
         u = s.d / p.width
         loss = loss + u.flatten(1).square().sum(1)
         met = s.met | p.met
-        check = s.age % max(span // 10, 1) == 0
-        over = (s.age + 1 >= span) | (check & (loss > 0.9999 * s.checked))
+        check = s.age % max(a.span // 10, 1) == 0
+        over = (s.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
         turned = over & (met == s.rose)
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
         s = s._replace(
@@ -98,48 +140,117 @@ class CW(Attack):
             met=met & ~check & ~over,
             checked=torch.where(over, torch.inf, torch.where(check, loss, s.checked)),
         )
-        return s._replace(**_descend(p, s, 2 * u + g, self.rate, over))
+        return s._replace(**_descend(p, s, 2 * u + g, a.rate, over, p.best()[1] / 10))
 
 
-def _check(attack: Attack, searches: int, c: float, rate: float) -> None:
-    if searches < 1:
-        raise SpecError(f"{attack!r} divides its steps by {searches} searches, but needs at least 1.")
-    if not (0 < c < math.inf and 0 < rate < math.inf):
-        raise SpecError(f"{attack!r} has c {c} and rate {rate}; both lie above 0.")
+class Cut:
+    """Linf: what exceeds the limit, and a limit below what has been found."""
+
+    def start(self, a: CW, p: Problem) -> Cutting:
+        walk = _start(p, a.c)
+        return Cutting(**walk, share=walk["age"] + 0.9, met=walk["age"] > 0)
+
+    def step(self, a: CW, p: Problem, s: Cutting, t: int) -> Cutting:
+        known = p.best()[1]
+        gap, g, unit = _margin(p, s, t)
+        s = s._replace(unit=unit)
+        _, g = _hinge(p, s, gap, g)
+        best = p.best()[1]
+        won, late, met = best < known, s.age + 1 >= a.span, s.met | p.met
+        over = won | late
+        failed = late & ~won
+        share = torch.where(failed, s.share.sqrt().clamp_max(0.998), s.share)
+        c = torch.where(failed, torch.where(met, s.c / 10, s.c * 10), s.c)
+        above = s.d.abs() > wide(share * best, s.d)
+        s = s._replace(unit=unit, share=share, c=c, met=met & ~over)
+        return s._replace(**_descend(p, s, s.d.sign() * above + g, a.rate, over, (1 - share) * best))
 
 
-def _start(p: Problem, c: float) -> Walk:
+class Fix:
+    """L0: the square of the size over the free features, fewer after each success."""
+
+    def start(self, a: CW, p: Problem) -> Fixing:
+        walk = _start(p, a.c)
+        none, each = walk["age"], torch.ones_like(p.x, dtype=torch.bool)
+        worth = torch.full_like(p.x, torch.inf)
+        return Fixing(**walk, free=each, kept=each, worth=worth, back=walk["w"], cut=none + _CUT, ends=none > 0)
+
+    def step(self, a: CW, p: Problem, s: Fixing, t: int) -> Fixing:
+        gap, g, unit = _margin(p, s, t)
+        over = p.met | (s.age + 1 >= a.span)
+        lost, won = over & ~p.met, wide(p.met, g)
+        missed = s.kept & ~s.free  # what this search did without
+        needed = missed & wide(lost & (missed.flatten(1).sum(1) == 1), g)
+        kept = torch.where(won, s.free, s.kept)
+        step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), s.d)
+        worth = torch.where(won, g * step, s.worth.masked_fill(needed, torch.inf))
+        cut = torch.where(p.met, (1.5 * s.cut).clamp_max(_CUT), torch.where(lost, s.cut / 2, s.cut))
+        least = torch.where(kept, worth, torch.inf).flatten(1).argsort(dim=1, stable=True).argsort(1).view_as(g)
+        few = (cut * kept.flatten(1).sum(1)).floor().clamp_min(1)
+        fewer = kept & ~((least < wide(few, g)) & worth.isfinite())
+        back = torch.where(won, s.w, s.back)
+        anew = needed.flatten(1).any(1) & (fewer == kept).flatten(1).all(1)
+        new, s = wide(anew, g), s._replace(unit=unit, c=torch.where(lost, 10 * s.c, s.c).clamp_max(1e10))
+        g = (2 * s.d / p.width + _hinge(p, s, gap, g)[1]) * s.free
+        s = s._replace(
+            w=torch.where(wide(lost, g), back, s.w),
+            free=torch.where(wide(over, g), fewer | new, s.free),
+            kept=kept | new,
+            worth=worth.masked_fill(new, torch.inf),
+            back=back,
+            cut=cut.masked_fill(anew, _CUT),
+            ends=s.ends ^ anew,
+        )
+        walk = _descend(p, s, g, 10 * a.rate, over, torch.full_like(gap, torch.inf))
+        return s._replace(**{**walk, "d": walk["d"] * s.free})
+
+
+def _start(p: Problem, c: float) -> dict[str, Tensor]:
+    """A walk that begins at x.
+
+    `d` and `w`: the point in both spaces; `mean` and `square`: of the gradient in w; `age`: steps since this search
+    began, [n]; `c`: weight of the margin, [n]; `unit`: the clean margin, [n], 0 until it is asked.
+    """
     d = torch.zeros_like(p.x)
     none = torch.zeros_like(p.eps.flatten())
     w = (_EDGE * (-2 * p.lo / p.width - 1)).atanh()
-    return Walk(d, w, d, d, none, none + c, none)
+    return {"d": d, "w": w, "mean": d, "square": d, "age": none, "c": none + c, "unit": none}
 
 
-def _hinge(p: Problem, s: Walk | Search, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """c max(margin, 0) in clean margins, its gradient in widths, and the clean margin itself."""
+def _margin(p: Problem, s: Any, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The margin below the goal (above 0: met), its gradient, and the clean margin."""
     gap, g = p.gradient(s.d, "margin")
-    unit = s.unit if t else gap.abs()  # the first question is about x
-    pull = torch.where(gap < 0, s.c / torch.where(unit > 0, unit, 1), 0)
-    return -pull * gap, -wide(pull, g) * g * p.width, unit
+    return gap, g, s.unit if t else gap.abs()  # the first question is about x
 
 
-def _descend(p: Problem, s: Walk | Search, g: Tensor, rate: float, over: Tensor) -> dict[str, Tensor]:
-    """One step of Adam against the gradient g by d / width; it forgets its past where a search is over."""
+def _hinge(p: Problem, s: Any, gap: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """c max(margin, 0) in clean margins, and its gradient in widths."""
+    pull = torch.where(gap < 0, s.c / torch.where(s.unit > 0, s.unit, 1), 0)
+    return -pull * gap, -wide(pull, g) * g * p.width
+
+
+def _descend(p: Problem, s: Any, g: Tensor, rate: float, over: Tensor, most: Tensor) -> dict[str, Tensor]:
+    """One step of Adam, of at most this size, against the gradient g by d / width.
+
+    It forgets its past where a search is over.
+    """
     bend = (1 - s.w.tanh().square()) / (2 * _EDGE)
     g = g * bend
     age = s.age + 1
     mean, square = 0.9 * s.mean + 0.1 * g, 0.999 * s.square + 0.001 * g.square()
     step = rate * (mean / wide(1 - 0.9**age, g)) / ((square / wide(1 - 0.999**age, g)).sqrt() + 1e-8)
-    length, known = p.norm.size(step * bend) * p.width, p.best()[1]
-    step = step * wide(torch.where(10 * length > known, known / (10 * length), 1), step)
+    length = p.norm.size(step * bend) * p.width
+    step = step * wide(torch.where(length > most, most / length, 1), step)
     far = math.atanh(_EDGE)
     w = (s.w - step).clamp(-far, far)
-    d = (p.lo + (p.hi - p.lo) * (w.tanh() / _EDGE + 1) / 2).clamp(p.lo, p.hi)
     again = wide(over, w)
     return {
-        "d": d,
+        "d": (p.lo + (p.hi - p.lo) * (w.tanh() / _EDGE + 1) / 2).clamp(p.lo, p.hi),
         "w": w,
         "mean": torch.where(again, 0, mean),
         "square": torch.where(again, 0, square),
         "age": torch.where(over, 0, age),
     }
+
+
+_RULES = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}

@@ -45,5 +45,5 @@ class DDN(Attack):
         _, g = p.gradient(s.d, self.loss)
         fade = 0.01 + 0.99 * (1 + math.cos(math.pi * t / self.steps)) / 2
         ahead = s.d + fade * p.width * p.steepest(g)
-        radius = s.radius * torch.where(p.met, 1 - self.gamma, 1 + self.gamma)
+        radius = torch.where(p.met, s.radius * (1 - self.gamma), s.radius * (1 + self.gamma))
         return Ray((wide(radius, ahead) * p.norm.steepest(ahead)).clamp(p.lo, p.hi), radius)

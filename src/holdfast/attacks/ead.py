@@ -39,8 +39,8 @@ class EAD(Attack):
     one ended, and starts early, for its row alone, where the last one stalled; c is multiplied or divided by a
     factor, at first 10, of which each change of direction takes the root, down to 1.2; where the smallest size found
     is under a third of the width, rate and beta are in proportion smaller. Every step takes beta off each
-    entry, as in the paper, so that beta / rate weighs L1 against L2: the first step is a tenth of the paper's, since
-    only the size in L1 counts here.
+    entry, as in the paper, so that beta / rate weighs L1 against L2: the first step is a twentieth of the paper's,
+    since only the size in L1 counts here.
     """
 
     needs = Access.GRADIENTS
@@ -52,7 +52,7 @@ class EAD(Attack):
     searches: int = 9  # searches for c; more where some end early
     c: float = 1e-3  # first weight of the margin
     beta: float = 0.01  # what a step takes off the size of every entry
-    rate: float = 0.001  # first step of a search; falls with the root of the steps left
+    rate: float = 0.0005  # first step of a search; falls with the root of the steps left
 
     def __post_init__(self) -> None:
         super().__post_init__()

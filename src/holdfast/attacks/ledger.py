@@ -47,10 +47,11 @@ class Ledger:
     def broken(self) -> Tensor:
         return self.size <= self.limit
 
-    def charge(self, rows: Tensor, *, queries: int = 0, forwards: int = 0, backwards: int = 0) -> None:
+    def charge(
+        self, rows: Tensor, *, queries: int | Tensor = 0, forwards: int | Tensor = 0, backwards: int = 0
+    ) -> None:
         for column, cost in ((self.queries, queries), (self.forwards, forwards), (self.backwards, backwards)):
-            if cost:
-                column[rows] += cost
+            column[rows] += cost
 
     def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
         """Points x that met the goal, at these sizes; kept where smaller than what is known."""

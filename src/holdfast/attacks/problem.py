@@ -52,7 +52,7 @@ class Problem:
         self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
         self.live = torch.ones(n, dtype=torch.bool, device=x.device)
         self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
-        self.met = torch.zeros_like(self.live)  # whether the point last asked about met the goal
+        self.met = torch.zeros_like(self.live)  # whether the point last asked about (of probes: any) met the goal
         self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
         self.t = 0
         self.restart = 0  # how many runs of this search came before
@@ -174,8 +174,11 @@ class Problem:
         self._each(d, ask)
         return value
 
-    def adversarial(self, d: Tensor) -> Tensor:
-        """Whether d meets the goal: [n] bool. One forward a row; labels are enough."""
+    def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
+        """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
+
+        Of all rows, or of those `among` ([n] bool) alone: the others cost nothing, so each row keeps its pace.
+        """
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
         def ask(rows: Tensor) -> None:
@@ -185,17 +188,16 @@ class Problem:
                 self._note(rows, x, z)
                 hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
             else:
-                hit[rows] = self._meets(rows, self.target.labels(x))
-                self._settle(rows, x, hit[rows], None)
+                hit[rows] = self._hear(rows, x, self.target.labels(x))
 
-        self._each(d, ask)
+        self._each(d, ask, among)
         return hit
 
     def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
         """The loss at m points a row, d [n, m, *shape]: [n, m]; without a loss, whether they meet the goal (bool).
 
-        m forwards a row, asked together; they are booked one after the other, also after a success. Scores are enough
-        for a loss, labels for the goal. A row whose budget is below m is over.
+        m forwards a row, asked and booked together, also those after a success. Scores are enough for a loss, labels
+        for the goal. A row whose budget ends among them is asked about the first points only; the rest gives zeros.
         """
         n, m = d.shape[:2]
         answer = torch.zeros(n, m, dtype=torch.bool if loss is None else d.dtype, device=d.device)
@@ -203,23 +205,18 @@ class Problem:
         graded = self.target.access >= Access.SCORES
 
         def ask(rows: Tensor) -> None:
-            x = (self.x[rows, None] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
+            count = self._left(rows, m)
+            asked = torch.arange(m, device=d.device) < count[:, None]
+            row = rows.repeat_interleave(count)
+            x = (self.x[row] + d[rows][asked]).clamp(self.target.bounds.low, self.target.bounds.high)
             question = self.target.scores if graded else self.target.labels
-            flat = x.flatten(0, 1)
-            z = torch.cat(list(self.target.batched(lambda part: question(flat[part]), len(flat))))
-            z = z.view(len(rows), m, *z.shape[1:])
-            for j in range(m):
-                if graded:
-                    self._note(rows, x[:, j], z[:, j])
-                else:
-                    self._settle(rows, x[:, j], self._meets(rows, z[:, j]), None)
-                if function is None:
-                    answer[rows, j] = self.met[rows]
-                else:
-                    answer[rows, j] = function(z[:, j], *self._sides(rows, z[:, j])).to(d.dtype)
+            z = torch.cat(list(self.target.batched(lambda part: question(x[part]), len(x))))
+            met = self._book(rows, count, asked, x, z)
+            found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
+            answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
 
         few = max(1, self.target.batch_size // m)
-        self._each(d, lambda rows: [ask(part) for part in rows.split(few)], m)
+        self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
         return answer
 
     def finish(self, rows: Tensor) -> None:
@@ -280,17 +277,25 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], object], m: int = 1, slopes: int = 0) -> None:
-        """Put a question of m points and some gradients to the live rows whose budget allows it, in micro-batches."""
-        self._asked, self.met = d, torch.zeros_like(self.met)
+    def _each(self, d: Tensor, ask: Callable[[Tensor], object], among: Tensor | None = None, slopes: int = 0) -> None:
+        """Put a question, with some gradients, to the live rows (of those `among`) whose budget allows it, in parts."""
+        self._asked, self.met = d if among is None else None, torch.zeros_like(self.met)
+        wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
-            most = m * self.target.passes * (2 if self.target.approximate else 1) + slopes * self.target.pull_passes
-            spent = self.live & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
+            most = self.target.passes * (2 if self.target.approximate else 1) + slopes * self.target.pull_passes
+            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        rows = (self.live & ~self.over).nonzero()[:, 0]
+        rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
+
+    def _left(self, rows: Tensor, m: int) -> Tensor:
+        """How many of m points the budgets of these rows still allow."""
+        if self.ledger is None or self.budget is None:
+            return torch.full_like(rows, m)
+        at = self.rows[rows]
+        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.passes).clamp(0, m)
 
     def _point(self, d: Tensor, rows: Tensor) -> Tensor:
         """The input that d stands for, inside the box to the last bit."""
@@ -348,12 +353,45 @@ class Problem:
             hit &= self._wins(rows, z) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
 
-    def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None) -> None:
+    def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""
+        silent = labels < 0
+        if self.ledger is not None and bool(silent.any()):
+            self._drop(rows[silent], Outcome.FAILED)
+        hit = self._meets(rows, labels) & ~silent
+        self._settle(rows, x, hit, None)
+        return hit
+
+    def _book(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """Book `count` points of each of these rows (x and z: one after the other); which meet the goal.
+
+        All are charged; two a row are noted: the legal one of the lowest margin, and the smallest that meets the goal.
+        """
+        row, graded = rows.repeat_interleave(count), self.target.access >= Access.SCORES
+        finite = z.isfinite().all(1) if graded else z >= 0
+        met = (self._wins(row, z) if graded else self._meets(row, z)) & finite
+        if self.ledger is None:
+            return met
+        first, none = count.cumsum(0) - count, torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device)
+        size = self.norm.size(x.double() - self.x[row].double())
+        margin = self.target.task.margin(z, self.y[row]).double() if graded else torch.zeros_like(size)
+        legal = finite & (size <= self.ledger.limit[self.rows[row]])
+        lowest = first + none.masked_scatter(asked, torch.where(legal, margin, torch.inf)).argmin(1)
+        smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
+        if not bool(finite.all()):
+            self._drop(row[~finite].unique(), Outcome.FAILED)
+        hit = met[smallest]
+        self._settle(rows, x[lowest], torch.zeros_like(hit), margin[lowest] if graded else None, count)
+        at = smallest[hit]
+        self._settle(rows[hit], x[at], met[at], margin[at] if graded else None, 0)
+        return met
+
+    def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1) -> None:
         ledger = self.ledger
         if ledger is None:
             return
         at = self.rows[rows]
-        ledger.charge(at, queries=1, forwards=self.target.passes)
+        ledger.charge(at, queries=count, forwards=count * self.target.passes)
         size = self.norm.size(x - self.x[rows]).double()
         if margin is not None:
             low = torch.where(margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf)

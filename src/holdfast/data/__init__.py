@@ -18,12 +18,13 @@ KINDS = {
     "fashion-mnist": "fashion-mnist:DIR: Fashion-MNIST's IDX files, plain or .gz; [1, 28, 28]",
     "cifar10": "cifar10:DIR: CIFAR-10's binary version; [3, 32, 32]",
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
+    "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
     "npz": "FILE.npz: the arrays x and y, in their own layout",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
     "parquet": "FILE.parquet: numeric columns or a list column x, and y or label",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
-_FORMS = {kind: KINDS[kind].split(": ")[0] for kind in ("mnist", "fashion-mnist", "cifar10", "idx")}
+_FORMS = {kind: KINDS[kind].split(": ")[0] for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")}
 
 
 def open_data(spec: str, *, split: str = "test", scale: bool = True) -> Source:
@@ -97,6 +98,10 @@ def _named(kind: str, rest: str, spec: str, split: str, scale: bool) -> Source:
         from holdfast.data import cifar10
 
         return cifar10.open_cifar10(_path(rest), spec, _known(split, cifar10.SPLITS, kind), scale)
+    if kind == "libsvm":
+        from holdfast.data import libsvm
+
+        return libsvm.open_libsvm(_path(rest), spec)
     from holdfast.data import idx
 
     if kind != "idx":

@@ -105,10 +105,13 @@ def evaluate(
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     aimed = isinstance(threat.goal, Targeted)
-    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name, aimed=aimed)
+    if not attacks:
+        protocols.protocol(protocol, threat.norm.name)  # a name that does not exist is refused before any pass
     part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     noted = check_model(target, source)
+    kind = {"aimed": aimed, "access": target.access}
+    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     check_labels(source, target.task.k)
     _check_threat(threat, target, chosen, curve)
     _check_effort(target, chosen, max_queries)

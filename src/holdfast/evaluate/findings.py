@@ -14,7 +14,12 @@ from holdfast.runs.manifest import Facts, Finding, Metrics, Verdict
 def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
     """The verdict on a run: the findings noted before the attacks, and those that the table shows."""
     shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _unfinished, _zero_gradients)]
-    shown += [_effort(facts), _near_chance(metrics, facts.model.classes), _budget(table, facts.max_queries)]
+    shown += [
+        _effort(facts),
+        _access(facts),
+        _near_chance(metrics, facts.model.classes),
+        _budget(table, facts.max_queries),
+    ]
     findings = [*facts.noted, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
     status = "unreliable" if "red" in worst else "upper-bound" if "amber" in worst else "trusted"
@@ -82,6 +87,18 @@ def _effort(facts: Facts) -> Finding | None:
         f"Defend the figure with --protocol standard."
     )
     return Finding(check="effort", severity="amber", text=text)
+
+
+def _access(facts: Facts) -> Finding | None:
+    given = facts.model.access
+    if given == "gradients":
+        return None
+    left = "gradient attacks and those on scores" if given == "labels" else "gradient attacks"
+    text = (
+        f"The target gives {given} alone, so {left} were left out: the figure is what an adversary with such access "
+        f"reaches by queries, and one who has the model may reach more. Give a model with gradients, or a surrogate."
+    )
+    return Finding(check="access", severity="amber", text=text)
 
 
 def _near_chance(metrics: Metrics, classes: int) -> Finding | None:

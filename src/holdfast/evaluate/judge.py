@@ -20,7 +20,7 @@ from holdfast.threat import Threat
 class Ruling:
     """What the model says of n inputs."""
 
-    label: Tensor  # [n] int64; -1 where the scores are not finite
+    label: Tensor  # [n] int64; -1 where the scores are not finite, or the model gave no decision
     confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
     stable: Tensor  # [n] bool: both looks agree
     scores: Tensor | None  # [n, k], of the first look
@@ -65,7 +65,8 @@ def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
 
 def _look(target: Target, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     if target.access < Access.SCORES:
-        label = torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x))))
+        parts = list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
+        label = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)
         return label, torch.full((len(x),), torch.nan), None
     z = target.all_scores(x) if len(x) else torch.zeros(0, target.task.k, device=x.device)
     finite = z.isfinite().all(1)

@@ -11,6 +11,7 @@ from holdfast import spec
 from holdfast.attacks import CATALOGUE
 from holdfast.attacks.attack import Attack
 from holdfast.errors import SpecError, suggest
+from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,46 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-def protocol(name: str, norm: str, *, aimed: bool = False) -> Protocol:
-    """The named protocol for a norm; where the threat is `aimed` at a class, its trials aim at no others.
+# What the protocols are for targets that give less than gradients. Scores alone prove little (a defence can bend them
+# without being robust), so each list ends with a search by labels.
+BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
+    Access.SCORES: {
+        "quick": {
+            "linf": ("signhunter(steps=200)", "square(steps=300)"),
+            "l0": ("sparsers(steps=300)",),
+            "other": ("square(steps=500)",),
+        },
+        "standard": {
+            "linf": ("signhunter(steps=500)", "square(steps=5000)", "rays(steps=1000, near=0.9)"),
+            "l2": ("square(steps=5000)", "hopskipjump(steps=20, near=0.9)"),
+            "l0": ("sparsers(steps=5000)",),
+            "other": ("square(steps=5000)",),
+        },
+        "thorough": {
+            "linf": ("signhunter(steps=2000)", "square(steps=10000, restarts=3)", "rays(steps=5000)"),
+            "l2": ("square(steps=10000, restarts=3)", "simba(steps=5000)", "cgba", "hopskipjump"),
+            "l0": ("sparsers(steps=10000, restarts=3)",),
+            "other": ("square(steps=10000, restarts=3)",),
+        },
+    },
+    Access.LABELS: {
+        "quick": {"linf": ("rays(steps=500)",), "l2": ("cgba(steps=10)",), "other": ("sweep(steps=500)",)},
+        "standard": {
+            "linf": ("rays(steps=5000)", "hopskipjump(steps=20)"),
+            "l2": ("cgba(steps=60)", "hopskipjump(steps=20)"),
+            "other": ("sweep(steps=5000)",),
+        },
+        "thorough": {
+            "linf": ("rays(steps=20000)", "hopskipjump(steps=64, restarts=2)"),
+            "l2": ("cgba(steps=120, restarts=2)", "hopskipjump(steps=64)"),
+            "other": ("sweep(steps=20000)",),
+        },
+    },
+}
+
+
+def protocol(name: str, norm: str, *, aimed: bool = False, access: Access = Access.GRADIENTS) -> Protocol:
+    """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims at no others.
 
     Raises:
         SpecError: there is no protocol of this name.
@@ -163,6 +202,7 @@ def protocol(name: str, norm: str, *, aimed: bool = False) -> Protocol:
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     version, _, lists = PROTOCOLS[name]
+    lists = BLACK_BOX.get(access, {}).get(name, lists)
     trials = [parse_trial(text) for text in lists.get(norm, lists["other"])]
     return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
 

@@ -51,6 +51,13 @@ def number(value: float | None) -> str:
     return f"{value:,.4g}"
 
 
+def queries(manifest: Manifest) -> str:
+    """What success cost in queries."""
+    m = manifest.metrics
+    shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
+    return f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by {shares}"
+
+
 def span(interval: Interval) -> str:
     """The bounds alone: `5.0 to 8.1 %`."""
     if interval.low is None or interval.high is None:

@@ -39,6 +39,7 @@ class ModelInfo(Record):
     probabilities: bool = False
     layout: str = "nchw"
     output: str | None = None
+    access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
 
@@ -142,6 +143,13 @@ class CurvePoint(Record):
     measured: bool
 
 
+class QueryPoint(Record):
+    """The share of attacked inputs that had fallen after so many queries each."""
+
+    queries: int
+    success: Interval
+
+
 class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
@@ -154,6 +162,8 @@ class Metrics(Record):
     per_class: list[ClassMetrics]
     confusion: Confusion
     sizes: Sizes
+    queries: list[QueryPoint] = []
+    median_queries: Real = None  # of the inputs that fell
     curve: list[CurvePoint]
 
 

@@ -16,6 +16,7 @@ from holdfast.runs.manifest import (
     Interval,
     Metrics,
     Pair,
+    QueryPoint,
     Sizes,
     Status,
 )
@@ -80,6 +81,7 @@ def measure(
     robust = np.isin(status, ["robust", "certified"])
     n = len(status)
 
+    spent = table.column("queries").to_numpy()[status == "broken"]
     names = list(class_names) if class_names is not None else [str(c) for c in range(classes)]
     scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
     present = np.isin(np.arange(classes), label)
@@ -112,6 +114,8 @@ def measure(
         per_class=per_class,
         confusion=Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)),
         sizes=_sizes(size[status == "broken"]),
+        queries=_queries(spent, int(right.sum())),
+        median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
     )
 
@@ -144,6 +148,13 @@ def _sizes(size: np.ndarray) -> Sizes:
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
     return Sizes(n=len(size), minimum=float(low), median=float(middle), mean=float(mean), maximum=float(high))
+
+
+def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:
+    """Success after 10, 30, 100, ... queries, until every input that fell has fallen."""
+    marks = [m * 10**p for p in range(1, 12) for m in (1, 3)]
+    last = next((i for i, m in enumerate(marks) if not len(spent) or m >= spent.max()), len(marks) - 1)
+    return [QueryPoint(queries=m, success=interval(int((spent <= m).sum()), right)) for m in marks[: last + 1]]
 
 
 def _curve(

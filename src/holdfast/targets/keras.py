@@ -111,19 +111,21 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
 
 
 def _without_softmax(keras: Any, model: Any, output: str | int | None) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """The model with its last softmax left out, where it is a layer or the activation of one."""
+    """The model of one tensor, not a list of one, with its last softmax left out: a layer or the activation of one."""
     last = getattr(model, "layers", [None])[-1]
-    if output is not None or last is None or len(getattr(model, "outputs", ())) != 1:
+    one = len(getattr(model, "outputs", None) or ()) == len(getattr(model, "inputs", None) or ()) == 1
+    if output is not None or last is None or not one:
         return model, ()
     try:
+        entry = model.inputs[0]
         if isinstance(last, keras.layers.Softmax):
-            return keras.Model(model.inputs, last.input), (SOFTMAX,)
+            return keras.Model(entry, last.input), (SOFTMAX,)
         if getattr(last, "activation", None) is not keras.activations.softmax:
-            return model, ()
+            return keras.Model(entry, model.outputs[0]), ()
         bare = type(last).from_config(last.get_config() | {"activation": "linear"})
         scores = bare(last.input)
         bare.set_weights(last.get_weights())
-        return keras.Model(model.inputs, scores), (SOFTMAX,)
+        return keras.Model(entry, scores), (SOFTMAX,)
     except (AttributeError, ValueError, TypeError):  # no graph of layers: its probabilities serve
         return model, ()
 

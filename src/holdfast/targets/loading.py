@@ -23,6 +23,7 @@ from holdfast.targets.demo import demo_model
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
 FILES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pt2", ".skops", ".json")  # whole models
+ENDPOINTS = (".endpoint.yaml", ".endpoint.yml", ".endpoint.json")
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _LISTED = 5
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
@@ -33,8 +34,8 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
 
     Args:
         spec: a file of weights (with `arch`), a model file of `FILES`, a SavedModel folder, `path/file.py:factory`,
-            `package.module:factory`, or `demo`. A factory is called without arguments; a function that needs one is
-            itself the model.
+            `package.module:factory`, a config of a live endpoint (`*.endpoint.yaml`, `targets/endpoint.py`), or `demo`.
+            A factory is called without arguments; a function that needs one is itself the model.
         arch: where the architecture of a file of weights comes from, in the same two forms; it is called without
             arguments and given the weights.
         trust: let a file run its code. Only for files whose maker you trust.
@@ -46,6 +47,10 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
     if spec == "demo":
         return demo_model()
     path = Path(spec).expanduser()
+    if path.name.lower().endswith(ENDPOINTS):
+        from holdfast.targets import http
+
+        return http.load(path)
     if path.suffix.lower() in FILES and ":" not in path.name:
         return _from_file(path, arch, trust, output)
     if (path / "saved_model.pb").is_file():
@@ -59,7 +64,8 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
         return made(spec, callables=True)
     raise InputError(
         f"there is no model {spec!r}: expected a file of weights ({', '.join(WEIGHTS[:3])}), a model file "
-        f"({', '.join(FILES)}), a SavedModel folder, path/file.py:factory, package.module:factory, or demo."
+        f"({', '.join(FILES)}), a SavedModel folder, an endpoint ({ENDPOINTS[0]}), path/file.py:factory, "
+        f"package.module:factory, or demo."
     )
 
 
@@ -173,6 +179,10 @@ def _read(path: Path, trust: bool) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
+        if _is_script(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, that torch.export is its successor
+                return torch.jit.load(str(path), map_location="cpu")
         if trust:
             return _read_trusted(path, head)
         with warnings.catch_warnings():  # torch warns of a pickle's protocol, then raises
@@ -200,6 +210,14 @@ def _refuse_strangers(path: Path, head: bytes) -> None:
         raise InputError(f"{path} is a web page (HTML), not weights: the download probably failed.")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer: the file itself was never fetched.")
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a file is a TorchScript program, which an interpreter of its own runs."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_trusted(path: Path, head: bytes) -> Any:

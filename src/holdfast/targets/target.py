@@ -99,7 +99,7 @@ class Target(ABC):
         """Logits [n, k], at least float32, without a gradient."""
 
     def labels(self, x: Tensor) -> Tensor:
-        """Decisions [n], int64."""
+        """Decisions [n], int64; negative where the model gave none."""
         return self.task.predict(self.scores(x))
 
     @abstractmethod
@@ -109,7 +109,12 @@ class Target(ABC):
     def describe(self) -> dict[str, object]:
         """What the manifest says of the target, beside its fingerprint."""
         shape = list(self.shape or ())
-        return {"bounds": [self.bounds.low, self.bounds.high], "shape": shape, "classes": self.task.k}
+        return {
+            "bounds": [self.bounds.low, self.bounds.high],
+            "shape": shape,
+            "classes": self.task.k,
+            "access": self.access.name.lower(),
+        }
 
     def batched(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
         """`ask` on micro-batches of rows 0..n; out of memory halves the micro-batch and goes on."""

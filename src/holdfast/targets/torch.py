@@ -309,7 +309,7 @@ def _folded(model: nn.Module) -> nn.Module:
 
 def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     try:
-        with torch.inference_mode(False), warnings.catch_warnings():
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch about its own exported programs
             own = copy.deepcopy(model)
     except Exception as error:
@@ -317,7 +317,8 @@ def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     own.eval()
     for module in own.modules():
         module.training = False  # also where a module overrides train()
-    own.requires_grad_(False)
+    for parameter in own.parameters():  # a scripted module refuses the method for all of them
+        parameter.requires_grad_(False)
     return own if device is None else own.to(device)
 
 

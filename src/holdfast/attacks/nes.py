@@ -1,0 +1,50 @@
+"""NES: gradient ascent whose gradient is estimated from the margin at Gaussian points around the current one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class NES(Attack):
+    """Natural evolution strategies (Ilyas et al. 2018, arXiv:1804.08598, algorithm 1 and section 2.2).
+
+    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the last point.
+    Differs from the paper: the loss is the margin, not a class's probability; the points around the current one are
+    clipped to the box, and may lie outside the ball; the step is a share of eps, the paper's 0.01 of eps 0.05, and
+    in L2 has that length.
+    """
+
+    needs = Access.SCORES
+    norms: ClassVar = frozenset({"linf", "l2"})
+
+    steps: int = 200  # gradient steps
+    samples: int = 50  # points of an estimate, in pairs on either side of the current one
+    sigma: float = 0.001  # their standard deviation, a share of the box's width
+    step_size: float = 0.2  # fraction of eps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2 or self.samples % 2:
+            raise SpecError(f"nes has samples {self.samples}, but they come in pairs.")
+        if not self.sigma > 0:
+            raise SpecError(f"nes has sigma {self.sigma}, but its points need a distance above 0.")
+
+    def start(self, p: Problem) -> Tensor:
+        return p.random_start("zero")
+
+    def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
+        u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype) * (p.hi > p.lo)[:, None]
+        reach, d = self.sigma * p.width * u, s[:, None]
+        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
+        g = torch.einsum("nm,nm...->n...", up - down, u)
+        return p.project(s + p.stride(g, self.step_size))

@@ -1,0 +1,71 @@
+"""SignHunter: the corner of the ball that raises the margin most, found by flipping ever smaller blocks of signs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+
+class Signs(NamedTuple):
+    d: Tensor  # the point of the best signs so far, [n, *shape]
+    signs: Tensor  # these signs, [n, *shape]
+    value: Tensor  # its loss, [n]
+
+
+@dataclass(frozen=True)
+class SignHunter(Attack):
+    """SignHunter (Al-Dujaili and O'Reilly 2020, "Sign Bits Are All You Need for Black-Box Attacks", algorithm 2).
+
+    All signs are flipped, then each half of them, each quarter, to single features; a flip that does not raise the
+    loss is taken back. The order of the features is that of the array. In L2 the point is eps * signs / sqrt(f).
+
+    Cost: one forward a step and row, and one for the start.
+    Differs from the paper: the loss is the margin; after single features it begins again with all signs, from the
+    signs that it holds; features that a mask forbids have no sign.
+    """
+
+    needs = Access.SCORES
+    norms: ClassVar = frozenset({"linf", "l2"})
+    random: ClassVar = False
+
+    steps: int = 10000  # flips
+
+    def start(self, p: Problem) -> Signs:
+        signs = (p.hi > p.lo).to(p.x)
+        d = _corner(p, signs)
+        return Signs(d, signs, p.value(d, "margin"))
+
+    def step(self, p: Problem, s: Signs, t: int) -> Signs:
+        first, last = block(t, math.prod(s.d.shape[1:]))
+        flat = s.signs.flatten(1)
+        signs = torch.cat([flat[:, :first], -flat[:, first:last], flat[:, last:]], 1).view_as(s.d)
+        d = _corner(p, signs)
+        value = p.value(d, "margin")
+        up = value > s.value
+        rows = wide(up, d)
+        return Signs(torch.where(rows, d, s.d), torch.where(rows, signs, s.signs), torch.where(up, value, s.value))
+
+
+def _corner(p: Problem, signs: Tensor) -> Tensor:
+    return p.project(p.eps * p.steepest(signs))
+
+
+def block(t: int, features: int) -> tuple[int, int]:
+    """The features that step t flips: from, to. Blocks of level h hold features / 2^h of them, rounded up."""
+    levels = [-(-features // 2**h) for h in range((features - 1).bit_length() + 1)]
+    t %= sum(-(-features // length) for length in levels)
+    for length in levels:
+        count = -(-features // length)
+        if t < count:
+            return t * length, min((t + 1) * length, features)
+        t -= count
+    raise AssertionError

@@ -1,0 +1,96 @@
+"""Sparse-RS: random search over which few features change, each to an end of the box."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+# After which of 10,000 queries the share of the features that are swapped is divided by what.
+_MARKS = ((0, 2), (50, 4), (200, 5), (500, 6), (1000, 8), (2000, 10), (4000, 12), (6000, 15), (8000, 20))
+
+
+class Kept(NamedTuple):
+    d: Tensor  # the best point so far, [n, *shape]; its set is where it is not 0
+    value: Tensor  # its loss, [n]
+
+
+@dataclass(frozen=True)
+class SparseRS(Attack):
+    """Sparse-RS (Croce et al. 2022, arXiv:2006.12834, algorithm 1 with the sampling of its section on L0).
+
+    A step swaps a share alpha of the features in the set for others, which go to random ends of the box, and keeps
+    what raises the margin.
+
+    Cost: one forward a step and row, and one for the start.
+    Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a feature that
+    stands at an end of the box goes to the other; features that a mask forbids are never chosen; a targeted goal
+    ascends its margin too, not its cross-entropy. The paper's alpha is 0.3, for a targeted goal 0.1.
+    """
+
+    needs = Access.SCORES
+    norms: ClassVar = frozenset({"l0"})
+
+    steps: int = 10000  # proposals
+    alpha: float = 0.3  # share of the set that the first proposal swaps
+    schedule: int = 10000  # queries over which that share falls to alpha / 20, whatever the steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise SpecError(f"sparsers has alpha {self.alpha}; it is a share of the set, from 0 to 1.")
+        if self.schedule < 1:
+            raise SpecError(f"sparsers has schedule {self.schedule}; it is a number of queries, at least 1.")
+
+    def start(self, p: Problem) -> Kept:
+        chosen = _first(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
+        d = torch.where(chosen.view_as(p.x), _ends(p), 0)
+        return Kept(d, p.value(d, "margin"))
+
+    def step(self, p: Problem, s: Kept, t: int) -> Kept:
+        held, free, most = (s.d != 0).flatten(1), (p.hi > p.lo).flatten(1), _most(p)
+        count = (self.share(t) * most).long().clamp_min(1).minimum(most)
+        out = _first(_order(p, "out"), held, count)
+        into = _first(_order(p, "into") + held, free, count)  # from the set only where no others are left
+        d = torch.where(into.view_as(s.d), _ends(p), torch.where(out.view_as(s.d), 0, s.d))
+        value = p.value(d, "margin")
+        up = value > s.value
+        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+
+    def share(self, t: int) -> float:
+        """The share of the set that step t swaps."""
+        at = int(t / self.schedule * 10000)
+        return self.alpha / max([by for mark, by in _MARKS if at > mark], default=1)
+
+
+def _order(p: Problem, name: str) -> Tensor:
+    """A random number a feature: [n, f]."""
+    return p.noise(name).uniform((math.prod(p.x.shape[1:]),), torch.float64)
+
+
+def _most(p: Problem) -> Tensor:
+    """How many features may change: [n]."""
+    return p.eps.flatten().clamp_max(math.prod(p.x.shape[1:])).long()
+
+
+def _ends(p: Problem) -> Tensor:
+    """A random end of the box for every feature; the other where it stands there already."""
+    end = torch.where(p.noise("ends").uniform(tuple(p.x.shape[1:])) < 0.5, p.lo, p.hi)
+    return torch.where(end == 0, p.lo + p.hi, end)
+
+
+def _first(order: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """Of the features `among` [n, f] the count [n] that are lowest in order: [n, f] bool."""
+    longest = min(max(count.tolist(), default=0), order.shape[1])
+    value, at = order.masked_fill(~among, torch.inf).topk(longest, 1, largest=False)
+    chosen = (torch.arange(longest, device=order.device) < count[:, None]) & value.isfinite()
+    return torch.zeros_like(among).scatter(1, at, chosen)

@@ -1,0 +1,59 @@
+"""SPSA: Adam on a gradient estimated from the margin at opposite random corners around the current point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.targets.target import Access
+
+
+class Adam(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    mean: Tensor  # running means of the gradient and of its square
+    square: Tensor
+
+
+@dataclass(frozen=True)
+class SPSA(Attack):
+    """Simultaneous perturbation stochastic approximation (Uesato et al. 2018, arXiv:1802.05666, algorithm 1).
+
+    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the last point.
+    Differs from the paper: it starts at x; the points around the current one are clipped to the box, and may lie
+    outside the ball; Adam has no constant under its root, so that the scale of the scores does not matter.
+    """
+
+    needs = Access.SCORES
+    norms: ClassVar = frozenset({"linf", "l2"})
+
+    steps: int = 100  # steps of Adam
+    samples: int = 128  # points of an estimate, in pairs on either side of the current one
+    delta: float = 0.01  # how far every feature moves for them, a share of the box's width
+    rate: float = 0.01  # Adam's, a share of the box's width
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2 or self.samples % 2:
+            raise SpecError(f"spsa has samples {self.samples}, but they come in pairs.")
+        if not self.delta > 0:
+            raise SpecError(f"spsa has delta {self.delta}, but its points need a distance above 0.")
+
+    def start(self, p: Problem) -> Adam:
+        zero = torch.zeros_like(p.x)
+        return Adam(zero, zero, zero)
+
+    def step(self, p: Problem, s: Adam, t: int) -> Adam:
+        v = p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype) * (p.hi > p.lo)[:, None]
+        reach, d = self.delta * p.width * v, s.d[:, None]
+        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
+        g = torch.einsum("nm,nm...->n...", up - down, v)
+        mean, square = 0.9 * s.mean + 0.1 * g, 0.999 * s.square + 0.001 * g.square()
+        root = (square / (1 - 0.999 ** (t + 1))).sqrt()
+        ascent = torch.where(root > 0, mean / (1 - 0.9 ** (t + 1)) / root, 0)
+        return Adam(p.project(s.d + self.rate * p.width * ascent), mean, square)

@@ -1,0 +1,59 @@
+"""Answers that were paid for: an exact cache of what an endpoint said, and how many inputs it was sent."""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from holdfast.errors import InputError
+
+
+class Answers:
+    """In a file, or in memory only. What is kept and counted survives a kill, and several processes may share it."""
+
+    def __init__(self, file: Path | None, endpoint: str) -> None:
+        self.endpoint = endpoint
+        try:
+            self.db = sqlite3.connect(file or ":memory:", isolation_level=None, timeout=60, check_same_thread=False)
+            weakref.finalize(self, self.db.close)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=NORMAL")
+            self.db.execute("CREATE TABLE IF NOT EXISTS answers (input BLOB PRIMARY KEY, answer BLOB) WITHOUT ROWID")
+            self.db.execute("CREATE TABLE IF NOT EXISTS sent (endpoint TEXT PRIMARY KEY, inputs INTEGER)")
+            self.db.execute("INSERT OR IGNORE INTO sent VALUES (?, 0)", (endpoint,))
+        except sqlite3.Error as error:
+            raise InputError(f"cache_file {file} cannot be used ({error}); name another file, or remove it.") from None
+
+    @property
+    def sent(self) -> int:
+        """Inputs sent so far, retries counted."""
+        return self.db.execute("SELECT inputs FROM sent WHERE endpoint = ?", (self.endpoint,)).fetchone()[0]
+
+    def spend(self, n: int, limit: int | None) -> int:
+        """Count up to n more inputs as sent, before they are: as many as the limit leaves."""
+        self.db.execute("BEGIN IMMEDIATE")
+        granted = n if limit is None else max(0, min(n, limit - self.sent))
+        self.db.execute("UPDATE sent SET inputs = inputs + ? WHERE endpoint = ?", (granted, self.endpoint))
+        self.db.execute("COMMIT")
+        return granted
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """The answers known to these inputs."""
+        asked = (
+            (key, self.db.execute("SELECT answer FROM answers WHERE input = ?", (key,)).fetchone()) for key in keys
+        )
+        return {key: np.frombuffer(row[0], np.float32) for key, row in asked if row}
+
+    def keep(self, answers: Iterable[tuple[bytes, np.ndarray]]) -> None:
+        """Add answers; what is known already stays."""
+        rows = [(key, answer.tobytes()) for key, answer in answers]
+        self.db.execute("BEGIN IMMEDIATE")
+        self.db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
+        self.db.execute("COMMIT")
+
+    def any(self) -> bool:
+        return self.db.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
