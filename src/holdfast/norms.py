@@ -222,7 +222,8 @@ class _L2(Norm):
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
-        radius = keys.fold("length").uniform((), like.dtype) ** (1 / math.prod(like.shape[1:]))
+        # The largest of f uniforms is one to the power 1 / f; a power's last bits would depend on the batch.
+        radius = keys.fold("length").uniform(like.shape[1:], like.dtype).flatten(1).amax(1)
         return direction * wide(radius, like)
 
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:

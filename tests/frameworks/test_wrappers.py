@@ -95,6 +95,9 @@ def test_a_surrogate_lends_gradients_and_the_target_judges() -> None:
     assert 0 < int(stranger.broken.sum()) < int(white.sum())
     assert bool((twin.labels(stranger.best[stranger.broken]) != y[stranger.broken]).all())
     assert same.fingerprint() == victim.fingerprint()
+    open_ = run(PGD(steps=10), Surrogate(world.wrap(net), other), x, y, threat)
+    margin = twin.task.margin(twin.scores(open_.best), y).double()
+    world.close(open_.margin[~open_.broken], margin[~open_.broken])  # the target's own, at a point it was asked about
     with pytest.raises(InputError, match="gradients"):
         Surrogate(victim, victim)
 

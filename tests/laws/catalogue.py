@@ -31,12 +31,12 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
     steps *= 1 if (bounded(name) and class_of(name).needs >= Access.GRADIENTS) or estimates else PATIENCE
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    cheap = {"steps": steps} | {field: PROBES for field in ESTIMATES if field in fields_of(name)}
+    cheap = {"steps": steps} | {field: few for field, few in FEW.items() if field in fields_of(name)}
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
-PATIENCE, PROBES = 4, 8
-ESTIMATES = ("probes", "samples")  # fields that say how many points a step asks about
+PATIENCE = 4
+FEW = {"probes": 8, "samples": 8, "copies": 2, "neighbours": 2}  # fields that say how many points a step asks about
 
 
 def bounded(name: str) -> bool:

@@ -278,3 +278,13 @@ def test_shrinking_leaves_d_by_no_more_than_its_size_asks(
     assert bool((norm.size(norm.shrink(d, at / 2)) <= norm.size(v)).all())
     assert torch.equal(norm.shrink(d, torch.ones_like(at)), d)
     assert not bool(norm.shrink(d, torch.zeros_like(at)).any())
+
+
+def test_samples_of_a_row_are_its_own_to_the_last_bit() -> None:
+    """Also where a vectorised function rounds otherwise at the end of a batch."""
+    like, ids = torch.zeros(20, 16, dtype=torch.float64), torch.arange(20)
+    for norm in NORMS.values():
+        for seed in range(10):
+            whole = norm.sample(Keys.of(seed, ids), like)
+            parts = [norm.sample(Keys.of(seed, part), like[part]) for part in ids.split(3)]
+            assert torch.equal(torch.cat(parts), whole)

@@ -78,17 +78,23 @@ def test_many_classes_reach_the_optimum_by_their_aims(
     assert 0.99 <= attained(target, aimed[0], x, y, best) <= 1 + 1e-6
 
 
+# Attacks meant for other models: ten steps of a tenth of eps, of which the box takes part in L2, along gradients that
+# are averaged over changed copies. Each breaks at least what this share of eps can break.
+MEANT_FOR_OTHERS = dict.fromkeys(("mifgsm", "sifgsm", "tifgsm", "difgsm", "vmifgsm"), 0.9) | {"sia": 0.8, "bsr": 0.7}
+
+
 @boxes
 @each_gradient
 def test_what_can_be_broken_is_broken(
     name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
 ) -> None:
-    """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and no other."""
+    """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and none that eps
+    cannot."""
     model, target, x, y = world(2, box)
     x = (x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)).clamp(*box)
     eps = 2 * EPS[norm]
     ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
-    must = optimum(norm, model, x, y, 0.95 * eps, box) < 0
+    must = optimum(norm, model, x, y, MEANT_FOR_OTHERS.get(name, 0.95) * eps, box) < 0
     can = optimum(norm, model, x, y, eps * (1 + 2e-6), box) < 0
     assert 0 < int(must.sum()) < N + (norm == "l0")  # in a far box one feature breaks any row
     assert bool(ledger.broken[must].all())

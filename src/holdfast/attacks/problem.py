@@ -88,10 +88,13 @@ class Problem:
 
     # ------------------------------------------------------------------ questions
 
-    def gradient(self, d: Tensor, loss: str | Callable[..., Tensor], *columns: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, d: Tensor, loss: str | Callable[..., Tensor], *columns: Tensor, within: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
 
-        The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each).
+        The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each). `within`:
+        a success beyond eps is none, nor is the model under test asked about it.
         """
         value, g = d.new_zeros(len(d)), torch.zeros_like(d)
 
@@ -103,7 +106,7 @@ class Problem:
                 return slope
 
             z, pulled = self.target.pull(x, cotangent)  # it may run out of memory and be asked again: no books before
-            self._note(rows, x, z, exact=not self.target.approximate)
+            self._note(rows, x, z, exact=not self.target.approximate, within=within)
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask, slopes=1)
@@ -332,7 +335,7 @@ class Problem:
             g = g.masked_fill(wide(bad, g), 0)
         return g if self.mask is None else g * self.mask
 
-    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True) -> None:
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True, within: bool = False) -> None:
         """Book the scores at inputs x; what looks like a success in approximate ones is asked again."""
         if self.ledger is None:
             return
@@ -340,12 +343,15 @@ class Problem:
         if not bool(finite.all()):
             self._drop(rows[~finite], Outcome.FAILED)
         hit = self._wins(rows, z) & finite
+        if within:
+            hit &= self.norm.size(x.double() - self.x[rows].double()) <= self.ledger.limit[self.rows[rows]]
+        told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()  # by the model under test
         if not exact and bool(hit.any()):
             z = z.clone()
             z[hit] = self.target.scores(x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
-            hit = self._wins(rows, z) & z.isfinite().all(1)
-        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]))
+            hit &= self._wins(rows, z) & z.isfinite().all(1)
+        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
 
     def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""

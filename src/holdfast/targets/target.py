@@ -69,6 +69,7 @@ class Target(ABC):
     passes: int = 1  # forwards that one question costs a row
     pull_passes: int = 0  # forwards that one pullback costs a row besides, where it is estimated from them
     caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
+    lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins
     approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:

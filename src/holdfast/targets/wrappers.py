@@ -20,7 +20,8 @@ class Around(Target):
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.access, self.passes, self.approximate = inner.access, inner.passes, inner.approximate
+        self.access, self.passes = inner.access, inner.passes
+        self.approximate, self.lent = inner.approximate, inner.lent
         self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
         self.batch_size, self.was_training, self.remarks = inner.batch_size, inner.was_training, inner.remarks
         if inner.shape is not None:
@@ -192,7 +193,7 @@ class Surrogate(Around):
             raise InputError("a surrogate lends its gradients, and this one has none.")
         self.surrogate = surrogate
         super().__init__(inner)
-        self.access, self.approximate = Access.GRADIENTS, True
+        self.access, self.approximate, self.lent = Access.GRADIENTS, True, True
 
     def bind(self, shape: tuple[int, ...]) -> None:
         super().bind(shape)

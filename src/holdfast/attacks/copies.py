@@ -1,0 +1,60 @@
+"""Changed copies of inputs, and the gradients that come back through the change.
+
+A change takes images [n, c, h, w] to images of the same shape, each row by its own keys, and torch's autograd takes
+gradients back through it. The copies are no answers: they may lie beyond eps, though never beyond the box or the mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from holdfast.attacks.problem import Problem
+
+Change = Callable[[Tensor, int], Tensor]  # images and the number of the copy, from 0
+
+
+def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change) -> Tensor:
+    """Of the loss at d itself, which is judged, and at some changed copies of x + d: [n, *shape]."""
+    _, g = p.gradient(d, loss)
+    for i in range(copies):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (p.x + d).detach().requires_grad_()
+            moved = (joined(p, change(images(p, leaf), i)) - p.x).clamp(p.lo, p.hi)
+        _, slope = p.gradient(moved.detach(), loss, within=True)
+        with torch.enable_grad():
+            g = g + torch.autograd.grad((moved * slope).sum(), leaf)[0]
+    return g / (copies + 1)
+
+
+def images(p: Problem, x: Tensor) -> Tensor:
+    """Inputs as images [n, c, h, w]; those with one axis are one row."""
+    if p.target.layout == "nhwc" and x.ndim == 4:
+        return x.movedim(-1, 1)
+    shape = (1,) * (4 - x.ndim) + tuple(x.shape[1:])
+    return x.reshape(len(x), math.prod(shape[:-2]), *shape[-2:])
+
+
+def joined(p: Problem, image: Tensor) -> Tensor:
+    """Images as inputs."""
+    return (image.movedim(1, -1) if p.target.layout == "nhwc" and p.x.ndim == 4 else image).reshape(p.x.shape)
+
+
+def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:
+    """Images [n, c, h, w] whose pixels come from rows i and columns j ([n, h, w], in between: bilinear)."""
+    h, w = image.shape[-2:]
+    grid = torch.stack([(2 * j + 1) / w - 1, (2 * i + 1) / h - 1], -1).to(image.dtype)
+    return grid_sample(image - empty, grid, align_corners=False) + empty
+
+
+def strips(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A side cut into strips whose widths go as u [..., b]: the strip of each place [..., size], starts and widths."""
+    ends = (u.cumsum(-1) / u.sum(-1, keepdim=True).clamp_min(1e-9) * size).round().long()
+    ends = torch.cat([ends[..., :-1], torch.full_like(ends[..., :1], size)], -1)
+    start = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
+    place = torch.arange(size, device=u.device)
+    return (place[:, None] >= ends[..., None, :]).sum(-1), start, ends - start

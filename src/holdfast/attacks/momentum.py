@@ -1,0 +1,46 @@
+"""The iteration that attacks meant for other models share: signed or scaled steps along a running mean of gradients.
+
+Dong et al. 2018 (arXiv:1710.06081), algorithm 1. Each of these attacks has its own idea of the gradient; run on a
+`Surrogate` it lends what it finds to the model under test. Their loss `ce` is a log-odds, which weighs the copies of an
+input alike, where the cross-entropy of the papers forgets those that the model is sure of.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.attacks.problem import Problem
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+
+
+class Moving(NamedTuple):
+    d: Tensor  # [n, *shape], always legal
+    v: Tensor  # the running sum of gradients, each scaled to L1 size 1
+
+
+def begin(p: Problem) -> Moving:
+    """The input itself; a restart begins elsewhere in the ball."""
+    return Moving(p.random_start("ball" if p.restart else "zero"), torch.zeros_like(p.x))
+
+
+def follow(p: Problem, s: Moving, g: Tensor, attack: Any) -> Moving:
+    """One step of an attack with `step_size` and `decay` along the gradient g and those before."""
+    length = wide(g.flatten(1).abs().sum(1), g)
+    v = attack.decay * s.v + g / torch.where(length > 0, length, 1)
+    return Moving(p.project(s.d + p.stride(v, attack.step_size)), v)
+
+
+def check(attack: Any, **least: float) -> None:
+    """Refuse values that mean nothing: steps of no size, and fields below their `least`."""
+    for name, value in least.items():
+        if getattr(attack, name) < value:
+            raise SpecError(f"{spec.write(attack)} has {name} {getattr(attack, name)}; it is at least {value:g}.")
+    if not attack.step_size > 0:
+        raise SpecError(f"{spec.write(attack)} has step_size {attack.step_size}; it is a fraction of eps, above 0.")
+    if not attack.decay >= 0:
+        raise SpecError(f"{spec.write(attack)} has decay {attack.decay}; it is a share, at least 0.")
