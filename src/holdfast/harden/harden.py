@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from holdfast import attacks
@@ -95,7 +93,7 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
-    target = wrap(model)
+    target = _torch(wrap(model))
     source, judged = _sources(target, data, test, seed)
     net = _trainable(model, target, source, recipe)
     check_labels(judged, target.task.k)
@@ -136,33 +134,46 @@ def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> 
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 
+def _torch(target: Target) -> TorchTarget:
+    if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
+        kind = type(getattr(target, "model", target)).__name__
+        raise InputError(f"hardening trains a torch module, but the model is a {kind}.")
+    return target
+
+
 def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
     """What to train on and what to measure on: checked, and never the same rows."""
-    scale = target.bounds.high <= 1
-    sources = [d if d is None or isinstance(d, Source) else from_arrays(*d, scale=scale) for d in (data, test)]
-    for source in sources:
-        if source is not None:
-            check_data(source, target.bounds)
-    if sources[1] is None:
-        sources = divide(sources[0], 0.2, 10_000, seed, "test")
-    if sources[0].fingerprint() == sources[1].fingerprint():
+
+    def opened(given: Any) -> Source:
+        source = given if isinstance(given, Source) else from_arrays(*given, scale=target.bounds.high <= 1)
+        check_data(source, target.bounds)
+        return source
+
+    if test is None:
+        return divide(opened(data), 0.2, 10_000, seed, "test")
+    source, judged = opened(data), opened(test)
+    if source.fingerprint() == judged.fingerprint():
         raise InputError(
-            f"{sources[0].name} would train the network and measure it too; give other rows to measure on (--test)."
+            f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
         )
-    return sources[0], sources[1]
+    return source, judged
 
 
-def _trainable(model: Any, target: Target, source: Source, recipe: Recipe) -> nn.Module:
+def _trainable(model: Any, target: TorchTarget, source: Source, recipe: Recipe) -> nn.Module:
     """An own copy of the network, which training may change.
 
     Raises:
         InputError: it is no torch module, has nothing to train, or the data cannot train it.
     """
-    if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
-        kind = type(getattr(target, "model", target)).__name__
-        raise InputError(f"hardening trains a torch module, but the model is a {kind}.")
+    assert isinstance(target.model, nn.Module)
     check_model(target, source)
     check_labels(source, target.task.k)
+    x, _ = source.rows(0, 256)
+    if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
+        raise InputError(
+            f"the {type(target.model).__name__} gives scores that are not finite on the first rows of {source.name}, so "
+            f"its loss is not either; repair its weights or its preprocessing."
+        )
     least = 10
     labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
     counts = np.bincount(labels.astype(np.int64), minlength=target.task.k)

@@ -57,7 +57,7 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         InputError: a run is missing, or they differ in data, rows or threat.
     """
     folders = Path(first), Path(second)
-    facts = tuple(store.read_manifest(folder) for folder in folders)
+    facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
     _check_same(folders, *facts)
     tables = [store.read_samples(folder).sort_by("id") for folder in folders]
     asked = np.logical_and(*(~_among(table, "skipped") for table in tables))

@@ -159,7 +159,7 @@ class TorchTarget(Target):
         return kept[-1], g
 
     def live(self, model: nn.Module) -> TorchTarget:
-        """This target around a module that is trained meanwhile: no copy, no faster twin; its modes are the caller's."""
+        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode is the caller's."""
         own = copy.copy(self)
         own.model = own.twin = model
         own.approximate, own.precision = False, "float32"
