@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from holdfast import attacks
@@ -171,8 +172,8 @@ def _trainable(model: Any, target: TorchTarget, source: Source, recipe: Recipe) 
     x, _ = source.rows(0, 256)
     if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
         raise InputError(
-            f"the {type(target.model).__name__} gives scores that are not finite on the first rows of {source.name}, so "
-            f"its loss is not either; repair its weights or its preprocessing."
+            f"the {type(target.model).__name__} gives scores that are not finite on the first rows of {source.name}, "
+            f"so its loss is not either; repair its weights or its preprocessing."
         )
     least = 10
     labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
