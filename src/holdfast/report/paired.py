@@ -14,7 +14,7 @@ from holdfast.runs.compare import Comparison, Paired
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
-    table.add_column("figure")
+    table.add_column("accuracy")
     for label in ("first", "95 %", "second", "95 %", "gained", "lost"):
         table.add_column(label, justify="right", no_wrap=True)
     for f in found.figures:
@@ -24,7 +24,7 @@ def summary(found: Comparison) -> RenderableType:
             words.percent(f.second.value),
             words.span(f.second),
         )
-        table.add_row(f.name, *shares, f"{f.gained:,}", f"{f.lost:,}")
+        table.add_row(f.name.removesuffix(" accuracy"), *shares, f"{f.gained:,}", f"{f.lost:,}")
     classes = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
     classes.add_column("class")
     for label in ("of", "clean, first", "second", "robust, first", "second"):
