@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from holdfast import attacks
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
     from holdfast.evaluate import Run, evaluate
+    from holdfast.harden import harden
     from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.threat import Targeted, Threat, Untargeted
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
     "holdfast.evaluate": ("Run", "evaluate"),
+    "holdfast.harden": ("harden",),
     "holdfast.targets": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.threat": ("Targeted", "Threat", "Untargeted"),
@@ -43,6 +45,7 @@ __all__ = [
     "Untargeted",
     "attacks",
     "evaluate",
+    "harden",
     "load",
     "wrap",
 ]

@@ -23,7 +23,7 @@ MAY = {
     "report": VOCABULARY | {"runs"},
     "evaluate": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
-    "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
+    "harden": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate"},  # it measures before and after
 }
 HELPERS = ("__init__", "attack", "problem", "ledger", "pace", "planes", "foothold", "momentum", "copies")
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]

@@ -11,9 +11,17 @@ import typer
 from holdfast.errors import SpecError, suggest
 
 
-def listing(what: Annotated[str, typer.Argument(help="attacks, protocols or data.", metavar="WHAT")]) -> int:
-    """List the attacks with their options, the protocols, or the kinds of data."""
-    shown = {"attacks": _attacks, "protocols": _protocols, "data": _data}
+def listing(
+    what: Annotated[str, typer.Argument(help="attacks, protocols, recipes, objectives or data.", metavar="WHAT")],
+) -> int:
+    """List the attacks or training objectives with their options, the protocols, the recipes, or the kinds of data."""
+    shown = {
+        "attacks": _attacks,
+        "protocols": _protocols,
+        "recipes": _recipes,
+        "objectives": _objectives,
+        "data": _data,
+    }
     if what not in shown:
         raise SpecError(f"cannot list {what!r}; {suggest(what, shown)}")
     shown[what]()
@@ -49,6 +57,26 @@ def _protocols() -> None:
         typer.echo(f"{name}  version {version}: {doc}")
         for norm, trials in lists.items():
             typer.echo(f"    {norm}: {'; '.join(trials)}")
+
+
+def _recipes() -> None:
+    from holdfast import spec
+    from holdfast.harden.recipes import RECIPES, parse
+
+    for name, (version, doc, _) in RECIPES.items():
+        typer.echo(f"{name}  version {version}: {doc}")
+        typer.echo(f"    {spec.write(parse(name), whole=True).removeprefix('recipe')}")
+
+
+def _objectives() -> None:
+    from holdfast import spec
+    from holdfast.harden.objectives import OBJECTIVES
+
+    for name, maker in OBJECTIVES.items():
+        example = maker()
+        typer.echo(f"{name}  {example.passes} passes a row and step")
+        typer.echo(f"    {(inspect.getdoc(type(example)) or '').splitlines()[0]}")
+        typer.echo(f"    {spec.write(example, whole=True)}")
 
 
 def _data() -> None:

@@ -13,14 +13,16 @@ from typing import Any
 
 import typer
 
-from holdfast.cli import attack, demo, evaluate, listing, merge, report, train, verify
+from holdfast.cli import attack, compare, demo, evaluate, harden, listing, merge, report, train, verify
 from holdfast.errors import HoldfastError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate.evaluate,
     "attack": attack.attack,
+    "harden": harden.harden,
     "train": train.train,
     "verify": verify.verify,
+    "compare": compare.compare,
     "merge": merge.merge,
     "report": report.report,
     "list": listing.listing,

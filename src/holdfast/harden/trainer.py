@@ -1,18 +1,44 @@
-"""Train: the undefended baseline, plain cross-entropy with a cosine schedule."""
+"""The loop that trains: one network, one recipe, one adversary, from the first step or from where it stopped.
+
+What a training goes on from (weights, their average, the optimiser, the random state, the place in the epoch) is one
+`State`, stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from holdfast import attacks
+from holdfast.attacks.attack import Attack, perturb, run
 from holdfast.data import Source
 from holdfast.errors import InputError
+from holdfast.harden import objectives
+from holdfast.harden.objectives import Objective
+from holdfast.harden.recipes import Recipe
+from holdfast.harden.schedules import share_of_rate
+from holdfast.runs.store import write_bytes
+from holdfast.targets import TorchTarget
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import sealed
+from holdfast.threat import Threat
+
+_BLOCK = 8192  # rows shuffled at once: a set larger than memory streams
+_GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
 
 
 def train(
@@ -44,12 +70,12 @@ def train(
     with sealed(seed), torch.enable_grad():
         for epoch in range(1, epochs + 1):
             total, right = 0.0, 0
-            for x, y in _shuffled(data, batch_size, seed + epoch):
-                x, y = x.to(device), y.to(device)
+            for rows in read(data, shuffled(len(data), batch_size, seed + epoch)):
+                x, y = (torch.from_numpy(part).to(device) for part in rows)
                 for step in preprocess:
                     x = step(x)
                 z = model(x)
-                loss = F.cross_entropy(z, y)
+                loss = F.cross_entropy(z, y.long())
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
@@ -61,16 +87,363 @@ def train(
     return model.eval()
 
 
-def _shuffled(data: Source, batch_size: int, seed: int):
-    # Shuffled within blocks that are themselves shuffled: a set larger than memory streams.
-    block = 8192
+@dataclass
+class Epoch:
+    """One line of log.csv."""
+
+    epoch: int
+    objective: str
+    rate: float  # of learning, at the end
+    eps: float  # trained against, at the end
+    loss: float  # mean over the epoch
+    trained: float  # accuracy at the points trained at
+    clean: float  # accuracy of the averaged weights on the rows held out
+    inner: float  # the same under the inner attack
+    robust: float  # the same under the recipe's judge
+    passes: int  # forward and backward passes spent, so far
+    note: str = ""
+
+
+@dataclass
+class Place:
+    """Where a training stands, beside its tensors."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done of this epoch
+    step: int = 0  # steps done of all
+    objective: str = ""  # as it is now: a guard may have changed it
+    loss: float = 0.0  # sums over this epoch's rows
+    right: int = 0
+    rows: int = 0
+    passes: int = 0
+    best: tuple[bool, float, float] = (False, -1.0, -1.0)  # whether above the floor, robust, clean; of what is kept
+    best_epoch: int = 0
+    full: int = 0  # epochs since the objective or eps last changed
+    log: list[Epoch] = field(default_factory=list)
+
+
+class State:
+    """All that a training goes on from."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
+        self.net = net
+        self.average = copy.deepcopy(net).eval().requires_grad_(False)
+        self.optimiser = _optimiser(net, recipe)
+        self.place = Place(objective=recipe.objective)
+        self.keep()
+
+    def keep(self) -> None:
+        """These weights are the best so far."""
+        self.best = {name: value.clone() for name, value in self._weights().items()}
+
+    def back_to_best(self, recipe: Recipe) -> None:
+        self._put(self.best)
+        self.optimiser = _optimiser(self.net, recipe)
+
+    def best_average(self) -> dict[str, Tensor]:
+        """The state_dict of the best averaged weights."""
+        return {k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")}
+
+    def dump(self) -> bytes:
+        tensors = {f"now.{name}": value for name, value in self._weights().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for i, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
+        tensors["random"] = torch.get_rng_state()
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
+
+    def restore(self, content: bytes) -> None:
+        tensors = load(content)
+        meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        place = json.loads(meta["place"])
+        place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
+        self.place = Place(**place, log=log)
+        self._put(_under("now.", tensors))
+        self.best = _under("best.", tensors)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimiser.", tensors).items():
+            i, _, slot = name.partition(".")
+            slots.setdefault(int(i), {})[slot] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
+        torch.set_rng_state(tensors["random"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        return own | {f"average.{name}": value for name, value in self.average.state_dict().items()}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        self.net.load_state_dict(_under("net.", weights))
+        self.average.load_state_dict(_under("average.", weights))
+
+
+@dataclass
+class Training:
+    """A training to be done: `fit` does it.
+
+    Args:
+        target: the network's door, bound; its own copy of the network is not used.
+        data: rows to train on.
+        held: rows that choose the weights.
+        threat: what the network shall withstand.
+        recipe: how.
+        seed: of the order of rows, of all noise, and of what the network draws itself.
+        floor: the least clean accuracy on `held` of the weights chosen.
+        folder: where log.csv and the state are written; None: nowhere.
+        every: seconds from one stored state to the next; 0: after each step.
+        watch: told of each finished epoch.
+    """
+
+    target: TorchTarget
+    data: Source
+    held: Source
+    threat: Threat
+    recipe: Recipe
+    seed: int = 0
+    floor: float = 0.0
+    folder: Path | None = None
+    every: float = 30.0
+    watch: Callable[[Epoch], None] = lambda _: None
+
+    def fit(self, net: nn.Module, *, resume: bool = False) -> State:
+        """Train `net`, in place; the best weights are the `best_average()` of what comes back.
+
+        Raises:
+            InputError: the loss is not finite. After the first epoch, the best weights until then are kept on disk.
+        """
+        recipe, self.began = self.recipe, time.monotonic()
+        x, y = self.held.rows(0, len(self.held))
+        self.judged = self._tensors(x, y)
+        with sealed(self.seed), torch.enable_grad():
+            s = State(net, recipe)
+            if resume and self.folder is not None and (self.folder / STATE).exists():
+                s.restore((self.folder / STATE).read_bytes())
+            while s.place.epoch < recipe.epochs:
+                plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
+                for x, y in read(self.data, plan[s.place.batch :]):
+                    self._step(s, *self._tensors(x, y), total=recipe.epochs * len(plan))
+                    self._store(s)
+                self._close(s)
+        return s
+
+    def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
+        """One step on rows x [n, *shape], y [n]."""
+        recipe, place = self.recipe, s.place
+        done = (place.step + 1) / total
+        rate, eps = self._pace(done)
+        for group in s.optimiser.param_groups:
+            group["lr"] = rate
+        objective = objectives.parse(place.objective)
+        live = self.target.live(s.net)
+        near = objective.near(self._craft(live, eps, self.seed + place.step), x, y)
+
+        s.net.train()
+        gamma = recipe.awp if done > recipe.ramp else 0.0
+        with perturbed_weights(s.net, lambda: objective.loss(live.outputs, x, near, y)[0], gamma):
+            loss, z = objective.loss(live.outputs, x, near, y)
+            s.optimiser.zero_grad()
+            loss.backward()
+        length = nn.utils.clip_grad_norm_(s.net.parameters(), recipe.clip or math.inf)
+        if not bool(loss.isfinite() & length.isfinite()):
+            raise InputError(self._diverged(s, float(loss.detach()), float(length), rate))
+        s.optimiser.step()
+        _average(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
+
+        place.step, place.batch = place.step + 1, place.batch + 1
+        place.rows, place.passes = place.rows + len(y), place.passes + len(y) * (objective.passes + 2 * (gamma > 0))
+        place.loss += float(loss.detach()) * len(y)
+        place.right += int((z.detach().argmax(1) == y).sum())
+
+    def _pace(self, done: float) -> tuple[float, float]:
+        """Learning rate and eps where this share of the training is done."""
+        rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
+        return rate, float(self.threat.eps) * (min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0)
+
+    def _close(self, s: State) -> None:
+        """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
+        place, recipe = s.place, self.recipe
+        objective = objectives.parse(place.objective)
+        clean, inner, robust = self._judge(s, objective)
+        rate, eps = self._pace((place.epoch + 1) / recipe.epochs)
+        line = Epoch(
+            epoch=place.epoch + 1,
+            objective=place.objective,
+            rate=rate,
+            eps=eps,
+            loss=place.loss / place.rows,
+            trained=place.right / place.rows,
+            clean=clean,
+            inner=inner,
+            robust=robust,
+            passes=place.passes,
+        )
+        place.epoch, place.batch, place.rows, place.loss, place.right = place.epoch + 1, 0, 0, 0.0, 0
+        place.full = place.full + 1 if eps == self.threat.eps else 0
+        score = (clean >= self.floor, robust, clean)
+        if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
+            harder = objectives.stronger(objective)
+            s.back_to_best(recipe)
+            place.objective, place.full = repr(harder), 0
+            line.note = (
+                f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under the judge; "
+                f"back to the weights of epoch {place.best_epoch}, on with {harder!r}"
+            )
+        elif score >= place.best:
+            place.best, place.best_epoch = score, place.epoch
+            s.keep()
+        place.log.append(line)
+        self._store(s, now=True)
+        self.watch(line)
+
+    def _judge(self, s: State, objective: Objective) -> tuple[float, float, float]:
+        """Accuracy of the averaged weights on the rows held out: clean, under the inner attack, under the judge."""
+        x, y = self.judged
+        door = self.target.live(s.average)
+        with torch.no_grad():
+            right = door.task.predict(door.all_scores(x)) == y
+            near = objective.near(self._craft(door, float(self.threat.eps), self.seed), x, y)
+            inner = door.task.predict(door.all_scores(near)) == y
+        books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
+        stood = (books.outcome == attacks.Outcome.SURVIVED) & right
+        return tuple(float(column.double().mean()) for column in (right, inner & right, stood))  # pyright: ignore[reportReturnType]
+
+    def _craft(self, live: TorchTarget, eps: float, seed: int) -> objectives.Craft:
+        """Crafting against a network in eval mode, so that its batch norms neither see nor learn the search."""
+
+        def craft(attack: Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
+            assert isinstance(live.model, nn.Module)
+            with evaluating(live.model):
+                return perturb(attack, live, x, y, self.threat.at(eps * widen), seed=seed % 2**63)
+
+        return craft
+
+    def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
+        return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
+
+    def _store(self, s: State, *, now: bool = False) -> None:
+        if self.folder is None or not (now or time.monotonic() - self.began >= self.every):
+            return
+        self.began = time.monotonic()
+        write_bytes(self.folder / STATE, s.dump())
+        if now:
+            write_bytes(self.folder / "log.csv", table(s.place.log).encode())
+
+    def _diverged(self, s: State, loss: float, length: float, rate: float) -> str:
+        what = f"the loss is {loss:g} and the gradient's length {length:g}"
+        if s.place.step == 0:
+            return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
+        where = f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
+        if not s.place.best_epoch or self.folder is None:
+            return f"{where} Try a lower rate."
+        kept = self.folder / "model.safetensors"
+        write_bytes(kept, packed(s.best_average()))
+        return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
+
+
+STATE = "training.safetensors"
+
+
+def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
+    """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
+
+    A gap alone is no proof (a weak network has one too): what was reached before must be lost, or most of what the
+    inner attack leaves standing must fall. On training rows, plain overfitting would look the same.
+    """
+    short = 0 < objective.inner <= 4
+    return short and inner - robust > _GAP and robust < max(best - _GAP, inner / 2)
+
+
+def shuffled(n: int, batch_size: int, seed: int) -> list[tuple[int, np.ndarray]]:
+    """The steps of an epoch: each the first row of a block, and the rows of it that the step takes."""
     order = np.random.default_rng(seed)
-    starts = np.arange(0, len(data), block)
-    for start in order.permutation(starts):
-        x, y = data.rows(int(start), min(int(start) + block, len(data)))
-        rows = order.permutation(len(x))
-        for at in range(0, len(rows), batch_size):
-            part = rows[at : at + batch_size]
-            if len(part) == 1 < batch_size and at:
-                continue  # BatchNorm takes no batch of one; the next epoch's shuffle brings the row back
-            yield torch.from_numpy(x[part]), torch.from_numpy(np.asarray(y[part], dtype=np.int64))
+    steps: list[tuple[int, np.ndarray]] = []
+    for start in order.permutation(np.arange(0, n, _BLOCK)):
+        rows = order.permutation(min(_BLOCK, n - start))
+        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        # Batch norm takes no batch of one; the next epoch's shuffle brings the row back.
+        steps += [(int(start), part) for part in parts if len(part) > 1 or batch_size == 1 or n == 1]
+    return steps
+
+
+def read(data: Source, plan: list[tuple[int, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows of each step."""
+    block, x, y = -1, np.empty(0), np.empty(0)
+    for start, rows in plan:
+        if start != block:
+            block, (x, y) = start, data.rows(start, start + _BLOCK)
+        yield x[rows], np.asarray(y)[rows]
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode, each module's own flag restored afterwards."""
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def perturbed_weights(net: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Within, the weights are where a step of relative length gamma raises the loss most (AWP, arXiv:2004.05884).
+
+    Each tensor w of two axes or more moves by gamma |w| along its gradient. Differs from the authors' code: the step
+    is taken on the network itself in eval mode, not on a proxy, so batch norms see the batch once.
+    """
+    weights = [w for w in net.parameters() if w.requires_grad and w.ndim > 1] if gamma else []
+    saved = [w.detach().clone() for w in weights]
+    if weights:
+        with evaluating(net):
+            slopes = torch.autograd.grad(loss(), weights, allow_unused=True)
+        with torch.no_grad():
+            for w, g in zip(weights, slopes, strict=True):
+                if g is not None:
+                    w.add_(g, alpha=float(gamma * w.norm() / g.norm().clamp_min(1e-12)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, old in zip(weights, saved, strict=True):
+                w.copy_(old)
+
+
+def table(log: list[Epoch]) -> str:
+    """log.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    for line in log:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
+    return text.getvalue()
+
+
+def packed(weights: dict[str, Tensor]) -> bytes:
+    """A state_dict as the bytes of a .safetensors file."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+
+
+def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [w for w in net.parameters() if w.requires_grad]
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(weights, recipe.rate, weight_decay=recipe.decay)
+    return torch.optim.SGD(
+        weights, recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=recipe.momentum > 0
+    )
+
+
+def _average(average: nn.Module, net: nn.Module, share: float) -> None:
+    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
+    with torch.no_grad():
+        for old, new in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old), 1 - share)
+            else:
+                old.copy_(new)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

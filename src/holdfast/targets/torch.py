@@ -158,6 +158,17 @@ class TorchTarget(Target):
             g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
         return kept[-1], g
 
+    def live(self, model: nn.Module) -> TorchTarget:
+        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode is the caller's."""
+        own = copy.copy(self)
+        own.model = own.twin = model
+        own.approximate, own.precision = False, "float32"
+        return own
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Scores [n, k] that gradients flow through, to inputs and parameters alike."""
+        return self._forward(x)
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
         if isinstance(self.model, nn.Module):

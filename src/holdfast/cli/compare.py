@@ -1,0 +1,30 @@
+"""holdfast compare: two runs, sample by sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.errors import InputError
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN...")],
+    json: Annotated[bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")] = False,
+) -> int:
+    """Compare runs of the same data and threat, paired by sample: intervals, McNemar's test, classes."""
+    if len(runs) < 2:
+        raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
+    from rich.console import Console
+
+    from holdfast.report import paired
+    from holdfast.runs.compare import compare as pair
+
+    for found in [pair(runs[0], other) for other in runs[1:]]:
+        if json:
+            typer.echo(found.model_dump_json())
+        else:
+            Console().print(paired.summary(found))
+    return 0

@@ -1,0 +1,118 @@
+"""holdfast harden: from a fragile network to a robust one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli import options
+from holdfast.cli.evaluate import progress_bar
+from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from holdfast.harden.trainer import Epoch
+
+
+def harden(
+    model: options.Model,
+    data: options.Data,
+    threat: options.ThreatText,
+    recipe: Annotated[
+        str, typer.Option(help='fast, standard or strong (list recipes), or "standard(rate=0.05)".')
+    ] = "standard",
+    objective: Annotated[
+        str | None, typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).')
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    min_clean: Annotated[
+        float, typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96.")
+    ] = 0.0,
+    test: Annotated[
+        str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="Of the measurements before and after.")] = "standard",
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    bounds: options.BoundsText = None,
+    preprocess: options.Steps = [],  # noqa: B006
+    layout: options.Layout = None,
+    output: options.Output = None,
+    split: options.Split = "train",
+    samples: options.Samples = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The folder; default: a new one under runs/.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")] = False,
+) -> int:
+    """Train a network to withstand a threat, and compare it with what it was."""
+    if resume and out is None:
+        raise InputError("--resume needs the folder to go on with: give --out.")
+    from rich.console import Console
+
+    from holdfast.evaluate import Names
+    from holdfast.harden import harden as make_robust
+    from holdfast.report import html, paired
+
+    target = options.open_target(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=options.bounds_of(bounds),
+        preprocess=preprocess,
+        layout=layout,
+        output=output,
+        batch_size=256,
+        device=device,
+    )
+    source = options.open_source(data, bounds, split)
+    judged = options.open_source(test or data, bounds, "test")
+    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
+        judged = None
+    folder = out or options.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
+    try:
+        with progress_bar() as watch:
+            made = make_robust(
+                target,
+                source,
+                threat,
+                recipe=recipe,
+                objective=objective,
+                epochs=epochs,
+                test=judged,
+                out=folder,
+                resume=resume,
+                protocol=protocol,
+                samples=options.rows_of(samples),
+                min_clean=min_clean,
+                seed=seed,
+                watch=watch,
+                tell=tell,
+                names=Names(model, arch, "test", options.command_line()),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
+        return 130
+    pages = [html.write(run.folder) for run in (made.before, made.after)]
+    if json:
+        typer.echo(made.comparison.model_dump_json(indent=1))
+    else:
+        Console().print(paired.summary(made.comparison))
+    typer.echo(f"weights: {folder / 'model.safetensors'}\nlog: {folder / 'log.csv'}", err=True)
+    typer.echo(f"reports: {pages[0]}, {pages[1]}", err=True)
+    clean = made.after.clean_accuracy.value
+    if clean is None or clean < min_clean:
+        typer.echo(f"clean accuracy is {clean}, below the floor of {min_clean:g}.", err=True)
+        return 1
+    return 0
+
+
+def tell(line: Epoch) -> None:
+    """An epoch, on stderr."""
+    typer.echo(
+        f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, robust {line.robust:.1%}"
+        + (f"\n  {line.note}" if line.note else ""),
+        err=True,
+    )

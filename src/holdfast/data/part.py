@@ -1,0 +1,34 @@
+"""Some rows of a source, as a source of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from holdfast.data.source import Source
+
+
+class Part(Source):
+    """The rows of `whole` that `ids` names, in this order; they are numbered anew from 0."""
+
+    def __init__(self, whole: Source, ids: np.ndarray, what: str) -> None:
+        self._whole, self._ids = whole, ids
+        self.name, self.shape, self.class_names = f"{whole.name} ({what})", whole.shape, whole.class_names
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._ids[start:stop]
+        if not len(ids):
+            return self._whole.rows(0, 0)
+        runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)  # what lies together is read together
+        pairs = [self._whole.rows(int(run[0]), int(run[-1]) + 1) for run in runs]
+        return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+
+
+def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:
+    """What stays, and a random share of the rows (at least one, and no more than `most`) set apart."""
+    count = max(1, min(most, round(share * len(whole))))
+    order = np.random.default_rng(seed).permutation(len(whole))
+    apart, rest = np.sort(order[:count]), np.sort(order[count:])
+    return Part(whole, rest, f"without its {what} rows"), Part(whole, apart, f"{what} rows")

@@ -1,0 +1,230 @@
+"""Harden: measure a network, train it against the threat, measure it again by the same judge, compare."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast import attacks
+from holdfast.attacks.attack import check_fit
+from holdfast.data import Source, from_arrays
+from holdfast.data.part import divide
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluate import Names, Run, evaluate
+from holdfast.evaluate.chunk import Watch
+from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.harden import objectives, recipes
+from holdfast.harden.recipes import Recipe
+from holdfast.harden.trainer import STATE, Epoch, Training, packed
+from holdfast.runs.compare import Comparison, compare
+from holdfast.runs.journal import refuse_changes
+from holdfast.runs.store import write_bytes
+from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.threat import Targeted, Threat
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What hardening leaves."""
+
+    model: nn.Module  # the best averaged weights, in eval mode
+    before: Run
+    after: Run
+    comparison: Comparison
+    log: list[Epoch]
+    folder: Path
+
+
+def harden(
+    model: nn.Module | Target,
+    data: Source | tuple[Any, Any],
+    threat: Threat | str,
+    *,
+    recipe: Recipe | str = "standard",
+    objective: str | None = None,
+    epochs: int | None = None,
+    test: Source | tuple[Any, Any] | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    protocol: str = "standard",
+    samples: int | tuple[int, int] | None = None,
+    min_clean: float = 0.0,
+    seed: int = 0,
+    every: float = 30.0,
+    watch: Watch = lambda _: None,
+    tell: Callable[[Epoch], None] = lambda _: None,
+    names: Names | None = None,
+) -> Hardened:
+    """Train a network until it withstands a threat, and show by how much it does.
+
+    The model given is not changed. Of its weights, training makes new ones; those are kept that stand best on rows
+    held out of the training data, under an attack that does not train.
+
+    Args:
+        model: a torch module, or one wrapped with its bounds and preprocessing.
+        data: a source to train on, or (x [n, *shape], y [n]) in raw units.
+        threat: what to withstand; one eps for all rows, untargeted.
+        recipe: `fast`, `standard` or `strong`, with any field changed as in `standard(epochs=30)`.
+        objective: in place of the recipe's: `trades(beta=6)`.
+        epochs: in place of the recipe's.
+        test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.
+        out: the folder; None: a new temporary one, which is the caller's to delete.
+        resume: go on with an unfinished hardening in `out`.
+        protocol: of the judge, before and after.
+        samples: the first so many rows of `test`, or a range of them.
+        min_clean: the least clean accuracy, on rows held out, of the weights chosen.
+        every: seconds from one stored state to the next.
+        watch: told of the progress of the two measurements.
+        tell: told of each finished epoch.
+        names: what the manifests call things.
+
+    Raises:
+        InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
+            diverged.
+        SpecError: the recipe, the objective or the threat cannot be understood.
+    """
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    recipe = _recipe(recipe, objective, epochs)
+    target = _torch(wrap(model))
+    source, judged = _sources(target, data, test, seed)
+    net = _trainable(model, target, source, recipe)
+    check_labels(judged, target.task.k)
+    _check_threat(threat, target, recipe)
+    train, held = divide(source, recipe.held, 1000, seed, "held-out")
+    if len(train) < recipe.batch_size:
+        recipe = replace(recipe, batch_size=len(train))
+
+    asked = {
+        "threat": repr(threat),
+        "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
+        "floor": str(min_clean),
+        "seed": str(seed),
+        "model": target.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
+    }
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
+    _open(folder, asked, resume=resume)
+    called = names or Names(type(target.model).__name__)
+    judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
+    before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
+    training = Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell)
+    state = training.fit(net, resume=True)
+    net.load_state_dict(state.best_average())
+    write_bytes(folder / "model.safetensors", packed(net.state_dict()))
+    hard = _door(net.eval(), target)
+    after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
+    found = compare(folder / "before", folder / "after")
+    write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
+    (folder / STATE).unlink(missing_ok=True)
+    return Hardened(net, before, after, found, state.place.log, folder)
+
+
+def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:
+    made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    made = made if objective is None else replace(made, objective=objective)
+    made = made if epochs is None else replace(made, epochs=epochs)
+    return replace(made, objective=repr(objectives.parse(made.objective)))
+
+
+def _torch(target: Target) -> TorchTarget:
+    if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
+        kind = type(getattr(target, "model", target)).__name__
+        raise InputError(f"hardening trains a torch module, but the model is a {kind}.")
+    return target
+
+
+def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
+    """What to train on and what to measure on: checked, and never the same rows."""
+
+    def opened(given: Any) -> Source:
+        source = given if isinstance(given, Source) else from_arrays(*given, scale=target.bounds.high <= 1)
+        check_data(source, target.bounds)
+        return source
+
+    if test is None:
+        return divide(opened(data), 0.2, 10_000, seed, "test")
+    source, judged = opened(data), opened(test)
+    if source.fingerprint() == judged.fingerprint():
+        raise InputError(
+            f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
+        )
+    return source, judged
+
+
+def _trainable(model: Any, target: TorchTarget, source: Source, recipe: Recipe) -> nn.Module:
+    """An own copy of the network, which training may change.
+
+    Raises:
+        InputError: it is no torch module, has nothing to train, or the data cannot train it.
+    """
+    assert isinstance(target.model, nn.Module)
+    check_model(target, source)
+    check_labels(source, target.task.k)
+    x, _ = source.rows(0, 256)
+    if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
+        raise InputError(
+            f"the {type(target.model).__name__} gives scores that are not finite on the first rows of {source.name}, "
+            f"so its loss is not either; repair its weights or its preprocessing."
+        )
+    least = 10
+    labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
+    counts = np.bincount(labels.astype(np.int64), minlength=target.task.k)
+    if int(counts.min()) < least:
+        raise InputError(
+            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
+            f"{least} of each of the {target.task.k} classes that the model knows."
+        )
+    net = copy.deepcopy(target.model)
+    fixed = {n for n, w in model.named_parameters() if not w.requires_grad} if isinstance(model, nn.Module) else set()
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(name not in fixed and weight.is_floating_point())
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise InputError(f"the {type(net).__name__} has no parameters to train.")
+    if recipe.batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+        raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+    return net
+
+
+def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
+    if isinstance(threat.goal, Targeted) or threat.mask is not None or isinstance(threat.eps, Tensor):
+        raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
+    threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
+    check_fit(attacks.parse(recipe.judge), target, threat)
+
+
+def _open(folder: Path, asked: dict[str, str], *, resume: bool) -> None:
+    """Begin a folder, or go on with one that was asked for the same."""
+    note = folder / "harden.json"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but hardening needs a folder; choose another --out.")
+    if note.exists():
+        if not resume:
+            raise InputError(f"{folder} holds a hardening; go on with it by --resume, or choose another --out.")
+        refuse_changes(folder, json.loads(note.read_bytes()), asked)
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds other files; choose another --out.")
+    else:
+        write_bytes(note, json.dumps(asked, indent=1).encode())
+
+
+def _door(net: nn.Module, like: TorchTarget) -> Target:
+    """A trained network behind the same door as the one that it came from."""
+    return wrap(
+        net,
+        bounds=(like.bounds.low, like.bounds.high),
+        preprocess=like.preprocess,
+        probabilities=like.probabilities,
+        batch_size=like.batch_size,
+        device=like.device,
+        layout=like.layout,
+        output=like.output,
+    )

@@ -1,0 +1,76 @@
+"""Recipes: how to train, whole and versioned. Literals, not code; a change of one raises its version."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from holdfast import attacks, spec
+from holdfast.errors import SpecError, suggest
+from holdfast.harden import objectives
+from holdfast.harden.schedules import SCHEDULES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training beside the network, the data, the threat and the seed."""
+
+    name: str = field(default="own", repr=False)
+    version: int = field(default=0, repr=False)
+    objective: str = "pgd"  # where it trains and what it pays: list objectives
+    epochs: int = 30  # times through the data
+    batch_size: int = 64  # rows of one step
+    optimiser: str = "sgd"  # sgd or adam
+    rate: float = 0.1  # the highest learning rate
+    schedule: str = "cosine"  # of the rate, after the warm-up: cosine, linear, piecewise or flat
+    warmup: float = 0.1  # share of the steps in which the rate rises
+    momentum: float = 0.9  # of sgd
+    decay: float = 5e-4  # weight decay
+    clip: float = 1.0  # the longest gradient, all parameters together; 0: any
+    ema: float = 0.995  # share of the past in the moving average of the weights, which is what is kept; 0: none
+    ramp: float = 0.2  # share of the steps in which eps rises from 0
+    awp: float = 0.0  # size of adversarial weight perturbations, relative to the weights; 0: none
+    held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
+    judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose
+
+    def __post_init__(self) -> None:
+        for name in ("objective", "optimiser", "schedule", "judge"):
+            if not isinstance(getattr(self, name), str):
+                raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
+        for name in ("epochs", "batch_size"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a whole number from 1.")
+        highest = {"warmup": 1, "momentum": 1, "ema": 1, "ramp": 1, "held": 0.5}
+        for name in ("rate", "decay", "clip", "awp", *highest):
+            value, top = getattr(self, name), highest.get(name, float("inf"))
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
+                raise SpecError(f"a recipe has {name}={value!r}, but it is a number from 0 to {top:g}.")
+        if not self.held:
+            raise SpecError("a recipe has held=0, but without rows held out nothing can choose the weights.")
+        if self.optimiser not in ("sgd", "adam"):
+            raise SpecError(f"unknown optimiser {self.optimiser!r}; it is sgd or adam.")
+        if self.schedule not in SCHEDULES:
+            raise SpecError(f"unknown schedule {self.schedule!r}; {suggest(self.schedule, SCHEDULES)}")
+        objectives.parse(self.objective)
+        attacks.parse(self.judge)
+
+
+RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
+    "fast": (1, "one step from strong noise: minutes, a few points short", {"objective": "nfgsm", "epochs": 30}),
+    "standard": (1, "ten steps of ascent: the usual choice", {"objective": "pgd", "epochs": 60}),
+    "strong": (
+        1,
+        "TRADES with perturbed weights, trained for long: the most robust, at some cost in clean accuracy",
+        {"objective": "trades", "epochs": 120, "awp": 0.005},
+    ),
+}
+
+
+def parse(text: str) -> Recipe:
+    """The recipe that a name, or a call such as `standard(epochs=30, rate=0.05)`, spells."""
+    makers: dict[str, Callable[..., Recipe]] = {
+        name: functools.partial(Recipe, name=name, version=version, **fields)  # pyright: ignore[reportArgumentType]
+        for name, (version, _, fields) in RECIPES.items()
+    }
+    return spec.build(text, makers, "recipe")

@@ -1,0 +1,47 @@
+"""Two runs side by side on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.report import words
+from holdfast.runs.compare import Comparison, Paired
+
+
+def summary(found: Comparison) -> RenderableType:
+    """A renderable for 80 columns and up."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table.add_column("accuracy")
+    for label in ("first", "95 %", "second", "95 %", "gained", "lost"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for f in found.figures:
+        shares = (
+            words.percent(f.first.value),
+            words.span(f.first),
+            words.percent(f.second.value),
+            words.span(f.second),
+        )
+        table.add_row(f.name.removesuffix(" accuracy"), *shares, f"{f.gained:,}", f"{f.lost:,}")
+    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    classes.add_column("class")
+    for label in ("of", "clean, first", "second", "robust, first", "second"):
+        classes.add_column(label, justify="right", no_wrap=True)
+    for c in found.per_class:
+        classes.add_row(Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust)))
+    lines: list[RenderableType] = [Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")]
+    lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
+    lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
+    lines += [Text(sentence(f), style="bold") for f in found.figures]
+    lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
+    return Group(*lines, "", classes)
+
+
+def sentence(f: Paired) -> str:
+    """What a figure's change means."""
+    share = f"{100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f}"
+    chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
+    what = "more than chance" if f.p < 0.05 else "may be chance"
+    return f"{f.name.capitalize()} changes by {share}; McNemar p {chance}: {what})."

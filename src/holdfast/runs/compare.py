@@ -1,0 +1,139 @@
+"""Two runs, sample by sample: what was gained, what was lost, and whether it could be chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel
+
+from holdfast.errors import InputError
+from holdfast.runs import store
+from holdfast.runs.manifest import Facts, Interval
+from holdfast.runs.metrics import interval
+
+
+class Paired(BaseModel):
+    """One yes-or-no figure of the same samples in two runs."""
+
+    name: str
+    first: Interval
+    second: Interval
+    gained: int  # samples that hold in the second run alone
+    lost: int  # in the first alone
+    change: float  # second - first
+    low: float  # 95 % interval of the change (Agresti and Min 2005)
+    high: float
+    p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
+
+
+class ClassChange(BaseModel):
+    """One class, as the right and the robust shares in the two runs."""
+
+    name: str
+    n: int
+    clean: tuple[float, float]
+    robust: tuple[float, float]
+
+
+class Comparison(BaseModel):
+    runs: tuple[str, str]
+    models: tuple[str, str]
+    verdicts: tuple[str, str]
+    threat: str
+    n: int
+    remarks: list[str]
+    figures: list[Paired]
+    per_class: list[ClassChange]
+
+
+def compare(first: Path | str, second: Path | str) -> Comparison:
+    """Compare two finished runs on the samples that both attacked.
+
+    Raises:
+        InputError: a run is missing, or they differ in data, rows or threat.
+    """
+    folders = Path(first), Path(second)
+    facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
+    _check_same(folders, *facts)
+    tables = [store.read_samples(folder).sort_by("id") for folder in folders]
+    asked = np.logical_and(*(~_among(table, "skipped") for table in tables))
+    tables = [table.filter(pa.array(asked)) for table in tables]
+    label = tables[0].column("label").to_numpy()
+    tests: dict[str, Callable[[pa.Table], np.ndarray]] = {
+        "clean": lambda table: table.column("clean_prediction").to_numpy() == label,
+        "robust": lambda table: _among(table, "robust", "certified"),
+    }
+    held = {name: (test(tables[0]), test(tables[1])) for name, test in tests.items()}
+    names = facts[0].data.class_names
+    return Comparison(
+        runs=(str(first), str(second)),
+        models=(facts[0].model.spec, facts[1].model.spec),
+        verdicts=(facts[0].verdict.status, facts[1].verdict.status),
+        threat=facts[0].threat.text,
+        n=len(label),
+        remarks=_remarks(*facts, int((~asked).sum())),
+        figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
+        per_class=[
+            ClassChange(
+                name=names[c] if names is not None else str(c),
+                n=int((label == c).sum()),
+                **{name: tuple(float(column[label == c].mean()) for column in two) for name, two in held.items()},  # pyright: ignore[reportArgumentType]
+            )
+            for c in np.unique(label)
+        ],
+    )
+
+
+def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
+    """The paired figures of two columns of truths, [n] each."""
+    from scipy.stats import binomtest
+
+    n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
+    # Half a sample is added to each of the four kinds: the plain interval has no width where nothing changed.
+    g, b, m = gained + 0.5, lost + 0.5, n + 2
+    spread = 1.959964 * math.sqrt(g + b - (g - b) ** 2 / m) / m
+    return Paired(
+        name=name,
+        first=interval(int(first.sum()), n),
+        second=interval(int(second.sum()), n),
+        gained=gained,
+        lost=lost,
+        change=(gained - lost) / n if n else 0.0,
+        low=(g - b) / m - spread,
+        high=(g - b) / m + spread,
+        p=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+    )
+
+
+def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
+    parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
+    for what, one, other in (
+        ("threat", a.threat.text, b.threat.text),
+        ("data", f"{a.data.spec} {a.data.fingerprint[:12]}", f"{b.data.spec} {b.data.fingerprint[:12]}"),
+        ("rows", *parts),
+    ):
+        same = a.data.fingerprint == b.data.fingerprint if what == "data" else one == other
+        if not same:
+            raise InputError(
+                f"{folders[0]} and {folders[1]} cannot be compared: their {what} differ, {one} and {other}; "
+                f"evaluate both models on the same {what}."
+            )
+
+
+def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
+    said = []
+    if a.protocol != b.protocol:
+        said.append(f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the judges were not the same.")
+    if a.model.fingerprint == b.model.fingerprint:
+        said.append("Both runs are of the same model.")
+    if skipped:
+        said.append(f"Left out, since one run skipped them: {skipped}.")
+    return said
+
+
+def _among(table: pa.Table, *statuses: str) -> np.ndarray:
+    return np.isin(table.column("status").to_numpy(zero_copy_only=False), statuses)

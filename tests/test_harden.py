@@ -1,0 +1,449 @@
+"""Hardening: objectives by hand, the loop's bits, its guards, and the command from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_bad_input import holdfast as command
+from test_bad_input import names, refused
+from torch import Tensor, nn
+
+import holdfast
+from holdfast.attacks.attack import perturb, run
+from holdfast.attacks.pgd import PGD as Ascent
+from holdfast.data import Source, from_arrays, open_data
+from holdfast.data.part import Part, divide
+from holdfast.errors import InputError, SpecError
+from holdfast.harden import objectives, recipes, trainer
+from holdfast.harden.trainer import Epoch, State, Training
+from holdfast.runs.compare import compare, paired
+from holdfast.targets import TorchTarget, wrap
+from holdfast.targets.demo import demo_net
+from holdfast.threat import Threat
+
+W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=torch.float64)  # [k, features]
+X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=torch.float64)
+NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=torch.float64)
+Y = torch.tensor([0, 2])
+ONE = torch.eye(3, dtype=torch.float64)[Y]
+
+
+def softmax(z: Tensor) -> Tensor:
+    e = (z - z.amax(1, keepdim=True)).exp()
+    return e / e.sum(1, keepdim=True)
+
+
+def slopes(text: str) -> Tensor:
+    """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T x."""
+    p, q = softmax(X @ W.T), softmax(NEAR @ W.T)  # p at x, q at x'
+    ratio = (p / q).log()
+    kl = (p * ratio).sum(1, keepdim=True)
+    dkl_z, dkl_there = p * (ratio - kl), q - p  # of KL(p, q), on the scores at x and at x'
+    if text == "standard":
+        return (q - ONE).T @ NEAR / 2  # what it is given as x' is x
+    if text == "pgd(smoothing=0.3)":
+        return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
+    if text in ("fast", "nfgsm", "pgd"):
+        return (q - ONE).T @ NEAR / 2
+    if text == "alp(weight=2)":
+        apart = 2 * 2 * (NEAR - X) @ W.T / 6
+        return ((q - ONE) / 4 + apart).T @ NEAR + ((p - ONE) / 4 - apart).T @ X
+    if text == "trades(beta=3)":
+        return ((p - ONE) + 3 * dkl_z).T @ X / 2 + 3 * dkl_there.T @ NEAR / 2
+    assert text == "mart(beta=3)"
+    rival = (q * (1 - ONE)).argmax(1)
+    r = torch.eye(3, dtype=torch.float64)[rival]
+    q_r, p_y = (q * r).sum(1, keepdim=True), (p * ONE).sum(1, keepdim=True)
+    boosted = q_r / (1 - q_r) * (r - q)
+    at_near = (q - ONE) + boosted + 3 * (1 - p_y) * dkl_there
+    at_x = 3 * (1 - p_y) * dkl_z - 3 * kl * p_y * (ONE - p)
+    return at_near.T @ NEAR / 2 + at_x.T @ X / 2
+
+
+SPECS = ["standard", "fast", "nfgsm", "pgd", "pgd(smoothing=0.3)", "alp(weight=2)", "trades(beta=3)", "mart(beta=3)"]
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> None:
+    w = W.clone().requires_grad_()
+    loss, z = objectives.parse(text).loss(lambda x: x @ w.T, X, NEAR, Y)
+    loss.backward()
+    assert w.grad is not None
+    assert torch.allclose(w.grad, slopes(text), atol=1e-12)
+    assert torch.equal(z, NEAR @ w.T)
+
+
+def linear() -> TorchTarget:
+    net = nn.Linear(2, 3, bias=False).double()
+    net.weight.data = W.clone()
+    target = wrap(net)
+    target.bind((2,))
+    assert isinstance(target, TorchTarget)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"), [("fast", 1), ("nfgsm", 3), ("pgd", 1), ("trades", 1), ("mart", 1), ("alp", 1)]
+)
+def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
+    target, eps = linear(), 0.05
+
+    def craft(attack: holdfast.attacks.Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
+        return perturb(attack, target, x, y, Threat.linf(eps * widen), seed=1)
+
+    near = objectives.parse(text).near(craft, X, Y)
+    assert eps * 0.5 < float((near - X).abs().max()) <= reach * eps + 1e-12
+    assert float((near - X).abs().max()) > eps * (1.01 if reach > 1 else 0)
+    loss = torch.nn.functional.cross_entropy
+    assert float(loss(near @ W.T, Y)) > float(loss(X @ W.T, Y)) or text == "trades"
+
+
+def test_objectives_and_recipes_are_calls() -> None:
+    for text in SPECS:
+        assert repr(objectives.parse(repr(objectives.parse(text)))) == repr(objectives.parse(text))
+    made = recipes.parse('standard(epochs=3, objective="trades(beta=2)")')
+    assert (made.name, made.epochs, made.objective) == ("standard", 3, "trades(beta=2)")
+    for bad in ("trade", "trades(gamma=1)", "pgd(steps=0)", "pgd(steps=2.5)", "mart(beta=-1)", 'fast(step_size="1")'):
+        with pytest.raises(SpecError):
+            objectives.parse(bad)
+    bad = (
+        "standrad",
+        "fast(epochs=0)",
+        "fast(held=0)",
+        'fast(schedule="cos")',
+        'fast(judge="x")',
+        'fast(optimiser="s")',
+    )
+    for text in bad:
+        with pytest.raises(SpecError):
+            recipes.parse(text)
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def digits(start: int, stop: int) -> Source:
+    return from_arrays(*open_data("digits", split="train").rows(start, stop), scale=False)
+
+
+def fresh(make: Callable[[], nn.Module] = demo_net) -> nn.Module:
+    torch.manual_seed(0)
+    return make()
+
+
+def training(
+    recipe: str, *, eps: float = 0.15, rows: int = 320, make: Callable[[], nn.Module] = demo_net, **options
+) -> tuple[Training, nn.Module]:
+    net = fresh(make)
+    target = wrap(net)
+    target.bind((1, 8, 8))
+    return Training(
+        target, digits(0, rows), digits(1000, 1060), Threat.linf(eps), recipes.parse(recipe), **options
+    ), net  # pyright: ignore[reportArgumentType]
+
+
+def weights(state: State) -> list[Tensor]:
+    return [*state.net.state_dict().values(), *state.average.state_dict().values(), *state.best.values()]
+
+
+@pytest.fixture(scope="module")
+def plain() -> float:
+    """The share of test digits that plain training leaves standing."""
+    return robust("standard")
+
+
+def robust(objective: str) -> float:
+    how = 'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, judge="pgd(steps=2)"'
+    done, net = training(f'fast({how}, objective="{objective}")', eps=0.1)
+    net.load_state_dict(done.fit(net).best_average())
+    x, y = (torch.from_numpy(part) for part in open_data("digits").rows(0, 100))
+    return float((~run(Ascent(steps=10), wrap(net), x, y, Threat.linf(0.1)).broken).double().mean())
+
+
+@pytest.mark.parametrize("text", ["fast", "nfgsm", "pgd(steps=4)", "trades(steps=4)", "mart(steps=4)", "alp(steps=4)"])
+def test_every_objective_makes_attacks_fail(text: str, plain: float) -> None:
+    assert robust(text) > plain + 0.1
+
+
+class Normed(nn.Module):
+    """With all that resuming could forget: batch norm, dropout, a frozen part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2))
+        self.head = nn.Linear(144, 10)
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
+    optimiser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = 'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="trades(steps=2)", ramp=0.1, rate=0.01'
+    recipe = f'strong({how}, optimiser="{optimiser}")'
+    whole, net = training(recipe, make=Normed)
+    wanted = weights(whole.fit(net))
+
+    cut, net = training(recipe, make=Normed, folder=tmp_path, every=0.0)
+    step = Training._step
+
+    def dies(self: Training, s: State, *args: Tensor, **options: int) -> None:
+        if s.place.step == 7:  # of 10: two of the second epoch are done
+            raise Killed
+        step(self, s, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", dies)
+        with pytest.raises(Killed):
+            cut.fit(net)
+    again, net = training(recipe, make=Normed, folder=tmp_path)
+    found = again.fit(net, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, weights(found), strict=True))
+    assert [line.epoch for line in csv_of(tmp_path)] == [1, 2]
+
+
+def csv_of(folder: Path) -> list[Epoch]:
+    with (folder / "log.csv").open(encoding="utf-8") as file:
+        return [Epoch(int(line.pop("epoch")), **line) for line in csv.DictReader(file)]  # pyright: ignore[reportArgumentType]
+
+
+def test_batch_norms_do_not_learn_from_the_search() -> None:
+    """One step of training moves the running mean by one batch; the attack's own passes leave it alone."""
+    done, net = training("standard(epochs=1, batch_size=320, ramp=0)", make=Normed, rows=320)
+    done.fit(net)
+    assert int(net.body[1].num_batches_tracked) == 1  # pyright: ignore[reportIndexIssue]
+
+
+def test_frozen_parameters_stay() -> None:
+    done, net = training("standard(epochs=1)", make=Normed)
+    before = net.head.bias.detach().clone()  # pyright: ignore[reportAttributeAccessIssue]
+    done.fit(net)
+    assert torch.equal(net.head.bias, before)  # pyright: ignore[reportArgumentType]
+
+
+def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
+    net, (x, y) = fresh(), (torch.from_numpy(part) for part in digits(0, 64).rows(0, 64))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def loss() -> Tensor:
+        return torch.nn.functional.cross_entropy(net(x), y)
+
+    plain = float(loss().detach())
+    with trainer.perturbed_weights(net, loss, 0.05):
+        assert float(loss().detach()) > plain
+        moved = [
+            float((w - before[name]).norm() / before[name].norm()) for name, w in net.named_parameters() if w.ndim > 1
+        ]
+    assert moved == pytest.approx([0.05] * 4, rel=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+# ---------------------------------------------------------------------- guards
+
+
+def test_what_counts_as_fooled() -> None:
+    fast, pgd = objectives.parse("nfgsm"), objectives.parse("pgd")
+    assert trainer.fooled(fast, inner=0.9, robust=0.1, best=0.5)
+    assert not trainer.fooled(fast, inner=0.5, robust=0.45, best=0.5)  # as it should be
+    assert not trainer.fooled(fast, inner=0.3, robust=0.18, best=0.2)  # weak, but nothing was lost
+    assert not trainer.fooled(pgd, inner=0.9, robust=0.1, best=0.5)  # an attack of ten steps is not fooled so
+    assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
+    assert objectives.stronger(objectives.stronger(fast)).inner == 4
+
+
+def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's word in the third epoch is planted; the training goes on from the best weights, harder."""
+    done, net = training('fast(epochs=5, ramp=0, objective="fast")', rows=128)
+    answers = iter([(0.9, 0.5, 0.4), (0.9, 0.5, 0.45), (0.9, 0.95, 0.02), (0.9, 0.5, 0.5), (0.9, 0.5, 0.4)])
+    seen: list[list[Tensor]] = []
+
+    def judge(self: Training, s: State, objective: objectives.Objective) -> tuple[float, float, float]:
+        seen.append([w.detach().clone() for w in s.net.parameters()])
+        return next(answers)
+
+    monkeypatch.setattr(Training, "_judge", judge)
+    back = State.back_to_best
+
+    def checked(self: State, recipe: recipes.Recipe) -> None:
+        back(self, recipe)
+        assert all(torch.equal(a, b) for a, b in zip(seen[1], self.net.parameters(), strict=True))
+
+    monkeypatch.setattr(State, "back_to_best", checked)
+    place = done.fit(net).place
+    assert [line.objective for line in place.log] == [*["fast"] * 3, *["pgd(steps=2, step_size=0.5)"] * 2]
+    names(place.log[2].note, "catastrophic overfitting", "95%", "2%", "epoch 2", "pgd(steps=2")
+    assert (place.best_epoch, place.best[1]) == (4, 0.5)
+    assert not any(line.note for line in place.log if line.epoch != 3)
+
+
+def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, net = training('standard(epochs=3, objective="standard")', rows=128, floor=0.95)
+    answers = iter([(0.96, 0.3, 0.3), (0.94, 0.6, 0.6), (0.95, 0.4, 0.4)])
+    monkeypatch.setattr(Training, "_judge", lambda *_: next(answers))
+    assert done.fit(net).place.best_epoch == 3
+
+
+def test_divergence_is_named_and_the_last_good_weights_stay(tmp_path: Path) -> None:
+    done, net = training('standard(epochs=4, objective="standard", rate=1e30, clip=0)', rows=128, folder=tmp_path)
+    with pytest.raises(InputError, match=r"the loss is .* at learning rate .*training diverged"):
+        done.fit(net)
+
+
+def test_a_loss_that_dies_later_leaves_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, net = training('standard(epochs=3, objective="standard")', rows=128, folder=tmp_path)
+    step = Training._step
+
+    def poisoned(self: Training, s: State, *args: Tensor, **options: int) -> None:
+        if s.place.epoch == 1:
+            next(s.net.parameters()).data.fill_(math.nan)
+        step(self, s, *args, **options)
+
+    monkeypatch.setattr(Training, "_step", poisoned)
+    with pytest.raises(InputError, match=r"epoch 2.*training diverged.*weights of epoch 1.*model.safetensors"):
+        done.fit(net)
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values())
+
+
+# ---------------------------------------------------------------------- parts and pairs
+
+
+def test_parts_of_a_source_are_its_rows() -> None:
+    whole = digits(0, 50)
+    rest, apart = divide(whole, 0.2, 1000, 3, "held-out")
+    assert (len(rest), len(apart)) == (40, 10)
+    x, y = whole.rows(0, 50)
+    both = np.concatenate([rest.rows(0, 40)[0], apart.rows(0, 10)[0]])
+    assert sorted(map(bytes, both)) == sorted(map(bytes, x))
+    some = Part(whole, np.array([3, 4, 9, 1]), "some")
+    assert np.array_equal(some.rows(1, 4)[1], y[[4, 9, 1]])
+    assert some.rows(4, 9)[0].shape == (0, 1, 8, 8)
+
+
+def test_a_pair_by_hand() -> None:
+    """10 gained and 2 lost of 100: McNemar's exact p is 2 * (1 + 12 + 66) / 2^12."""
+    first, second = np.zeros(100, bool), np.zeros(100, bool)
+    second[:10], first[10:12] = True, True
+    found = paired("robust accuracy", first, second)
+    assert (found.gained, found.lost, found.change) == (10, 2, pytest.approx(0.08))
+    assert found.p == pytest.approx(2 * 79 / 4096)
+    assert found.low < 0.08 < found.high
+    assert paired("x", first, first).p == 1
+
+
+# ---------------------------------------------------------------------- end to end
+
+SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--samples", 40)
+LINF = ("--threat", "linf(0.1)")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_from_end_to_end() -> None:
+    done = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard")
+    assert done.exit_code == 0, done.output
+    assert {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json"} == set(
+        os.listdir("hard")
+    )
+    names(done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)")
+    found = compare("hard/before", "hard/after")
+    assert found == compare("hard/before", "hard/after")
+    assert found.figures[1].second.value > found.figures[1].first.value  # pyright: ignore[reportOptionalOperand]
+    own = demo_net()
+    own.load_state_dict(load_file("hard/model.safetensors"))  # in plain torch
+    again = holdfast.evaluate(wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40)
+    assert again.robust_accuracy == holdfast.evaluate.Run("hard/after").robust_accuracy  # pyright: ignore[reportFunctionMemberAccess]
+    done = command("compare", "hard/before", "hard/after", "--json")
+    assert json.loads(done.stdout)["figures"][1]["gained"] == found.figures[1].gained
+    names(refused("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard"), "--resume", "--out")
+    names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--resume"), "recipe", "cannot resume")
+
+
+def test_a_floor_that_is_missed_is_exit_code_1() -> None:
+    done = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard", "--min-clean", 1)
+    assert done.exit_code == 1
+    names(done.stderr, "below the floor of 1")
+
+
+def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
+    net = fresh()
+    before = [w.detach().clone() for w in net.parameters()]
+    x, y = open_data("digits", split="train").rows(0, 300)
+    made = holdfast.harden(net, (x, y), "linf(0.1)", recipe="fast(epochs=1)", protocol="quick", out="here")
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert made.before.robust_accuracy.n == made.after.robust_accuracy.n == 60
+    assert not made.model.training
+
+
+MODELS = """
+import torch
+from torch import nn
+
+def normed(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+def none(): return nn.Sequential(nn.Flatten(), nn.AvgPool1d(6, 6))
+def two(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def broken():
+    net = normed()
+    net[2].weight.data.fill_(float("nan"))
+    return net
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("models.py:none", "digits", *LINF), ("no parameters",)),
+        (("models.py:two", "digits", *LINF), ("2 classes",)),
+        (("models.py:broken", "digits", *LINF), ("not finite",)),
+        (("models.py:normed", "digits", *LINF, "--recipe", "fast(batch_size=1)"), ("batch norm", "batch_size")),
+        (("models.py:normed", "few.npz", *LINF), ("class 9 has 2 rows", "at least 10")),
+        (("models.py:normed", "digits", "--threat", "linf(2)"), ("eps 2", "whole box")),
+        (("models.py:normed", "digits", "--threat", "linf(0.1, target=3)"), ("untargeted",)),
+        (("models.py:normed", "digits", "--threat", "l0(3)"), ("apgd", "l0")),
+        (("models.py:normed", "digits", *LINF, "--recipe", "stong"), ("stong", "strong")),
+        (("models.py:normed", "digits", *LINF, "--objective", "trades(bta=1)"), ("bta", "beta")),
+        (("models.py:normed", "digits", *LINF, "--test", "digits", "--split", "test"), ("--test",)),
+        (("models.py:normed", "digits", *LINF, "--resume"), ("--out",)),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(
+    here: Path, args: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    (here / "models.py").write_text(MODELS)
+    x, y = open_data("digits").rows(0, 360)
+    keep = np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:3]])
+    np.savez("few.npz", x=x[keep], y=y[keep])
+    names(refused("harden", *args, *(() if "--resume" in args else ("--out", "hard"))), *words)
+    assert not (here / "hard").exists()
+
+
+def test_runs_of_other_threats_or_data_are_not_compared() -> None:
+    pgd = ("--attack", "pgd(steps=1)")
+    command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--out", "a")
+    command("evaluate", "demo", "digits", "--threat", "linf(0.2)", *pgd, "--samples", 20, "--out", "b")
+    command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 21, "--out", "c")
+    command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--split", "train", "--out", "d")
+    names(refused("compare", "a", "b"), "threat", "linf(0.1)", "linf(0.2)")
+    names(refused("compare", "a", "c"), "rows", "0:20", "0:21")
+    names(refused("compare", "a", "d"), "data")
+    names(refused("compare", "a", "nothing"), "no run")
+    names(refused("compare", "a"), "two or more")
