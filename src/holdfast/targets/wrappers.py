@@ -38,6 +38,7 @@ class Around(Target):
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
         self.access, self.remarks = max(self.access, self.inner.access), self.inner.remarks
+        self.free = self.inner.free
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(x)
