@@ -25,7 +25,19 @@ MAY = {
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data"},
 }
-HELPERS = ("__init__", "attack", "problem", "ledger", "pace", "planes", "foothold", "momentum")
+HELPERS = (
+    "__init__",
+    "attack",
+    "problem",
+    "ledger",
+    "pace",
+    "planes",
+    "foothold",
+    "momentum",
+    "crowd",
+    "universal",
+    "patch",
+)
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]
 
 

@@ -84,7 +84,8 @@ def evaluate(
         data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of images,
             `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
-            linf on the movement, with half of the bounds' width for all of it.
+            linf on the movement, with half of the bounds' width for all of it, and a grid goes before a protocol
+            that has to turn.
         protocol: `quick`, `standard`, `thorough` or `autoattack`; ignored where `attacks` are given.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
@@ -118,9 +119,8 @@ def evaluate(
     check_data(source, target.bounds)
     noted = check_model(target, source)
     kind = {"aimed": aimed, "access": target.access}
-    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
-    if movement is not None and not attacks:
-        chosen = protocols.chosen([*moved.first(movement), *chosen.trials])
+    usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
+    chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
     _check_threat(threat, target, chosen, curve)
     _check_effort(target, chosen, max_queries)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from holdfast.data import Source
 from holdfast.data.extended import Extended
+from holdfast.evaluate import protocols
+from holdfast.evaluate.protocols import Protocol
 from holdfast.targets.spatial import Moved, Movement, Rotation, middle
 from holdfast.targets.target import Target
 
@@ -19,6 +22,7 @@ def moved(target: Target, source: Source, movement: Movement) -> tuple[Moved, So
     return around, Extended(source, math.prod(around.form), middle(target.bounds))
 
 
-def first(movement: Movement) -> tuple[str, ...]:
-    """The attacks that go before a protocol's own."""
-    return (GRID,) if isinstance(movement, Rotation) else ()
+def suited(protocol: Protocol, movement: Movement | None) -> Protocol:
+    """A protocol with what the movement asks for before it."""
+    first = protocols.chosen([GRID]).trials if isinstance(movement, Rotation) else ()
+    return replace(protocol, trials=(*first, *protocol.trials))

@@ -38,7 +38,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     """
     manifest = store.read_manifest(folder)
     wrong = list(_files(folder, manifest))
-    movement = spatial.parse(manifest.model.moved) if manifest.model.moved is not None else None
+    movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
     target.bind(source.shape)
@@ -68,6 +68,7 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
     protocol = manifest.protocol
     if protocol.name != "custom":
         known = protocols.protocol(protocol.name, said.norm, aimed=said.target is not None)
+        known = moved.suited(known, spatial.parse(manifest.model.moved))
         if protocol.version == known.version and protocol.trials != [t.write(whole=True) for t in known.trials]:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]

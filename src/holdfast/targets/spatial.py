@@ -30,7 +30,7 @@ class Rotation:
     pixels: float = 0.0  # the largest shift, each way along each axis
 
     def __post_init__(self) -> None:
-        _check(self, least=1)
+        _check(self)
 
     def form(self, h: int, w: int) -> tuple[int, ...]:
         return (len(self._units()),)
@@ -61,7 +61,7 @@ class Flow:
     pixels: float  # how far from its own place, each way along each axis
 
     def __post_init__(self) -> None:
-        _check(self, least=1)
+        _check(self)
 
     def form(self, h: int, w: int) -> tuple[int, ...]:
         return 2, h, w
@@ -77,9 +77,11 @@ MOVEMENTS = {"rotation": Rotation, "flow": Flow}
 Movement = Rotation | Flow
 
 
-def parse(text: str) -> Movement | None:
-    """The movement from text such as `rotation(30, 3)` (degrees, pixels) or `flow(1.5)`; None for another threat."""
-    return spec.build(text, MOVEMENTS, "movement") if spec.call(text)[0].lower() in MOVEMENTS else None
+def parse(text: str | None) -> Movement | None:
+    """The movement from text such as `rotation(30, 3)` (degrees, pixels) or `flow(1.5)`; None for any other."""
+    if text is None or spec.call(text)[0].lower() not in MOVEMENTS:
+        return None
+    return spec.build(text, MOVEMENTS, "movement")
 
 
 class Moved(Around):
@@ -174,9 +176,9 @@ def sample(image: Tensor, at: Tensor, outside: float | None = None) -> Tensor:
     return read
 
 
-def _check(movement: Movement, least: int) -> None:
+def _check(movement: Movement) -> None:
     sizes = list(vars(movement).values())
     if any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf for s in sizes):
-        raise SpecError(f"{movement} has a bound that is no number of at least 0.")
-    if sum(s > 0 for s in sizes) < least:
-        raise SpecError(f"{movement} moves nothing; give a bound above 0.")
+        raise SpecError(f"{spec.write(movement)} has a bound that is no finite number of at least 0.")
+    if not any(sizes):
+        raise SpecError(f"{spec.write(movement)} moves nothing; give a bound above 0.")
