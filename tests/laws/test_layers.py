@@ -25,7 +25,20 @@ MAY = {
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate"},  # it measures before and after
 }
-HELPERS = ("__init__", "attack", "problem", "ledger", "pace", "planes", "foothold", "momentum", "copies")
+HELPERS = (
+    "__init__",
+    "attack",
+    "problem",
+    "ledger",
+    "pace",
+    "planes",
+    "foothold",
+    "momentum",
+    "copies",
+    "crowd",
+    "universal",
+    "patch",
+)
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]
 
 

@@ -17,7 +17,7 @@ from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS
 from holdfast.rng import Keys
-from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.threat import Threat
 
 _KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
@@ -116,7 +116,8 @@ def run(
     ids = torch.arange(len(x)) if ids is None else ids
     with sealed(seed):
         x, y = x.to(target.device, target.dtype), y.to(target.device)
-        ledger = Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
+        held, moving = target.apart(x)
+        ledger = Ledger.open(moving, legal_size(threat.norm, threat.eps, target, len(x)))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=x.device).expand(len(x))
@@ -143,6 +144,7 @@ def run(
         p.last(point(state))
         if not attack.bounded and threat.norm.scales:
             p.tighten()
+        ledger.best = together(held, ledger.best)
     return ledger
 
 
@@ -154,13 +156,17 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
         x, y = x.to(target.device, target.dtype), y.to(target.device)
         keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
-        books = None if attack.bounded else Ledger.open(x, legal_size(threat.norm, threat.eps, target, len(x)))
+        books = (
+            None
+            if attack.bounded
+            else Ledger.open(target.apart(x)[1], legal_size(threat.norm, threat.eps, target, len(x)))
+        )
         p = Problem(target, x, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return (x + p.project(point(state))).clamp(target.bounds.low, target.bounds.high)
+        return together(p.held, (p.x + p.project(point(state))).clamp(target.bounds.low, target.bounds.high))
 
 
 def point(state: State) -> Tensor:

@@ -17,7 +17,7 @@ from holdfast.attacks.ledger import Ledger, Outcome
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
-from holdfast.targets.target import Access, Target
+from holdfast.targets.target import Access, Target, together
 from holdfast.tasks import without
 from holdfast.threat import Targeted, Threat
 
@@ -40,11 +40,12 @@ class Problem:
         stop: bool = True,
     ) -> None:
         n = len(x)
+        self.held, x = target.apart(x)  # attacks see what may change, and nothing else
         self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
-        self.aim, self.near = aim, near
+        self.aim, self.near = aim, None if near is None else target.apart(near)[1]
         self.goal = goal_classes(threat, y)
         self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
-        self.mask = None if threat.mask is None else threat.mask.to(x)
+        self.mask = None if threat.mask is None else target.apart(threat.mask[None])[1][0].to(x)
         self.lo, self.hi = target.bounds.low - x, target.bounds.high - x
         if self.mask is not None:
             self.lo, self.hi = self.lo * self.mask, self.hi * self.mask
@@ -105,7 +106,8 @@ class Problem:
                 value[rows], slope = self._loss(rows, z, loss, columns)
                 return slope
 
-            z, pulled = self.target.pull(x, cotangent)  # it may run out of memory and be asked again: no books before
+            # It may run out of memory and be asked again: no books before.
+            z, pulled = self.target.pull(self._whole(rows, x), cotangent)
             self._note(rows, x, z, exact=not self.target.approximate, within=within)
             g[rows] = self._clean(rows, pulled)
 
@@ -123,7 +125,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z, pullback = self.target.linearize(x)
+            z, pullback = self.target.linearize(self._whole(rows, x))
             y, t = self._sides(rows, z)
             t = without(z, y).topk(m, 1).indices if t is None else t[:, None]
             own = z.gather(1, y[:, None])
@@ -154,7 +156,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z[rows] = self.target.scores(x).to(z.dtype)
+            z[rows] = self.target.scores(self._whole(rows, x)).to(z.dtype)
             self._note(rows, x, z[rows])
 
         self._each(d, ask)
@@ -166,7 +168,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z = self.target.scores(x)
+            z = self.target.scores(self._whole(rows, x))
             self._note(rows, x, z)
             function = LOSSES[loss] if isinstance(loss, str) else loss
             value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
@@ -184,11 +186,11 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             if self.target.access >= Access.SCORES:
-                z = self.target.scores(x)
+                z = self.target.scores(self._whole(rows, x))
                 self._note(rows, x, z)
                 hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
             else:
-                hit[rows] = self._hear(rows, x, self.target.labels(x))
+                hit[rows] = self._hear(rows, x, self.target.labels(self._whole(rows, x)))
 
         self._each(d, ask, among)
         return hit
@@ -210,7 +212,7 @@ class Problem:
             row = rows.repeat_interleave(count)
             x = (self.x[row] + d[rows][asked]).clamp(self.target.bounds.low, self.target.bounds.high)
             question = self.target.scores if graded else self.target.labels
-            z = torch.cat(list(self.target.batched(lambda part: question(x[part]), len(x))))
+            z = torch.cat(list(self.target.batched(lambda at: question(self._whole(row[at], x[at])), len(x))))
             met = self._book(rows, count, asked, x, z)
             found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
             answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
@@ -268,6 +270,7 @@ class Problem:
         self.x, self.y, self.eps, self.lo, self.hi = (
             column[keep] for column in (self.x, self.y, self.eps, self.lo, self.hi)
         )
+        self.held = None if self.held is None else self.held[keep]
         self.aim = None if self.aim is None else self.aim[keep]
         self.goal = None if self.goal is None else self.goal[keep]
         self.near = None if self.near is None else self.near[keep]
@@ -301,6 +304,10 @@ class Problem:
         """The input that d stands for, inside the box to the last bit."""
         return (self.x[rows] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
 
+    def _whole(self, rows: Tensor, x: Tensor) -> Tensor:
+        """These rows' inputs as the target takes them."""
+        return together(None if self.held is None else self.held[rows], x)
+
     def _sides(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which class [n] is to fall, and which is to win, if that matters."""
         if self.goal is None:
@@ -322,6 +329,7 @@ class Problem:
 
     def _clean(self, rows: Tensor, g: Tensor) -> Tensor:
         """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are counted."""
+        g = self.target.apart(g)[1]
         flat = g.flatten(1)
         top = flat.abs().amax(1)  # NaN and inf carry through
         if self.ledger is not None:
@@ -348,7 +356,7 @@ class Problem:
         told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()  # by the model under test
         if not exact and bool(hit.any()):
             z = z.clone()
-            z[hit] = self.target.scores(x[hit]).to(z.dtype)
+            z[hit] = self.target.scores(self._whole(rows[hit], x[hit])).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
             hit &= self._wins(rows, z) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))

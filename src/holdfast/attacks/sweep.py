@@ -17,19 +17,21 @@ from holdfast.targets.target import Access
 class Sweep(Attack):
     """Random or exhaustive search: one point a step, labels only.
 
-    In random order, extreme points of the ball and uniform points in it take turns. In exhaustive order the corners
-    of the ball are walked one by one: with 2^f steps (Linf) or 2f (L1) on f features it is an exact search over them.
+    In random order (worst of k), extreme points of the ball and uniform points in it take turns. In exhaustive order
+    the corners of the ball are walked one by one: with 2^f steps (Linf) or 2f (L1) on f features it is an exact search
+    over them. A grid is the finest even one over [-eps, eps]^f that has no more points than there are steps; it is for
+    few features, such as the angle and the shift of Engstrom et al. 2019 (arXiv:1712.02779).
     """
 
     needs = Access.LABELS
 
     steps: int = 100  # points tried
-    order: str = "random"  # random or exhaustive
+    order: str = "random"  # random, exhaustive or grid
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in ("random", "exhaustive"):
-            raise SpecError(f"sweep has order {self.order!r}; it is random or exhaustive.")
+        if self.order not in ("random", "exhaustive", "grid"):
+            raise SpecError(f"sweep has order {self.order!r}; it is random, exhaustive or grid.")
 
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)
@@ -37,6 +39,8 @@ class Sweep(Attack):
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         if self.order == "exhaustive":
             unit = p.norm.corner(t, p.x)
+        elif self.order == "grid":
+            unit = self._knot(p.x, t)
         elif t % 2:
             unit = p.norm.sample(p.noise("inside"), p.x)
         else:
@@ -44,3 +48,13 @@ class Sweep(Attack):
         d = p.project(p.eps * unit)
         p.adversarial(d)
         return d
+
+    def _knot(self, x: Tensor, t: int) -> Tensor:
+        """Point t of the grid, in [-1, 1]: [n, *shape]."""
+        features = x[0].numel()
+        fine = max(2, int(self.steps ** (1 / features) + 1e-9))
+        places = []
+        for _ in range(features):
+            t, place = divmod(t, fine)
+            places.append(2 * place / (fine - 1) - 1)
+        return torch.tensor(places).to(x).view(1, *x.shape[1:]).expand_as(x)

@@ -23,7 +23,7 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import protocols
+from holdfast.evaluate import moved, protocols
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.evaluate.finish import add_trials, finish
@@ -44,6 +44,7 @@ from holdfast.runs.manifest import (
     TrialInfo,
 )
 from holdfast.runs.metrics import SAMPLES
+from holdfast.targets import spatial
 from holdfast.targets.target import Target
 from holdfast.threat import Targeted, Threat
 
@@ -81,7 +82,10 @@ def evaluate(
     Args:
         target: the model, wrapped.
         data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
-        threat: what the adversary may do; one eps for all rows.
+        threat: what the adversary may do; one eps for all rows. Text may also name a movement of images,
+            `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
+            linf on the movement, with half of the bounds' width for all of it, and a grid goes before a protocol
+            that has to turn.
         protocol: `quick`, `standard`, `thorough` or `autoattack`; ignored where `attacks` are given.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
@@ -103,6 +107,10 @@ def evaluate(
     began = time.monotonic()
     _steady_memory()
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
+    movement = spatial.parse(threat) if isinstance(threat, str) else None
+    if movement is not None:
+        target, source = moved.moved(target, source, movement)
+        threat = Threat.linf(target.reach)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     aimed = isinstance(threat.goal, Targeted)
     if not attacks:
@@ -111,7 +119,8 @@ def evaluate(
     check_data(source, target.bounds)
     noted = check_model(target, source)
     kind = {"aimed": aimed, "access": target.access}
-    chosen = protocols.chosen(attacks) if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
+    usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
+    chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
     _check_threat(threat, target, chosen, curve)
     _check_effort(target, chosen, max_queries)

@@ -43,7 +43,9 @@ def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
 
 
 def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored inputs are legal answers to inputs x: finite, in the box, unmasked, within eps; and their sizes.
+    """Whether stored inputs are legal answers to inputs x: finite, in the box, changed where they may be, within eps.
+
+    And their sizes.
 
     Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
     """
@@ -52,6 +54,9 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
     legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
     flat = found.flatten(1)
     legal &= flat.isfinite().all(1) & ((flat >= target.bounds.low) & (flat <= target.bounds.high)).all(1)
+    held, _ = target.apart(d)
+    if held is not None:
+        legal &= (held == 0).all(1)
     if threat.mask is not None:
         legal &= (d * ~threat.mask.bool().to(d.device) == 0).flatten(1).all(1)
     return legal, size

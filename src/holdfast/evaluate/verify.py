@@ -13,12 +13,13 @@ import torch
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import judge, protocols
+from holdfast.evaluate import judge, moved, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
+from holdfast.targets import spatial
 from holdfast.targets.target import Target
 from holdfast.threat import Targeted, Threat, Untargeted
 
@@ -37,6 +38,9 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     """
     manifest = store.read_manifest(folder)
     wrong = list(_files(folder, manifest))
+    movement = spatial.parse(manifest.model.moved)
+    if movement is not None and target.free is None:
+        target, source = moved.moved(target, source, movement)
     target.bind(source.shape)
     target.probabilities = manifest.model.probabilities
     if target.fingerprint() != manifest.model.fingerprint:
@@ -64,6 +68,7 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
     protocol = manifest.protocol
     if protocol.name != "custom":
         known = protocols.protocol(protocol.name, said.norm, aimed=said.target is not None)
+        known = moved.suited(known, spatial.parse(manifest.model.moved))
         if protocol.version == known.version and protocol.trials != [t.write(whole=True) for t in known.trials]:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]

@@ -16,6 +16,11 @@ NORMS = {
     "l0": "change up to {eps} values of an input in any way (L0)",
 }
 
+MOVEMENTS = {
+    "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} pixels each way",
+    "flow": "take each pixel from up to {pixels:g} pixels away, each way",
+}
+
 VERDICTS = {
     "trusted": "No check found a sign that the attacks failed. The figure can be quoted, together with its threat.",
     "upper-bound": "A check found that the attacks may not have done all they could: the true robust accuracy may be "
@@ -79,6 +84,11 @@ def class_name(manifest: Manifest, label: int) -> str:
 def freedom(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
     threat = manifest.threat
+    if manifest.model.moved is not None and threat.norm == "linf":
+        name, _, bounds = spec.call(manifest.model.moved)
+        low, high = manifest.model.bounds
+        share = 2 * threat.eps / (high - low)
+        return MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})
     phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
     return phrase.format(unit=_unit(manifest.model), eps=spec.number(threat.eps))
 

@@ -42,6 +42,7 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
+    moved: str | None = None  # the movement of images whose parameters are attacked, and stand behind each image
 
 
 class DataInfo(Record):

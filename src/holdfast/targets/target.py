@@ -59,6 +59,7 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
+    free: tuple[int, ...] | None = None  # shape of the last features of a flat input, where they alone may change
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
@@ -135,6 +136,18 @@ class Target(ABC):
     def all_scores(self, x: Tensor) -> Tensor:
         """Scores of any number of rows, in micro-batches."""
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
+
+    def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own shape."""
+        if self.free is None:
+            return None, x
+        held = x.shape[1] - math.prod(self.free)
+        return x[:, :held], x[:, held:].reshape(-1, *self.free)
+
+
+def together(held: Tensor | None, x: Tensor) -> Tensor:
+    """The inputs of which these are the parts."""
+    return x if held is None else torch.cat([held, x.flatten(1)], 1)
 
 
 def _out_of_memory(error: BaseException) -> bool:

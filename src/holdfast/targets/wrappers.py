@@ -21,6 +21,7 @@ class Around(Target):
     def __init__(self, inner: Target) -> None:
         self.inner = inner
         self.access, self.passes = inner.access, inner.passes
+        self.pull_passes, self.caution = inner.pull_passes, inner.caution
         self.approximate, self.lent = inner.approximate, inner.lent
         self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
         self.batch_size, self.was_training, self.remarks = inner.batch_size, inner.was_training, inner.remarks
@@ -39,6 +40,7 @@ class Around(Target):
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
         self.access, self.remarks = max(self.access, self.inner.access), self.inner.remarks
+        self.free = self.inner.free
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(x)

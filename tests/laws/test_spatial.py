@@ -1,0 +1,180 @@
+"""Movements of images: where pixels come from, what an attack may touch, and the evidence that is left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import grid_sample
+
+import holdfast
+from holdfast.attacks import parse, run
+from holdfast.data import from_arrays, open_data
+from holdfast.errors import HoldfastError
+from holdfast.evaluate import judge
+from holdfast.evaluate.verify import verify
+from holdfast.report import words
+from holdfast.targets import Target
+from holdfast.targets.demo import demo_model
+from holdfast.targets.spatial import Flow, Moved, Movement, Rotation, sample
+from holdfast.threat import Threat
+from laws.world import bent, close, draw, rows, wrap
+
+LINF = ("pgd(steps=5)", "apgd(steps=5)", "fab(steps=5)", "square(steps=20)", "hopskipjump(steps=2)", "rays(steps=30)")
+
+
+def digits(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = open_data("digits").rows(0, n)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+@pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
+@pytest.mark.parametrize(("layout", "shape"), [("nchw", (2, 4, 5)), ("nhwc", (4, 5, 2)), ("nchw", (4, 5))])
+def test_the_middle_is_no_movement(movement: Movement, layout: str, shape: tuple[int, ...]) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(shape)), 3))
+    target = wrap(model, shape, layout=layout, bounds=(-1.2, 1.5))
+    x = draw(6, *shape, dtype=torch.float32) * 2 - 1
+    moved = Moved(target, movement, shape)
+    start = moved.start(x)
+    assert torch.equal(moved.images(start), x)
+    assert torch.equal(moved.scores(start), target.scores(x))
+    assert moved.fingerprint() not in (target.fingerprint(), Moved(target, Flow(1.4), shape).fingerprint())
+
+
+def test_points_are_read_as_torch_reads_them() -> None:
+    image, at = draw(3, 2, 5, 7), draw(3, 2, 4, 6, seed=1) * 9 - 2
+    y, x = at.unbind(1)
+    grid = torch.stack([x / 6, y / 4], -1) * 2 - 1
+    close(sample(image, at, outside=0), grid_sample(image, grid, align_corners=True), atol=1e-12)
+    beyond = grid_sample(image, grid, padding_mode="border", align_corners=True)
+    close(sample(image, at), beyond, atol=1e-12)
+
+
+def test_a_quarter_turn_and_a_whole_step() -> None:
+    image, low = draw(1, 1, 6, 6), 0.25
+    one = torch.ones(1, 1, dtype=image.dtype)
+    close(Rotation(90).move(image, one, low), image.rot90(-1, (2, 3)), atol=1e-9)
+    shifted = Rotation(0, 2).move(image, torch.tensor([[0.5, -1]], dtype=image.dtype), low)
+    assert torch.equal(shifted[:, :, 1:, :4], image[:, :, :5, 2:])
+    assert bool((shifted[:, :, 0] == low).all())
+    assert bool((shifted[..., 4:] == low).all())
+
+
+@pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
+def test_gradients_are_those_of_the_parameters(movement: Movement) -> None:
+    moved = Moved(wrap(bent()), movement, (1, 4, 4))
+    at = torch.cat([draw(4, 16), draw(4, int(np.prod(moved.form)), seed=3)], 1)
+    g = moved.pull(at, torch.ones_like)[1]
+    assert bool((g[:, :16] == 0).all())
+    step = torch.zeros_like(at)
+    step[:, 17] = 1e-6
+    slope = (moved.scores(at + step) - moved.scores(at - step)).sum(1) / 2e-6
+    close(g[:, 17], slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("movement", [Rotation(40, 1), Flow(0.7)], ids=["rotation", "flow"])
+@pytest.mark.parametrize("attack", LINF)
+def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Movement) -> None:
+    inner = wrap(bent())
+    images, y = rows(inner, 12)
+    moved = Moved(inner, movement, (1, 4, 4))
+    x, threat = moved.start(images), Threat.linf(0.8 * moved.reach)
+    ledger = run(parse(attack), moved, x, y, threat)
+    assert bool(ledger.broken.any())
+    assert torch.equal(ledger.best[:, :16], x[:, :16])
+    broken = ledger.broken
+    legal, size = judge.within(moved, threat, x[broken], ledger.best[broken])
+    assert bool(legal.all())
+    close(size, ledger.size[broken], atol=1e-12)
+    assert bool((moved.labels(ledger.best[broken]) != y[broken]).all())
+
+
+def test_other_rows_do_not_matter() -> None:
+    inner = wrap(bent())
+    images, y = rows(inner, 12)
+    moved = Moved(inner, Rotation(40, 1), (1, 4, 4))
+    x, threat, ids = moved.start(images), Threat.linf(0.5), torch.arange(12)
+    whole = run(parse("apgd(steps=8)"), moved, x, y, threat)
+    part = run(parse("apgd(steps=8)"), moved, x[4:9], y[4:9], threat, ids=ids[4:9])
+    for name, column in part.columns().items():
+        assert torch.equal(column, whole.columns()[name][4:9]), name
+
+
+def test_the_judge_refuses_all_else() -> None:
+    moved = Moved(wrap(bent()), Rotation(40, 1), (1, 4, 4))
+    x = moved.start(draw(1, 1, 4, 4))
+    threat = Threat.linf(moved.reach)
+    for place, by, legal in ((3, 1e-12, False), (16, 0.5, True), (16, 0.5001, False), (18, -0.5, True)):
+        found = x.clone()
+        found[0, place] += by
+        assert bool(judge.within(moved, threat, x, found)[0]) is legal
+
+
+def test_a_grid_finds_what_chance_does() -> None:
+    """At least what the worst of as many random movements finds on the mean."""
+    x, y = digits(40)
+    moved = Moved(holdfast.wrap(demo_model()), Rotation(25, 0.4), (1, 8, 8))
+    start, threat = moved.start(x), Threat.linf(moved.reach)
+
+    def broken(attack: str, seed: int = 0) -> int:
+        return int(run(parse(attack), moved, start, y, threat, seed=seed).broken.sum())
+
+    grid = broken("sweep(steps=64, order='grid')")
+    chance = [broken("sweep(steps=64)", seed) for seed in range(2)]
+    assert 10 < grid < 38
+    assert grid >= sum(chance) / len(chance)
+
+
+def test_a_grid_is_whole_and_asks_no_point_twice() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Moved):
+        def scores(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x[:, 16:].clone())
+            return super().scores(x)
+
+    inner: Target = wrap(bent())
+    images, y = rows(inner, 1)
+    moved = Watched(inner, Rotation(1e-3, 1e-3), (1, 4, 4))
+    run(parse("sweep(steps=30, order='grid')"), moved, moved.start(images), y, Threat.linf(0.4))
+    points = {tuple(p.flatten().tolist()) for p in seen}
+    levels = {round(v, 9) for p in points for v in p}
+    assert levels == {0.1, 0.5, 0.9}  # 27 of the 30 steps; the middle is the clean input too
+    assert len(points) == 27
+
+
+@pytest.mark.parametrize(("threat", "said"), [("rotation(20, 0.5)", "20 degrees"), ("flow(0.2)", "0.2 pixels away")])
+def test_evidence_is_left_and_holds(threat: str, said: str) -> None:
+    x, y = (part.numpy() for part in digits(30))
+    target = holdfast.wrap(demo_model())
+    done = holdfast.evaluate(target, (x, y), threat, attacks=["pgd(steps=10)"])
+    assert 0 < done.metrics.counts["broken"] < 30
+    assert done.metrics.clean_accuracy.value == pytest.approx(
+        float((target.labels(torch.from_numpy(x)).numpy() == y).mean())
+    )
+    assert said in words.headline(done.manifest)
+    assert verify(done.folder, target, from_arrays(x, y)) == []
+
+
+def test_a_grid_goes_before_the_protocol() -> None:
+    x, y = (part.numpy() for part in digits(8))
+    target = holdfast.wrap(demo_model())
+    done = holdfast.evaluate(target, (x, y), "rotation(180, 4)", protocol="quick")
+    first, *others = done.manifest.protocol.trials
+    assert "order='grid'" in first
+    assert len(others) == 2
+    assert verify(done.folder, target, from_arrays(x, y)) == []
+
+
+@pytest.mark.parametrize(
+    "threat", ["rotation(0)", "rotation(30, -1)", "flow(0)", "flow(inf)", "rotation(30, target=1)"]
+)
+def test_what_moves_nothing_is_refused(threat: str) -> None:
+    x, y = digits(4)
+    with pytest.raises(HoldfastError, match=r"rotation|flow"):
+        holdfast.evaluate(holdfast.wrap(demo_model()), (x.numpy(), y.numpy()), threat)
+
+
+def test_only_images_move() -> None:
+    with pytest.raises(HoldfastError, match="no images"):
+        Moved(wrap(bent(), (16,)), Flow(1), (16,))
