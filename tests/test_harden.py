@@ -248,7 +248,9 @@ def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
     with trainer.perturbed_weights(net, loss, 0.05):
         assert float(loss().detach()) > plain
         moved = [
-            float((w - before[name]).norm() / before[name].norm()) for name, w in net.named_parameters() if w.ndim > 1
+            float((w.detach() - before[name]).norm() / before[name].norm())
+            for name, w in net.named_parameters()
+            if w.ndim > 1
         ]
     assert moved == pytest.approx([0.05] * 4, rel=1e-3)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
