@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.attacks import Ledger
-from holdfast.data import open_data
+from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
 from holdfast.evaluate import Run, judge
 from holdfast.evaluate.finish import finish
@@ -26,7 +26,7 @@ from holdfast.evaluate.merge import merge
 from holdfast.evaluate.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts
-from holdfast.targets import TorchTarget
+from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
 
 ATTACKS = ('apgd(steps=6, loss="mifpe")', 'apgd(steps=6, loss="dlr", targets=2)', "pgd(steps=5, restarts=2)")
@@ -427,3 +427,12 @@ def test_the_cost_is_estimated_before_the_start() -> None:
         assert 0.5 < told[-1].passes / spent < 2
         assert told[-1].rows == N
         assert told[-1].seconds > 0
+
+
+def test_a_protocol_for_scores_is_known_again() -> None:
+    target = holdfast.wrap(demo_model())
+    target.bind((1, 8, 8))
+    target.access = Access.SCORES
+    run = holdfast.evaluate(target, digits(3), "linf(0.6)", protocol="quick")
+    assert not any("apgd" in trial for trial in run.manifest.protocol.trials)
+    assert verify(run.folder, target, from_arrays(*digits(3))) == []

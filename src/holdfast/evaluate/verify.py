@@ -20,7 +20,7 @@ from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
-from holdfast.targets.target import Target
+from holdfast.targets.target import Access, Target
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -67,9 +67,10 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
         yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
     protocol = manifest.protocol
     if protocol.name != "custom":
-        known = protocols.protocol(protocol.name, said.norm, aimed=said.target is not None)
-        known = moved.suited(known, spatial.parse(manifest.model.moved))
-        if protocol.version == known.version and protocol.trials != [t.write(whole=True) for t in known.trials]:
+        aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
+        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=access) for access in Access]
+        lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
+        if protocol.version == known[0].version and protocol.trials not in lists:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
