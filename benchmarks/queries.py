@@ -292,11 +292,11 @@ def over(mine: float, theirs: float) -> float:
 
 def of_sizes(mine: Score, its: Score, marks: Sequence[int]) -> dict[str, object]:
     """Medians by each mark, ours over theirs; and the mean of the ratios image by image at the last."""
-    row: dict[str, object] = {f"size at {m}": float(s.median()) for m, s in zip(marks, its.sizes, strict=True)}
+    row: dict[str, object] = {f"size at {m}": median(s.tolist()) for m, s in zip(marks, its.sizes, strict=True)}
     if mine is its:
         return row
     for m, a, b in zip(marks, mine.sizes, its.sizes, strict=True):
-        row[f"ratio at {m}"] = over(float(a.median()), float(b.median()))
+        row[f"ratio at {m}"] = over(median(a.tolist()), median(b.tolist()))
     for m, a, b in zip(marks, mine.sizes, its.sizes, strict=True):
         pairs = (a / b)[(a / b).isfinite() & (b < math.inf)]
         row[f"pairwise at {m}"] = float(pairs.log().mean().exp())
@@ -306,7 +306,7 @@ def of_sizes(mine: Score, its: Score, marks: Sequence[int]) -> dict[str, object]
 def of_questions(mine: Score, its: Score, _: Sequence[int]) -> dict[str, object]:
     """Medians over the quickest k images of each, where k is what the weaker of the two broke."""
     broke = [sorted(q for q in score.first.tolist() if q < math.inf) for score in (mine, its)]
-    row: dict[str, object] = {"broken %": 100 * len(broke[1]) / len(its.first), "median": float(its.first.median())}
+    row: dict[str, object] = {"broken %": 100 * len(broke[1]) / len(its.first), "median": median(its.first.tolist())}
     k = min(len(part) for part in broke)
     if mine is its or not k:
         return row
@@ -372,8 +372,8 @@ NOTES = """\
 The first {images} test images that each model gets right, {budget} questions each; one image at a time, for everyone. \
 An example counts from the question that asked about it, whether the tool kept it or not. Every example was judged: \
 in the box, within eps, misclassified twice. `ratio` is ours over theirs, so below 1 is in our favour. Equal options \
-for ZOO (32 features a step, rate 0.1, one search under a high weight) and SimBA (steps of 0.2); the rest as the tools ship \
-them, the schedules of Square and GeoDA for this budget. ART's start in HopSkipJump and Boundary takes no seed."""
+for ZOO (32 features a step, rate 0.1, one search under a high weight) and SimBA (steps of 0.2); the rest as the tools \
+ship them, the schedules of Square and GeoDA for this budget. ART's start in HopSkipJump and Boundary takes no seed."""
 SIZES = """\
 The smallest perturbation: medians of its size (none: infinite); `pairwise` is the geometric mean \
 of the ratios image by image."""
@@ -416,13 +416,13 @@ def main() -> None:
     reasons = importable(chosen.autoattack)
     tools = [tool for tool in chosen.tools if not reasons[tool]]
     marks = [chosen.budget // 12, chosen.budget // 3, chosen.budget]
-    found: dict[bool, list[dict[str, object]]] = {False: [], True: []}
+    kept: dict[bool, list[dict[str, object]]] = {False: [], True: []}
     for place in chosen.models:
         for bounded, row in rows(place, chosen.attacks, tools, chosen.images, marks):
-            found[bounded].append(row)
+            kept[bounded].append(row)
             print(*(f"{key}={cell(key, value)}" for key, value in row.items()), flush=True)
     parts = [NOTES.format(images=chosen.images, budget=chosen.budget)]
-    parts += [f"{text}\n\n{told(part)}" for text, part in ((SIZES, found[False]), (QUESTIONS, found[True])) if part]
+    parts += [f"{text}\n\n{told(part)}" for text, part in ((SIZES, kept[False]), (QUESTIONS, kept[True])) if part]
     if "hopskipjump" in chosen.attacks:
         head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
         parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, batches(50, tools))}")
