@@ -53,7 +53,6 @@ from holdfast.attacks import parse
 from holdfast.attacks.attack import run
 from holdfast.attacks.problem import legal_size
 
-Tool = Callable[[nn.Module, Tensor, Tensor, Threat, int], object]  # model, x, y, threat, budget
 PLACE = tempfile.TemporaryDirectory()
 ENDLESS = 10**5  # more steps than a budget pays for
 
@@ -128,9 +127,11 @@ class Watched(nn.Module):
 
 # ------------------------------------------------------------------ the tools
 
+Tool = Callable[[Watched, Tensor, Tensor, Threat, int], object]  # model, x, y, threat, budget
+
 
 def ours(write: Callable[[int], str]) -> Tool:
-    def call(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+    def call(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
         model.log.listening = False  # while the model's kind is found out
         target = wrap(model, shape=tuple(x.shape[1:]))
         model.log.listening = True
@@ -142,7 +143,7 @@ def ours(write: Callable[[int], str]) -> Tool:
 def simba(basis: str) -> Tool:
     """ART's asks for probabilities and for one-hot labels."""
 
-    def call(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+    def call(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
         from art.attacks.evasion import SimBA
         from art.estimators.classification import PyTorchClassifier
 
@@ -154,14 +155,14 @@ def simba(basis: str) -> Tool:
     return call
 
 
-def autoattack_square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+def autoattack_square(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
     from autoattack.square import SquareAttack
 
     size = float(threat.eps)
     return SquareAttack(model, norm=upper(threat, 0), n_queries=budget, eps=size, seed=0, device="cpu").perturb(x, y)
 
 
-def geoda(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+def geoda(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
     """ART's calls what numpy 2 has no more, and leaves a file where it runs."""
     with contextlib.chdir(PLACE.name), mock.patch.object(np, "mat", np.asmatrix, create=True):
         return art("GeoDA", norm=order, max_iter=steps, verbose=False)(model, x, y, threat, budget)
@@ -232,7 +233,7 @@ CONTESTS = {
     "zoo": Contest(
         "l2",
         lambda n: f"zoo(steps={n // 65}, samples=32, searches=1, c=100.0, rate=0.1)",
-        {"ART": art("ZooAttack", max_iter=ENDLESS, abort_early=False, **ZOO, **QUIET)},
+        {"ART": art("ZooAttack", max_iter=lambda _, n: n // 65 - 1, abort_early=False, **ZOO, **QUIET)},
     ),
     "onepixel": Contest(
         "l0",  # pixels are features only where there is one plane
@@ -416,22 +417,27 @@ def main() -> None:
     reasons = importable(chosen.autoattack)
     tools = [tool for tool in chosen.tools if not reasons[tool]]
     marks = [chosen.budget // 12, chosen.budget // 3, chosen.budget]
+    parts = [NOTES.format(images=chosen.images, budget=chosen.budget)]
+    if "hopskipjump" in chosen.attacks:
+        head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
+        parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, batches(50, tools))}")
+    met = {tool for contest in CONTESTS.values() for tool in contest.peers}
+    last = [f"- not measured: {tool}: {reasons[tool]}" for tool in MODULES if tool in met and reasons[tool]]
+    if "AutoAttack" in tools:
+        last.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
+    also = [str(PACKAGES.get(tool, tool)) for tool in tools if tool in met and tool != "AutoAttack"]
     kept: dict[bool, list[dict[str, object]]] = {False: [], True: []}
     for place in chosen.models:
         for bounded, row in rows(place, chosen.attacks, tools, chosen.images, marks):
             kept[bounded].append(row)
             print(*(f"{key}={cell(key, value)}" for key, value in row.items()), flush=True)
-    parts = [NOTES.format(images=chosen.images, budget=chosen.budget)]
-    parts += [f"{text}\n\n{told(part)}" for text, part in ((SIZES, kept[False]), (QUESTIONS, kept[True])) if part]
-    if "hopskipjump" in chosen.attacks:
-        head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
-        parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, batches(50, tools))}")
-    met = {tool for contest in CONTESTS.values() for tool in contest.peers}
-    lines = [f"- not measured: {tool}: {reasons[tool]}" for tool in MODULES if tool in met and reasons[tool]]
-    if "AutoAttack" in tools:
-        lines.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
-    also = [PACKAGES.get(tool, tool) for tool in tools if tool in met and tool != "AutoAttack"]
-    save(chosen.save, "Questions that black-box attacks need", [*parts, "\n".join(lines)], also=also)
+        tables = [f"{text}\n\n{told(kept[bounded])}" for bounded, text in ((False, SIZES), (True, QUESTIONS))]
+        save(
+            chosen.save,
+            "Questions that black-box attacks need",
+            [*parts[:1], *tables, *parts[1:], "\n".join(last)],
+            also=also,
+        )
 
 
 if __name__ == "__main__":
