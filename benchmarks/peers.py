@@ -565,6 +565,11 @@ def short(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
     return parts
 
 
+def commit(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
 def into_readme(parts: Sequence[str]) -> None:
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
@@ -603,9 +608,7 @@ def report(
             f"- adv-lib imports {' and '.join(STAND_INS)}, and uses neither here: empty modules stand in for them"
         )
     if chosen.autoattack:
-        command = ["git", "-C", str(chosen.autoattack), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        absent.append(f"- AutoAttack is the original, at commit {commit or 'unknown'}")
+        absent.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
     full = [_table(rows[task], COLUMNS[task]) for task in COLUMNS if rows[task]]
     installed = [PACKAGES.get(tool, tool) for tool in reasons if not reasons[tool] and tool != "AutoAttack"]
     save(

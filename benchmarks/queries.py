@@ -1,0 +1,444 @@
+"""Holdfast's black-box attacks and its peers' of the same name: what each finds with how many questions.
+
+Every input that reaches the model is a question, and one image is attacked at a time, so that each question belongs to
+an image. An example counts from the question on that asked about it, whether the tool noticed it or not, for everyone
+alike; at the budget the tool is stopped. All examples are judged by holdfast.evaluate.judge.
+
+- searches for the smallest perturbation: its size after a twelfth, a third and all of the budget;
+- searches within eps: which question found the first example.
+
+    python benchmarks/queries.py [--models lenet cnn_a] [--attacks hopskipjump square] [--tools ART] [--images 20]
+        [--budget 3000] [--autoattack PATH] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from common import case, cifar10, mnist, options, save, table
+from peers import (
+    CLASSES,
+    MODULES,
+    PACKAGES,
+    Outcome,
+    art,
+    commit,
+    foolbox,
+    importable,
+    judged,
+    order,
+    steps,
+    torchattacks,
+    upper,
+)
+from peers import eps as radius
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from holdfast import Threat, wrap
+from holdfast.attacks import parse
+from holdfast.attacks.attack import run
+from holdfast.attacks.problem import legal_size
+
+PLACE = tempfile.TemporaryDirectory()
+ENDLESS = 10**5  # more steps than a budget pays for
+
+
+@dataclass(frozen=True)
+class Model:
+    place: tuple[str, ...]  # in the shared cases
+    data: Callable[[int], tuple[Tensor, Tensor]]
+    eps: Mapping[str, str]  # of the searches within a ball, by norm or by attack
+
+
+MODELS = {
+    "lenet": Model(("torch_advertorch_lenet5", "cln"), mnist, {"linf": "0.15", "l2": "2", "l0": "10", "simba": "8"}),
+    "cnn_a": Model(("torch_cnn_a_cifar",), cifar10, {"linf": "8/255", "l2": "0.75", "simba": "4"}),
+    "marabou": Model(("torch_marabou_cifar", "small"), cifar10, {"linf": "4/255", "l2": "0.5", "simba": "4"}),
+}
+
+# ------------------------------------------------------------------ listening
+
+
+class Find(NamedTuple):
+    question: int
+    size: float
+    image: Tensor
+
+
+class Spent(BaseException):
+    """The budget is spent, or the goal met; a tool that catches exceptions does not catch this."""
+
+
+class Log:
+    """The questions about one image, and each legal example that is smaller than all before it."""
+
+    def __init__(self, x: Tensor, y: Tensor, threat: Threat, limit: float, budget: int) -> None:
+        self.x, self.y, self.norm, self.limit, self.budget = x, y, threat.norm, limit, budget
+        self.first = math.isfinite(float(threat.eps))  # whether the first example ends it
+        self.found, self.asked, self.listening = list[Find](), 0, True
+
+    def __deepcopy__(self, _: object) -> Log:
+        return self  # some tools copy the model
+
+    def hear(self, x: Tensor, labels: Tensor) -> None:
+        for i in (labels != self.y).nonzero()[:, 0].tolist():
+            size = float(self.norm.size(x[i : i + 1].double() - self.x.double()))
+            inside = bool(((x[i] >= 0) & (x[i] <= 1)).all())
+            if inside and size <= self.limit and (not self.found or size < self.found[-1].size):
+                self.found.append(Find(self.asked + i + 1, size, x[i].clone()))
+        self.asked += len(x)
+        if self.asked >= self.budget or (self.found and self.first):
+            raise Spent
+
+    def by(self, question: int) -> Tensor:
+        """The smallest example found by then, or x."""
+        return next((find.image for find in reversed(self.found) if find.question <= question), self.x[0])
+
+
+class Watched(nn.Module):
+    """Answers for the model, and tells the log."""
+
+    def __init__(self, model: nn.Module, log: Log) -> None:
+        super().__init__()
+        self.model, self.log = model, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()  # some tools ask in float64
+        z = self.model(x)
+        if self.log.listening:
+            room = self.log.budget - self.log.asked
+            self.log.hear(x.detach()[:room], z.detach().argmax(1)[:room])
+        return z
+
+
+# ------------------------------------------------------------------ the tools
+
+Tool = Callable[[Watched, Tensor, Tensor, Threat, int], object]  # model, x, y, threat, budget
+
+
+def ours(write: Callable[[int], str]) -> Tool:
+    def call(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+        model.log.listening = False  # while the model's kind is found out
+        target = wrap(model, shape=tuple(x.shape[1:]))
+        model.log.listening = True
+        return run(parse(write(budget)), target, x, y, threat)
+
+    return call
+
+
+def simba(basis: str) -> Tool:
+    """ART's asks for probabilities and for one-hot labels."""
+
+    def call(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+        from art.attacks.evasion import SimBA
+        from art.estimators.classification import PyTorchClassifier
+
+        net, shape = nn.Sequential(model, nn.Softmax(1)), tuple(x.shape[1:])
+        net = PyTorchClassifier(net, nn.NLLLoss(), shape, CLASSES, clip_values=(0, 1), device_type="cpu")
+        attack = SimBA(net, basis, max_iter=budget, epsilon=0.2, verbose=False)
+        return attack.generate(x.numpy(), one_hot(y, CLASSES).numpy())
+
+    return call
+
+
+def autoattack_square(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+    from autoattack.square import SquareAttack
+
+    size = float(threat.eps)
+    return SquareAttack(model, norm=upper(threat, 0), n_queries=budget, eps=size, seed=0, device="cpu").perturb(x, y)
+
+
+def geoda(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
+    """ART's calls what numpy 2 has no more, and leaves a file where it runs."""
+    with contextlib.chdir(PLACE.name), mock.patch.object(np, "mat", np.asmatrix, create=True):
+        return art("GeoDA", norm=order, max_iter=steps, verbose=False)(model, x, y, threat, budget)
+
+
+def pixels(threat: Threat, _: int) -> int:
+    return int(threat.eps)
+
+
+@dataclass(frozen=True)
+class Contest:
+    norms: str
+    ours: Callable[[int], str]
+    peers: Mapping[str, Tool]
+    bounded: bool = False
+
+
+HOPS = "HopSkipJumpAttack"
+QUIET: dict[str, Any] = {"verbose": False}
+ZOO = {"learning_rate": 0.1, "initial_const": 10.0, "nb_parallel": 32, "use_resize": False, "use_importance": False}
+CONTESTS = {
+    "hopskipjump": Contest(
+        "l2 linf",
+        lambda _: "hopskipjump",
+        {
+            "Foolbox": lambda model, x, y, threat, n: foolbox(HOPS, constraint=threat.norm.name)(
+                model, x, y, threat, n
+            ),
+            "ART": art("HopSkipJump", norm=order, max_iter=ENDLESS, **QUIET),
+        },
+    ),
+    "boundary": Contest(
+        "l2",
+        lambda _: "boundary",
+        {
+            "Foolbox": foolbox("BoundaryAttack", steps=ENDLESS),
+            "ART": art("BoundaryAttack", targeted=False, max_iter=ENDLESS, **QUIET),
+        },
+    ),
+    "geoda": Contest(
+        "l2 linf",
+        lambda n: f"geoda(steps=20, probes={n // 20 - 10})",
+        {"ART": geoda},
+    ),
+    "signopt": Contest(
+        "l2",
+        lambda _: "signopt",
+        {"ART": art("SignOPTAttack", targeted=False, query_limit=ENDLESS, **QUIET)},
+    ),
+    "simba, pixel": Contest("l2", lambda _: f"simba(steps={ENDLESS})", {"ART": simba("px")}, bounded=True),
+    "simba, dct": Contest("l2", lambda _: f'simba(steps={ENDLESS}, basis="dct")', {"ART": simba("dct")}, bounded=True),
+    "square": Contest(
+        "linf l2",
+        lambda n: f"square(steps={n}, schedule={n})",
+        {
+            "ART": art("SquareAttack", norm=order, eps=radius, max_iter=steps, **QUIET),
+            "torchattacks": torchattacks("Square", norm=upper, eps=radius, n_queries=steps),
+            "AutoAttack": autoattack_square,
+        },
+        bounded=True,
+    ),
+    "spsa": Contest(
+        "linf",
+        lambda _: f"spsa(steps={ENDLESS})",
+        {"torchattacks": torchattacks("SPSA", eps=radius, nb_iter=ENDLESS)},
+        bounded=True,
+    ),
+    "zoo": Contest(
+        "l2",
+        lambda n: f"zoo(steps={n // 65}, samples=32, searches=1, c=100.0, rate=0.1)",
+        {"ART": art("ZooAttack", max_iter=lambda _, n: n // 65 - 1, abort_early=False, **ZOO, **QUIET)},
+    ),
+    "onepixel": Contest(
+        "l0",  # pixels are features only where there is one plane
+        lambda _: f"onepixel(steps={ENDLESS})",
+        {
+            "torchattacks": torchattacks("OnePixel", pixels=pixels, steps=ENDLESS),
+            "ART": art("PixelAttack", th=pixels, max_iter=ENDLESS, **QUIET),
+        },
+        bounded=True,
+    ),
+}
+
+# ------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a tool found: sizes [marks, n] by each mark of the budget, and the first question within eps, [n]."""
+
+    sizes: Tensor
+    first: Tensor
+    note: str = ""
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, call: Tool, marks: Sequence[int]) -> Score:
+    found, note = list[list[Tensor]](), ""
+    limit = legal_size(threat.norm, threat.eps, wrap(model, shape=tuple(x.shape[1:])), 1)
+    first = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    for i in range(len(x)):
+        torch.manual_seed(i)
+        np.random.seed(i)  # noqa: NPY002 - what the peers draw from
+        log = Log(x[i : i + 1], y[i : i + 1], threat, float(limit), marks[-1])
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                call(Watched(model, log).eval(), x[i : i + 1].clone(), y[i : i + 1].clone(), threat, marks[-1])
+        except Spent:
+            pass
+        except Exception as error:  # noqa: BLE001 - a peer's crash is a result
+            note = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        found.append([log.by(mark) for mark in marks])
+        if log.found:
+            first[i] = log.found[0].question
+    rulings = [ruled(model, x, y, threat, [images[j] for images in found]) for j in range(len(marks))]
+    return Score(torch.stack(rulings), first.where(rulings[-1].isfinite(), torch.inf), note)
+
+
+def ruled(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, images: Sequence[Tensor]) -> Tensor:
+    """The sizes of what the judge takes for an example; inf for the rest."""
+    stack = torch.stack(list(images))
+    fell, size = judged(Outcome(stack, y, 0, 0), (model, x, y, threat))
+    return size.where(fell, torch.inf)
+
+
+def over(mine: float, theirs: float) -> float:
+    return math.nan if mine == theirs == math.inf else mine / theirs
+
+
+def of_sizes(mine: Score, its: Score, marks: Sequence[int]) -> dict[str, object]:
+    """Medians by each mark, ours over theirs; and the mean of the ratios image by image at the last."""
+    row: dict[str, object] = {f"size at {m}": median(s.tolist()) for m, s in zip(marks, its.sizes, strict=True)}
+    if mine is its:
+        return row
+    for m, a, b in zip(marks, mine.sizes, its.sizes, strict=True):
+        row[f"ratio at {m}"] = over(median(a.tolist()), median(b.tolist()))
+    for m, a, b in zip(marks, mine.sizes, its.sizes, strict=True):
+        pairs = (a / b)[(a / b).isfinite() & (b < math.inf)]
+        row[f"pairwise at {m}"] = float(pairs.log().mean().exp())
+    return row
+
+
+def of_questions(mine: Score, its: Score, _: Sequence[int]) -> dict[str, object]:
+    """Medians over the quickest k images of each, where k is what the weaker of the two broke."""
+    broke = [sorted(q for q in score.first.tolist() if q < math.inf) for score in (mine, its)]
+    row: dict[str, object] = {"broken %": 100 * len(broke[1]) / len(its.first), "median": median(its.first.tolist())}
+    k = min(len(part) for part in broke)
+    if mine is its or not k:
+        return row
+    a, b = (float(median(part[:k])) for part in broke)
+    return row | {"our equal": a, "its equal": b, "ratio": a / b}
+
+
+def rows(place: str, attacks: Sequence[str], tools: Sequence[str], n: int, marks: Sequence[int]) -> Iterator[Any]:
+    spec = MODELS[place]
+    model = case(*spec.place).eval().requires_grad_(False)
+    x, y = spec.data(2 * n)
+    right = (model(x).argmax(1) == y).nonzero()[:n, 0]
+    x, y = x[right], y[right]
+    for attack in attacks:
+        contest = CONTESTS[attack]
+        for norm in contest.norms.split():
+            eps = spec.eps.get(attack.split(",")[0], spec.eps.get(norm)) if contest.bounded else "inf"
+            if eps is None:
+                continue
+            threat = Threat.parse(f"{norm}({eps})")
+            mine = measure(model, x, y, threat, ours(contest.ours), marks)
+            entries = {"Holdfast": mine} | {
+                tool: measure(model, x, y, threat, call, marks) for tool, call in contest.peers.items() if tool in tools
+            }
+            for tool, score in entries.items():
+                row: dict[str, object] = {"model": place, "threat": str(threat), "attack": attack, "tool": tool}
+                row |= (of_questions if contest.bounded else of_sizes)(mine, score, marks)
+                yield contest.bounded, row | ({"note": score.note} if score.note else {})
+
+
+def batches(n: int, tools: Sequence[str]) -> list[list[object]]:
+    """HopSkipJump on the same images, 1, 10 and all at a time: median sizes, and how many rows are not those of 1."""
+    model = case(*MODELS["lenet"].place).eval().requires_grad_(False)
+    x, y = mnist(2 * n)
+    right = (model(x).argmax(1) == y).nonzero()[:n, 0]
+    attack, ids, lines = parse("hopskipjump(steps=4, probes=30)"), torch.arange(n), list[list[object]]()
+    for norm in ("l2", "linf"):
+        threat = Threat.parse(f"{norm}(inf)")
+
+        def mine(net: nn.Module, x: Tensor, y: Tensor, at: Tensor, threat: Threat = threat) -> Tensor:
+            return run(attack, wrap(net, batch_size=len(at)), x[at], y[at], threat, ids=at).best
+
+        def foolbox_its(net: nn.Module, x: Tensor, y: Tensor, at: Tensor, threat: Threat = threat) -> Tensor:
+            how = {"steps": 4, "initial_gradient_eval_steps": 30, "constraint": threat.norm.name}
+            torch.manual_seed(0)
+            return foolbox(HOPS, **how)(net, x[at], y[at], threat, 0)[0]
+
+        kinds = [("Holdfast, float64", mine, torch.float64), ("Holdfast, float32", mine, torch.float32)]
+        for tool, find, dtype in kinds + [("Foolbox", foolbox_its, torch.float32)] * ("Foolbox" in tools):
+            net, rows, labels = model.to(dtype), x[right].to(dtype), y[right]
+            found = [torch.cat([find(net, rows, labels, at) for at in ids.split(size)]) for size in (1, 10, n)]
+            sizes = [float(threat.norm.size(part - rows).median()) for part in found]
+            apart = [int((part != found[0]).flatten(1).any(1).sum()) for part in found[1:]]
+            lines.append([str(threat), tool, *sizes, *apart])
+            print(*lines[-1], flush=True)
+    model.float()
+    return lines
+
+
+# ------------------------------------------------------------------ telling
+
+NOTES = """\
+The first {images} test images that each model gets right, {budget} questions each; one image at a time, for everyone. \
+An example counts from the question that asked about it, whether the tool kept it or not. Every example was judged: \
+in the box, within eps, misclassified twice. `ratio` is ours over theirs, so below 1 is in our favour. Equal options \
+for ZOO (32 features a step, rate 0.1, one search under a high weight) and SimBA (steps of 0.2); the rest as the tools \
+ship them, the schedules of Square and GeoDA for this budget. ART's start in HopSkipJump and Boundary takes no seed."""
+SIZES = """\
+The smallest perturbation: medians of its size (none: infinite); `pairwise` is the geometric mean \
+of the ratios image by image."""
+QUESTIONS = """\
+Within eps: the images broken, and the median question that found the first example. `our equal` and `its equal` are \
+medians over as many of the quickest images as the weaker of the two broke, so that both have the same success."""
+BATCHES = """\
+HopSkipJump (4 steps, 30 probes) on the same {images} images, so many at a time: median sizes, and in how many rows \
+the example differs from that of batches of 1. In float32 the kernels of other batch sizes round otherwise, and an \
+answer on the very boundary may turn."""
+FORMAT = {"broken %": ".0f", "median": ".0f", "our equal": ".0f", "its equal": ".0f"}
+
+
+def told(found: Sequence[Mapping[str, object]]) -> str:
+    names = list(dict.fromkeys(key for row in found for key in row if key != "note"))
+    names += ["note"] * any("note" in row for row in found)
+    return table(names, [[cell(key, row.get(key, "")) for key in names] for row in found])
+
+
+def cell(key: str, value: object) -> str:
+    usual = ".2f" if key.startswith("ratio") or key.startswith("pairwise") else ".3g"
+    return format(value, FORMAT.get(key, usual)) if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    chosen = options(
+        __doc__,
+        repeats=1,
+        images=20,
+        budget=3000,
+        also={
+            "--models": {"nargs": "*", "default": list(MODELS)[:2], "choices": list(MODELS)},
+            "--attacks": {"nargs": "*", "default": list(CONTESTS), "choices": list(CONTESTS)},
+            "--tools": {"nargs": "*", "default": list(MODULES), "choices": list(MODULES)},
+            "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
+        },
+    )
+    warnings.simplefilter("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
+    reasons = importable(chosen.autoattack)
+    tools = [tool for tool in chosen.tools if not reasons[tool]]
+    marks = [chosen.budget // 12, chosen.budget // 3, chosen.budget]
+    parts = [NOTES.format(images=chosen.images, budget=chosen.budget)]
+    if "hopskipjump" in chosen.attacks:
+        head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
+        parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, batches(50, tools))}")
+    met = {tool for contest in CONTESTS.values() for tool in contest.peers}
+    last = [f"- not measured: {tool}: {reasons[tool]}" for tool in MODULES if tool in met and reasons[tool]]
+    if "AutoAttack" in tools:
+        last.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
+    also = [str(PACKAGES.get(tool, tool)) for tool in tools if tool in met and tool != "AutoAttack"]
+    kept: dict[bool, list[dict[str, object]]] = {False: [], True: []}
+    for place in chosen.models:
+        for bounded, row in rows(place, chosen.attacks, tools, chosen.images, marks):
+            kept[bounded].append(row)
+            print(*(f"{key}={cell(key, value)}" for key, value in row.items()), flush=True)
+        tables = [f"{text}\n\n{told(kept[bounded])}" for bounded, text in ((False, SIZES), (True, QUESTIONS))]
+        save(
+            chosen.save,
+            "Questions that black-box attacks need",
+            [*parts[:1], *tables, *parts[1:], "\n".join(last)],
+            also=also,
+        )
+
+
+if __name__ == "__main__":
+    main()
