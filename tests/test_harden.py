@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.harden import objectives, recipes, trainer
-from holdfast.harden.trainer import Epoch, State, Training
+from holdfast.harden.trainer import State, Training
 from holdfast.runs.compare import compare, paired
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.demo import demo_net
@@ -215,12 +214,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     again, net = training(recipe, make=Normed, folder=tmp_path)
     found = again.fit(net, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(wanted, weights(found), strict=True))
-    assert [line.epoch for line in csv_of(tmp_path)] == [1, 2]
-
-
-def csv_of(folder: Path) -> list[Epoch]:
-    with (folder / "log.csv").open(encoding="utf-8") as file:
-        return [Epoch(int(line.pop("epoch")), **line) for line in csv.DictReader(file)]  # pyright: ignore[reportArgumentType]
+    assert [line.epoch for line in trainer.read_log(tmp_path)] == [1, 2]
 
 
 def test_batch_norms_do_not_learn_from_the_search() -> None:
@@ -377,6 +371,9 @@ def test_the_command_from_end_to_end() -> None:
     done = command("compare", "hard/before", "hard/after", "--json")
     assert json.loads(done.stdout)["figures"][1]["gained"] == found.figures[1].gained
     names(refused("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard"), "--resume", "--out")
+    same = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard", "--resume", "--json")
+    assert (same.exit_code, json.loads(same.stdout)) == (0, json.loads(found.model_dump_json()))
+    assert "epoch" not in same.stderr
     names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--resume"), "recipe", "cannot resume")
 
 

@@ -21,6 +21,10 @@ class Part(Source):
         ids = self._ids[start:stop]
         if not len(ids):
             return self._whole.rows(0, 0)
+        low, high = int(ids.min()), int(ids.max()) + 1
+        if high - low <= 2 * len(ids):
+            x, y = self._whole.rows(low, high)
+            return x[ids - low], y[ids - low]
         runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)  # what lies together is read together
         pairs = [self._whole.rows(int(run[0]), int(run[-1]) + 1) for run in runs]
         return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])

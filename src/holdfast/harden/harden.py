@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from holdfast import attacks
@@ -24,7 +25,7 @@ from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.harden import objectives, recipes
 from holdfast.harden.recipes import Recipe
-from holdfast.harden.trainer import STATE, Epoch, Training, packed
+from holdfast.harden.trainer import STATE, Epoch, Training, packed, read_log
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes
@@ -116,16 +117,17 @@ def harden(
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
     before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
-    training = Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell)
-    state = training.fit(net, resume=True)
-    net.load_state_dict(state.best_average())
-    write_bytes(folder / "model.safetensors", packed(net.state_dict()))
+    if not (folder / "comparison.json").exists():  # or it is finished
+        training = Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell)
+        best = training.fit(net, resume=True).best_average()
+        write_bytes(folder / "model.safetensors", packed(best))
+    net.load_state_dict(load_file(folder / "model.safetensors"))
     hard = _door(net.eval(), target)
     after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
-    return Hardened(net, before, after, found, state.place.log, folder)
+    return Hardened(net, before, after, found, read_log(folder), folder)
 
 
 def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:

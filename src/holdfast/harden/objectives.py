@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class Craft(Protocol):
 class Objective(ABC):
     """One way to train. The fields are its hyperparameters; they only store."""
 
+    asks: ClassVar[int] = 1  # forward and backward passes of the loss
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             whole = name == "steps"
@@ -52,7 +54,7 @@ class Objective(ABC):
     @property
     def passes(self) -> int:
         """Forward and backward passes that a row of one training step costs."""
-        return 2 * self.inner + 2
+        return 2 * self.inner + 2 * self.asks
 
     @abstractmethod
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
@@ -138,14 +140,11 @@ class PGD(Objective):
 class ALP(Objective):
     """CE(f(x'), y) and CE(f(x), y), half each, + weight |f(x) - f(x')|^2 / k (Kannan et al. 2018, arXiv:1803.06373)."""
 
+    asks = 2
     weight: float = 0.5  # of the distance between the logits
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
     smoothing: float = 0.0  # share of a label spread over all classes
-
-    @property
-    def passes(self) -> int:
-        return 2 * self.steps + 4
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         return craft(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)
@@ -159,6 +158,7 @@ class ALP(Objective):
 class Trades(Objective):
     """CE(f(x), y) + beta KL(p, p'), x' where that divergence is large (Zhang et al. 2019, arXiv:1901.08573)."""
 
+    asks = 2
     beta: float = 6.0  # of the divergence: more robust, less accurate
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
@@ -166,7 +166,7 @@ class Trades(Objective):
 
     @property
     def passes(self) -> int:
-        return 2 * self.steps + 5
+        return super().passes + 1  # the inner attack asks for p too
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         return craft(_Diverge(steps=self.steps, step_size=self.step_size), x, y)
@@ -183,13 +183,10 @@ class Mart(Objective):
     BCE(p', y) = -log p'_y - log(1 - the largest wrong p').
     """
 
+    asks = 2
     beta: float = 5.0  # of the divergence (lambda in the paper)
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
-
-    @property
-    def passes(self) -> int:
-        return 2 * self.steps + 4
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         return craft(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)

@@ -250,7 +250,8 @@ class Training:
         _average(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
 
         place.step, place.batch = place.step + 1, place.batch + 1
-        place.rows, place.passes = place.rows + len(y), place.passes + len(y) * (objective.passes + 2 * (gamma > 0))
+        place.rows += len(y)
+        place.passes += len(y) * (objective.passes + (2 * objective.asks if gamma else 0))
         place.loss += float(loss.detach()) * len(y)
         place.right += int((z.detach().argmax(1) == y).sum())
 
@@ -419,6 +420,13 @@ def table(log: list[Epoch]) -> str:
     for line in log:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
     return text.getvalue()
+
+
+def read_log(folder: Path) -> list[Epoch]:
+    """log.csv of a folder, read back."""
+    kinds = {"epoch": int, "passes": int, "objective": str, "note": str}
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        return [Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()}) for line in csv.DictReader(file)]
 
 
 def packed(weights: dict[str, Tensor]) -> bytes:
