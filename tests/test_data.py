@@ -555,7 +555,12 @@ def test_heavy_libraries_are_imported_only_on_use() -> None:
 
 
 def test_kinds_tell_how_each_is_written() -> None:
-    assert set(KINDS) == {"digits", "mnist", "fashion-mnist", "cifar10", "idx", "npz", "folder", "parquet", "factory"}
+    assert set(KINDS) == {"digits", "mnist", "fashion-mnist", "cifar10", "idx", "libsvm"} | {
+        "npz",
+        "folder",
+        "parquet",
+        "factory",
+    }
     assert all(": " in line and "\n" not in line for line in KINDS.values())
 
 
