@@ -258,6 +258,7 @@ def test_what_counts_as_fooled() -> None:
     assert trainer.fooled(fast, inner=0.9, robust=0.1, best=0.5)
     assert not trainer.fooled(fast, inner=0.5, robust=0.45, best=0.5)  # as it should be
     assert not trainer.fooled(fast, inner=0.3, robust=0.18, best=0.2)  # weak, but nothing was lost
+    assert not trainer.fooled(fast, inner=0.85, robust=0.69, best=0.81)  # the noise of 144 rows; measured
     assert not trainer.fooled(pgd, inner=0.9, robust=0.1, best=0.5)  # an attack of ten steps is not fooled so
     assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
     assert objectives.stronger(objectives.stronger(fast)).inner == 4

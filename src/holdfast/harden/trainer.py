@@ -348,11 +348,12 @@ STATE = "training.safetensors"
 def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
     """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
 
-    A gap alone is no proof (a weak network has one too): what was reached before must be lost, or most of what the
-    inner attack leaves standing must fall. On training rows, plain overfitting would look the same.
+    A gap alone is no proof (a weak network has one too), and some points up or down are noise: a third of what was
+    reached must be lost, or half of what the inner attack leaves standing must fall. On training rows, plain
+    overfitting would look the same.
     """
     short = 0 < objective.inner <= 4
-    return short and inner - robust > _GAP and robust < max(best - _GAP, inner / 2)
+    return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)
 
 
 def shuffled(n: int, batch_size: int, seed: int) -> list[tuple[int, np.ndarray]]:
