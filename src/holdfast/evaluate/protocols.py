@@ -94,9 +94,14 @@ _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 # Each list by norm; "other" serves the norms without one of their own. Why these trials: docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
-        2,
+        3,
         "one short run for all rows, a few more for those near to falling: an upper bound within about a point",
         {
+            "linf": (
+                'apgd(steps=20, loss="mifpe")',
+                'acg(steps=40, loss="mifpe", restarts=3, near=0.08)',
+                'relay(steps=140, leg=50, p=0.2, loss="mifpe", near=0.08)',
+            ),
             "other": ('apgd(steps=20, loss="mifpe")', 'apgd(steps=20, loss="mifpe", restarts=3, near=0.3)'),
             "l0": ("sigmazero(steps=50)",),
         },
