@@ -1,7 +1,7 @@
 """A Keras model, from training to the figure: the backend is whatever Keras runs on.
 
-    pip install 'holdfast[keras,tensorflow]'
-    python examples/keras_model.py
+pip install 'holdfast[keras,tensorflow]'
+python examples/keras_model.py
 """
 
 from __future__ import annotations
