@@ -67,7 +67,7 @@ _STANDARD = (
     'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
     'acg(steps=50, loss="mifpe", restarts=4, near=0.25)',
     'relay(steps=500, leg=100, loss="mifpe", near=0.3)',
-    'relay(steps=980, leg=100, loss="mifpe", restarts=2, near=0.08)',
+    'relay(steps=980, leg=100, loss="mifpe", restarts=3, near=0.08)',
 )
 _STANDARD_L2 = (
     'apgd(steps=30, loss="mifpe")',
