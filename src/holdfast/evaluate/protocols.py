@@ -162,7 +162,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
 
 
 # What the protocols are for targets that give less than gradients. Scores alone prove little (a defence can bend them
-# without being robust), so each list ends with a search by labels.
+# without being robust), so in Linf and L2 the longer lists end with a search by labels.
 BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     Access.SCORES: {
         "quick": {
