@@ -23,7 +23,8 @@ from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.harden import objectives, recipes, trainer
-from holdfast.harden.trainer import State, Training
+from holdfast.harden.state import State, read_log
+from holdfast.harden.trainer import Training
 from holdfast.runs.compare import compare, paired
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.demo import demo_net
@@ -214,7 +215,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     again, net = training(recipe, make=Normed, folder=tmp_path)
     found = again.fit(net, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(wanted, weights(found), strict=True))
-    assert [line.epoch for line in trainer.read_log(tmp_path)] == [1, 2]
+    assert [line.epoch for line in read_log(tmp_path)] == [1, 2]
 
 
 def test_batch_norms_do_not_learn_from_the_search() -> None:

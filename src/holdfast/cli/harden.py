@@ -12,7 +12,7 @@ from holdfast.cli.evaluate import progress_bar
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
-    from holdfast.harden.trainer import Epoch
+    from holdfast.harden.state import Epoch
 
 
 def harden(

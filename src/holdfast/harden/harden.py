@@ -25,7 +25,8 @@ from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.harden import objectives, recipes
 from holdfast.harden.recipes import Recipe
-from holdfast.harden.trainer import STATE, Epoch, Training, packed, read_log
+from holdfast.harden.state import STATE, Epoch, packed, read_log
+from holdfast.harden.trainer import Training
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes

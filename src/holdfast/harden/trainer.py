@@ -1,25 +1,16 @@
-"""The loop that trains: one network, one recipe, one adversary, from the first step or from where it stopped.
-
-What a training goes on from (weights, their average, the optimiser, the random state, the place in the epoch) is one
-`State`, stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
-"""
+"""The loop that trains: one network, one recipe, one adversary, from the first step or from where it stopped."""
 
 from __future__ import annotations
 
-import copy
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +22,7 @@ from holdfast.harden import objectives
 from holdfast.harden.objectives import Objective
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
+from holdfast.harden.state import STATE, Epoch, State, blend, packed, table
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.preprocess import Preprocess
@@ -85,96 +77,6 @@ def train(
                 raise InputError(f"the loss is not finite in epoch {epoch}; try a lower --rate than {rate:g}.")
             watch(epoch, epochs, total / len(data), right / len(data))
     return model.eval()
-
-
-@dataclass
-class Epoch:
-    """One line of log.csv."""
-
-    epoch: int
-    objective: str
-    rate: float  # of learning, at the end
-    eps: float  # trained against, at the end
-    loss: float  # mean over the epoch
-    trained: float  # accuracy at the points trained at
-    clean: float  # accuracy of the averaged weights on the rows held out
-    inner: float  # the same under the inner attack
-    robust: float  # the same under the recipe's judge
-    passes: int  # forward and backward passes spent, so far
-    note: str = ""
-
-
-@dataclass
-class Place:
-    """Where a training stands, beside its tensors."""
-
-    epoch: int = 0
-    batch: int = 0  # steps done of this epoch
-    step: int = 0  # steps done of all
-    objective: str = ""  # as it is now: a guard may have changed it
-    loss: float = 0.0  # sums over this epoch's rows
-    right: int = 0
-    rows: int = 0
-    passes: int = 0
-    best: tuple[bool, float, float] = (False, -1.0, -1.0)  # whether above the floor, robust, clean; of what is kept
-    best_epoch: int = 0
-    full: int = 0  # epochs since the objective or eps last changed
-    log: list[Epoch] = field(default_factory=list)
-
-
-class State:
-    """All that a training goes on from."""
-
-    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
-        self.net = net
-        self.average = copy.deepcopy(net).eval().requires_grad_(False)
-        self.optimiser = _optimiser(net, recipe)
-        self.place = Place(objective=recipe.objective)
-        self.keep()
-
-    def keep(self) -> None:
-        """These weights are the best so far."""
-        self.best = {name: value.clone() for name, value in self._weights().items()}
-
-    def back_to_best(self, recipe: Recipe) -> None:
-        self._put(self.best)
-        self.optimiser = _optimiser(self.net, recipe)
-
-    def best_average(self) -> dict[str, Tensor]:
-        """The state_dict of the best averaged weights."""
-        return {k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")}
-
-    def dump(self) -> bytes:
-        tensors = {f"now.{name}": value for name, value in self._weights().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for i, slots in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
-        tensors["random"] = torch.get_rng_state()
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
-
-    def restore(self, content: bytes) -> None:
-        tensors = load(content)
-        meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        place = json.loads(meta["place"])
-        place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
-        self.place = Place(**place, log=log)
-        self._put(_under("now.", tensors))
-        self.best = _under("best.", tensors)
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimiser.", tensors).items():
-            i, _, slot = name.partition(".")
-            slots.setdefault(int(i), {})[slot] = value
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
-        torch.set_rng_state(tensors["random"])
-
-    def _weights(self) -> dict[str, Tensor]:
-        own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        return own | {f"average.{name}": value for name, value in self.average.state_dict().items()}
-
-    def _put(self, weights: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(_under("net.", weights))
-        self.average.load_state_dict(_under("average.", weights))
 
 
 @dataclass
@@ -247,7 +149,7 @@ class Training:
         if not bool(loss.isfinite() & length.isfinite()):
             raise InputError(self._diverged(s, float(loss.detach()), float(length), rate))
         s.optimiser.step()
-        _average(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
+        blend(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += len(y)
@@ -342,9 +244,6 @@ class Training:
         return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
 
 
-STATE = "training.safetensors"
-
-
 def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
     """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
 
@@ -411,48 +310,3 @@ def perturbed_weights(net: nn.Module, loss: Callable[[], Tensor], gamma: float) 
         with torch.no_grad():
             for w, old in zip(weights, saved, strict=True):
                 w.copy_(old)
-
-
-def table(log: list[Epoch]) -> str:
-    """log.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    for line in log:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
-    return text.getvalue()
-
-
-def read_log(folder: Path) -> list[Epoch]:
-    """log.csv of a folder, read back."""
-    kinds = {"epoch": int, "passes": int, "objective": str, "note": str}
-    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
-        return [Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()}) for line in csv.DictReader(file)]
-
-
-def packed(weights: dict[str, Tensor]) -> bytes:
-    """A state_dict as the bytes of a .safetensors file."""
-    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
-
-
-def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    weights = [w for w in net.parameters() if w.requires_grad]
-    if recipe.optimiser == "adam":
-        return torch.optim.Adam(weights, recipe.rate, weight_decay=recipe.decay)
-    return torch.optim.SGD(
-        weights, recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=recipe.momentum > 0
-    )
-
-
-def _average(average: nn.Module, net: nn.Module, share: float) -> None:
-    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
-    with torch.no_grad():
-        for old, new in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-            if old.is_floating_point():
-                old.lerp_(new.to(old), 1 - share)
-            else:
-                old.copy_(new)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

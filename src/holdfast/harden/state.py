@@ -1,0 +1,156 @@
+"""What a training goes on from: weights, their average, the optimiser, the random state, the place in the epoch.
+
+It is stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from holdfast.harden.recipes import Recipe
+
+STATE = "training.safetensors"
+
+
+@dataclass
+class Epoch:
+    """One line of log.csv."""
+
+    epoch: int
+    objective: str
+    rate: float  # of learning, at the end
+    eps: float  # trained against, at the end
+    loss: float  # mean over the epoch
+    trained: float  # accuracy at the points trained at
+    clean: float  # accuracy of the averaged weights on the rows held out
+    inner: float  # the same under the inner attack
+    robust: float  # the same under the recipe's judge
+    passes: int  # forward and backward passes spent, so far
+    note: str = ""
+
+
+@dataclass
+class Place:
+    """Where a training stands, beside its tensors."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done of this epoch
+    step: int = 0  # steps done of all
+    objective: str = ""  # as it is now: a guard may have changed it
+    loss: float = 0.0  # sums over this epoch's rows
+    right: int = 0
+    rows: int = 0
+    passes: int = 0
+    best: tuple[bool, float, float] = (False, -1.0, -1.0)  # whether above the floor, robust, clean; of what is kept
+    best_epoch: int = 0
+    full: int = 0  # epochs since the objective or eps last changed
+    log: list[Epoch] = field(default_factory=list)
+
+
+class State:
+    """All that a training goes on from."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
+        self.net = net
+        self.average = copy.deepcopy(net).eval().requires_grad_(False)
+        self.optimiser = _optimiser(net, recipe)
+        self.place = Place(objective=recipe.objective)
+        self.keep()
+
+    def keep(self) -> None:
+        """These weights are the best so far."""
+        self.best = {name: value.clone() for name, value in self._weights().items()}
+
+    def back_to_best(self, recipe: Recipe) -> None:
+        self._put(self.best)
+        self.optimiser = _optimiser(self.net, recipe)
+
+    def best_average(self) -> dict[str, Tensor]:
+        """The state_dict of the best averaged weights."""
+        return {k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")}
+
+    def dump(self) -> bytes:
+        tensors = {f"now.{name}": value for name, value in self._weights().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for i, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
+        tensors["random"] = torch.get_rng_state()
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
+
+    def restore(self, content: bytes) -> None:
+        tensors = load(content)
+        meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        place = json.loads(meta["place"])
+        place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
+        self.place = Place(**place, log=log)
+        self._put(_under("now.", tensors))
+        self.best = _under("best.", tensors)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimiser.", tensors).items():
+            i, _, slot = name.partition(".")
+            slots.setdefault(int(i), {})[slot] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
+        torch.set_rng_state(tensors["random"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        return own | {f"average.{name}": value for name, value in self.average.state_dict().items()}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        self.net.load_state_dict(_under("net.", weights))
+        self.average.load_state_dict(_under("average.", weights))
+
+
+def blend(average: nn.Module, net: nn.Module, share: float) -> None:
+    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
+    with torch.no_grad():
+        for old, new in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old), 1 - share)
+            else:
+                old.copy_(new)
+
+
+def table(log: list[Epoch]) -> str:
+    """log.csv."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    for line in log:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
+    return text.getvalue()
+
+
+def read_log(folder: Path) -> list[Epoch]:
+    """log.csv of a folder, read back."""
+    kinds = {"epoch": int, "passes": int, "objective": str, "note": str}
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        return [Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()}) for line in csv.DictReader(file)]
+
+
+def packed(weights: dict[str, Tensor]) -> bytes:
+    """A state_dict as the bytes of a .safetensors file."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+
+
+def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [w for w in net.parameters() if w.requires_grad]
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(weights, recipe.rate, weight_decay=recipe.decay)
+    return torch.optim.SGD(
+        weights, recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=recipe.momentum > 0
+    )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
