@@ -359,9 +359,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_from_end_to_end() -> None:
     done = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard")
     assert done.exit_code == 0, done.output
-    assert {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json"} == set(
-        os.listdir("hard")
-    )
+    files = {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
+    assert set(os.listdir("hard")) == files
     names(done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)")
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")

@@ -43,6 +43,7 @@ class Hardened:
     comparison: Comparison
     log: list[Epoch]
     folder: Path
+    file: Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
 
 
 def harden(
@@ -127,7 +128,7 @@ def harden(
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
-    return Hardened(hardened, before, after, found, read_log(folder), folder)
+    return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
 
 
 def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:
