@@ -88,7 +88,7 @@ def tradeoff(
             path = np.array(epochs)
             axes.plot(*path.T, color=MUTED, linewidth=0.8, marker=".", markersize=4, label="epochs, on rows held out")
         said = []
-        for label, (clean, robust), fill in (("before", first, PAPER), ("after", second, ACCENT)):
+        for label, (clean, robust), fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
             if clean.value is None or robust.value is None:
                 continue
             bars = [[[i.value - i.low], [i.high - i.value]] for i in (clean, robust)]  # pyright: ignore[reportOptionalOperand]
