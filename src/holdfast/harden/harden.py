@@ -101,7 +101,8 @@ def harden(
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     source, judged = _sources(target, data, test, seed)
-    _check_training(network, target, source, recipe)
+    check_network(network, target, source, recipe)
+    _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
@@ -158,8 +159,12 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     return source, judged
 
 
-def _check_training(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
-    """Refuse a network that has nothing to train, and data that cannot train it."""
+def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
+    """Refuse a network that cannot be trained on these rows, or has nothing to train.
+
+    Raises:
+        InputError: that.
+    """
     check_model(target, source)
     check_labels(source, target.task.k)
     x, _ = source.rows(0, 256)
@@ -168,25 +173,29 @@ def _check_training(network: Network, target: TorchTarget, source: Source, recip
             f"the {network.kind} gives scores that are not finite on the first rows of {source.name}, "
             f"so its loss is not either; repair its weights or its preprocessing."
         )
-    least = 10
-    labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
-    counts = np.bincount(labels.astype(np.int64), minlength=target.task.k)
-    if int(counts.min()) < least:
-        raise InputError(
-            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
-            f"{least} of each of the {target.task.k} classes that the model knows."
-        )
     if not network.trains:
         raise InputError(f"the {network.kind} has no parameters to train.")
     if recipe.batch_size == 1 and network.normed:
         raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
 
 
+def _check_counts(source: Source, k: int) -> None:
+    least = 10
+    labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
+    counts = np.bincount(labels.astype(np.int64), minlength=k)
+    if int(counts.min()) < least:
+        raise InputError(
+            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
+            f"{least} of each of the {k} classes that the model knows."
+        )
+
+
 def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
     if isinstance(threat.goal, Targeted) or threat.mask is not None or isinstance(threat.eps, Tensor):
         raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
-    check_fit(attacks.parse(recipe.judge), target, threat)
+    if recipe.judge:
+        check_fit(attacks.parse(recipe.judge), target, threat)
 
 
 def _open(folder: Path, asked: dict[str, str], *, resume: bool) -> None:

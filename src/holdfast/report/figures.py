@@ -88,13 +88,13 @@ def tradeoff(
             path = np.array(epochs)
             axes.plot(*path.T, color=MUTED, linewidth=0.8, marker=".", markersize=4, label="epochs, on rows held out")
         said = []
-        for label, (clean, robust), fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
-            if clean.value is None or robust.value is None:
+        for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
+            at, low, high = np.array([[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float)
+            if np.isnan(at).any():
                 continue
-            bars = [[[i.value - i.low], [i.high - i.value]] for i in (clean, robust)]  # pyright: ignore[reportOptionalOperand]
+            bars = np.stack([at - low, high - at], 1)[..., None]  # [clean or robust, down or up, 1]
             axes.errorbar(
-                clean.value,
-                robust.value,
+                *at,
                 xerr=bars[0],
                 yerr=bars[1],
                 fmt="o",
@@ -105,7 +105,7 @@ def tradeoff(
                 label=f"{label}, with 95 % intervals",
                 zorder=4,
             )
-            said.append(f"{label} {words.percent(clean.value)} clean and {words.percent(robust.value)} robust")
+            said.append(f"{label} {words.percent(at[0])} clean and {words.percent(at[1])} robust")
         axes.set(ylim=(-0.02, 1), xlabel="clean accuracy", ylabel="robust accuracy")
         axes.set_xlim(right=min(1.0, axes.get_xlim()[1]) + 0.004)
         axes.xaxis.set_major_locator(MaxNLocator(5))
