@@ -369,6 +369,10 @@ def test_the_command_from_end_to_end() -> None:
     own.load_state_dict(load_file("hard/model.safetensors"))  # in plain torch
     again = holdfast.evaluate(wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40)
     assert again.robust_accuracy == holdfast.evaluate.Run("hard/after").robust_accuracy  # pyright: ignore[reportFunctionMemberAccess]
+    page = Path("hard/report.html").read_text()
+    names(page, "Trade-off", "McNemar", "epochs, on rows held out", 'href="before/report.html"', "3 epochs")
+    done = command("compare", "hard/before", "hard/after", "--page", "pair.html")
+    assert "epochs" not in Path("pair.html").read_text()
     done = command("compare", "hard/before", "hard/after", "--json")
     assert json.loads(done.stdout)["figures"][1]["gained"] == found.figures[1].gained
     names(refused("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard"), "--resume", "--out")
@@ -405,6 +409,10 @@ def broken():
     net = normed()
     net[2].weight.data.fill_(float("nan"))
     return net
+def explosive():
+    net = normed()
+    net[2].bias.data[0], net[2].bias.data[1] = 3e38, -3e38
+    return net
 """
 
 
@@ -436,6 +444,12 @@ def test_mistakes_are_one_sentence_and_write_nothing(
     assert not (here / "hard").exists()
 
 
+def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model(here: Path) -> None:
+    (here / "models.py").write_text(MODELS)
+    names(refused("harden", "models.py:explosive", "digits", *LINF, *SMALL, "--out", "hard"), "loss", "the first step")
+    assert set(os.listdir("hard")) == {"before", "harden.json"}
+
+
 def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     pgd = ("--attack", "pgd(steps=1)")
     command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--out", "a")
@@ -447,6 +461,9 @@ def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     names(refused("compare", "a", "d"), "data")
     names(refused("compare", "a", "nothing"), "no run")
     names(refused("compare", "a"), "two or more")
+    Path("page.html").write_text("mine")
+    names(refused("compare", "a", "a", "--page", "page.html"), "page.html", "new")
+    assert Path("page.html").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

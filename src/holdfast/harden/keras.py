@@ -44,6 +44,7 @@ from holdfast.threat import Threat
 
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
 _PROBED = 64  # held rows on which the backends are compared
+APART = 1e-3  # by which their scores may differ, relative to the largest: rounding
 
 
 class KerasNetwork:
@@ -306,7 +307,7 @@ def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:
     """
     here, there = _probe(target, held), np.load(file)
     apart = float(np.abs(here - there).max())
-    if not apart <= 1e-3 * max(1.0, float(np.abs(there).max())):
+    if not apart <= APART * max(1.0, float(np.abs(there).max())):
         raise InputError(
             f"{what} other scores than on the other backend (by up to {apart:.3g}); a layer of it does not do the same "
             f"on each. Give a model of Keras's own layers, or of layers written with keras.ops."
