@@ -405,6 +405,7 @@ from torch import nn
 def normed(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
 def none(): return nn.Sequential(nn.Flatten(), nn.AvgPool1d(6, 6))
 def two(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def function(x): return x.flatten(1)[:, :10]
 def broken():
     net = normed()
     net[2].weight.data.fill_(float("nan"))
@@ -421,6 +422,7 @@ def explosive():
     [
         (("models.py:none", "digits", *LINF), ("no parameters",)),
         (("models.py:two", "digits", *LINF), ("2 classes",)),
+        (("models.py:function", "digits", *LINF), ("a torch module or a Keras model", "function")),
         (("models.py:broken", "digits", *LINF), ("not finite",)),
         (("models.py:normed", "digits", *LINF, "--recipe", "fast(batch_size=1)"), ("batch norm", "batch_size")),
         (("models.py:normed", "few.npz", *LINF), ("class 9 has 2 rows", "at least 10")),

@@ -41,13 +41,12 @@ def train(
 
     torch.manual_seed(seed)
     network = made(model)
-    if not isinstance(network, torch.nn.Module):
-        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     source = options.open_source(data, bounds, split)
     target = wrap(
         network, bounds=options.bounds_of(bounds), preprocess=parse(preprocess), device=options.device_of(device)
     )
-    assert isinstance(target, TorchTarget)
+    if not (isinstance(target, TorchTarget) and isinstance(target.model, torch.nn.Module)):
+        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     check_data(source, target.bounds)
     trained = fit(
         target,

@@ -218,7 +218,7 @@ def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
     torch.set_num_threads(job["threads"])
     for where in job["code"]:
         usercode.find(where)
-    model = load(work / "model.keras", trust=True)
+    model = _again(work / "model.keras")
     target = wrap(model, preprocess=preprocess.parse(job["preprocess"]), **job["door"])
     data, held = (_stored(work, name) for name in ("train", "held"))
     target.bind(data.shape)
@@ -269,13 +269,30 @@ def _put(net: Rebuilt, bare: Any, model: Any) -> None:
 
 
 def _own_code() -> list[str]:
-    """Where the registered classes and functions of the user come from, as `usercode` spells it."""
-    found = []
+    """Where the registered classes and functions of the user come from, as `usercode` spells it: one a module."""
+    found = {}
     for thing in keras.saving.get_custom_objects().values():
         module = getattr(sys.modules.get(thing.__module__), "__spec__", None)
         if module is not None:  # a script has none, and must not run again
-            found.append(f"{thing.__module__ if module.parent else module.origin}:{thing.__qualname__}")
-    return found
+            where = thing.__module__ if module.parent else module.origin
+            found[where] = f"{where}:{thing.__qualname__.partition('.')[0]}"
+    return list(found.values())
+
+
+def _again(file: Path) -> Any:
+    """The model of a file that was written here.
+
+    Raises:
+        InputError: parts of it are unknown to a process of its own.
+    """
+    try:
+        return load(file, trust=True)
+    except InputError as error:
+        first = (str(error.__cause__) or "its file cannot be read").splitlines()[0].rstrip(".")
+        raise InputError(
+            f"the model cannot be built again from its file: {first}. Layers of your own are registered "
+            f"(@keras.saving.register_keras_serializable()) in a file that can be imported."
+        ) from error
 
 
 def _store(source: Source, work: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from holdfast.harden.state import packed
 from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.foreign import Foreign
 
 
 class Network(Protocol):
@@ -74,7 +75,7 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    own = getattr(model, "trainable", None)
+    own = model.trainable if isinstance(model, Foreign) else None
     if own is None:
         raise InputError(
             f"hardening trains a torch module or a Keras model, but the model is a {type(model).__name__}."
