@@ -446,6 +446,6 @@ def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tenso
     of the largest input, in every feature.
     """
     ulp = 2.0**-24 * max(abs(target.bounds.low), abs(target.bounds.high))
-    rounding = norm.rounding(math.prod(target.shape or ()), ulp)
+    rounding = norm.rounding(math.prod(target.free or target.shape or ()), ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).expand(n)

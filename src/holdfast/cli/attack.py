@@ -25,6 +25,7 @@ def attack(
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    task: options.Task = None,
     eot: options.Eot = 1,
     surrogate: options.Lender = None,
     split: options.Split = "test",
@@ -54,6 +55,7 @@ def attack(
         preprocess=preprocess,
         layout=layout,
         output=output,
+        task=task,
         eot=eot,
         surrogate=surrogate,
         batch_size=batch_size,

@@ -35,6 +35,7 @@ def evaluate(
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    task: options.Task = None,
     eot: options.Eot = 1,
     surrogate: options.Lender = None,
     split: options.Split = "test",
@@ -68,6 +69,7 @@ def evaluate(
         preprocess=preprocess,
         layout=layout,
         output=output,
+        task=task,
         eot=eot,
         surrogate=surrogate,
         batch_size=batch_size,

@@ -49,6 +49,9 @@ Layout = Annotated[
     typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),
 ]
 Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
+Task = Annotated[
+    str | None, typer.Option("--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".')
+]
 Eot = Annotated[
     int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
 ]
@@ -116,6 +119,7 @@ def open_target(
     preprocess: list[str],
     layout: str | None,
     output: str | None,
+    task: str | None = None,
     batch_size: int,
     device: str,
     eot: int = 1,
@@ -130,9 +134,9 @@ def open_target(
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, **common)
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
     target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
-    return wrappers.Surrogate(target, load(surrogate, layout=layout, **common)) if surrogate else target
+    return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
 
 
 def device_of(text: str) -> str:

@@ -32,6 +32,7 @@ def verify(
         preprocess=manifest.model.preprocess,
         layout=manifest.model.layout,
         output=manifest.model.output,
+        task=manifest.model.task,
         eot=manifest.model.draws,
         batch_size=batch_size,
         device=device,

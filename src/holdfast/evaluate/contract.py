@@ -11,13 +11,16 @@ from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
+from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows shown to the model
 STRIDE = 1024  # rows read at once
 
 
-def check_data(data: Source, bounds: Bounds) -> None:
+def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
+
+    The bounds say nothing of the first features of a flat input that stand `beside` it.
 
     Raises:
         InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
@@ -30,6 +33,7 @@ def check_data(data: Source, bounds: Bounds) -> None:
             row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
             kind = "NaN" if np.isnan(x).any() else "infinity"
             raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
+        x = x[:, beside:]
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         squares += float(np.power(x, 2, dtype=np.float64).sum())
@@ -64,7 +68,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     if target.access >= Access.SCORES:
         with sealed(0):
             z = target.all_scores(rows)
-        if looks_like_probabilities(z):
+        graded = isinstance(target, WithTruth)
+        if target.rule.probable(target.answers(rows)) if graded else looks_like_probabilities(z):
             findings.append(
                 Finding(
                     check="probabilities",
@@ -144,13 +149,15 @@ def looks_like_probabilities(z: torch.Tensor) -> bool:
 def _check_labels(y: np.ndarray, start: int) -> None:
     if y.ndim == 2 and y.shape[1] > 1:
         raise InputError(
-            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1)."
+            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1); or, if "
+            f"several labels may hold at once, say --task multilabel (in Python: wrap(..., task='multilabel'))."
         )
     if y.ndim != 1:
         raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(
-            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with astype(int)."
+            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with "
+            f'astype(int). For a regression say --task "regression(tolerance=0.1)".'
         )
     if len(y) and int(y.min()) < 0:
         raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")

@@ -16,11 +16,13 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import judge, moved, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
+from holdfast.evaluate.graded import graded, outputs
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
+from holdfast.targets.truth import WithTruth
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -41,6 +43,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
+    target, source = graded(target, source, _threat(manifest))
     target.bind(source.shape)
     target.probabilities = manifest.model.probabilities
     if target.fingerprint() != manifest.model.fingerprint:
@@ -153,7 +156,7 @@ def _clean(
     manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted = [], []
+    relabelled, repredicted, retold = [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
@@ -161,6 +164,9 @@ def _clean(
         relabelled += list(ids[part][label[part] != y])
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
+        retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
+    if retold:
+        yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
     if relabelled:
         yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
     if repredicted:
@@ -202,17 +208,32 @@ def _examples(
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
+    retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
+        (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):
         if bad.any():
             yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+
+
+def _retold(
+    columns: dict[str, np.ndarray], name: str, at: Any, target: Target, x: torch.Tensor, ruling: judge.Ruling
+) -> np.ndarray:
+    """Where a model whose task is not one of k classes has other truths or outputs than the samples say: [m] bool."""
+    if not isinstance(target, WithTruth) or ruling.scores is None or not len(x):
+        return np.zeros(len(x), dtype=bool)
+    found = outputs(target, x, ruling.scores.cpu())
+    said = (np.stack(columns[column][at]) for column in ("truth", name))
+    return ~np.all(
+        [np.isclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True).all(1) for a, b in zip(said, found, strict=True)], 0
+    )
 
 
 def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

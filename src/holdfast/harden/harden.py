@@ -97,6 +97,8 @@ def harden(
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
     target = _torch(wrap(model))
+    if target.graded is not None:
+        raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
     source, judged = _sources(target, data, test, seed)
     net = _trainable(model, target, source, recipe)
     check_labels(judged, target.task.k)

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from holdfast.errors import InputError
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.metrics import SAMPLES
+from holdfast.runs.metrics import schema_of
 
 
 class Rows(Protocol):
@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def write_samples(folder: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(SAMPLES), sink)
+    pq.write_table(table.cast(schema_of(table.column_names)), sink)
     write_bytes(folder / "samples.parquet", sink.getvalue().to_pybytes())
 
 
@@ -86,7 +86,7 @@ def read_samples(folder: Path) -> pa.Table:
     path = folder / "samples.parquet"
     try:
         table = pq.read_table(path)
-        return table.cast(SAMPLES)
+        return table.cast(schema_of(table.column_names))
     except (OSError, pa.ArrowException, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
 

@@ -12,6 +12,7 @@ from holdfast.targets.adopt import adopt
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
+from holdfast.tasks import parse as parse_task
 
 __all__ = ["Access", "Bounds", "Target", "TorchTarget", "load", "wrap"]
 
@@ -40,7 +41,7 @@ def wrap(
 
     Args:
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
-            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is.
+            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is, with its task.
         bounds: the range of raw inputs; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order.
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
@@ -52,6 +53,8 @@ def wrap(
         InputError: no adapter takes a model of this kind.
     """
     if isinstance(model, Target):
+        task = options.get("task")
+        model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model
     steps: Sequence[Preprocess] = (preprocess,) if isinstance(preprocess, Callable) else preprocess
     odd = [step for step in steps if not is_dataclass(step)]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Graded
 
 T = TypeVar("T")
 Pullback = Callable[[Tensor], Tensor]
@@ -59,7 +59,9 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
+    graded: Graded | None = None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     free: tuple[int, ...] | None = None  # shape of the last features of a flat input, where they alone may change
+    beside: int = 0  # how many features of a flat input, the first, are no inputs of which the bounds speak
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
@@ -136,6 +138,10 @@ class Target(ABC):
     def all_scores(self, x: Tensor) -> Tensor:
         """Scores of any number of rows, in micro-batches."""
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
+
+    def answers(self, x: Tensor) -> Tensor:
+        """What the model itself gives for any number of rows: [n, k], whatever is then made of it."""
+        return self.all_scores(x)
 
     def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own shape."""

@@ -17,7 +17,8 @@ from holdfast.targets.adopt import by_trial
 from holdfast.targets.foreign import Foreign, chosen
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Graded, odds
+from holdfast.tasks import parse as parse_task
 
 
 class TorchTarget(Target):
@@ -40,6 +41,8 @@ class TorchTarget(Target):
             wants, or what its own shape of inputs says.
         output: which of several outputs are the scores, by name or place.
         classes: how many there are, for a model that gives labels.
+        task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose outputs [n, k] are
+            taken as they are; their truths are [n, k] too.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
         compile: compile what gradients are taken of; pays for large models on accelerators.
 
@@ -64,6 +67,7 @@ class TorchTarget(Target):
         layout: str | None = None,
         output: str | int | None = None,
         classes: int | None = None,
+        task: str | Graded | None = None,
         precision: str = "float32",
         compile: bool = False,
     ) -> None:
@@ -74,6 +78,7 @@ class TorchTarget(Target):
         self.probabilities = probabilities
         self.batch_size = batch_size
         self.output, self.classes = output, classes
+        self.graded = parse_task(task) if isinstance(task, str) else task
         self._layout_given = layout is not None
         self.layout = layout or "nchw"
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
@@ -219,10 +224,12 @@ class TorchTarget(Target):
                 f"module that returns the logits alone."
             )
         z = z if z.dtype == torch.float64 else z.float()
+        if self.graded is not None and z.ndim <= 2 and z.shape[:1] in ((n,), ()):
+            z = z.reshape(n, -1)
+            return odds(z) if self.probabilities else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
-            least = torch.finfo(z.dtype).tiny
-            z = z.clamp_min(least).log() - (1 - z).clamp_min(least).log() if self.probabilities else z
+            z = odds(z) if self.probabilities else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
             raise InputError(
