@@ -177,7 +177,7 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return together(p.held, (p.x + p.project(point(state))).clamp(target.bounds.low, target.bounds.high))
+        return together(p.held, target.bounds.clamp(p.x + p.project(point(state))))
 
 
 def point(state: State) -> Tensor:
@@ -195,6 +195,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
         )
     if attack.bounded and not bool(torch.as_tensor(threat.eps).isfinite().all()):
         raise SpecError(f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}.")
+    threat.check_shape(target.free or target.shape or ())
     if threat.norm.name not in attack.norms:
         raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")
 

@@ -22,6 +22,7 @@ def attack(
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
+    limits: options.Limits = None,
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
@@ -46,12 +47,13 @@ def attack(
     from holdfast.evaluate.craft import craft
     from holdfast.runs.store import write_bytes
 
-    source = options.open_source(data, bounds, split)
+    limited = options.limits_of(limits)
+    source = options.open_source(data, bounds, split, limited)
     target = options.open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=options.bounds_of(bounds),
+        bounds=options.box_of(bounds, limited),
         preprocess=preprocess,
         layout=layout,
         output=output,
@@ -61,7 +63,9 @@ def attack(
         batch_size=batch_size,
         device=device,
     )
-    made = craft(target, source, threat, attack, samples=options.rows_of(samples), seed=seed)
+    made = craft(
+        target, source, options.threat_of(threat, limited), attack, samples=options.rows_of(samples), seed=seed
+    )
     buffer = io.BytesIO()
     np.savez(buffer, **made)  # pyright: ignore[reportArgumentType]
     write_bytes(out, buffer.getvalue())

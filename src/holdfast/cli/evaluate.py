@@ -32,6 +32,7 @@ def evaluate(
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
+    limits: options.Limits = None,
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
@@ -60,12 +61,13 @@ def evaluate(
     from holdfast.evaluate import Names
     from holdfast.evaluate import evaluate as measure
 
-    source = options.open_source(data, bounds, split)
+    limited = options.limits_of(limits)
+    source = options.open_source(data, bounds, split, limited)
     target = options.open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=options.bounds_of(bounds),
+        bounds=options.box_of(bounds, limited),
         preprocess=preprocess,
         layout=layout,
         output=output,
@@ -81,7 +83,7 @@ def evaluate(
             run = measure(
                 target,
                 source,
-                threat,
+                options.threat_of(threat, limited),
                 protocol=protocol,
                 attacks=attack,
                 samples=options.rows_of(samples),

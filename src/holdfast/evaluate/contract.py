@@ -34,6 +34,8 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
             kind = "NaN" if np.isnan(x).any() else "infinity"
             raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
         x = x[:, beside:]
+        if bounds.each is not None:
+            _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         squares += float(np.power(x, 2, dtype=np.float64).sum())
@@ -45,6 +47,20 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
         raise InputError(f"{span} {_likely(low, high, mean, spread, bounds)}")
     if bounds.high >= 128 and high <= 1:
         raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
+
+
+def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
+    """Raises InputError: a row is out of the bounds of its features."""
+    low, high = (side.flatten() for side in bounds.sides(x))
+    x = x.flatten(1)
+    slack = 1e-6 * (high - low)
+    out = (x < low - slack) | (x > high + slack) if x.shape[1] == len(low) else torch.zeros(0)
+    if bool(out.any()):
+        row, at = (int(i) for i in out.nonzero()[0])
+        raise InputError(
+            f"row {start + row} of {name} has {float(x[row, at]):.4g} at feature {at}, whose bounds are "
+            f"[{float(low[at]):g}, {float(high[at]):g}]."
+        )
 
 
 def check_model(target: Target, data: Source) -> list[Finding]:

@@ -39,6 +39,7 @@ def craft(
     check_model(target, source)
     check_labels(source, target.task.k)
     threat.check_classes(target.task.k)
+    threat.check_shape(target.free or source.shape)
     threat.check_box(target.bounds.low, target.bounds.high, target.free or source.shape)
     parts: list[dict[str, np.ndarray]] = []
     stride = stride_of(source.shape)

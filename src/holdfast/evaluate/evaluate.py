@@ -84,7 +84,8 @@ def evaluate(
         target: the model, wrapped.
         data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds. Of a multi-label or
             regression model y is [n, k].
-        threat: what the adversary may do; one eps for all rows. Text may also name a movement of images,
+        threat: what the adversary may do; one eps for all rows, perhaps with a scale and a mask of the
+            features. Text may also name a movement of images,
             `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
             linf on the movement, with half of the bounds' width for all of it, and a grid goes before a protocol
             that has to turn.
@@ -148,9 +149,16 @@ def evaluate(
     table, trials, facts = _collect(plan, journal, chunks, facts)
     store.write_samples(folder, table)
     store.write_gallery(folder, table, source)
+    store.write_limits(folder, limits_of(target, threat))
     store.write_manifest(folder, finish(folder, facts, table, trials))
     journal.close()
     return Run(folder, temporary=out is None)
+
+
+def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
+    """What of a threat and of the bounds is said for each feature."""
+    sides = dict(zip(("low", "high"), target.bounds.each or (), strict=False))
+    return {name: part.numpy() for name, part in (sides | threat.limits).items()}
 
 
 def question(facts: Facts) -> dict[str, str]:
@@ -307,8 +315,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
-    if threat.mask is not None:
-        raise SpecError("evaluate takes no mask, which its evidence could not hold; use an attack directly.")
+    threat.check_shape(target.free or target.shape or ())
     threat.check_classes(target.task.k)
     if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
         raise SpecError(

@@ -52,8 +52,7 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
     held, d = target.apart(found.double() - x.double())
     size = threat.norm.size(d)
     legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
-    free = target.apart(found)[1].flatten(1)
-    legal &= free.isfinite().all(1) & ((free >= target.bounds.low) & (free <= target.bounds.high)).all(1)
+    legal &= target.bounds.inside(target.apart(found)[1])
     if held is not None:
         legal &= (held == 0).all(1)
     if threat.mask is not None:

@@ -200,7 +200,7 @@ def _trainable(model: Any, target: TorchTarget, source: Source, recipe: Recipe) 
 
 
 def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
-    if isinstance(threat.goal, Targeted) or threat.mask is not None or isinstance(threat.eps, Tensor):
+    if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
         raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
     check_fit(attacks.parse(recipe.judge), target, threat)
@@ -225,7 +225,7 @@ def _door(net: nn.Module, like: TorchTarget) -> Target:
     """A trained network behind the same door as the one that it came from."""
     return wrap(
         net,
-        bounds=(like.bounds.low, like.bounds.high),
+        bounds=like.bounds,
         preprocess=like.preprocess,
         probabilities=like.probabilities,
         batch_size=like.batch_size,

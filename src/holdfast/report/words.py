@@ -83,6 +83,11 @@ def class_name(manifest: Manifest, label: int) -> str:
 
 def freedom(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
+    limited = "limits=" in manifest.threat.text
+    return _freedom(manifest) + (", times a scale and within a mask of each value's own" if limited else "")
+
+
+def _freedom(manifest: Manifest) -> str:
     threat = manifest.threat
     if manifest.model.moved is not None and threat.norm == "linf":
         name, _, bounds = spec.call(manifest.model.moved)

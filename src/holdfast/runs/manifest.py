@@ -32,7 +32,8 @@ class ModelInfo(Record):
     spec: str  # what the user typed, or the type of a live object
     arch: str | None = None
     fingerprint: str  # SHA-256 of architecture, weights, preprocessing and bounds
-    bounds: tuple[float, float]
+    bounds: tuple[float, float]  # or the extremes of those that each feature has of its own
+    box: str | None = None  # SHA-256 of these, which are in limits.safetensors
     shape: list[int]
     classes: int  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)

@@ -117,7 +117,7 @@ def measure(
         label, clean, attacked = told["truth"] > 0, told["clean_output"] > 0, told["attacked_output"] > 0
         bears, names, confusion = label, [name.removesuffix(" wrong") for name in names[1:]], None
     else:
-        bears = label[:, None] == np.arange(classes)
+        bears = np.equal(label[:, None], np.arange(classes))
         confusion = Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes))
     scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
     present = bears.any(0)

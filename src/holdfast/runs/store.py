@@ -123,9 +123,20 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield tensors["id"], tensors["x"]
 
 
+def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
+    """What is said for each feature: low and high of the bounds, scale of eps, mask; no file where nothing is."""
+    if limits:
+        write_tensors(folder / "limits.safetensors", limits)
+
+
+def read_limits(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / "limits.safetensors"
+    return read_tensors(path)[0] if path.exists() else {}
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of evidence: samples, examples and gallery."""
-    paths = [folder / "samples.parquet", folder / "gallery.safetensors"]
+    """SHA-256 of the files of evidence: samples, examples, gallery and limits."""
+    paths = [folder / f for f in ("samples.parquet", "gallery.safetensors", "limits.safetensors")]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()}
 

@@ -31,7 +31,7 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: 
 def wrap(
     model: Any,
     *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
     preprocess: Preprocess | Sequence[Preprocess] = (),
     framework: str | None = None,
     gives: str | None = None,
@@ -42,7 +42,7 @@ def wrap(
     Args:
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
             of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is, with its task.
-        bounds: the range of raw inputs; eps is in the same units.
+        bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order.
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.

@@ -31,7 +31,7 @@ class TorchTarget(Target):
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A `Foreign` one runs
             in its own framework.
-        bounds: the box of raw inputs.
+        bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
         probabilities: the model gives probabilities; scores are their logarithms.
@@ -73,7 +73,7 @@ class TorchTarget(Target):
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
-        self.bounds = bounds if isinstance(bounds, Bounds) else Bounds(*bounds)
+        self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
         self.probabilities = probabilities
         self.batch_size = batch_size
@@ -94,7 +94,7 @@ class TorchTarget(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         if self.shape is not None:
             return super().bind(shape)
-        self.shape = shape
+        super().bind(shape)
         if not isinstance(self.model, (nn.Module, Foreign)):
             with sealed(0):
                 self._take(by_trial(self.model, self._probe(), output=self.output, classes=self.classes))
