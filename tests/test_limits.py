@@ -82,10 +82,7 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
         assert (found >= LIMITS["low"]).all()
         assert (found <= LIMITS["high"]).all()
     assert command("verify", "run", "net.py:make", "set.npz").exit_code == 0
-    assert (
-        "each value" in (here / "run" / "report.html").read_text()
-        or "own" in (here / "run" / "report.html").read_text()
-    )
+    assert "times a scale" in (here / "run" / "report.html").read_text()
     assert command("attack", *asked, "--out", "made.npz").exit_code == 0
     assert np.load("made.npz")["broken"].sum() == (status == "broken").sum()
     np.savez("limits.npz", **(LIMITS | {"scale": LIMITS["scale"] * 2}))
@@ -119,6 +116,6 @@ def test_wrong_limits_are_refused(here: Path) -> None:
             "evaluate", "net.py:make", "set.npz", "--bounds=-1,50", "--threat", "linf(1)", "--limits", f"{name}.npz"
         )
         assert done.exit_code == 2
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") <= 2
+        assert done.stderr.strip().startswith("error: ")
+        assert done.stderr.strip().count("\n") == 0
     assert command("evaluate", "net.py:make", "set.npz", "--threat", "linf(1)", "--limits", "none.npz").exit_code == 2

@@ -56,6 +56,10 @@ Output = Annotated[str | None, typer.Option("--output", help="Which of the model
 Task = Annotated[
     str | None, typer.Option("--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".')
 ]
+Attacked = Annotated[
+    int,
+    typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
+]
 Eot = Annotated[
     int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
 ]
@@ -157,6 +161,8 @@ def open_target(
     layout: str | None,
     output: str | None,
     task: str | None = None,
+    source: Source | None = None,
+    attacked: int = 0,
     batch_size: int,
     device: str,
     eot: int = 1,
@@ -171,6 +177,10 @@ def open_target(
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
+    if source is not None and source.inputs is not None:
+        inputs = list(source.inputs[1:])
+        inputs.insert(attacked, source.inputs[0])
+        common |= {"inputs": inputs, "attacked": attacked}
     target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
     target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
     return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target

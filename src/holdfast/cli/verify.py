@@ -33,6 +33,8 @@ def verify(
         layout=manifest.model.layout,
         output=manifest.model.output,
         task=manifest.model.task,
+        source=source,
+        attacked=manifest.model.attacked or 0,
         eot=manifest.model.draws,
         batch_size=batch_size,
         device=device,

@@ -38,6 +38,7 @@ class ModelInfo(Record):
     classes: int  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
     free: list[int] | None = None  # shape of the last features of a flat input, where they alone may change
+    attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
     layout: str = "nchw"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from holdfast.errors import InputError
 from holdfast.targets import loading
 from holdfast.targets.adopt import adopt
 from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.several import joined
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
 from holdfast.tasks import parse as parse_task
@@ -35,6 +37,8 @@ def wrap(
     preprocess: Preprocess | Sequence[Preprocess] = (),
     framework: str | None = None,
     gives: str | None = None,
+    inputs: Sequence[Sequence[int]] | None = None,
+    attacked: int = 0,
     **options: Any,
 ) -> Target:
     """Put a model behind the door: picks the adapter by the model's kind.
@@ -47,6 +51,9 @@ def wrap(
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
+        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then flat: the others, in
+            their order, and last the attacked one.
+        attacked: the place of the one that may change.
         options: see `TorchTarget`.
 
     Raises:
@@ -63,5 +70,13 @@ def wrap(
             f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
             f"put it into the model."
         )
+    if inputs is not None:
+        if steps:
+            raise InputError(
+                "a model of several inputs takes no preprocess, which would not know which; put it into the model."
+            )
+        shapes = [tuple(shape) for shape in inputs]
+        model = joined(model, shapes, attacked)
+        options |= {"free": shapes[attacked], "attacked": attacked, "shape": (sum(map(math.prod, shapes)),)}
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
     return TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)

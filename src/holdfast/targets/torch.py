@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,6 +44,8 @@ class TorchTarget(Target):
         classes: how many there are, for a model that gives labels.
         task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose outputs [n, k] are
             taken as they are; their truths are [n, k] too.
+        free: shape of the last features of flat inputs, where they alone may change; bounds are then of these.
+        attacked: which of a model's several inputs that is.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
         compile: compile what gradients are taken of; pays for large models on accelerators.
 
@@ -68,6 +71,8 @@ class TorchTarget(Target):
         output: str | int | None = None,
         classes: int | None = None,
         task: str | Graded | None = None,
+        free: tuple[int, ...] | None = None,
+        attacked: int | None = None,
         precision: str = "float32",
         compile: bool = False,
     ) -> None:
@@ -78,6 +83,7 @@ class TorchTarget(Target):
         self.probabilities = probabilities
         self.batch_size = batch_size
         self.output, self.classes = output, classes
+        self.free, self.attacked = free, attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
         self._layout_given = layout is not None
         self.layout = layout or "nchw"
@@ -95,6 +101,7 @@ class TorchTarget(Target):
         if self.shape is not None:
             return super().bind(shape)
         super().bind(shape)
+        self.beside = 0 if self.free is None else math.prod(shape) - math.prod(self.free)
         if not isinstance(self.model, (nn.Module, Foreign)):
             with sealed(0):
                 self._take(by_trial(self.model, self._probe(), output=self.output, classes=self.classes))
@@ -190,6 +197,7 @@ class TorchTarget(Target):
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
+            | ({} if self.free is None else {"free": list(self.free), "attacked": self.attacked})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
