@@ -45,11 +45,8 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _render(folder: Path) -> str:
-    manifest = read_manifest(folder)
-    stored, examples = _gallery(folder, manifest)
-    counts = manifest.metrics.confusion
-    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+def rendered(template: str, **values: Any) -> str:
+    """A page from a template of this package, with its style sheet and the filters that all share."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
@@ -58,11 +55,18 @@ def _render(folder: Path) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    return environment.from_string(_text("report.html.j2")).render(
+    return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+
+
+def _render(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    stored, examples = _gallery(folder, manifest)
+    counts = manifest.metrics.confusion
+    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+    return rendered(
+        "report.html.j2",
         m=manifest,
-        words=words,
         name=lambda label: words.class_name(manifest, label),
-        css=Markup(_text("report.css")),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             ("On clean inputs", Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean"))),

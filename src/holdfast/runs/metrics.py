@@ -117,10 +117,10 @@ def measure(
         label, clean, attacked = told["truth"] > 0, told["clean_output"] > 0, told["attacked_output"] > 0
         bears, names, confusion = label, [name.removesuffix(" wrong") for name in names[1:]], None
     else:
-        bears = np.equal(label[:, None], np.arange(classes))
+        bears = label.reshape(-1, 1) == np.arange(classes)
         confusion = Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes))
     scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
-    present = bears.any(0)
+    present = np.any(bears, axis=0)
 
     def pair(which: int, c: int | None = None) -> Pair:
         pick = (lambda v: float(v[present].mean())) if c is None else (lambda v: float(v[c]))
