@@ -17,8 +17,6 @@ from test_bad_input import names, refused
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks.attack import perturb, run
-from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
@@ -26,95 +24,14 @@ from holdfast.harden import objectives, recipes, trainer
 from holdfast.harden.state import State, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import compare, paired
-from holdfast.targets import TorchTarget, wrap
+from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
 from holdfast.threat import Threat
 
-W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=torch.float64)  # [k, features]
-X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=torch.float64)
-NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=torch.float64)
-Y = torch.tensor([0, 2])
-ONE = torch.eye(3, dtype=torch.float64)[Y]
 
-
-def softmax(z: Tensor) -> Tensor:
-    e = (z - z.amax(1, keepdim=True)).exp()
-    return e / e.sum(1, keepdim=True)
-
-
-def slopes(text: str) -> Tensor:
-    """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T x."""
-    p, q = softmax(X @ W.T), softmax(NEAR @ W.T)  # p at x, q at x'
-    ratio = (p / q).log()
-    kl = (p * ratio).sum(1, keepdim=True)
-    dkl_z, dkl_there = p * (ratio - kl), q - p  # of KL(p, q), on the scores at x and at x'
-    if text == "standard":
-        return (q - ONE).T @ NEAR / 2  # what it is given as x' is x
-    if text == "pgd(smoothing=0.3)":
-        return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
-    if text in ("fast", "nfgsm", "pgd"):
-        return (q - ONE).T @ NEAR / 2
-    if text == "alp(weight=2)":
-        apart = 2 * 2 * (NEAR - X) @ W.T / 6
-        return ((q - ONE) / 4 + apart).T @ NEAR + ((p - ONE) / 4 - apart).T @ X
-    if text == "trades(beta=3)":
-        return ((p - ONE) + 3 * dkl_z).T @ X / 2 + 3 * dkl_there.T @ NEAR / 2
-    assert text == "mart(beta=3)"
-    rival = (q * (1 - ONE)).argmax(1)
-    r = torch.eye(3, dtype=torch.float64)[rival]
-    q_r, p_y = (q * r).sum(1, keepdim=True), (p * ONE).sum(1, keepdim=True)
-    boosted = q_r / (1 - q_r) * (r - q)
-    at_near = (q - ONE) + boosted + 3 * (1 - p_y) * dkl_there
-    at_x = 3 * (1 - p_y) * dkl_z - 3 * kl * p_y * (ONE - p)
-    return at_near.T @ NEAR / 2 + at_x.T @ X / 2
-
-
-SPECS = ["standard", "fast", "nfgsm", "pgd", "pgd(smoothing=0.3)", "alp(weight=2)", "trades(beta=3)", "mart(beta=3)"]
-
-
-@pytest.mark.parametrize("text", SPECS)
-def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> None:
-    w = W.clone().requires_grad_()
-    loss, z = objectives.parse(text).loss(lambda x: x @ w.T, X, NEAR, Y)
-    loss.backward()
-    assert w.grad is not None
-    assert torch.allclose(w.grad, slopes(text), atol=1e-12)
-    assert torch.equal(z, NEAR @ w.T)
-
-
-def linear() -> TorchTarget:
-    net = nn.Linear(2, 3, bias=False).double()
-    net.weight.data = W.clone()
-    target = wrap(net)
-    target.bind((2,))
-    assert isinstance(target, TorchTarget)
-    return target
-
-
-@pytest.mark.parametrize(
-    ("text", "reach"), [("fast", 1), ("nfgsm", 3), ("pgd", 1), ("trades", 1), ("mart", 1), ("alp", 1)]
-)
-def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
-    target, eps = linear(), 0.05
-
-    def craft(attack: holdfast.attacks.Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
-        return perturb(attack, target, x, y, Threat.linf(eps * widen), seed=1)
-
-    near = objectives.parse(text).near(craft, X, Y)
-    assert eps * 0.5 < float((near - X).abs().max()) <= reach * eps + 1e-12
-    assert float((near - X).abs().max()) > eps * (1.01 if reach > 1 else 0)
-    loss = torch.nn.functional.cross_entropy
-    assert float(loss(near @ W.T, Y)) > float(loss(X @ W.T, Y)) or text == "trades"
-
-
-def test_objectives_and_recipes_are_calls() -> None:
-    for text in SPECS:
-        assert repr(objectives.parse(repr(objectives.parse(text)))) == repr(objectives.parse(text))
+def test_recipes_are_calls() -> None:
     made = recipes.parse('standard(epochs=3, objective="trades(beta=2)")')
     assert (made.name, made.epochs, made.objective) == ("standard", 3, "trades(beta=2)")
-    for bad in ("trade", "trades(gamma=1)", "pgd(steps=0)", "pgd(steps=2.5)", "mart(beta=-1)", 'fast(step_size="1")'):
-        with pytest.raises(SpecError):
-            objectives.parse(bad)
     bad = (
         "standrad",
         "fast(epochs=0)",
@@ -153,25 +70,6 @@ def training(
 
 def weights(state: State) -> list[Tensor]:
     return [*state.net.state_dict().values(), *state.average.state_dict().values(), *state.best.values()]
-
-
-@pytest.fixture(scope="module")
-def plain() -> float:
-    """The share of test digits that plain training leaves standing."""
-    return robust("standard")
-
-
-def robust(objective: str) -> float:
-    how = 'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, judge="pgd(steps=2)"'
-    done, net = training(f'fast({how}, objective="{objective}")', eps=0.1)
-    net.load_state_dict(done.fit(net).best_average())
-    x, y = (torch.from_numpy(part) for part in open_data("digits").rows(0, 100))
-    return float((~run(Ascent(steps=10), wrap(net), x, y, Threat.linf(0.1)).broken).double().mean())
-
-
-@pytest.mark.parametrize("text", ["fast", "nfgsm", "pgd(steps=4)", "trades(steps=4)", "mart(steps=4)", "alp(steps=4)"])
-def test_every_objective_makes_attacks_fail(text: str, plain: float) -> None:
-    assert robust(text) > plain + 0.1
 
 
 class Normed(nn.Module):

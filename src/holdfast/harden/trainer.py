@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast import attacks
-from holdfast.attacks.attack import Attack, perturb, run
+from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.harden import objectives
-from holdfast.harden.objectives import Objective
+from holdfast.harden.craft import Craft, evaluating
+from holdfast.harden.objective import Net, Objective
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.state import STATE, Epoch, State, blend, packed, table
@@ -72,7 +73,7 @@ def train(
                 loss.backward()
                 adam.step()
                 cosine.step()
-                total, right = total + float(loss.detach()) * len(y), right + int((z.argmax(1) == y).sum())
+                total, right = total + float(loss) * len(y), right + int((z.argmax(1) == y).sum())
             if not np.isfinite(total):
                 raise InputError(f"the loss is not finite in epoch {epoch}; try a lower --rate than {rate:g}.")
             watch(epoch, epochs, total / len(data), right / len(data))
@@ -137,25 +138,36 @@ class Training:
             group["lr"] = rate
         objective = objectives.parse(place.objective)
         live = self.target.live(s.net)
-        near = objective.near(self._craft(live, eps, self.seed + place.step), x, y)
-
-        s.net.train()
+        craft = self._craft(live, eps, self.seed + place.step)
+        net = Net(live.outputs, self.target.scores)
         gamma = recipe.awp if done > recipe.ramp else 0.0
-        with perturbed_weights(s.net, lambda: objective.loss(live.outputs, x, near, y)[0], gamma):
-            loss, z = objective.loss(live.outputs, x, near, y)
-            s.optimiser.zero_grad()
-            loss.backward()
-        length = nn.utils.clip_grad_norm_(s.net.parameters(), recipe.clip or math.inf)
-        if not bool(loss.isfinite() & length.isfinite()):
-            raise InputError(self._diverged(s, float(loss.detach()), float(length), rate))
-        s.optimiser.step()
+        near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
+        loss, z = self._update(s, net, x, near, y, gamma)
+        for _ in range(objective.replays - 1):
+            assert near.grad is not None
+            near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
+            loss, z = self._update(s, net, x, near, y, gamma)
         blend(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += len(y)
         place.passes += len(y) * (objective.passes + (2 * objective.asks if gamma else 0))
-        place.loss += float(loss.detach()) * len(y)
-        place.right += int((z.detach().argmax(1) == y).sum())
+        place.loss += float(loss) * len(y)
+        place.right += int(unbroken(z.argmax(1), y).sum())
+
+    def _update(self, s: State, net: Net, x: Tensor, near: Tensor, y: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser, at points near x: the loss there, and the scores."""
+        objective = objectives.parse(s.place.objective)
+        s.net.train()
+        with perturbed_weights(s.net, lambda: objective.loss(net, x, near, y)[0], gamma):
+            loss, z = objective.loss(net, x, near, y)
+            s.optimiser.zero_grad()
+            loss.backward()
+        length = nn.utils.clip_grad_norm_(s.net.parameters(), self.recipe.clip or math.inf)
+        if not bool(loss.isfinite() & length.isfinite()):
+            raise InputError(self._diverged(s, float(loss.detach()), float(length)))
+        s.optimiser.step()
+        return loss.detach(), z.detach()
 
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
@@ -205,20 +217,14 @@ class Training:
         with torch.no_grad():
             right = door.task.predict(door.all_scores(x)) == y
             near = objective.near(self._craft(door, float(self.threat.eps), self.seed), x, y)
-            inner = door.task.predict(door.all_scores(near)) == y
+            inner = unbroken(door.task.predict(door.all_scores(near)), y)
         books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
         stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         return tuple(float(column.double().mean()) for column in (right, inner & right, stood))  # pyright: ignore[reportReturnType]
 
-    def _craft(self, live: TorchTarget, eps: float, seed: int) -> objectives.Craft:
-        """Crafting against a network in eval mode, so that its batch norms neither see nor learn the search."""
-
-        def craft(attack: Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
-            assert isinstance(live.model, nn.Module)
-            with evaluating(live.model):
-                return perturb(attack, live, x, y, self.threat.at(eps * widen), seed=seed % 2**63)
-
-        return craft
+    def _craft(self, live: TorchTarget, eps: float, seed: int) -> Craft:
+        share = eps / float(self.threat.eps)
+        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share)
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
@@ -232,7 +238,8 @@ class Training:
         if now:
             write_bytes(self.folder / "log.csv", table(s.place.log).encode())
 
-    def _diverged(self, s: State, loss: float, length: float, rate: float) -> str:
+    def _diverged(self, s: State, loss: float, length: float) -> str:
+        rate = s.optimiser.param_groups[0]["lr"]
         what = f"the loss is {loss:g} and the gradient's length {length:g}"
         if s.place.step == 0:
             return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
@@ -242,6 +249,11 @@ class Training:
         kept = self.folder / "model.safetensors"
         write_bytes(kept, packed(s.best_average()))
         return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
+
+
+def unbroken(labels: Tensor, y: Tensor) -> Tensor:
+    """Which rows have the right label at all of their points, [m n] of labels, all first points first: [n]."""
+    return (labels.view(-1, len(y)) == y).all(0)
 
 
 def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
@@ -274,18 +286,6 @@ def read(data: Source, plan: list[tuple[int, np.ndarray]]) -> Iterator[tuple[np.
         if start != block:
             block, (x, y) = start, data.rows(start, start + _BLOCK)
         yield x[rows], np.asarray(y)[rows]
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, each module's own flag restored afterwards."""
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextmanager
