@@ -21,6 +21,7 @@ from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.harden import objectives, recipes, trainer
+from holdfast.harden.sharpness import perturbed_weights
 from holdfast.harden.state import State, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import compare, paired
@@ -138,7 +139,7 @@ def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
         return torch.nn.functional.cross_entropy(net(x), y)
 
     plain = float(loss().detach())
-    with trainer.perturbed_weights(net, loss, 0.05):
+    with perturbed_weights(net, loss, "awp", 0.05):
         assert float(loss().detach()) > plain
         moved = [
             float((w.detach() - before[name]).norm() / before[name].norm())

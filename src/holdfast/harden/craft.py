@@ -62,8 +62,17 @@ class Craft:
         p, apart = self._problem(x), self.live.apart
         return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
 
-    def _problem(self, x: Tensor) -> Problem:
-        return Problem(self.live, x, x.new_zeros(len(x), dtype=torch.int64), self.threat, self.keys(x, "geometry"))
+    def aligned(self, x: Tensor, y: Tensor) -> Tensor:
+        """The cosine between the gradients of the cross-entropy at x and at points uniform in the ball: [n]."""
+        p = self._problem(x, y)
+        with evaluating(self.live.model), torch.no_grad():
+            _, here = p.gradient(torch.zeros_like(p.x), "ce")
+            _, there = p.gradient(p.random_start(), "ce")
+        return F.cosine_similarity(here.flatten(1), there.flatten(1))
+
+    def _problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
+        y = x.new_zeros(len(x), dtype=torch.int64) if y is None else y
+        return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 
     def _legal(self, p: Problem, d: Tensor) -> Tensor:
         return together(p.held, (p.x + p.project(d)).clamp(self.live.bounds.low, self.live.bounds.high))
