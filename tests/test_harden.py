@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_bad_input import holdfast as command
 from test_bad_input import names, refused
@@ -22,7 +26,7 @@ from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.harden import objectives, recipes, trainer
 from holdfast.harden.sharpness import perturbed_weights
-from holdfast.harden.state import State, read_log
+from holdfast.harden.state import STATE, State, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import compare, paired
 from holdfast.targets import wrap
@@ -115,6 +119,67 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     found = again.fit(net, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(wanted, weights(found), strict=True))
     assert [line.epoch for line in read_log(tmp_path)] == [1, 2]
+
+
+CHILD = """
+import sys
+from test_harden import hardened
+from holdfast.harden.trainer import Training
+
+step = Training._step
+
+def stops(self, s, *args, **options):
+    if s.place.step == 7:  # the second epoch has begun
+        print("here", flush=True)
+        sys.stdin.read()
+    step(self, s, *args, **options)
+
+Training._step = stops
+hardened(sys.argv[1])
+"""
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def hardened(out: Path | str) -> bytes:
+    x, y = open_data("digits", split="train").rows(0, 380)
+    how = 'fast(epochs=2, held=0.15, judge="pgd(steps=2)", objective="trades(steps=2)", regularize="elle(weight=1)")'
+    test = open_data("digits")
+    holdfast.harden(
+        fresh(Normed),
+        (x, y),
+        "linf(0.1)",
+        recipe=how,
+        test=test,
+        samples=20,
+        protocol="quick",
+        out=out,
+        resume=True,
+        every=0,
+    )
+    return (Path(out) / "model.safetensors").read_bytes()
+
+
+def test_kill_9_in_mid_epoch_costs_nothing(tmp_path: Path) -> None:
+    """A process of its own is killed by the system; going on ends with the weights of a training that never stopped."""
+    paths = [str(Path(holdfast.__file__).parents[1]), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "cut"
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"here\n"
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    place = json.loads(metadata(out / STATE)["place"])
+    assert place["epoch"] == 1
+    assert place["batch"] > 0
+    assert not (out / "model.safetensors").exists()
+    assert hardened(out) == hardened(tmp_path / "whole")
 
 
 def test_batch_norms_do_not_learn_from_the_search() -> None:

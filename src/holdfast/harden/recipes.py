@@ -82,6 +82,11 @@ RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
         "TRADES with perturbed weights, trained for long: the most robust, at some cost in clean accuracy",
         {"objective": "trades", "epochs": 120, "awp": 0.005},
     ),
+    "finetune": (
+        1,
+        "ten short epochs at a low rate, for a network that is trained well already",
+        {"objective": "pgd", "epochs": 10, "rate": 0.05, "warmup": 0.0},
+    ),
 }
 
 
