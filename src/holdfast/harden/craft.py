@@ -75,7 +75,7 @@ class Craft:
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 
     def _legal(self, p: Problem, d: Tensor) -> Tensor:
-        return together(p.held, (p.x + p.project(d)).clamp(self.live.bounds.low, self.live.bounds.high))
+        return together(p.held, self.live.bounds.clamp(p.x + p.project(d)))
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class SmoothAdv(Objective):
         open_ = copy.copy(craft.live)
         open_.bounds = Bounds(2 * low - high - 1000 * self.sigma, 2 * high - low + 1000 * self.sigma)
         attack = _Smooth(self.steps, self.step_size, self.sigma, self.draws, float(low), float(high))
-        x = craft(attack, x, y, on=open_)
+        x = craft.live.bounds.clamp(craft(attack, x, y, on=open_))
         return torch.cat(
             [x + self.sigma * craft.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype) for i in range(self.draws)]
         )

@@ -20,7 +20,8 @@ class Recipe:
     name: str = field(default="own", repr=False)
     version: int = field(default=0, repr=False)
     objective: str = "pgd"  # where it trains and what it pays: list objectives
-    epochs: int = 30  # times through the data
+    epochs: int = 30  # times through the data, at most
+    steps: int = 8_000  # of training, at most: where the data are many, fewer epochs do
     batch_size: int = 64  # rows of one step
     optimiser: str = "sgd"  # sgd or adam
     rate: float = 0.1  # the highest learning rate
@@ -38,7 +39,7 @@ class Recipe:
     regularize: str = ""  # penalties beside the objective: "gradalign(weight=0.2), spectral"
     patience: int = 0  # epochs without better weights after which it ends early; 0: never
     held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
-    judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose
+    judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose; "": none, by clean accuracy
 
     @property
     def move(self) -> tuple[str, float]:
@@ -49,7 +50,7 @@ class Recipe:
         for name in ("objective", "optimiser", "schedule", "judge", "regularize"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("patience", 0)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a whole number from {least}.")
         highest = {"warmup": 1, "momentum": 1, "ema": 1, "swa": 1, "ramp": 1, "held": 0.5}
@@ -67,7 +68,8 @@ class Recipe:
             raise SpecError("a recipe has more than one of awp, sam and asam, but weights are perturbed one way.")
         objectives.parse(self.objective)
         regularizers.parse(self.regularize)
-        attacks.parse(self.judge)
+        if self.judge:
+            attacks.parse(self.judge)
 
 
 RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
@@ -80,7 +82,7 @@ RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
     "strong": (
         1,
         "TRADES with perturbed weights, trained for long: the most robust, at some cost in clean accuracy",
-        {"objective": "trades", "epochs": 120, "awp": 0.005},
+        {"objective": "trades", "epochs": 120, "steps": 16_000, "awp": 0.005},
     ),
     "finetune": (
         1,
