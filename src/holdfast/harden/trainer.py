@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,10 @@ class Training:
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
 
+    @cached_property
+    def penalties(self) -> list[regularizers.Regularizer]:
+        return regularizers.parse(self.recipe.regularize)
+
     def fit(self, net: nn.Module, *, resume: bool = False) -> State:
         """Train `net`, in place; the best weights are the `best_average()` of what comes back.
 
@@ -67,7 +72,6 @@ class Training:
             InputError: the loss is not finite. After the first epoch, the best weights until then are kept on disk.
         """
         recipe, self.began = self.recipe, time.monotonic()
-        self.penalties = regularizers.parse(recipe.regularize)
         x, y = self.held.rows(0, len(self.held))
         self.judged = self._tensors(x, y)
         with sealed(self.seed), torch.enable_grad():
