@@ -57,11 +57,11 @@ def _render(folder: Path) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    return environment.from_string(_text("report.html.j2")).render(
+    return environment.from_string(page_text("report.html.j2")).render(
         m=manifest,
         words=words,
         name=lambda label: words.class_name(manifest, label),
-        css=Markup(_text("report.css")),
+        css=Markup(page_text("report.css")),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             ("On clean inputs", Markup(figures.confusion(clean, names, "Clean inputs", "confusion-clean"))),
@@ -78,7 +78,8 @@ def _glued(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _text(name: str) -> str:
+def page_text(name: str) -> str:
+    """A template or a style sheet."""
     return files("holdfast.report").joinpath(name).read_text("utf-8")
 
 
