@@ -38,6 +38,7 @@ HELPERS = (
     "copies",
     "crowd",
     "universal",
+    "advgan",
     "patch",
 )
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]

@@ -32,21 +32,21 @@ class GAN(Model):
     glance = 1000
     judged = 10_000
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "wgangp": {"loss": "wasserstein", "critics": 5, "penalty": 10.0, "lazy": 1, "augment": 0.0, "steps": 15_000}
+        "wgangp": {"loss": "wasserstein", "critics": 5, "penalty": 10.0, "lazy": 1, "augment": 0.0, "steps": 10_000}
     }
 
-    steps: int = 6000  # of the critic
+    steps: int = 4000  # of the critic
     batch_size: int = 64  # rows of a step
-    rate: float = 5e-4  # Adam's learning rate at first; it falls to a tenth, linearly
+    rate: float = 1e-3  # Adam's learning rate at first; it falls to a tenth, linearly
     width: int = 32  # channels of the first halved layer; it grows with depth
-    ema: float = 0.999  # share of the past in the moving average of the generator, which is what is kept
+    ema: float = 0.998  # share of the past in the moving average of the generator, which is what is kept
     rounds: int = 20  # parts of the training, each ended by a look at the samples
     latent: int = 64  # random numbers that a sample is made from
     loss: str = "hinge"  # hinge (with spectral norm and R1) or wasserstein (with a gradient penalty)
     critics: int = 1  # steps of the critic to one of the generator
     penalty: float = 1.0  # weight of R1 (gamma), or of the gradient penalty
     lazy: int = 8  # the penalty comes once in so many steps, and as many times heavier
-    augment: float = 0.125  # largest shift of an image, and half the side of the square cut out; of a row: what is cut
+    augment: float = 0.06  # largest shift of an image, and half the side of the square cut out; of a row: what is cut
 
     def __post_init__(self) -> None:
         super().__post_init__()

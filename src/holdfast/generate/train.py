@@ -26,8 +26,8 @@ from holdfast.generate.folder import load as load_generator
 from holdfast.generate.model import Model
 from holdfast.generate.nets import Frame, Reader
 from holdfast.generate.quality import Quality
+from holdfast.harden.plan import read, shuffled
 from holdfast.harden.state import STATE, blend, packed, put_slots, slots, stored_place, table, under
-from holdfast.harden.trainer import read, shuffled
 from holdfast.rng import Keys
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes
