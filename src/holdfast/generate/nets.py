@@ -41,7 +41,7 @@ class Frame(nn.Module):
             raise InputError(f"images of shape {self.raw} cannot be generated; expected sides of 8 to 64 pixels.")
 
     def inward(self, x: Tensor) -> Tensor:
-        u = (x - self.middle) / self.reach
+        u = (x.to(self.middle) - self.middle) / self.reach
         return u if len(self.raw) == 1 else planes(u, self.layout)
 
     def outward(self, u: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from holdfast.targets.target import sealed
 
 _SUBSET = 1000  # rows of which one KID is taken, in float64
 _AT_ONCE = 500
+_READ = 40_000  # rows that a classifier sees in its training, over all epochs
 
 
 @dataclass
@@ -44,7 +45,7 @@ def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) ->
     with sealed(seed):
         net = Reader(frame, k)
         part = Part(data, rows, "some rows")
-        epochs = max(2, min(20, -(-40_000 // len(part))))
+        epochs = max(2, min(20, -(-_READ // len(part))))
         train(net, part, epochs=epochs, rate=2e-3, seed=seed, device=str(_device(frame)))
         net.size = torch.from_numpy(features(net, some(part, 1000, seed)[0])).square().mean().sqrt().to(net.size)
     return net.requires_grad_(False)

@@ -203,15 +203,15 @@ def wrong(log: list[Round], line: Round, spread: list[float], rounds: int) -> st
     """Mode collapse or divergence, in words; empty where there is neither.
 
     Samples of a class that hardly differ are a collapse, but not in the first half, before which they did not differ
-    yet; a KID that was once halved and has come back is a divergence.
+    yet; an FID that was once halved and has come back is a divergence (a KID of few rows may be below 0).
     """
     differed = line.round > rounds / 2 or any(past.spread > 0.6 for past in log)
     if line.spread < 0.3 and differed:
         c = int(np.nanargmin(spread))
         return f"mode collapse: samples of class {c} differ among themselves {line.spread:.0%} as much as real rows do"
-    first, best = (log[0].kid, min(past.kid for past in log)) if log else (math.inf, math.inf)
-    if best < first / 2 and line.kid > first:
-        return f"divergence: KID is {line.kid:.3g}, after {best:.3g}"
+    first, best = (log[0].fid, min(past.fid for past in log)) if log else (math.inf, math.inf)
+    if best < first / 2 and line.fid > first:
+        return f"divergence: FID is {line.fid:.3g}, after {best:.3g}"
     return ""
 
 
