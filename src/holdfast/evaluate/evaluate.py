@@ -44,7 +44,7 @@ from holdfast.runs.manifest import (
     TrialInfo,
 )
 from holdfast.runs.metrics import SAMPLES
-from holdfast.targets import spatial
+from holdfast.targets import spatial, wrap
 from holdfast.targets.target import Target
 from holdfast.threat import Targeted, Threat
 
@@ -60,7 +60,7 @@ class Names:
 
 
 def evaluate(
-    target: Target,
+    target: Any,
     data: Source | tuple[Any, Any],
     threat: Threat | str,
     *,
@@ -80,7 +80,7 @@ def evaluate(
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        target: the model, wrapped.
+        target: the model; one whose inputs are not within [0, 1] is wrapped first, with its bounds.
         data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of images,
             `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
@@ -106,6 +106,7 @@ def evaluate(
     """
     began = time.monotonic()
     _steady_memory()
+    target = wrap(target)
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:

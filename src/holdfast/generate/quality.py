@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from holdfast.data import Source, from_arrays
 from holdfast.data.part import Part
 from holdfast.generate.nets import Frame, Reader
-from holdfast.harden.trainer import train
-from holdfast.targets.target import sealed
+from holdfast.harden.plain import train
+from holdfast.targets import TorchTarget
+from holdfast.targets.target import Bounds, sealed
 
 _SUBSET = 1000  # rows of which one KID is taken, in float64
 _AT_ONCE = 500
@@ -42,11 +43,14 @@ class Quality:
 def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) -> Reader:
     """A small classifier trained on (some of) the data; a thousand steps or so."""
     rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:most])
+    part = Part(data, rows, "some rows")
+    epochs = max(2, min(20, -(-_READ // len(part))))
     with sealed(seed):
-        net = Reader(frame, k)
-        part = Part(data, rows, "some rows")
-        epochs = max(2, min(20, -(-_READ // len(part))))
-        train(net, part, epochs=epochs, rate=2e-3, seed=seed, device=str(_device(frame)))
+        bounds = (float(frame.low.min()), float(frame.high.max()))
+        target = TorchTarget(Reader(frame, k).to(_device(frame)), bounds=Bounds(*bounds))
+        target.bind(frame.raw)
+        net = train(target, part, epochs=epochs, seed=seed)
+        assert isinstance(net, Reader)
         net.size = torch.from_numpy(features(net, some(part, 1000, seed)[0])).square().mean().sqrt().to(net.size)
     return net.requires_grad_(False)
 

@@ -8,12 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from holdfast.errors import InputError
-from holdfast.report import figures, words
-from holdfast.report.html import page_text
+from holdfast.report import figures, html
 from holdfast.runs.store import write_bytes
 
 _PICTURES = 6  # of samples, from the first round to the last
@@ -58,9 +56,8 @@ def write(folder: Path) -> Path:
         curves = [(name, Markup(_curve(log, key, name)), said) for key, name, said in CURVES]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished generator: {error}.") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": words.percent, "number": words.number}
-    page = environment.from_string(page_text("generated.html.j2")).render(
+    page = html.rendered(
+        "generated.html.j2",
         note=note,
         q=quality,
         log=log,
@@ -68,7 +65,6 @@ def write(folder: Path) -> Path:
         curves=curves,
         meanings=MEANINGS,
         pictures=_pictures(folder, int(best["round"])),
-        css=Markup(page_text("report.css")),
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())

@@ -44,11 +44,8 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _render(folder: Path) -> str:
-    manifest = read_manifest(folder)
-    stored, examples = _gallery(folder, manifest)
-    names = [words.class_name(manifest, c) for c in range(len(manifest.metrics.confusion.clean))]
-    clean, attacked = manifest.metrics.confusion.clean, manifest.metrics.confusion.attacked
+def rendered(template: str, **values: Any) -> str:
+    """A page from a template of this package, with its style sheet and the filters that all share."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
@@ -57,11 +54,18 @@ def _render(folder: Path) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    return environment.from_string(page_text("report.html.j2")).render(
+    return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+
+
+def _render(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    stored, examples = _gallery(folder, manifest)
+    names = [words.class_name(manifest, c) for c in range(len(manifest.metrics.confusion.clean))]
+    clean, attacked = manifest.metrics.confusion.clean, manifest.metrics.confusion.attacked
+    return rendered(
+        "report.html.j2",
         m=manifest,
-        words=words,
         name=lambda label: words.class_name(manifest, label),
-        css=Markup(page_text("report.css")),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             ("On clean inputs", Markup(figures.confusion(clean, names, "Clean inputs", "confusion-clean"))),
@@ -78,8 +82,7 @@ def _glued(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def page_text(name: str) -> str:
-    """A template or a style sheet."""
+def _text(name: str) -> str:
     return files("holdfast.report").joinpath(name).read_text("utf-8")
 
 

@@ -86,7 +86,14 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
     """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
     keras = need("keras", "keras", "a Keras model")
     digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
-    model, remarks = _without_softmax(keras, model, output)
+    adapted = _adapted(keras, *_without_softmax(keras, model, output), output, digest)
+    adapted.trainable = model
+    return adapted
+
+
+def _adapted(
+    keras: Any, model: Any, remarks: tuple[tuple[str, str], ...], output: str | int | None, digest: bytes
+) -> Foreign:
     backend = keras.config.backend()
     if backend == "torch":
         return KerasOnTorch(model, output, digest, remarks)
