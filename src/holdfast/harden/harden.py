@@ -105,6 +105,8 @@ def harden(
     target = wrap(model)
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
+    if target.graded is not None:
+        raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
     source, judged = _sources(target, data, test, seed)
     check_network(network, target, source, recipe)
     _check_counts(source, target.task.k)
@@ -203,7 +205,7 @@ def _check_counts(source: Source, k: int) -> None:
 
 
 def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
-    if isinstance(threat.goal, Targeted) or threat.mask is not None or isinstance(threat.eps, Tensor):
+    if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
         raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
     if recipe.judge:

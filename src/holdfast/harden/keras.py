@@ -95,7 +95,9 @@ class KerasNetwork:
             "code": _own_code(),
             "threads": torch.get_num_threads(),
             "door": {
-                "bounds": [target.bounds.low, target.bounds.high],
+                "bounds": [side.tolist() for side in each]
+                if (each := target.bounds.each)
+                else [target.bounds.low, target.bounds.high],
                 "layout": target.layout,
                 "output": target.output,
                 "batch_size": target.batch_size,

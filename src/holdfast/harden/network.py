@@ -89,7 +89,7 @@ def behind(like: TorchTarget, model: Any) -> TorchTarget:
     """A trained model behind the same door as the one that it came from."""
     own = wrap(
         model,
-        bounds=(like.bounds.low, like.bounds.high),
+        bounds=like.bounds,
         preprocess=like.preprocess,
         probabilities=like.probabilities,
         batch_size=like.batch_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ def _adapted(
     return TensorFlowModel(
         lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest, remarks=remarks
     )
+
+
+def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -> Any:
+    """A Keras model of several inputs, given flat rows of so many features."""
+    keras = need("keras", "keras", "a Keras model")
+    rows = keras.Input((features,))
+    return keras.Model(rows, model(split(rows, keras.ops.reshape)))
 
 
 def _without_softmax(keras: Any, model: Any, output: str | int | None) -> tuple[Any, tuple[tuple[str, str], ...]]:
