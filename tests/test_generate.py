@@ -212,7 +212,8 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
 
 def test_it_learns_the_rows_of_a_table() -> None:
     """Two clouds far apart, of different range in each feature."""
-    made = make(from_arrays(*table(600)), "gan(steps=240, rounds=4, width=16, ema=0.95)", out="here", bounds=(-50, 100))
+    model = "diffusion(steps=150, rounds=2, width=16, heun=8, ema=0.9)"
+    made = make(from_arrays(*table(600)), model, out="here", bounds=(-50, 100))
     x = made.generator.draw(torch.arange(400) % 2, torch.arange(400))
     real, y = table(600)
     for c in (0, 1):
