@@ -19,7 +19,9 @@ from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.harden import objectives, regularizers
 from holdfast.harden.craft import Craft, evaluating
+from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
+from holdfast.harden.plan import Plan, read, shuffled
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.sharpness import perturbed_weights
@@ -29,7 +31,6 @@ from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
 from holdfast.threat import Threat
 
-_BLOCK = 8192  # rows shuffled at once: a set larger than memory streams
 _GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
 
 
@@ -48,6 +49,7 @@ class Training:
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step.
         watch: told of each finished epoch.
+        mix: generated rows to train on beside.
     """
 
     target: TorchTarget
@@ -60,6 +62,7 @@ class Training:
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
+    mix: Mix | None = None
 
     @cached_property
     def penalties(self) -> list[regularizers.Regularizer]:
@@ -80,11 +83,17 @@ class Training:
                 s.restore((self.folder / STATE).read_bytes())
             while s.place.epoch < recipe.epochs and not self._settled(s.place):
                 plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
-                for x, y in read(self.data, plan[s.place.batch :]):
+                for x, y in self._read(plan, s):
                     self._step(s, *self._tensors(x, y), total=recipe.epochs * len(plan))
                     self._store(s)
                 self._close(s)
         return s
+
+    def _read(self, plan: Plan, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows of the steps that are left of an epoch."""
+        if self.mix is None:
+            return read(self.data, plan[s.place.batch :])
+        return self.mix.read(self.data, plan, s.place.batch, self.seed + s.place.epoch + 1)
 
     def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
         """One step on rows x [n, *shape], y [n]."""
@@ -242,24 +251,3 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     """
     short = 0 < objective.inner <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)
-
-
-def shuffled(n: int, batch_size: int, seed: int) -> list[tuple[int, np.ndarray]]:
-    """The steps of an epoch: each the first row of a block, and the rows of it that the step takes."""
-    order = np.random.default_rng(seed)
-    steps: list[tuple[int, np.ndarray]] = []
-    for start in order.permutation(np.arange(0, n, _BLOCK)):
-        rows = order.permutation(min(_BLOCK, n - start))
-        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-        # Batch norm takes no batch of one; the next epoch's shuffle brings the row back.
-        steps += [(int(start), part) for part in parts if len(part) > 1 or batch_size == 1 or n == 1]
-    return steps
-
-
-def read(data: Source, plan: list[tuple[int, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rows of each step."""
-    block, x, y = -1, np.empty(0), np.empty(0)
-    for start, rows in plan:
-        if start != block:
-            block, (x, y) = start, data.rows(start, start + _BLOCK)
-        yield x[rows], np.asarray(y)[rows]
