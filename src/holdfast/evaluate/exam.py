@@ -93,6 +93,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for point in (x, near.clamp(target.bounds.low, target.bounds.high)):
         z, pull = target.linearize(point)
+        g = torch.zeros_like(point)
         for loss, flags in zero.items():
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()

@@ -73,8 +73,8 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
     protocol = manifest.protocol
     if protocol.name != "custom":
         aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
-        kinds = [{"access": access} for access in Access] + [{"drawn": True}] * (target.passes > 1)
-        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, **kind) for kind in kinds]
+        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.passes > 1)
+        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
         lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
         if protocol.version == known[0].version and protocol.trials not in lists:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."

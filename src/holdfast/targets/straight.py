@@ -97,7 +97,7 @@ class _Seen(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
         depends = any(t.requires_grad for t in _tensors(args, kwargs))
@@ -112,7 +112,7 @@ class _Seen(TorchFunctionMode):
 class _Straight(TorchFunctionMode):
     """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, _name(func)
         with torch.enable_grad():
             if name in _CUT and name.startswith("detach"):
@@ -134,7 +134,7 @@ class _Straight(TorchFunctionMode):
                     return out
                 return soft.to(out.dtype) if out.is_floating_point() else _marked(out, soft)
             if name in ("logical_not", "bitwise_not", "__invert__") and _soft(args[0]) is not None:
-                return _marked(func(*args, **kwargs), -args[0].soft)
+                return _marked(func(*args, **kwargs), -_soft(args[0]))
             if name == "where" and _soft(args[0]) is not None and len(args) == 3:
                 return _soft(args[0]) * args[1] + (1 - _soft(args[0])) * args[2]
             if name in _MIXES:

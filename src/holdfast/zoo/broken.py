@@ -133,6 +133,9 @@ class Shattered(Defence):
 class Purified(Defence):
     """Inputs replaced by their projection on the main directions of the training data, outside the graph."""
 
+    mean: Tensor
+    basis: Tensor
+
     def __init__(self, inner: nn.Module, mean: Tensor, basis: Tensor) -> None:
         super().__init__(inner)
         self.register_buffer("mean", mean)
@@ -186,8 +189,8 @@ class Stairs(Defence):
         return z.scatter_add(1, best, bent - lead)
 
 
-class Ramp(Defence):
-    """The network as it is while it trains on temperature T: its logits are T times as large afterwards."""
+class Tempered(Defence):
+    """A network that trains at temperature 100, and answers at 1: its logits are so many times as large."""
 
     def after(self, z: Tensor) -> Tensor:
         return z / 100 if self.training else z
@@ -197,10 +200,10 @@ def distilled() -> nn.Module:
     """Defensive distillation at temperature 100 (Papernot et al. 2016, arXiv:1511.04508)."""
     data = open_data("digits", split="train")
     x = torch.from_numpy(data.rows(0, len(data))[0])
-    teacher = train(seeded(lambda: Ramp(demo_net()), 0), data, epochs=12, rate=1e-2)
+    teacher = train(seeded(lambda: Tempered(demo_net()), 0), data, epochs=12, rate=1e-2)
     with torch.no_grad():
         soft = (teacher(x) / 100).softmax(1)
-    student = seeded(lambda: Ramp(demo_net()), 1).train()
+    student = seeded(lambda: Tempered(demo_net()), 1).train()
     adam = torch.optim.Adam(student.parameters(), 1e-2)
     with sealed(0), torch.enable_grad():
         for _ in range(12):
@@ -227,7 +230,8 @@ def _purified() -> nn.Module:
 
 def _detected() -> nn.Module:
     mean, basis, x = _main_directions(40)
-    found = Detected(trained(demo_net), trained(_signed_input)[2:], mean, basis, 0.0)
+    fallback = trained(_signed_input).get_submodule("2")
+    found = Detected(trained(demo_net), fallback, mean, basis, 0.0)
     found.limit = float(found.distance(x.view(-1, 1, 8, 8)).quantile(0.95))
     return found.eval()
 
@@ -265,6 +269,11 @@ def _fresh(net: Callable[[], nn.Module]) -> nn.Module:
     return copy.deepcopy(trained(net))
 
 
+# One object each, so that what is trained once is found again.
+_PRUNED = functools.partial(_with, Pruning)
+_WINNERS = functools.partial(_with, functools.partial(Winners, 12))
+_SIGNED = functools.partial(_with, Sign)
+
 BROKEN: dict[str, Callable[[], nn.Module]] = {
     "distillation": functools.cache(distilled),
     "scaled": lambda: Scaled(_fresh(demo_net)).eval(),
@@ -273,9 +282,9 @@ BROKEN: dict[str, Callable[[], nn.Module]] = {
     "quantised": lambda: Quantised(_fresh(demo_net)).eval(),
     "resized": lambda: trained(_large_net),
     "noisy": lambda: Noisy(_fresh(demo_net)).eval(),
-    "pruning": lambda: trained(functools.partial(_with, Pruning)),
-    "winners": lambda: trained(functools.partial(_with, functools.partial(Winners, 12))),
-    "signed": lambda: trained(functools.partial(_with, Sign)),
+    "pruning": lambda: trained(_PRUNED),
+    "winners": lambda: trained(_WINNERS),
+    "signed": lambda: trained(_SIGNED),
     "shattered": lambda: Shattered(_fresh(mlp)).eval(),
     "purified": _purified,
     "detected": _detected,
