@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from holdfast.zoo import BROKEN, SOUND, Defence
 from holdfast.zoo.sound import NETS, mlp, trained
 
 M = 40
+JOB = sys.modules["holdfast.evaluate.evaluate"]  # whose name is also that of its function
 
 
 def sound_answers() -> Answers:
@@ -253,10 +255,10 @@ def test_an_unfinished_run_goes_on_with_what_was_found(tmp_path: Path, monkeypat
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        broken.setattr("holdfast.evaluate.evaluate.settle", stop)
+        broken.setattr(JOB, "settle", stop)
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
-    monkeypatch.setattr("holdfast.evaluate.evaluate.examine", None)  # it was examined: nobody asks again
+    monkeypatch.setattr(JOB, "examine", None)  # it was examined: nobody asks again
     again = measure(model, out=tmp_path / "run", resume=True)
     assert again.samples.equals(whole.samples)
     assert again.verdict == whole.verdict

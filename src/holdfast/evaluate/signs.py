@@ -21,22 +21,18 @@ from holdfast.threat import Threat
 FOLLOWED = ("standard", "thorough")  # protocols that stronger trials are added to; a list to compare with stays itself
 EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 
+_SEARCH = (
+    "square(steps=1000)",
+    "sparsers(steps=1000)",
+    "rays(steps=600)",
+    "cgba(steps=10)",
+    'apgd(steps=50, loss="margin", through="surrogate")',
+)
 _MASKED = (
     'apgd(steps=50, loss="margin", restarts=2, through="straight")',
     'apgd(steps=30, loss="margin", through="blurred")',
     'sigmazero(steps=200, through="straight")',
-    "square(steps=1000)",
-    "sparsers(steps=1000)",
-    "rays(steps=600)",
-    "hopskipjump(steps=8, near=0.9)",
-    'apgd(steps=50, loss="margin", through="surrogate")',
-)
-_SEARCH = (
-    "square(steps=2000)",
-    "sparsers(steps=2000)",
-    "rays(steps=1000)",
-    "hopskipjump(steps=8, near=0.9)",
-    'apgd(steps=50, loss="margin", through="surrogate")',
+    *_SEARCH,
 )
 # What answers a sign, for all norms: those trials are taken that fit the threat and the target.
 FOLLOW_UPS: dict[str, tuple[str, ...]] = {
