@@ -91,7 +91,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
     slopes: list[Tensor] = []
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for point in (x, near.clamp(target.bounds.low, target.bounds.high)):
+    for point in (x, target.bounds.clamp(near)):
         z, pull = target.linearize(point)
         g = torch.zeros_like(point)
         for loss, flags in zero.items():

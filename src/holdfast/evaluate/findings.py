@@ -24,7 +24,7 @@ def conclude(facts: Facts, table: pa.Table, metrics: Metrics, trials: Sequence[T
         _still_falling(facts, trials, added, metrics),
         _effort(facts),
         _access(facts),
-        _near_chance(metrics, facts.model.classes),
+        _near_chance(metrics, facts.model.classes) if facts.model.task == "classes" else None,
         _budget(table, facts.max_queries),
     ]
     findings = [*facts.noted, *(f for f in shown if f is not None)]

@@ -18,7 +18,7 @@ from holdfast.runs.metrics import measure
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
-    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names)
+    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
     total = reduce(add, (t.costs for t in trials), facts.examined)
     return Manifest(

@@ -42,8 +42,11 @@ class Straightened(Around):
     def __init__(self, inner: Target) -> None:
         if not isinstance(inner, TorchTarget) or isinstance(inner.model, Foreign) or inner.access < Access.GRADIENTS:
             raise InputError("only a torch model can be differentiated straight through its steps.")
-        super().__init__(inner)
         self.torch = inner
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
         self.approximate, self.lent = True, True
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -68,9 +71,7 @@ def straightened(target: Target) -> Target | None:
         inner = straightened(target.inner)
         if inner is None:
             return None
-        mean = ExpectationOverTransformation(inner, target.draws)
-        mean.approximate = mean.lent = True
-        return mean
+        return ExpectationOverTransformation(inner, target.draws)
     try:
         return Straightened(target)
     except InputError:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.data import open_data
-from holdfast.harden.trainer import train
+from holdfast.harden.plain import train
+from holdfast.targets import TorchTarget
 from holdfast.targets.demo import demo_net
 from holdfast.targets.target import sealed
 from holdfast.zoo.sound import mlp, seeded, trained
@@ -200,7 +201,7 @@ def distilled() -> nn.Module:
     """Defensive distillation at temperature 100 (Papernot et al. 2016, arXiv:1511.04508)."""
     data = open_data("digits", split="train")
     x = torch.from_numpy(data.rows(0, len(data))[0])
-    teacher = train(seeded(lambda: Tempered(demo_net()), 0), data, epochs=12, rate=1e-2)
+    teacher = train(TorchTarget(seeded(lambda: Tempered(demo_net()), 0), shape=(1, 8, 8)), data, epochs=12, rate=1e-2)
     with torch.no_grad():
         soft = (teacher(x) / 100).softmax(1)
     student = seeded(lambda: Tempered(demo_net()), 1).train()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from holdfast.data import open_data
 from holdfast.data.part import divide
 from holdfast.harden import recipes
-from holdfast.harden.trainer import Training, train
+from holdfast.harden.plain import train
+from holdfast.harden.trainer import Training
 from holdfast.targets import TorchTarget
 from holdfast.targets.demo import demo_net
 from holdfast.threat import Threat
@@ -69,7 +70,8 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 @functools.cache
 def trained(make: Callable[[], nn.Module], seed: int = 0, epochs: int = 12) -> nn.Module:
     """A network trained on clean digits."""
-    return train(seeded(make, seed), open_data("digits", split="train"), epochs=epochs, seed=seed)
+    target = TorchTarget(seeded(make, seed), shape=(1, 8, 8))
+    return train(target, open_data("digits", split="train"), epochs=epochs, seed=seed)
 
 
 @functools.cache
