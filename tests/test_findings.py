@@ -223,7 +223,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A `standard` of one trial, and follow-ups of two."""
     lists = {"standard": (3, "", {"other": ('apgd(steps=5, loss="mifpe")',)})}
     monkeypatch.setattr(protocols, "PROTOCOLS", lists)
-    monkeypatch.setattr(protocols, "DRAWN", ('apgd(steps=3, loss="mifpe")',))
+    monkeypatch.setattr(protocols, "DRAWN", {"other": ('apgd(steps=3, loss="mifpe")',)})
     straight = 'apgd(steps=10, loss="margin", through="straight")'
     monkeypatch.setattr("holdfast.evaluate.signs.FOLLOW_UPS", dict.fromkeys(FOLLOW_UPS, (straight, "square(steps=9)")))
 

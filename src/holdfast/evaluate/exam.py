@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks import parse
-from holdfast.attacks.attack import Attack, check_fit, run
+from holdfast.attacks.attack import check_fit, run
 from holdfast.data import Source
 from holdfast.errors import HoldfastError
 from holdfast.evaluate import judge
-from holdfast.evaluate.protocols import Trial
+from holdfast.evaluate.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.evaluate.ways import Ways
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
@@ -132,35 +131,33 @@ def _attacks(
 ) -> None:  # fmt: skip
     everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-    def broken(name: str, attack: Attack, among: Tensor, eps: float | None = None, through: str = "") -> Tensor:
-        """Which of these rows an attack breaks; none where it does not fit."""
+    def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
+        """Which of these rows a trial breaks; none where it does not fit."""
         hit, rows = torch.zeros_like(everything), among.nonzero()[:, 0]
         asked = threat if eps is None else threat.at(eps)
         try:
-            way = ways(through)
-            check_fit(attack, way, asked)
+            way = ways(trial.through)
+            check_fit(trial.attack, way, asked)
         except HoldfastError:
             return hit
         if len(rows):
-            books = run(attack, way, x[rows], y[rows], asked, ids=ids[rows].cpu(), seed=seed, clean=z[rows])
+            books = run(trial.attack, way, x[rows], y[rows], asked, ids=ids[rows].cpu(), seed=seed, clean=z[rows])
             hit[rows] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
             found.beat[name] = _np(hit)
         return hit
 
-    fallen = broken("first", first.attack, everything)
+    fallen = broken("first", first, everything)
     stood = ~fallen
     found.beat["stood"] = _np(stood)
-    broken("one", parse("fgsm"), stood)
-    broken("more", replace(first.attack, steps=2 * first.attack.steps), stood)
-    broken("scores", parse("square(steps=120)"), stood)
-    broken("labels", parse("rays(steps=30)"), stood)
-    if found.hard:
-        broken("straight", parse('apgd(steps=30, loss="margin")'), stood, through="straight")
+    broken("more", Trial(replace(first.attack, steps=2 * first.attack.steps)), stood)
+    for name, text in QUESTIONS.items():
+        if name != "straight" or found.hard:
+            broken(name, parse_trial(text), stood)
     whole = float(threat.norm.size(torch.full_like(x[:1], target.bounds.high - target.bounds.low)))
     if first.attack.bounded:
-        found.beat["whole"] = _np(stood & ~broken("whole", first.attack, stood, eps=whole))
-        larger = broken("larger", first.attack, fallen, eps=min(2 * float(threat.eps), whole))
+        found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
+        larger = broken("larger", first, fallen, eps=min(2 * float(threat.eps), whole))
         found.beat["larger"] = _np(fallen & ~larger)
 
 

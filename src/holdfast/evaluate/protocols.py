@@ -205,11 +205,21 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 
 
 # What it is for randomised models, whose every question is the mean of many draws: no long walks.
-DRAWN = (
-    'apgd(steps=50, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, near=0.5)',
-    'apgd(steps=50, loss="margin", near=0.7)',
-)
+DRAWN: dict[str, tuple[str, ...]] = {
+    "other": (
+        'apgd(steps=50, loss="mifpe")',
+        'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+        'apgd(steps=50, loss="margin", near=0.7)',
+    ),
+    "l0": ("sigmazero(steps=100)",),
+}
+# What the examination asks of rows that a protocol's first trial leaves; see `exam`.
+QUESTIONS: dict[str, str] = {
+    "one": "fgsm",
+    "scores": "square(steps=120)",
+    "labels": "rays(steps=30)",
+    "straight": 'apgd(steps=30, loss="margin", through="straight")',
+}
 
 
 def protocol(
@@ -226,8 +236,8 @@ def protocol(
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     version, _, lists = PROTOCOLS[name]
     lists = BLACK_BOX.get(access, {}).get(name, lists)
-    if drawn and access == Access.GRADIENTS and norm != "l0":
-        lists = {"other": DRAWN}
+    if drawn and access == Access.GRADIENTS:
+        lists = DRAWN
     trials = [parse_trial(text) for text in lists.get(norm, lists["other"])]
     return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
 
