@@ -107,6 +107,8 @@ def harden(
     assert isinstance(target, TorchTarget)
     if target.graded is not None:
         raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
+    if target.free is not None:
+        raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
     check_network(network, target, source, recipe)
     _check_counts(source, target.task.k)

@@ -35,6 +35,7 @@ class Epoch:
     clean: float  # accuracy of the averaged weights on the rows held out
     inner: float  # the same under the inner attack
     robust: float  # the same under the recipe's judge
+    aligned: float  # cosine between the gradients at x and at a random point of the ball, on those rows
     passes: int  # forward and backward passes spent, so far
     note: str = ""
 
