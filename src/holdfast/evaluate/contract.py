@@ -136,6 +136,10 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
     return [Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)]
 
 
+def randomised(noted: list[Finding]) -> bool:
+    return any(finding.check == "randomised" for finding in noted)
+
+
 def check_labels(data: Source, k: int) -> None:
     """Refuse labels that a model of k classes cannot give.
 

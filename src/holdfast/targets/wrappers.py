@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.norms import Norm
 from holdfast.rng import Keys
 from holdfast.targets.answers import Answers
 from holdfast.targets.target import Access, Pullback, Target
@@ -187,6 +188,34 @@ class Estimated(Around):
                 slope = ((up - down) * cotangent).sum(1) / (2 * sigma * self.probes)
                 g = g + slope.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * u
             return g
+
+        return self.inner.scores(x), pullback
+
+
+class Blurred(Around):
+    """A model whose gradient is that of its mean around each input: what is fine and steep cancels out.
+
+    The remedy against gradients that are shattered or change their sign from point to point (Athalye et al. 2018,
+    arXiv:1802.00420; for k-winners-take-all: Tramer et al. 2020, arXiv:2002.08347, section 5). Scores are the model's.
+    A gradient is the mean over `draws` points of the ball of a radius in a norm, and costs as many forwards and
+    backwards more. The points of a row depend on the row alone.
+    """
+
+    def __init__(self, inner: Target, norm: Norm, radius: float, draws: int = 10) -> None:
+        self.norm, self.radius, self.draws = norm, radius, draws
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.pull_passes = 2 * self.draws * self.inner.passes
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        def pullback(cotangent: Tensor) -> Tensor:
+            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            for i in range(self.draws):
+                around = x + self.radius * self.norm.sample(keys.fold(i), x)
+                g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
+            return g / self.draws
 
         return self.inner.scores(x), pullback
 
