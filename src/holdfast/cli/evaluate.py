@@ -35,7 +35,7 @@ def evaluate(
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
-    eot: options.Eot = 1,
+    eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
     samples: options.Samples = None,

@@ -12,14 +12,17 @@ from holdfast.errors import SpecError, suggest
 
 
 def listing(
-    what: Annotated[str, typer.Argument(help="attacks, protocols, recipes, objectives or data.", metavar="WHAT")],
+    what: Annotated[
+        str, typer.Argument(help="attacks, protocols, recipes, objectives, defences or data.", metavar="WHAT")
+    ],
 ) -> int:
-    """List the attacks or training objectives with their options, the protocols, the recipes, or the kinds of data."""
+    """List attacks, training objectives or defences with their options, protocols, recipes, or kinds of data."""
     shown = {
         "attacks": _attacks,
         "protocols": _protocols,
         "recipes": _recipes,
         "objectives": _objectives,
+        "defences": _defences,
         "data": _data,
     }
     if what not in shown:
@@ -77,6 +80,14 @@ def _objectives() -> None:
         typer.echo(f"{name}  {example.passes} passes a row and step")
         typer.echo(f"    {(inspect.getdoc(type(example)) or '').splitlines()[0]}")
         typer.echo(f"    {spec.write(example, whole=True)}")
+
+
+def _defences() -> None:
+    from holdfast.targets.defences import DEFENCES
+
+    for name, kind in DEFENCES.items():
+        typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
+        typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
 
 
 def _data() -> None:

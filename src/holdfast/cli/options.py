@@ -42,7 +42,11 @@ BoundsText = Annotated[
     str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider.")
 ]
 Steps = Annotated[
-    list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
+    list[str],
+    typer.Option(
+        "--preprocess",
+        help='What comes first: "normalize(0.1307, 0.3081)", or a defence: "jpeg(75)" (list defences); repeatable.',
+    ),
 ]
 Layout = Annotated[
     str | None,
@@ -50,7 +54,10 @@ Layout = Annotated[
 ]
 Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
 Eot = Annotated[
-    int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
+    int | None,
+    typer.Option(
+        "--eot", min=1, help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1."
+    ),
 ]
 Lender = Annotated[
     str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
@@ -118,7 +125,7 @@ def open_target(
     output: str | None,
     batch_size: int,
     device: str,
-    eot: int = 1,
+    eot: int | None = None,
     surrogate: str | None = None,
 ) -> Target:
     """The model behind the door."""
@@ -130,8 +137,7 @@ def open_target(
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, **common)
-    target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, draws=eot, **common)
     return wrappers.Surrogate(target, load(surrogate, layout=layout, **common)) if surrogate else target
 
 

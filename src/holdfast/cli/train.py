@@ -57,6 +57,7 @@ def train(
         rate=rate,
         seed=seed,
         preprocess=steps,
+        bounds=target.bounds,
         device=device,
         watch=lambda e, of, loss, right: typer.echo(
             f"epoch {e}/{of}: loss {loss:.4f}, training accuracy {right:.1%}", err=True

@@ -31,6 +31,7 @@ from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
 
@@ -96,7 +97,8 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
-    target = _torch(wrap(model))
+    given = wrap(model)
+    target = _torch(given)
     source, judged = _sources(target, data, test, seed)
     net = _trainable(model, target, source, recipe)
     check_labels(judged, target.task.k)
@@ -117,7 +119,7 @@ def harden(
     _open(folder, asked, resume=resume)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
-    before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
+    before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         training = Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell)
         best = training.fit(net, resume=True).best_average()
@@ -139,6 +141,8 @@ def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> 
 
 
 def _torch(target: Target) -> TorchTarget:
+    """What trains: of a random model one draw, where the judge takes the mean of many."""
+    target = target.inner if isinstance(target, ExpectationOverTransformation) else target
     if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
         kind = type(getattr(target, "model", target)).__name__
         raise InputError(f"hardening trains a torch module, but the model is a {kind}.")

@@ -25,8 +25,8 @@ from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.state import STATE, Epoch, State, blend, packed, table
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
-from holdfast.targets.preprocess import Preprocess
-from holdfast.targets.target import sealed
+from holdfast.targets.preprocess import Preprocess, applied
+from holdfast.targets.target import Bounds, sealed
 from holdfast.threat import Threat
 
 _BLOCK = 8192  # rows shuffled at once: a set larger than memory streams
@@ -42,6 +42,7 @@ def train(
     rate: float = 2e-3,
     seed: int = 0,
     preprocess: tuple[Preprocess, ...] = (),
+    bounds: Bounds | None = None,
     device: str = "cpu",
     watch: Callable[[int, int, float, float], None] = lambda *_: None,
 ) -> nn.Module:
@@ -64,9 +65,7 @@ def train(
             total, right = 0.0, 0
             for rows in read(data, shuffled(len(data), batch_size, seed + epoch)):
                 x, y = (torch.from_numpy(part).to(device) for part in rows)
-                for step in preprocess:
-                    x = step(x)
-                z = model(x)
+                z = model(applied(preprocess, x, bounds or Bounds()))
                 loss = F.cross_entropy(z, y.long())
                 adam.zero_grad()
                 loss.backward()

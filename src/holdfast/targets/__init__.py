@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from itertools import pairwise
 from typing import Any
 
 from holdfast.errors import InputError
-from holdfast.targets import loading
+from holdfast.spec import write
+from holdfast.targets import loading, wrappers
 from holdfast.targets.adopt import adopt
-from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.defences import Defence
+from holdfast.targets.preprocess import Normalize, Preprocess
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
 
@@ -34,6 +37,7 @@ def wrap(
     preprocess: Preprocess | Sequence[Preprocess] = (),
     framework: str | None = None,
     gives: str | None = None,
+    draws: int | None = None,
     **options: Any,
 ) -> Target:
     """Put a model behind the door: picks the adapter by the model's kind.
@@ -46,6 +50,8 @@ def wrap(
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
+        draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a defence of
+            `preprocess` is random, else 1.
         options: see `TorchTarget`.
 
     Raises:
@@ -57,8 +63,15 @@ def wrap(
     odd = [step for step in steps if not is_dataclass(step)]
     if odd:
         raise InputError(
-            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
-            f"put it into the model."
+            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize, Resize or a "
+            f"defence, or put it into the model."
         )
+    names = [step for step in steps if isinstance(step, (Defence, Normalize))]
+    late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
+    if late:
+        raise InputError(f"{write(late[0])} stands behind normalize, but works on raw images; name it first.")
+    if draws is None:
+        draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
-    return TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)
+    target = TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)
+    return target if draws == 1 else wrappers.ExpectationOverTransformation(target, draws)

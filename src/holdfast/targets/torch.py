@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adopt import by_trial
+from holdfast.targets.defences import Defence
 from holdfast.targets.foreign import Foreign, chosen
-from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.preprocess import Preprocess, applied
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes
 
@@ -200,8 +201,7 @@ class TorchTarget(Target):
         """Raw inputs as the model wants them."""
         if self.layout == "nhwc" and x.ndim > 2:
             x = x.movedim(-1, 1)
-        for step in self.preprocess:
-            x = step(x)
+        x = applied(self.preprocess, x, self.bounds)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.wants == "nhwc" and x.ndim > 2:
@@ -239,6 +239,7 @@ class TorchTarget(Target):
         self.layout = self.layout if self._layout_given else self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
+        self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
 
     def _find_layout(self, shape: tuple[int, ...]) -> None:
         """Where the model says its shape and the user no layout: the one in which the data fit."""
