@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from holdfast import attacks, spec
 from holdfast.errors import SpecError, suggest
-from holdfast.harden import objectives
+from holdfast.harden import augment, objectives
 from holdfast.harden.schedules import SCHEDULES
 
 
@@ -31,11 +31,12 @@ class Recipe:
     ema: float = 0.995  # share of the past in the moving average of the weights, which is what is kept; 0: none
     ramp: float = 0.2  # share of the steps in which eps rises from 0
     awp: float = 0.0  # size of adversarial weight perturbations, relative to the weights; 0: none
+    augment: str = ""  # changes of the rows: "flip, crop(padding=4), noise(sigma=0.05)", cutmix, augmix, ...
     held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
     judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose
 
     def __post_init__(self) -> None:
-        for name in ("objective", "optimiser", "schedule", "judge"):
+        for name in ("objective", "optimiser", "schedule", "augment", "judge"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
         for name in ("epochs", "batch_size"):
@@ -53,6 +54,7 @@ class Recipe:
         if self.schedule not in SCHEDULES:
             raise SpecError(f"unknown schedule {self.schedule!r}; {suggest(self.schedule, SCHEDULES)}")
         objectives.parse(self.objective)
+        augment.parse(self.augment)
         attacks.parse(self.judge)
 
 

@@ -18,7 +18,7 @@ from holdfast import attacks
 from holdfast.attacks.attack import Attack, perturb, run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.harden import objectives
+from holdfast.harden import augment, objectives
 from holdfast.harden.objectives import Objective
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
@@ -136,12 +136,18 @@ class Training:
             group["lr"] = rate
         objective = objectives.parse(place.objective)
         live = self.target.live(s.net)
+        batch = augment.augmented(augment.parse(recipe.augment), x, y, self.target, self.seed + place.step)
+        x, y = batch.x, batch.y
         near = objective.near(self._craft(live, eps, self.seed + place.step), x, y)
 
         s.net.train()
         gamma = recipe.awp if done > recipe.ramp else 0.0
-        with perturbed_weights(s.net, lambda: objective.loss(live.outputs, x, near, y)[0], gamma):
-            loss, z = objective.loss(live.outputs, x, near, y)
+
+        def ask(y: Tensor) -> tuple[Tensor, Tensor]:
+            return objective.loss(live.outputs, x, near, y)
+
+        with perturbed_weights(s.net, lambda: ask(y)[0], gamma):
+            loss, z = batch.loss(ask, live.outputs)
             s.optimiser.zero_grad()
             loss.backward()
         length = nn.utils.clip_grad_norm_(s.net.parameters(), recipe.clip or math.inf)
@@ -152,7 +158,8 @@ class Training:
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += len(y)
-        place.passes += len(y) * (objective.passes + (2 * objective.asks if gamma else 0))
+        beside = batch.beside(objective.asks) + (objective.asks if gamma else 0)
+        place.passes += len(y) * (objective.passes + 2 * beside)
         place.loss += float(loss.detach()) * len(y)
         place.right += int((z.detach().argmax(1) == y).sum())
 
