@@ -84,8 +84,9 @@ def _objectives() -> None:
 
 def _defences() -> None:
     from holdfast.targets.defences import DEFENCES
+    from holdfast.targets.purify import PURIFIERS
 
-    for name, kind in DEFENCES.items():
+    for name, kind in (DEFENCES | PURIFIERS).items():
         typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
         typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
 

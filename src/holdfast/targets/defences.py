@@ -27,6 +27,7 @@ from holdfast.targets.target import drawing_of
 
 STRAIGHT = "Its own gradient is zero or broken: it was passed straight through (BPDA, arXiv:1802.00420)."
 OWN = "Its own gradient was followed."
+DRAWN = " It is random: the mean of many draws was attacked and judged (EOT, arXiv:1707.07397)."
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Defence(ABC):
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """What the model sees of images x in [0, 1]: the same range and dtype."""
+
+    def digest(self) -> bytes:
+        """What else than its fields decides its answers."""
+        return b""
 
     @property
     def remark(self) -> tuple[str, str]:
@@ -137,7 +142,7 @@ class RandomResizePad(Defence):
         SpecError: not 1 <= low <= high.
     """
 
-    way = OWN + " It is random: the mean of many draws was attacked and judged (EOT, arXiv:1707.07397)."
+    way = OWN + DRAWN
     low: int  # least side of the resized image, in pixels
     high: int  # largest side, and the side of the square; the paper's 299 and 331
 
@@ -190,7 +195,7 @@ class TotalVariation(Defence):
 
     @property
     def way(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return RandomResizePad.way if self.random else OWN
+        return OWN + DRAWN if self.random else OWN
 
     @property
     def random(self) -> bool:

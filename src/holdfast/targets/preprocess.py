@@ -12,6 +12,7 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.errors import SpecError
 from holdfast.targets.defences import DEFENCES, Defence
+from holdfast.targets.purify import PURIFIERS
 from holdfast.targets.target import Bounds
 
 Preprocess = Callable[[Tensor], Tensor]
@@ -48,7 +49,7 @@ class Resize:
         return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
 
 
-MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **DEFENCES}
+MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **DEFENCES, **PURIFIERS}
 
 
 def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:

@@ -172,6 +172,8 @@ class TorchTarget(Target):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
+        for step in self.preprocess:
+            digest.update(step.digest() if isinstance(step, Defence) else b"")
         if isinstance(self.model, nn.Module):
             digest.update(repr(self.model).encode())
             for name, value in sorted(self.model.state_dict().items()):
