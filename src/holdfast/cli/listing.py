@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 def listing(
     what: Annotated[
-        str, typer.Argument(help="attacks, protocols, recipes, objectives, regularizers or data.", metavar="WHAT")
+        str,
+        typer.Argument(help="attacks, protocols, recipes, objectives, regularizers, defences or data.", metavar="WHAT"),
     ],
 ) -> int:
-    """List attacks, training objectives or regularizers with their options, protocols, recipes, or kinds of data."""
+    """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or kinds of data."""
     shown = {
         "attacks": _attacks,
         "protocols": _protocols,
         "recipes": _recipes,
         "objectives": _objectives,
         "regularizers": _regularizers,
+        "defences": _defences,
         "data": _data,
     }
     if what not in shown:
@@ -96,6 +98,15 @@ def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> No
         typer.echo(f"{name}  {example.passes} passes a row and step")
         typer.echo(f"    {(inspect.getdoc(type(example)) or '').splitlines()[0]}")
         typer.echo(f"    {spec.write(example, whole=True)}")
+
+
+def _defences() -> None:
+    from holdfast.targets.defences import DEFENCES
+    from holdfast.targets.purify import PURIFIERS
+
+    for name, kind in (DEFENCES | PURIFIERS).items():
+        typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
+        typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
 
 
 def _data() -> None:

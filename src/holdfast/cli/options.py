@@ -42,7 +42,11 @@ Limits = Annotated[
     typer.Option("--limits", help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature."),
 ]
 Steps = Annotated[
-    list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
+    list[str],
+    typer.Option(
+        "--preprocess",
+        help='What comes first: "normalize(0.1307, 0.3081)", or a defence: "jpeg(75)" (list defences); repeatable.',
+    ),
 ]
 Layout = Annotated[
     str | None,
@@ -57,7 +61,10 @@ Attacked = Annotated[
     typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
 ]
 Eot = Annotated[
-    int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
+    int | None,
+    typer.Option(
+        "--eot", min=1, help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1."
+    ),
 ]
 Lender = Annotated[
     str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
@@ -161,7 +168,7 @@ def open_target(
     attacked: int = 0,
     batch_size: int,
     device: str,
-    eot: int = 1,
+    eot: int | None = None,
     surrogate: str | None = None,
 ) -> Target:
     """The model behind the door."""
@@ -176,8 +183,7 @@ def open_target(
         inputs = list(source.inputs[1:])
         inputs.insert(attacked, source.inputs[0])
         common |= {"inputs": inputs, "attacked": attacked}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
-    target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, draws=eot, **common)
     return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
 
 

@@ -32,6 +32,7 @@ from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
 
@@ -102,7 +103,8 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
-    target = wrap(model)
+    given = wrap(model)
+    target = given.inner if isinstance(given, ExpectationOverTransformation) else given  # one draw trains, many judge
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     if target.graded is not None:
@@ -138,11 +140,13 @@ def harden(
     _open(folder, asked, resume=resume)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
-    before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
+    before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix))
     hardened = network.read(folder)
-    hard = behind(target, hardened)
+    hard: Target = behind(target, hardened)
+    if isinstance(given, ExpectationOverTransformation):
+        hard = ExpectationOverTransformation(hard, given.draws)
     after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from holdfast import attacks, spec
 from holdfast.errors import SpecError, suggest
-from holdfast.harden import objectives, regularizers
+from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.schedules import SCHEDULES
 from holdfast.harden.sharpness import MOVES
 
@@ -38,6 +38,7 @@ class Recipe:
     asam: float = 0.0  # instead: the same in units of each weight; 0: none
     regularize: str = ""  # penalties beside the objective: "gradalign(weight=0.2), spectral"
     patience: int = 0  # epochs without better weights after which it ends early; 0: never
+    augment: str = ""  # changes of the rows: "flip, crop(padding=4), noise(sigma=0.05)", cutmix, augmix, ...
     held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
     judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose; "": none, by clean accuracy
 
@@ -47,7 +48,7 @@ class Recipe:
         return next(((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0))
 
     def __post_init__(self) -> None:
-        for name in ("objective", "optimiser", "schedule", "judge", "regularize"):
+        for name in ("objective", "optimiser", "schedule", "augment", "judge", "regularize"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("patience", 0)):
@@ -68,6 +69,7 @@ class Recipe:
             raise SpecError("a recipe has more than one of awp, sam and asam, but weights are perturbed one way.")
         objectives.parse(self.objective)
         regularizers.parse(self.regularize)
+        augment.parse(self.augment)
         if self.judge:
             attacks.parse(self.judge)
 

@@ -17,7 +17,8 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.harden import objectives, regularizers
+from holdfast.harden import augment, objectives, regularizers
+from holdfast.harden.augment import Batch
 from holdfast.harden.craft import Craft, evaluating
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
@@ -105,29 +106,36 @@ class Training:
         objective = objectives.parse(place.objective)
         craft = self._craft(self.target.live(s.net), eps, self.seed + place.step)
         size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
+        batch = augment.augmented(augment.parse(self.recipe.augment), x, y, self.target, self.seed + place.step)
+        x, y = batch.x, batch.y
         near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
-        loss, z = self._update(s, craft, x, near, y, size)
+        loss, z = self._update(s, craft, batch, near, size)
         for _ in range(objective.replays - 1):
             assert near.grad is not None
             near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
-            loss, z = self._update(s, craft, x, near, y, size)
+            loss, z = self._update(s, craft, batch, near, size)
         blend(s.average, s.net, self._past(place.step, total))
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += len(y)
         beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
+        beside += 2 * batch.beside(objective.asks)
         place.passes += len(y) * (objective.passes + objective.replays * beside)
         place.loss += float(loss) * len(y)
         place.right += int(unbroken(z.argmax(1), y).sum())
 
-    def _update(self, s: State, craft: Craft, x: Tensor, near: Tensor, y: Tensor, size: float) -> tuple[Tensor, Tensor]:
+    def _update(self, s: State, craft: Craft, batch: Batch, near: Tensor, size: float) -> tuple[Tensor, Tensor]:
         """One step of the optimiser, at points near x: the loss there, and the scores."""
         objective, net = objectives.parse(s.place.objective), Net(craft.live.outputs, self.target.scores)
+
+        def ask(y: Tensor) -> tuple[Tensor, Tensor]:
+            return objective.loss(net, batch.x, near, y)
+
         s.net.train()
-        with perturbed_weights(s.net, lambda: objective.loss(net, x, near, y)[0], self.recipe.move[0], size):
-            loss, z = objective.loss(net, x, near, y)
+        with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size):
+            loss, z = batch.loss(ask, net)
             with evaluating(s.net):
-                loss = loss + sum(part.penalty(net, craft, x, y, z) for part in self.penalties)
+                loss = loss + sum(part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties)
             s.optimiser.zero_grad()
             loss.backward()
         length = nn.utils.clip_grad_norm_(s.net.parameters(), self.recipe.clip or math.inf)

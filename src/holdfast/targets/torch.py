@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adopt import by_trial
+from holdfast.targets.defences import Defence
 from holdfast.targets.foreign import Foreign, chosen
-from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.preprocess import Preprocess, applied
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
@@ -183,6 +184,8 @@ class TorchTarget(Target):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
+        for step in self.preprocess:
+            digest.update(step.digest() if isinstance(step, Defence) else b"")
         if isinstance(self.model, nn.Module):
             digest.update(repr(self.model).encode())
             for name, value in sorted(self.model.state_dict().items()):
@@ -213,8 +216,7 @@ class TorchTarget(Target):
         """Raw inputs as the model wants them."""
         if self.layout == "nhwc" and x.ndim > 2:
             x = x.movedim(-1, 1)
-        for step in self.preprocess:
-            x = step(x)
+        x = applied(self.preprocess, x, self.bounds)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.wants == "nhwc" and x.ndim > 2:
@@ -254,6 +256,7 @@ class TorchTarget(Target):
         self.layout = self.layout if self._layout_given else self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
+        self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
 
     def _find_layout(self, shape: tuple[int, ...]) -> None:
         """Where the model says its shape and the user no layout: the one in which the data fit."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.norms import Norm
-from holdfast.rng import Keys
+from holdfast.rng import Keys, content
 from holdfast.targets.answers import Answers
-from holdfast.targets.target import Access, Pullback, Target
+from holdfast.targets.target import Access, Pullback, Target, drawing
+
+T = TypeVar("T")
 
 
 class Around(Target):
@@ -87,19 +89,25 @@ class ExpectationOverTransformation(Around):
         self.caution = 2 / math.sqrt(self.draws)  # two standard errors of the log-odds, at most
 
     def scores(self, x: Tensor) -> Tensor:
-        return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
+        return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
 
     def labels(self, x: Tensor) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
-        return torch.stack([self.inner.labels(x) for _ in range(self.draws)]).mode(0).values
+        return torch.stack(self._drawn(lambda: self.inner.labels(x))).mode(0).values
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        answers = [self.inner.linearize(x) for _ in range(self.draws)]
-        return mean_of(answers)
+        return mean_of(self._drawn(lambda: self.inner.linearize(x)))
 
     def describe(self) -> dict[str, object]:
         return super().describe() | {"draws": self.draws}
+
+    def _drawn(self, ask: Callable[[], T]) -> list[T]:
+        answers: list[T] = []
+        for i in range(self.draws):
+            with drawing(i):
+                answers.append(ask())
+        return answers
 
 
 def sum_of_logs(answers: Sequence[Tensor]) -> Tensor:
@@ -180,7 +188,7 @@ class Estimated(Around):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            keys, g = Keys(content(x)), torch.zeros_like(x)
             sigma = self.sigma * (self.bounds.high - self.bounds.low)
             for i in range(self.probes):
                 u = keys.fold(i).normal(tuple(x.shape[1:])).to(x)
@@ -211,20 +219,13 @@ class Blurred(Around):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            keys, g = Keys(content(x)), torch.zeros_like(x)
             for i in range(self.draws):
                 around = x + self.radius * self.norm.sample(keys.fold(i), x)
                 g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
             return g / self.draws
 
         return self.inner.scores(x), pullback
-
-
-def _folded(x: Tensor) -> Tensor:
-    """A number of each row's content: [n] int64."""
-    bits = x.detach().flatten(1).float().contiguous().view(torch.int32).long()
-    odd = torch.arange(1, 2 * bits.shape[1], 2, device=x.device)
-    return (bits * odd).sum(1)
 
 
 class Surrogate(Around):
