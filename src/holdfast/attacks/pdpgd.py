@@ -38,7 +38,8 @@ class PDPGD(Attack):
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
     Differs from the paper: both steps shrink with the steps done, as 1 / (1 + t / fade), and not with the share of all
-    steps that are done, so that more steps go on from fewer; the loss is a tenth of the softplus of the margin in
+    steps that are done, so that more steps go on from fewer; loss and size weigh the same at first (there the loss a
+    hundred times as much, which few steps do not make up for); the loss is a tenth of the softplus of the margin in
     tenths of the clean one, so that the scale of the logits does not matter; the proximal step takes a fixed number of
     inner ones; twice the steps. There is no L0, whose proximal step only drops small changes: on linear models it ends
     far above the optimum.
@@ -53,7 +54,7 @@ class PDPGD(Attack):
     rate: float = 0.1  # first step of a feature, as a share of the box's width
     swing: float = 0.2  # first step of the dual variable
     fade: float = 30.0  # steps after which both have halved
-    ratio: float = 0.01  # first weight of the size over that of the loss
+    ratio: float = 1.0  # first weight of the size over that of the loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
