@@ -32,7 +32,7 @@ def test_the_first_step_descends_and_shrinks() -> None:
 @pytest.mark.parametrize("norm", CONVEX)
 def test_the_point_settles_where_the_hyperplane_is_nearest(norm: str) -> None:
     """The best point on the way comes within 1 % of it; the last, which swings about it, within a tenth."""
-    target = wrap(linear(2), bounds=(-9, 10))
+    target = wrap(linear(2), bounds=(-1, 2))
     x, y = rows(target, N)
     books = Ledger.open(x, torch.full((N,), math.inf, dtype=torch.float64))
     p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), ledger=books, stop=False)

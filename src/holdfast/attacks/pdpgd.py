@@ -15,8 +15,8 @@ from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
-_SHARP = 10.0  # how sharply the softplus of the margin, in clean margins, bends
-_LIMIT = math.log(1e6)  # neither weight falls below a millionth of the other
+_SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
+_LIMIT = 1e6  # neither weight falls below a millionth of the other
 _INNER = 5  # proximal steps in Adam's metric
 
 
@@ -25,7 +25,7 @@ class Saddle(NamedTuple):
     mean: Tensor  # Adam's running means of the gradient and of its square
     square: Tensor
     unit: Tensor  # the clean margin, [n]
-    dual: Tensor  # logarithm of the loss's weight over the size's, [n]
+    dual: Tensor  # the size's weight over the loss's, [n]
     share: Tensor  # running mean of the loss's share of both weights, [n]
 
 
@@ -39,10 +39,11 @@ class PDPGD(Attack):
     Cost: one forward and one backward a step and row, and one forward for the last point.
     Differs from the paper: both steps shrink with the steps done, as 1 / (1 + t / fade), and not with the share of all
     steps that are done, so that more steps go on from fewer; loss and size weigh the same at first (there the loss a
-    hundred times as much, which few steps do not make up for); the loss is a tenth of the softplus of the margin in
-    tenths of the clean one, so that the scale of the logits does not matter; the proximal step takes a fixed number of
-    inner ones; twice the steps. There is no L0, whose proximal step only drops small changes: on linear models it ends
-    far above the optimum.
+    hundred times as much, which few steps do not make up for); the loss is sqrt(1 + u^2) - u of the margin u in tenths
+    of the clean one and not the softplus of the margin, so that the scale of the logits does not matter, nor the last
+    bit of an exponential, which depends on a row's place in the batch; the proximal step takes a fixed number of inner
+    ones; twice the steps. There is no L0, whose proximal step only drops small changes: on linear models it ends far
+    above the optimum.
     """
 
     needs = Access.GRADIENTS
@@ -63,13 +64,14 @@ class PDPGD(Attack):
 
     def start(self, p: Problem) -> Saddle:
         d, none = torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten())
-        return Saddle(d, d, d, none, none - math.log(self.ratio), none + 1 / (1 + self.ratio))
+        return Saddle(d, d, d, none, none + self.ratio, none + 1 / (1 + self.ratio))
 
     def step(self, p: Problem, s: Saddle, t: int) -> Saddle:
         gap, g = p.gradient(s.d, "margin")
         unit = s.unit if t else gap.abs()  # the first question is about x
         scale = torch.where(unit > 0, unit, 1)
-        g = -wide(torch.sigmoid(-_SHARP * gap / scale) / scale, g) * g * p.width
+        u = _SHARP * gap / scale
+        g = -wide((1 - u / (1 + u.square()).sqrt()) / scale, g) * g * p.width
         mean, square = s.mean.lerp(g, 0.1), s.square.lerp(g.square(), 0.001)
         steep = (square / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8
         most = wide(steep.flatten(1).amax(1), steep)
@@ -80,6 +82,6 @@ class PDPGD(Attack):
         d = ahead
         for _ in range(_INNER):
             d = p.norm.prox(d - steep / most * (d - ahead), weight).clamp(p.lo, p.hi)
-        turn = torch.where(p.met, -1.0, 1.0) * self.swing * pace
-        dual = (s.dual + turn).clamp(-_LIMIT, _LIMIT)
-        return Saddle(d, mean, square, unit, dual, s.share.lerp(dual.sigmoid(), 0.1))
+        turn = math.exp(self.swing * pace)
+        dual = torch.where(p.met, s.dual * turn, s.dual / turn).clamp(1 / _LIMIT, _LIMIT)
+        return Saddle(d, mean, square, unit, dual, s.share + 0.1 * (1 / (1 + dual) - s.share))
