@@ -18,12 +18,12 @@ from holdfast.runs.metrics import measure
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
-    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names)
+    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
-    total = reduce(add, (t.costs for t in trials), Costs())
+    total = reduce(add, (t.costs for t in trials), facts.examined)
     return Manifest(
         **dict(facts),
-        verdict=conclude(facts, table, metrics),
+        verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
         costs=total.model_copy(update={"judge_forwards": PASSES * (table.num_rows + stored)}),
         trials=list(trials),

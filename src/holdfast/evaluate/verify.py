@@ -13,14 +13,19 @@ import torch
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import judge, moved, protocols
+from holdfast.evaluate import judge, moved, protocols, signs
 from holdfast.evaluate.contract import check_model
+from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
+from holdfast.evaluate.graded import graded, outputs
+from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
+from holdfast.targets.truth import WithTruth
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -41,25 +46,29 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
+    asked = _threat(folder, manifest)
+    target, source = graded(target, source, asked)
     target.bind(source.shape)
+    if manifest.model.draws > 1 and target.passes == 1:
+        target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities = manifest.model.probabilities
     if target.fingerprint() != manifest.model.fingerprint:
         wrong.append("model: this is not the model that was measured (its fingerprint differs).")
     if source.fingerprint() != manifest.data.fingerprint:
         wrong.append("data: these are not the data that were measured (their fingerprint differs).")
     try:
-        wrong += _facts(manifest, target, source)
+        wrong += _facts(manifest, asked, target, source)
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
-        wrong += _samples(folder, manifest, table, target, source)
+        wrong += _samples(folder, manifest, asked, table, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
 
 
-def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
+def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) -> Iterator[str]:
     """What run.json says was asked, held against itself and against the code."""
-    said, asked = manifest.threat, _threat(manifest)
+    said = manifest.threat
     measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
@@ -68,25 +77,47 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
     protocol = manifest.protocol
     if protocol.name != "custom":
         aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
-        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=access) for access in Access]
+        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.passes > 1)
+        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
         lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
         if protocol.version == known[0].version and protocol.trials not in lists:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
         yield "trials: they are not those of the protocol at the threat's eps."
+    more = [text for text, eps in run[len(protocol.trials) :] if eps == said.eps]
+    asked_for = [t.write(whole=True) for t in _followed(manifest, asked, target, source)]
+    if more != asked_for:
+        yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
     again = {finding.check for finding in check_model(target, source)} - {"train_mode", "probabilities"}
+    again |= _signs(manifest, asked, target, source)
     left_out = again - {finding.check for finding in manifest.noted}
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
 
 
-def _threat(manifest: Manifest) -> Threat:
+def _followed(manifest: Manifest, threat: Threat, target: Target, source: Source) -> list[protocols.Trial]:
+    """What the findings ask for after the protocol."""
+    protocol = protocols.Protocol(manifest.protocol.name, manifest.protocol.version, ())
+    return signs.follow(manifest.noted, protocol, threat, Ways(target, threat, source))
+
+
+def _signs(manifest: Manifest, threat: Threat, target: Target, source: Source) -> set[str]:
+    """What the examination finds, asked anew."""
+    if not manifest.examined.forwards:
+        return set()
+    first = protocols.parse_trial(manifest.protocol.trials[0])
+    answers = examine(target, source, threat, first, Ways(target, threat, source), manifest.seed)
+    return {finding.check for finding in signs.signs(answers)}
+
+
+def _threat(folder: Path, manifest: Manifest) -> Threat:
     goal = manifest.threat.target
     if manifest.threat.norm not in NORMS:
         raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
     aim = Untargeted() if goal is None else Targeted(goal)
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim)
+    limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -124,7 +155,9 @@ def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
         yield f"{name}: run.json says {said}, but the samples give {found}."
 
 
-def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, source: Source) -> Iterator[str]:
+def _samples(
+    folder: Path, manifest: Manifest, asked: Threat, table: pa.Table, target: Target, source: Source
+) -> Iterator[str]:
     ids = table.column("id").to_numpy()
     expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
     if not np.array_equal(ids, expected):
@@ -143,7 +176,7 @@ def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, 
             yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
             continue
         evidence[rows] = True
-        yield from _examples(manifest, columns, path_ids, rows, stored, target, source)
+        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
         yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
@@ -153,7 +186,7 @@ def _clean(
     manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted = [], []
+    relabelled, repredicted, retold = [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
@@ -161,6 +194,9 @@ def _clean(
         relabelled += list(ids[part][label[part] != y])
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
+        retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
+    if retold:
+        yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
     if relabelled:
         yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
     if repredicted:
@@ -184,6 +220,7 @@ def _clean(
 
 def _examples(
     manifest: Manifest,
+    asked: Threat,
     columns: dict[str, np.ndarray],
     ids: np.ndarray,
     rows: np.ndarray,
@@ -191,7 +228,7 @@ def _examples(
     target: Target,
     source: Source,
 ) -> Iterator[str]:
-    threat = _threat(manifest).at(max(eps for eps, _ in manifest.threat.measured))
+    threat = asked.at(max(eps for eps, _ in manifest.threat.measured))
     x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
     x_adv, y = torch.from_numpy(stored).to(target.dtype), torch.from_numpy(columns["label"][rows])
     legal, size = judge.within(target, threat, x, x_adv)
@@ -202,17 +239,33 @@ def _examples(
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
+    retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
+        (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):
         if bad.any():
             yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+
+
+def _retold(
+    columns: dict[str, np.ndarray], name: str, at: Any, target: Target, x: torch.Tensor, ruling: judge.Ruling
+) -> np.ndarray:
+    """Where a model whose task is not one of k classes has other truths or outputs than the samples say: [m] bool."""
+    if not isinstance(target, WithTruth) or ruling.scores is None or not len(x):
+        return np.zeros(len(x), dtype=bool)
+    found = outputs(target, x, ruling.scores.cpu())
+    alike = np.ones(len(x), dtype=bool)
+    for column, value in zip(("truth", name), found, strict=True):
+        said = np.stack(list(columns[column][at]))
+        alike &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+    return ~alike
 
 
 def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.norms import Norm
 from holdfast.rng import Keys
+from holdfast.targets.answers import Answers
 from holdfast.targets.target import Access, Pullback, Target
 
 
@@ -20,13 +24,19 @@ class Around(Target):
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.access, self.passes = inner.access, inner.passes
-        self.pull_passes, self.caution = inner.pull_passes, inner.caution
-        self.approximate, self.lent = inner.approximate, inner.lent
+        self.batch_size, self.was_training = inner.batch_size, inner.was_training
         self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
-        self.batch_size, self.was_training, self.remarks = inner.batch_size, inner.was_training, inner.remarks
-        if inner.shape is not None:
+        if inner.shape is None:
+            self._follow()
+        else:
             self.bind(inner.shape)
+
+    def _follow(self) -> None:
+        """Be as the inner target is; many learn what they give only when they are bound."""
+        inner = self.inner
+        self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
+        self.caution, self.approximate, self.lent = inner.caution, inner.approximate, inner.lent
+        self.remarks, self.graded = inner.remarks, inner.graded
 
     @property
     def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,8 +49,8 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.access, self.remarks = max(self.access, self.inner.access), self.inner.remarks
         self.free = self.inner.free
+        self._follow()
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(x)
@@ -68,9 +78,13 @@ class ExpectationOverTransformation(Around):
     def __init__(self, inner: Target, draws: int = 20) -> None:
         if draws < 1:
             raise InputError(f"an expectation over {draws} draws has none; give at least 1.")
+        self.draws = draws
         super().__init__(inner)
-        self.draws, self.passes = draws, draws * inner.passes
-        self.caution = 2 / math.sqrt(draws)  # two standard errors of the log-odds, at most
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.passes = self.draws * self.inner.passes
+        self.caution = 2 / math.sqrt(self.draws)  # two standard errors of the log-odds, at most
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
@@ -117,8 +131,8 @@ class StraightThrough(Around):
     def __init__(
         self, inner: Target, before: Callable[[Tensor], Tensor], instead: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        super().__init__(inner)
         self.before, self.instead = before, instead
+        super().__init__(inner)
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(self.before(x))
@@ -155,12 +169,14 @@ class Estimated(Around):
     """
 
     def __init__(self, inner: Target, probes: int = 50, sigma: float = 0.01) -> None:
-        if inner.access < Access.SCORES:
-            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
-        super().__init__(inner)
-        self.access = Access.GRADIENTS
         self.probes, self.sigma = probes, sigma
-        self.pull_passes = 2 * probes * inner.passes
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        if self.access < Access.SCORES:
+            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
+        self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
@@ -172,6 +188,34 @@ class Estimated(Around):
                 slope = ((up - down) * cotangent).sum(1) / (2 * sigma * self.probes)
                 g = g + slope.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * u
             return g
+
+        return self.inner.scores(x), pullback
+
+
+class Blurred(Around):
+    """A model whose gradient is that of its mean around each input: what is fine and steep cancels out.
+
+    The remedy against gradients that are shattered or change their sign from point to point (Athalye et al. 2018,
+    arXiv:1802.00420; for k-winners-take-all: Tramer et al. 2020, arXiv:2002.08347, section 5). Scores are the model's.
+    A gradient is the mean over `draws` points of the ball of a radius in a norm, and costs as many forwards and
+    backwards more. The points of a row depend on the row alone.
+    """
+
+    def __init__(self, inner: Target, norm: Norm, radius: float, draws: int = 10) -> None:
+        self.norm, self.radius, self.draws = norm, radius, draws
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.pull_passes = 2 * self.draws * self.inner.passes
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        def pullback(cotangent: Tensor) -> Tensor:
+            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            for i in range(self.draws):
+                around = x + self.radius * self.norm.sample(keys.fold(i), x)
+                g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
+            return g / self.draws
 
         return self.inner.scores(x), pullback
 
@@ -191,15 +235,18 @@ class Surrogate(Around):
     """
 
     def __init__(self, inner: Target, surrogate: Target) -> None:
-        if surrogate.access < Access.GRADIENTS:
-            raise InputError("a surrogate lends its gradients, and this one has none.")
         self.surrogate = surrogate
         super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        if self.surrogate.access < Access.GRADIENTS:
+            raise InputError("a surrogate lends its gradients, and this one has none.")
         self.access, self.approximate, self.lent = Access.GRADIENTS, True, True
 
     def bind(self, shape: tuple[int, ...]) -> None:
-        super().bind(shape)
         self.surrogate.bind(shape)
+        super().bind(shape)
         if self.surrogate.task.k != self.task.k:
             raise InputError(f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}.")
 
@@ -231,17 +278,19 @@ class Ensemble(Around):
             raise InputError("an ensemble needs at least one member.")
         self.members = list(members)
         super().__init__(members[0])
-        self.access = min(member.access for member in members)
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.access = min(member.access for member in self.members)
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
-        self.passes = sum(member.passes for member in members)
-        self.approximate = any(member.approximate for member in members)
+        self.passes = sum(member.passes for member in self.members)
+        self.approximate = any(member.approximate for member in self.members)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
             member.bind(shape)
         super().bind(shape)
-        self.access = min(member.access for member in self.members)
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([member.scores(x) for member in self.members])
@@ -257,4 +306,63 @@ class Ensemble(Around):
         return hashlib.sha256(" ".join(m.fingerprint() for m in self.members).encode()).hexdigest()
 
 
-__all__: list[Any] = ["Ensemble", "Estimated", "ExpectationOverTransformation", "StraightThrough", "Surrogate"]
+class Cached(Around):
+    """A slow target that is asked no question twice, not even in another process where there is a `file`.
+
+    Answers are kept by the bits of their input and the target's fingerprint; gradients are not kept. Those that change
+    from one time to the next go unseen. (An endpoint has a cache of its own: `cache_file`.)
+
+    Raises:
+        InputError: the file is no such cache.
+    """
+
+    def __init__(self, inner: Target, file: Path | None = None) -> None:
+        self.file, self.asked = file, 0  # inputs put to the target so far
+        self.stores: dict[bool, Answers] = {}
+        super().__init__(inner)
+
+    def store(self) -> Answers:
+        """That of the target as it now is: before and after its probabilities were noticed its scores are others."""
+        if self.probabilities not in self.stores:
+            kind = np.float64 if self.dtype == torch.float64 else np.float32
+            identity = f"{self.inner.fingerprint()} {self.access.name} {self.probabilities}"
+            self.stores[self.probabilities] = Answers(self.file, identity, kind)
+        return self.stores[self.probabilities]
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self._known(x, self.task.k, self.inner.scores).to(x.device)
+
+    def labels(self, x: Tensor) -> Tensor:
+        if self.access >= Access.SCORES:
+            return self.task.predict(self.scores(x))
+        return self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0].long().to(x.device)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        return self.inner.linearize(x)
+
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        return self.inner.pull(x, cotangent)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+    def _known(self, x: Tensor, width: int, question: Callable[[Tensor], Tensor]) -> Tensor:
+        store = self.store()
+
+        def ask(keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
+            if rows:
+                self.asked += len(rows)
+                answers[rows] = question(x[rows]).detach().cpu().numpy()
+                store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
+
+        return torch.from_numpy(store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False))
+
+
+__all__: list[Any] = [
+    "Cached",
+    "Ensemble",
+    "Estimated",
+    "ExpectationOverTransformation",
+    "StraightThrough",
+    "Surrogate",
+]
