@@ -448,3 +448,21 @@ def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     names(refused("compare", "a", "d"), "data")
     names(refused("compare", "a", "nothing"), "no run")
     names(refused("compare", "a"), "two or more")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "done"), [("fast(steps=9)", None, 2), ("fast(epochs=2)", None, 2), ("fast", 1, 1)]
+)
+def test_many_rows_need_few_epochs(recipe: str, epochs: int | None, done: int, tmp_path: Path) -> None:
+    """288 rows in steps of 64 are four and a half steps an epoch; an explicit count of epochs holds."""
+    made = holdfast.harden(
+        fresh(),
+        digits(0, 320),
+        "linf(0.1)",
+        recipe=recipe,
+        epochs=epochs,
+        test=digits(1000, 1060),
+        protocol="quick",
+        out=tmp_path,
+    )
+    assert len(made.log) == done

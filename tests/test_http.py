@@ -32,6 +32,7 @@ from holdfast.rng import Keys
 from holdfast.targets import http, load
 from holdfast.targets.endpoint import Endpoint
 from holdfast.targets.messages import BadAnswer, decode, encode
+from holdfast.targets.preprocess import Normalize
 
 pytest.importorskip("httpx")
 
@@ -452,3 +453,10 @@ def test_what_decides_the_answers_is_the_fingerprint(server: Server) -> None:
     assert own == server.target(retries=1, rate=5, timeout=1, max_queries=9, batch=1).fingerprint()
     assert own != server.target(url="http://127.0.0.1:9/other").fingerprint()
     assert own != server.target(headers={"X-Version": "2"}).fingerprint()
+
+
+def test_what_an_endpoint_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    path = str(write(tmp_path))
+    for told in ({"output": "head"}, {"preprocess": Normalize(0.5, 0.5)}):
+        with pytest.raises(InputError, match=f"{next(iter(told))} cannot be given for a"):
+            load(path, **told)

@@ -302,3 +302,11 @@ def test_the_report_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+def test_queries_of_a_run_in_which_nothing_fell(tmp_path: Path) -> None:
+    manifest = make(tmp_path, n=0)
+    store.write_manifest(
+        tmp_path, manifest.model_copy(update={"model": manifest.model.model_copy(update={"access": "scores"})})
+    )
+    assert "The target gave scores alone. No input fell." in text_of(page(tmp_path))

@@ -149,6 +149,25 @@ def test_several_outputs_need_a_choice() -> None:
         wrap(two, output="tail").bind((1, 8, 8))
 
 
+@pytest.mark.parametrize("framework", ["numpy", "keras"])
+def test_another_frameworks_output_is_chosen_once(framework: str) -> None:
+    if framework == "keras":
+        keras = pytest.importorskip("keras")
+        image = keras.Input((8, 8, 1))
+        flat = keras.layers.Flatten()(image)
+        two = keras.Model(image, {"features": flat, "head": keras.layers.Dense(4)(flat)})
+    else:
+
+        def two(x: np.ndarray) -> dict[str, np.ndarray]:
+            x = np.asarray(x).reshape(len(x), -1)
+            return {"features": x, "head": x[:, :4]}
+
+    target = wrap(two, output="head", framework=framework)
+    target.bind((8, 8, 1) if framework == "keras" else (1, 8, 8))
+    assert target.task.k == 4
+    assert target.scores(torch.rand(3, *target.shape or ())).shape == (3, 4)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "extra"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from laws import world
@@ -114,3 +115,23 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
     unit = torch.zeros(6, 5, dtype=x.dtype)
     unit[:, 0] = 1
     world.close(pullback(unit), torch.autograd.grad(value, leaf)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_wrapper_follows_what_its_target_learns_when_bound() -> None:
+    """A function of numpy arrays is known by trial; a batch norm gives a twin that may differ in the last digits."""
+
+    def by_numpy(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x).reshape(len(x), -1)[:, :3] * 5
+
+    function = ExpectationOverTransformation(wrap(by_numpy), draws=2)
+    function.bind((1, 4, 4))
+    assert function.access == Access.SCORES
+    inner = wrap(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)))
+    folded = ExpectationOverTransformation(inner, draws=2)
+    folded.bind((1, 4, 4))
+    assert folded.approximate == inner.approximate
+    with pytest.raises(InputError, match="has none"):
+        Surrogate(world.wrap(world.bent(dtype=torch.float32)), wrap(by_numpy)).bind((1, 4, 4))
+    estimated = Estimated(wrap(by_numpy), probes=3)
+    estimated.bind((1, 4, 4))
+    assert (estimated.access, estimated.pull_passes) == (Access.GRADIENTS, 6)

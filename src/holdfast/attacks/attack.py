@@ -21,7 +21,7 @@ from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.threat import Threat
 
 _KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
-State = Any  # a tensor, or a named tuple of tensors whose first axis is the row and whose first is the point
+State = Any  # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
 
 def point(state: State) -> Tensor:
     """The perturbation that a state stands for."""
-    return state if isinstance(state, Tensor) else state[0]
+    return state if isinstance(state, Tensor) else point(state[0])
 
 
 def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
@@ -213,4 +213,4 @@ def _compact(p: Problem, state: State) -> State:
 def _rows(state: State, keep: Tensor) -> State:
     if isinstance(state, Tensor):
         return state[keep]
-    return type(state)(*(part[keep] for part in state))
+    return type(state)(*(_rows(part, keep) for part in state))

@@ -19,14 +19,18 @@ _CUT = 0.3  # of the free features, the share that the first search in L0 does w
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
 
 
+class Walk(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    w: Tensor  # the same in tanh space
+    mean: Tensor  # of the gradient there
+    square: Tensor  # of its square
+    age: Tensor  # steps since this search began, [n]
+    c: Tensor  # weight of the margin, [n]
+    unit: Tensor  # the clean margin, [n]; 0 until it is asked
+
+
 class Weighing(NamedTuple):
-    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
-    w: Tensor
-    mean: Tensor
-    square: Tensor
-    age: Tensor
-    c: Tensor
-    unit: Tensor
+    walk: Walk
     factor: Tensor  # by which the next search changes c, [n]
     rose: Tensor  # whether it rose after the last search, [n] bool
     met: Tensor  # whether the goal was met since the last check, [n] bool
@@ -34,25 +38,13 @@ class Weighing(NamedTuple):
 
 
 class Cutting(NamedTuple):
-    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
-    w: Tensor
-    mean: Tensor
-    square: Tensor
-    age: Tensor
-    c: Tensor
-    unit: Tensor
+    walk: Walk
     share: Tensor  # of the smallest size found, above which an entry costs, [n]
     met: Tensor  # whether this search has met the goal, at any size, [n] bool
 
 
 class Fixing(NamedTuple):
-    d: Tensor  # the current point, [n, *shape]; the next six are the walk's
-    w: Tensor
-    mean: Tensor
-    square: Tensor
-    age: Tensor
-    c: Tensor
-    unit: Tensor
+    walk: Walk
     free: Tensor  # the features that may move, [n, *shape] bool
     kept: Tensor  # those of the last success; all before the first
     worth: Tensor  # of each feature then; inf before, and for those that could not be missed alone
@@ -118,29 +110,27 @@ class Weigh:
 
     def start(self, a: CW, p: Problem) -> Weighing:
         walk = _start(p, a.c)
-        none = walk["age"]
-        return Weighing(**walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf)
+        none = walk.age
+        return Weighing(walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf)
 
     def step(self, a: CW, p: Problem, s: Weighing, t: int) -> Weighing:
-        gap, g, unit = _margin(p, s, t)
-        s = s._replace(unit=unit)
-        loss, g = _hinge(p, s, gap, g)
-        u = s.d / p.width
+        gap, g, walk = _margin(p, s.walk, t)
+        loss, g = _hinge(p, walk, gap, g)
+        u = walk.d / p.width
         loss = loss + u.flatten(1).square().sum(1)
         met = s.met | p.met
-        check = s.age % max(a.span // 10, 1) == 0
-        over = (s.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
+        check = walk.age % max(a.span // 10, 1) == 0
+        over = (walk.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
         turned = over & (met == s.rose)
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
-        s = s._replace(
-            c=torch.where(over, torch.where(met, s.c / factor, s.c * factor), s.c),
-            unit=unit,
+        walk = walk._replace(c=torch.where(over, torch.where(met, walk.c / factor, walk.c * factor), walk.c))
+        return Weighing(
+            _descend(p, walk, 2 * u + g, a.rate, over, p.best()[1] / 10),
             factor=factor,
             rose=torch.where(over, ~met, s.rose),
             met=met & ~check & ~over,
             checked=torch.where(over, torch.inf, torch.where(check, loss, s.checked)),
         )
-        return s._replace(**_descend(p, s, 2 * u + g, a.rate, over, p.best()[1] / 10))
 
 
 class Cut:
@@ -148,22 +138,21 @@ class Cut:
 
     def start(self, a: CW, p: Problem) -> Cutting:
         walk = _start(p, a.c)
-        return Cutting(**walk, share=walk["age"] + 0.9, met=walk["age"] > 0)
+        return Cutting(walk, share=walk.age + 0.9, met=walk.age > 0)
 
     def step(self, a: CW, p: Problem, s: Cutting, t: int) -> Cutting:
         known = p.best()[1]
-        gap, g, unit = _margin(p, s, t)
-        s = s._replace(unit=unit)
-        _, g = _hinge(p, s, gap, g)
+        gap, g, walk = _margin(p, s.walk, t)
+        _, g = _hinge(p, walk, gap, g)
         best = p.best()[1]
-        won, late, met = best < known, s.age + 1 >= a.span, s.met | p.met
+        won, late, met = best < known, walk.age + 1 >= a.span, s.met | p.met
         over = won | late
         failed = late & ~won
         share = torch.where(failed, s.share.sqrt().clamp_max(0.998), s.share)
-        c = torch.where(failed, torch.where(met, s.c / 10, s.c * 10), s.c)
-        above = s.d.abs() > wide(share * best, s.d)
-        s = s._replace(unit=unit, share=share, c=c, met=met & ~over)
-        return s._replace(**_descend(p, s, s.d.sign() * above + g, a.rate, over, (1 - share) * best))
+        walk = walk._replace(c=torch.where(failed, torch.where(met, walk.c / 10, walk.c * 10), walk.c))
+        above = walk.d.abs() > wide(share * best, walk.d)
+        walk = _descend(p, walk, walk.d.sign() * above + g, a.rate, over, (1 - share) * best)
+        return Cutting(walk, share, met & ~over)
 
 
 class Fix:
@@ -171,65 +160,62 @@ class Fix:
 
     def start(self, a: CW, p: Problem) -> Fixing:
         walk = _start(p, a.c)
-        none, each = walk["age"], torch.ones_like(p.x, dtype=torch.bool)
+        none, each = walk.age, torch.ones_like(p.x, dtype=torch.bool)
         worth = torch.full_like(p.x, torch.inf)
-        return Fixing(**walk, free=each, kept=each, worth=worth, back=walk["w"], cut=none + _CUT, ends=none > 0)
+        return Fixing(walk, free=each, kept=each, worth=worth, back=walk.w, cut=none + _CUT, ends=none > 0)
 
     def step(self, a: CW, p: Problem, s: Fixing, t: int) -> Fixing:
-        gap, g, unit = _margin(p, s, t)
-        over = p.met | (s.age + 1 >= a.span)
+        gap, g, walk = _margin(p, s.walk, t)
+        over = p.met | (walk.age + 1 >= a.span)
         lost, won = over & ~p.met, wide(p.met, g)
         missed = s.kept & ~s.free  # what this search did without
         needed = missed & wide(lost & (missed.flatten(1).sum(1) == 1), g)
         kept = torch.where(won, s.free, s.kept)
-        step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), s.d)
+        step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), walk.d)
         worth = torch.where(won, g * step, s.worth.masked_fill(needed, torch.inf))
         cut = torch.where(p.met, (1.5 * s.cut).clamp_max(_CUT), torch.where(lost, s.cut / 2, s.cut))
         least = torch.where(kept, worth, torch.inf).flatten(1).argsort(dim=1, stable=True).argsort(1).view_as(g)
         few = (cut * kept.flatten(1).sum(1)).floor().clamp_min(1)
         fewer = kept & ~((least < wide(few, g)) & worth.isfinite())
-        back = torch.where(won, s.w, s.back)
+        back = torch.where(won, walk.w, s.back)
         anew = needed.flatten(1).any(1) & (fewer == kept).flatten(1).all(1)
-        new, s = wide(anew, g), s._replace(unit=unit, c=torch.where(lost, 10 * s.c, s.c).clamp_max(1e10))
-        g = (2 * s.d / p.width + _hinge(p, s, gap, g)[1]) * s.free
-        s = s._replace(
-            w=torch.where(wide(lost, g), back, s.w),
-            free=torch.where(wide(over, g), fewer | new, s.free),
+        new, walk = wide(anew, g), walk._replace(c=torch.where(lost, 10 * walk.c, walk.c).clamp_max(1e10))
+        g = (2 * walk.d / p.width + _hinge(p, walk, gap, g)[1]) * s.free
+        free = torch.where(wide(over, g), fewer | new, s.free)
+        walk = walk._replace(w=torch.where(wide(lost, g), back, walk.w))
+        walk = _descend(p, walk, g, 10 * a.rate, over, torch.full_like(gap, torch.inf))
+        return Fixing(
+            walk._replace(d=walk.d * free),
+            free=free,
             kept=kept | new,
             worth=worth.masked_fill(new, torch.inf),
             back=back,
             cut=cut.masked_fill(anew, _CUT),
             ends=s.ends ^ anew,
         )
-        walk = _descend(p, s, g, 10 * a.rate, over, torch.full_like(gap, torch.inf))
-        return s._replace(**{**walk, "d": walk["d"] * s.free})
 
 
-def _start(p: Problem, c: float) -> dict[str, Tensor]:
-    """A walk that begins at x.
-
-    `d` and `w`: the point in both spaces; `mean` and `square`: of the gradient in w; `age`: steps since this search
-    began, [n]; `c`: weight of the margin, [n]; `unit`: the clean margin, [n], 0 until it is asked.
-    """
+def _start(p: Problem, c: float) -> Walk:
+    """A walk that begins at x."""
     d = torch.zeros_like(p.x)
     none = torch.zeros_like(p.eps.flatten())
     w = (_EDGE * (-2 * p.lo / p.width - 1)).atanh()
-    return {"d": d, "w": w, "mean": d, "square": d, "age": none, "c": none + c, "unit": none}
+    return Walk(d, w, mean=d, square=d, age=none, c=none + c, unit=none)
 
 
-def _margin(p: Problem, s: Any, t: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The margin below the goal (above 0: met), its gradient, and the clean margin."""
+def _margin(p: Problem, s: Walk, t: int) -> tuple[Tensor, Tensor, Walk]:
+    """The margin below the goal (above 0: met), its gradient, and the walk that knows the clean one."""
     gap, g = p.gradient(s.d, "margin")
-    return gap, g, s.unit if t else gap.abs()  # the first question is about x
+    return gap, g, s if t else s._replace(unit=gap.abs())  # the first question is about x
 
 
-def _hinge(p: Problem, s: Any, gap: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _hinge(p: Problem, s: Walk, gap: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """c max(margin, 0) in clean margins, and its gradient in widths."""
     pull = torch.where(gap < 0, s.c / torch.where(s.unit > 0, s.unit, 1), 0)
     return -pull * gap, -wide(pull, g) * g * p.width
 
 
-def _descend(p: Problem, s: Any, g: Tensor, rate: float, over: Tensor, most: Tensor) -> dict[str, Tensor]:
+def _descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Tensor) -> Walk:
     """One step of Adam, of at most this size, against the gradient g by d / width.
 
     It forgets its past where a search is over.
@@ -244,13 +230,13 @@ def _descend(p: Problem, s: Any, g: Tensor, rate: float, over: Tensor, most: Ten
     far = math.atanh(_EDGE)
     w = (s.w - step).clamp(-far, far)
     again = wide(over, w)
-    return {
-        "d": (p.lo + (p.hi - p.lo) * (w.tanh() / _EDGE + 1) / 2).clamp(p.lo, p.hi),
-        "w": w,
-        "mean": torch.where(again, 0, mean),
-        "square": torch.where(again, 0, square),
-        "age": torch.where(over, 0, age),
-    }
+    return s._replace(
+        d=(p.lo + (p.hi - p.lo) * (w.tanh() / _EDGE + 1) / 2).clamp(p.lo, p.hi),
+        w=w,
+        mean=torch.where(again, 0, mean),
+        square=torch.where(again, 0, square),
+        age=torch.where(over, 0, age),
+    )
 
 
 _RULES = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}

@@ -51,7 +51,8 @@ class Ledger:
         self, rows: Tensor, *, queries: int | Tensor = 0, forwards: int | Tensor = 0, backwards: int = 0
     ) -> None:
         for column, cost in ((self.queries, queries), (self.forwards, forwards), (self.backwards, backwards)):
-            column[rows] += cost
+            if isinstance(cost, Tensor) or cost:
+                column[rows] += cost
 
     def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
         """Points x that met the goal, at these sizes; kept where smaller than what is known."""

@@ -15,8 +15,7 @@ from holdfast.targets.target import Access
 
 
 class Tuned(NamedTuple):
-    d: Tensor  # [n, *shape], always legal
-    v: Tensor  # the running sum of gradients, each scaled to L1 size 1
+    moving: Moving
     excess: Tensor  # the mean gradient of the neighbours at the last point, over its own
 
 
@@ -43,13 +42,15 @@ class VMIFGSM(Attack):
         check(self, neighbours=1, radius=0)
 
     def start(self, p: Problem) -> Tuned:
-        return Tuned(*begin(p), torch.zeros_like(p.x))
+        return Tuned(begin(p), torch.zeros_like(p.x))
 
     def step(self, p: Problem, s: Tuned, t: int) -> Tuned:
-        _, g = p.gradient(s.d, self.loss)
+        _, g = p.gradient(s.moving.d, self.loss)
         near = torch.zeros_like(g)
         for i in range(self.neighbours):
             u = p.norm.sample(p.noise(f"neighbour {i}"), p.x)
-            near = near + p.gradient((s.d + self.radius * p.eps * u).clamp(p.lo, p.hi), self.loss, within=True)[1]
-        moved = follow(p, Moving(s.d, s.v), g + s.excess, self)
-        return Tuned(*moved, near / self.neighbours - g)
+            near = (
+                near + p.gradient((s.moving.d + self.radius * p.eps * u).clamp(p.lo, p.hi), self.loss, within=True)[1]
+            )
+        moved = follow(p, s.moving, g + s.excess, self)
+        return Tuned(moved, near / self.neighbours - g)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: options.Model,
     data: options.Data,
-    threat: options.ThreatText,
+    threat: options.AnyThreat,
     protocol: Annotated[
         str, typer.Option(help="quick, standard, thorough, autoattack, ... (list protocols).")
     ] = "standard",

@@ -27,13 +27,9 @@ Data = Annotated[
     str, typer.Argument(help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA")
 ]
 Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
-ThreatText = Annotated[
-    str,
-    typer.Option(
-        "--threat",
-        help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)"; or a movement: "rotation(30, 3)", "flow(1)".',
-    ),
-]
+_THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
+ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
+AnyThreat = Annotated[str, typer.Option("--threat", help=f'{_THREAT}; or a movement: "rotation(30, 3)", "flow(1)".')]
 Arch = Annotated[
     str | None, typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory.")
 ]

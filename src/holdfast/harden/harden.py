@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -77,7 +78,7 @@ def harden(
         threat: what to withstand; one eps for all rows, untargeted.
         recipe: `fast`, `standard` or `strong`, with any field changed as in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
-        epochs: in place of the recipe's.
+        epochs: in place of what the recipe says of epochs and steps.
         test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.
         out: the folder; None: a new temporary one, which is the caller's to delete.
         resume: go on with an unfinished hardening in `out`.
@@ -104,6 +105,7 @@ def harden(
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
     if len(train) < recipe.batch_size:
         recipe = replace(recipe, batch_size=len(train))
+    recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
 
     asked = {
         "threat": repr(threat),
@@ -134,7 +136,7 @@ def harden(
 def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:
     made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     made = made if objective is None else replace(made, objective=objective)
-    made = made if epochs is None else replace(made, epochs=epochs)
+    made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 

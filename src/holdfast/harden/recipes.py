@@ -19,7 +19,8 @@ class Recipe:
     name: str = field(default="own", repr=False)
     version: int = field(default=0, repr=False)
     objective: str = "pgd"  # where it trains and what it pays: list objectives
-    epochs: int = 30  # times through the data
+    epochs: int = 30  # times through the data, at most
+    steps: int = 10_000  # of training, at most: where the data are many, fewer epochs do
     batch_size: int = 64  # rows of one step
     optimiser: str = "sgd"  # sgd or adam
     rate: float = 0.1  # the highest learning rate
@@ -38,7 +39,7 @@ class Recipe:
         for name in ("objective", "optimiser", "schedule", "judge"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "steps", "batch_size"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a whole number from 1.")
         highest = {"warmup": 1, "momentum": 1, "ema": 1, "ramp": 1, "held": 0.5}

@@ -52,6 +52,15 @@ def wrap(
         InputError: no adapter takes a model of this kind.
     """
     if isinstance(model, Target):
+        idle = {"preprocess": preprocess, "framework": framework, "gives": gives, "output": options.get("output")}
+        said = [name for name, value in idle.items() if value]
+        if model.shape is not None and options.get("layout") not in (None, model.layout):
+            said.append("layout")
+        if said:
+            raise InputError(
+                f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is wrapped already; say it "
+                f"where the model is wrapped, or in the endpoint's config."
+            )
         return model
     steps: Sequence[Preprocess] = (preprocess,) if isinstance(preprocess, Callable) else preprocess
     odd = [step for step in steps if not is_dataclass(step)]

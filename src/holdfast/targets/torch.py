@@ -212,7 +212,7 @@ class TorchTarget(Target):
 
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
-        z = chosen(z, self.output)
+        z = chosen(z, None if isinstance(self.model, Foreign) else self.output)  # a foreign one has chosen
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, classes]. Wrap it in a "

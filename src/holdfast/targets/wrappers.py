@@ -20,13 +20,19 @@ class Around(Target):
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.access, self.passes = inner.access, inner.passes
-        self.pull_passes, self.caution = inner.pull_passes, inner.caution
-        self.approximate, self.lent = inner.approximate, inner.lent
+        self.batch_size, self.was_training = inner.batch_size, inner.was_training
         self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
-        self.batch_size, self.was_training, self.remarks = inner.batch_size, inner.was_training, inner.remarks
-        if inner.shape is not None:
+        if inner.shape is None:
+            self._follow()
+        else:
             self.bind(inner.shape)
+
+    def _follow(self) -> None:
+        """Be as the inner target is; many learn what they give only when they are bound."""
+        inner = self.inner
+        self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
+        self.caution, self.approximate, self.lent = inner.caution, inner.approximate, inner.lent
+        self.remarks = inner.remarks
 
     @property
     def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,8 +45,8 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.access, self.remarks = max(self.access, self.inner.access), self.inner.remarks
         self.free = self.inner.free
+        self._follow()
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(x)
@@ -68,9 +74,13 @@ class ExpectationOverTransformation(Around):
     def __init__(self, inner: Target, draws: int = 20) -> None:
         if draws < 1:
             raise InputError(f"an expectation over {draws} draws has none; give at least 1.")
+        self.draws = draws
         super().__init__(inner)
-        self.draws, self.passes = draws, draws * inner.passes
-        self.caution = 2 / math.sqrt(draws)  # two standard errors of the log-odds, at most
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.passes = self.draws * self.inner.passes
+        self.caution = 2 / math.sqrt(self.draws)  # two standard errors of the log-odds, at most
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
@@ -117,8 +127,8 @@ class StraightThrough(Around):
     def __init__(
         self, inner: Target, before: Callable[[Tensor], Tensor], instead: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        super().__init__(inner)
         self.before, self.instead = before, instead
+        super().__init__(inner)
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(self.before(x))
@@ -155,12 +165,14 @@ class Estimated(Around):
     """
 
     def __init__(self, inner: Target, probes: int = 50, sigma: float = 0.01) -> None:
-        if inner.access < Access.SCORES:
-            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
-        super().__init__(inner)
-        self.access = Access.GRADIENTS
         self.probes, self.sigma = probes, sigma
-        self.pull_passes = 2 * probes * inner.passes
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        if self.access < Access.SCORES:
+            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
+        self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
@@ -191,15 +203,18 @@ class Surrogate(Around):
     """
 
     def __init__(self, inner: Target, surrogate: Target) -> None:
-        if surrogate.access < Access.GRADIENTS:
-            raise InputError("a surrogate lends its gradients, and this one has none.")
         self.surrogate = surrogate
         super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        if self.surrogate.access < Access.GRADIENTS:
+            raise InputError("a surrogate lends its gradients, and this one has none.")
         self.access, self.approximate, self.lent = Access.GRADIENTS, True, True
 
     def bind(self, shape: tuple[int, ...]) -> None:
-        super().bind(shape)
         self.surrogate.bind(shape)
+        super().bind(shape)
         if self.surrogate.task.k != self.task.k:
             raise InputError(f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}.")
 
@@ -231,17 +246,19 @@ class Ensemble(Around):
             raise InputError("an ensemble needs at least one member.")
         self.members = list(members)
         super().__init__(members[0])
-        self.access = min(member.access for member in members)
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.access = min(member.access for member in self.members)
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
-        self.passes = sum(member.passes for member in members)
-        self.approximate = any(member.approximate for member in members)
+        self.passes = sum(member.passes for member in self.members)
+        self.approximate = any(member.approximate for member in self.members)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
             member.bind(shape)
         super().bind(shape)
-        self.access = min(member.access for member in self.members)
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([member.scores(x) for member in self.members])
