@@ -2,8 +2,8 @@
 
 The parameters of ImageNet-C are compared with imagecorruptions (64 x 64 pixels: at 32 its motion blur loses the end of
 the kernel), those of CIFAR-10-C with the authors' own script, whose file --cifar-c names (hendrycks/robustness,
-ImageNet-C/create_c/make_cifar_c.py). Its motion blur asks ImageMagick; that of imagecorruptions, which follows it, stands
-in. Both are older than the libraries here: names that numpy, scipy and scikit-image have dropped are put back first.
+ImageNet-C/create_c/make_cifar_c.py). Its motion blur asks ImageMagick; that of imagecorruptions, which follows it,
+stands in. Both are older than the libraries here: names that numpy, scipy and scikit-image have dropped are put back first.
 
     python benchmarks/corruptions.py [--images 500] [--repeats 3] [--threads 1] [--cifar-c make_cifar_c.py]
 """
@@ -47,8 +47,7 @@ def revived() -> Any:
     older = types.ModuleType("scipy.ndimage.interpolation")
     older.map_coordinates = scipy.ndimage.map_coordinates  # pyright: ignore
     sys.modules |= {"pkg_resources": resources, "scipy.ndimage.interpolation": older}
-    np.float_ = np.float64  # pyright: ignore
-    np.fromstring = np.frombuffer  # pyright: ignore
+    vars(np).update(float_=np.float64, fromstring=np.frombuffer)
     blur = skimage.filters.gaussian
 
     def gaussian(image: np.ndarray, sigma: Any, multichannel: bool = False, **more: Any) -> np.ndarray:
@@ -137,18 +136,25 @@ def main() -> None:
         rows.append([kind, times, *(_worst(worst[name]) for name in ("imagenet", "cifar"))])
         print(rows[-1], flush=True)
     total = np.sum([row[1] for row in rows], 0)
-    head = ["kind", "Holdfast, µs", "reference, µs", "times faster", "ImageNet-C: mean, variance", "CIFAR-10-C: mean, variance"]
+    head = [
+        "kind",
+        "Holdfast, µs",
+        "reference, µs",
+        "times faster",
+        "ImageNet-C: mean, variance",
+        "CIFAR-10-C: mean, variance",
+    ]
     lines = [[kind, f"{a:.0f}", f"{b:.0f}", f"{b / a:.1f}", *rest] for kind, (a, b), *rest in rows]
     lines.append(["all 19", f"{total[0]:.0f}", f"{total[1]:.0f}", f"{total[1] / total[0]:.1f}", "", ""])
     save(
         chosen.save,
         "Common corruptions against the reference",
         [
-            f"CPU time an image of 32 x 32 pixels, the mean of five severities, medians of {chosen.repeats} interleaved "
-            f"rounds of {chosen.timed} images, with the parameters of ImageNet-C for both.",
+            f"CPU time an image of 32 x 32 pixels, the mean of five severities, medians of {chosen.repeats} "
+            f"interleaved rounds of {chosen.timed} images, with the parameters of ImageNet-C for both.",
             f"The last columns: the largest difference of the mean and of the variance of all pixels from the reference's, "
-            f"over the five severities, on {chosen.images} images of CIFAR-10. Frost differs by design: its ice is made, not "
-            f"photographed.",
+            f"over five severities, on {chosen.images} images of CIFAR-10. Frost differs by design: its ice is made, not "
+            f"photographed. imagecorruptions' elastic_transform has no affine part, which the authors' has, and ours.",
             table(head, lines),
         ],
         also=("imagecorruptions",),

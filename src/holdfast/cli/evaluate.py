@@ -40,6 +40,12 @@ def evaluate(
     split: options.Split = "test",
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also under noise, blur, weather, compression: 95 passes a row.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
     seed: options.Seed = 0,
@@ -54,6 +60,8 @@ def evaluate(
 ) -> int:
     """Attack a model, judge what is found, and leave the evidence in a folder."""
     wanted = [gates.parse(text) for text in gate]
+    if baseline is not None and not corruptions:
+        raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluate import Names
@@ -91,6 +99,8 @@ def evaluate(
                 resume=resume,
                 watch=watch,
                 announce=announce,
+                corruptions=corruptions,
+                baseline=baseline,
                 names=Names(model, arch, split, options.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)

@@ -122,7 +122,15 @@ def zoom_blur(x: Tensor, key: Keys, most: float, step: float) -> Tensor:
 
 
 def snow(
-    x: Tensor, key: Keys, mean: float, spread: float, factor: float, least: float, radius: int, sigma: float, keep: float
+    x: Tensor,
+    key: Keys,
+    mean: float,
+    spread: float,
+    factor: float,
+    least: float,
+    radius: int,
+    sigma: float,
+    keep: float,
 ) -> Tensor:
     flakes = filters.zoom(mean + spread * key.normal((1, *x.shape[2:])), factor)
     flakes = (torch.where(flakes < least, 0, flakes).clamp(0, 1) * 255).floor() / 255

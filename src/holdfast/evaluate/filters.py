@@ -8,7 +8,6 @@ does to the last bit of a float32 would show there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -151,7 +150,7 @@ def scatter(x: Tensor, reach: int, passes: int, key: Keys) -> Tensor:
     A pixel that looks at one visited before it takes what that one took; what it took is found by following the
     looks, all pixels at once.
     """
-    n, _, h, w = x.shape
+    h, w = x.shape[2:]
     place = torch.arange(h * w, device=x.device).view(h, w)
     inside = torch.zeros(h, w, dtype=torch.bool, device=x.device)
     inside[reach + 1 : h - reach + 1, reach + 1 : w - reach + 1] = True
@@ -230,10 +229,12 @@ def jpeg(x: Tensor, quality: int) -> Tensor:
     half = ((h + 1) // 2, (w + 1) // 2)
     parts = [_quantised(y, _table(_BRIGHT, scale)) - 128]
     for colour in colours:
-        even = functional.pad(colour, (0, w % 2, 0, h % 2), mode="replicate")
-        small = _quantised((functional.avg_pool2d(even, 2) + 128 + 0.5).floor(), _table(_COLOUR, scale)) - 128
-        wide = apply(small, _doubled(half[0]), _doubled(half[1]))
-        parts.append((wide[..., :h, :w] + 0.5).floor())
+        even = functional.pad(colour, (0, -w % 16, 0, h % 2), mode="replicate")
+        odd = (torch.arange(even.shape[3], device=x.device) % 2).double()  # libjpeg rounds columns in turn
+        small = (functional.avg_pool2d(even, 2) + 128 + 0.25 + 0.25 * odd[: len(odd) // 2]).floor()
+        small = _quantised(small, _table(_COLOUR, scale))[..., : half[1]] - 128
+        wide = apply(small, _doubled(half[0]), _doubled(half[1])) + 0.5 - odd[: 2 * half[1]] / 16
+        parts.append(wide.floor()[..., :h, :w])
     back = torch.linalg.inv(turn)
     rgb = torch.einsum("dc,nchw->ndhw", back, torch.cat(parts, 1)) + 128
     return (rgb + 0.5).floor().clamp(0, 255)
@@ -285,10 +286,11 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
 
     flat, steep = down.abs() < right.abs() * math.tan(math.pi / 8), down.abs() > right.abs() * math.tan(3 * math.pi / 8)
     rising = right * down >= 0
-    ridge: Callable[[int, int], Tensor] = lambda i, j: (size > at(-i, -j)) & (size >= at(i, j))
-    diagonal = torch.where(
-        rising, (size > at(-1, -1)) & (size > at(1, 1)), (size > at(-1, 1)) & (size > at(1, -1))
-    )
+
+    def ridge(i: int, j: int) -> Tensor:
+        return (size > at(-i, -j)) & (size >= at(i, j))
+
+    diagonal = torch.where(rising, (size > at(-1, -1)) & (size > at(1, 1)), (size > at(-1, 1)) & (size > at(1, -1)))
     found = torch.where(flat, ridge(0, 1), torch.where(steep, ridge(1, 0), diagonal))
     weak, strong = found & (size > low), (found & (size > high)).double()
     while True:

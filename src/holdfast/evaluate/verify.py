@@ -13,7 +13,7 @@ import torch
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import judge, moved, protocols
+from holdfast.evaluate import corrupted, judge, moved, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
 from holdfast.norms import NORMS
@@ -52,6 +52,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
         wrong += _samples(folder, manifest, table, target, source)
+        wrong += _corrupted(folder, manifest, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
@@ -213,6 +214,36 @@ def _examples(
     ):
         if bad.any():
             yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+
+
+def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
+    """The model's decisions on corrupted inputs, asked for again."""
+    asked = manifest.corruptions
+    if asked is None:
+        return
+    again = corrupted.info(target, source.shape, None, manifest.data.fingerprint)
+    if (again.version, again.table) != (asked.version, asked.table):
+        yield f"corruptions: they were {asked.table}'s, version {asked.version}; here {again.table}'s, {again.version}."
+        return
+    answers = store.read_corruptions(folder)
+    ids = answers.column("id").to_numpy().copy()
+    expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
+    if not np.array_equal(ids, expected) or tuple(answers.column_names[1:]) != corrupted.COLUMNS:
+        yield "corruptions: the rows or kinds of corruptions.parquet are not those of the run."
+        return
+    for name in corrupted.COLUMNS:
+        said, others = answers.column(name).to_numpy(), []
+        for start in range(0, len(ids), STRIDE):
+            part = ids[start : start + STRIDE]
+            x = corrupted.spoiled(
+                target, torch.from_numpy(_rows(source, part)[0]), name, torch.from_numpy(part), manifest.seed
+            )
+            ruling = judge.rule(target, x, manifest.seed)
+            told = said[start : start + STRIDE]
+            differs = (ruling.label.cpu().numpy() != told) & ruling.stable.cpu().numpy() & (told != corrupted.UNASKED)
+            others += list(part[differs])
+        if others:
+            yield f"corruptions: under {name} the model's decisions on rows {_some(others)} are others."
 
 
 def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,15 @@ class ThreatInfo(Record):
     measured: list[tuple[float, float]]  # (eps, largest size that counts as within it), the threat's own first
 
 
+class CorruptionInfo(Record):
+    """How the model was asked about corrupted inputs."""
+
+    version: int
+    table: Literal["cifar", "imagenet"]  # whose parameters of severity
+    baseline: str | None = None  # whose errors the mCE divides by
+    baseline_errors: dict[str, float] | None = None  # of each kind, the mean of the severities
+
+
 class Finding(Record):
     """Something that bears on whether the figure can be trusted."""
 
@@ -82,6 +91,7 @@ class Costs(Record):
     backwards: int = 0
     queries: int = 0
     judge_forwards: int = 0  # the judge's own passes, beside the search
+    corruption_forwards: int = 0  # on corrupted inputs
     seconds: float = 0.0
 
 
@@ -151,6 +161,21 @@ class QueryPoint(Record):
     success: Interval
 
 
+class CorruptionPoint(Record):
+    kind: str
+    severity: int
+    accuracy: Interval
+
+
+class CorruptionMetrics(Record):
+    """Accuracy under common corruptions. Mean, drop and mCE are of the 15 kinds of the benchmark, not of all points."""
+
+    mean_accuracy: Interval  # over kinds and severities; the interval is of the rows' means
+    relative_drop: Real  # the share of the clean accuracy that is lost
+    mce: Real = None  # mean of each kind's error in shares of the baseline's
+    points: list[CorruptionPoint]
+
+
 class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
@@ -166,6 +191,7 @@ class Metrics(Record):
     queries: list[QueryPoint] = []
     median_queries: Real = None  # of the inputs that fell
     curve: list[CurvePoint]
+    corruptions: CorruptionMetrics | None = None
 
 
 class Provenance(Record):
@@ -185,6 +211,7 @@ class Facts(Record):
     protocol: ProtocolInfo
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
+    corruptions: CorruptionInfo | None = None
     settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
     noted: list[Finding]  # of the input contract, before any attack

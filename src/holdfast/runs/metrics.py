@@ -12,6 +12,9 @@ import pyarrow as pa
 from holdfast.runs.manifest import (
     ClassMetrics,
     Confusion,
+    CorruptionInfo,
+    CorruptionMetrics,
+    CorruptionPoint,
     CurvePoint,
     Interval,
     Metrics,
@@ -118,6 +121,48 @@ def measure(
         median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
     )
+
+
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # kinds that are in no mean, as in the paper
+
+
+def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> CorruptionMetrics:
+    """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no denominator."""
+    label = samples.column("label").to_numpy()
+    right, points = {}, []
+    for name in answers.column_names[1:]:
+        given = answers.column(name).to_numpy()
+        kind, severity = name.split()
+        right[name] = np.where(given == UNASKED, np.nan, given == label)
+        held = right[name][~np.isnan(right[name])]
+        accuracy = interval(int(held.sum()), len(held))
+        points.append(CorruptionPoint(kind=kind, severity=int(severity), accuracy=accuracy))
+    main = [name for name in right if name.split()[0] not in EXTRA]
+    rows = np.stack([right[name] for name in main], 1)  # [n, 75]
+    whole = ~np.isnan(rows).any(1)
+    shares, clean = rows[whole].mean(1), samples.column("clean_prediction").to_numpy()[whole] == label[whole]
+    mce = None
+    if asked.baseline_errors is not None and len(shares):
+        errors = {kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean() for kind in _kinds(main)}
+        mce = float(np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()]))
+    drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
+    return CorruptionMetrics(mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points)
+
+
+UNASKED = -2
+
+
+def _kinds(columns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.split()[0] for name in columns))
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit theorem."""
+    n = len(values)
+    if not n:
+        return Interval(value=None, low=None, high=None, n=0)
+    mean, wide = float(values.mean()), 1.959964 * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
+    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
