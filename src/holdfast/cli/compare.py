@@ -21,10 +21,14 @@ def compare(
 
     from holdfast.report import paired
     from holdfast.runs.compare import compare as pair
+    from holdfast.runs.compare import spread
 
     for found in [pair(runs[0], other) for other in runs[1:]]:
         if json:
             typer.echo(found.model_dump_json())
         else:
             Console().print(paired.summary(found))
+    found = spread(runs)
+    if found is not None:
+        typer.echo(found.model_dump_json() if json else paired.seeds(found))
     return 0

@@ -184,11 +184,11 @@ def plasma(size: int, decay: float, key: Keys) -> Tensor:
             return wobble**2 * (2 * key.fold(name, step).uniform((m, m), torch.float64) - 1)
 
         corners = cloud[:, ::step, ::step]
-        pairs = corners + corners.roll(-1, 1)
-        middle = (pairs + pairs.roll(-1, 2)) / 4 + jolt("square")
+        pairs = corners + corners.roll(-1, 2)
+        middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt("square")
         cloud[:, half::step, half::step] = middle
-        right = (corners + corners.roll(-1, 2) + middle + middle.roll(1, 1)) / 4
-        below = (corners + corners.roll(-1, 1) + middle + middle.roll(1, 2)) / 4
+        right = (pairs + middle + middle.roll(1, 1)) / 4
+        below = (pairs + middle + middle.roll(1, 2)) / 4  # of the corner to the right, as the authors' script has it
         cloud[:, ::step, half::step] = right + jolt("right")
         cloud[:, half::step, ::step] = below + jolt("below")
         step, wobble = half, wobble / decay

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from holdfast import spec
 from holdfast.runs.manifest import CorruptionPoint, Interval, Manifest, ModelInfo
+from holdfast.runs.metrics import samples_for
 
 NONE = "–"
 
@@ -61,6 +62,18 @@ def queries(manifest: Manifest) -> str:
     m = manifest.metrics
     shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
     return f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by {shares}"
+
+
+WIDE = 0.05  # an interval of more than so much is worth a word
+
+
+def more(manifest: Manifest) -> str | None:
+    """How many inputs a narrower interval takes, where the present one is wide."""
+    robust = manifest.metrics.robust_accuracy
+    if robust.value is None or robust.low is None or robust.high is None or robust.high - robust.low <= WIDE:
+        return None
+    needed = samples_for(WIDE, robust.value)
+    return f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were {robust.n:,}."
 
 
 def corruptions(manifest: Manifest) -> str:

@@ -161,6 +161,13 @@ class QueryPoint(Record):
     success: Interval
 
 
+class Calibration(Record):
+    """What the model's confidence is worth."""
+
+    ece: Pair  # expected calibration error
+    aurc: Pair  # area under risk over coverage: the mean error of the most confident rows
+
+
 class CorruptionPoint(Record):
     kind: str
     severity: int
@@ -192,6 +199,7 @@ class Metrics(Record):
     median_queries: Real = None  # of the inputs that fell
     curve: list[CurvePoint]
     corruptions: CorruptionMetrics | None = None
+    calibration: Calibration | None = None
 
 
 class Provenance(Record):

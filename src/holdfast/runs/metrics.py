@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
@@ -9,7 +10,9 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 
+from holdfast.errors import InputError
 from holdfast.runs.manifest import (
+    Calibration,
     ClassMetrics,
     Confusion,
     CorruptionInfo,
@@ -44,6 +47,30 @@ SAMPLES = pa.schema(
         ("certified_radius", pa.float64()),
     ]
 )
+
+
+Z = 1.959964  # of a 95 % interval
+
+
+def samples_for(width: float, share: float = 0.5) -> int:
+    """How many samples bring the 95 % interval of a share down to this width; a half is the worst share.
+
+    Raises:
+        InputError: the width is not between 0 and 1.
+    """
+    if not 0 < width < 1:
+        raise InputError(f"an interval of width {width:g} was asked for; a share's lies between 0 and 1.")
+
+    def wide(n: int) -> float:
+        return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
+
+    low, high = 0, 1
+    while wide(high) > width:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if wide(middle) > width else (low, middle)
+    return high
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -119,6 +146,7 @@ def measure(
         sizes=_sizes(size[status == "broken"]),
         queries=_queries(spent, int(right.sum())),
         median_queries=float(np.median(spent)) if len(spent) else None,
+        calibration=_calibration(table, label, clean, attacked),
         curve=_curve(size, status, limits, int(right.sum()), n),
     )
 
@@ -161,7 +189,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     n = len(values)
     if not n:
         return Interval(value=None, low=None, high=None, n=0)
-    mean, wide = float(values.mean()), 1.959964 * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
+    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
     return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
@@ -186,6 +214,39 @@ def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[l
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(label[known], predicted[known], labels=np.arange(classes)).tolist()
+
+
+BINS = 15
+
+
+def _calibration(table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked: np.ndarray) -> Calibration:
+    """Of the rows whose confidence is known, clean and on the stored examples."""
+    figures: dict[str, list[float | None]] = {"ece": [], "aurc": []}
+    for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
+        confidence = table.column(name).to_numpy(zero_copy_only=False).astype(float)
+        known = np.isfinite(confidence) & (predicted >= 0)
+        sure, right = confidence[known], (predicted == label)[known]
+        figures["ece"].append(calibration_error(sure, right) if len(sure) else None)
+        figures["aurc"].append(risk_over_coverage(sure, right) if len(sure) else None)
+    return Calibration(**{name: Pair(clean=a, attacked=b) for name, (a, b) in figures.items()})
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins of equal width."""
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gap = np.bincount(place, right.astype(float), BINS) - np.bincount(place, confidence, BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def risk_over_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
+    """AURC (Geifman et al. 2019, arXiv:1805.08206): the error of the most confident 1, 2, ... n rows, averaged.
+
+    Rows of one confidence share their errors evenly, so that their order says nothing.
+    """
+    _, group = np.unique(-confidence, return_inverse=True)
+    share = np.bincount(group, ~right) / np.bincount(group)
+    wrong = np.cumsum(share[np.sort(group)])
+    return float((wrong / np.arange(1, len(wrong) + 1)).mean())
 
 
 def _sizes(size: np.ndarray) -> Sizes:
