@@ -3,7 +3,7 @@
 The parameters of ImageNet-C are compared with imagecorruptions (64 x 64 pixels: at 32 its motion blur loses the end of
 the kernel), those of CIFAR-10-C with the authors' own script, whose file --cifar-c names (hendrycks/robustness,
 ImageNet-C/create_c/make_cifar_c.py). Its motion blur asks ImageMagick; that of imagecorruptions, which follows it,
-stands in. Both are older than the libraries here: names that numpy, scipy and scikit-image have dropped are put back first.
+stands in. Both are older than the libraries here: names that numpy, scipy and scikit-image dropped are put back.
 
     python benchmarks/corruptions.py [--images 500] [--repeats 3] [--threads 1] [--cifar-c make_cifar_c.py]
 """
@@ -152,9 +152,9 @@ def main() -> None:
         [
             f"CPU time an image of 32 x 32 pixels, the mean of five severities, medians of {chosen.repeats} "
             f"interleaved rounds of {chosen.timed} images, with the parameters of ImageNet-C for both.",
-            f"The last columns: the largest difference of the mean and of the variance of all pixels from the "
-            f"reference's, over five severities, on {chosen.images} images of CIFAR-10. Frost differs by design: its ice is made, not "
-            f"photographed. imagecorruptions' elastic_transform has no affine part, which the authors' has, and ours.",
+            "The last columns: the largest difference of the mean and of the variance of all pixels from the reference's, "
+            f"over five severities, on {chosen.images} images of CIFAR-10. Frost differs by design: its ice is made, "
+            "not photographed. imagecorruptions' elastic_transform has no affine part, which the authors' has, and ours.",
             table(head, lines),
         ],
         also=("imagecorruptions",),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from holdfast import spec
 from holdfast.errors import InputError
-from holdfast.report import figures, words
+from holdfast.report import audit, figures, words
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.store import read_manifest, read_samples, read_tensors, write_bytes
 
@@ -60,6 +60,7 @@ def _render(folder: Path) -> str:
     return environment.from_string(_text("report.html.j2")).render(
         m=manifest,
         words=words,
+        audit=audit,
         name=lambda label: words.class_name(manifest, label),
         css=Markup(_text("report.css")),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
