@@ -25,7 +25,7 @@ endef
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(ENV)  ## the whole story on embedded data, in minutes: runs/demo/report.html
+demo: $(ENV)  ## train, attack, harden, attack again, compare, in minutes: runs/demo/report.html
 	$(BIN)/holdfast demo --out runs/demo
 
 test: .venv/.frameworks  ## the tests, but for the slow ones

@@ -189,6 +189,8 @@ def test_threat_of_one_attack(row: tuple[str, ...]) -> None:
         (("train", "holdfast.targets.demo:demo_net", "digits", "--out", "w.pt"), ("w.pt", ".safetensors")),
         (("train", "holdfast.targets.demo:demo_net", "digits", "--device", "gpu"), ("--device gpu", "cannot be used")),
         (("train", "builtins:dict", "digits"), ("dict", "torch module")),
+        (("train", "torch.nn:Flatten", "digits"), ("Flatten", "no parameters")),
+        (("train", "holdfast.targets.demo:demo_net", "digits", "--rate", "1e30"), ("the loss is", "lower rate")),
     ],
     ids=" ".join,
 )

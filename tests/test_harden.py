@@ -359,9 +359,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_from_end_to_end() -> None:
     done = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard")
     assert done.exit_code == 0, done.output
-    assert {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json"} == set(
-        os.listdir("hard")
-    )
+    files = {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
+    assert set(os.listdir("hard")) == files
     names(done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)")
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")
@@ -370,6 +369,10 @@ def test_the_command_from_end_to_end() -> None:
     own.load_state_dict(load_file("hard/model.safetensors"))  # in plain torch
     again = holdfast.evaluate(wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40)
     assert again.robust_accuracy == holdfast.evaluate.Run("hard/after").robust_accuracy  # pyright: ignore[reportFunctionMemberAccess]
+    page = Path("hard/report.html").read_text()
+    names(page, "Trade-off", "McNemar", "epochs, on rows held out", 'href="before/report.html"', "3 epochs")
+    done = command("compare", "hard/before", "hard/after", "--page", "pair.html")
+    assert "epochs" not in Path("pair.html").read_text()
     done = command("compare", "hard/before", "hard/after", "--json")
     assert json.loads(done.stdout)["figures"][1]["gained"] == found.figures[1].gained
     names(refused("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard"), "--resume", "--out")
@@ -402,9 +405,14 @@ from torch import nn
 def normed(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
 def none(): return nn.Sequential(nn.Flatten(), nn.AvgPool1d(6, 6))
 def two(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def function(x): return x.flatten(1)[:, :10]
 def broken():
     net = normed()
     net[2].weight.data.fill_(float("nan"))
+    return net
+def explosive():
+    net = normed()
+    net[2].bias.data[0], net[2].bias.data[1] = 3e38, -3e38
     return net
 """
 
@@ -414,6 +422,7 @@ def broken():
     [
         (("models.py:none", "digits", *LINF), ("no parameters",)),
         (("models.py:two", "digits", *LINF), ("2 classes",)),
+        (("models.py:function", "digits", *LINF), ("a torch module or a Keras model", "function")),
         (("models.py:broken", "digits", *LINF), ("not finite",)),
         (("models.py:normed", "digits", *LINF, "--recipe", "fast(batch_size=1)"), ("batch norm", "batch_size")),
         (("models.py:normed", "few.npz", *LINF), ("class 9 has 2 rows", "at least 10")),
@@ -437,6 +446,12 @@ def test_mistakes_are_one_sentence_and_write_nothing(
     assert not (here / "hard").exists()
 
 
+def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model(here: Path) -> None:
+    (here / "models.py").write_text(MODELS)
+    names(refused("harden", "models.py:explosive", "digits", *LINF, *SMALL, "--out", "hard"), "loss", "the first step")
+    assert set(os.listdir("hard")) == {"before", "harden.json"}
+
+
 def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     pgd = ("--attack", "pgd(steps=1)")
     command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--out", "a")
@@ -448,6 +463,9 @@ def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     names(refused("compare", "a", "d"), "data")
     names(refused("compare", "a", "nothing"), "no run")
     names(refused("compare", "a"), "two or more")
+    Path("page.html").write_text("mine")
+    names(refused("compare", "a", "a", "--page", "page.html"), "page.html", "new")
+    assert Path("page.html").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from holdfast.rng import Keys
 
 
 class Norm(ABC):
-    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0` or `NORMS[name]`."""
+    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or `Scaled(scale)`."""
 
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
@@ -73,9 +73,9 @@ class Norm(ABC):
         far = torch.full_like(d, torch.inf)
         return d - self.polar.project(d, weight, -far, far)  # Moreau's decomposition
 
-    def rounding(self, features: int, ulp: float) -> float:
-        """The most that an error of `ulp` in every feature adds to a size."""
-        return float(self.size(torch.full((1, features), ulp, dtype=torch.float64)))
+    def rounding(self, features: int, ulp: float | Tensor) -> float:
+        """The most that an error of `ulp` (one, or [*shape]) in every feature adds to a size."""
+        return float(self.size(torch.as_tensor(ulp, dtype=torch.float64).flatten().expand(features)[None]))
 
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
@@ -176,6 +176,59 @@ class _Linf(Norm):
     def corner(self, t: int, like: Tensor) -> Tensor:
         bits = [(t >> i) & 1 for i in range(math.prod(like.shape[1:]))]
         return (like.new_tensor(bits) * 2 - 1).reshape(like.shape[1:]).expand_as(like)
+
+
+class Scaled(Norm):
+    """Linf in which each feature has a unit of its own: size(d) = max |d_i| / scale_i, with scale [*shape] above 0."""
+
+    name = "linf"
+
+    def __init__(self, scale: Tensor) -> None:
+        self.scale = scale
+
+    def units(self, like: Tensor) -> Tensor:
+        return self.scale.to(like)
+
+    def size(self, d: Tensor) -> Tensor:
+        return LINF.size(d / self.units(d))
+
+    def dual(self, g: Tensor) -> Tensor:
+        return LINF.dual(g * self.units(g))
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return self.units(g) * g.sign()
+
+    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return LINF.project(d, eps * self.units(d), lo, hi)
+
+    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _evenly(g, gap, lo, hi, self.units(g).expand_as(g))
+
+    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
+        level = wide(share * self.size(d), d) * self.units(d)
+        return d.clamp(-level, level)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of d. That one takes
+        # one amount a row times the scale off every entry; of the amounts that its kinks give, the largest is it.
+        flat, units = d.flatten(1).abs(), self.units(d).expand_as(d).flatten(1)
+        order = (flat / units).argsort(dim=1, descending=True, stable=True)
+        mass, square = ((units * part).gather(1, order).cumsum(1) for part in (flat, units))
+        amount = ((mass - weight.flatten(1)) / square).amax(1).clamp_min(0)
+        level = wide(amount, d) * self.units(d)
+        return d.clamp(-level, level)
+
+    def rounding(self, features: int, ulp: float | Tensor) -> float:
+        return float((torch.as_tensor(ulp, dtype=torch.float64) / self.scale.double().cpu()).max())
+
+    def sample(self, keys: Keys, like: Tensor) -> Tensor:
+        return self.units(like) * LINF.sample(keys, like)
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        return self.units(like) * LINF.extreme(keys, like)
+
+    def corner(self, t: int, like: Tensor) -> Tensor:
+        return self.units(like) * LINF.corner(t, like)
 
 
 class _L2(Norm):
@@ -338,7 +391,7 @@ class _L0(Norm):
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         return torch.where(d.square() > 2 * weight, d, 0)
 
-    def rounding(self, features: int, ulp: float) -> float:
+    def rounding(self, features: int, ulp: float | Tensor) -> float:
         return 0.0  # x + 0 is x
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from holdfast import spec
+from holdfast.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -30,3 +36,95 @@ class Classes:
 def without(z: Tensor, c: Tensor) -> Tensor:
     """Scores with class c [n] at -inf. (A product with a 0/1 mask would let 0 win over negative scores.)"""
     return z.scatter(1, c[:, None], -torch.inf)
+
+
+def odds(p: Tensor) -> Tensor:
+    """Probabilities as logits."""
+    least = torch.finfo(p.dtype).tiny
+    return p.clamp_min(least).log() - (1 - p).clamp_min(least).log()
+
+
+class Graded(ABC):
+    """A head whose answer is right or wrong only beside a truth of several numbers, and not one of k classes.
+
+    `recast` says it in scores again, of a class that stands for "right" and of rivals that each stand for a way to be
+    wrong. So every loss and every attack works as it is, and the margin of class 0 is that of the answer.
+    """
+
+    @abstractmethod
+    def recast(self, z: Tensor, truth: Tensor) -> Tensor:
+        """Outputs z and truths, [n, k] each, as scores [n, 1 + r]: 0 for "right", above it where wrong; affine in z."""
+
+    @abstractmethod
+    def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
+        """The outputs of which these are the recast scores: [n, k]."""
+
+    def probable(self, z: Tensor) -> bool:
+        """Whether outputs z [n, k] look like probabilities, of which logits are to be made."""
+        return False
+
+    @abstractmethod
+    def ways(self, names: Sequence[str]) -> list[str]:
+        """What each rival stands for, with these names of the outputs: r texts."""
+
+    def __str__(self) -> str:
+        return spec.write(self, whole=True).removesuffix("()")
+
+
+@dataclass(frozen=True)
+class MultiLabel(Graded):
+    """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the least signed score."""
+
+    def recast(self, z: Tensor, truth: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(z[:, :1]), (1 - 2 * truth) * z], 1)
+
+    def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
+        return (1 - 2 * truth) * scores[:, 1:]
+
+    def probable(self, z: Tensor) -> bool:
+        z = z[z.isfinite().all(1)]
+        return bool(len(z)) and bool(((z >= 0) & (z <= 1)).all())
+
+    def ways(self, names: Sequence[str]) -> list[str]:
+        return [f"{name} wrong" for name in names]
+
+
+@dataclass(frozen=True)
+class Regression(Graded):
+    """k numbers, each within `tolerance` of the truth; the margin is tolerance - max |f - y|.
+
+    Raises:
+        SpecError: the tolerance is not a finite number above 0.
+    """
+
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        t = self.tolerance
+        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < math.inf:
+            raise SpecError(f"the tolerance of a regression is {t!r}, but it is a finite number above 0.")
+
+    def recast(self, z: Tensor, truth: Tensor) -> Tensor:
+        off = z - truth
+        return torch.cat([torch.zeros_like(z[:, :1]), off - self.tolerance, -off - self.tolerance], 1)
+
+    def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
+        high, low = scores[:, 1:].chunk(2, 1)
+        return (high - low) / 2 + truth
+
+    def ways(self, names: Sequence[str]) -> list[str]:
+        return [f"{name} too {side}" for side in ("high", "low") for name in names]
+
+
+TASKS: dict[str, Callable[..., Graded]] = {"multilabel": MultiLabel, "regression": Regression}
+
+
+def parse(text: str | None) -> Graded | None:
+    """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and where none is said.
+
+    Raises:
+        SpecError: there is no head of this name, or an option is wrong.
+    """
+    if text is None or text.strip() == "classes":
+        return None
+    return spec.build(text, TASKS, "task")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.norms import NORMS, Norm
+from holdfast.norms import NORMS, Norm, Scaled
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Threat:
     """All that an adversary may do to one input.
 
     eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]); `inf` asks for
-    the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all.
+    the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all. In Linf eps may
+    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape].
 
     Raises:
         SpecError: eps is negative, zero or not a number, or the norm is unknown.
@@ -60,8 +63,10 @@ class Threat:
         return spec.build(text, {name: _maker(norm) for name, norm in NORMS.items()}, "norm")
 
     @staticmethod
-    def linf(eps: float | Tensor, **options: object) -> Threat:
-        return Threat(NORMS["linf"], eps, **options)  # pyright: ignore[reportArgumentType]
+    def linf(eps: float | Tensor, *, scale: Tensor | None = None, **options: object) -> Threat:
+        """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all)."""
+        threat = Threat(NORMS["linf"], eps, **options)  # pyright: ignore[reportArgumentType]
+        return threat.limited(scale=scale)
 
     @staticmethod
     def l2(eps: float | Tensor, **options: object) -> Threat:
@@ -75,6 +80,39 @@ class Threat:
     def l0(eps: float | Tensor, **options: object) -> Threat:
         """At most eps features change, each by any amount within the box."""
         return Threat(NORMS["l0"], eps, **options)  # pyright: ignore[reportArgumentType]
+
+    def limited(self, *, scale: Tensor | None = None, mask: Tensor | None = None) -> Threat:
+        """This threat with a scale or a mask, [*shape] each; in place of its own mask.
+
+        Raises:
+            SpecError: the norm is not Linf, or the scale holds what is no size.
+        """
+        mask = self.mask if mask is None else mask.bool()
+        if scale is None:
+            return replace(self, mask=mask)
+        if self.norm.name != "linf":
+            raise SpecError(
+                f"a scale gives each feature an eps of its own, which means something in linf, not in {self}."
+            )
+        if not bool((scale.isfinite() & (scale >= 0)).all()) or not bool((scale > 0).any()):
+            raise SpecError("a scale holds a finite number of at least 0 for each feature, and not 0 for all.")
+        if not bool((scale > 0).all()):
+            mask = (scale > 0) if mask is None else mask & (scale > 0)
+        return replace(self, norm=Scaled(torch.where(scale > 0, scale, 1)), mask=mask)
+
+    @property
+    def limits(self) -> dict[str, Tensor]:
+        """What of it is said for each feature: `scale` and `mask`."""
+        scale = self.norm.scale if isinstance(self.norm, Scaled) else None
+        return {name: part.cpu() for name, part in (("scale", scale), ("mask", self.mask)) if part is not None}
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse a scale or a mask of another shape than the input's."""
+        for name, part in self.limits.items():
+            if tuple(part.shape) != tuple(shape):
+                raise SpecError(
+                    f"the {name} has shape {tuple(part.shape)}, but an input that may change is {tuple(shape)}."
+                )
 
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
@@ -104,7 +142,9 @@ class Threat:
         if isinstance(self.goal, Targeted):
             t = self.goal.t
             goal = f", target={'[one a row]' if isinstance(t, Tensor) else t}"
-        return f"{self.norm}({eps}{goal})"
+        digest = hashlib.sha256(b"".join(np.float64(part).tobytes() for part in self.limits.values()))
+        limits = f", limits={digest.hexdigest()[:8]}" if self.limits else ""
+        return f"{self.norm}({eps}{goal}{limits})"
 
 
 def _maker(norm: Norm) -> Callable[..., Threat]:

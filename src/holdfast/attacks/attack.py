@@ -18,6 +18,7 @@ from holdfast.losses import LOSSES
 from holdfast.norms import NORMS
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, sealed, together
+from holdfast.targets.truth import WithTruth
 from holdfast.threat import Threat
 
 _KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
@@ -100,6 +101,8 @@ def run(
 ) -> Ledger:
     """Run an attack on rows x [n, *shape] of classes y [n] and return the books.
 
+    Of a target that is `graded` y is [n, k], and scores are those of `WithTruth`.
+
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
         restart: gives every row fresh noise.
@@ -112,6 +115,14 @@ def run(
         watch: told the steps done and the rows still live, after every step.
     """
     target.bind(tuple(x.shape[1:]))
+    if target.graded is not None:
+        around = WithTruth(target)
+        rows, right = around.behind(x, y), torch.zeros(len(x), dtype=torch.int64)
+        near = None if near is None else around.behind(near, y)
+        options = {"ids": ids, "seed": seed, "restart": restart, "rank": rank, "near": near, "budget": budget}
+        ledger = run(attack, around, rows, right, threat, stop=stop, watch=watch, clean=clean, **options)
+        ledger.best = around.parts(ledger.best)[1]
+        return ledger
     check_fit(attack, target, threat)
     ids = torch.arange(len(x)) if ids is None else ids
     with sealed(seed):
@@ -166,7 +177,7 @@ def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return together(p.held, (p.x + p.project(point(state))).clamp(target.bounds.low, target.bounds.high))
+        return together(p.held, target.bounds.clamp(p.x + p.project(point(state))))
 
 
 def point(state: State) -> Tensor:
@@ -184,6 +195,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
         )
     if attack.bounded and not bool(torch.as_tensor(threat.eps).isfinite().all()):
         raise SpecError(f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}.")
+    threat.check_shape(target.free or target.shape or ())
     if threat.norm.name not in attack.norms:
         raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")
 

@@ -45,8 +45,9 @@ class Problem:
         self.aim, self.near = aim, None if near is None else target.apart(near)[1]
         self.goal = goal_classes(threat, y)
         self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
-        self.mask = None if threat.mask is None else target.apart(threat.mask[None])[1][0].to(x)
-        self.lo, self.hi = target.bounds.low - x, target.bounds.high - x
+        self.mask = None if threat.mask is None else threat.mask.to(x)
+        low, high = target.bounds.sides(x)
+        self.lo, self.hi = low - x, high - x
         if self.mask is not None:
             self.lo, self.hi = self.lo * self.mask, self.hi * self.mask
         self.ledger, self.budget, self.stop = ledger, budget, stop
@@ -210,7 +211,7 @@ class Problem:
             count = self._left(rows, m)
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
-            x = (self.x[row] + d[rows][asked]).clamp(self.target.bounds.low, self.target.bounds.high)
+            x = self.target.bounds.clamp(self.x[row] + d[rows][asked])
             question = self.target.scores if graded else self.target.labels
             z = torch.cat(list(self.target.batched(lambda at: question(self._whole(row[at], x[at])), len(x))))
             met = self._book(rows, count, asked, x, z)
@@ -302,7 +303,7 @@ class Problem:
 
     def _point(self, d: Tensor, rows: Tensor) -> Tensor:
         """The input that d stands for, inside the box to the last bit."""
-        return (self.x[rows] + d[rows]).clamp(self.target.bounds.low, self.target.bounds.high)
+        return self.target.bounds.clamp(self.x[rows] + d[rows])
 
     def _whole(self, rows: Tensor, x: Tensor) -> Tensor:
         """These rows' inputs as the target takes them."""
@@ -445,7 +446,6 @@ def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tenso
     eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in the last place
     of the largest input, in every feature.
     """
-    ulp = 2.0**-24 * max(abs(target.bounds.low), abs(target.bounds.high))
-    rounding = norm.rounding(math.prod(target.shape or ()), ulp)
+    rounding = norm.rounding(math.prod(target.free or target.shape or ()), target.bounds.ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).expand(n)

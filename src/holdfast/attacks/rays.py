@@ -45,7 +45,7 @@ class RayS(Attack):
             raise SpecError(f"rays has tolerance {self.tolerance}; it is a share, between 0 and 1.")
 
     def start(self, p: Problem) -> Ray:
-        ray = Ray(torch.zeros_like(p.x), torch.ones_like(p.x), torch.full_like(p.eps.flatten(), p.width))
+        ray = Ray(torch.zeros_like(p.x), torch.ones_like(p.x), p.norm.size(torch.full_like(p.x, p.width)))
         return self._try(p, ray, ray.signs)
 
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
@@ -58,7 +58,7 @@ class RayS(Attack):
         """The ray along these signs, in rows where it meets the goal at the radius known already."""
 
         def along(radius: Tensor) -> Tensor:
-            return (wide(radius, signs) * signs).clamp(p.lo, p.hi)
+            return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
         radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)

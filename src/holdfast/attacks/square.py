@@ -34,18 +34,18 @@ class Corners:
     def start(self, p: Problem, planes: Planes) -> Tensor:
         """Vertical stripes: one sign a plane and column."""
         signs = p.noise("stripes").signs((planes.c, 1, planes.w), p.x.dtype)
-        return p.project(p.eps * planes.join(signs.expand(-1, -1, planes.h, -1), p.x))
+        return p.project(p.eps * p.steepest(planes.join(signs.expand(-1, -1, planes.h, -1), p.x)))
 
     def propose(self, p: Problem, planes: Planes, d: Tensor, rows: int, columns: int) -> Tensor:
         """One sign a plane in the window; where that changes nothing, the opposite."""
         u = p.noise("square").uniform((2 + planes.c,))
         at = planes.at(rows, columns, u[:, :2]).flatten(1)
-        lo, hi, old = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi, d))
-        eps = p.eps.flatten(1)
-        pull = torch.where(u[:, 2:] < 0.5, -eps, eps).repeat_interleave(rows * columns, 1)
-        new = p.norm.project(pull, eps, lo, hi)
+        most = p.eps * p.steepest(torch.ones_like(d))
+        lo, hi, most, old = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi, most, d))
+        pull = torch.where(u[:, 2:] < 0.5, -1, 1).repeat_interleave(rows * columns, 1) * most
+        new = pull.clamp(lo, hi)
         idle = (new == old).all(1, keepdim=True)
-        return d.flatten(1).scatter(1, at, torch.where(idle, p.norm.project(-pull, eps, lo, hi), new)).view_as(d)
+        return d.flatten(1).scatter(1, at, torch.where(idle, (-pull).clamp(lo, hi), new)).view_as(d)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def universal(
 
 
 def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:
-    return (x + d).clamp(target.bounds.low, target.bounds.high)
+    return target.bounds.clamp(x + d)
 
 
 def _keys(seed: int, t: int, like: Tensor) -> Keys:

@@ -22,9 +22,12 @@ def attack(
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
+    limits: options.Limits = None,
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    task: options.Task = None,
+    attacked: options.Attacked = 0,
     eot: options.Eot = 1,
     surrogate: options.Lender = None,
     split: options.Split = "test",
@@ -45,21 +48,27 @@ def attack(
     from holdfast.evaluate.craft import craft
     from holdfast.runs.store import write_bytes
 
-    source = options.open_source(data, bounds, split)
+    limited = options.limits_of(limits)
+    source = options.open_source(data, bounds, split, limited)
     target = options.open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=options.bounds_of(bounds),
+        bounds=options.box_of(bounds, limited),
         preprocess=preprocess,
         layout=layout,
         output=output,
+        task=task,
+        source=source,
+        attacked=attacked,
         eot=eot,
         surrogate=surrogate,
         batch_size=batch_size,
         device=device,
     )
-    made = craft(target, source, threat, attack, samples=options.rows_of(samples), seed=seed)
+    made = craft(
+        target, source, options.threat_of(threat, limited), attack, samples=options.rows_of(samples), seed=seed
+    )
     buffer = io.BytesIO()
     np.savez(buffer, **made)  # pyright: ignore[reportArgumentType]
     write_bytes(out, buffer.getvalue())

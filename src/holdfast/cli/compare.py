@@ -12,11 +12,14 @@ from holdfast.errors import InputError
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN...")],
+    page: Annotated[Path | None, typer.Option(help="Write the comparison of two runs there, too, as .html.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")] = False,
 ) -> int:
     """Compare runs of the same data and threat, paired by sample: intervals, McNemar's test, classes."""
     if len(runs) < 2:
         raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
+    if page is not None and (len(runs) > 2 or page.suffix != ".html" or page.exists()):
+        raise InputError(f"--page {page} takes two runs, and a name of a new .html file.")
     from rich.console import Console
 
     from holdfast.report import paired
@@ -28,6 +31,8 @@ def compare(
             typer.echo(found.model_dump_json())
         else:
             Console().print(paired.summary(found))
+        if page is not None:
+            typer.echo(f"page: {paired.write(page, found)}", err=True)
     found = spread(runs)
     if found is not None:
         typer.echo(found.model_dump_json() if json else paired.seeds(found))

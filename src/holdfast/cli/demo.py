@@ -3,50 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.evaluate import conclude, progress_bar
+from holdfast.cli.evaluate import progress_bar
+from holdfast.cli.harden import pages, tell
 
-THREAT = "linf(0.1)"
+if TYPE_CHECKING:
+    from holdfast.harden.state import Epoch
+
+THREAT = "linf(0.2)"
 
 
-def demo(out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo")) -> int:
-    """Train a small network on scikit-learn's digits, measure how robust it is, and check the evidence."""
-    if (out / "run.json").exists():
-        typer.echo(f"{out} holds an earlier demo; it is shown again. Choose another --out for a new one.", err=True)
-        from holdfast.evaluate import Run
-
-        return conclude(Run(out), [], strict=False, json=False)
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    recipe: Annotated[str, typer.Option(help="Of the hardening (list recipes).")] = "standard",
+) -> int:
+    """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and compare."""
     import torch
+    from rich.console import Console
 
-    from holdfast import evaluate
     from holdfast.data import open_data
     from holdfast.evaluate import Names
     from holdfast.evaluate.verify import verify
-    from holdfast.harden.trainer import train
-    from holdfast.targets import wrap
+    from holdfast.harden import harden
+    from holdfast.harden.plain import train
+    from holdfast.report import paired
+    from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.demo import demo_net
 
-    typer.echo("1. train a small network on 1,437 digits", err=True)
+    digits, test = open_data("digits", split="train"), open_data("digits")
     torch.set_num_threads(1)  # for a network this small a second thread only waits
     torch.manual_seed(0)
-    net = train(demo_net(), open_data("digits", split="train"), epochs=30)
-    typer.echo(f"2. attack it on 360 others, under {THREAT}", err=True)
-    digits = open_data("digits")
+    typer.echo(f"1. train a small network on {len(digits):,} digits", err=True)
+    plain = wrap(demo_net())
+    assert isinstance(plain, TorchTarget)
+    net = train(plain, digits)
+    typer.echo(f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True)
     with progress_bar() as watch:
-        run = evaluate(
-            wrap(net),
+        made = harden(
+            net,
             digits,
             THREAT,
-            curve=(0.05, 0.15),
+            recipe=recipe,
+            test=test,
             out=out,
             resume=True,
             watch=watch,
-            names=Names("demo", None, "test", f"holdfast demo --out {out}"),
+            tell=_tell,
+            names=Names("plain", None, "test", f"holdfast demo --out {out}"),
         )
-    typer.echo("3. judge the stored evidence again, from the folder alone", err=True)
-    wrong = verify(out, wrap(net), digits)
+    typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
+    wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
     typer.echo("   it holds." if not wrong else "\n".join(wrong), err=True)
-    return conclude(run, [], strict=False, json=False) or int(bool(wrong))
+    Console().print(paired.summary(made.comparison))
+    typer.echo(f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs", err=True)
+    return int(bool(wrong))
+
+
+def _tell(line: Epoch) -> None:
+    if line.epoch % 10 == 0 or line.note:
+        tell(line)

@@ -33,9 +33,12 @@ def evaluate(
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
+    limits: options.Limits = None,
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    task: options.Task = None,
+    attacked: options.Attacked = 0,
     eot: options.Eot = 1,
     surrogate: options.Lender = None,
     split: options.Split = "test",
@@ -68,15 +71,19 @@ def evaluate(
     from holdfast.evaluate import Names
     from holdfast.evaluate import evaluate as measure
 
-    source = options.open_source(data, bounds, split)
+    limited = options.limits_of(limits)
+    source = options.open_source(data, bounds, split, limited)
     target = options.open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=options.bounds_of(bounds),
+        bounds=options.box_of(bounds, limited),
         preprocess=preprocess,
         layout=layout,
         output=output,
+        task=task,
+        source=source,
+        attacked=attacked,
         eot=eot,
         surrogate=surrogate,
         batch_size=batch_size,
@@ -88,7 +95,7 @@ def evaluate(
             run = measure(
                 target,
                 source,
-                threat,
+                options.threat_of(threat, limited),
                 protocol=protocol,
                 attacks=attack,
                 samples=options.rows_of(samples),

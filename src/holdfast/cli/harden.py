@@ -12,6 +12,7 @@ from holdfast.cli.evaluate import progress_bar
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
+    from holdfast.harden import Hardened
     from holdfast.harden.state import Epoch
 
 
@@ -47,14 +48,14 @@ def harden(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")] = False,
 ) -> int:
-    """Train a network to withstand a threat, and compare it with what it was."""
+    """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
     if resume and out is None:
         raise InputError("--resume needs the folder to go on with: give --out.")
     from rich.console import Console
 
     from holdfast.evaluate import Names
     from holdfast.harden import harden as make_robust
-    from holdfast.report import html, paired
+    from holdfast.report import paired
 
     target = options.open_target(
         model,
@@ -95,13 +96,14 @@ def harden(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
         return 130
-    pages = [html.write(run.folder) for run in (made.before, made.after)]
     if json:
         typer.echo(made.comparison.model_dump_json(indent=1))
     else:
         Console().print(paired.summary(made.comparison))
-    typer.echo(f"weights: {folder / 'model.safetensors'}\nlog: {folder / 'log.csv'}", err=True)
-    typer.echo(f"reports: {pages[0]}, {pages[1]}", err=True)
+    typer.echo(
+        f"{'model' if made.file.suffix == '.keras' else 'weights'}: {made.file}\nlog: {folder / 'log.csv'}", err=True
+    )
+    typer.echo(f"report: {pages(made)}", err=True)
     clean = made.after.clean_accuracy.value
     if clean is None or clean < min_clean:
         typer.echo(f"clean accuracy is {clean}, below the floor of {min_clean:g}.", err=True)
@@ -116,3 +118,13 @@ def tell(line: Epoch) -> None:
         + (f"\n  {line.note}" if line.note else ""),
         err=True,
     )
+
+
+def pages(made: Hardened) -> Path:
+    """Write the page of the comparison, and those of the two runs that it links to."""
+    from holdfast.report import html, paired
+
+    for run in (made.before, made.after):
+        html.write(run.folder)
+    epochs = [(line.clean, line.robust) for line in made.log]
+    return paired.write(made.folder / "report.html", made.comparison, epochs)

@@ -38,6 +38,10 @@ Trust = Annotated[bool, typer.Option("--trust", help="Let a pickled checkpoint r
 BoundsText = Annotated[
     str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider.")
 ]
+Limits = Annotated[
+    Path | None,
+    typer.Option("--limits", help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature."),
+]
 Steps = Annotated[
     list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
 ]
@@ -46,6 +50,13 @@ Layout = Annotated[
     typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),
 ]
 Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
+Task = Annotated[
+    str | None, typer.Option("--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".')
+]
+Attacked = Annotated[
+    int,
+    typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
+]
 Eot = Annotated[
     int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
 ]
@@ -68,6 +79,38 @@ def bounds_of(text: str | None) -> tuple[float, float]:
     except ValueError:
         raise SpecError(f"--bounds is {text!r}; expected two numbers such as 0,1.") from None
     return low, high
+
+
+def limits_of(path: Path | None) -> dict[str, Any]:
+    """The arrays of `--limits`, as tensors."""
+    if path is None:
+        return {}
+    import numpy as np
+    import torch
+
+    known = ("low", "high", "scale", "mask")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise SpecError(f"--limits {path} cannot be read as an .npz of numbers: {first}.") from None
+    if not found or not set(found) <= set(known) or ("low" in found) != ("high" in found):
+        raise SpecError(f"--limits {path} holds {', '.join(found)}; expected low and high, scale, or mask.")
+    return found
+
+
+def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
+    """Bounds from `--bounds`, or for each feature from `--limits`."""
+    return (limits["low"], limits["high"]) if "low" in limits else bounds_of(text)
+
+
+def threat_of(text: str, limits: dict[str, Any]) -> Any:
+    """The threat, with what `--limits` says of each feature; else its text, which may name a movement."""
+    from holdfast.threat import Threat
+
+    own = {name: limits[name] for name in ("scale", "mask") if name in limits}
+    return Threat.parse(text).limited(**own) if own else text
 
 
 def numbers(text: str | None, flag: str) -> list[float]:
@@ -97,11 +140,12 @@ def rows_of(text: str | None) -> int | tuple[int, int] | None:
         raise SpecError(f"--samples is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
 
 
-def open_source(data: str, bounds: str | None, split: str) -> Source:
+def open_source(data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None) -> Source:
     """The data; bytes become [0, 1] unless the bounds say otherwise."""
     from holdfast.data import open_data
 
-    return open_data(data, split=split, scale=bounds_of(bounds)[1] <= 1)
+    high = box_of(bounds, limits or {})[1]
+    return open_data(data, split=split, scale=float(high if isinstance(high, float) else high.max()) <= 1)
 
 
 def open_target(
@@ -109,10 +153,13 @@ def open_target(
     *,
     arch: str | None,
     trust: bool,
-    bounds: tuple[float, float],
+    bounds: tuple[Any, Any],
     preprocess: list[str],
     layout: str | None,
     output: str | None,
+    task: str | None = None,
+    source: Source | None = None,
+    attacked: int = 0,
     batch_size: int,
     device: str,
     eot: int = 1,
@@ -127,9 +174,13 @@ def open_target(
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, **common)
+    if source is not None and source.inputs is not None:
+        inputs = list(source.inputs[1:])
+        inputs.insert(attacked, source.inputs[0])
+        common |= {"inputs": inputs, "attacked": attacked}
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
     target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
-    return wrappers.Surrogate(target, load(surrogate, layout=layout, **common)) if surrogate else target
+    return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
 
 
 def device_of(text: str) -> str:

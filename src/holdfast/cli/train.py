@@ -30,40 +30,37 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists; choose another --out.")
     import torch
-    from safetensors.torch import save
 
-    from holdfast.evaluate.contract import check_data, check_labels, check_model
-    from holdfast.harden.trainer import train as fit
+    from holdfast.evaluate.contract import check_data
+    from holdfast.harden.plain import train as fit
+    from holdfast.harden.state import packed
     from holdfast.runs.store import write_bytes
-    from holdfast.targets import wrap
+    from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.loading import made
     from holdfast.targets.preprocess import parse
 
     torch.manual_seed(seed)
     network = made(model)
-    if not isinstance(network, torch.nn.Module):
-        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     source = options.open_source(data, bounds, split)
-    steps, device = parse(preprocess), options.device_of(device)
-    target = wrap(network, bounds=options.bounds_of(bounds), preprocess=steps, device=device)
+    target = wrap(
+        network, bounds=options.bounds_of(bounds), preprocess=parse(preprocess), device=options.device_of(device)
+    )
+    if not (isinstance(target, TorchTarget) and isinstance(target.model, torch.nn.Module)):
+        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     check_data(source, target.bounds)
-    check_model(target, source)
-    check_labels(source, target.task.k)
-    fit(
-        network,
+    trained = fit(
+        target,
         source,
         epochs=epochs,
         batch_size=batch_size,
         rate=rate,
         seed=seed,
-        preprocess=steps,
-        device=device,
-        watch=lambda e, of, loss, right: typer.echo(
-            f"epoch {e}/{of}: loss {loss:.4f}, training accuracy {right:.1%}", err=True
+        watch=lambda line: typer.echo(
+            f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy {line.trained:.1%}, "
+            f"on held-out rows {line.clean:.1%}",
+            err=True,
         ),
     )
-    write_bytes(
-        out, save({name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()})
-    )
+    write_bytes(out, packed(trained.state_dict()))
     typer.echo(f"weights: {out}")
     return 0

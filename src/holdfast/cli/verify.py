@@ -20,18 +20,21 @@ def verify(
     from holdfast.data import open_data
     from holdfast.evaluate.verify import verify as check
     from holdfast.report.words import plain
-    from holdfast.runs.store import read_manifest
+    from holdfast.runs.store import read_limits, read_manifest
 
-    manifest = read_manifest(run)
+    manifest, limits = read_manifest(run), read_limits(run)
     source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
     target = options.open_target(
         model,
         arch=arch,
         trust=trust,
-        bounds=manifest.model.bounds,
+        bounds=(limits["low"], limits["high"]) if manifest.model.box else manifest.model.bounds,
         preprocess=manifest.model.preprocess,
         layout=manifest.model.layout,
         output=manifest.model.output,
+        task=manifest.model.task,
+        source=source,
+        attacked=manifest.model.attacked or 0,
         eot=manifest.model.draws,
         batch_size=batch_size,
         device=device,

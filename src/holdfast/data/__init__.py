@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data.arrays import Arrays, to_numpy
+from holdfast.data.joined import Joined
 from holdfast.data.source import Source
 from holdfast.errors import InputError, suggest
 
@@ -19,7 +20,7 @@ KINDS = {
     "cifar10": "cifar10:DIR: CIFAR-10's binary version; [3, 32, 32]",
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
-    "npz": "FILE.npz: the arrays x and y, in their own layout",
+    "npz": "FILE.npz: the arrays x and y, in their own layout; further inputs of a model are x2, x3, ...",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
     "parquet": "FILE.parquet: numeric columns or a list column x, and y or label",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
@@ -51,9 +52,14 @@ def open_data(spec: str, *, split: str = "test", scale: bool = True) -> Source:
 def from_arrays(x: Any, y: Any, name: str = "arrays", *, scale: bool = True) -> Source:
     """x [n, ...] and y [n], NumPy arrays or tensors of any framework, as a source; nothing is copied.
 
+    Of a model that takes several inputs x is a tuple: the array that may change, and then the others in their order.
+
     Raises:
         InputError: not arrays of numbers, empty, or of different length.
     """
+    if isinstance(x, tuple):
+        arrays = [to_numpy(part, f"x of {name}") for part in x]
+        return Joined(arrays, to_numpy(y, f"y of {name}"), name, scale=scale)
     return Arrays(to_numpy(x, f"x of {name}"), to_numpy(y, f"y of {name}"), name, scale=scale)
 
 

@@ -13,5 +13,5 @@ SPLITS = {"train": slice(0, 1437), "test": slice(1437, 1797)}
 def open_digits(name: str, split: str) -> Arrays:
     """The rows of `split`, a key of `SPLITS`; always in [0, 1], since these are not bytes but counts of 0 to 16."""
     images, y = load_digits(return_X_y=True)
-    x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-    return Arrays(x[SPLITS[split]], y[SPLITS[split]], name, scale=False)
+    x = (np.asarray(images) / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    return Arrays(x[SPLITS[split]], np.asarray(y)[SPLITS[split]], name, scale=False)

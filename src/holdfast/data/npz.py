@@ -14,6 +14,8 @@ from numpy.lib import format as npy
 
 from holdfast.data.arrays import Arrays
 from holdfast.data.files import looks_like, one_line
+from holdfast.data.joined import Joined
+from holdfast.data.source import Source
 from holdfast.errors import InputError
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -29,8 +31,9 @@ _DAMAGE = (
 )
 
 
-def open_npz(path: Path, name: str, scale: bool) -> Arrays:
-    """The two arrays, in the layout that the file has; memory-mapped where they lie uncompressed.
+def open_npz(path: Path, name: str, scale: bool) -> Source:
+    """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed. Further inputs of a model
+    that takes several are x2, x3, ...
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
@@ -43,7 +46,11 @@ def open_npz(path: Path, name: str, scale: bool) -> Arrays:
             if not {"x", "y"} <= set(archive.files):
                 seen = ", ".join(archive.files) or "none"
                 raise InputError(f"{path} holds the arrays {seen}; expected x (inputs) and y (labels).")
-            x, y = (_member(path, archive, key) for key in "xy")
+            more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
+            further = [key for key in more if key in archive.files]
+            if further != more[: len(further)]:
+                raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
+            x, y, *others = (_member(path, archive, key) for key in ("x", "y", *further))
     except _DAMAGE as error:
         if "Object arrays" in str(error):
             seen = "Python objects (a pickle), which could run code"
@@ -51,7 +58,7 @@ def open_npz(path: Path, name: str, scale: bool) -> Arrays:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole .npz."
         ) from None
-    return Arrays(x, y, name, scale=scale)
+    return Joined([x, *others], y, name, scale=scale) if others else Arrays(x, y, name, scale=scale)
 
 
 def _member(path: Path, archive: Any, key: str) -> np.ndarray:

@@ -17,11 +17,13 @@ class Source(ABC):
     Attributes:
         name: what the user typed, for example `mnist:DIR`; "arrays" for arrays.
         shape: of one input, without the row axis.
+        inputs: shapes of x, x2, ..., where a row is several arrays: then flat, x last.
         class_names: one text a class, in the order of the labels, where the data names them.
     """
 
     name: str
     shape: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...] | None = None
     class_names: tuple[str, ...] | None = None
 
     @abstractmethod

@@ -16,10 +16,12 @@ from holdfast.attacks.attack import run
 from holdfast.attacks.ledger import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.evaluate import judge
+from holdfast.evaluate.graded import outputs
 from holdfast.evaluate.protocols import Trial
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.target import Target
+from holdfast.targets.truth import WithTruth
 from holdfast.threat import Threat
 
 
@@ -220,6 +222,12 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
     }
     table = {name: column.numpy() for name, column in columns.items()}
+    if isinstance(plan.target, WithTruth) and rows.clean.scores is not None and ruling.scores is not None:
+        for column in ("clean_confidence", "attacked_confidence"):
+            table[column] = np.full(n, np.nan, np.float32)  # the scores are recast: their softmax says nothing
+        truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
+        table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
+        table["attacked_output"][found[broken]] = outputs(plan.target, stored, ruling.scores.cpu())[1][broken]
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
 

@@ -11,13 +11,16 @@ from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
+from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows shown to the model
 STRIDE = 1024  # rows read at once
 
 
-def check_data(data: Source, bounds: Bounds) -> None:
+def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
+
+    The bounds say nothing of the first features of a flat input that stand `beside` it.
 
     Raises:
         InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
@@ -30,6 +33,9 @@ def check_data(data: Source, bounds: Bounds) -> None:
             row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
             kind = "NaN" if np.isnan(x).any() else "infinity"
             raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
+        x = x[:, beside:]
+        if bounds.each is not None:
+            _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         squares += float(np.power(x, 2, dtype=np.float64).sum())
@@ -41,6 +47,20 @@ def check_data(data: Source, bounds: Bounds) -> None:
         raise InputError(f"{span} {_likely(low, high, mean, spread, bounds)}")
     if bounds.high >= 128 and high <= 1:
         raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
+
+
+def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
+    """Raises InputError: a row is out of the bounds of its features."""
+    low, high = (side.flatten() for side in bounds.sides(x))
+    x = x.flatten(1)
+    slack = 1e-6 * (high - low)
+    out = (x < low - slack) | (x > high + slack) if x.shape[1] == len(low) else torch.zeros(0)
+    if bool(out.any()):
+        row, at = (int(i) for i in out.nonzero()[0])
+        raise InputError(
+            f"row {start + row} of {name} has {float(x[row, at]):.4g} at feature {at}, whose bounds are "
+            f"[{float(low[at]):g}, {float(high[at]):g}]."
+        )
 
 
 def check_model(target: Target, data: Source) -> list[Finding]:
@@ -64,7 +84,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     if target.access >= Access.SCORES:
         with sealed(0):
             z = target.all_scores(rows)
-        if looks_like_probabilities(z):
+        graded = isinstance(target, WithTruth)
+        if target.rule.probable(target.answers(rows)) if graded else looks_like_probabilities(z):
             findings.append(
                 Finding(
                     check="probabilities",
@@ -144,13 +165,15 @@ def looks_like_probabilities(z: torch.Tensor) -> bool:
 def _check_labels(y: np.ndarray, start: int) -> None:
     if y.ndim == 2 and y.shape[1] > 1:
         raise InputError(
-            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1)."
+            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1); or, if "
+            f"several labels may hold at once, say --task multilabel (in Python: wrap(..., task='multilabel'))."
         )
     if y.ndim != 1:
         raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(
-            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with astype(int)."
+            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with "
+            f'astype(int). For a regression say --task "regression(tolerance=0.1)".'
         )
     if len(y) and int(y.min()) < 0:
         raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")

@@ -10,8 +10,10 @@ from holdfast.data import Source
 from holdfast.evaluate import judge
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.evaluate.evaluate import rows_asked, stride_of
+from holdfast.evaluate.graded import graded
 from holdfast.evaluate.protocols import parse_trial
 from holdfast.targets.target import Target
+from holdfast.targets.truth import WithTruth
 from holdfast.threat import Threat
 
 
@@ -32,11 +34,13 @@ def craft(
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     trial = parse_trial(attack)
     start, stop = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds)
+    target, source = graded(target, source, threat)
+    check_data(source, target.bounds, target.beside)
     check_model(target, source)
     check_labels(source, target.task.k)
     threat.check_classes(target.task.k)
-    threat.check_box(target.bounds.low, target.bounds.high, source.shape)
+    threat.check_shape(target.free or source.shape)
+    threat.check_box(target.bounds.low, target.bounds.high, target.free or source.shape)
     parts: list[dict[str, np.ndarray]] = []
     stride = stride_of(source.shape)
     for first in range(start, stop, stride):
@@ -64,6 +68,8 @@ def craft(
         legal, _ = judge.within(target, threat, x, best)
         fooled = judge.meets_goal(threat, judge.rule(target, best, seed).label, y)
         wrong = clean.label != y
+        if isinstance(target, WithTruth):
+            y, best = target.parts(best)
         columns = {"x": best, "y": y, "id": ids, "wrong": wrong, "broken": legal & fooled & ~wrong}
         parts.append({name: column.cpu().numpy() for name, column in columns.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

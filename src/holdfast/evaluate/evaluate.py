@@ -28,6 +28,7 @@ from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, set
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
+from holdfast.evaluate.graded import graded
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.runs import store
@@ -43,8 +44,8 @@ from holdfast.runs.manifest import (
     ThreatInfo,
     TrialInfo,
 )
-from holdfast.runs.metrics import SAMPLES
-from holdfast.targets import spatial
+from holdfast.runs.metrics import schema_of
+from holdfast.targets import spatial, wrap
 from holdfast.targets.target import Target
 from holdfast.threat import Targeted, Threat
 
@@ -60,7 +61,7 @@ class Names:
 
 
 def evaluate(
-    target: Target,
+    target: Any,
     data: Source | tuple[Any, Any],
     threat: Threat | str,
     *,
@@ -82,9 +83,11 @@ def evaluate(
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        target: the model, wrapped.
-        data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds.
-        threat: what the adversary may do; one eps for all rows. Text may also name a movement of images,
+        target: the model; one whose inputs are not within [0, 1] is wrapped first, with its bounds.
+        data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds. Of a multi-label or
+            regression model y is [n, k].
+        threat: what the adversary may do; one eps for all rows, perhaps with a scale and a mask of the
+            features. Text may also name a movement of images,
             `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
             linf on the movement, with half of the bounds' width for all of it, and a grid goes before a protocol
             that has to turn.
@@ -110,17 +113,19 @@ def evaluate(
     """
     began = time.monotonic()
     _steady_memory()
+    target = wrap(target)
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
         target, source = moved.moved(target, source, movement)
         threat = Threat.linf(target.reach)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    target, source = graded(target, source, threat)
     aimed = isinstance(threat.goal, Targeted)
     if not attacks:
         protocols.protocol(protocol, threat.norm.name)  # a name that does not exist is refused before any pass
     part = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds)
+    check_data(source, target.bounds, target.beside)
     noted = check_model(target, source)
     kind = {"aimed": aimed, "access": target.access}
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
@@ -155,9 +160,16 @@ def evaluate(
     if corruptions:
         store.write_corruptions(folder, _collect_corruptions(journal, chunks))
     store.write_gallery(folder, table, source)
+    store.write_limits(folder, limits_of(target, threat))
     store.write_manifest(folder, finish(folder, facts, table, trials))
     journal.close()
     return Run(folder, temporary=out is None)
+
+
+def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
+    """What of a threat and of the bounds is said for each feature."""
+    sides = dict(zip(("low", "high"), target.bounds.each or (), strict=False))
+    return {name: part.numpy() for name, part in (sides | threat.limits).items()}
 
 
 def question(facts: Facts) -> dict[str, str]:
@@ -248,11 +260,11 @@ def _collect(
     for start, _ in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
         status = pa.array([STATUSES[i] for i in columns.pop("status")])
-        arrays = {name: pa.array(column, from_pandas=True) for name, column in columns.items()}
+        arrays = {n: pa.array(c if c.ndim == 1 else list(c), from_pandas=c.ndim == 1) for n, c in columns.items()}
         by = columns["broken_by"]
         arrays |= {"status": status, "broken_by": pa.array(by, mask=by < 0)}
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
-        tables.append(pa.table({field.name: arrays[field.name].cast(field.type) for field in SAMPLES}))
+        tables.append(pa.table({field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}))
         missed |= set(json.loads(meta["missed"]))
         for eps, i, seen, fell, paid in json.loads(meta["costs"]):
             text = plan.trials[i].write(whole=True)
@@ -329,8 +341,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
-    if threat.mask is not None:
-        raise SpecError("evaluate takes no mask, which its evidence could not hold; use an attack directly.")
+    threat.check_shape(target.free or target.shape or ())
     threat.check_classes(target.task.k)
     if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
         raise SpecError(
@@ -339,7 +350,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     if not all(map(math.isfinite, (threat.eps, *curve))):
         raise SpecError("eps is inf, but a robust accuracy needs a finite one; add further ones with a curve.")
     for eps in (threat.eps, *curve):
-        threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
+        threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.free or target.shape or ())
     for trial in chosen.trials:
         check_fit(trial.attack, target, threat)
 

@@ -17,7 +17,7 @@ def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
     shown += [
         _effort(facts),
         _access(facts),
-        _near_chance(metrics, facts.model.classes),
+        _near_chance(metrics, facts.model.classes) if facts.model.task == "classes" else None,
         _budget(table, facts.max_queries),
     ]
     findings = [*facts.noted, *(f for f in shown if f is not None)]

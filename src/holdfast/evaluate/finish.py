@@ -18,7 +18,7 @@ from holdfast.runs.metrics import UNASKED, corrupted, measure
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
-    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names)
+    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)

@@ -49,12 +49,10 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
 
     Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
     """
-    d = found.double() - x.double()
+    held, d = target.apart(found.double() - x.double())
     size = threat.norm.size(d)
     legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
-    flat = found.flatten(1)
-    legal &= flat.isfinite().all(1) & ((flat >= target.bounds.low) & (flat <= target.bounds.high)).all(1)
-    held, _ = target.apart(d)
+    legal &= target.bounds.inside(target.apart(found)[1])
     if held is not None:
         legal &= (held == 0).all(1)
     if threat.mask is not None:

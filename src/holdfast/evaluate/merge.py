@@ -47,6 +47,7 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
         answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
         store.write_corruptions(out, answers.sort_by("id"))
     store.write_gallery(out, table, originals)
+    store.write_limits(out, store.read_limits(manifests[0][1]))
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
     measured = [pair for pair in first.threat.measured if all(pair in m.threat.measured for m, _ in manifests)]
     facts = facts.model_copy(

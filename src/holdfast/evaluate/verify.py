@@ -16,11 +16,13 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import corrupted, judge, moved, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
+from holdfast.evaluate.graded import graded, outputs
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
+from holdfast.targets.truth import WithTruth
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -41,6 +43,8 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
+    asked = _threat(folder, manifest)
+    target, source = graded(target, source, asked)
     target.bind(source.shape)
     target.probabilities = manifest.model.probabilities
     if target.fingerprint() != manifest.model.fingerprint:
@@ -48,19 +52,19 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     if source.fingerprint() != manifest.data.fingerprint:
         wrong.append("data: these are not the data that were measured (their fingerprint differs).")
     try:
-        wrong += _facts(manifest, target, source)
+        wrong += _facts(manifest, asked, target, source)
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
-        wrong += _samples(folder, manifest, table, target, source)
+        wrong += _samples(folder, manifest, asked, table, target, source)
         wrong += _corrupted(folder, manifest, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
 
 
-def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
+def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) -> Iterator[str]:
     """What run.json says was asked, held against itself and against the code."""
-    said, asked = manifest.threat, _threat(manifest)
+    said = manifest.threat
     measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
@@ -82,12 +86,13 @@ def _facts(manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
 
 
-def _threat(manifest: Manifest) -> Threat:
+def _threat(folder: Path, manifest: Manifest) -> Threat:
     goal = manifest.threat.target
     if manifest.threat.norm not in NORMS:
         raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
     aim = Untargeted() if goal is None else Targeted(goal)
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim)
+    limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -125,7 +130,9 @@ def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
         yield f"{name}: run.json says {said}, but the samples give {found}."
 
 
-def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, source: Source) -> Iterator[str]:
+def _samples(
+    folder: Path, manifest: Manifest, asked: Threat, table: pa.Table, target: Target, source: Source
+) -> Iterator[str]:
     ids = table.column("id").to_numpy()
     expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
     if not np.array_equal(ids, expected):
@@ -144,7 +151,7 @@ def _samples(folder: Path, manifest: Manifest, table: pa.Table, target: Target, 
             yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
             continue
         evidence[rows] = True
-        yield from _examples(manifest, columns, path_ids, rows, stored, target, source)
+        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
         yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
@@ -154,7 +161,7 @@ def _clean(
     manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted = [], []
+    relabelled, repredicted, retold = [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
@@ -162,6 +169,9 @@ def _clean(
         relabelled += list(ids[part][label[part] != y])
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
+        retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
+    if retold:
+        yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
     if relabelled:
         yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
     if repredicted:
@@ -185,6 +195,7 @@ def _clean(
 
 def _examples(
     manifest: Manifest,
+    asked: Threat,
     columns: dict[str, np.ndarray],
     ids: np.ndarray,
     rows: np.ndarray,
@@ -192,7 +203,7 @@ def _examples(
     target: Target,
     source: Source,
 ) -> Iterator[str]:
-    threat = _threat(manifest).at(max(eps for eps, _ in manifest.threat.measured))
+    threat = asked.at(max(eps for eps, _ in manifest.threat.measured))
     x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
     x_adv, y = torch.from_numpy(stored).to(target.dtype), torch.from_numpy(columns["label"][rows])
     legal, size = judge.within(target, threat, x, x_adv)
@@ -203,12 +214,14 @@ def _examples(
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
+    retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
+        (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):
@@ -244,6 +257,20 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
             others += list(part[differs])
         if others:
             yield f"corruptions: under {name} the model's decisions on rows {_some(others)} are others."
+
+
+def _retold(
+    columns: dict[str, np.ndarray], name: str, at: Any, target: Target, x: torch.Tensor, ruling: judge.Ruling
+) -> np.ndarray:
+    """Where a model whose task is not one of k classes has other truths or outputs than the samples say: [m] bool."""
+    if not isinstance(target, WithTruth) or ruling.scores is None or not len(x):
+        return np.zeros(len(x), dtype=bool)
+    found = outputs(target, x, ruling.scores.cpu())
+    alike = np.ones(len(x), dtype=bool)
+    for column, value in zip(("truth", name), found, strict=True):
+        said = np.stack(list(columns[column][at]))
+        alike &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+    return ~alike
 
 
 def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import tempfile
@@ -13,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
@@ -25,8 +23,9 @@ from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.harden import objectives, recipes
+from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
-from holdfast.harden.state import STATE, Epoch, packed, read_log
+from holdfast.harden.state import STATE, Epoch, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
@@ -39,16 +38,17 @@ from holdfast.threat import Targeted, Threat
 class Hardened:
     """What hardening leaves."""
 
-    model: nn.Module  # the best averaged weights, in eval mode
+    model: Any  # the best averaged weights: a torch module in eval mode, or a Keras model
     before: Run
     after: Run
     comparison: Comparison
     log: list[Epoch]
     folder: Path
+    file: Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
 
 
 def harden(
-    model: nn.Module | Target,
+    model: Any,
     data: Source | tuple[Any, Any],
     threat: Threat | str,
     *,
@@ -73,7 +73,7 @@ def harden(
     held out of the training data, under an attack that does not train.
 
     Args:
-        model: a torch module, or one wrapped with its bounds and preprocessing.
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
         data: a source to train on, or (x [n, *shape], y [n]) in raw units.
         threat: what to withstand; one eps for all rows, untargeted.
         recipe: `fast`, `standard` or `strong`, with any field changed as in `standard(epochs=30)`.
@@ -97,9 +97,14 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
-    target = _torch(wrap(model))
+    target = wrap(model)
+    network = network_of(model, target)
+    assert isinstance(target, TorchTarget)
+    if target.graded is not None:
+        raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
     source, judged = _sources(target, data, test, seed)
-    net = _trainable(model, target, source, recipe)
+    check_network(network, target, source, recipe)
+    _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
@@ -121,16 +126,14 @@ def harden(
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
     before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
-        training = Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell)
-        best = training.fit(net, resume=True).best_average()
-        write_bytes(folder / "model.safetensors", packed(best))
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    hard = _door(net.eval(), target)
+        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell))
+    hardened = network.read(folder)
+    hard = behind(target, hardened)
     after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
-    return Hardened(net, before, after, found, read_log(folder), folder)
+    return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
 
 
 def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:
@@ -138,13 +141,6 @@ def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> 
     made = made if objective is None else replace(made, objective=objective)
     made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
     return replace(made, objective=repr(objectives.parse(made.objective)))
-
-
-def _torch(target: Target) -> TorchTarget:
-    if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
-        kind = type(getattr(target, "model", target)).__name__
-        raise InputError(f"hardening trains a torch module, but the model is a {kind}.")
-    return target
 
 
 def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
@@ -165,45 +161,43 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     return source, judged
 
 
-def _trainable(model: Any, target: TorchTarget, source: Source, recipe: Recipe) -> nn.Module:
-    """An own copy of the network, which training may change.
+def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
+    """Refuse a network that cannot be trained on these rows, or has nothing to train.
 
     Raises:
-        InputError: it is no torch module, has nothing to train, or the data cannot train it.
+        InputError: that.
     """
-    assert isinstance(target.model, nn.Module)
     check_model(target, source)
     check_labels(source, target.task.k)
     x, _ = source.rows(0, 256)
     if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
         raise InputError(
-            f"the {type(target.model).__name__} gives scores that are not finite on the first rows of {source.name}, "
+            f"the {network.kind} gives scores that are not finite on the first rows of {source.name}, "
             f"so its loss is not either; repair its weights or its preprocessing."
         )
+    if not network.trains:
+        raise InputError(f"the {network.kind} has no parameters to train.")
+    if recipe.batch_size == 1 and network.normed:
+        raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+
+
+def _check_counts(source: Source, k: int) -> None:
     least = 10
     labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
-    counts = np.bincount(labels.astype(np.int64), minlength=target.task.k)
+    counts = np.bincount(labels.astype(np.int64), minlength=k)
     if int(counts.min()) < least:
         raise InputError(
             f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
-            f"{least} of each of the {target.task.k} classes that the model knows."
+            f"{least} of each of the {k} classes that the model knows."
         )
-    net = copy.deepcopy(target.model)
-    fixed = {n for n, w in model.named_parameters() if not w.requires_grad} if isinstance(model, nn.Module) else set()
-    for name, weight in net.named_parameters():
-        weight.requires_grad_(name not in fixed and weight.is_floating_point())
-    if not any(weight.requires_grad for weight in net.parameters()):
-        raise InputError(f"the {type(net).__name__} has no parameters to train.")
-    if recipe.batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
-        raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
-    return net
 
 
 def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
-    if isinstance(threat.goal, Targeted) or threat.mask is not None or isinstance(threat.eps, Tensor):
+    if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
         raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
-    check_fit(attacks.parse(recipe.judge), target, threat)
+    if recipe.judge:
+        check_fit(attacks.parse(recipe.judge), target, threat)
 
 
 def _open(folder: Path, asked: dict[str, str], *, resume: bool) -> None:
@@ -219,17 +213,3 @@ def _open(folder: Path, asked: dict[str, str], *, resume: bool) -> None:
         raise InputError(f"{folder} holds other files; choose another --out.")
     else:
         write_bytes(note, json.dumps(asked, indent=1).encode())
-
-
-def _door(net: nn.Module, like: TorchTarget) -> Target:
-    """A trained network behind the same door as the one that it came from."""
-    return wrap(
-        net,
-        bounds=(like.bounds.low, like.bounds.high),
-        preprocess=like.preprocess,
-        probabilities=like.probabilities,
-        batch_size=like.batch_size,
-        device=like.device,
-        layout=like.layout,
-        output=like.output,
-    )

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from holdfast import attacks
 from holdfast.attacks.attack import Attack, perturb, run
@@ -25,58 +24,11 @@ from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.state import STATE, Epoch, State, blend, packed, table
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
-from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import sealed
 from holdfast.threat import Threat
 
 _BLOCK = 8192  # rows shuffled at once: a set larger than memory streams
 _GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
-
-
-def train(
-    model: nn.Module,
-    data: Source,
-    *,
-    epochs: int = 15,
-    batch_size: int = 64,
-    rate: float = 2e-3,
-    seed: int = 0,
-    preprocess: tuple[Preprocess, ...] = (),
-    device: str = "cpu",
-    watch: Callable[[int, int, float, float], None] = lambda *_: None,
-) -> nn.Module:
-    """Train a model on labelled rows, in place, with Adam; returns it in eval mode.
-
-    Rows are shuffled by `seed`; the same seed gives the same weights on the same machine.
-
-    Args:
-        watch: told of each epoch: its number from 1, their count, the mean loss and the training accuracy.
-
-    Raises:
-        InputError: the loss is no longer finite.
-    """
-    model.to(device).train()
-    adam = torch.optim.Adam(model.parameters(), rate)
-    steps = epochs * -(-len(data) // batch_size)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    with sealed(seed), torch.enable_grad():
-        for epoch in range(1, epochs + 1):
-            total, right = 0.0, 0
-            for rows in read(data, shuffled(len(data), batch_size, seed + epoch)):
-                x, y = (torch.from_numpy(part).to(device) for part in rows)
-                for step in preprocess:
-                    x = step(x)
-                z = model(x)
-                loss = F.cross_entropy(z, y.long())
-                adam.zero_grad()
-                loss.backward()
-                adam.step()
-                cosine.step()
-                total, right = total + float(loss.detach()) * len(y), right + int((z.argmax(1) == y).sum())
-            if not np.isfinite(total):
-                raise InputError(f"the loss is not finite in epoch {epoch}; try a lower --rate than {rate:g}.")
-            watch(epoch, epochs, total / len(data), right / len(data))
-    return model.eval()
 
 
 @dataclass
@@ -206,8 +158,10 @@ class Training:
             right = door.task.predict(door.all_scores(x)) == y
             near = objective.near(self._craft(door, float(self.threat.eps), self.seed), x, y)
             inner = door.task.predict(door.all_scores(near)) == y
-        books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
-        stood = (books.outcome == attacks.Outcome.SURVIVED) & right
+        stood = right
+        if self.recipe.judge:
+            books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
+            stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         return tuple(float(column.double().mean()) for column in (right, inner & right, stood))  # pyright: ignore[reportReturnType]
 
     def _craft(self, live: TorchTarget, eps: float, seed: int) -> objectives.Craft:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from holdfast.report import words
-from holdfast.runs.manifest import CurvePoint
+from holdfast.runs.manifest import CurvePoint, Interval
 
 # Colours to draw with, which `_svg` turns into the page's own.
 INK, MUTED, LINE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
@@ -71,6 +71,49 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         )
         said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
         return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
+
+
+def tradeoff(
+    first: tuple[Interval, Interval],
+    second: tuple[Interval, Interval],
+    epochs: Sequence[tuple[float, float]] = (),
+    name: str = "tradeoff",
+) -> str:
+    """Robust over clean accuracy: two models as points with their intervals, and what training went through between."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(color=LINE, linewidth=0.8)
+        if epochs:
+            path = np.array(epochs)
+            axes.plot(*path.T, color=MUTED, linewidth=0.8, marker=".", markersize=4, label="epochs, on rows held out")
+        said = []
+        for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
+            at, low, high = np.array([[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float)
+            if np.isnan(at).any():
+                continue
+            bars = np.stack([at - low, high - at], 1)[..., None]  # [clean or robust, down or up, 1]
+            axes.errorbar(
+                *at,
+                xerr=bars[0],
+                yerr=bars[1],
+                fmt="o",
+                color=ACCENT,
+                markerfacecolor=fill,
+                markersize=8,
+                elinewidth=1.4,
+                label=f"{label}, with 95 % intervals",
+                zorder=4,
+            )
+            said.append(f"{label} {words.percent(at[0])} clean and {words.percent(at[1])} robust")
+        axes.set(ylim=(-0.02, 1), xlabel="clean accuracy", ylabel="robust accuracy")
+        axes.set_xlim(right=min(1.0, axes.get_xlim()[1]) + 0.004)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=9, handletextpad=0.4)
+        return _svg(figure, name, f"Robust over clean accuracy: {'; '.join(said) or 'nothing measured'}.")
 
 
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -44,11 +45,8 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _render(folder: Path) -> str:
-    manifest = read_manifest(folder)
-    stored, examples = _gallery(folder, manifest)
-    names = [words.class_name(manifest, c) for c in range(len(manifest.metrics.confusion.clean))]
-    clean, attacked = manifest.metrics.confusion.clean, manifest.metrics.confusion.attacked
+def rendered(template: str, **values: Any) -> str:
+    """A page from a template of this package, with its style sheet and the filters that all share."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
@@ -57,17 +55,26 @@ def _render(folder: Path) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    return environment.from_string(_text("report.html.j2")).render(
+    return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+
+
+def _render(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    stored, examples = _gallery(folder, manifest)
+    counts = manifest.metrics.confusion
+    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+    return rendered(
+        "report.html.j2",
         m=manifest,
-        words=words,
         audit=audit,
         name=lambda label: words.class_name(manifest, label),
-        css=Markup(_text("report.css")),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
-            ("On clean inputs", Markup(figures.confusion(clean, names, "Clean inputs", "confusion-clean"))),
-            ("Under attack", Markup(figures.confusion(attacked, names, "Under attack", "confusion-attacked"))),
-        ],
+            ("On clean inputs", Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean"))),
+            ("Under attack", Markup(figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked"))),
+        ]
+        if counts
+        else [],
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
@@ -104,6 +111,9 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
 
 
 def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest) -> Example:
+    if manifest.model.free:  # what may change stands last
+        free = manifest.model.free
+        x, x_adv = (row.reshape(-1)[-math.prod(free) :].reshape(free) for row in (x, x_adv))
     difference = x_adv - x
     at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
     widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))

@@ -1,14 +1,20 @@
-"""Two runs side by side on the terminal."""
+"""Two runs side by side: on the terminal, and as a page."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.report import words
+from holdfast.report import figures, html, words
 from holdfast.runs.compare import Comparison, Paired, Spread
+from holdfast.runs.store import write_bytes
 
 
 def summary(found: Comparison) -> RenderableType:
@@ -56,3 +62,23 @@ def sentence(f: Paired) -> str:
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
     what = "more than chance" if f.p < 0.05 else "may be chance"
     return f"{f.name.capitalize()} changes by {share}; McNemar p {chance}: {what})."
+
+
+def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] = ()) -> Path:
+    """Write the comparison as a page. It links to the pages of the two runs, where they have some.
+
+    Args:
+        epochs: clean and robust accuracy after each epoch of the training between them, on rows held out.
+    """
+    clean, robust = found.figures
+    pages = [Path(run) / "report.html" for run in found.runs]
+    content = html.rendered(
+        "paired.html.j2",
+        c=found,
+        said=[sentence(f) for f in (robust, clean)],
+        links=[os.path.relpath(page, path.parent) if page.exists() else None for page in pages],
+        tradeoff=Markup(figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)),
+        epochs=len(epochs),
+    )
+    write_bytes(path, content.encode())
+    return path

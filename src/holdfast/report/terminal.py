@@ -57,6 +57,10 @@ def _figures(manifest: Manifest) -> Table:
         rows.append(("certified accuracy", m.certified_accuracy))
     for label, share in [*rows, ("attack success rate", m.attack_success_rate)]:
         table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
+    for label, share in (
+        [] if m.errors is None else [("clean error", m.errors.clean), ("attacked error", m.errors.attacked)]
+    ):
+        table.add_row(f"{label}, median", words.number(share.median), "", f"{share.n:,}")
     return table
 
 

@@ -115,6 +115,11 @@ def class_name(manifest: Manifest, label: int) -> str:
 
 def freedom(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
+    limited = "limits=" in manifest.threat.text
+    return _freedom(manifest) + (", times a scale and within a mask of each value's own" if limited else "")
+
+
+def _freedom(manifest: Manifest) -> str:
     threat = manifest.threat
     if manifest.model.moved is not None and threat.norm == "linf":
         name, _, bounds = spec.call(manifest.model.moved)
@@ -154,7 +159,7 @@ def headline(manifest: Manifest) -> str:
 def asides(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
-    said = []
+    said = [right] if (right := _right(manifest.model)) else []
     if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
         said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
@@ -163,6 +168,22 @@ def asides(manifest: Manifest) -> list[str]:
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     return said
+
+
+def outputs(model: ModelInfo) -> str:
+    """What the model's outputs are."""
+    return {"classes": "classes", "multilabel": "labels"}.get(model.task, "outputs")
+
+
+def _right(model: ModelInfo) -> str:
+    """What counts as right, where that is no class."""
+    if model.task == "classes":
+        return ""
+    if model.task == "multilabel":
+        return f"Right means all {model.classes:,} labels of an input."
+    tolerance = spec.call(model.task)[2]["tolerance"]
+    of = "the output" if model.classes == 1 else f"each of {model.classes:,} outputs"
+    return f"Right means {of} within {number(tolerance)} of the truth."
 
 
 def _inputs(n: int) -> str:

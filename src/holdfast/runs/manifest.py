@@ -32,9 +32,13 @@ class ModelInfo(Record):
     spec: str  # what the user typed, or the type of a live object
     arch: str | None = None
     fingerprint: str  # SHA-256 of architecture, weights, preprocessing and bounds
-    bounds: tuple[float, float]
+    bounds: tuple[float, float]  # or the extremes of those that each feature has of its own
+    box: str | None = None  # SHA-256 of these, which are in limits.safetensors
     shape: list[int]
-    classes: int
+    classes: int  # or labels, or outputs
+    task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
+    free: list[int] | None = None  # shape of the last features of a flat input, where they alone may change
+    attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
     layout: str = "nchw"
@@ -145,6 +149,13 @@ class Sizes(Record):
     maximum: Real
 
 
+class Errors(Record):
+    """Errors of a regression, max |f - y| of each row; under attack: on the stored example where broken."""
+
+    clean: Sizes
+    attacked: Sizes
+
+
 class CurvePoint(Record):
     """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from recorded sizes
     alone, and is an upper bound."""
@@ -188,13 +199,14 @@ class Metrics(Record):
     robust_accuracy: Interval
     attack_success_rate: Interval  # broken, of those that the model had right
     certified_accuracy: Interval | None = None
-    precision: Pair  # macro averages
-    recall: Pair
-    f1: Pair
+    precision: Pair = Pair(clean=None, attacked=None)  # macro averages, over classes or labels
+    recall: Pair = Pair(clean=None, attacked=None)
+    f1: Pair = Pair(clean=None, attacked=None)
     counts: dict[Status, int]
-    per_class: list[ClassMetrics]
-    confusion: Confusion
+    per_class: list[ClassMetrics] = []  # or per label, of the rows that bear it
+    confusion: Confusion | None = None  # of classes alone
     sizes: Sizes
+    errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     queries: list[QueryPoint] = []
     median_queries: Real = None  # of the inputs that fell
     curve: list[CurvePoint]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ from holdfast.runs.manifest import (
     CorruptionMetrics,
     CorruptionPoint,
     CurvePoint,
+    Errors,
     Interval,
     Metrics,
     Pair,
@@ -73,6 +74,16 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return high
 
 
+OUTPUTS = pa.schema(
+    [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
+)  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
+
+
+def schema_of(columns: Container[str]) -> pa.Schema:
+    """The columns of samples: with `OUTPUTS`, where there are these."""
+    return pa.schema([*SAMPLES, *OUTPUTS]) if "truth" in columns else SAMPLES
+
+
 def interval(successes: int, n: int) -> Interval:
     """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
     if n == 0:
@@ -88,6 +99,7 @@ def measure(
     classes: int,
     limits: Sequence[tuple[float, float]],
     class_names: Sequence[str] | None = None,
+    task: str = "classes",
 ) -> Metrics:
     """All metrics of a table of samples.
 
@@ -98,6 +110,8 @@ def measure(
         classes: how many the model knows.
         limits: (eps, largest legal size) of each eps at which the protocol was run, the threat's own first.
         class_names: for the per-class table.
+        task: what is right; of one that is not one of k classes the label is 0, and another prediction says in which
+            way the model is wrong.
     """
     everything = samples.column("status").to_numpy(zero_copy_only=False)
     counts = Counter(everything.tolist())
@@ -112,9 +126,31 @@ def measure(
     n = len(status)
 
     spent = table.column("queries").to_numpy()[status == "broken"]
-    names = list(class_names) if class_names is not None else [str(c) for c in range(classes)]
+    names = list(class_names) if class_names is not None else [str(c) for c in range(classes + 1)]
+    shown = Metrics(
+        clean_accuracy=interval(int(right.sum()), n),
+        robust_accuracy=interval(int(robust.sum()), n),
+        attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
+        counts={s: counts.get(s, 0) for s in get_args(Status)},
+        sizes=_sizes(size[status == "broken"]),
+        queries=_queries(spent, int(right.sum())),
+        median_queries=float(np.median(spent)) if len(spent) else None,
+        curve=_curve(size, status, limits, int(right.sum()), n),
+    )
+    if task.startswith("regression"):
+        told = _outputs(table, classes)
+        far = [np.abs(told[which] - told["truth"]).max(1) for which in ("clean_output", "attacked_output")]
+        clean_errors, attacked_errors = (_sizes(error[np.isfinite(error)]) for error in far)
+        return shown.model_copy(update={"errors": Errors(clean=clean_errors, attacked=attacked_errors)})
+    if task == "multilabel":
+        told = _outputs(table, classes)
+        label, clean, attacked = told["truth"] > 0, told["clean_output"] > 0, told["attacked_output"] > 0
+        bears, names, confusion = label, [name.removesuffix(" wrong") for name in names[1:]], None
+    else:
+        bears = label.reshape(-1, 1) == np.arange(classes)
+        confusion = Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes))
     scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
-    present = np.isin(np.arange(classes), label)
+    present = np.any(bears, axis=0)
 
     def pair(which: int, c: int | None = None) -> Pair:
         pick = (lambda v: float(v[present].mean())) if c is None else (lambda v: float(v[c]))
@@ -124,8 +160,8 @@ def measure(
         ClassMetrics(
             label=c,
             name=names[c],
-            clean_accuracy=interval(int((right & (label == c)).sum()), int((label == c).sum())),
-            robust_accuracy=interval(int((robust & (label == c)).sum()), int((label == c).sum())),
+            clean_accuracy=interval(int((right & bears[:, c]).sum()), int(bears[:, c].sum())),
+            robust_accuracy=interval(int((robust & bears[:, c]).sum()), int(bears[:, c].sum())),
             precision=pair(0, c),
             recall=pair(1, c),
             f1=pair(2, c),
@@ -133,22 +169,15 @@ def measure(
         for c in range(classes)
         if present[c]
     ]
-    return Metrics(
-        clean_accuracy=interval(int(right.sum()), n),
-        robust_accuracy=interval(int(robust.sum()), n),
-        attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
-        precision=pair(0) if n else Pair(clean=None, attacked=None),
-        recall=pair(1) if n else Pair(clean=None, attacked=None),
-        f1=pair(2) if n else Pair(clean=None, attacked=None),
-        counts={s: counts.get(s, 0) for s in get_args(Status)},
-        per_class=per_class,
-        confusion=Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)),
-        sizes=_sizes(size[status == "broken"]),
-        queries=_queries(spent, int(right.sum())),
-        median_queries=float(np.median(spent)) if len(spent) else None,
-        calibration=_calibration(table, label, clean, attacked),
-        curve=_curve(size, status, limits, int(right.sum()), n),
-    )
+    averages = {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))} if present.any() else {}
+    worth = _calibration(table, label, clean, attacked) if task == "classes" else None
+    return shown.model_copy(update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth})
+
+
+def _outputs(table: pa.Table, k: int) -> dict[str, np.ndarray]:
+    """The columns of `OUTPUTS`, [n, k] each."""
+    flat = {name: table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names}
+    return {name: values.reshape(-1, k) for name, values in flat.items()}
 
 
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # kinds that are in no mean, as in the paper
@@ -196,6 +225,11 @@ def mean_interval(values: np.ndarray) -> Interval:
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not len(label):
         return np.full(classes, np.nan), np.full(classes, np.nan), np.full(classes, np.nan)
+    if label.ndim == 2:  # labels, of which scikit-learn takes one alone for a class
+        hits, said, borne = (label & predicted).sum(0), predicted.sum(0), label.sum(0)
+        of = (said, borne, (said + borne) / 2)
+        precision, recall, f1 = (hits / np.maximum(count, 0.5) for count in of)
+        return precision, recall, f1
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, _ = precision_recall_fscore_support(

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from holdfast.errors import InputError
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.metrics import SAMPLES
+from holdfast.runs.metrics import schema_of
 
 
 class Rows(Protocol):
@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def write_samples(folder: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(SAMPLES), sink)
+    pq.write_table(table.cast(schema_of(table.column_names)), sink)
     write_bytes(folder / "samples.parquet", sink.getvalue().to_pybytes())
 
 
@@ -86,7 +86,7 @@ def read_samples(folder: Path) -> pa.Table:
     path = folder / "samples.parquet"
     try:
         table = pq.read_table(path)
-        return table.cast(SAMPLES)
+        return table.cast(schema_of(table.column_names))
     except (OSError, pa.ArrowException, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
 
@@ -143,9 +143,21 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield tensors["id"], tensors["x"]
 
 
+def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
+    """What is said for each feature: low and high of the bounds, scale of eps, mask; no file where nothing is."""
+    if limits:
+        write_tensors(folder / "limits.safetensors", limits)
+
+
+def read_limits(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / "limits.safetensors"
+    return read_tensors(path)[0] if path.exists() else {}
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples and gallery."""
-    paths = [folder / name for name in ("samples.parquet", "corruptions.parquet", "gallery.safetensors")]
+    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery and limits."""
+    names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
+    paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()}
 

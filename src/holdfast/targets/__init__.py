@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from holdfast.errors import InputError
 from holdfast.targets import loading
 from holdfast.targets.adopt import adopt
 from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.several import joined
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
+from holdfast.tasks import parse as parse_task
 
 __all__ = ["Access", "Bounds", "Target", "TorchTarget", "load", "wrap"]
 
@@ -30,22 +33,27 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: 
 def wrap(
     model: Any,
     *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
     preprocess: Preprocess | Sequence[Preprocess] = (),
     framework: str | None = None,
     gives: str | None = None,
+    inputs: Sequence[Sequence[int]] | None = None,
+    attacked: int = 0,
     **options: Any,
 ) -> Target:
     """Put a model behind the door: picks the adapter by the model's kind.
 
     Args:
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
-            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is.
-        bounds: the range of raw inputs; eps is in the same units.
+            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is, with its task.
+        bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order.
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
+        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then flat: the others, in
+            their order, and last the attacked one.
+        attacked: the place of the one that may change.
         options: see `TorchTarget`.
 
     Raises:
@@ -61,6 +69,8 @@ def wrap(
                 f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is wrapped already; say it "
                 f"where the model is wrapped, or in the endpoint's config."
             )
+        task = options.get("task")
+        model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model
     steps: Sequence[Preprocess] = (preprocess,) if isinstance(preprocess, Callable) else preprocess
     odd = [step for step in steps if not is_dataclass(step)]
@@ -69,5 +79,13 @@ def wrap(
             f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
             f"put it into the model."
         )
+    if inputs is not None:
+        if steps:
+            raise InputError(
+                "a model of several inputs takes no preprocess, which would not know which; put it into the model."
+            )
+        shapes = [tuple(shape) for shape in inputs]
+        model = joined(model, shapes, attacked)
+        options |= {"free": shapes[attacked], "attacked": attacked, "shape": (sum(map(math.prod, shapes)),)}
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
     return TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)

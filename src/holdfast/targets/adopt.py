@@ -78,8 +78,8 @@ def by_trial(model: Callable[..., Any], x: Tensor, **options: Any) -> nn.Module 
 
 def _told_by_type(model: Any) -> str | None:
     if isinstance(model, (nn.Module, Foreign)):
-        return "keras" if _is_keras(model) else None
-    if _is_keras(model):
+        return "keras" if is_keras(model) else None
+    if is_keras(model):
         return "keras"
     if callable(model):
         found = _framework_of(model)
@@ -87,7 +87,7 @@ def _told_by_type(model: Any) -> str | None:
     return "sklearn" if hasattr(model, "predict") else None
 
 
-def _is_keras(model: Any) -> bool:
+def is_keras(model: Any) -> bool:
     return any(
         kind.__module__.partition(".")[0] == "keras" and kind.__name__ == "Model" for kind in type(model).__mro__
     )

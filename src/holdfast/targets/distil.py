@@ -68,9 +68,7 @@ def distil(
             length = (0.5 + torch.rand(len(some), *[1] * len(shape)).to(some)) * (
                 target.bounds.high - target.bounds.low
             )
-            moved = (some + way * step * length * _slope(net, some, target)).clamp(
-                target.bounds.low, target.bounds.high
-            )
+            moved = (some + way * step * length * _slope(net, some, target)).clamp(*target.bounds.sides(some))
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batch_size}

@@ -28,6 +28,7 @@ class Foreign(ABC):
     classes: int | None = None  # where the output does not tell
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
+    trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
     @abstractmethod
     def infer(self, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from holdfast.targets.answers import Answers
 from holdfast.targets.endpoint import Endpoint, read
 from holdfast.targets.messages import BadAnswer, decode, encode
 from holdfast.targets.target import Access, Bounds, Target
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
 _FINAL = {
@@ -103,6 +103,8 @@ class HttpTarget(Target):
         z = torch.from_numpy(self._answers(x))
         if not self.probabilities:
             return z
+        if self.graded is not None:
+            return odds(z)
         if self.task.k == 2:  # a single probability, served as two classes
             z = torch.stack([torch.where(z[:, 0] == 0, 1 - z[:, 1], z[:, 0]), z[:, 1]], 1)
         return z.clamp_min(torch.finfo(z.dtype).tiny).log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,14 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
     """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
     keras = need("keras", "keras", "a Keras model")
     digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
-    model, remarks = _without_softmax(keras, model, output)
+    adapted = _adapted(keras, *_without_softmax(keras, model, output), output, digest)
+    adapted.trainable = model
+    return adapted
+
+
+def _adapted(
+    keras: Any, model: Any, remarks: tuple[tuple[str, str], ...], output: str | int | None, digest: bytes
+) -> Foreign:
     backend = keras.config.backend()
     if backend == "torch":
         return KerasOnTorch(model, output, digest, remarks)
@@ -108,6 +116,13 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
     return TensorFlowModel(
         lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest, remarks=remarks
     )
+
+
+def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -> Any:
+    """A Keras model of several inputs, given flat rows of so many features."""
+    keras = need("keras", "keras", "a Keras model")
+    rows = keras.Input((features,))
+    return keras.Model(rows, model(split(rows, keras.ops.reshape)))
 
 
 def _without_softmax(keras: Any, model: Any, output: str | int | None) -> tuple[Any, tuple[tuple[str, str], ...]]:

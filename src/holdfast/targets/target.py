@@ -6,21 +6,22 @@ knows a loss, no loss knows a framework.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Graded
 
 T = TypeVar("T")
 Pullback = Callable[[Tensor], Tensor]
@@ -36,16 +37,59 @@ class Access(IntEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The box of legal inputs, in raw units."""
+    """The box of legal inputs, in raw units.
+
+    `each` are lows and highs of every feature ([*shape] each), where they differ: `Bounds.of((lows, highs))`. The
+    numbers are then their extremes.
+    """
 
     low: float = 0.0
     high: float = 1.0
+    each: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
             raise InputError(
                 f"bounds are [{self.low:g}, {self.high:g}], but they are two finite numbers, the lower one first."
             )
+
+    @staticmethod
+    def of(bounds: Bounds | tuple[Any, Any]) -> Bounds:
+        """Bounds from two numbers, or from two arrays of one shape.
+
+        Raises:
+            InputError: not finite, or a low above its high.
+        """
+        if isinstance(bounds, Bounds):
+            return bounds
+        low, high = (torch.as_tensor(side).cpu() for side in bounds)
+        if not low.ndim and not high.ndim:
+            return Bounds(*bounds)
+        low, high = torch.broadcast_tensors(low.double(), high.double())
+        if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
+            raise InputError(
+                "bounds hold a low and a high for each feature: finite numbers, the low not above the high."
+            )
+        return Bounds(float(low.min()), float(high.max()), (low, high))
+
+    def sides(self, like: Tensor) -> tuple[Any, Any]:
+        """Low and high, to broadcast against [n, *shape]."""
+        return (self.low, self.high) if self.each is None else (self.each[0].to(like), self.each[1].to(like))
+
+    def clamp(self, x: Tensor) -> Tensor:
+        return x.clamp(*self.sides(x))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Whether all of each row is: [n] bool; NaN is not."""
+        low, high = self.sides(x)
+        return ((x >= low) & (x <= high)).flatten(1).all(1)
+
+    @property
+    def ulp(self) -> float | Tensor:
+        """What rounding a legal input to float32 adds at most: one number, or [*shape]."""
+        if self.each is None:
+            return 2.0**-24 * max(abs(self.low), abs(self.high))
+        return 2.0**-24 * self.each[0].abs().maximum(self.each[1].abs())
 
 
 class Target(ABC):
@@ -59,7 +103,9 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
+    graded: Graded | None = None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     free: tuple[int, ...] | None = None  # shape of the last features of a flat input, where they alone may change
+    beside: int = 0  # how many features of a flat input, the first, are no inputs of which the bounds speak
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
@@ -81,6 +127,9 @@ class Target(ABC):
         """
         if self.shape is not None and tuple(self.shape) != tuple(shape):
             raise InputError(f"inputs are {tuple(shape)}, but the model takes {tuple(self.shape)}.")
+        form = tuple(self.free or shape)
+        if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != form:
+            raise InputError(f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is {form}.")
         self.shape = tuple(shape)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -110,7 +159,9 @@ class Target(ABC):
     def describe(self) -> dict[str, object]:
         """What the manifest says of the target, beside its fingerprint."""
         shape = list(self.shape or ())
-        return {
+        box = b"".join(side.numpy().tobytes() for side in self.bounds.each or ())
+        own: dict[str, object] = {"box": hashlib.sha256(box).hexdigest()} if box else {}
+        return own | {
             "bounds": [self.bounds.low, self.bounds.high],
             "shape": shape,
             "classes": self.task.k,
@@ -136,6 +187,10 @@ class Target(ABC):
     def all_scores(self, x: Tensor) -> Tensor:
         """Scores of any number of rows, in micro-batches."""
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
+
+    def answers(self, x: Tensor) -> Tensor:
+        """What the model itself gives for any number of rows: [n, k], whatever is then made of it."""
+        return self.all_scores(x)
 
     def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own shape."""

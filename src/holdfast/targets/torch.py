@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from holdfast.targets.adopt import by_trial
 from holdfast.targets.foreign import Foreign, chosen
 from holdfast.targets.preprocess import Preprocess
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
-from holdfast.tasks import Classes
+from holdfast.tasks import Classes, Graded, odds
+from holdfast.tasks import parse as parse_task
 
 
 class TorchTarget(Target):
@@ -30,7 +32,7 @@ class TorchTarget(Target):
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A `Foreign` one runs
             in its own framework.
-        bounds: the box of raw inputs.
+        bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
         probabilities: the model gives probabilities; scores are their logarithms.
@@ -40,6 +42,10 @@ class TorchTarget(Target):
             wants, or what its own shape of inputs says.
         output: which of several outputs are the scores, by name or place.
         classes: how many there are, for a model that gives labels.
+        task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose outputs [n, k] are
+            taken as they are; their truths are [n, k] too.
+        free: shape of the last features of flat inputs, where they alone may change; bounds are then of these.
+        attacked: which of a model's several inputs that is.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
         compile: compile what gradients are taken of; pays for large models on accelerators.
 
@@ -64,16 +70,21 @@ class TorchTarget(Target):
         layout: str | None = None,
         output: str | int | None = None,
         classes: int | None = None,
+        task: str | Graded | None = None,
+        free: tuple[int, ...] | None = None,
+        attacked: int | None = None,
         precision: str = "float32",
         compile: bool = False,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
-        self.bounds = bounds if isinstance(bounds, Bounds) else Bounds(*bounds)
+        self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
         self.probabilities = probabilities
         self.batch_size = batch_size
         self.output, self.classes = output, classes
+        self.free, self.attacked = free, attacked
+        self.graded = parse_task(task) if isinstance(task, str) else task
         self._layout_given = layout is not None
         self.layout = layout or "nchw"
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
@@ -89,7 +100,8 @@ class TorchTarget(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         if self.shape is not None:
             return super().bind(shape)
-        self.shape = shape
+        super().bind(shape)
+        self.beside = 0 if self.free is None else math.prod(shape) - math.prod(self.free)
         if not isinstance(self.model, (nn.Module, Foreign)):
             with sealed(0):
                 self._take(by_trial(self.model, self._probe(), output=self.output, classes=self.classes))
@@ -185,6 +197,7 @@ class TorchTarget(Target):
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
+            | ({} if self.free is None else {"free": list(self.free), "attacked": self.attacked})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
@@ -219,10 +232,12 @@ class TorchTarget(Target):
                 f"module that returns the logits alone."
             )
         z = z if z.dtype == torch.float64 else z.float()
+        if self.graded is not None and z.ndim <= 2 and z.shape[:1] in ((n,), ()):
+            z = z.reshape(n, -1)
+            return odds(z) if self.probabilities else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
-            least = torch.finfo(z.dtype).tiny
-            z = z.clamp_min(least).log() - (1 - z).clamp_min(least).log() if self.probabilities else z
+            z = odds(z) if self.probabilities else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
             raise InputError(

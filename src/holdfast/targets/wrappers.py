@@ -32,7 +32,7 @@ class Around(Target):
         inner = self.inner
         self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
         self.caution, self.approximate, self.lent = inner.caution, inner.approximate, inner.lent
-        self.remarks = inner.remarks
+        self.remarks, self.graded = inner.remarks, inner.graded
 
     @property
     def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

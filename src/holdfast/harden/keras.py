@@ -1,0 +1,337 @@
+"""Keras models, hardened: trained on Keras's own torch backend by the one loop, and carried back.
+
+A Keras 3 model is written once for every backend, and on the torch backend it is a torch function. So the model is
+rebuilt there, trained as any torch module is, and its weights go back into the model as it came: every objective,
+recipe and guard works, on every device of torch, and no second trainer has to be kept right. The other way, gradients
+on the weights through each framework's door, would need one more pass per framework and could not differentiate
+twice, which some objectives do.
+
+The backend is chosen when Keras is imported, so the training has a process of its own. What the two backends make of
+the same weights is compared before training and after; a model whose layers call one framework directly cannot come
+along. The softmax at a model's end is left out while training, and is there again in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import keras
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from holdfast import spec, usercode
+from holdfast.data import Source, from_arrays
+from holdfast.errors import HoldfastError, InputError
+from holdfast.harden.network import behind
+from holdfast.harden.recipes import Recipe
+from holdfast.harden.state import Epoch
+from holdfast.harden.trainer import Training
+from holdfast.runs.store import write_bytes
+from holdfast.targets import TorchTarget, preprocess, wrap
+from holdfast.targets.keras import KerasOnTorch, load
+from holdfast.threat import Threat
+
+_KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
+_PROBED = 64  # held rows on which the backends are compared
+APART = 1e-3  # by which their scores may differ, relative to the largest: rounding
+
+
+class KerasNetwork:
+    """A Keras model on any backend. Layers that are not trainable stay as they are.
+
+    Args:
+        model: the live model. It is saved, and never changed.
+    """
+
+    file = "model.keras"
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.kind = model, type(model).__name__
+        self.trains = bool(model.trainable_variables)
+        self.normed = any(type(layer).__name__ == "BatchNormalization" for layer in model._flatten_layers())
+
+    def train(self, training: Training) -> None:
+        assert training.folder is not None
+        work = training.folder / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            self._hand_over(training, work)
+            failed = _in_torch(work, training)
+            if (work / "weights.safetensors").exists():
+                write_bytes(training.folder / self.file, self._carried_back(work))
+            if failed is not None:
+                raise InputError(failed.replace(_KEPT, self.file))
+            hardened = behind(training.target, self.read(training.folder))
+            _agree(hardened, training.held, work / "after.npy", "the hardened file gives")
+        finally:
+            (training.folder / _KEPT).unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+
+    def read(self, folder: Path) -> Any:
+        return load(folder / self.file, trust=True)  # it was written here, from a model that runs here
+
+    def _hand_over(self, training: Training, work: Path) -> None:
+        self.model.save(work / "model.keras")
+        for name, source in (("train", training.data), ("held", training.held)):
+            _store(source, work, name)
+        target = training.target
+        np.save(work / "before.npy", _probe(target, training.held))
+        job = {
+            "code": _own_code(),
+            "threads": torch.get_num_threads(),
+            "door": {
+                "bounds": [side.tolist() for side in each]
+                if (each := target.bounds.each)
+                else [target.bounds.low, target.bounds.high],
+                "layout": target.layout,
+                "output": target.output,
+                "batch_size": target.batch_size,
+                "device": str(target.device),
+            },
+            "preprocess": [spec.write(step, whole=True) for step in target.preprocess],
+            "probabilities": target.probabilities,
+            "threat": repr(training.threat),
+            "recipe": asdict(training.recipe),
+            "seed": training.seed,
+            "floor": training.floor,
+            "every": training.every,
+        }
+        (work / "job.json").write_text(json.dumps(job))
+
+    def _carried_back(self, work: Path) -> bytes:
+        """The .keras file of the model as it came, with the trained weights."""
+        weights = load_file(work / "weights.safetensors")
+        own = load(work / "model.keras", trust=True)
+        own.set_weights([weights[str(i)].numpy() for i in range(len(weights))])
+        own.save(work / "hardened.keras")
+        return (work / "hardened.keras").read_bytes()
+
+
+class Rebuilt(nn.Module):
+    """A Keras model on the torch backend as a plain torch module.
+
+    What it trains are parameters; its statistics and random states are buffers, and move in train mode.
+
+    Args:
+        flat: it takes [n, features], whatever the shape of the data.
+    """
+
+    def __init__(self, model: Any, *, flat: bool) -> None:
+        super().__init__()
+        trained, fixed = model.trainable_variables, model.non_trainable_variables
+        self.trained = nn.ParameterList([v.value.detach().clone() for v in trained])
+        self.fixed = [f"fixed{i}" for i in range(len(fixed))]
+        for name, v in zip(self.fixed, fixed, strict=True):
+            self.register_buffer(name, v.value.detach().clone())
+
+        # A function, which copies of this module share: the model says how, and its own weights lie idle.
+        def ask(x: Tensor, values: list[Tensor], training: bool) -> tuple[Any, list[Any]]:
+            with keras.StatelessScope(list(zip((*trained, *fixed), values, strict=True))) as scope:
+                z = model(x.flatten(1) if flat else x, training=training)
+            return z, [scope.get_current_value(v) for v in fixed]
+
+        self.ask = ask
+
+    def forward(self, x: Tensor) -> Any:
+        held = [getattr(self, name) for name in self.fixed]
+        z, moved = self.ask(x, [*self.trained, *held], self.training)
+        if self.training:
+            for name, value in zip(self.fixed, moved, strict=True):
+                setattr(self, name, value.detach())
+        return z
+
+
+def _in_torch(work: Path, training: Training) -> str | None:
+    """Train in a process whose Keras runs on torch; why it failed, where the training itself did.
+
+    Raises:
+        InputError: the model cannot be rebuilt there.
+    """
+    paths = [path or os.getcwd() for path in sys.path]
+    env = os.environ | {
+        "KERAS_BACKEND": "torch",
+        "KERAS_TORCH_DEVICE": str(training.target.device),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    with (
+        (work / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=env,
+            text=True,
+        ) as child,
+    ):
+        try:
+            failed = _listen(child.stdout, training.watch)
+        except BaseException:
+            child.kill()
+            raise
+        child.wait()  # before its standard input is closed, which would end it
+    if failed is None and child.returncode:
+        last = ((work / "stderr").read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"the model cannot be trained on Keras's torch backend: {last.rstrip('.')}.")
+    return failed
+
+
+def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
+    failed = None
+    for line in lines or ():
+        said = json.loads(line)
+        failed = said.get("failed", failed)
+        if "epoch" in said:
+            watch(Epoch(**said["epoch"]))
+    return failed
+
+
+def _main(work: Path) -> None:
+    """In the process of its own: train, tell each epoch as a line of JSON, and leave the weights."""
+    # What frameworks print is not meant for the listener; and where that one is gone, so is the reason to go on.
+    line, sys.stdout = sys.stdout, sys.stderr
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+
+    def tell(**said: Any) -> None:
+        print(json.dumps(said), file=line, flush=True)
+
+    try:
+        _train(work, lambda epoch: tell(epoch=asdict(epoch)))
+    except HoldfastError as error:
+        tell(failed=str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
+    job = json.loads((work / "job.json").read_text())
+    torch.set_num_threads(job["threads"])
+    for where in job["code"]:
+        usercode.find(where)
+    model = _again(work / "model.keras")
+    target = wrap(model, preprocess=preprocess.parse(job["preprocess"]), **job["door"])
+    data, held = (_stored(work, name) for name in ("train", "held"))
+    target.bind(data.shape)
+    target.probabilities = job["probabilities"]
+    assert isinstance(target, TorchTarget)
+    _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
+    assert isinstance(target.model, KerasOnTorch)
+    bare, shape = target.model.model, target.model.shape  # without a softmax at its end
+    net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
+    training = Training(
+        target=target,
+        data=data,
+        held=held,
+        threat=Threat.parse(job["threat"]),
+        recipe=Recipe(**job["recipe"]),
+        seed=job["seed"],
+        floor=job["floor"],
+        folder=work.parent,
+        every=job["every"],
+        watch=watch,
+    )
+    failed, kept = None, work.parent / _KEPT
+    try:
+        best = training.fit(net, resume=True).best_average()
+    except InputError as error:
+        if not kept.exists():
+            raise
+        best, failed = load_file(kept), error
+    net.load_state_dict(best)
+    _put(net, bare, model)
+    np.save(work / "after.npy", _probe(target, held))
+    weights = {str(i): torch.from_numpy(np.array(w)) for i, w in enumerate(model.get_weights())}
+    save_file(weights, work / "weights.safetensors")
+    if failed is not None:
+        raise failed
+
+
+def _put(net: Rebuilt, bare: Any, model: Any) -> None:
+    """The weights of `net` into the model that it was made of, and from there into the one with a softmax."""
+    with torch.no_grad():
+        for v, value in zip(
+            (*bare.trainable_variables, *bare.non_trainable_variables), (*net.trained, *net.buffers()), strict=True
+        ):
+            v.assign(value)
+    last = bare.layers[-1]
+    if all(last is not layer for layer in model.layers):  # all others are shared
+        model.layers[-1].set_weights(last.get_weights())
+
+
+def _own_code() -> list[str]:
+    """Where the registered classes and functions of the user come from, as `usercode` spells it: one a module."""
+    found = {}
+    for thing in keras.saving.get_custom_objects().values():
+        module = getattr(sys.modules.get(thing.__module__), "__spec__", None)
+        if module is not None:  # a script has none, and must not run again
+            where = thing.__module__ if module.parent else module.origin
+            found[where] = f"{where}:{thing.__qualname__.partition('.')[0]}"
+    return list(found.values())
+
+
+def _again(file: Path) -> Any:
+    """The model of a file that was written here.
+
+    Raises:
+        InputError: parts of it are unknown to a process of its own.
+    """
+    try:
+        return load(file, trust=True)
+    except InputError as error:
+        first = (str(error.__cause__) or "its file cannot be read").splitlines()[0].rstrip(".")
+        raise InputError(
+            f"the model cannot be built again from its file: {first}. Layers of your own are registered "
+            f"(@keras.saving.register_keras_serializable()) in a file that can be imported."
+        ) from error
+
+
+def _store(source: Source, work: Path, name: str) -> None:
+    """A source as two arrays on disk, block by block; the process of its own reads them as it needs them."""
+    shapes = {"x": (len(source), *source.shape), "y": (len(source),)}
+    files = {
+        part: np.lib.format.open_memmap(work / f"{name}.{part}.npy", "w+", dtype, shapes[part])
+        for part, dtype in (("x", source.rows(0, 1)[0].dtype), ("y", np.dtype(np.int64)))
+    }
+    for start in range(0, len(source), 1024):
+        files["x"][start : start + 1024], files["y"][start : start + 1024] = source.rows(start, start + 1024)
+
+
+def _stored(work: Path, name: str) -> Source:
+    x, y = (np.load(work / f"{name}.{part}.npy", mmap_mode="r") for part in ("x", "y"))
+    return from_arrays(x, y, scale=False)
+
+
+def _probe(target: TorchTarget, held: Source) -> np.ndarray:
+    x, _ = held.rows(0, _PROBED)
+    return target.all_scores(torch.from_numpy(x).to(target.device, target.dtype)).cpu().numpy()
+
+
+def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:
+    """Refuse a model of which two backends make different things.
+
+    Raises:
+        InputError: the scores differ by more than rounding.
+    """
+    here, there = _probe(target, held), np.load(file)
+    apart = float(np.abs(here - there).max())
+    if not apart <= APART * max(1.0, float(np.abs(there).max())):
+        raise InputError(
+            f"{what} other scores than on the other backend (by up to {apart:.3g}); a layer of it does not do the same "
+            f"on each. Give a model of Keras's own layers, or of layers written with keras.ops."
+        )
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
