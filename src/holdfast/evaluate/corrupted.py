@@ -46,9 +46,7 @@ def info(target: Target, shape: tuple[int, ...], baseline: str | Path | None, da
         SpecError: the baseline is AlexNet's and the model has not its 1,000 classes.
     """
     if target.free is not None:
-        raise InputError(
-            "corruptions are of still images of one class each; measure movements and other tasks in a run without them."
-        )
+        raise InputError("corruptions are of still images of one class each; measure other tasks without them.")
     spoiled(target, torch.full((1, *shape), target.bounds.low), COLUMNS[0], torch.zeros(1, dtype=torch.int64), 0)
     named, errors = _errors(baseline, target.task.k, data)
     size = tuple(planes(torch.zeros(1, *shape), target.layout).shape[2:])
