@@ -154,7 +154,7 @@ def main() -> None:
             f"interleaved rounds of {chosen.timed} images, with the parameters of ImageNet-C for both.",
             "The last columns: the largest difference of the mean and of the variance of all pixels from those of the "
             f"reference, over five severities, on {chosen.images} images of CIFAR-10. Frost differs by design: its ice "
-            "is made, not photographed. The elastic_transform of imagecorruptions lacks the affine part of the authors'.",
+            "is made, not photographed. imagecorruptions' elastic_transform lacks the affine part of the authors'.",
             table(head, lines),
         ],
         also=("imagecorruptions",),
