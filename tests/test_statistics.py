@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from scipy.stats import binom
 from test_bad_input import holdfast, names
 
+from holdfast.evaluate.looks import looks, ssim
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.metrics import calibration_error, interval, mean_interval, risk_over_coverage, samples_for
+from holdfast.targets import TorchTarget
 
 RNG = np.random.default_rng(0)
 
@@ -102,3 +105,25 @@ def test_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert done.exit_code == 0
     names(" ".join(done.stdout.split()), "2 seeds (0: ", "5: ", "97.5 % of the inputs have one fate")
     assert "seeds" not in holdfast("compare", "a", "a").stdout
+
+
+def test_looks_are_those_of_the_definition() -> None:
+    """SSIM written out pixel by pixel; equal images are alike; PSNR of a known error."""
+    a = RNG.random((1, 1, 9, 12))
+    b = np.clip(a + 0.2 * RNG.standard_normal(a.shape), 0, 1)
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    wide = [np.pad(v[0, 0], 5, mode="symmetric") for v in (a, b)]
+    value = []
+    for i in range(9):
+        for j in range(12):
+            p, q = (w[i : i + 11, j : j + 11] for w in wide)
+            m, k = (window * p).sum(), (window * q).sum()
+            vp, vq, c = (window * (p - m) ** 2).sum(), (window * (q - k) ** 2).sum(), (window * (p - m) * (q - k)).sum()
+            value.append((2 * m * k + 1e-4) * (2 * c + 9e-4) / ((m * m + k * k + 1e-4) * (vp + vq + 9e-4)))
+    first, second = torch.from_numpy(a), torch.from_numpy(b)
+    assert float(ssim(first, second, 1.0)) == pytest.approx(np.mean(value), rel=1e-9)
+    assert float(ssim(first, first, 1.0)) == pytest.approx(1)
+    target = TorchTarget(torch.nn.Flatten(), shape=(1, 9, 12))
+    assert float(looks(target, first, first + 0.1)[0]) == pytest.approx(20)
+    assert torch.isnan(torch.cat(looks(target, first.flatten(1), second.flatten(1)))).all()

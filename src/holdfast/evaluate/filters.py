@@ -251,7 +251,7 @@ def _quantised(x: Tensor, table: np.ndarray) -> Tensor:
     down, across = (_cosines(size // 8) for size in x.shape[2:])
     steps = torch.from_numpy(np.tile(table, (len(down) // 8, len(across) // 8))).to(x.device)
     waves = apply(x, down, across) / steps
-    waves = waves.sign() * (waves.abs() + 0.5).floor() * steps
+    waves = waves.sign() * (waves.abs() + 0.5 + 1e-9).floor() * steps  # halves go outwards
     return (apply(waves, down.T.copy(), across.T.copy()) + 128.5).floor().clamp(0, 255)[..., :h, :w]
 
 

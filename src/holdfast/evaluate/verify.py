@@ -17,6 +17,7 @@ from holdfast.evaluate import corrupted, judge, moved, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
+from holdfast.evaluate.looks import looks
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
@@ -213,6 +214,9 @@ def _examples(
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
+    shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
+    seen = [(columns[name][rows], value.numpy()) for name, value in shown]
+    other_look = ~np.all([np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
@@ -220,6 +224,7 @@ def _examples(
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
+        (other_look, "look otherwise (PSNR, SSIM) than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),

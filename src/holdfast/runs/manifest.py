@@ -156,6 +156,14 @@ class Errors(Record):
     attacked: Sizes
 
 
+class Perceptual(Record):
+    """How much the changes that broke a row show, in images: medians."""
+
+    n: int
+    psnr: Real  # decibels
+    ssim: Real  # structural similarity; 1: equal
+
+
 class CurvePoint(Record):
     """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from recorded sizes
     alone, and is an upper bound."""
@@ -212,6 +220,7 @@ class Metrics(Record):
     curve: list[CurvePoint]
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
+    perceptual: Perceptual | None = None
 
 
 class Provenance(Record):

@@ -23,6 +23,7 @@ from holdfast.runs.manifest import (
     Interval,
     Metrics,
     Pair,
+    Perceptual,
     QueryPoint,
     Sizes,
     Status,
@@ -46,6 +47,8 @@ SAMPLES = pa.schema(
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
         ("finished", pa.bool_()),  # the whole protocol was run at the threat's eps, or the row broke before its end
         ("certified_radius", pa.float64()),
+        ("psnr", pa.float64()),  # of the stored example, in decibels; null: none found, or no image
+        ("ssim", pa.float64()),
     ]
 )
 
@@ -133,6 +136,7 @@ def measure(
         attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
         counts={s: counts.get(s, 0) for s in get_args(Status)},
         sizes=_sizes(size[status == "broken"]),
+        perceptual=_perceptual(table, status == "broken"),
         queries=_queries(spent, int(right.sum())),
         median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
@@ -288,6 +292,14 @@ def _sizes(size: np.ndarray) -> Sizes:
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
     return Sizes(n=len(size), minimum=float(low), median=float(middle), mean=float(mean), maximum=float(high))
+
+
+def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
+    psnr, ssim = (table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken] for name in ("psnr", "ssim"))
+    known = ~np.isnan(ssim)
+    if not known.any():
+        return None
+    return Perceptual(n=int(known.sum()), psnr=float(np.median(psnr[known])), ssim=float(np.median(ssim[known])))
 
 
 def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:
