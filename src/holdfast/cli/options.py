@@ -169,8 +169,7 @@ def open_target(
     from holdfast.targets import load, wrappers
     from holdfast.targets.preprocess import parse
 
-    if layout not in (None, "nchw", "nhwc"):
-        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
+    check_layout(layout)
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
@@ -181,6 +180,11 @@ def open_target(
     target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
     target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
     return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
+
+
+def check_layout(layout: str | None) -> None:
+    if layout not in (None, "nchw", "nhwc"):
+        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
 
 
 def device_of(text: str) -> str:

@@ -58,6 +58,14 @@ class Plan:
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
     watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
+    ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
+
+    def way(self, trial: Trial) -> Target:
+        """What a trial attacks: the target, or a way round its defence."""
+        if not trial.through:
+            return self.target
+        assert self.ways is not None
+        return self.ways(trial.through)
 
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones upwards."""
@@ -287,7 +295,7 @@ def _attack(
     started = time.monotonic()
     ledger = run(
         trial.attack,
-        plan.target,
+        plan.way(trial),
         rows.x[at],
         rows.y[at],
         plan.threat.at(plan.sought(unit)),

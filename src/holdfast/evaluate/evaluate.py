@@ -23,14 +23,16 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import corrupted, moved, protocols
+from holdfast.evaluate import corrupted, moved, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
-from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.contract import check_data, check_labels, check_model, randomised
+from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
+from holdfast.evaluate.ways import Ways
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes
 from holdfast.runs.manifest import (
@@ -47,6 +49,7 @@ from holdfast.runs.manifest import (
 from holdfast.runs.metrics import schema_of
 from holdfast.targets import spatial, wrap
 from holdfast.targets.target import Target
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
 
@@ -127,17 +130,24 @@ def evaluate(
     part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds, target.beside)
     noted = check_model(target, source)
-    kind = {"aimed": aimed, "access": target.access}
+    kind: dict[str, Any] = {"aimed": aimed, "access": target.access}
+    if not attacks and protocol in signs.FOLLOWED and target.free is None and target.passes == 1 and randomised(noted):
+        target = ExpectationOverTransformation(target)
+        noted = [
+            f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in check_model(target, source)
+        ]
+        kind["drawn"] = True
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
-    _check_threat(threat, target, chosen, curve)
+    ways = Ways(target, threat, source)
+    _check_threat(threat, ways, chosen, curve)
     _check_effort(target, chosen, max_queries)
 
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     deadline = began + (math.inf if max_seconds is None else max_seconds)
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
-    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline)
+    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
     if corruptions:
         facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
@@ -148,6 +158,8 @@ def evaluate(
     journal.open(question(facts), resume=resume)
     if announce is not None and not resume:
         announce(forecast(plan, source, part))
+    facts = _examined(plan, journal, source, chosen, facts, ways)
+    plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
 
     stride = stride_of(source.shape)
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
@@ -164,6 +176,22 @@ def evaluate(
     store.write_manifest(folder, finish(folder, facts, table, trials))
     journal.close()
     return Run(folder, temporary=out is None)
+
+
+def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
+    """The facts with what the examination finds, and what it costs."""
+    if chosen.name not in signs.EXAMINED or plan.budget is not None or plan.target.free is not None:
+        return facts
+    if not journal.has("exam"):
+        answers = examine(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
+        found = [f.model_dump(mode="json") for f in signs.signs(answers)]
+        said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
+        journal.write("exam", {"ids": answers.ids}, said)
+    _, said = journal.read("exam")
+    found = [Finding(**f) for f in json.loads(said["findings"])]
+    found = signs.answered(found, signs.follow(found, chosen, plan.threat, ways))
+    costs = Costs.model_validate_json(said["costs"])
+    return facts.model_copy(update={"noted": [*facts.noted, *found], "examined": costs})
 
 
 def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
@@ -337,7 +365,8 @@ def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str) -> 
     return start, stop
 
 
-def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Sequence[float]) -> None:
+def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[float]) -> None:
+    target = ways.target
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
@@ -352,7 +381,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     for eps in (threat.eps, *curve):
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.free or target.shape or ())
     for trial in chosen.trials:
-        check_fit(trial.attack, target, threat)
+        check_fit(trial.attack, ways(trial.through), threat)
 
 
 def _check_effort(target: Target, chosen: Protocol, budget: int | None) -> None:

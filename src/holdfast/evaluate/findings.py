@@ -5,16 +5,23 @@ The verdict follows: `unreliable` with a red finding, `upper-bound` with an ambe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
-from holdfast.runs.manifest import Facts, Finding, Metrics, Verdict
+from holdfast.evaluate.protocols import parse_trial
+from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
 
 
-def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
-    """The verdict on a run: the findings noted before the attacks, and those that the table shows."""
-    shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _unfinished, _zero_gradients)]
+def conclude(facts: Facts, table: pa.Table, metrics: Metrics, trials: Sequence[TrialInfo]) -> Verdict:
+    """The verdict on a run: the findings noted before the attacks, and those that table and trials show."""
+    added = [t for t in trials if t.eps == facts.threat.eps][len(facts.protocol.trials) :]
+    shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _unfinished)]
     shown += [
+        _zero_gradients(table, bool(added)),
+        _followed(added, metrics),
+        _still_falling(facts, trials, added, metrics),
         _effort(facts),
         _access(facts),
         _near_chance(metrics, facts.model.classes) if facts.model.task == "classes" else None,
@@ -23,7 +30,53 @@ def conclude(facts: Facts, table: pa.Table, metrics: Metrics) -> Verdict:
     findings = [*facts.noted, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
     status = "unreliable" if "red" in worst else "upper-bound" if "amber" in worst else "trusted"
-    return Verdict(status=status, findings=findings)
+    return Verdict(status=status, findings=findings, reason=_reason(findings))
+
+
+def _reason(findings: Sequence[Finding]) -> str:
+    """The worst findings in one sentence."""
+    worst = next((s for s in ("red", "amber") if any(f.severity == s for f in findings)), None)
+    if worst is None:
+        return "No check that ran found a sign that the attacks failed."
+    first, *more = [f for f in findings if f.severity == worst]
+    said = first.text.split(". ")[0].rstrip(".")
+    rest = f" (and: {', '.join(dict.fromkeys(f.check for f in more))})" if more else ""
+    return f"{said}{rest}."
+
+
+def _followed(added: Sequence[TrialInfo], metrics: Metrics) -> Finding | None:
+    """Of the trials that answer a finding: what they did to the figure."""
+    if not added:
+        return None
+    fell, n = sum(t.broken for t in added), metrics.robust_accuracy.n
+    names = "; ".join(spec_of(t) for t in added if t.broken) or "none of them"
+    text = (
+        f"{len(added)} stronger trials answered the findings and broke {fell} more rows ({fell / max(n, 1):.1%}): "
+        f"{names}. The figure is the worst case after them."
+    )
+    passes = sum(t.costs.forwards + t.costs.backwards for t in added)
+    return Finding(check="followed", severity="info", text=text, value=fell / max(n, 1), passes=passes)
+
+
+def spec_of(trial: TrialInfo) -> str:
+    return repr(parse_trial(trial.spec))
+
+
+def _still_falling(
+    facts: Facts, trials: Sequence[TrialInfo], added: Sequence[TrialInfo], metrics: Metrics
+) -> Finding | None:
+    own = [t for t in trials if t.eps == facts.threat.eps]
+    last, n = own[-1], metrics.robust_accuracy.n
+    if facts.protocol.name in ("quick", "custom") or added or last.broken < 3 or last.broken <= 0.02 * n:
+        return None
+    text = (
+        f"The last trial of the protocol still broke {last.broken} rows ({last.broken / n:.1%}): more effort may break "
+        f"more. Go on with --protocol thorough."
+    )
+    source = "arXiv:1902.06705, section 5: more effort must not change the figure"
+    return Finding(
+        check="still_falling", severity="amber", text=text, value=last.broken / n, threshold=0.02, source=source
+    )
 
 
 def _failed(table: pa.Table, metrics: Metrics) -> Finding | None:
@@ -63,7 +116,7 @@ def _unfinished(table: pa.Table, metrics: Metrics) -> Finding | None:
     return Finding(check="unfinished", severity="amber", text=text, value=n, threshold=0)
 
 
-def _zero_gradients(table: pa.Table, metrics: Metrics) -> Finding | None:
+def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
     status = table.column("status").to_numpy(zero_copy_only=False)
     backwards, zero = table.column("backwards").to_numpy(), table.column("zero_gradients").to_numpy()
     blind = (status == "robust") & (backwards > 0) & (zero * 2 > backwards)
@@ -75,8 +128,11 @@ def _zero_gradients(table: pa.Table, metrics: Metrics) -> Finding | None:
         f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks saw nothing there, "
         f"so nothing speaks for the rows' robustness. Typical of thresholds, quantisers and saturated units."
     )
-    severity = "red" if share > 0.01 else "amber"
-    return Finding(check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01)
+    if answered:
+        text += " Trials that need no such gradient went over these rows too."
+    severity = "red" if share > 0.01 and not answered else "amber"
+    ids = table.column("id").to_numpy()[blind][:16].tolist()
+    return Finding(check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01, ids=ids)
 
 
 def _effort(facts: Facts) -> Finding | None:

@@ -25,10 +25,10 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
-    total = reduce(add, (t.costs for t in trials), Costs())
+    total = reduce(add, (t.costs for t in trials), facts.examined)
     return Manifest(
         **dict(facts),
-        verdict=conclude(facts, table, metrics),
+        verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
         costs=total.model_copy(
             update={"judge_forwards": PASSES * (table.num_rows + stored), "corruption_forwards": asked}

@@ -11,6 +11,7 @@ from holdfast import spec
 from holdfast.attacks import CATALOGUE
 from holdfast.attacks.attack import Attack
 from holdfast.errors import SpecError, suggest
+from holdfast.evaluate.ways import WAYS
 from holdfast.targets.target import Access
 
 
@@ -19,13 +20,15 @@ class Trial:
     """One attack, with every restart, and aimed at each of the best wrong classes in turn (`targets`, 0: at any).
 
     With `near` below 1 it runs only on rows that earlier trials brought near to falling: those whose lowest margin is
-    at most this share of their clean one. (A rule on the row alone, so that company changes nothing.)
+    at most this share of their clean one. (A rule on the row alone, so that company changes nothing.) `through` names
+    one of the `ways` round a defence; success is still the model's own.
     """
 
     attack: Attack
     restarts: int = 1
     targets: int = 0
     near: float = 1.0
+    through: str = ""
 
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.restarts, self.targets))
@@ -33,7 +36,8 @@ class Trial:
             raise SpecError(f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0.")
         if isinstance(self.near, bool) or not isinstance(self.near, (int, float)) or not 0 < self.near <= 1:
             raise SpecError(f"{self!r}: near is a share of the clean margin, above 0 and at most 1.")
-
+        if self.through not in ("", *WAYS):
+            raise SpecError(f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}")
         if self.restarts > 1 and not self.attack.random:
             raise SpecError(f"{self!r}: it draws nothing at random, so a restart would only repeat it.")
 
@@ -47,6 +51,7 @@ class Trial:
     def write(self, *, whole: bool = False) -> str:
         usual = {"restarts": 1, "targets": 0, "near": 1}
         extra = [f"{name}={getattr(self, name):g}" for name in usual if getattr(self, name) != usual[name]]
+        extra += [f"through={self.through!r}"] if self.through else []
         text = spec.write(self.attack, whole=whole)
         return text if not extra else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
 
@@ -199,8 +204,30 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-def protocol(name: str, norm: str, *, aimed: bool = False, access: Access = Access.GRADIENTS) -> Protocol:
+# What it is for randomised models, whose every question is the mean of many draws: no long walks.
+DRAWN: dict[str, tuple[str, ...]] = {
+    "other": (
+        'apgd(steps=50, loss="mifpe")',
+        'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+        'apgd(steps=50, loss="margin", near=0.7)',
+    ),
+    "l0": ("sigmazero(steps=100)",),
+}
+# What the examination asks of rows that a protocol's first trial leaves; see `exam`.
+QUESTIONS: dict[str, str] = {
+    "one": "fgsm",
+    "scores": "square(steps=120)",
+    "labels": "rays(steps=30)",
+    "straight": 'apgd(steps=30, loss="margin", through="straight")',
+}
+
+
+def protocol(
+    name: str, norm: str, *, aimed: bool = False, access: Access = Access.GRADIENTS, drawn: bool = False
+) -> Protocol:
     """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims at no others.
+
+    `drawn`: for a model found to be randomised, which is measured by its mean.
 
     Raises:
         SpecError: there is no protocol of this name.
@@ -209,6 +236,8 @@ def protocol(name: str, norm: str, *, aimed: bool = False, access: Access = Acce
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     version, _, lists = PROTOCOLS[name]
     lists = BLACK_BOX.get(access, {}).get(name, lists)
+    if drawn and access == Access.GRADIENTS:
+        lists = DRAWN
     trials = [parse_trial(text) for text in lists.get(norm, lists["other"])]
     return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
 
@@ -226,8 +255,10 @@ def parse_trial(text: str) -> Trial:
 
 def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
     @functools.wraps(maker, assigned=(), updated=())
-    def make(*values: object, restarts: int = 1, targets: int = 0, near: float = 1.0, **options: object) -> Trial:
-        return Trial(maker(*values, **options), restarts, targets, near)
+    def make(
+        *values: object, restarts: int = 1, targets: int = 0, near: float = 1.0, through: str = "", **options: object
+    ) -> Trial:
+        return Trial(maker(*values, **options), restarts, targets, near, through)
 
     own = list(inspect.signature(maker).parameters.values())
     sweep = [p for p in inspect.signature(make, follow_wrapped=False).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -13,17 +13,20 @@ import torch
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import corrupted, judge, moved, protocols
+from holdfast.evaluate import corrupted, judge, moved, protocols, signs
 from holdfast.evaluate.contract import check_model
+from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
 from holdfast.evaluate.looks import looks
+from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
 from holdfast.targets.truth import WithTruth
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -47,6 +50,8 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     asked = _threat(folder, manifest)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
+    if manifest.model.draws > 1 and target.passes == 1:
+        target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities = manifest.model.probabilities
     if target.fingerprint() != manifest.model.fingerprint:
         wrong.append("model: this is not the model that was measured (its fingerprint differs).")
@@ -74,17 +79,38 @@ def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) ->
     protocol = manifest.protocol
     if protocol.name != "custom":
         aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
-        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=access) for access in Access]
+        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.passes > 1)
+        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
         lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
         if protocol.version == known[0].version and protocol.trials not in lists:
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
         yield "trials: they are not those of the protocol at the threat's eps."
+    more = [text for text, eps in run[len(protocol.trials) :] if eps == said.eps]
+    asked_for = [t.write(whole=True) for t in _followed(manifest, asked, target, source)]
+    if more != asked_for:
+        yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
     again = {finding.check for finding in check_model(target, source)} - {"train_mode", "probabilities"}
+    again |= _signs(manifest, asked, target, source)
     left_out = again - {finding.check for finding in manifest.noted}
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+
+
+def _followed(manifest: Manifest, threat: Threat, target: Target, source: Source) -> list[protocols.Trial]:
+    """What the findings ask for after the protocol."""
+    protocol = protocols.Protocol(manifest.protocol.name, manifest.protocol.version, ())
+    return signs.follow(manifest.noted, protocol, threat, Ways(target, threat, source))
+
+
+def _signs(manifest: Manifest, threat: Threat, target: Target, source: Source) -> set[str]:
+    """What the examination finds, asked anew."""
+    if not manifest.examined.forwards:
+        return set()
+    first = protocols.parse_trial(manifest.protocol.trials[0])
+    answers = examine(target, source, threat, first, Ways(target, threat, source), manifest.seed)
+    return {finding.check for finding in signs.signs(answers)}
 
 
 def _threat(folder: Path, manifest: Manifest) -> Threat:

@@ -23,6 +23,7 @@ from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.harden import objectives, recipes
+from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import STATE, Epoch, read_log
@@ -66,6 +67,8 @@ def harden(
     watch: Watch = lambda _: None,
     tell: Callable[[Epoch], None] = lambda _: None,
     names: Names | None = None,
+    synthetic: Source | None = None,
+    synthetic_share: float = 0.7,
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
@@ -89,6 +92,8 @@ def harden(
         watch: told of the progress of the two measurements.
         tell: told of each finished epoch.
         names: what the manifests call things.
+        synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
+        synthetic_share: of each step, above 0 and below 1.
 
     Raises:
         InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
@@ -102,12 +107,19 @@ def harden(
     assert isinstance(target, TorchTarget)
     if target.graded is not None:
         raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
+    if target.free is not None:
+        raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
     check_network(network, target, source, recipe)
     _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
+    mix = None if synthetic is None else Mix(synthetic, synthetic_share)
+    if mix is not None:
+        mix.check(source)
+        check_data(mix.data, target.bounds)
+        check_labels(mix.data, target.task.k)
     if len(train) < recipe.batch_size:
         recipe = replace(recipe, batch_size=len(train))
     recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
@@ -120,13 +132,15 @@ def harden(
         "model": target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
+    if mix is not None:
+        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
     _open(folder, asked, resume=resume)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
     before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
-        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell))
+        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix))
     hardened = network.read(folder)
     hard = behind(target, hardened)
     after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)

@@ -31,7 +31,7 @@ def summary(manifest: Manifest) -> RenderableType:
         "Verdict: ",
         (manifest.verdict.status, f"bold {_TONES[manifest.verdict.status]}"),
         ". ",
-        words.VERDICTS[manifest.verdict.status],
+        words.plain(words.verdict(manifest)),
     )
     parts: list[RenderableType] = [Text(words.plain(sentence), style="bold"), "", _figures(manifest)]
     if needed is not None:

@@ -29,6 +29,15 @@ VERDICTS = {
     "unreliable": "A check contradicts the figure. Do not quote it before the red findings are resolved.",
 }
 
+
+def verdict(manifest: Manifest) -> str:
+    """What the verdict means, and why it was given."""
+    said = manifest.verdict
+    return (
+        f"{said.reason} {VERDICTS[said.status]}" if said.reason and said.status != "trusted" else VERDICTS[said.status]
+    )
+
+
 STATUSES = {
     "robust": "right, and not broken by what ran",
     "certified": "right, and proven to stay so within eps",

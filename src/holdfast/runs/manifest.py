@@ -83,11 +83,16 @@ class Finding(Record):
     text: str
     value: Real = None
     threshold: Real = None
+    ids: list[int] = []  # rows that show it, the first of them
+    source: str = ""  # where the threshold comes from
+    passes: int = 0  # forwards and backwards that it cost
+    advice: str = ""
 
 
 class Verdict(Record):
     status: Literal["trusted", "upper-bound", "unreliable"]
     findings: list[Finding]
+    reason: str = ""  # of the status, in one sentence
 
 
 class Costs(Record):
@@ -243,7 +248,8 @@ class Facts(Record):
     corruptions: CorruptionInfo | None = None
     settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
-    noted: list[Finding]  # of the input contract, before any attack
+    noted: list[Finding]  # of the input contract and the examination, before the protocol
+    examined: Costs = Costs()  # of the examination
 
 
 class Manifest(Facts):

@@ -351,6 +351,11 @@ def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
     """A model's own error on its first input, as one sentence with the likely cause."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if "scalar types: Long, Int" in first or "embedding" in first.lower():
+        return InputError(
+            "the model looks its inputs up as whole numbers, as models of text do with tokens; only inputs that can "
+            "change by a little are supported, such as images and tables of numbers."
+        )
     cause = "Check the architecture, the preprocessing and the shape of the data."
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         cause = "They look like NHWC images: say --layout nhwc (in Python: layout='nhwc')."
