@@ -28,6 +28,7 @@ Data = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 _THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
+GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.'
 ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
 AnyThreat = Annotated[str, typer.Option("--threat", help=f'{_THREAT}; or a movement: "rotation(30, 3)", "flow(1)".')]
 Arch = Annotated[
