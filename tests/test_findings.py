@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.data import from_arrays, open_data
+from holdfast.errors import SpecError
 from holdfast.evaluate import Run, protocols
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.exam import Answers, examine
@@ -285,6 +286,18 @@ def test_a_randomised_model_is_measured_by_its_mean() -> None:
     assert found.verdict.status == "upper-bound"
     assert "randomised" in [f.check for f in found.verdict.findings if f.severity == "amber"]
     assert verify(found.folder, holdfast.wrap(model), source()) == []
+
+
+def test_a_way_may_be_asked_for() -> None:
+    attack = 'apgd(steps=10, loss="margin", through="straight")'
+    model = Planted(torch.sign)
+    told: list[Any] = []
+    found = measure(model, attacks=[attack], announce=told.append)
+    assert found.metrics.counts["broken"] > 0
+    assert told
+    assert verify(found.folder, holdfast.wrap(model), source()) == []
+    with pytest.raises(SpecError, match="sideways"):
+        measure(model, attacks=['fgsm(through="sideways")'])
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:

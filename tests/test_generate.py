@@ -338,6 +338,8 @@ def test_each_step_mixes_and_the_real_rows_still_come_round() -> None:
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(steps[4:], later, strict=True))
     few = Mix(from_arrays(-1.0 - np.arange(20.0)[:, None], np.ones(20, int)), 0.5)
     assert [len(x) for x, _ in few.read(real, plan, 0, 1)] == [10] * 10  # fewer rows than an epoch asks for: again
+    uneven = list(Mix(made, 0.7).read(real, shuffled(100, 16, 1), 0, 1))
+    assert [(len(y), int(y.sum())) for _, y in uneven] == [(16, 11)] * 6 + [(4, 3)]
     with pytest.raises(SpecError, match="share"):
         Mix(made, 1.0)
 

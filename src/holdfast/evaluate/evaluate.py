@@ -136,13 +136,13 @@ def evaluate(
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
-    _check_threat(threat, target, chosen, curve)
+    ways = Ways(target, threat, source)
+    _check_threat(threat, ways, chosen, curve)
     _check_effort(target, chosen, max_queries)
 
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     deadline = began + (math.inf if max_seconds is None else max_seconds)
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
-    ways = Ways(target, threat, source)
     plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
     if resume and (folder / "run.json").exists():
@@ -340,7 +340,8 @@ def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str) -> 
     return start, stop
 
 
-def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Sequence[float]) -> None:
+def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[float]) -> None:
+    target = ways.target
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
     if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
         raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
@@ -355,7 +356,7 @@ def _check_threat(threat: Threat, target: Target, chosen: Protocol, curve: Seque
     for eps in (threat.eps, *curve):
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.free or target.shape or ())
     for trial in chosen.trials:
-        check_fit(trial.attack, target, threat)
+        check_fit(trial.attack, ways(trial.through), threat)
 
 
 def _check_effort(target: Target, chosen: Protocol, budget: int | None) -> None:

@@ -38,7 +38,7 @@ def forecast(plan: Plan, source: Source, part: tuple[int, int]) -> Forecast:
     )
     clean = target.all_scores(many[0]) if target.access >= Access.SCORES else None
     some = min(PILOT, len(y))
-    pilot = run(first.attack, target, many[0][:some], many[1][:some], plan.threat, seed=plan.seed)
+    pilot = run(first.attack, plan.way(first), many[0][:some], many[1][:some], plan.threat, seed=plan.seed)
     asked = pilot.size != 0
     standing = asked & ~pilot.broken
     left = torch.zeros_like(pilot.margin)
@@ -52,9 +52,8 @@ def forecast(plan: Plan, source: Source, part: tuple[int, int]) -> Forecast:
             live += float((pilot.queries / pilot.queries.max().clamp_min(1))[asked & pilot.broken].sum()) / some
         steps = min(STEPS, trial.attack.steps)
         began = time.monotonic()
-        books = run(
-            replace(trial.attack, steps=steps), target, *many, plan.threat, clean=clean, seed=plan.seed, stop=False
-        )
+        short, way = replace(trial.attack, steps=steps), plan.way(trial)
+        books = run(short, way, *many, plan.threat, clean=clean, seed=plan.seed, stop=False)
         spent = time.monotonic() - began
         scale = live * trial.attack.steps / steps / len(y)
         passes += scale * float((books.forwards + books.backwards).sum())

@@ -47,7 +47,6 @@ class Generator:
     net: nn.Module
     frame: Frame
     k: int
-    layout: str = "nchw"
 
     def draw(self, y: Tensor, ids: Tensor, seed: int = 0) -> Tensor:
         """New rows of the classes y [n] int64; each follows from its id ([n] int64), its class and the seed alone."""
@@ -108,7 +107,7 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
         ) from None
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"the generator in {folder} cannot be read: {str(error).splitlines()[0]}.") from error
-    return Generator(model, net.eval().requires_grad_(False), frame, note["classes"], note["layout"])
+    return Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
 
 
 def load_reader(folder: Path, generator: Generator) -> Reader:

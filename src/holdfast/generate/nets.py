@@ -38,7 +38,7 @@ class Frame(nn.Module):
             raise InputError(f"inputs of shape {self.raw} are neither images nor rows of a table.")
         self.shape = self.inward(torch.zeros(1, *shape)).shape[1:]
         if len(self.shape) == 3 and not (min(self.shape[1:]) >= 4 and max(self.shape[1:]) <= 128):
-            raise InputError(f"images of shape {self.raw} cannot be generated; expected sides of 8 to 64 pixels.")
+            raise InputError(f"images of shape {self.raw} cannot be generated; expected sides of 4 to 128 pixels.")
 
     def inward(self, x: Tensor) -> Tensor:
         u = (x.to(self.middle) - self.middle) / self.reach

@@ -89,9 +89,11 @@ def measure(
 
 
 def some(data: Source, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """At most so many rows x [m, *shape] and classes y [m] of the data, drawn by the seed."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:most])
-    x, y = Part(data, rows, "some rows").rows(0, len(rows))
+    """At most so many rows x [m, *shape] and classes y [m] of the data, drawn by the seed, in random order."""
+    drawn = np.random.default_rng(seed).permutation(len(data))[:most]
+    x, y = Part(data, np.sort(drawn), "some rows").rows(0, len(drawn))
+    order = drawn.argsort().argsort()  # what is read in the order of the data is put back: KID takes subsets in turn
+    x, y = x[order], y[order]
     return torch.from_numpy(x).float(), torch.from_numpy(np.asarray(y, dtype=np.int64))
 
 

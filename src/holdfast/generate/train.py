@@ -221,7 +221,6 @@ class Made:
 
     generator: Generator
     quality: Quality
-    log: list[Round]
     folder: Path
 
 
@@ -284,7 +283,7 @@ def generate(
         write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
         (folder / STATE).unlink(missing_ok=True)
     found = Quality(**json.loads((folder / "quality.json").read_bytes()))
-    return Made(load_generator(folder, device), found, [], folder)
+    return Made(load_generator(folder, device), found, folder)
 
 
 def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:

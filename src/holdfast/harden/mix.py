@@ -30,12 +30,13 @@ class Mix:
 
     def read(self, real: Source, plan: Plan, done: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The rows of the steps of an epoch's `plan` that come after the first `done`; the seed orders the others."""
-        size = max(len(rows) for _, rows in plan)
-        count = min(max(1, round(self.share * size)), size - 1) if size > 1 else 0
+        counts = [min(max(1, round(self.share * len(rows))), len(rows) - 1) for _, rows in plan]
+        if min(counts) < 1:
+            raise InputError("a step of one row cannot be mixed with generated ones; give a larger batch_size.")
         made: Plan = []
-        while count and len(made) < len(plan):
-            made += shuffled(len(self.data), count, seed + len(made))
-        kept = [(start, rows[: len(rows) - count]) for start, rows in plan]
-        parts = zip(read(real, kept[done:]), read(self.data, made[done : len(plan)]), strict=bool(count))
-        for (x, y), (u, v) in parts:
+        while len(made) < len(plan):
+            made += shuffled(len(self.data), max(counts), seed + len(made))
+        made = [(start, rows[:count]) for (start, rows), count in zip(made, counts, strict=False)]
+        kept = [(start, rows[: len(rows) - count]) for (start, rows), count in zip(plan, counts, strict=True)]
+        for (x, y), (u, v) in zip(read(real, kept[done:]), read(self.data, made[done:]), strict=True):
             yield np.concatenate([x, u.astype(x.dtype)]), np.concatenate([y, v])

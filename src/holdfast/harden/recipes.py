@@ -88,8 +88,8 @@ RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
     ),
     "finetune": (
         1,
-        "ten short epochs at a low rate, for a network that is trained well already",
-        {"objective": "pgd", "epochs": 10, "rate": 0.05, "warmup": 0.0},
+        "ten epochs without a warm-up, for a network that is trained already",
+        {"objective": "pgd", "epochs": 10, "warmup": 0.0, "ema": 0.98},
     ),
 }
 
