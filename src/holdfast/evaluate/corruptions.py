@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def corrupt(x: Tensor, kind: str, severity: int, ids: Tensor, seed: int = 0, tab
     return torch.cat(parts).float()
 
 
-def table_of(size: tuple[int, ...]) -> str:
+def table_of(size: tuple[int, ...]) -> Literal["cifar", "imagenet"]:
     return "cifar" if max(size) <= SMALL else "imagenet"
 
 
@@ -163,7 +164,7 @@ def frost(x: Tensor, key: Keys, keep: float, ice: float) -> Tensor:
 
 def fog(x: Tensor, key: Keys, thick: float, decay: float) -> Tensor:
     top = x.amax((1, 2, 3), keepdim=True)
-    return (x + thick * _clouds(*x.shape[2:], decay, key).float()) * top / (top + thick)
+    return (x + thick * _clouds(x.shape[2], x.shape[3], decay, key).float()) * top / (top + thick)
 
 
 def _clouds(h: int, w: int, decay: float, key: Keys) -> Tensor:
