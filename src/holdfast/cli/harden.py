@@ -21,7 +21,7 @@ def harden(
     data: options.Data,
     threat: options.ThreatText,
     recipe: Annotated[
-        str, typer.Option(help='fast, standard or strong (list recipes), or "standard(rate=0.05)".')
+        str, typer.Option(help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".')
     ] = "standard",
     objective: Annotated[
         str | None, typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).')

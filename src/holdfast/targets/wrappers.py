@@ -86,7 +86,7 @@ class ExpectationOverTransformation(Around):
     def _follow(self) -> None:
         super()._follow()
         self.passes = self.draws * self.inner.passes
-        self.caution = 2 / math.sqrt(self.draws)  # two standard errors of the log-odds, at most
+        self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
