@@ -75,6 +75,8 @@ def main() -> None:
         y = stored["y"][: chosen.rows].astype(np.int64)
     nets = {"ART": network(), "holdfast": network()}
     makers = {"ART": by_art, "holdfast": by_us}
+    for make in makers.values():  # warm-up: imports
+        make(network(), x[:256], y[:256], 1, 1)
     spent = interleaved(
         {name: lambda name=name: makers[name](nets[name], x, y, chosen.epochs, chosen.steps) for name in nets}, 1
     )

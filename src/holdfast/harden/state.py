@@ -125,10 +125,12 @@ def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Have an optimiser remember the `slots` among these tensors."""
+    weights = [w for group in optimiser.param_groups for w in group["params"]]
     kept: dict[int, dict[str, Tensor]] = {}
     for name, value in under("optimiser.", tensors).items():
         i, _, slot = name.partition(".")
-        kept.setdefault(int(i), {})[slot] = value
+        w = weights[int(i)]  # whose layout in memory decides the last bit of a step
+        kept.setdefault(int(i), {})[slot] = torch.empty_like(w).copy_(value) if value.shape == w.shape else value
     optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
 
 

@@ -78,6 +78,8 @@ class Training:
         recipe, self.began = self.recipe, time.monotonic()
         x, y = self.held.rows(0, len(self.held))
         self.judged = self._tensors(x, y)
+        if self.target.channels_last:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with sealed(self.seed), torch.enable_grad():
             s = State(net, recipe)
             if resume and self.folder is not None and (self.folder / STATE).exists():
