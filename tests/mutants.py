@@ -74,8 +74,8 @@ DEFECTS = [
         "attacks/problem.py",
         (
             (
-                "self.lo, self.hi = target.bounds.low - x, target.bounds.high - x\n",
-                "self.lo, self.hi = target.bounds.low - x, target.bounds.high - x\n"
+                "self.lo, self.hi = low - x, high - x\n",
+                "self.lo, self.hi = low - x, high - x\n"
                 "        inner = (self.lo < 0) & (self.hi > 0)\n"
                 "        self.lo, self.hi = self.lo * inner, self.hi * inner\n",
             ),

@@ -285,7 +285,9 @@ def test_the_installed_command_says_one_sentence() -> None:
     command = Path(sys.executable).with_name("holdfast")
     done = subprocess.run([command, "list", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: cannot list 'x'; known: attacks, data, objectives, protocols, recipes.\n"
+    assert (
+        done.stderr == "error: cannot list 'x'; known: attacks, data, objectives, protocols, recipes, regularizers.\n"
+    )
 
 
 def test_a_misspelt_option_is_named_with_the_nearest() -> None:

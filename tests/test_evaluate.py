@@ -285,7 +285,7 @@ def test_rows_of_the_goal_itself_are_not_broken_by_it() -> None:
     assert "broken" not in status
 
 
-def test_what_evidence_could_not_hold_is_refused() -> None:
+def test_what_cannot_be_meant_is_refused() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     for threat, attacks in (
         (holdfast.Threat.linf(0.1, mask=mask), ["pgd"]),

@@ -5,116 +5,38 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_bad_input import holdfast as command
 from test_bad_input import names, refused
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks.attack import perturb, run
-from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.harden import objectives, recipes, trainer
-from holdfast.harden.state import State, read_log
+from holdfast.harden.sharpness import perturbed_weights
+from holdfast.harden.state import STATE, State, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import compare, paired
-from holdfast.targets import TorchTarget, wrap
+from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
 from holdfast.threat import Threat
 
-W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=torch.float64)  # [k, features]
-X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=torch.float64)
-NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=torch.float64)
-Y = torch.tensor([0, 2])
-ONE = torch.eye(3, dtype=torch.float64)[Y]
 
-
-def softmax(z: Tensor) -> Tensor:
-    e = (z - z.amax(1, keepdim=True)).exp()
-    return e / e.sum(1, keepdim=True)
-
-
-def slopes(text: str) -> Tensor:
-    """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T x."""
-    p, q = softmax(X @ W.T), softmax(NEAR @ W.T)  # p at x, q at x'
-    ratio = (p / q).log()
-    kl = (p * ratio).sum(1, keepdim=True)
-    dkl_z, dkl_there = p * (ratio - kl), q - p  # of KL(p, q), on the scores at x and at x'
-    if text == "standard":
-        return (q - ONE).T @ NEAR / 2  # what it is given as x' is x
-    if text == "pgd(smoothing=0.3)":
-        return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
-    if text in ("fast", "nfgsm", "pgd"):
-        return (q - ONE).T @ NEAR / 2
-    if text == "alp(weight=2)":
-        apart = 2 * 2 * (NEAR - X) @ W.T / 6
-        return ((q - ONE) / 4 + apart).T @ NEAR + ((p - ONE) / 4 - apart).T @ X
-    if text == "trades(beta=3)":
-        return ((p - ONE) + 3 * dkl_z).T @ X / 2 + 3 * dkl_there.T @ NEAR / 2
-    assert text == "mart(beta=3)"
-    rival = (q * (1 - ONE)).argmax(1)
-    r = torch.eye(3, dtype=torch.float64)[rival]
-    q_r, p_y = (q * r).sum(1, keepdim=True), (p * ONE).sum(1, keepdim=True)
-    boosted = q_r / (1 - q_r) * (r - q)
-    at_near = (q - ONE) + boosted + 3 * (1 - p_y) * dkl_there
-    at_x = 3 * (1 - p_y) * dkl_z - 3 * kl * p_y * (ONE - p)
-    return at_near.T @ NEAR / 2 + at_x.T @ X / 2
-
-
-SPECS = ["standard", "fast", "nfgsm", "pgd", "pgd(smoothing=0.3)", "alp(weight=2)", "trades(beta=3)", "mart(beta=3)"]
-
-
-@pytest.mark.parametrize("text", SPECS)
-def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> None:
-    w = W.clone().requires_grad_()
-    loss, z = objectives.parse(text).loss(lambda x: x @ w.T, X, NEAR, Y)
-    loss.backward()
-    assert w.grad is not None
-    assert torch.allclose(w.grad, slopes(text), atol=1e-12)
-    assert torch.equal(z, NEAR @ w.T)
-
-
-def linear() -> TorchTarget:
-    net = nn.Linear(2, 3, bias=False).double()
-    net.weight.data = W.clone()
-    target = wrap(net)
-    target.bind((2,))
-    assert isinstance(target, TorchTarget)
-    return target
-
-
-@pytest.mark.parametrize(
-    ("text", "reach"), [("fast", 1), ("nfgsm", 3), ("pgd", 1), ("trades", 1), ("mart", 1), ("alp", 1)]
-)
-def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
-    target, eps = linear(), 0.05
-
-    def craft(attack: holdfast.attacks.Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
-        return perturb(attack, target, x, y, Threat.linf(eps * widen), seed=1)
-
-    near = objectives.parse(text).near(craft, X, Y)
-    assert eps * 0.5 < float((near - X).abs().max()) <= reach * eps + 1e-12
-    assert float((near - X).abs().max()) > eps * (1.01 if reach > 1 else 0)
-    loss = torch.nn.functional.cross_entropy
-    assert float(loss(near @ W.T, Y)) > float(loss(X @ W.T, Y)) or text == "trades"
-
-
-def test_objectives_and_recipes_are_calls() -> None:
-    for text in SPECS:
-        assert repr(objectives.parse(repr(objectives.parse(text)))) == repr(objectives.parse(text))
+def test_recipes_are_calls() -> None:
     made = recipes.parse('standard(epochs=3, objective="trades(beta=2)")')
     assert (made.name, made.epochs, made.objective) == ("standard", 3, "trades(beta=2)")
-    for bad in ("trade", "trades(gamma=1)", "pgd(steps=0)", "pgd(steps=2.5)", "mart(beta=-1)", 'fast(step_size="1")'):
-        with pytest.raises(SpecError):
-            objectives.parse(bad)
     bad = (
         "standrad",
         "fast(epochs=0)",
@@ -153,25 +75,6 @@ def training(
 
 def weights(state: State) -> list[Tensor]:
     return [*state.net.state_dict().values(), *state.average.state_dict().values(), *state.best.values()]
-
-
-@pytest.fixture(scope="module")
-def plain() -> float:
-    """The share of test digits that plain training leaves standing."""
-    return robust("standard")
-
-
-def robust(objective: str) -> float:
-    how = 'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, judge="pgd(steps=2)"'
-    done, net = training(f'fast({how}, objective="{objective}")', eps=0.1)
-    net.load_state_dict(done.fit(net).best_average())
-    x, y = (torch.from_numpy(part) for part in open_data("digits").rows(0, 100))
-    return float((~run(Ascent(steps=10), wrap(net), x, y, Threat.linf(0.1)).broken).double().mean())
-
-
-@pytest.mark.parametrize("text", ["fast", "nfgsm", "pgd(steps=4)", "trades(steps=4)", "mart(steps=4)", "alp(steps=4)"])
-def test_every_objective_makes_attacks_fail(text: str, plain: float) -> None:
-    assert robust(text) > plain + 0.1
 
 
 class Normed(nn.Module):
@@ -218,6 +121,67 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     assert [line.epoch for line in read_log(tmp_path)] == [1, 2]
 
 
+CHILD = """
+import sys
+from test_harden import hardened
+from holdfast.harden.trainer import Training
+
+step = Training._step
+
+def stops(self, s, *args, **options):
+    if s.place.step == 7:  # the second epoch has begun
+        print("here", flush=True)
+        sys.stdin.read()
+    step(self, s, *args, **options)
+
+Training._step = stops
+hardened(sys.argv[1])
+"""
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+def hardened(out: Path | str) -> bytes:
+    x, y = open_data("digits", split="train").rows(0, 380)
+    how = 'fast(epochs=2, held=0.15, judge="pgd(steps=2)", objective="trades(steps=2)", regularize="elle(weight=1)")'
+    test = open_data("digits")
+    holdfast.harden(
+        fresh(Normed),
+        (x, y),
+        "linf(0.1)",
+        recipe=how,
+        test=test,
+        samples=20,
+        protocol="quick",
+        out=out,
+        resume=True,
+        every=0,
+    )
+    return (Path(out) / "model.safetensors").read_bytes()
+
+
+def test_kill_9_in_mid_epoch_costs_nothing(tmp_path: Path) -> None:
+    """A process of its own is killed by the system; going on ends with the weights of a training that never stopped."""
+    paths = [str(Path(holdfast.__file__).parents[1]), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "cut"
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"here\n"
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    place = json.loads(metadata(out / STATE)["place"])
+    assert place["epoch"] == 1
+    assert place["batch"] > 0
+    assert not (out / "model.safetensors").exists()
+    assert hardened(out) == hardened(tmp_path / "whole")
+
+
 def test_batch_norms_do_not_learn_from_the_search() -> None:
     """One step of training moves the running mean by one batch; the attack's own passes leave it alone."""
     done, net = training("standard(epochs=1, batch_size=320, ramp=0)", make=Normed, rows=320)
@@ -240,7 +204,7 @@ def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
         return torch.nn.functional.cross_entropy(net(x), y)
 
     plain = float(loss().detach())
-    with trainer.perturbed_weights(net, loss, 0.05):
+    with perturbed_weights(net, loss, "awp", 0.05):
         assert float(loss().detach()) > plain
         moved = [
             float((w.detach() - before[name]).norm() / before[name].norm())
@@ -288,6 +252,33 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
     names(place.log[2].note, "catastrophic overfitting", "95%", "2%", "epoch 2", "pgd(steps=2")
     assert (place.best_epoch, place.best[1]) == (4, 0.5)
     assert not any(line.note for line in place.log if line.epoch != 3)
+
+
+@pytest.mark.slow
+def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
+    """FGSM without noise, at a large eps, a high rate and no decay.
+
+    Measured: under the judge accuracy fell from 24 to 16 % while it rose to 38 % under the inner attack; two steps
+    from the weights before that ended at 37 %.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10)),
+    )
+    target = wrap(net)
+    target.bind((1, 8, 8))
+    how = 'epochs=16, objective="fgsm", optimiser="adam", rate=0.003, warmup=0, ramp=0.5, decay=0, ema=0'
+    recipe = recipes.parse(f'fast({how}, schedule="flat", judge="pgd(steps=10)")')
+    done = Training(target, digits(0, 1200), digits(1200, 1437), Threat.linf(0.3), recipe)  # pyright: ignore
+    log = done.fit(net).place.log
+    fallen = next(i for i, line in enumerate(log) if line.note)
+    names(log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2")
+    before = max(line.robust for line in log[:fallen])
+    assert log[fallen].inner - log[fallen].robust > 0.1
+    assert log[fallen].robust < before
+    assert max(line.robust for line in log[fallen:]) > before + 0.05
+    assert log[-1].objective.startswith("pgd(")
 
 
 def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,9 @@ def test_the_command_line_takes_further_arrays(tmp_path: Path, monkeypatch: pyte
     assert holdfast.Run("run").metrics.counts["broken"] == fallen(0.15).sum()
     assert "data:image/png" in Path("run/report.html").read_text()
     assert CliRunner().invoke(app, ["verify", "run", "net.py:make", "set.npz"]).exit_code == 0
+    made = CliRunner().invoke(app, ["attack", *asked[1:-2], "--attacked", "1", "--out", "made.npz"])
+    assert made.exit_code == 0, made.output
+    assert np.load("made.npz")["x"].shape == IMAGE.shape
     assert CliRunner().invoke(app, [*asked[:-1], "other", "--attacked", "2"]).exit_code == 2
 
 

@@ -72,6 +72,13 @@ class Keys:
         return _mix(self.rows[:, None] + count * _GAMMA).reshape(-1, *shape)
 
 
+def content(x: Tensor) -> Tensor:
+    """A number of each row's values: x [n, ...] to [n] int64."""
+    bits = x.detach().flatten(1).float().contiguous().view(torch.int32).long()
+    odd = torch.arange(1, 2 * bits.shape[1], 2, device=x.device)
+    return (bits * odd).sum(1)
+
+
 def _shift(z: Tensor, by: int) -> Tensor:
     """Logical shift right: torch's is arithmetic."""
     return (z >> by) & ((1 << (64 - by)) - 1)

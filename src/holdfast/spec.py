@@ -46,6 +46,21 @@ def call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     return node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords}
 
 
+def parts(text: str) -> list[str]:
+    """The calls of a list such as `linf(0.3), l2(2)`, each as text; of an empty one, none.
+
+    Raises:
+        SpecError: `text` is no such list.
+    """
+    try:
+        nodes = ast.parse(f"[{text}]", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        nodes = None
+    if not isinstance(nodes, ast.List):
+        raise SpecError(f"cannot read {text!r}; expected calls with commas between them, such as linf(0.3), l2(2).")
+    return [ast.unparse(node) for node in nodes.elts]
+
+
 def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any:
     """The object that `text` spells, made by the maker of that name.
 

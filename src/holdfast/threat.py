@@ -107,7 +107,9 @@ class Threat:
         return {name: part.cpu() for name, part in (("scale", scale), ("mask", self.mask)) if part is not None}
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse a scale or a mask of another shape than the input's."""
+        """Refuse a scale or a mask of another shape than the input's, and a mask that lets nothing change."""
+        if self.mask is not None and not bool(self.mask.any()):
+            raise SpecError("the mask lets no feature change; it is true where one may.")
         for name, part in self.limits.items():
             if tuple(part.shape) != tuple(shape):
                 raise SpecError(

@@ -142,7 +142,7 @@ def test_less_access_finds_the_same(name: str, norm: str, access: Access) -> Non
 
 @pytest.mark.parametrize("start", ["ball", "sphere", "zero"])
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
-def test_one_long_step_is_judged(norm: str, start: str) -> None:
+def test_bug_9_one_long_step_is_judged(norm: str, start: str) -> None:
     """From any start one step of 2 eps ends at the optimum of a linear model, in two forwards after the clean one."""
     if norm == "l2":
         start = "zero"  # elsewhere the start bends the direction

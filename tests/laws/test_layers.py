@@ -24,6 +24,7 @@ MAY = {
     "evaluate": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "harden": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate"},  # it measures before and after
+    "generate": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate", "harden"},  # whose loop it shares
 }
 HELPERS = (
     "__init__",
@@ -37,6 +38,7 @@ HELPERS = (
     "copies",
     "crowd",
     "universal",
+    "advgan",
     "patch",
 )
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]

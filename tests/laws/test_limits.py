@@ -142,6 +142,8 @@ def test_what_means_nothing_is_refused() -> None:
         run(parse("pgd"), target, x, y, Threat.linf(1.0, scale=SCALE[0]))
     with pytest.raises(SpecError, match="the mask has shape"):
         run(parse("pgd"), target, x, y, Threat.l2(1.0, mask=MASK[0]))
+    with pytest.raises(SpecError, match="no feature change"):
+        run(parse("pgd"), target, x, y, Threat.l2(1.0, mask=torch.zeros(SHAPE)))
     with pytest.raises(InputError, match="not above the high"):
         Bounds.of((HIGH, LOW))
     with pytest.raises(InputError, match="the bounds have shape"):

@@ -1,8 +1,9 @@
 """Bugs that were found in other tools, one test each: they must not exist here.
 
-The tests are named after the bug; some of the laws say the same more generally. Where one says all of it, the bug has
-no test here: 9 (the last point is judged) is in test_books, 11 (options that do nothing) in test_options, 14 (APGD's
-checkpoints and halvings) in test_apgd, 16 (a resume after kill -9, and what it refuses) in test_evaluate.
+The tests are named after the bug; some of the laws say the same more generally. Elsewhere are 4 (batches of
+HopSkipJump, in test_decision), the first half of 9 (the last point is judged, in test_books), 11 (options that do
+nothing, in test_options), 14 (APGD's checkpoints and halvings, in test_apgd) and 16 (a resume after kill -9, and what
+it refuses, in test_evaluate).
 """
 
 from __future__ import annotations
@@ -125,6 +126,29 @@ def test_bug_7_prediction_and_label_are_not_swapped_in_the_loss(loss: str) -> No
     points = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
     best = [best_margin("linf", w, b, row, label, 0.08, -9, 10) for row, label in points]
     close(ledger.margin, torch.tensor(best, dtype=torch.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["ddn(steps=20)", "fmn(steps=20)", "apgd(steps=20)", "pgd(steps=20, step_size=0.8)"])
+def test_bug_9_the_best_point_is_kept_and_not_the_last_one(spec: str) -> None:
+    """The last point was returned for the best, or the best loss stored with the next step's point."""
+    asked: list[tuple[Tensor, Tensor]] = []
+    target = wrap(Then(bent(), lambda x, z: asked.append((x.detach(), z.detach())) or z))
+    attack, worse = parse(spec), 0
+    t = threat("l2", 0.4 if attack.bounded else torch.inf)
+    for x, y in zip(*(column.split(1) for column in rows(target, 12)), strict=True):
+        asked.clear()
+        found = run(attack, target, x, y, t, stop=False)
+        points, z = (torch.cat(part) for part in zip(*asked, strict=True))
+        size, margin = t.norm.size(points - x), target.task.margin(z, y.expand(len(z)))
+        close(found.size, size.where(z.argmax(1) != y, torch.inf).amin(0, keepdim=True), rtol=1e-9)
+        close(found.margin, margin[size <= found.limit].amin(0, keepdim=True))
+        assert torch.equal(target.labels(found.best) != y, found.size.isfinite())
+        last = perturb(attack, target, x, y, t)
+        if attack.bounded:
+            worse += int(target.task.margin(target.scores(last), y) > found.margin)
+        else:
+            worse += int((target.labels(last) == y) | (t.norm.size(last - x) > found.size))
+    assert worse > 0, "nowhere was the last point worse than the best: this shows nothing"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -90,14 +90,14 @@ def sick(x: Tensor) -> Tensor:
 def test_a_poisoned_row_fails_alone(name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]) -> None:
     target = wrap(Then(bent(), poison), bounds=(-0.1, 4.1))  # no edge on the grid
     mask = torch.arange(16).reshape(SHAPE) < 15  # the sign of illness stays
-    x = (draw(12, *SHAPE) * 4).round() / 4
+    x = (draw(64, *SHAPE) * 4).round() / 4
     x[:, 0, -1, -1] = 0.5
     y = target.labels(x)
     ill = x.clone()
     ill[4, 0, -1, -1] = 4
     healthy = run(short(name), target, x, y, threat(norm, mask=mask))
     poisoned = run(short(name), target, ill, y, threat(norm, mask=mask))
-    others = torch.arange(12) != 4
+    others = torch.arange(64) != 4
     same(poisoned, healthy, others)
     if poison is infinite_gradient and "loss" not in fields_of(name):
         return  # asks for no gradient

@@ -28,7 +28,7 @@ def attack(
     output: options.Output = None,
     task: options.Task = None,
     attacked: options.Attacked = 0,
-    eot: options.Eot = 1,
+    eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
     samples: options.Samples = None,

@@ -24,6 +24,7 @@ def compare(
 
     from holdfast.report import paired
     from holdfast.runs.compare import compare as pair
+    from holdfast.runs.compare import spread
 
     for found in [pair(runs[0], other) for other in runs[1:]]:
         if json:
@@ -32,4 +33,7 @@ def compare(
             Console().print(paired.summary(found))
         if page is not None:
             typer.echo(f"page: {paired.write(page, found)}", err=True)
+    found = spread(runs)
+    if found is not None:
+        typer.echo(found.model_dump_json() if json else paired.seeds(found))
     return 0

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import gates, options
+from holdfast.cli import options
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
     from holdfast.evaluate.chunk import Progress
     from holdfast.evaluate.forecast import Forecast
     from holdfast.evaluate.run import Run
+    from holdfast.runs.gates import Gate
 
 
 def evaluate(
@@ -38,25 +39,33 @@ def evaluate(
     output: options.Output = None,
     task: options.Task = None,
     attacked: options.Attacked = 0,
-    eot: options.Eot = 1,
+    eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also under noise, blur, weather, compression: 95 passes a row.")
+    ] = False,
+    baseline: Annotated[
+        str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
-    gate: Annotated[
-        list[str], typer.Option("--gate", help='Exit 1 unless it holds: "robust_accuracy>=0.45"; repeatable.')
-    ] = [],  # noqa: B006
+    gate: Annotated[list[str], typer.Option("--gate", help=options.GATE)] = [],  # noqa: B006
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if the verdict is unreliable.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print run.json alone on stdout.")] = False,
 ) -> int:
     """Attack a model, judge what is found, and leave the evidence in a folder."""
+    from holdfast.runs import gates
+
     wanted = [gates.parse(text) for text in gate]
+    if baseline is not None and not corruptions:
+        raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluate import Names
@@ -98,6 +107,8 @@ def evaluate(
                 resume=resume,
                 watch=watch,
                 announce=announce,
+                corruptions=corruptions,
+                baseline=baseline,
                 names=Names(model, arch, split, options.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)
@@ -106,9 +117,10 @@ def evaluate(
         return 130
 
 
-def conclude(run: Run, wanted: list[tuple[str, str, float]], *, strict: bool, json: bool) -> int:
+def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> int:
     """Say what a finished run found, and whether it is good enough."""
     from holdfast.report import html
+    from holdfast.runs import gates
 
     page = html.write(run.folder)
     if json:
@@ -116,9 +128,9 @@ def conclude(run: Run, wanted: list[tuple[str, str, float]], *, strict: bool, js
     else:
         options.show(run.manifest)
     typer.echo(f"report: {page}", err=True)
-    fallen = [(gate, value) for gate in wanted for ok, value in [gates.holds(gate, run.metrics)] if not ok]
-    for (name, compare, limit), value in fallen:
-        typer.echo(f"gate not held: {name} is {value}, not {compare} {limit:g}.", err=True)
+    fallen = [outcome for outcome in gates.judge(wanted, run.manifest) if not outcome.held]
+    for outcome in fallen:
+        typer.echo(f"gate not held: {outcome.sentence}.", err=True)
     if strict and run.verdict.status == "unreliable":
         typer.echo("the verdict is unreliable, and --strict was given.", err=True)
         return 3

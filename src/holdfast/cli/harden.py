@@ -21,7 +21,7 @@ def harden(
     data: options.Data,
     threat: options.ThreatText,
     recipe: Annotated[
-        str, typer.Option(help='fast, standard or strong (list recipes), or "standard(rate=0.05)".')
+        str, typer.Option(help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".')
     ] = "standard",
     objective: Annotated[
         str | None, typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).')
@@ -34,6 +34,10 @@ def harden(
         str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="Of the measurements before and after.")] = "standard",
+    synthetic: Annotated[
+        str | None, typer.Option(help="Generated DATA to train on beside: what `generate sample` saved.")
+    ] = None,
+    synthetic_share: Annotated[float, typer.Option(help="Of the rows of each step.")] = 0.7,
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
@@ -92,6 +96,8 @@ def harden(
                 watch=watch,
                 tell=tell,
                 names=Names(model, arch, "test", options.command_line()),
+                synthetic=None if synthetic is None else options.open_source(synthetic, bounds, "train"),
+                synthetic_share=synthetic_share,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holdfast.errors import SpecError, suggest
 
+if TYPE_CHECKING:
+    from holdfast.harden.objective import Objective
+    from holdfast.harden.regularizers import Regularizer
+
 
 def listing(
-    what: Annotated[str, typer.Argument(help="attacks, protocols, recipes, objectives or data.", metavar="WHAT")],
+    what: Annotated[
+        str,
+        typer.Argument(help="attacks, protocols, recipes, objectives, regularizers, defences or data.", metavar="WHAT"),
+    ],
 ) -> int:
-    """List the attacks or training objectives with their options, the protocols, the recipes, or the kinds of data."""
+    """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or kinds of data."""
     shown = {
         "attacks": _attacks,
         "protocols": _protocols,
         "recipes": _recipes,
         "objectives": _objectives,
+        "regularizers": _regularizers,
+        "defences": _defences,
         "data": _data,
     }
     if what not in shown:
@@ -69,14 +79,34 @@ def _recipes() -> None:
 
 
 def _objectives() -> None:
-    from holdfast import spec
     from holdfast.harden.objectives import OBJECTIVES
 
-    for name, maker in OBJECTIVES.items():
+    _parts(OBJECTIVES)
+
+
+def _regularizers() -> None:
+    from holdfast.harden.regularizers import REGULARIZERS
+
+    _parts(REGULARIZERS)
+
+
+def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> None:
+    from holdfast import spec
+
+    for name, maker in catalogue.items():
         example = maker()
         typer.echo(f"{name}  {example.passes} passes a row and step")
         typer.echo(f"    {(inspect.getdoc(type(example)) or '').splitlines()[0]}")
         typer.echo(f"    {spec.write(example, whole=True)}")
+
+
+def _defences() -> None:
+    from holdfast.targets.defences import DEFENCES
+    from holdfast.targets.purify import PURIFIERS
+
+    for name, kind in (DEFENCES | PURIFIERS).items():
+        typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
+        typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
 
 
 def _data() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from holdfast.cli import attack, compare, demo, evaluate, harden, listing, merge, report, train, verify
+from holdfast.cli import attack, compare, demo, evaluate, generate, harden, listing, merge, report, train, verify
 from holdfast.errors import HoldfastError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -27,6 +27,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": report.report,
     "list": listing.listing,
     "demo": demo.demo,
+}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
+    "generate": ("Generative models, as data for hardening.", {"train": generate.train, "sample": generate.sample}),
 }
 
 app = typer.Typer(
@@ -55,6 +58,11 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(_guarded(_command))
+for _name, (_help, _commands) in GROUPS.items():
+    _group = typer.Typer(help=_help, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.add_typer(_group, name=_name)
+    for _part, _command in _commands.items():
+        _group.command(_part)(_guarded(_command))
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ Data = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 _THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
+GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.'
 ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
 AnyThreat = Annotated[str, typer.Option("--threat", help=f'{_THREAT}; or a movement: "rotation(30, 3)", "flow(1)".')]
 Arch = Annotated[
@@ -42,7 +43,11 @@ Limits = Annotated[
     typer.Option("--limits", help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature."),
 ]
 Steps = Annotated[
-    list[str], typer.Option("--preprocess", help='What the model needs first: "normalize(0.1307, 0.3081)"; repeatable.')
+    list[str],
+    typer.Option(
+        "--preprocess",
+        help='What comes first: "normalize(0.1307, 0.3081)", or a defence: "jpeg(75)" (list defences); repeatable.',
+    ),
 ]
 Layout = Annotated[
     str | None,
@@ -57,7 +62,10 @@ Attacked = Annotated[
     typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
 ]
 Eot = Annotated[
-    int, typer.Option("--eot", min=1, help="Draws of a randomised model, whose mean is then attacked and judged.")
+    int | None,
+    typer.Option(
+        "--eot", min=1, help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1."
+    ),
 ]
 Lender = Annotated[
     str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
@@ -161,15 +169,14 @@ def open_target(
     attacked: int = 0,
     batch_size: int,
     device: str,
-    eot: int = 1,
+    eot: int | None = None,
     surrogate: str | None = None,
 ) -> Target:
     """The model behind the door."""
     from holdfast.targets import load, wrappers
     from holdfast.targets.preprocess import parse
 
-    if layout not in (None, "nchw", "nhwc"):
-        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
+    check_layout(layout)
     device = device_of(device)
     steps = parse(preprocess)
     common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
@@ -177,9 +184,13 @@ def open_target(
         inputs = list(source.inputs[1:])
         inputs.insert(attacked, source.inputs[0])
         common |= {"inputs": inputs, "attacked": attacked}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, **common)
-    target = wrappers.ExpectationOverTransformation(target, eot) if eot > 1 else target
+    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, draws=eot, **common)
     return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
+
+
+def check_layout(layout: str | None) -> None:
+    if layout not in (None, "nchw", "nhwc"):
+        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
 
 
 def device_of(text: str) -> str:

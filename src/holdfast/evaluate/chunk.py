@@ -17,6 +17,7 @@ from holdfast.attacks.ledger import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.evaluate import judge
 from holdfast.evaluate.graded import outputs
+from holdfast.evaluate.looks import looks
 from holdfast.evaluate.protocols import Trial
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
@@ -210,6 +211,8 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
 
     known = torch.full((n,), torch.nan, dtype=torch.float64)
     known[found[holds]] = size[holds]
+    psnr, ssim = known.clone(), known.clone()
+    psnr[found[holds]], ssim[found[holds]] = looks(plan.target, rows.x[found[holds]], stored[holds])
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
     confidence[found[broken]] = ruling.confidence.cpu()[broken]
@@ -227,6 +230,8 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "forwards": rows.forwards,
         "backwards": rows.backwards,
         "zero_gradients": rows.dull,
+        "psnr": psnr,
+        "ssim": ssim,
         "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
     }
     table = {name: column.numpy() for name, column in columns.items()}

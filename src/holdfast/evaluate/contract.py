@@ -25,7 +25,7 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     Raises:
         InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
     """
-    low, high, total, squares, count = np.inf, -np.inf, 0.0, 0.0, 0
+    low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
     for start, x, y in _parts(data):
         _check_labels(y, start)
         finite = np.isfinite(x)
@@ -37,6 +37,7 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
         if bounds.each is not None:
             _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
+        whole = whole and bool((x == np.rint(x)).all())
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         squares += float(np.power(x, 2, dtype=np.float64).sum())
     slack = 1e-6 * (bounds.high - bounds.low)
@@ -44,7 +45,7 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     if low < bounds.low - slack or high > bounds.high + slack:
         mean = total / count
         spread = max(squares / count - mean**2, 0) ** 0.5
-        raise InputError(f"{span} {_likely(low, high, mean, spread, bounds)}")
+        raise InputError(f"{span} {_likely(low, high, mean, spread, bounds, whole=whole)}")
     if bounds.high >= 128 and high <= 1:
         raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
 
@@ -183,7 +184,9 @@ def _check_labels(y: np.ndarray, start: int) -> None:
         raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")
 
 
-def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds) -> str:
+def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool) -> str:
+    if whole and low >= 0 and high > 255:
+        return "They are whole numbers: if they are tokens of text, such models are not supported."
     if bounds.high <= 1 and low >= 0 and 1.5 < high <= 255:
         return "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
     if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):

@@ -69,7 +69,8 @@ def craft(
         fooled = judge.meets_goal(threat, judge.rule(target, best, seed).label, y)
         wrong = clean.label != y
         if isinstance(target, WithTruth):
-            y, best = target.parts(best)
+            y = target.parts(best)[0]
+        best = target.apart(best)[1]
         columns = {"x": best, "y": y, "id": ids, "wrong": wrong, "broken": legal & fooled & ~wrong}
         parts.append({name: column.cpu().numpy() for name, column in columns.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

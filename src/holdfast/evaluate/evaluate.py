@@ -23,7 +23,7 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import moved, protocols, signs
+from holdfast.evaluate import corrupted, moved, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model, randomised
 from holdfast.evaluate.exam import examine
@@ -79,6 +79,8 @@ def evaluate(
     resume: bool = False,
     watch: Watch = lambda _: None,
     announce: Callable[[Forecast], None] | None = None,
+    corruptions: bool = False,
+    baseline: Path | str | None = None,
     names: Names | None = None,
 ) -> Run:
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -103,6 +105,8 @@ def evaluate(
         resume: go on with an unfinished run in `out`.
         watch: told of progress.
         announce: told what it will cost, before it starts.
+        corruptions: also ask for the common corruptions of images (arXiv:1903.12261), on the same rows.
+        baseline: whose errors under corruption the mCE divides by: `alexnet`, or the folder of a run on these data.
         names: what the manifest calls things.
 
     Raises:
@@ -145,6 +149,8 @@ def evaluate(
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
     plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
+    if corruptions:
+        facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
     if resume and (folder / "run.json").exists():
         refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
         return Run(folder)
@@ -159,8 +165,12 @@ def evaluate(
     chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
     for chunk in chunks:
         _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
+        if corruptions:
+            _do_corruptions(plan, journal, source, chunk)
     table, trials, facts = _collect(plan, journal, chunks, facts)
     store.write_samples(folder, table)
+    if corruptions:
+        store.write_corruptions(folder, _collect_corruptions(journal, chunks))
     store.write_gallery(folder, table, source)
     store.write_limits(folder, limits_of(target, threat))
     store.write_manifest(folder, finish(folder, facts, table, trials))
@@ -201,6 +211,7 @@ def question(facts: Facts) -> dict[str, str]:
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
+        "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
         "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),
     }
 
@@ -235,6 +246,20 @@ def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: 
         store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
     costs = [(eps, i, seen, fell, paid.model_dump()) for (eps, i), (seen, fell, paid) in rows.costs.items()]
     journal.write(f"{name}-done", columns, {"costs": json.dumps(costs), "missed": json.dumps(sorted(rows.missed))})
+
+
+def _do_corruptions(plan: Plan, journal: Journal, source: Source, part: tuple[int, int]) -> None:
+    start, stop = part
+    name = f"{start:09d}-corrupted"
+    if not journal.has(name):
+        x, ids = torch.from_numpy(source.rows(start, stop)[0]), torch.arange(start, stop)
+        found = corrupted.answers(plan.target, x, ids, plan.seed, deadline=plan.deadline)
+        journal.write(name, found | {"id": ids.numpy()})
+
+
+def _collect_corruptions(journal: Journal, chunks: Sequence[tuple[int, int]]) -> pa.Table:
+    parts = [journal.read(f"{start:09d}-corrupted")[0] for start, _ in chunks]
+    return pa.table({name: np.concatenate([p[name] for p in parts]) for name in ("id", *corrupted.COLUMNS)})
 
 
 def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Callable[[float, str, int], None]:

@@ -66,10 +66,10 @@ def _still_falling(
     facts: Facts, trials: Sequence[TrialInfo], added: Sequence[TrialInfo], metrics: Metrics
 ) -> Finding | None:
     own = [t for t in trials if t.eps == facts.threat.eps]
-    if not own:
+    if facts.protocol.name in ("quick", "custom") or added or not own:
         return None
     last, n = own[-1], metrics.robust_accuracy.n
-    if facts.protocol.name in ("quick", "custom") or added or last.broken < 3 or last.broken <= 0.02 * n:
+    if last.broken < 3 or last.broken <= 0.02 * n:
         return None
     text = (
         f"The last trial of the protocol still broke {last.broken} rows ({last.broken / n:.1%}): more effort may break "

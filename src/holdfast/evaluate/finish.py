@@ -13,19 +13,26 @@ from holdfast.evaluate.findings import conclude
 from holdfast.evaluate.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Facts, Manifest, TrialInfo
-from holdfast.runs.metrics import measure
+from holdfast.runs.metrics import UNASKED, corrupted, measure
 
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
     metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
+    asked = 0
+    if facts.corruptions is not None:
+        answers = store.read_corruptions(folder)
+        metrics.corruptions = corrupted(answers, table, facts.corruptions)
+        asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
     total = reduce(add, (t.costs for t in trials), facts.examined)
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(update={"judge_forwards": PASSES * (table.num_rows + stored)}),
+        costs=total.model_copy(
+            update={"judge_forwards": PASSES * (table.num_rows + stored), "corruption_forwards": asked}
+        ),
         trials=list(trials),
         files=store.checksums(folder),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, legal_size
-from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.target import Access, Target, drawing, sealed
 from holdfast.threat import Threat
 
 
@@ -32,11 +32,13 @@ PASSES = 2
 def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
     """The decisions on inputs x [n, *shape]."""
     with sealed(seed):
-        label, confidence, scores = _look(target, x)
+        with drawing("judge", 1):  # a random step draws for each look alone, as no search did
+            label, confidence, scores = _look(target, x)
         usual = target.batch_size
         target.batch_size = usual // 2 + 1
         try:
-            again = _look(target, x.flip(0))[0].flip(0)
+            with drawing("judge", 2):
+                again = _look(target, x.flip(0))[0].flip(0)
         finally:
             target.batch_size = min(usual, 2 * target.batch_size)  # keeps what running out of memory taught
     return Ruling(label, confidence, label == again, scores)

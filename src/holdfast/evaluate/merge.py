@@ -43,6 +43,9 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
     originals = _Originals([shard for _, shard in manifests])
     _examples([shard for _, shard in manifests], out, first, parts)
     store.write_samples(out, table)
+    if first.corruptions is not None:
+        answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
+        store.write_corruptions(out, answers.sort_by("id"))
     store.write_gallery(out, table, originals)
     store.write_limits(out, store.read_limits(manifests[0][1]))
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})

@@ -88,9 +88,10 @@ _STANDARD_L1 = (
     "square(steps=500, near=0.6)",
 )
 _THOROUGH = (
-    'apgd(steps=50, loss="dlr", targets=9, near=0.7)',
-    'apgd(steps=50, loss="mifpe", restarts=10, near=0.4)',
-    "square(steps=1500, near=0.6)",
+    'apgd(steps=50, loss="dlr", targets=9, near=0.4)',
+    'apgd(steps=50, loss="mifpe", restarts=10, near=0.3)',
+    "square(steps=1500, near=0.3)",
+    'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=3, near=0.08)',
     "relay(steps=8400, near=0.15)",
     "relay(steps=8400, step_size=0.1, near=0.15)",
 )
@@ -117,7 +118,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
-        2,
+        3,
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),

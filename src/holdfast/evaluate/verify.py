@@ -13,11 +13,12 @@ import torch
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import judge, moved, protocols, signs
+from holdfast.evaluate import corrupted, judge, moved, protocols, signs
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
+from holdfast.evaluate.looks import looks
 from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
 from holdfast.runs import store
@@ -61,6 +62,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
         wrong += _samples(folder, manifest, asked, table, target, source)
+        wrong += _corrupted(folder, manifest, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
@@ -238,6 +240,9 @@ def _examples(
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
+    shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
+    seen = [(columns[name][rows], value.numpy()) for name, value in shown]
+    other_look = ~np.all([np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
@@ -245,6 +250,7 @@ def _examples(
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
+        (other_look, "look otherwise (PSNR, SSIM) than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
@@ -252,6 +258,36 @@ def _examples(
     ):
         if bad.any():
             yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+
+
+def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
+    """The model's decisions on corrupted inputs, asked for again."""
+    asked = manifest.corruptions
+    if asked is None:
+        return
+    again = corrupted.info(target, source.shape, None, manifest.data.fingerprint)
+    if (again.version, again.table) != (asked.version, asked.table):
+        yield f"corruptions: they were {asked.table}'s, version {asked.version}; here {again.table}'s, {again.version}."
+        return
+    answers = store.read_corruptions(folder)
+    ids = answers.column("id").to_numpy().copy()
+    expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
+    if not np.array_equal(ids, expected) or tuple(answers.column_names[1:]) != corrupted.COLUMNS:
+        yield "corruptions: the rows or kinds of corruptions.parquet are not those of the run."
+        return
+    for name in corrupted.COLUMNS:
+        said, others = answers.column(name).to_numpy(), []
+        for start in range(0, len(ids), STRIDE):
+            part = ids[start : start + STRIDE]
+            x = corrupted.spoiled(
+                target, torch.from_numpy(_rows(source, part)[0]), name, torch.from_numpy(part), manifest.seed
+            )
+            ruling = judge.rule(target, x, manifest.seed)
+            told = said[start : start + STRIDE]
+            differs = (ruling.label.cpu().numpy() != told) & ruling.stable.cpu().numpy() & (told != corrupted.UNASKED)
+            others += list(part[differs])
+        if others:
+            yield f"corruptions: under {name} the model's decisions on rows {_some(others)} are others."
 
 
 def _retold(

@@ -23,6 +23,7 @@ from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
 from holdfast.harden import objectives, recipes
+from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import STATE, Epoch, read_log
@@ -31,6 +32,7 @@ from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import refuse_changes
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
 
@@ -66,6 +68,8 @@ def harden(
     watch: Watch = lambda _: None,
     tell: Callable[[Epoch], None] = lambda _: None,
     names: Names | None = None,
+    synthetic: Source | None = None,
+    synthetic_share: float = 0.7,
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
@@ -89,6 +93,8 @@ def harden(
         watch: told of the progress of the two measurements.
         tell: told of each finished epoch.
         names: what the manifests call things.
+        synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
+        synthetic_share: of each step, above 0 and below 1.
 
     Raises:
         InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
@@ -97,17 +103,25 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs)
-    target = wrap(model)
+    given = wrap(model)
+    target = given.inner if isinstance(given, ExpectationOverTransformation) else given  # one draw trains, many judge
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     if target.graded is not None:
         raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
+    if target.free is not None:
+        raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
     check_network(network, target, source, recipe)
     _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
+    mix = None if synthetic is None else Mix(synthetic, synthetic_share)
+    if mix is not None:
+        mix.check(source)
+        check_data(mix.data, target.bounds)
+        check_labels(mix.data, target.task.k)
     if len(train) < recipe.batch_size:
         recipe = replace(recipe, batch_size=len(train))
     recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
@@ -120,15 +134,19 @@ def harden(
         "model": target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
+    if mix is not None:
+        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
     _open(folder, asked, resume=resume)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
-    before = evaluate(target, judged, threat, out=folder / "before", names=called, **judge)
+    before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
-        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell))
+        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix))
     hardened = network.read(folder)
-    hard = behind(target, hardened)
+    hard: Target = behind(target, hardened)
+    if isinstance(given, ExpectationOverTransformation):
+        hard = ExpectationOverTransformation(hard, given.draws)
     after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())

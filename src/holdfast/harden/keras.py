@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from holdfast import spec, usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
+from holdfast.harden.mix import Mix
 from holdfast.harden.network import behind
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import Epoch
@@ -86,6 +87,8 @@ class KerasNetwork:
         self.model.save(work / "model.keras")
         for name, source in (("train", training.data), ("held", training.held)):
             _store(source, work, name)
+        if training.mix is not None:
+            _store(training.mix.data, work, "mix")
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
         job = {
@@ -107,6 +110,7 @@ class KerasNetwork:
             "seed": training.seed,
             "floor": training.floor,
             "every": training.every,
+            "mix": None if training.mix is None else training.mix.share,
         }
         (work / "job.json").write_text(json.dumps(job))
 
@@ -241,6 +245,7 @@ def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
         folder=work.parent,
         every=job["every"],
         watch=watch,
+        mix=None if job["mix"] is None else Mix(_stored(work, "mix"), job["mix"]),
     )
     failed, kept = None, work.parent / _KEPT
     try:

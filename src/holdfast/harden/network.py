@@ -96,6 +96,7 @@ def behind(like: TorchTarget, model: Any) -> TorchTarget:
         device=like.device,
         layout=like.layout,
         output=like.output,
+        draws=1,
     )
     assert isinstance(own, TorchTarget)
     assert like.shape is not None

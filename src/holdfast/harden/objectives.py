@@ -1,15 +1,10 @@
-"""Objectives: where a network is trained, and what it pays there.
-
-Each has two parts: `near` crafts the points x' to train at, with the attack rules of `holdfast.attacks` against the
-network as it is; `loss` is what is then minimised. Below, p = softmax f(x) and p' = softmax f(x').
-"""
+"""Objectives: the ways to train, by name. Those for several threats, and those with noise, have files of their own."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,56 +14,11 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.harden.craft import Craft
+from holdfast.harden.noise import Noise, SmoothAdv
+from holdfast.harden.objective import Net, Objective, crossed, distance, divergence
+from holdfast.harden.several import EAT, MSD, Avg, Max
 from holdfast.targets.target import Access
-
-Net = Callable[[Tensor], Tensor]
-
-
-class Craft(Protocol):
-    """Run an attack's rule on rows: x [n, *shape], y [n] to points near x, at `widen` times the threat's eps."""
-
-    def __call__(self, attack: Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Objective(ABC):
-    """One way to train. The fields are its hyperparameters; they only store."""
-
-    asks: ClassVar[int] = 1  # forward and backward passes of the loss
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            whole = name == "steps"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise SpecError(f"{type(self).__name__.lower()} has {name}={value!r}, but it is {kind}.")
-            if value < whole:
-                raise SpecError(f"{type(self).__name__.lower()} has {name}={value!r}, which is too small.")
-
-    @property
-    def inner(self) -> int:
-        """Gradient steps of the inner attack."""
-        return getattr(self, "steps", 1)
-
-    @property
-    def passes(self) -> int:
-        """Forward and backward passes that a row of one training step costs."""
-        return 2 * self.inner + 2 * self.asks
-
-    @abstractmethod
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        """The points x' [n, *shape] to train at."""
-
-    @abstractmethod
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss, and the scores [n, k] at x'."""
-
-    def __repr__(self) -> str:
-        return spec.write(self)
-
-    def __init_subclass__(cls) -> None:
-        cls.__repr__ = Objective.__repr__
 
 
 @dataclass(frozen=True)
@@ -84,8 +34,16 @@ class Standard(Objective):
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         return x
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _ce(net, near, y, self.smoothing)
+
+@dataclass(frozen=True)
+class FGSM(Objective):
+    """CE(f(x'), y) one step from x (Goodfellow et al. 2015, arXiv:1412.6572)."""
+
+    step_size: float = 1.0  # fraction of eps
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        return craft(Ascent(steps=1, step_size=self.step_size, start_at="zero", loss="ce"), x, y)
 
 
 @dataclass(frozen=True)
@@ -94,12 +52,6 @@ class Fast(Objective):
 
     step_size: float = 1.25  # fraction of eps
     smoothing: float = 0.0  # share of a label spread over all classes
-
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(Ascent(steps=1, step_size=self.step_size, loss="ce"), x, y)
-
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _ce(net, near, y, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -115,10 +67,36 @@ class NFGSM(Objective):
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         widen = self.noise + self.step_size
-        return craft(_Noisy(share=self.noise / widen, step_size=self.step_size / widen), x, y, widen)
+        wide = craft.threat.at(float(craft.threat.eps) * widen)
+        return craft(_Noisy(share=self.noise / widen, step_size=self.step_size / widen), x, y, wide)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _ce(net, near, y, self.smoothing)
+
+@dataclass(frozen=True)
+class Free(Objective):
+    """CE(f(x'), y), each batch several times: one backward moves the weights and x' (Shafahi 2019, arXiv:1904.12843).
+
+    A recipe's epochs count batches, so it needs so many times fewer of them. Differs from the paper: x' of a new batch
+    starts at random, not from where the last batch's ended.
+    """
+
+    batch_replays: int = 8  # steps of the optimiser a batch (m in the paper)
+    step_size: float = 1.0  # fraction of eps, from one replay to the next
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    @property
+    def inner(self) -> int:
+        return 0  # its attack is its training
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.batch_replays
+
+    @property
+    def replays(self) -> int:
+        return self.batch_replays
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        return craft.around(x, "start")
 
 
 @dataclass(frozen=True)
@@ -128,12 +106,6 @@ class PGD(Objective):
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
     smoothing: float = 0.0  # share of a label spread over all classes
-
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)
-
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _ce(net, near, y, self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -146,11 +118,8 @@ class ALP(Objective):
     step_size: float = 0.25  # fraction of eps
     smoothing: float = 0.0  # share of a label spread over all classes
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)
-
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), (crafted, there) = (_ce(net, at, y, self.smoothing) for at in (x, near))
+        (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
         return (clean + crafted) / 2 + self.weight * F.mse_loss(there, z), there
 
 
@@ -169,11 +138,68 @@ class Trades(Objective):
         return super().passes + 1  # the inner attack asks for p too
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(_Diverge(steps=self.steps, step_size=self.step_size), x, y)
+        return craft(_Apart(steps=self.steps, step_size=self.step_size), x, y)
 
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), there = _ce(net, x, y, self.smoothing), net(near)
-        return clean + self.beta * _divergence(there, z).mean(), there
+        (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
+        return clean + self.beta * divergence(there, z).mean(), there
+
+
+@dataclass(frozen=True)
+class LSE(Objective):
+    """|p - y|^2 + beta |p - p'|^2, x' where the latter is large (SCORE: Pang et al. 2022, arXiv:2202.10103).
+
+    y is smoothed. Differs from the authors' code: label smoothing spreads over all classes, also the true one.
+    """
+
+    asks = 2
+    beta: float = 4.0  # of the distance between the probabilities
+    steps: int = 10  # of the inner attack
+    step_size: float = 0.25  # fraction of eps
+    smoothing: float = 0.1  # share of a label spread over all classes
+
+    @property
+    def passes(self) -> int:
+        return super().passes + 1  # the inner attack asks for p too
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        return craft(_Apart(steps=self.steps, step_size=self.step_size, measure="distance"), x, y)
+
+    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z, there = net(x), net(near)
+        k = z.shape[1]
+        label = F.one_hot(y, k) * (1 - self.smoothing) + self.smoothing / k
+        clean = (z.softmax(1) - label).square().sum(1)
+        return (clean + self.beta * distance(there, z)).mean(), there
+
+
+@dataclass(frozen=True)
+class HAT(Objective):
+    """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR 2022).
+
+    x'' = x + reach (x' - x). The label h is what the network as it was given to hardening says at x': so give one that
+    is trained, as the paper does.
+    """
+
+    asks = 3
+    beta: float = 2.5  # of the divergence
+    gamma: float = 0.5  # of the helper examples
+    reach: float = 2.0  # of the helper examples, multiples of x' - x
+    steps: int = 10  # of the inner attack
+    step_size: float = 0.25  # fraction of eps
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    @property
+    def passes(self) -> int:
+        return super().passes + 2  # the inner attack asks for p too, and the loss for h
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        return craft(_Apart(steps=self.steps, step_size=self.step_size), x, y)
+
+    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
+        helped, _ = crossed(net, x + self.reach * (near - x), net.given(near).argmax(1), 0)
+        return clean + self.beta * divergence(there, z).mean() + self.gamma * helped, there
 
 
 @dataclass(frozen=True)
@@ -188,27 +214,60 @@ class Mart(Objective):
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)
-
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z, there = net(x), net(near)
         own = y[:, None]
         rival = there.softmax(1).scatter(1, own, 0).amax(1)
         bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - rival).clamp_min(1e-4))
         unsure = 1 - z.softmax(1).gather(1, own)[:, 0]
-        return (bce + self.beta * _divergence(there, z) * unsure).mean(), there
+        return (bce + self.beta * divergence(there, z) * unsure).mean(), there
+
+
+@dataclass(frozen=True)
+class Ensemble(Objective):
+    """CE(f(x), y) and CE(f(x'), y), half of the x' against another network (Tramer et al. 2018, arXiv:1705.07204).
+
+    The other network is this one as it was given to hardening: so give one that is trained. What is not there: an
+    ensemble of several.
+    """
+
+    asks = 2
+    steps: int = 1  # of the inner attack
+    step_size: float = 1.0  # fraction of eps
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")
+        near = x.clone()
+        for part, target in ((slice(0, None, 2), craft.given), (slice(1, None, 2), craft.live)):
+            near[part] = craft(attack, x[part], y[part], on=target)
+        return near
+
+    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
+        return (clean + crafted) / 2, there
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "standard": Standard,
+    "noise": Noise,
+    "fgsm": FGSM,
     "fast": Fast,
     "fgsm_rs": Fast,
     "nfgsm": NFGSM,
+    "free": Free,
     "pgd": PGD,
     "alp": ALP,
     "trades": Trades,
+    "lse": LSE,
+    "hat": HAT,
     "mart": Mart,
+    "avg": Avg,
+    "max": Max,
+    "msd": MSD,
+    "eat": EAT,
+    "ensemble": Ensemble,
+    "smoothadv": SmoothAdv,
 }
 
 
@@ -218,19 +277,12 @@ def parse(text: str) -> Objective:
 
 
 def stronger(objective: Objective) -> Objective:
-    """What to go on with where the inner attack no longer finds what there is: plain PGD of twice the steps."""
+    """What to go on with where the inner attack no longer finds what there is: twice the steps."""
     steps = max(2, 2 * objective.inner)
-    return PGD(steps=steps, step_size=max(0.25, 1 / steps), smoothing=getattr(objective, "smoothing", 0.0))
-
-
-def _ce(net: Net, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    z = net(x)
-    return F.cross_entropy(z, y, label_smoothing=smoothing), z
-
-
-def _divergence(there: Tensor, z: Tensor) -> Tensor:
-    """KL(p, p') of scores z at x and `there` at x': [n]."""
-    return F.kl_div(there.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(1)
+    more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
+    if hasattr(objective, "steps"):
+        return replace(objective, **more)  # pyright: ignore[reportArgumentType]
+    return PGD(**more, smoothing=objective.smoothing)
 
 
 @dataclass(frozen=True)
@@ -250,26 +302,25 @@ class _Noisy(Attack):
         return p.project(s + p.stride(g, self.step_size))
 
 
-class _Apart(NamedTuple):
+class _Pair(NamedTuple):
     d: Tensor
     clean: Tensor  # [n, k] scores at x
 
 
 @dataclass(frozen=True)
-class _Diverge(Attack):
-    """Ascent of KL(p, p'), from near x, where it is flat."""
+class _Apart(Attack):
+    """Ascent of KL(p, p') or |p - p'|^2, from near x, where both are flat."""
 
     needs = Access.GRADIENTS
     steps: int = 10
     step_size: float = 0.25
+    measure: str = "divergence"
 
-    def start(self, p: Problem) -> _Apart:
+    def start(self, p: Problem) -> _Pair:
         d = p.project(0.001 * p.width * p.noise("start").normal(p.x.shape[1:], p.x.dtype))
-        return _Apart(d, p.scores(torch.zeros_like(d)))
+        return _Pair(d, p.scores(torch.zeros_like(d)))
 
-    def step(self, p: Problem, s: _Apart, t: int) -> _Apart:
-        def apart(z: Tensor, y: Tensor, aim: Any, clean: Tensor) -> Tensor:
-            return _divergence(z, clean)
-
-        _, g = p.gradient(s.d, apart, s.clean)
-        return _Apart(p.project(s.d + p.stride(g, self.step_size)), s.clean)
+    def step(self, p: Problem, s: _Pair, t: int) -> _Pair:
+        measure = {"divergence": divergence, "distance": distance}[self.measure]
+        _, g = p.gradient(s.d, lambda z, y, aim, clean: measure(z, clean), s.clean)
+        return _Pair(p.project(s.d + p.stride(g, self.step_size)), s.clean)

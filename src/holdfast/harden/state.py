@@ -9,8 +9,9 @@ import copy
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -34,6 +35,7 @@ class Epoch:
     clean: float  # accuracy of the averaged weights on the rows held out
     inner: float  # the same under the inner attack
     robust: float  # the same under the recipe's judge
+    aligned: float  # cosine between the gradients at x and at a random point of the ball, on those rows
     passes: int  # forward and backward passes spent, so far
     note: str = ""
 
@@ -81,25 +83,19 @@ class State:
     def dump(self) -> bytes:
         tensors = {f"now.{name}": value for name, value in self._weights().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for i, slots in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{name}": v for name, v in slots.items() if isinstance(v, Tensor)}
+        tensors |= slots(self.optimiser)
         tensors["random"] = torch.get_rng_state()
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
 
     def restore(self, content: bytes) -> None:
         tensors = load(content)
-        meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        place = json.loads(meta["place"])
+        place = stored_place(content)
         place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
         self.place = Place(**place, log=log)
-        self._put(_under("now.", tensors))
-        self.best = _under("best.", tensors)
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimiser.", tensors).items():
-            i, _, slot = name.partition(".")
-            slots.setdefault(int(i), {})[slot] = value
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
+        self._put(under("now.", tensors))
+        self.best = under("best.", tensors)
+        put_slots(self.optimiser, tensors)
         torch.set_rng_state(tensors["random"])
 
     def _weights(self) -> dict[str, Tensor]:
@@ -107,8 +103,8 @@ class State:
         return own | {f"average.{name}": value for name, value in self.average.state_dict().items()}
 
     def _put(self, weights: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(_under("net.", weights))
-        self.average.load_state_dict(_under("average.", weights))
+        self.net.load_state_dict(under("net.", weights))
+        self.average.load_state_dict(under("average.", weights))
 
 
 def blend(average: nn.Module, net: nn.Module, share: float) -> None:
@@ -121,10 +117,31 @@ def blend(average: nn.Module, net: nn.Module, share: float) -> None:
                 old.copy_(new)
 
 
-def table(log: list[Epoch]) -> str:
-    """log.csv."""
+def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers, by name."""
+    kept = optimiser.state_dict()["state"].items()
+    return {f"optimiser.{i}.{name}": v for i, own in kept for name, v in own.items() if isinstance(v, Tensor)}
+
+
+def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Have an optimiser remember the `slots` among these tensors."""
+    kept: dict[int, dict[str, Tensor]] = {}
+    for name, value in under("optimiser.", tensors).items():
+        i, _, slot = name.partition(".")
+        kept.setdefault(int(i), {})[slot] = value
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
+
+
+def stored_place(content: bytes) -> dict[str, Any]:
+    """The place, as JSON holds it, in the bytes of a stored state."""
+    meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return json.loads(meta["place"])
+
+
+def table(log: list[Any], kind: type = Epoch) -> str:
+    """log.csv: one line for each of `log`, which are dataclasses of this kind."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
     for line in log:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
@@ -152,5 +169,5 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

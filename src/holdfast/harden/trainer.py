@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import attacks
-from holdfast.attacks.attack import Attack, perturb, run
+from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.harden import objectives
-from holdfast.harden.objectives import Objective
+from holdfast.harden import augment, objectives, regularizers
+from holdfast.harden.augment import Batch
+from holdfast.harden.craft import Craft, evaluating
+from holdfast.harden.mix import Mix
+from holdfast.harden.objective import Net, Objective
+from holdfast.harden.plan import Plan, read, shuffled
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
-from holdfast.harden.state import STATE, Epoch, State, blend, packed, table
+from holdfast.harden.sharpness import perturbed_weights
+from holdfast.harden.state import STATE, Epoch, Place, State, blend, packed, table
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
 from holdfast.threat import Threat
 
-_BLOCK = 8192  # rows shuffled at once: a set larger than memory streams
 _GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
 
 
@@ -46,6 +50,7 @@ class Training:
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step.
         watch: told of each finished epoch.
+        mix: generated rows to train on beside.
     """
 
     target: TorchTarget
@@ -58,6 +63,11 @@ class Training:
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
+    mix: Mix | None = None
+
+    @cached_property
+    def penalties(self) -> list[regularizers.Regularizer]:
+        return regularizers.parse(self.recipe.regularize)
 
     def fit(self, net: nn.Module, *, resume: bool = False) -> State:
         """Train `net`, in place; the best weights are the `best_average()` of what comes back.
@@ -72,47 +82,83 @@ class Training:
             s = State(net, recipe)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
-            while s.place.epoch < recipe.epochs:
+            while s.place.epoch < recipe.epochs and not self._settled(s.place):
                 plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
-                for x, y in read(self.data, plan[s.place.batch :]):
+                for x, y in self._read(plan, s):
                     self._step(s, *self._tensors(x, y), total=recipe.epochs * len(plan))
                     self._store(s)
                 self._close(s)
         return s
 
+    def _read(self, plan: Plan, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows of the steps that are left of an epoch."""
+        if self.mix is None:
+            return read(self.data, plan[s.place.batch :])
+        return self.mix.read(self.data, plan, s.place.batch, self.seed + s.place.epoch + 1)
+
     def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
         """One step on rows x [n, *shape], y [n]."""
-        recipe, place = self.recipe, s.place
+        place = s.place
         done = (place.step + 1) / total
         rate, eps = self._pace(done)
         for group in s.optimiser.param_groups:
             group["lr"] = rate
         objective = objectives.parse(place.objective)
-        live = self.target.live(s.net)
-        near = objective.near(self._craft(live, eps, self.seed + place.step), x, y)
-
-        s.net.train()
-        gamma = recipe.awp if done > recipe.ramp else 0.0
-        with perturbed_weights(s.net, lambda: objective.loss(live.outputs, x, near, y)[0], gamma):
-            loss, z = objective.loss(live.outputs, x, near, y)
-            s.optimiser.zero_grad()
-            loss.backward()
-        length = nn.utils.clip_grad_norm_(s.net.parameters(), recipe.clip or math.inf)
-        if not bool(loss.isfinite() & length.isfinite()):
-            raise InputError(self._diverged(s, float(loss.detach()), float(length), rate))
-        s.optimiser.step()
-        blend(s.average, s.net, min(recipe.ema, (1 + place.step) / (10 + place.step)))
+        craft = self._craft(self.target.live(s.net), eps, self.seed + place.step)
+        size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
+        batch = augment.augmented(augment.parse(self.recipe.augment), x, y, self.target, self.seed + place.step)
+        x, y = batch.x, batch.y
+        near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
+        loss, z = self._update(s, craft, batch, near, size)
+        for _ in range(objective.replays - 1):
+            assert near.grad is not None
+            near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
+            loss, z = self._update(s, craft, batch, near, size)
+        blend(s.average, s.net, self._past(place.step, total))
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += len(y)
-        place.passes += len(y) * (objective.passes + (2 * objective.asks if gamma else 0))
-        place.loss += float(loss.detach()) * len(y)
-        place.right += int((z.detach().argmax(1) == y).sum())
+        beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
+        beside += 2 * batch.beside(objective.asks)
+        place.passes += len(y) * (objective.passes + objective.replays * beside)
+        place.loss += float(loss) * len(y)
+        place.right += int(unbroken(z.argmax(1), y).sum())
+
+    def _update(self, s: State, craft: Craft, batch: Batch, near: Tensor, size: float) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser, at points near x: the loss there, and the scores."""
+        objective, net = objectives.parse(s.place.objective), Net(craft.live.outputs, self.target.scores)
+
+        def ask(y: Tensor) -> tuple[Tensor, Tensor]:
+            return objective.loss(net, batch.x, near, y)
+
+        s.net.train()
+        with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size):
+            loss, z = batch.loss(ask, net)
+            with evaluating(s.net):
+                loss = loss + sum(part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties)
+            s.optimiser.zero_grad()
+            loss.backward()
+        length = nn.utils.clip_grad_norm_(s.net.parameters(), self.recipe.clip or math.inf)
+        if not bool(loss.isfinite() & length.isfinite()):
+            raise InputError(self._diverged(s, float(loss.detach()), float(length)))
+        s.optimiser.step()
+        return loss.detach(), z.detach()
+
+    def _past(self, step: int, total: int) -> float:
+        """The share that the average keeps of itself at this step."""
+        alike = step - round(total * (1 - self.recipe.swa))  # steps of the last ones before
+        if self.recipe.swa and alike >= 0:
+            return alike / (alike + 1)
+        return min(self.recipe.ema, (1 + step) / (10 + step))
 
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
         rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
         return rate, float(self.threat.eps) * (min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0)
+
+    def _settled(self, place: Place) -> bool:
+        """Whether so many epochs at full eps have brought nothing better that it ends early."""
+        return 0 < self.recipe.patience <= min(place.full, place.epoch - place.best_epoch)
 
     def _close(self, s: State) -> None:
         """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
@@ -130,6 +176,7 @@ class Training:
             clean=clean,
             inner=inner,
             robust=robust,
+            aligned=self._aligned(s) if recipe.judge else math.nan,
             passes=place.passes,
         )
         place.epoch, place.batch, place.rows, place.loss, place.right = place.epoch + 1, 0, 0, 0.0, 0
@@ -157,22 +204,21 @@ class Training:
         with torch.no_grad():
             right = door.task.predict(door.all_scores(x)) == y
             near = objective.near(self._craft(door, float(self.threat.eps), self.seed), x, y)
-            inner = door.task.predict(door.all_scores(near)) == y
+            inner = unbroken(door.task.predict(door.all_scores(near)), y)
         stood = right
         if self.recipe.judge:
             books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         return tuple(float(column.double().mean()) for column in (right, inner & right, stood))  # pyright: ignore[reportReturnType]
 
-    def _craft(self, live: TorchTarget, eps: float, seed: int) -> objectives.Craft:
-        """Crafting against a network in eval mode, so that its batch norms neither see nor learn the search."""
+    def _aligned(self, s: State) -> float:
+        """How far gradients at those rows and at random points near them point the same way: their mean cosine."""
+        craft = self._craft(self.target.live(s.average), float(self.threat.eps), self.seed)
+        return float(craft.aligned(*self.judged).double().mean())
 
-        def craft(attack: Attack, x: Tensor, y: Tensor, widen: float = 1.0) -> Tensor:
-            assert isinstance(live.model, nn.Module)
-            with evaluating(live.model):
-                return perturb(attack, live, x, y, self.threat.at(eps * widen), seed=seed % 2**63)
-
-        return craft
+    def _craft(self, live: TorchTarget, eps: float, seed: int) -> Craft:
+        share = eps / float(self.threat.eps)
+        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share)
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
@@ -186,7 +232,8 @@ class Training:
         if now:
             write_bytes(self.folder / "log.csv", table(s.place.log).encode())
 
-    def _diverged(self, s: State, loss: float, length: float, rate: float) -> str:
+    def _diverged(self, s: State, loss: float, length: float) -> str:
+        rate = s.optimiser.param_groups[0]["lr"]
         what = f"the loss is {loss:g} and the gradient's length {length:g}"
         if s.place.step == 0:
             return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
@@ -198,6 +245,11 @@ class Training:
         return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
 
 
+def unbroken(labels: Tensor, y: Tensor) -> Tensor:
+    """Which rows have the right label at all of their points, [m n] of labels, all first points first: [n]."""
+    return (labels.view(-1, len(y)) == y).all(0)
+
+
 def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
     """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
 
@@ -207,60 +259,3 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     """
     short = 0 < objective.inner <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)
-
-
-def shuffled(n: int, batch_size: int, seed: int) -> list[tuple[int, np.ndarray]]:
-    """The steps of an epoch: each the first row of a block, and the rows of it that the step takes."""
-    order = np.random.default_rng(seed)
-    steps: list[tuple[int, np.ndarray]] = []
-    for start in order.permutation(np.arange(0, n, _BLOCK)):
-        rows = order.permutation(min(_BLOCK, n - start))
-        parts = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
-        # Batch norm takes no batch of one; the next epoch's shuffle brings the row back.
-        steps += [(int(start), part) for part in parts if len(part) > 1 or batch_size == 1 or n == 1]
-    return steps
-
-
-def read(data: Source, plan: list[tuple[int, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The rows of each step."""
-    block, x, y = -1, np.empty(0), np.empty(0)
-    for start, rows in plan:
-        if start != block:
-            block, (x, y) = start, data.rows(start, start + _BLOCK)
-        yield x[rows], np.asarray(y)[rows]
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode, each module's own flag restored afterwards."""
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextmanager
-def perturbed_weights(net: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Within, the weights are where a step of relative length gamma raises the loss most (AWP, arXiv:2004.05884).
-
-    Each tensor w of two axes or more moves by gamma |w| along its gradient. Differs from the authors' code: the step
-    is taken on the network itself in eval mode, not on a proxy, so batch norms see the batch once.
-    """
-    weights = [w for w in net.parameters() if w.requires_grad and w.ndim > 1] if gamma else []
-    saved = [w.detach().clone() for w in weights]
-    if weights:
-        with evaluating(net):
-            slopes = torch.autograd.grad(loss(), weights, allow_unused=True)
-        with torch.no_grad():
-            for w, g in zip(weights, slopes, strict=True):
-                if g is not None:
-                    w.add_(g, alpha=float(gamma * w.norm() / g.norm().clamp_min(1e-12)))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for w, old in zip(weights, saved, strict=True):
-                w.copy_(old)

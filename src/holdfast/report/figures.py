@@ -73,6 +73,19 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
+def line(points: Sequence[tuple[float, float]], across: str, up: str, name: str) -> str:
+    """One figure over another."""
+    x, y = np.array([p for p, _ in points]), np.array([v for _, v in points])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.plot(x, y, color=ACCENT, linewidth=1.2, marker="o", markersize=4, clip_on=False)
+        axes.set(xlim=(0, x.max() * 1.02), ylim=(min(0.0, float(np.nanmin(y))), None), xlabel=across, ylabel=up)
+        axes.set_axisbelow(True)
+        return _svg(figure, name, f"{up} over {across}: from {words.number(y[0])} to {words.number(y[-1])}.")
+
+
 def tradeoff(
     first: tuple[Interval, Interval],
     second: tuple[Interval, Interval],

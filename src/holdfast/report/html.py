@@ -17,7 +17,7 @@ from PIL import Image
 
 from holdfast import spec
 from holdfast.errors import InputError
-from holdfast.report import figures, words
+from holdfast.report import audit, figures, words
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.store import read_manifest, read_samples, read_tensors, write_bytes
 
@@ -66,6 +66,7 @@ def _render(folder: Path) -> str:
     return rendered(
         "report.html.j2",
         m=manifest,
+        audit=audit,
         name=lambda label: words.class_name(manifest, label),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.report import figures, html, words
-from holdfast.runs.compare import Comparison, Paired
+from holdfast.runs.compare import Comparison, Paired, Spread
 from holdfast.runs.store import write_bytes
 
 
@@ -45,9 +45,20 @@ def summary(found: Comparison) -> RenderableType:
     return Group(*lines, "", classes)
 
 
+def seeds(found: Spread) -> str:
+    """What the seed changes."""
+    values = ", ".join(f"{seed}: {words.percent(v)}" for seed, v in zip(found.seeds, found.values, strict=True))
+    return (
+        f"One model, {len(found.seeds)} seeds ({values}): mean {words.percent(found.mean)}, standard deviation "
+        f"{100 * found.deviation:.2f} points; {words.percent(found.agreed)} of the inputs have one fate, and "
+        f"{words.percent(found.worst.value)} ({words.span(found.worst)}) stand under every seed."
+    )
+
+
 def sentence(f: Paired) -> str:
     """What a figure's change means."""
     share = f"{100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f}"
+    share += f"; bootstrap {100 * f.bootstrap[0]:+.1f} to {100 * f.bootstrap[1]:+.1f}"
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
     what = "more than chance" if f.p < 0.05 else "may be chance"
     return f"{f.name.capitalize()} changes by {share}; McNemar p {chance}: {what})."

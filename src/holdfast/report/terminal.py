@@ -25,6 +25,7 @@ _TONES = {
 def summary(manifest: Manifest) -> RenderableType:
     """A renderable of about 20 lines, made for 80 columns and up."""
     sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
+    needed = words.more(manifest)
     counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
     verdict = Text.assemble(
         "Verdict: ",
@@ -33,10 +34,14 @@ def summary(manifest: Manifest) -> RenderableType:
         words.plain(words.verdict(manifest)),
     )
     parts: list[RenderableType] = [Text(words.plain(sentence), style="bold"), "", _figures(manifest)]
+    if needed is not None:
+        parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
     if manifest.model.access != "gradients" and manifest.metrics.median_queries is not None:
         parts.append(Padding(Text(words.queries(manifest)), (0, 0, 1, 0)))
+    if manifest.metrics.corruptions is not None:
+        parts.append(Padding(Text(words.corruptions(manifest)), (0, 0, 1, 0)))
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 
 

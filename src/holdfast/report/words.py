@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast import spec
-from holdfast.runs.manifest import Interval, Manifest, ModelInfo
+from holdfast.runs.manifest import CorruptionPoint, Interval, Manifest, ModelInfo
+from holdfast.runs.metrics import samples_for
 
 NONE = "–"
 
@@ -70,6 +71,37 @@ def queries(manifest: Manifest) -> str:
     m = manifest.metrics
     shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
     return f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by {shares}"
+
+
+WIDE = 0.05  # an interval of more than so much is worth a word
+
+
+def more(manifest: Manifest) -> str | None:
+    """How many inputs a narrower interval takes, where the present one is wide."""
+    robust = manifest.metrics.robust_accuracy
+    if robust.value is None or robust.low is None or robust.high is None or robust.high - robust.low <= WIDE:
+        return None
+    needed = samples_for(WIDE, robust.value)
+    return f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were {robust.n:,}."
+
+
+def corruptions(manifest: Manifest) -> str:
+    """What is left of the accuracy under common corruptions."""
+    found = manifest.metrics.corruptions
+    if found is None or found.mean_accuracy.value is None:
+        return "No input was measured under corruptions."
+    drop = "" if found.relative_drop is None else f", a relative drop of {percent(found.relative_drop)}"
+    said = f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} (95 % interval "
+    said += f"{span(found.mean_accuracy)}){drop}."
+    if found.mce is not None and manifest.corruptions is not None:
+        said += f" The mCE is {100 * found.mce:.1f} against {manifest.corruptions.baseline}."
+    return said
+
+
+def mean(points: Sequence[CorruptionPoint]) -> float | None:
+    """Of the severities of one kind."""
+    known = [p.accuracy.value for p in points if p.accuracy.value is not None]
+    return sum(known) / len(known) if len(known) == len(points) and known else None
 
 
 def span(interval: Interval) -> str:

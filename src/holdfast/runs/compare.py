@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Interval
-from holdfast.runs.metrics import interval
+from holdfast.runs.metrics import Z, interval
 
 
 class Paired(BaseModel):
@@ -27,6 +27,7 @@ class Paired(BaseModel):
     change: float  # second - first
     low: float  # 95 % interval of the change (Agresti and Min 2005)
     high: float
+    bootstrap: tuple[float, float]  # 95 % interval of the change, by drawing the samples anew in pairs
     p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
 
 
@@ -95,7 +96,7 @@ def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
     n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
     # Half a sample is added to each of the four kinds: the plain interval has no width where nothing changed.
     g, b, m = gained + 0.5, lost + 0.5, n + 2
-    spread = 1.959964 * math.sqrt(g + b - (g - b) ** 2 / m) / m
+    spread = Z * math.sqrt(g + b - (g - b) ** 2 / m) / m
     return Paired(
         name=name,
         first=interval(int(first.sum()), n),
@@ -105,7 +106,59 @@ def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
         change=(gained - lost) / n if n else 0.0,
         low=(g - b) / m - spread,
         high=(g - b) / m + spread,
+        bootstrap=_bootstrap(gained, lost, n),
         p=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+    )
+
+
+def _bootstrap(gained: int, lost: int, n: int, draws: int = 10_000) -> tuple[float, float]:
+    """Percentiles of the change. To draw pairs is to draw their three kinds: gained, lost and equal."""
+    if not n:
+        return 0.0, 0.0
+    kinds = np.random.default_rng(0).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], draws)
+    low, high = np.quantile((kinds[:, 0] - kinds[:, 1]) / n, [0.025, 0.975])
+    return float(low), float(high)
+
+
+class Spread(BaseModel):
+    """The robust accuracy of one model over runs that differ in their seed alone."""
+
+    seeds: list[int]
+    values: list[float]
+    mean: float
+    deviation: float  # of a run, by n - 1
+    agreed: float  # the share of samples with one fate in all runs
+    worst: Interval  # held in every run: the union of the seeds is one stronger attack
+
+
+def spread(folders: Sequence[Path | str]) -> Spread | None:
+    """How far the figure depends on the seed; None where the runs are not of one model with several seeds.
+
+    Raises:
+        InputError: a run is missing, or they differ in data, rows or threat.
+    """
+    paths = [Path(folder) for folder in folders]
+    facts = [store.read_manifest(path) for path in paths]
+    seeds = [one.seed for one in facts]
+    if len({one.model.fingerprint for one in facts}) > 1 or len(set(seeds)) < max(2, len(seeds)):
+        return None
+    if any(one.protocol != facts[0].protocol for one in facts):
+        return None
+    for path, one in zip(paths[1:], facts[1:], strict=True):
+        _check_same((paths[0], path), facts[0], one)
+    tables = [store.read_samples(path).sort_by("id") for path in paths]
+    asked = np.all([~_among(table, "skipped") for table in tables], 0)
+    held = np.stack([_among(table, "robust", "certified")[asked] for table in tables])
+    if not held.size:
+        return None
+    values = held.mean(1)
+    return Spread(
+        seeds=seeds,
+        values=values.tolist(),
+        mean=float(values.mean()),
+        deviation=float(values.std(ddof=1)),
+        agreed=float((held == held[0]).all(0).mean()),
+        worst=interval(int(held.all(0).sum()), held.shape[1]),
     )
 
 

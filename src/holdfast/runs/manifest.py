@@ -66,6 +66,15 @@ class ThreatInfo(Record):
     measured: list[tuple[float, float]]  # (eps, largest size that counts as within it), the threat's own first
 
 
+class CorruptionInfo(Record):
+    """How the model was asked about corrupted inputs."""
+
+    version: int
+    table: Literal["cifar", "imagenet"]  # whose parameters of severity
+    baseline: str | None = None  # whose errors the mCE divides by
+    baseline_errors: dict[str, float] | None = None  # of each kind, the mean of the severities
+
+
 class Finding(Record):
     """Something that bears on whether the figure can be trusted."""
 
@@ -91,6 +100,7 @@ class Costs(Record):
     backwards: int = 0
     queries: int = 0
     judge_forwards: int = 0  # the judge's own passes, beside the search
+    corruption_forwards: int = 0  # on corrupted inputs
     seconds: float = 0.0
 
 
@@ -151,6 +161,14 @@ class Errors(Record):
     attacked: Sizes
 
 
+class Perceptual(Record):
+    """How much the changes that broke a row show, in images: medians."""
+
+    n: int
+    psnr: Real  # decibels
+    ssim: Real  # structural similarity; 1: equal
+
+
 class CurvePoint(Record):
     """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from recorded sizes
     alone, and is an upper bound."""
@@ -165,6 +183,28 @@ class QueryPoint(Record):
 
     queries: int
     success: Interval
+
+
+class Calibration(Record):
+    """What the model's confidence is worth."""
+
+    ece: Pair  # expected calibration error
+    aurc: Pair  # area under risk over coverage: the mean error of the most confident rows
+
+
+class CorruptionPoint(Record):
+    kind: str
+    severity: int
+    accuracy: Interval
+
+
+class CorruptionMetrics(Record):
+    """Accuracy under common corruptions. Mean, drop and mCE are of the 15 kinds of the benchmark, not of all points."""
+
+    mean_accuracy: Interval  # over kinds and severities; the interval is of the rows' means
+    relative_drop: Real  # the share of the clean accuracy that is lost
+    mce: Real = None  # mean of each kind's error in shares of the baseline's
+    points: list[CorruptionPoint]
 
 
 class Metrics(Record):
@@ -183,6 +223,9 @@ class Metrics(Record):
     queries: list[QueryPoint] = []
     median_queries: Real = None  # of the inputs that fell
     curve: list[CurvePoint]
+    corruptions: CorruptionMetrics | None = None
+    calibration: Calibration | None = None
+    perceptual: Perceptual | None = None
 
 
 class Provenance(Record):
@@ -202,6 +245,7 @@ class Facts(Record):
     protocol: ProtocolInfo
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
+    corruptions: CorruptionInfo | None = None
     settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
     noted: list[Finding]  # of the input contract and the examination, before the protocol

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Container, Sequence
 from typing import get_args
@@ -9,14 +10,20 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 
+from holdfast.errors import InputError
 from holdfast.runs.manifest import (
+    Calibration,
     ClassMetrics,
     Confusion,
+    CorruptionInfo,
+    CorruptionMetrics,
+    CorruptionPoint,
     CurvePoint,
     Errors,
     Interval,
     Metrics,
     Pair,
+    Perceptual,
     QueryPoint,
     Sizes,
     Status,
@@ -40,8 +47,34 @@ SAMPLES = pa.schema(
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
         ("finished", pa.bool_()),  # the whole protocol was run at the threat's eps, or the row broke before its end
         ("certified_radius", pa.float64()),
+        ("psnr", pa.float64()),  # of the stored example, in decibels; null: none found, or no image
+        ("ssim", pa.float64()),
     ]
 )
+
+
+Z = 1.959964  # of a 95 % interval
+
+
+def samples_for(width: float, share: float = 0.5) -> int:
+    """How many samples bring the 95 % interval of a share down to this width; a half is the worst share.
+
+    Raises:
+        InputError: the width is not between 0 and 1.
+    """
+    if not 0 < width < 1:
+        raise InputError(f"an interval of width {width:g} was asked for; a share's lies between 0 and 1.")
+
+    def wide(n: int) -> float:
+        return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
+
+    low, high = 0, 1
+    while wide(high) > width:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if wide(middle) > width else (low, middle)
+    return high
 
 
 OUTPUTS = pa.schema(
@@ -103,6 +136,7 @@ def measure(
         attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
         counts={s: counts.get(s, 0) for s in get_args(Status)},
         sizes=_sizes(size[status == "broken"]),
+        perceptual=_perceptual(table, status == "broken"),
         queries=_queries(spent, int(right.sum())),
         median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
@@ -140,13 +174,56 @@ def measure(
         if present[c]
     ]
     averages = {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))} if present.any() else {}
-    return shown.model_copy(update=averages | {"per_class": per_class, "confusion": confusion})
+    worth = _calibration(table, label, clean, attacked) if task == "classes" else None
+    return shown.model_copy(update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth})
 
 
 def _outputs(table: pa.Table, k: int) -> dict[str, np.ndarray]:
     """The columns of `OUTPUTS`, [n, k] each."""
     flat = {name: table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names}
     return {name: values.reshape(-1, k) for name, values in flat.items()}
+
+
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # kinds that are in no mean, as in the paper
+
+
+def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> CorruptionMetrics:
+    """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no denominator."""
+    label = samples.column("label").to_numpy()
+    right, points = {}, []
+    for name in answers.column_names[1:]:
+        given = answers.column(name).to_numpy()
+        kind, severity = name.split()
+        right[name] = np.where(given == UNASKED, np.nan, given == label)
+        held = right[name][~np.isnan(right[name])]
+        accuracy = interval(int(held.sum()), len(held))
+        points.append(CorruptionPoint(kind=kind, severity=int(severity), accuracy=accuracy))
+    main = [name for name in right if name.split()[0] not in EXTRA]
+    rows = np.stack([right[name] for name in main], 1)  # [n, 75]
+    whole = ~np.isnan(rows).any(1)
+    shares, clean = rows[whole].mean(1), samples.column("clean_prediction").to_numpy()[whole] == label[whole]
+    mce = None
+    if asked.baseline_errors is not None and len(shares):
+        errors = {kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean() for kind in _kinds(main)}
+        mce = float(np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()]))
+    drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
+    return CorruptionMetrics(mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points)
+
+
+UNASKED = -2
+
+
+def _kinds(columns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.split()[0] for name in columns))
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit theorem."""
+    n = len(values)
+    if not n:
+        return Interval(value=None, low=None, high=None, n=0)
+    mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
+    return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
 def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,11 +254,52 @@ def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[l
     return confusion_matrix(label[known], predicted[known], labels=np.arange(classes)).tolist()
 
 
+BINS = 15
+
+
+def _calibration(table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked: np.ndarray) -> Calibration:
+    """Of the rows whose confidence is known, clean and on the stored examples."""
+    figures: dict[str, list[float | None]] = {"ece": [], "aurc": []}
+    for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
+        confidence = table.column(name).to_numpy(zero_copy_only=False).astype(float)
+        known = np.isfinite(confidence) & (predicted >= 0)
+        sure, right = confidence[known], (predicted == label)[known]
+        figures["ece"].append(calibration_error(sure, right) if len(sure) else None)
+        figures["aurc"].append(risk_over_coverage(sure, right) if len(sure) else None)
+    return Calibration(**{name: Pair(clean=a, attacked=b) for name, (a, b) in figures.items()})
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins of equal width."""
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gap = np.bincount(place, right.astype(float), BINS) - np.bincount(place, confidence, BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def risk_over_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
+    """AURC (Geifman et al. 2019, arXiv:1805.08206): the error of the most confident 1, 2, ... n rows, averaged.
+
+    Rows of one confidence share their errors evenly, so that their order says nothing.
+    """
+    _, group = np.unique(-confidence, return_inverse=True)
+    share = np.bincount(group, ~right) / np.bincount(group)
+    wrong = np.cumsum(share[np.sort(group)])
+    return float((wrong / np.arange(1, len(wrong) + 1)).mean())
+
+
 def _sizes(size: np.ndarray) -> Sizes:
     if not len(size):
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
     return Sizes(n=len(size), minimum=float(low), median=float(middle), mean=float(mean), maximum=float(high))
+
+
+def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
+    psnr, ssim = (table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken] for name in ("psnr", "ssim"))
+    known = ~np.isnan(ssim)
+    if not known.any():
+        return None
+    return Perceptual(n=int(known.sum()), psnr=float(np.median(psnr[known])), ssim=float(np.median(ssim[known])))
 
 
 def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:

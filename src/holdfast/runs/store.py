@@ -91,6 +91,26 @@ def read_samples(folder: Path) -> pa.Table:
         raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
 
 
+def write_corruptions(folder: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(folder / "corruptions.parquet", sink.getvalue().to_pybytes())
+
+
+def read_corruptions(folder: Path) -> pa.Table:
+    """The model's decisions on corrupted inputs: `id`, and a column for each kind and severity ("fog 3").
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / "corruptions.parquet"
+    try:
+        table = pq.read_table(path)
+        return table.cast(pa.schema([("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_bytes(folder / "run.json", manifest.model_dump_json(indent=1).encode())
 
@@ -135,8 +155,9 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of evidence: samples, examples, gallery and limits."""
-    paths = [folder / f for f in ("samples.parquet", "gallery.safetensors", "limits.safetensors")]
+    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery and limits."""
+    names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
+    paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from itertools import pairwise
 from typing import Any
 
 from holdfast.errors import InputError
-from holdfast.targets import loading
+from holdfast.spec import write
+from holdfast.targets import loading, wrappers
 from holdfast.targets.adopt import adopt
-from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.defences import Defence
+from holdfast.targets.preprocess import Normalize, Preprocess
 from holdfast.targets.several import joined
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
@@ -37,6 +40,7 @@ def wrap(
     preprocess: Preprocess | Sequence[Preprocess] = (),
     framework: str | None = None,
     gives: str | None = None,
+    draws: int | None = None,
     inputs: Sequence[Sequence[int]] | None = None,
     attacked: int = 0,
     **options: Any,
@@ -51,6 +55,8 @@ def wrap(
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
+        draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a defence of
+            `preprocess` is random, else 1.
         inputs: shapes of the inputs of a model that takes several, in their order. Rows are then flat: the others, in
             their order, and last the attacked one.
         attacked: the place of the one that may change.
@@ -76,9 +82,15 @@ def wrap(
     odd = [step for step in steps if not is_dataclass(step)]
     if odd:
         raise InputError(
-            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize or Resize, or "
-            f"put it into the model."
+            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize, Resize or a "
+            f"defence, or put it into the model."
         )
+    names = [step for step in steps if isinstance(step, (Defence, Normalize))]
+    late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
+    if late:
+        raise InputError(f"{write(late[0])} stands behind normalize, but works on raw images; name it first.")
+    if draws is None:
+        draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
     if inputs is not None:
         if steps:
             raise InputError(
@@ -88,4 +100,5 @@ def wrap(
         model = joined(model, shapes, attacked)
         options |= {"free": shapes[attacked], "attacked": attacked, "shape": (sum(map(math.prod, shapes)),)}
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
-    return TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)
+    target = TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)
+    return target if draws == 1 else wrappers.ExpectationOverTransformation(target, draws)

@@ -1,10 +1,11 @@
-"""Answers that were paid for: an exact cache of what an endpoint said, and how many inputs it was sent."""
+"""Answers that were paid for: an exact cache of what a slow target said, and how many inputs it was sent."""
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from holdfast.errors import InputError
 
 
 class Answers:
-    """In a file, or in memory only. What is kept and counted survives a kill, and several processes may share it."""
+    """In a file, or in memory only. What is kept and counted survives a kill, and several processes may share it.
 
-    def __init__(self, file: Path | None, endpoint: str) -> None:
-        self.endpoint = endpoint
+    `endpoint` says all that decides the answers, whose numbers are of one `kind`.
+    """
+
+    def __init__(self, file: Path | None, endpoint: str, kind: type[np.floating] = np.float32) -> None:
+        self.endpoint, self.kind = endpoint, kind
         try:
             self.db = sqlite3.connect(file or ":memory:", isolation_level=None, timeout=60, check_same_thread=False)
             weakref.finalize(self, self.db.close)
@@ -41,12 +45,34 @@ class Answers:
         self.db.execute("COMMIT")
         return granted
 
+    def to(
+        self, x: np.ndarray, width: int, ask: Callable[[Sequence[bytes], list[int], np.ndarray], None], *, fresh: bool
+    ) -> np.ndarray:
+        """Answers [n, width] to inputs x [n, ...]; NaN where there is none.
+
+        What is not known, `ask` fills in: given each input's key, the rows to ask about, and the answers. No input is
+        asked about twice, unless all are to be `fresh`.
+        """
+        answers = np.full((len(x), width), np.nan, self.kind)
+        keys = [hashlib.sha256(self.endpoint.encode() + row.tobytes()).digest() for row in x]
+        if fresh:
+            ask(keys, list(range(len(x))), answers)
+            return answers
+        known = self.find(keys)
+        first: dict[bytes, int] = {}  # the row that asks for all rows equal to it
+        for i, key in enumerate(keys):
+            first.setdefault(key, i)
+        ask(keys, [i for key, i in first.items() if key not in known], answers)
+        for i, key in enumerate(keys):
+            answers[i] = known.get(key, answers[first[key]])
+        return answers
+
     def find(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """The answers known to these inputs."""
         asked = (
             (key, self.db.execute("SELECT answer FROM answers WHERE input = ?", (key,)).fetchone()) for key in keys
         )
-        return {key: np.frombuffer(row[0], np.float32) for key, row in asked if row}
+        return {key: np.frombuffer(row[0], self.kind) for key, row in asked if row}
 
     def keep(self, answers: Iterable[tuple[bytes, np.ndarray]]) -> None:
         """Add answers; what is known already stays."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,15 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
     Raises:
         InputError: there are several, and none is wanted; or the wanted one is not among them.
     """
-    if hasattr(output, "keys"):
-        found = {str(name): part for name, part in output.items()}
+    if isinstance(output, (list, tuple)) and output and all(hasattr(part, "keys") for part in output):
+        raise InputError(
+            f"the model returns a {type(output).__name__} of dicts ({', '.join(map(str, output[0].keys()))}), as "
+            f"detectors of objects do; detection is not supported: a model gives one row of scores an input."
+        )
+    if is_dataclass(output) and not hasattr(output, "keys"):
+        output = {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, Mapping):
+        found = {str(name): part for name, part in output.items() if part is not None}
     elif isinstance(output, (list, tuple)):
         found = {str(place): part for place, part in enumerate(output)}
     else:

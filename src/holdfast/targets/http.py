@@ -129,19 +129,12 @@ class HttpTarget(Target):
     def _answers(self, x: Tensor) -> np.ndarray:
         """Answers to inputs x, from the store where it has them: [n, width] float32, NaN where there is none."""
         inputs = x.detach().cpu().float().contiguous().numpy()
-        answers = np.full((len(inputs), self.settings.width), np.nan, np.float32)
-        keys = [hashlib.sha256(self.store.endpoint.encode() + row.tobytes()).digest() for row in inputs]
-        if not self.settings.cache:
-            self._ask(inputs, keys, list(range(len(inputs))), answers)
-            return answers
-        known = self.store.find(keys)
-        first: dict[bytes, int] = {}  # the row that asks for all rows equal to it
-        for i, key in enumerate(keys):
-            first.setdefault(key, i)
-        self._ask(inputs, keys, [i for key, i in first.items() if key not in known], answers)
-        for i, key in enumerate(keys):
-            answers[i] = known.get(key, answers[first[key]])
-        return answers
+        return self.store.to(
+            inputs,
+            self.settings.width,
+            lambda keys, rows, answers: self._ask(inputs, keys, rows, answers),
+            fresh=not self.settings.cache,
+        )
 
     def _ask(self, x: np.ndarray, keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
         """Fill in the answers to these rows, round by round: what is left of one is asked again in the next."""

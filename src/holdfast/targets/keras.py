@@ -86,6 +86,12 @@ def load_weights(model: Any, path: Path) -> Any:
 def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
     """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
     keras = need("keras", "keras", "a Keras model")
+    whole = [i for i in getattr(model, "inputs", None) or () if "int" in str(i.dtype)]
+    if whole:
+        raise InputError(
+            f"the Keras model takes {whole[0].dtype} inputs, as models of text do with tokens; only inputs that can "
+            f"change by a little are supported, such as images and tables of numbers."
+        )
     digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
     adapted = _adapted(keras, *_without_softmax(keras, model, output), output, digest)
     adapted.trainable = model

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import SpecError
+from holdfast.targets.defences import DEFENCES, Defence
+from holdfast.targets.purify import PURIFIERS
+from holdfast.targets.target import Bounds
 
 Preprocess = Callable[[Tensor], Tensor]
 
@@ -46,7 +49,15 @@ class Resize:
         return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
 
 
-MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize}
+MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **DEFENCES, **PURIFIERS}
+
+
+def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
+    """Raw inputs after all steps, in order; a defence sees them in [0, 1]."""
+    low, width = bounds.low, bounds.high - bounds.low
+    for step in steps:
+        x = low + width * step((x - low) / width) if isinstance(step, Defence) else step(x)
+    return x
 
 
 def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:

@@ -12,6 +12,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.rng import Keys, content
 from holdfast.tasks import Classes, Graded
 
 T = TypeVar("T")
@@ -210,6 +212,24 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
 
 
+_DRAWING: ContextVar[tuple[int | str, ...]] = ContextVar("drawing", default=())
+
+
+@contextmanager
+def drawing(*path: int | str) -> Iterator[None]:
+    """Within, what draws by `drawing_of` draws anew: further down this path."""
+    before = _DRAWING.set((*_DRAWING.get(), *path))
+    try:
+        yield
+    finally:
+        _DRAWING.reset(before)
+
+
+def drawing_of(x: Tensor) -> Keys:
+    """The keys of a random step before a model: of each row's content, the seed and the draw, and of no neighbour."""
+    return Keys(content(x)).fold(*_DRAWING.get())
+
+
 @contextmanager
 def sealed(seed: int) -> Iterator[None]:
     """Random state of torch, numpy and Python put back afterwards; within, a randomised model draws from `seed`."""
@@ -219,8 +239,10 @@ def sealed(seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
+        path = _DRAWING.set((seed,))
         try:
             yield
         finally:
+            _DRAWING.reset(path)
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002

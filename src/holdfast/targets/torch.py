@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adopt import by_trial
+from holdfast.targets.defences import Defence
 from holdfast.targets.foreign import Foreign, chosen
-from holdfast.targets.preprocess import Preprocess
+from holdfast.targets.preprocess import Preprocess, applied
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
@@ -183,6 +184,8 @@ class TorchTarget(Target):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
+        for step in self.preprocess:
+            digest.update(step.digest() if isinstance(step, Defence) else b"")
         if isinstance(self.model, nn.Module):
             digest.update(repr(self.model).encode())
             for name, value in sorted(self.model.state_dict().items()):
@@ -213,8 +216,7 @@ class TorchTarget(Target):
         """Raw inputs as the model wants them."""
         if self.layout == "nhwc" and x.ndim > 2:
             x = x.movedim(-1, 1)
-        for step in self.preprocess:
-            x = step(x)
+        x = applied(self.preprocess, x, self.bounds)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.wants == "nhwc" and x.ndim > 2:
@@ -254,6 +256,7 @@ class TorchTarget(Target):
         self.layout = self.layout if self._layout_given else self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
+        self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
 
     def _find_layout(self, shape: tuple[int, ...]) -> None:
         """Where the model says its shape and the user no layout: the one in which the data fit."""
@@ -351,6 +354,11 @@ def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
     """A model's own error on its first input, as one sentence with the likely cause."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if "scalar types: Long, Int" in first or "embedding" in first.lower():
+        return InputError(
+            "the model looks its inputs up as whole numbers, as models of text do with tokens; only inputs that can "
+            "change by a little are supported, such as images and tables of numbers."
+        )
     cause = "Check the architecture, the preprocessing and the shape of the data."
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         cause = "They look like NHWC images: say --layout nhwc (in Python: layout='nhwc')."

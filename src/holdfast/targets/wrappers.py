@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.norms import Norm
-from holdfast.rng import Keys
-from holdfast.targets.target import Access, Pullback, Target
+from holdfast.rng import Keys, content
+from holdfast.targets.answers import Answers
+from holdfast.targets.target import Access, Pullback, Target, drawing
+
+T = TypeVar("T")
 
 
 class Around(Target):
@@ -81,22 +86,28 @@ class ExpectationOverTransformation(Around):
     def _follow(self) -> None:
         super()._follow()
         self.passes = self.draws * self.inner.passes
-        self.caution = 2 / math.sqrt(self.draws)  # two standard errors of the log-odds, at most
+        self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
 
     def scores(self, x: Tensor) -> Tensor:
-        return sum_of_logs([self.inner.scores(x) for _ in range(self.draws)])
+        return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
 
     def labels(self, x: Tensor) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
-        return torch.stack([self.inner.labels(x) for _ in range(self.draws)]).mode(0).values
+        return torch.stack(self._drawn(lambda: self.inner.labels(x))).mode(0).values
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        answers = [self.inner.linearize(x) for _ in range(self.draws)]
-        return mean_of(answers)
+        return mean_of(self._drawn(lambda: self.inner.linearize(x)))
 
     def describe(self) -> dict[str, object]:
         return super().describe() | {"draws": self.draws}
+
+    def _drawn(self, ask: Callable[[], T]) -> list[T]:
+        answers: list[T] = []
+        for i in range(self.draws):
+            with drawing(i):
+                answers.append(ask())
+        return answers
 
 
 def sum_of_logs(answers: Sequence[Tensor]) -> Tensor:
@@ -177,7 +188,7 @@ class Estimated(Around):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            keys, g = Keys(content(x)), torch.zeros_like(x)
             sigma = self.sigma * (self.bounds.high - self.bounds.low)
             for i in range(self.probes):
                 u = keys.fold(i).normal(tuple(x.shape[1:])).to(x)
@@ -208,20 +219,13 @@ class Blurred(Around):
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(_folded(x)), torch.zeros_like(x)
+            keys, g = Keys(content(x)), torch.zeros_like(x)
             for i in range(self.draws):
                 around = x + self.radius * self.norm.sample(keys.fold(i), x)
                 g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
             return g / self.draws
 
         return self.inner.scores(x), pullback
-
-
-def _folded(x: Tensor) -> Tensor:
-    """A number of each row's content: [n] int64."""
-    bits = x.detach().flatten(1).float().contiguous().view(torch.int32).long()
-    odd = torch.arange(1, 2 * bits.shape[1], 2, device=x.device)
-    return (bits * odd).sum(1)
 
 
 class Surrogate(Around):
@@ -303,4 +307,63 @@ class Ensemble(Around):
         return hashlib.sha256(" ".join(m.fingerprint() for m in self.members).encode()).hexdigest()
 
 
-__all__: list[Any] = ["Ensemble", "Estimated", "ExpectationOverTransformation", "StraightThrough", "Surrogate"]
+class Cached(Around):
+    """A slow target that is asked no question twice, not even in another process where there is a `file`.
+
+    Answers are kept by the bits of their input and the target's fingerprint; gradients are not kept. Those that change
+    from one time to the next go unseen. (An endpoint has a cache of its own: `cache_file`.)
+
+    Raises:
+        InputError: the file is no such cache.
+    """
+
+    def __init__(self, inner: Target, file: Path | None = None) -> None:
+        self.file, self.asked = file, 0  # inputs put to the target so far
+        self.stores: dict[bool, Answers] = {}
+        super().__init__(inner)
+
+    def store(self) -> Answers:
+        """That of the target as it now is: before and after its probabilities were noticed its scores are others."""
+        if self.probabilities not in self.stores:
+            kind = np.float64 if self.dtype == torch.float64 else np.float32
+            identity = f"{self.inner.fingerprint()} {self.access.name} {self.probabilities}"
+            self.stores[self.probabilities] = Answers(self.file, identity, kind)
+        return self.stores[self.probabilities]
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self._known(x, self.task.k, self.inner.scores).to(x.device)
+
+    def labels(self, x: Tensor) -> Tensor:
+        if self.access >= Access.SCORES:
+            return self.task.predict(self.scores(x))
+        return self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0].long().to(x.device)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        return self.inner.linearize(x)
+
+    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        return self.inner.pull(x, cotangent)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+    def _known(self, x: Tensor, width: int, question: Callable[[Tensor], Tensor]) -> Tensor:
+        store = self.store()
+
+        def ask(keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
+            if rows:
+                self.asked += len(rows)
+                answers[rows] = question(x[rows]).detach().cpu().numpy()
+                store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
+
+        return torch.from_numpy(store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False))
+
+
+__all__: list[Any] = [
+    "Cached",
+    "Ensemble",
+    "Estimated",
+    "ExpectationOverTransformation",
+    "StraightThrough",
+    "Surrogate",
+]

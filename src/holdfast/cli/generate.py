@@ -1,0 +1,123 @@
+"""holdfast generate: train a generative model, and draw rows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli import options
+from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from holdfast.generate.train import Round
+
+
+def train(
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="The folder of the generator.")],
+    model: Annotated[str, typer.Option(help='gan, wgan-gp or diffusion, or "gan(steps=2000)".')] = "gan",
+    test: Annotated[
+        str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
+    ] = None,
+    bounds: options.BoundsText = None,
+    layout: options.Layout = None,
+    split: options.Split = "train",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")] = False,
+) -> int:
+    """Train a generative model of labelled images or rows, and measure what it draws."""
+    from holdfast.generate import generate
+    from holdfast.report import generated
+
+    options.check_layout(layout)
+    source = options.open_source(data, bounds, split)
+    judged = options.open_source(test or data, bounds, "test")
+    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
+        judged = None
+    made = generate(
+        source,
+        model,
+        out=out,
+        test=judged,
+        bounds=options.bounds_of(bounds),
+        layout=layout,
+        resume=resume,
+        seed=seed,
+        device=options.device_of(device),
+        tell=tell,
+    )
+    q = made.quality
+    typer.echo(
+        f"FID {q.fid:.3g} (real rows {q.fid_real:.3g}), KID {q.kid:.3g} (real rows {q.kid_real:.3g}), "
+        f"precision {q.precision:.1%}, recall {q.recall:.1%}."
+    )
+    typer.echo(f"Trained on samples: {q.trained:.1%} right on real rows (trained on real rows: {q.trained_real:.1%}).")
+    typer.echo(f"generator: {out}\nreport: {generated.write(out)}", err=True)
+    return 0
+
+
+def sample(
+    folder: Annotated[Path, typer.Argument(help="What `generate train` left.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Where the rows go: an .npz with x and y, which is DATA to all commands.")],
+    per_class: Annotated[int, typer.Option(min=1, help="Rows of each class.")] = 100,
+    classifier: Annotated[
+        str | None, typer.Option(help="A MODEL that must take a row for its class; default: the folder's own.")
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="With at least this probability, else another is drawn; 0.9.")
+    ] = None,
+    arch: options.Arch = None,
+    trust: options.Trust = False,
+    bounds: options.BoundsText = None,
+    preprocess: options.Steps = [],  # noqa: B006
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> int:
+    """Draw rows of every class from a trained generator, and save them."""
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out.")
+    if out.suffix != ".npz":
+        raise InputError(f"--out is {out}; rows are saved as .npz.")
+    import io
+
+    import numpy as np
+
+    from holdfast.generate.folder import load
+    from holdfast.generate.sample import own_classifier, sample
+    from holdfast.runs.store import write_bytes
+
+    device = options.device_of(device)
+    generator = load(folder, device)
+    target = None
+    if classifier is not None:
+        target = options.open_target(
+            classifier,
+            arch=arch,
+            trust=trust,
+            bounds=options.bounds_of(bounds),
+            preprocess=preprocess,
+            layout=None,
+            output=None,
+            batch_size=256,
+            device=device,
+        )
+    elif min_confidence is not None:
+        target = own_classifier(folder, generator)
+    x, y, tried = sample(generator, per_class, target=target, confidence=min_confidence or 0.0, seed=seed)
+    buffer = io.BytesIO()
+    np.savez(buffer, x=x, y=y)
+    write_bytes(out, buffer.getvalue())
+    typer.echo(f"{len(y):,} rows of {generator.k} classes, of {tried:,} drawn: {out}")
+    return 0
+
+
+def tell(line: Round) -> None:
+    """A round, on stderr."""
+    typer.echo(
+        f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
+        f"taken for the class asked for: {line.right:.1%}" + (f"\n  {line.note}" if line.note else ""),
+        err=True,
+    )

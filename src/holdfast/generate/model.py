@@ -1,0 +1,69 @@
+"""What a generative model is to the loop that trains it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from holdfast import spec
+from holdfast.errors import SpecError
+from holdfast.rng import Keys
+
+
+@dataclass(frozen=True)
+class Model(ABC):
+    """How to learn to draw rows. The fields are the hyperparameters; all noise comes from the keys given.
+
+    Rows are u [n, *shape] in [-1, 1], classes y [n] int64.
+    """
+
+    glance: ClassVar[int]  # samples judged after each round
+    judged: ClassVar[int]  # samples measured at the end
+
+    steps: int
+    batch_size: int
+    rate: float
+    width: int
+    ema: float
+    rounds: int
+
+    @abstractmethod
+    def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
+        """What is trained, freshly drawn; its "generator" draws, and its average is what is kept."""
+
+    @abstractmethod
+    def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer: ...
+
+    @abstractmethod
+    def learn(
+        self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
+    ) -> tuple[float | None, float]:
+        """Step t (from 0) on these rows; returns the generator's loss (None: not in this step) and the critic's."""
+
+    @abstractmethod
+    def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:
+        """New rows u [n, *shape] of the classes y, by a generator in eval mode; each by its own key alone."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            right = {"int": int, "float": (int, float), "str": str}[kind]
+            if isinstance(value, bool) or not isinstance(value, right):
+                raise SpecError(f"{self!r} has {field.name}={value!r}, but it is of type {kind}.")
+            if kind != "str" and not (0 <= value < float("inf") and (kind == "float" or value >= 1)):
+                least = "a number from 0" if kind == "float" else "a whole number from 1"
+                raise SpecError(f"{self!r} has {field.name}={value!r}, but it is {least}.")
+        if self.batch_size < 2:
+            raise SpecError(f"{self!r} has batch_size=1, but batch norm needs at least 2.")
+        if not self.ema < 1:
+            raise SpecError(f"{self!r} has ema={self.ema:g}, but it is less than 1.")
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Model.__repr__  # or dataclass would write its own
+
+    def __repr__(self) -> str:
+        return spec.write(self)

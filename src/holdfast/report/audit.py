@@ -1,0 +1,103 @@
+"""What an auditor asks: what was covered, what was not, and where it stands in the schemes of the field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.runs.manifest import Manifest
+
+TESTED, PARTLY, NOT = "tested", "in part", "not tested"
+
+KNOWLEDGE = {
+    "gradients": "White box: the adversary knows the model, its weights, its preprocessing and its gradients.",
+    "scores": "Black box: the adversary asks the model and sees its scores.",
+    "labels": "Black box: the adversary asks the model and sees its decisions alone.",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An entry of a scheme, and what this run says of it."""
+
+    scheme: str
+    name: str
+    state: str
+    note: str = ""
+
+
+def knowledge(manifest: Manifest) -> str:
+    said = KNOWLEDGE.get(manifest.model.access, manifest.model.access)
+    if manifest.model.surrogate is not None:
+        return f"{said} Its gradients are those of another model, {manifest.model.surrogate}."
+    return said
+
+
+def untested(manifest: Manifest) -> list[tuple[str, str]]:
+    """Topic and what it is, of everything that this run says nothing about."""
+    white, lent = manifest.model.access == "gradients", manifest.model.surrogate is not None
+    rows = [
+        (
+            not white or lent,
+            "White box",
+            "Adversaries who have the model itself, and so may find more than queries or a borrowed model do.",
+        ),
+        (
+            white and not lent,
+            "Black box, transfer",
+            "Adversaries who only ask the model, or borrow another one. What the white box breaks is broken; what it "
+            "leaves was not tried this way.",
+        ),
+        (
+            True,
+            "Other threats",
+            "Other norms, sizes and movements, patches, physical changes, attacks adapted to this defence by hand.",
+        ),
+        (
+            manifest.metrics.corruptions is None,
+            "Corruptions",
+            "Noise, blur, weather, compression, and other shifts that no adversary chose.",
+        ),
+        (manifest.metrics.certified_accuracy is None, "Proof", "No input was certified: not broken is not proven."),
+        (True, "Poisoning", "Tampered training data, or a model with a backdoor."),
+        (True, "Privacy", "Membership inference, inversion, memorised data."),
+        (True, "Extraction", "Theft of the model by its answers."),
+        (True, "Availability", "Inputs that make the model slow or costly."),
+        (True, "Other inputs", "Text, sound and other kinds of input than those of the data."),
+        (True, "Fairness, drift", "Harm to groups of people, and data that change after the test."),
+    ]
+    return [(topic, text) for open_, topic, text in rows if open_]
+
+
+def places(manifest: Manifest) -> list[Place]:
+    """MITRE ATLAS, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2 E2025, EU AI Act Article 15."""
+    lent, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
+    white = TESTED if not (lent or asked) else NOT
+    shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
+    atlas, owasp, nist, act = "MITRE ATLAS", "OWASP ML Top 10 (2023)", "NIST AI 100-2 E2025", "EU AI Act, Art. 15"
+    return [
+        Place(atlas, "AML.T0015 Evade ML model", TESTED),
+        Place(atlas, "AML.T0043.000 Craft adversarial data: white box", white),
+        Place(atlas, "AML.T0043.001 Craft adversarial data: black box", TESTED if asked else NOT),
+        Place(atlas, "AML.T0043.002 Craft adversarial data: transfer", TESTED if lent else NOT),
+        Place(atlas, "AML.T0043.003, .004 Manual changes, triggers", NOT),
+        Place(atlas, "AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
+        Place(atlas, "AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
+        Place(atlas, "AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),
+        Place(atlas, "AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT),
+        Place(atlas, "AML.T0029 Denial of service; AML.T0034 Cost", NOT),
+        Place(owasp, "ML01 Input manipulation", TESTED),
+        Place(owasp, "ML02 Data poisoning; ML10 Model poisoning", NOT),
+        Place(owasp, "ML03 Model inversion; ML04 Membership inference; ML05 Model theft", NOT),
+        Place(owasp, "ML06 Supply chain; ML07 Transfer learning; ML08 Model skewing; ML09 Output integrity", NOT),
+        Place(nist, "Evasion (integrity)", TESTED, "white-box knowledge" if white == TESTED else "limited knowledge"),
+        Place(nist, "Poisoning; privacy; availability breakdown", NOT),
+        Place(
+            act, "(1) Accuracy, robustness, cybersecurity", PARTLY, "figures for this model, these data, this threat"
+        ),
+        Place(act, "(3) Levels and metrics to declare", PARTLY, "accuracy, robust accuracy, each with its interval"),
+        Place(
+            act, "(4) Errors, faults, inconsistencies; feedback loops", shifted, "common corruptions, no feedback loops"
+        ),
+        Place(act, "(5) Adversarial examples or model evasion", TESTED),
+        Place(act, "(5) Data and model poisoning, confidentiality attacks, model flaws", NOT),
+    ]

@@ -1,0 +1,133 @@
+"""A run as Markdown: the summary of a build, and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from holdfast.report import audit, words
+from holdfast.runs.gates import Outcome
+from holdfast.runs.manifest import Interval, Manifest
+
+
+def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
+    """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
+    parts = [f"## Robustness of {_plain(manifest.model.spec)} under `{manifest.threat.text}`", *_story(manifest)]
+    if gates:
+        rows = [["held" if g.held else "**not held**", f"`{g.gate.text}`", _plain(g.sentence)] for g in gates]
+        parts += ["### Gates", _table(["", "gate", "seen"], rows)]
+    parts += [*_evidence(manifest), *_limits(manifest)]
+    return "\n\n".join(parts) + "\n"
+
+
+def card(manifest: Manifest) -> str:
+    """A model card (Mitchell et al. 2019, arXiv:1810.03993) of what this run knows; what it cannot know is left open.
+
+    The head is the `model-index` that model hubs read.
+    """
+    m, data = manifest.metrics, manifest.data
+    figures = [
+        ("accuracy", "Clean accuracy", m.clean_accuracy),
+        ("robust_accuracy", "Robust accuracy", m.robust_accuracy),
+    ]
+    if m.corruptions is not None:
+        figures.append(("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy))
+    result = {
+        "task": {"type": "image-classification" if _image(manifest) else "tabular-classification"},
+        "dataset": {"name": data.spec, "type": data.spec, "split": data.split},
+        "metrics": [{"type": kind, "name": name, "value": share.value} for kind, name, share in figures],
+    }
+    index = [{"name": manifest.model.spec, "results": [result]}]
+    shape = " × ".join(map(str, manifest.model.shape))
+    parts = [
+        f"---\nmodel-index: {json.dumps(index, ensure_ascii=True)}\n---",
+        f"# Model card: {_plain(manifest.model.spec)}",
+        "## Model details",
+        _table(
+            ["", ""],
+            [
+                [
+                    "Model",
+                    f"`{_plain(manifest.model.spec)}`" + (f", {manifest.model.arch}" if manifest.model.arch else ""),
+                ],
+                ["Inputs", f"{shape} ({manifest.model.layout}), in {list(manifest.model.bounds)}"],
+                ["Classes", str(manifest.model.classes)],
+                ["Preprocessing", ", ".join(f"`{p}`" for p in manifest.model.preprocess) or "none declared"],
+                ["SHA-256", f"`{manifest.model.fingerprint}`"],
+            ],
+        ),
+        "## Intended use",
+        "_To be filled in by the owner: intended use, users, uses out of scope._",
+        "## Evaluation data",
+        f"{_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of {data.total:,} rows; SHA-256 "
+        f"`{data.fingerprint}`.",
+        "## Training data",
+        "_To be filled in by the owner; nothing in this run tells._",
+        "## Robustness",
+        *_story(manifest),
+        "### Threat model",
+        f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. {words.goal(manifest)}",
+        *_evidence(manifest),
+        "## By class",
+        _table(
+            ["class", "inputs", "clean accuracy", "robust accuracy"],
+            [
+                [_plain(c.name), f"{c.robust_accuracy.n:,}", _share(c.clean_accuracy), _share(c.robust_accuracy)]
+                for c in m.per_class
+            ],
+        ),
+        *_limits(manifest),
+        "## Reproduce",
+        f"```sh\n{_plain(manifest.provenance.command)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _story(manifest: Manifest) -> list[str]:
+    m = manifest.metrics
+    rows = [["clean accuracy", m.clean_accuracy], ["robust accuracy", m.robust_accuracy]]
+    rows += [["certified accuracy", m.certified_accuracy]] if m.certified_accuracy is not None else []
+    rows += [["attack success rate", m.attack_success_rate]]
+    rows += [["mean accuracy under corruptions", m.corruptions.mean_accuracy]] if m.corruptions is not None else []
+    return [
+        _plain(" ".join([words.headline(manifest), *words.asides(manifest)])),
+        f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",
+        _table(
+            ["figure", "value", "95 % interval", "of"],
+            [[name, words.percent(v.value), words.span(v), f"{v.n:,}"] for name, v in rows],  # pyright: ignore
+        ),
+    ]
+
+
+def _evidence(manifest: Manifest) -> list[str]:
+    findings = [[f.severity, f"`{f.check}`", _plain(f.text)] for f in manifest.verdict.findings]
+    trials = [[f"`{_plain(t.spec)}`", f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials]
+    return [
+        "### Findings",
+        _table(["severity", "check", "what was seen"], findings) if findings else "None.",
+        "### Attacks",
+        _table(["trial", "eps", "attacked", "broken"], trials),
+    ]
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    rows = [[topic, text] for topic, text in audit.untested(manifest)]
+    return ["### Not tested", _table(["topic", "what it is"], rows)]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _share(interval: Interval) -> str:
+    return words.percent(interval.value) + (f" ({words.span(interval)})" if interval.value is not None else "")
+
+
+def _image(manifest: Manifest) -> bool:
+    return words.is_image(manifest.model.shape, manifest.model.layout)
+
+
+def _plain(text: str) -> str:
+    """Text that no Markdown reader takes for markup or HTML."""
+    return words.plain(text).replace("<", "&lt;").replace("`", "'")
