@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from holdfast.harden.plain import train
 from holdfast.targets import TorchTarget
 from holdfast.targets.demo import demo_net
 from holdfast.targets.target import sealed
-from holdfast.zoo.sound import mlp, seeded, trained
+from holdfast.zoo.sound import mlp, own, seeded, trained
 
 
 class Defence(nn.Module):
@@ -266,28 +265,24 @@ def _with(activation: Callable[[], nn.Module]) -> nn.Module:
     )
 
 
-def _fresh(net: Callable[[], nn.Module]) -> nn.Module:
-    return copy.deepcopy(trained(net))
-
-
 # One object each, so that what is trained once is found again.
 _PRUNED = functools.partial(_with, Pruning)
 _WINNERS = functools.partial(_with, functools.partial(Winners, 12))
 _SIGNED = functools.partial(_with, Sign)
 
 BROKEN: dict[str, Callable[[], nn.Module]] = {
-    "distillation": functools.cache(distilled),
-    "scaled": lambda: Scaled(_fresh(demo_net)).eval(),
-    "saturated": lambda: Saturated(_fresh(demo_net)).eval(),
+    "distillation": own(distilled),
+    "scaled": lambda: Scaled(trained(demo_net)).eval(),
+    "saturated": lambda: Saturated(trained(demo_net)).eval(),
     "thermometer": lambda: trained(_wide_net),
-    "quantised": lambda: Quantised(_fresh(demo_net)).eval(),
+    "quantised": lambda: Quantised(trained(demo_net)).eval(),
     "resized": lambda: trained(_large_net),
-    "noisy": lambda: Noisy(_fresh(demo_net)).eval(),
+    "noisy": lambda: Noisy(trained(demo_net)).eval(),
     "pruning": lambda: trained(_PRUNED),
     "winners": lambda: trained(_WINNERS),
     "signed": lambda: trained(_SIGNED),
-    "shattered": lambda: Shattered(_fresh(mlp)).eval(),
+    "shattered": lambda: Shattered(trained(mlp)).eval(),
     "purified": _purified,
     "detected": _detected,
-    "stairs": lambda: Stairs(_fresh(demo_net)).eval(),
+    "stairs": lambda: Stairs(trained(demo_net)).eval(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -67,14 +68,20 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-@functools.cache
+def own(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same, made once for the same arguments, and a copy for each who asks."""
+    once = functools.cache(make)
+    return functools.wraps(make)(lambda *args, **options: copy.deepcopy(once(*args, **options)))
+
+
+@own
 def trained(make: Callable[[], nn.Module], seed: int = 0, epochs: int = 12) -> nn.Module:
     """A network trained on clean digits."""
     target = TorchTarget(seeded(make, seed), shape=(1, 8, 8))
     return train(target, open_data("digits", split="train"), epochs=epochs, seed=seed)
 
 
-@functools.cache
+@own
 def hardened(make: Callable[[], nn.Module], seed: int = 0, threat: str = "linf(0.15)", epochs: int = 6) -> nn.Module:
     """A network trained against an adversary."""
     recipe = recipes.parse(f'fast(epochs={epochs}, ema=0.98, judge="apgd(steps=5)")')
