@@ -185,7 +185,7 @@ def plasma(size: int, decay: float, key: Keys) -> Tensor:
 
         corners = cloud[:, ::step, ::step]
         pairs = corners + corners.roll(-1, 2)
-        middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt("square")
+        middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt("middle")
         cloud[:, half::step, half::step] = middle
         right = (pairs + middle + middle.roll(1, 1)) / 4
         below = (pairs + middle + middle.roll(1, 2)) / 4  # of the corner to the right, as the authors' script has it
