@@ -74,7 +74,11 @@ def training(
 
 
 def weights(state: State) -> list[Tensor]:
-    return [*state.net.state_dict().values(), *state.average.state_dict().values(), *(state.best[name] for name in sorted(state.best))]
+    return [
+        *state.net.state_dict().values(),
+        *state.average.state_dict().values(),
+        *(state.best[name] for name in sorted(state.best)),
+    ]
 
 
 class Normed(nn.Module):

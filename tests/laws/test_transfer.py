@@ -86,8 +86,8 @@ def test_faded_copies_and_neighbours_give_the_mean_gradient() -> None:
     own = slope(p, p.x.clone().requires_grad_())
     close(first.excess, (near[0] + near[1]) / 2 - own, rtol=1e-9, atol=1e-12)
     p.t = 1
-    second, g = attack.step(p, first, 1), slope(p, (p.x + first.d).requires_grad_()) + first.excess
-    close(second.v, first.v + g / g.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9, atol=1e-12)
+    second, g = attack.step(p, first, 1), slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess
+    close(second.moving.v, first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["difgsm", "bsr", "sia"])
