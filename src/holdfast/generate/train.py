@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from holdfast.generate.quality import Quality
 from holdfast.harden.plan import read, shuffled
 from holdfast.harden.state import STATE, blend, packed, put_slots, slots, stored_place, table, under
 from holdfast.rng import Keys
-from holdfast.runs.journal import refuse_changes
+from holdfast.runs.journal import begin
 from holdfast.runs.store import write_bytes
 from holdfast.targets.target import Bounds, sealed
 
@@ -264,7 +263,8 @@ def generate(
         raise InputError(f"{data.name} would train the generator and measure it too; give other rows (--test).")
     frame, k = _frame(data, box, layout)
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
-    _open(folder, asked | {"shape": list(data.shape), "layout": frame.layout, "classes": k}, resume=resume)
+    given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
+    begin(folder, NOTE, asked | given, "a generator", resume=resume)
     frame = frame.to(device)
     train, held = divide(data, 0.1, 5000, seed, "held-out")
     if (folder / READER).exists():
@@ -301,18 +301,3 @@ def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:
     nhwc = len(data.shape) == 3 and data.shape[-1] in (1, 3) and data.shape[0] not in (1, 3)
     limits = (torch.from_numpy(np.asarray(v, np.float32)) for v in (low, high))
     return Frame(data.shape, layout or ("nhwc" if nhwc else "nchw"), *limits), k
-
-
-def _open(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
-    """Begin a folder, or go on with one that was asked for the same."""
-    note = folder / NOTE
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but a generator needs a folder; choose another --out.")
-    if note.exists():
-        if not resume:
-            raise InputError(f"{folder} holds a generator; go on training by --resume, or choose another --out.")
-        refuse_changes(folder, json.loads(note.read_bytes()), asked)
-    elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds other files; choose another --out.")
-    else:
-        write_bytes(note, json.dumps(asked, indent=1).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import STATE, Epoch, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import Comparison, compare
-from holdfast.runs.journal import refuse_changes
+from holdfast.runs.journal import begin
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.wrappers import ExpectationOverTransformation
@@ -137,7 +136,7 @@ def harden(
     if mix is not None:
         asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
-    _open(folder, asked, resume=resume)
+    begin(folder, "harden.json", asked, "a hardening", resume=resume)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
     before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
@@ -216,18 +215,3 @@ def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
     if recipe.judge:
         check_fit(attacks.parse(recipe.judge), target, threat)
-
-
-def _open(folder: Path, asked: dict[str, str], *, resume: bool) -> None:
-    """Begin a folder, or go on with one that was asked for the same."""
-    note = folder / "harden.json"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but hardening needs a folder; choose another --out.")
-    if note.exists():
-        if not resume:
-            raise InputError(f"{folder} holds a hardening; go on with it by --resume, or choose another --out.")
-        refuse_changes(folder, json.loads(note.read_bytes()), asked)
-    elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds other files; choose another --out.")
-    else:
-        write_bytes(note, json.dumps(asked, indent=1).encode())

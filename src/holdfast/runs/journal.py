@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,25 @@ def refuse_taken(folder: Path) -> None:
     if folder.exists() and any(path.name != "journal" for path in folder.iterdir()):
         what = "a finished run" if (folder / "run.json").exists() else "other files"
         raise InputError(f"{folder} holds {what}; choose another --out.")
+
+
+def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resume: bool) -> None:
+    """Begin the folder of `what`, or go on with one that was asked for the same; `note` is the file that says so.
+
+    Raises:
+        InputError: it is no folder, holds something else, or was asked for otherwise.
+    """
+    said = folder / note
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but {what} needs a folder; choose another --out.")
+    if said.exists():
+        if not resume:
+            raise InputError(f"{folder} holds {what}; go on with it by --resume, or choose another --out.")
+        refuse_changes(folder, json.loads(said.read_bytes()), asked)
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds other files; choose another --out.")
+    else:
+        write_bytes(said, json.dumps(dict(asked), indent=1).encode())
 
 
 def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
