@@ -79,7 +79,7 @@ def harden(
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
         data: a source to train on, or (x [n, *shape], y [n]) in raw units.
         threat: what to withstand; one eps for all rows, untargeted.
-        recipe: `fast`, `standard` or `strong`, with any field changed as in `standard(epochs=30)`.
+        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
         epochs: in place of what the recipe says of epochs and steps.
         test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.

@@ -19,10 +19,14 @@ from holdfast.targets.target import Access
 from holdfast.threat import Targeted, Threat
 
 
+@dataclass(frozen=True)
 class Several(Objective):
     """Trains against the threat and those that `also` lists."""
 
-    also: str
+    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
+    steps: int = 10  # of the inner attack, for each threat that it asks about
+    step_size: float = 0.25  # fraction of eps
+    smoothing: float = 0.0  # share of a label spread over all classes
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,11 +48,6 @@ class Several(Objective):
 class Avg(Several):
     """The mean over several threats of CE(f(x'), y) (Tramer and Boneh 2019, arXiv:1904.13000)."""
 
-    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
-    steps: int = 10  # of the inner attack, for each threat
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
-
     @property
     def passes(self) -> int:
         return super().passes * (1 + len(self.others))
@@ -60,11 +59,6 @@ class Avg(Several):
 @dataclass(frozen=True)
 class Max(Several):
     """CE(f(x'), y) under that of several threats where it is highest (Tramer and Boneh 2019, arXiv:1904.13000)."""
-
-    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
-    steps: int = 10  # of the inner attack, for each threat
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
 
     @property
     def passes(self) -> int:
@@ -82,11 +76,6 @@ class EAT(Several):
     for a row, not for a batch, and each is as likely.
     """
 
-    also: str = ""  # threats beside the one that is measured: "l1(10)"
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
-
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, loss="ce")
         threats, near = craft.threats(self.others), x.clone()
@@ -103,11 +92,6 @@ class MSD(Several):
 
     Multi steepest descent (Maini et al. 2020, arXiv:1909.04068).
     """
-
-    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
 
     @property
     def passes(self) -> int:

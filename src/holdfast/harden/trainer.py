@@ -69,6 +69,10 @@ class Training:
     def penalties(self) -> list[regularizers.Regularizer]:
         return regularizers.parse(self.recipe.regularize)
 
+    @cached_property
+    def changes(self) -> list[augment.Augmentation]:
+        return augment.parse(self.recipe.augment)
+
     def fit(self, net: nn.Module, *, resume: bool = False) -> State:
         """Train `net`, in place; the best weights are the `best_average()` of what comes back.
 
@@ -108,14 +112,14 @@ class Training:
         objective = objectives.parse(place.objective)
         craft = self._craft(self.target.live(s.net), eps, self.seed + place.step)
         size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
-        batch = augment.augmented(augment.parse(self.recipe.augment), x, y, self.target, self.seed + place.step)
+        batch = augment.augmented(self.changes, x, y, self.target, self.seed + place.step)
         x, y = batch.x, batch.y
         near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
-        loss, z = self._update(s, craft, batch, near, size)
+        loss, z = self._update(s, objective, craft, batch, near, size)
         for _ in range(objective.replays - 1):
             assert near.grad is not None
             near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
-            loss, z = self._update(s, craft, batch, near, size)
+            loss, z = self._update(s, objective, craft, batch, near, size)
         blend(s.average, s.net, self._past(place.step, total))
 
         place.step, place.batch = place.step + 1, place.batch + 1
@@ -126,9 +130,11 @@ class Training:
         place.loss += float(loss) * len(y)
         place.right += int(unbroken(z.argmax(1), y).sum())
 
-    def _update(self, s: State, craft: Craft, batch: Batch, near: Tensor, size: float) -> tuple[Tensor, Tensor]:
+    def _update(
+        self, s: State, objective: Objective, craft: Craft, batch: Batch, near: Tensor, size: float
+    ) -> tuple[Tensor, Tensor]:
         """One step of the optimiser, at points near x: the loss there, and the scores."""
-        objective, net = objectives.parse(s.place.objective), Net(craft.live.outputs, self.target.scores)
+        net = Net(craft.live.outputs, self.target.scores)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
             return objective.loss(net, batch.x, near, y)
