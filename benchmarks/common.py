@@ -75,9 +75,15 @@ def case(name: str, *choice: str) -> Any:
     return module.load(*choice)
 
 
-def mnist(n: int) -> tuple[Tensor, Tensor]:
+def mnist_train(n: int, folder: Path = CASES / "data_mnist") -> tuple[np.ndarray, np.ndarray]:
+    """The first n training images [n, 1, 28, 28] float32 in [0, 1], and their classes int64."""
+    with np.load(need(folder) / "mnist_train_png.npz") as stored:
+        return stored["x"][:n, None].astype(np.float32) / 255, stored["y"][:n].astype(np.int64)
+
+
+def mnist(n: int, folder: Path = CASES / "data_mnist") -> tuple[Tensor, Tensor]:
     """The first n test images [n, 1, 28, 28] in [0, 1], and their classes."""
-    folder = need(CASES / "data_mnist")
+    need(folder)
     with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
         x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:

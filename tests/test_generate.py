@@ -166,19 +166,18 @@ class Killed(BaseException):
     pass
 
 
+SEEN = "glance=40, judged=60"
+SMALL = f"rounds=3, width=8, batch_size=16, {SEEN}"
 TINY = {
-    "gan": "gan(steps=24, rounds=3, width=8, batch_size=16)",
-    "wgan-gp": "wgan-gp(steps=24, rounds=3, width=8, batch_size=16)",
-    "diffusion": "diffusion(steps=24, rounds=3, width=8, batch_size=16, heun=4)",
+    "gan": f"gan(steps=24, {SMALL})",
+    "wgan-gp": f"wgan-gp(steps=24, {SMALL})",
+    "diffusion": f"diffusion(steps=24, heun=4, {SMALL})",
 }
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "_READ", 4000)
-    for kind in (GAN, Diffusion):
-        monkeypatch.setattr(kind, "glance", 40)
-        monkeypatch.setattr(kind, "judged", 60)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -212,7 +211,7 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
 
 def test_it_learns_the_rows_of_a_table() -> None:
     """Two clouds far apart, of different range in each feature."""
-    model = "diffusion(steps=150, rounds=2, width=16, heun=8, ema=0.9)"
+    model = f"diffusion(steps=150, rounds=2, width=16, heun=8, ema=0.9, {SEEN})"
     made = make(from_arrays(*table(600)), model, out="here", bounds=(-50, 100))
     x = made.generator.draw(torch.arange(400) % 2, torch.arange(400))
     real, y = table(600)
@@ -262,7 +261,7 @@ def test_a_collapse_keeps_the_last_good_generator(monkeypatch: pytest.MonkeyPatc
     wrong = train.wrong
     monkeypatch.setattr(train, "wrong", lambda log, line, spread, _: wrong(log, line, spread, 2 * (len(log) > 0)))
     with pytest.raises(InputError, match=r"round 3: mode collapse.*generator of round 1 is in"):
-        make(blobs(200), "gan(steps=24, rounds=4, width=8, batch_size=16)", out="out")
+        make(blobs(200), f"gan(steps=24, rounds=4, width=8, batch_size=16, {SEEN})", out="out")
     assert folder.load("out").draw(torch.tensor([0]), torch.tensor([0])).shape == (1, 3)
     assert "mode collapse" in Path("out/log.csv").read_text()
 

@@ -29,8 +29,6 @@ class GAN(Model):
     Differs from the papers: R1 is taken at rows without these changes.
     """
 
-    glance = 1000
-    judged = 10_000
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "wgangp": {"loss": "wasserstein", "critics": 5, "penalty": 10.0, "lazy": 1, "augment": 0.0, "steps": 10_000}
     }
@@ -41,6 +39,8 @@ class GAN(Model):
     width: int = 32  # channels of the first halved layer; it grows with depth
     ema: float = 0.998  # share of the past in the moving average of the generator, which is what is kept
     rounds: int = 20  # parts of the training, each ended by a look at the samples
+    glance: int = 1000  # samples looked at then
+    judged: int = 10_000  # samples measured at the end
     latent: int = 64  # random numbers that a sample is made from
     loss: str = "hinge"  # hinge (with spectral norm and R1) or wasserstein (with a gradient penalty)
     critics: int = 1  # steps of the critic to one of the generator
@@ -64,7 +64,7 @@ class GAN(Model):
 
     def learn(
         self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
-    ) -> tuple[float | None, float]:
+    ) -> tuple[Tensor | None, Tensor]:
         generator, critic = nets["generator"], nets["critic"]
         for group in optimiser.param_groups:
             group["lr"] = self.rate * (1 - 0.9 * t / self.steps)
@@ -79,12 +79,12 @@ class GAN(Model):
             loss = loss + self.lazy * self._penalty(critic, u, fake.detach(), y, keys)
         _descend(optimiser, loss)  # Adam leaves alone what has no gradient: here the generator
         if (t + 1) % self.critics:
-            return None, float(worth.detach())
+            return None, worth.detach()
         critic.requires_grad_(False)
         paid = -critic(self._changed(fake, keys.fold("again")), y).mean()
         _descend(optimiser, paid)
         critic.requires_grad_(True)
-        return float(paid.detach()), float(worth.detach())
+        return paid.detach(), worth.detach()
 
     def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:
         return net(keys.fold("z").normal((self.latent,)), y)
@@ -121,8 +121,7 @@ class GAN(Model):
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()
-    if bool(loss.detach().isfinite()):  # or the loop says that training diverged
-        optimiser.step()
+    optimiser.step()
 
 
 def _slope(critic: nn.Module, u: Tensor, y: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +20,14 @@ class Model(ABC):
     Rows are u [n, *shape] in [-1, 1], classes y [n] int64.
     """
 
-    glance: ClassVar[int]  # samples judged after each round
-    judged: ClassVar[int]  # samples measured at the end
-
     steps: int
     batch_size: int
     rate: float
     width: int
     ema: float
     rounds: int
+    glance: int
+    judged: int
 
     @abstractmethod
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
@@ -41,8 +39,11 @@ class Model(ABC):
     @abstractmethod
     def learn(
         self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
-    ) -> tuple[float | None, float]:
-        """Step t (from 0) on these rows; returns the generator's loss (None: not in this step) and the critic's."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """Step t (from 0) on these rows; returns the generator's loss (None: not in this step) and the critic's.
+
+        What they hold is not read here: a device that works ahead is waited for once a step, by the loop.
+        """
 
     @abstractmethod
     def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:

@@ -82,7 +82,7 @@ def measure(
         recall=recall,
         right=right,
         spread=spread,
-        trained=accuracy(reader(net.frame, net.head.out_features, own, seed), held, of),
+        trained=accuracy(reader(net.frame, net.head.out_features, own, seed, len(x)), held, of),
         trained_real=accuracy(reader(net.frame, net.head.out_features, data, seed, len(x)), held, of),
         copies=copies(x, held, data),
     )

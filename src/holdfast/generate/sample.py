@@ -48,7 +48,7 @@ def sample(
                 low, high = target.bounds.low, target.bounds.high
                 x = x.clamp(low, high)
                 p = target.all_scores(x.to(target.device, target.dtype)).softmax(1)
-                x = x[(p.argmax(1) == c) & (p[:, c] >= confidence)]
+                x = x[((p.argmax(1) == c) & (p[:, c] >= confidence)).to(x.device)]
             kept.append(x[:missing].cpu().numpy().astype(np.float32))
         rows.append(np.concatenate(kept))
         tried += drawn

@@ -140,14 +140,18 @@ class Training:
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(place.step)
         s.nets.train()
-        loss, critic = model.learn(s.nets, s.optimiser, u, labels, own, place.step)
-        if not math.isfinite((loss or 0.0) + critic):
-            what = f"the generator's loss is {loss} and the critic's {critic:g} in step {place.step + 1}"
-            raise InputError(f"{what}: the training diverged. {self._kept(s)} Try a lower rate than {model.rate:g}.")
+        told = [v for v in model.learn(s.nets, s.optimiser, u, labels, own, place.step) if v is not None]
+        *paid, critic = torch.stack(told).tolist()
+        if not math.isfinite(sum(paid) + critic):
+            what = " and ".join(f"{v:g}" for v in (*paid, critic))
+            raise InputError(
+                f"the losses of generator and critic are {what} in step {place.step + 1}: the training diverged. "
+                f"{self._kept(s)} Try a lower rate than {model.rate:g}."
+            )
         blend(s.average, s.nets["generator"], min(model.ema, (1 + place.step) / (10 + place.step)))
         place.step, place.batch = place.step + 1, place.batch + 1
-        place.losses = [place.losses[0] + (loss or 0.0), place.losses[1] + critic]
-        place.count += loss is not None
+        place.losses = [place.losses[0] + sum(paid), place.losses[1] + critic]
+        place.count += len(paid)
         if place.step * model.rounds // model.steps > place.round:
             self._close(s)
         elif time.monotonic() - self.began >= self.every:
