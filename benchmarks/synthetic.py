@@ -84,9 +84,9 @@ def samples(chosen: Any) -> tuple[list[str], str]:
     real = from_arrays(*mnist_train(chosen.rows, chosen.data))
     test = from_arrays(*mnist(10_000, chosen.data))
     made = generate(real, chosen.model, out=chosen.folder / "generator", test=test, device=chosen.device)
-    sure, files = own_classifier(made.folder, made.generator), []
+    sure, files = own_classifier(made.folder, made.generator) if chosen.sure else None, []
     for seed in range(chosen.seeds):
-        x, y, _ = sample(made.generator, chosen.per_class, target=sure, confidence=0.9, seed=seed)
+        x, y, _ = sample(made.generator, chosen.per_class, target=sure, confidence=chosen.sure / 100, seed=seed)
         files.append(str(chosen.folder / f"made-{seed}.npz"))
         np.savez(files[-1], x=x, y=y)
     q = made.quality
@@ -103,6 +103,7 @@ def main() -> None:
         "--data": {"type": Path, "default": CASES / "data_mnist", "help": "MNIST, as the shared case holds it"},
         "--folder": {"type": Path, "default": Path("runs/synthetic"), "help": "where runs go; must not exist"},
         "--per-class": {"type": int, "default": 2000, "help": "generated rows a class and seed (default 2000)"},
+        "--sure": {"type": int, "default": 90, "help": "per cent that the classifier must give the class (default 90)"},
     }
     chosen = options(__doc__, also=also, rows=2000, steps=3000, samples=1000, seeds=3, workers=1)
     chosen.folder.mkdir(parents=True)

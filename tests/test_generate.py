@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from test_bad_input import holdfast as command
 from test_bad_input import names, refused
 from torch import Tensor, nn
 
+import holdfast
 from holdfast.attacks.advgan import advgan
 from holdfast.data import Source, from_arrays, open_data
 from holdfast.errors import InputError, SpecError
@@ -21,6 +26,7 @@ from holdfast.generate import folder, quality, train
 from holdfast.generate import generate as make
 from holdfast.generate.diffusion import Denoiser, Diffusion, sample
 from holdfast.generate.gan import GAN
+from holdfast.generate.model import Model
 from holdfast.generate.nets import Critic, Decoder, Frame
 from holdfast.harden.mix import Mix
 from holdfast.harden.plan import shuffled
@@ -173,6 +179,7 @@ TINY = {
     "wgan-gp": f"wgan-gp(steps=24, {SMALL})",
     "diffusion": f"diffusion(steps=24, heun=4, {SMALL})",
 }
+SLOWER = ["gan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wgan-gp", "diffusion"))]
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +214,45 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
     part = again.generator.draw(torch.tensor([1, 0]), torch.tensor([5, 9]))
     both = again.generator.draw(torch.tensor([0, 1, 0]), torch.tensor([2, 5, 9]))
     assert torch.allclose(part, both[1:], atol=1e-6)  # a row follows from its id
+
+
+CHILD = """
+import sys
+from test_generate import SHAPE, TINY, blobs, make, quality, train
+
+step = train.Training._step
+
+def stops(self, s, *args):
+    if s.place.step == 14:  # of 24: the second round has begun
+        print("here", flush=True)
+        sys.stdin.read()
+    step(self, s, *args)
+
+quality._READ, train.wrong, train.Training._step = 4000, lambda *_: "", stops
+make(blobs(200, SHAPE), TINY[sys.argv[1]], out=sys.argv[2], every=0)
+"""
+SHAPE = (1, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_kill_9_costs_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of its own is killed by the system; going on ends as a training of images that never stopped."""
+    paths = [str(Path(holdfast.__file__).parents[1]), str(Path(__file__).parent)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, name, "cut"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"here\n"
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert not Path("cut/quality.json").exists()
+    monkeypatch.setattr(train, "wrong", lambda *_: "")
+    for out in ("cut", "whole"):
+        make(blobs(200, SHAPE), TINY[name], out=out, resume=True)
+    for file in ("generator.safetensors", "log.csv", "quality.json", "samples/round-003.png"):
+        assert Path("cut", file).read_bytes() == Path("whole", file).read_bytes()
 
 
 def test_it_learns_the_rows_of_a_table() -> None:
@@ -248,36 +294,40 @@ def test_collapse_and_divergence_have_names() -> None:
     names(train.wrong([], line(11, 1.0, 0.1), [0.1, 0.9], 20), "class 0")
 
 
-def test_a_collapse_keeps_the_last_good_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SLOWER)
+def test_a_collapse_keeps_the_last_good_generator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second round on, the generator forgets its noise."""
-    draw = GAN.draw
+    kind = type(folder.parse(name))
+    draw = kind.draw
     calls = []
 
-    def forgetful(self: GAN, net: nn.Module, shape: tuple[int, ...], y: Tensor, own: Keys) -> Tensor:
+    def forgetful(self: Model, net: nn.Module, shape: tuple[int, ...], y: Tensor, own: Keys) -> Tensor:
         calls.append(len(y))
         return draw(self, net, shape, y, own if len(calls) < 2 else Keys(own.rows * 0))
 
-    monkeypatch.setattr(GAN, "draw", forgetful)
+    monkeypatch.setattr(kind, "draw", forgetful)
     wrong = train.wrong
     monkeypatch.setattr(train, "wrong", lambda log, line, spread, _: wrong(log, line, spread, 2 * (len(log) > 0)))
     with pytest.raises(InputError, match=r"round 3: mode collapse.*generator of round 1 is in"):
-        make(blobs(200), f"gan(steps=24, rounds=4, width=8, batch_size=16, {SEEN})", out="out")
+        make(blobs(200), TINY[name], out="out")
     assert folder.load("out").draw(torch.tensor([0]), torch.tensor([0])).shape == (1, 3)
     assert "mode collapse" in Path("out/log.csv").read_text()
 
 
-def test_divergence_is_named_and_the_last_good_generator_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    learn = GAN.learn
+@pytest.mark.parametrize("name", SLOWER)
+def test_divergence_is_named_and_the_last_good_generator_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(folder.parse(name))
+    learn = kind.learn
     monkeypatch.setattr(train, "wrong", lambda *_: "")
 
-    def poisoned(self: GAN, nets: nn.ModuleDict, *args: object) -> tuple[float | None, float]:
+    def poisoned(self: Model, nets: nn.ModuleDict, *args: object) -> tuple[Tensor | None, Tensor]:
         if args[-1] == 17:
             next(nets.parameters()).data.fill_(math.nan)
         return learn(self, nets, *args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(GAN, "learn", poisoned)
+    monkeypatch.setattr(kind, "learn", poisoned)
     with pytest.raises(InputError, match=r"step 18: the training diverged. The generator of round [12] is in"):
-        make(blobs(200), TINY["gan"], out="out")
+        make(blobs(200), TINY[name], out="out")
     assert all(value.isfinite().all() for value in load_file("out/generator.safetensors").values())
 
 

@@ -78,6 +78,7 @@ def weights(state: State) -> list[Tensor]:
         *state.net.state_dict().values(),
         *state.average.state_dict().values(),
         *(state.best[name] for name in sorted(state.best)),
+        *(state.rival.net.state_dict().values() if state.rival is not None else ()),
     ]
 
 
@@ -98,11 +99,13 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimiser", "objective"), [("sgd", "trades(steps=2)"), ("adam", "trades(steps=2)"), ("sgd", "advgan(width=2)")]
+)
 def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
-    optimiser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimiser: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = 'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="trades(steps=2)", ramp=0.1, rate=0.01'
+    how = f'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="{objective}", ramp=0.1, rate=0.01'
     recipe = f'strong({how}, optimiser="{optimiser}")'
     whole, net = training(recipe, make=Normed)
     wanted = weights(whole.fit(net))

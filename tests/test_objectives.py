@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from test_harden import training
 from torch import Tensor, nn
 
+from holdfast.attacks.advgan import advgan
 from holdfast.attacks.attack import _noise_of, run
 from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.data import open_data
@@ -54,7 +56,7 @@ def slopes(text: str) -> Tensor:
         return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
     if text in ("fgsm", "fast", "nfgsm", "free", "pgd", "avg", "max", "eat", "msd", "noise", "smoothadv"):
         return (q - ONE).T @ NEAR / 2
-    if text == "ensemble":
+    if text in ("ensemble", "advgan"):
         return ((q - ONE).T @ NEAR + (p - ONE).T @ X) / 4
     if text == "alp(weight=2)":
         apart = 2 * 2 * (NEAR - X) @ W.T / 6
@@ -79,7 +81,7 @@ def slopes(text: str) -> Tensor:
 
 
 SPECS = [
-    *"standard fgsm fast nfgsm free pgd avg max eat msd ensemble noise smoothadv pgd(smoothing=0.3)".split(),
+    *"standard fgsm fast nfgsm free pgd avg max eat msd ensemble advgan noise smoothadv pgd(smoothing=0.3)".split(),
     *("alp(weight=2)", "trades(beta=3)", "mart(beta=3)", "hat(beta=3, gamma=2, reach=4)", "lse(beta=3, smoothing=0.3)"),
 ]
 
@@ -201,6 +203,38 @@ def test_smoothadv_ascends_the_loss_of_the_mean_under_noise() -> None:
     near = objectives.parse(text).near(craft, X, Y)
     noise = [sigma * craft.keys(X, f"noise {i}").normal((2,), F64) for i in range(3)]
     assert torch.allclose(near - torch.cat(noise), wanted.repeat(3, 1), atol=1e-9)
+
+
+def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
+    """A linear margin's gradient is the difference of two rows of weights; Adam's first step, its sign."""
+    objective = objectives.parse("advgan(width=2, rate=0.01)")
+    craft = crafting()
+    torch.manual_seed(0)
+    rival = objective.rival(craft.live)
+    assert rival is not None
+    craft, net = replace(craft, rival=rival), copy.deepcopy(rival.net)
+    near = objective.near(craft, X, Y)
+    assert not torch.equal(near, X)
+    wrong = (near @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
+    (-(net(2 * X - 1) * (W[wrong] - W[Y])).sum() / len(X)).backward()
+    objective.teach(craft, X, Y)
+    for new, old in zip(rival.net.parameters(), net.parameters(), strict=True):
+        assert old.grad is not None
+        assert torch.allclose(new, old - 0.01 * old.grad.sign(), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_against_advgan_makes_it_fail() -> None:
+    """The attack learns anew against the network that was trained, on rows of its own."""
+    x = torch.from_numpy(open_data("digits").rows(0, 360)[0])
+    how = 'epochs=30, batch_size=32, optimiser="adam", rate=0.002, ema=0.9, judge="pgd(steps=2)"'
+    rates = []
+    for text in ("standard", "advgan(width=8, rate=0.003)"):
+        done, net = training(f"fast({how}, objective='{text}')", eps=0.2)
+        net.load_state_dict(done.fit(net).best_average())
+        options = {"steps": 300, "rows": 32, "width": 8, "rate": 3e-3}
+        rates.append(advgan(wrap(net), x[:200], x[200:], Threat.linf(0.2), **options).rate)
+    assert rates[1] < rates[0] - 0.2
 
 
 def test_free_takes_two_steps_by_hand() -> None:

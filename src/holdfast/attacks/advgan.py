@@ -7,6 +7,7 @@ learnt from; given the network, each of them stands alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class AdvGAN:
         """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around x."""
         x = x.to(self.target.device, self.target.dtype)
         with torch.no_grad():
-            parts = [_changed(self.net.eval(), self.target, self.threat, x[rows]) for rows in _slices(self.target, x)]
+            parts = [changed(self.net.eval(), self.target, self.threat, x[rows]) for rows in _slices(self.target, x)]
         return torch.cat(parts)
 
 
@@ -93,10 +94,8 @@ def advgan(
         raise SpecError(f"advgan needs one finite eps and no mask, but the threat is {threat}.")
     with sealed(seed):
         crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
-        image = crowd.x.ndim in (3, 4)
-        shape = tuple((planes(crowd.x[:1], target.layout) if image else crowd.x[:1].flatten(1)).shape[1:])
-        net = _perturber(shape, width).to(crowd.x)
-        judge = _judge(shape, width).to(crowd.x)
+        net = perturber(target, crowd.x, width)
+        judge = _judge(_inward(crowd.x[:1], target).shape[1:], width).to(crowd.x)
         adam = torch.optim.Adam(net.parameters(), rate)
         other = torch.optim.Adam(judge.parameters(), rate)
         for t in range(steps):
@@ -105,15 +104,15 @@ def advgan(
             keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=crowd.x.device)).fold("advgan", t)
             at = crowd.drawn(keys, rows)
             with torch.enable_grad():
-                changed = _changed(net, target, threat, crowd.x[at])
-                paid = -(changed * crowd.slope(at, changed.detach())).sum() / len(at)
+                near = changed(net, target, threat, crowd.x[at])
+                paid = -(near * crowd.slope(at, near.detach())).sum() / len(at)
                 if realism:
-                    paid = paid + realism * (judge(_inward(changed, target)) - 1).square().mean()
+                    paid = paid + realism * (judge(_inward(near, target)) - 1).square().mean()
                 adam.zero_grad()
                 paid.backward()
                 adam.step()
                 if realism:
-                    real, made = judge(_inward(torch.cat([crowd.x[at], changed.detach()]), target)).chunk(2)
+                    real, made = judge(_inward(torch.cat([crowd.x[at], near.detach()]), target)).chunk(2)
                     other.zero_grad()
                     ((real - 1).square() + made.square()).mean().backward()
                     other.step()
@@ -121,7 +120,7 @@ def advgan(
         return AdvGAN(net, target, threat, *(c.fooled(found(c.x)) for c in (crowd, others)))
 
 
-def _changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor:
+def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor:
     """Inputs as the network changes them, in the ball and the box; gradients pass through the projection unchanged."""
     width = target.bounds.high - target.bounds.low
     u = net(_inward(x, target))
@@ -143,14 +142,18 @@ def _slices(target: Target, x: Tensor) -> list[slice]:
     return [slice(at, at + target.batch_size) for at in range(0, len(x), target.batch_size)]
 
 
-def _perturber(shape: tuple[int, ...], width: int) -> nn.Module:
-    """From an input to a change of it, in [-1, 1]: layers that see ever wider, beside the input itself."""
-    if len(shape) == 1:
-        return nn.Sequential(
-            nn.Linear(shape[0], 8 * width), nn.ReLU(), nn.Linear(8 * width, 8 * width), nn.ReLU(),
-            nn.Linear(8 * width, shape[0]), nn.Tanh(),
-        )  # fmt: skip
-    return _Perturber(shape[0], width)
+def perturber(target: Target, x: Tensor, width: int) -> nn.Module:
+    """A network for inputs such as x [n, *shape], n from 1: from one to a change of it, in [-1, 1].
+
+    Of images, layers that see ever wider, beside the input itself.
+    """
+    shape = _inward(x[:1], target).shape[1:]
+    if len(shape) > 1:
+        return _Perturber(shape[0], width).to(x)
+    return nn.Sequential(
+        nn.Linear(shape[0], 8 * width), nn.ReLU(), nn.Linear(8 * width, 8 * width), nn.ReLU(),
+        nn.Linear(8 * width, shape[0]), nn.Tanh(),
+    ).to(x)  # fmt: skip
 
 
 class _Perturber(nn.Module):
@@ -179,7 +182,7 @@ def _step(a: int, b: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1), nn.GroupNorm(1, b), nn.ReLU())
 
 
-def _judge(shape: tuple[int, ...], width: int) -> nn.Module:
+def _judge(shape: Sequence[int], width: int) -> nn.Module:
     if len(shape) == 1:
         return nn.Sequential(nn.Linear(shape[0], 8 * width), nn.LeakyReLU(0.2), nn.Linear(8 * width, 1), nn.Flatten(0))
     return nn.Sequential(

@@ -19,6 +19,14 @@ from holdfast.threat import Threat
 
 
 @dataclass(frozen=True)
+class Rival:
+    """An attacker that learns beside the network: its own network, and what moves it."""
+
+    net: nn.Module
+    optimiser: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
 class Craft:
     """Calls run an attack's rule on rows: x [n, *shape], y [n] to points near x.
 
@@ -30,6 +38,7 @@ class Craft:
     threat: Threat  # at the eps that is trained against now
     seed: int  # of this step's noise
     share: float = 1.0  # of the whole eps that the threat has reached
+    rival: Rival | None = None  # an attacker that learns beside
 
     def __call__(
         self, attack: Attack, x: Tensor, y: Tensor, threat: Threat | None = None, on: Target | None = None
@@ -61,6 +70,11 @@ class Craft:
         """One step of this share of eps from points near x along the gradient g there, all [n, *shape]."""
         p, apart = self._problem(x), self.live.apart
         return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
+
+    def slope(self, x: Tensor, near: Tensor, y: Tensor) -> Tensor:
+        """The gradient at points near x, [n, *shape] all, of the margin of the wrong classes."""
+        with evaluating(self.live.model):
+            return self._problem(x, y).gradient(near - x, "margin")[1]
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
         """The cosine between the gradients of the cross-entropy at x and at points uniform in the ball: [n]."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.errors import SpecError
-from holdfast.harden.craft import Craft
+from holdfast.harden.craft import Craft, Rival
+from holdfast.targets import TorchTarget
 
 _KINDS = {"int": (int, "a whole number from 1"), "float": ((int, float), "a number from 0"), "str": (str, "a text")}
 
@@ -71,6 +72,13 @@ class Objective(Part):
     def replays(self) -> int:
         """Steps of the optimiser that one batch takes."""
         return 1
+
+    def rival(self, target: TorchTarget) -> Rival | None:
+        """An attacker that learns beside the network, freshly drawn; None: there is none."""
+        return None
+
+    def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
+        """One step of that attacker, before the network's."""
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points come first."""

@@ -15,6 +15,7 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.harden.craft import Craft
+from holdfast.harden.learned import AdvGAN
 from holdfast.harden.noise import Noise, SmoothAdv
 from holdfast.harden.objective import Net, Objective, crossed, distance, divergence
 from holdfast.harden.several import EAT, MSD, Avg, Max
@@ -267,6 +268,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "msd": MSD,
     "eat": EAT,
     "ensemble": Ensemble,
+    "advgan": AdvGAN,
     "smoothadv": SmoothAdv,
 }
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from holdfast.harden.craft import Rival
 from holdfast.harden.recipes import Recipe
 
 STATE = "training.safetensors"
@@ -61,8 +62,8 @@ class Place:
 class State:
     """All that a training goes on from."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
-        self.net = net
+    def __init__(self, net: nn.Module, recipe: Recipe, rival: Rival | None = None) -> None:
+        self.net, self.rival = net, rival
         self.average = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = _optimiser(net, recipe)
         self.place = Place(objective=recipe.objective)
@@ -84,6 +85,9 @@ class State:
         tensors = {f"now.{name}": value for name, value in self._weights().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= slots(self.optimiser)
+        if self.rival is not None:
+            own = {f"net.{name}": value for name, value in self.rival.net.state_dict().items()}
+            tensors |= {f"rival.{name}": value for name, value in (own | slots(self.rival.optimiser)).items()}
         tensors["random"] = torch.get_rng_state()
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
@@ -96,6 +100,10 @@ class State:
         self._put(under("now.", tensors))
         self.best = under("best.", tensors)
         put_slots(self.optimiser, tensors)
+        if self.rival is not None:
+            own = under("rival.", tensors)
+            self.rival.net.load_state_dict(under("net.", own))
+            put_slots(self.rival.optimiser, own)
         torch.set_rng_state(tensors["random"])
 
     def _weights(self) -> dict[str, Tensor]:

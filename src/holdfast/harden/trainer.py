@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.augment import Batch
-from holdfast.harden.craft import Craft, evaluating
+from holdfast.harden.craft import Craft, Rival, evaluating
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
 from holdfast.harden.plan import Plan, read, shuffled
@@ -64,6 +64,7 @@ class Training:
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
     mix: Mix | None = None
+    rival: Rival | None = field(default=None, init=False)
 
     @cached_property
     def penalties(self) -> list[regularizers.Regularizer]:
@@ -85,7 +86,8 @@ class Training:
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with sealed(self.seed), torch.enable_grad():
-            s = State(net, recipe)
+            self.rival = objectives.parse(recipe.objective).rival(self.target)
+            s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
             while s.place.epoch < recipe.epochs and not self._settled(s.place):
@@ -114,6 +116,7 @@ class Training:
         size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
         batch = augment.augmented(self.changes, x, y, self.target, self.seed + place.step)
         x, y = batch.x, batch.y
+        objective.teach(craft, x, y)
         near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
         loss, z = self._update(s, objective, craft, batch, near, size)
         for _ in range(objective.replays - 1):
@@ -226,7 +229,7 @@ class Training:
 
     def _craft(self, live: TorchTarget, eps: float, seed: int) -> Craft:
         share = eps / float(self.threat.eps)
-        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share)
+        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share, self.rival)
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
