@@ -75,14 +75,20 @@ def case(name: str, *choice: str) -> Any:
     return module.load(*choice)
 
 
-def mnist(n: int) -> tuple[Tensor, Tensor]:
+def mnist(n: int, folder: Path = CASES / "data_mnist") -> tuple[Tensor, Tensor]:
     """The first n test images [n, 1, 28, 28] in [0, 1], and their classes."""
-    folder = need(CASES / "data_mnist")
+    need(folder)
     with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
         x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     with gzip.open(folder / "t10k-labels-idx1-ubyte.gz") as file:
         y = np.frombuffer(file.read(), np.uint8, offset=8)
     return torch.tensor(x[:n]).float() / 255, torch.tensor(y[:n]).long()
+
+
+def mnist_rows(n: int, folder: Path = CASES / "data_mnist") -> tuple[np.ndarray, np.ndarray]:
+    """The first n training images and their classes, alike."""
+    with np.load(need(folder) / "mnist_train_png.npz") as stored:
+        return stored["x"][:n, None].astype(np.float32) / 255, stored["y"][:n].astype(np.int64)
 
 
 def cifar10(n: int) -> tuple[Tensor, Tensor]:
@@ -147,9 +153,10 @@ def save(name: str, title: str, parts: Sequence[str], *, also: Sequence[str] = (
         also: further distributions whose versions matter.
     """
     versions = ", ".join(f"{lib} {importlib.metadata.version(lib)}" for lib in ("holdfast", "torch", *also))
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
     settings = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}, {versions}; "
-        f"{platform.machine()} CPU with {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}."
+        f"{platform.machine()} CPU with {os.cpu_count()} cores{card}, torch threads: {torch.get_num_threads()}."
     )
     text = "\n\n".join([f"# {title}", settings, *parts]) + "\n"
     print(text)

@@ -14,7 +14,7 @@ import art.defences.trainer
 import art.estimators.classification
 import numpy as np
 import torch
-from common import CASES, interleaved, mnist, need, options, save, table
+from common import interleaved, mnist, mnist_rows, options, save, table
 from torch import nn
 
 import holdfast
@@ -70,9 +70,7 @@ def by_us(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int)
 
 def main() -> None:
     chosen = options(__doc__, rows=6000, epochs=6, steps=10, samples=300)
-    with np.load(need(CASES / "data_mnist") / "mnist_train_png.npz") as stored:
-        x = stored["x"][: chosen.rows, None].astype(np.float32) / 255
-        y = stored["y"][: chosen.rows].astype(np.int64)
+    x, y = mnist_rows(chosen.rows)
     nets = {"ART": network(), "holdfast": network()}
     makers = {"ART": by_art, "holdfast": by_us}
     for make in makers.values():  # warm-up: imports
