@@ -153,9 +153,10 @@ def save(name: str, title: str, parts: Sequence[str], *, also: Sequence[str] = (
         also: further distributions whose versions matter.
     """
     versions = ", ".join(f"{lib} {importlib.metadata.version(lib)}" for lib in ("holdfast", "torch", *also))
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
     settings = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}, {versions}; "
-        f"{platform.machine()} CPU with {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}."
+        f"{platform.machine()} CPU with {os.cpu_count()} cores{card}, torch threads: {torch.get_num_threads()}."
     )
     text = "\n\n".join([f"# {title}", settings, *parts]) + "\n"
     print(text)

@@ -290,7 +290,10 @@ class Problem:
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
+        if self.ledger is None and among is None:  # without books all rows: to count them would wait for the device
+            rows = self.rows
+        else:
+            rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 
@@ -339,9 +342,10 @@ class Problem:
             self.ledger.charge(self.rows[rows], queries=estimated, forwards=estimated, backwards=backwards)
             self.ledger.dull[self.rows[rows]] += top == 0
         bad = ~top.isfinite()
-        if bool(bad.any()):
-            self._drop(rows[bad], Outcome.FAILED)
+        if self.ledger is None or bool(bad.any()):
             g = g.masked_fill(wide(bad, g), 0)
+        if self.ledger is not None and bool(bad.any()):
+            self._drop(rows[bad], Outcome.FAILED)
         return g if self.mask is None else g * self.mask
 
     def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True, within: bool = False) -> None:

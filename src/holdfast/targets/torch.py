@@ -136,25 +136,13 @@ class TorchTarget(Target):
             return self._forward(x.clone() if x.is_inference() else x)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                z = self._forward(leaf, self.twin)
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
-                return torch.zeros_like(leaf)
-            with torch.inference_mode(False), torch.enable_grad():
-                # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
-                pulled = (z * cotangent.to(z.dtype)).sum()
-                g = torch.autograd.grad(pulled, leaf, retain_graph=True, allow_unused=True)[0]
-            return torch.zeros_like(leaf) if g is None else g
-
-        return z.detach(), pullback
+        leaf, z = self._traced(x)
+        return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
 
     def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         if not isinstance(self.model, Foreign):
-            return super().pull(x, cotangent)
+            leaf, z = self._traced(x)
+            return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
         kept: list[Tensor] = []
 
         def through_head(raw: Tensor) -> Tensor:
@@ -208,6 +196,13 @@ class TorchTarget(Target):
                 "layout": self.layout,
             }
         )
+
+    def _traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs that can be asked for a gradient, and the twin's scores of them."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                return leaf, self._forward(leaf, self.twin)
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         return self._head((model or self.model)(self._before(x)), len(x))
@@ -322,6 +317,17 @@ class TorchTarget(Target):
         loose = 0.1 if self.precision == "bfloat16" else 1e-3
         if not bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1)):
             self.twin, self.precision, self.approximate = self.model, "float32", False
+
+
+def _back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
+    """The gradient on `leaf` of what has this cotangent at z. Only for another one is the graph kept: that costs."""
+    if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
+        return torch.zeros_like(leaf)
+    with torch.inference_mode(False), torch.enable_grad():
+        # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
+        pulled = (z * cotangent.to(z.dtype)).sum()
+        g = torch.autograd.grad(pulled, leaf, retain_graph=again, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if g is None else g
 
 
 def _folded(model: nn.Module) -> nn.Module:
