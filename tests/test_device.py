@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from laws.catalogue import every, short
+from laws.world import bent, rows, threat, wrap
 
 import holdfast
 from holdfast.attacks import run
@@ -12,8 +14,6 @@ from holdfast.data import from_arrays
 from holdfast.evaluate import judge
 from holdfast.evaluate.verify import verify
 from holdfast.harden import harden
-from laws.catalogue import every, short
-from laws.world import SHAPE, bent, rows, threat, wrap
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator here")
 
