@@ -3,8 +3,8 @@
 Rows through the model are counted around it, for everyone; everybody's images are judged by holdfast.evaluate.judge.
 Where protocol `autoattack` and the original disagree on an image, its number is listed.
 
-    python benchmarks/against_autoattack.py --autoattack PATH [--models kw trades] [--norms linf l2] [--protocols standard]
-        [--images 1000] [--first 0] [--device cuda] [--workers 8]
+    python benchmarks/against_autoattack.py --autoattack PATH [--models kw trades] [--norms linf l2]
+        [--protocols standard] [--images 1000] [--first 0] [--device cuda] [--workers 8]
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def main() -> None:
     names = "model, threat, who, robust %, left, broken by each, passes, wall s, of its passes, of its time".split(", ")
     where = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (
-        f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, {chosen.workers} processes side "
-        "by side. Passes: forwards and backwards of an image that was right at first, counted around the model; ours "
+        f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, {chosen.workers} processes "
+        "side by side. Passes: forwards and backwards of an image that was right at first, counted around the model; ours "
         "with the examination, the checks and the judge."
     )
     means = []
