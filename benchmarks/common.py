@@ -6,11 +6,13 @@ import argparse
 import gzip
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +64,35 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict
             cpu[name].append(time.process_time() - spent)
             wall[name].append(time.perf_counter() - began)
     return {name: Seconds(median(cpu[name]), median(wall[name])) for name in tasks}
+
+
+def spread(
+    work: Callable[..., list[Any]], jobs: Sequence[tuple[Any, ...]], workers: int, begin: Callable[..., None], *how: Any
+) -> list[Any]:
+    """The rows of all jobs in their order, each `work(*job)`, printed when done; `begin(*how)` is called first.
+
+    With more than one worker in so many processes, each with one torch thread; both functions are then module-level.
+    """
+    if workers == 1:
+        begin(*how)
+        return [row for job in jobs for row in _told(work(*job))]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin_alone, (begin, how)) as pool:
+        futures = [pool.submit(work, *job) for job in jobs]
+        for future in as_completed(futures):
+            _told(future.result())
+    return [row for future in futures for row in future.result()]
+
+
+def _begin_alone(begin: Callable[..., None], how: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    begin(*how)
+
+
+def _told(rows: list[Any]) -> list[Any]:
+    for row in rows:
+        print(" ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+    return rows
 
 
 def case(name: str, *choice: str) -> Any:

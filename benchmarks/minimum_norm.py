@@ -3,23 +3,21 @@
 Everybody's passes are counted around the model and everybody's images are judged, as in peers.py; ours has as many
 steps as make its passes equal to the peer's. A failure counts as infinitely far.
 
-    python benchmarks/minimum_norm.py [--models adv cln] [--norms l2] [--attacks ddn fmn] [--tools adv-lib]
-        [--images 100] [--threads 1]
+    python benchmarks/minimum_norm.py [--models adv cln] [--norms l2] [--attacks ddn fmn] [--tools adv-lib Foolbox]
+        [--images 100] [--threads 1] [--workers 1]
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from common import case, mnist, options, save, table
-from peers import MINIMUM, MODULES, NORMS, PACKAGES, importable, minimum
+from common import case, mnist, options, save, spread, table
+from peers import MINIMUM, MODULES, NORMS, PACKAGES, minimum, missing, prepare
 
 from holdfast import Threat
 
-CHEAP = ("ddn", "fmn", "sigmazero", "pdpgd", "alma", "vfga", "deepfool", "superdeepfool", "fab", "ead", "cw")
+ATTACKS = tuple(dict.fromkeys(e.attack for e in MINIMUM))
 Row = dict[str, Any]
 
 
@@ -29,33 +27,38 @@ def nearest(rows: Sequence[Row], model: str, norm: str, size: str) -> Row:
     return min(fits, key=lambda row: row[size])
 
 
+def measure(name: str, norm: str, place: int, images: int) -> list[Row]:
+    """One entry of MINIMUM on the first images that a net gets right."""
+    model = case("torch_advertorch_lenet5", name).eval().requires_grad_(False)
+    x, y = mnist(2 * images)
+    right = (model(x).argmax(1) == y).nonzero()[:images, 0]
+    cell = (model, x[right], y[right], Threat.parse(f"{norm}(inf)"))
+    return [{"model": name} | row for row in minimum(cell, [MINIMUM[place]], 1)]
+
+
 def main() -> None:
     chosen = options(
         __doc__,
         repeats=1,
         images=100,
+        workers=1,
         also={
             "--models": {"nargs": "*", "default": ["adv", "cln"], "choices": ["adv", "cln"]},
             "--norms": {"nargs": "*", "default": NORMS, "choices": NORMS},
-            "--attacks": {"nargs": "*", "default": CHEAP, "help": f"default: {', '.join(CHEAP)}"},
-            "--tools": {"nargs": "*", "default": ["adv-lib", "Foolbox"], "choices": list(MODULES)},
+            "--attacks": {"nargs": "*", "default": ATTACKS, "choices": ATTACKS},
+            "--tools": {"nargs": "*", "default": list(MODULES), "choices": list(MODULES)},
         },
     )
-    warnings.simplefilter("ignore")
-    os.environ["TQDM_DISABLE"] = "1"
-    reasons = importable(None)
-    tools = [tool for tool in chosen.tools if not reasons[tool]]
-    rows: list[Row] = []
-    for name in chosen.models:
-        model = case("torch_advertorch_lenet5", name).eval().requires_grad_(False)
-        x, y = mnist(2 * chosen.images)
-        right = (model(x).argmax(1) == y).nonzero()[: chosen.images, 0]
-        for norm in chosen.norms:
-            cell = (model, x[right], y[right], Threat.parse(f"{norm}(inf)"))
-            able = [e for e in MINIMUM if e.tool in tools and e.attack in chosen.attacks and norm in e.norms.split()]
-            for row in minimum(cell, sorted(able, key=lambda e: chosen.attacks.index(e.attack)), 1):
-                rows.append({"model": name} | row)
-                print(rows[-1], flush=True)
+    reasons = prepare(chosen.tools, None)
+    tools = [tool for tool, reason in reasons.items() if not reason]
+    jobs = [
+        (name, norm, place, chosen.images)
+        for name in chosen.models
+        for norm in chosen.norms
+        for place, e in sorted(enumerate(MINIMUM), key=lambda pair: ATTACKS.index(pair[1].attack))
+        if e.tool in tools and e.attack in chosen.attacks and norm in e.norms.split()
+    ]
+    rows = spread(measure, jobs, chosen.workers, prepare, tools, None)
     pairs, overall = [], []
     for model, norm in dict.fromkeys((row["model"], row["norm"]) for row in rows):
         here = [row for row in rows if (row["model"], row["norm"]) == (model, norm)]
@@ -83,6 +86,7 @@ def main() -> None:
             table(heads, pairs),
             "All searches of a norm together:",
             table(best_heads, overall),
+            *missing(reasons),
         ],
         also=[str(PACKAGES.get(tool, tool)) for tool in tools],
     )

@@ -11,7 +11,7 @@ returns only images; `judged` is that of holdfast.evaluate.judge, which also hol
 A tool that cannot be imported, and one that crashes on a task, is listed with the reason.
 
     python benchmarks/peers.py [--quick] [--models kw trades] [--threats "linf(0.1)" l2(1)] [--images 20]
-        [--tools foolbox art] [--attacks pgd strong ddn] [--autoattack PATH] [--threads 1] [--readme]
+        [--tools Foolbox ART] [--attacks pgd strong ddn] [--autoattack PATH] [--threads 1] [--workers 1] [--readme]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, Seconds, case, cifar10, interleaved, mnist, options, save, table
+from common import ROOT, Seconds, case, cifar10, interleaved, mnist, options, save, spread, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -581,13 +581,17 @@ def into_readme(parts: Sequence[str]) -> None:
     path.write_text(new, encoding="utf-8")
 
 
+def missing(reasons: dict[str, str]) -> list[str]:
+    return [f"- not measured: {tool}: {reason}" for tool, reason in reasons.items() if reason]
+
+
 NOTES = """\
 Passes are rows through the model, an image; forwards (F) and backwards (B) count alike. `passes` and `CPU` are ours \
 over theirs, so below 1 is in our favour; so is `size`, our median size over theirs. `claimed` is the tool's word, or \
 the model's on its images; `judged` also asks twice, and holds the images to the box and to eps. Rows that the model \
 gets wrong untouched count as broken in `judged`, also where a tool's image leads them back. Batches of {batch}; \
-parameters ask for no gradients, for everyone; each run is timed once ({repeats} round), so a CPU ratio within 20 % of \
-1 says nothing.
+parameters ask for no gradients, for everyone; each run is timed once ({repeats} round, {workers} cells at a \
+time), so a CPU ratio within 20 % of 1 says nothing.
 
 Fixed eps: PGD-40 takes steps of eps / 30 from zero on the cross-entropy, for everyone; ours lets rows go that have \
 fallen. The others run as their tools ship them; ours are whole evaluations, with the checks of the model, the judge \
@@ -601,9 +605,9 @@ def report(
     rows: dict[str, list[dict[str, Any]]], reasons: dict[str, str], images: int, chosen: argparse.Namespace
 ) -> None:
     """Save the full tables, and put the short ones into the README where asked."""
-    notes = NOTES.format(batch=BATCH, repeats=chosen.repeats)
-    absent = [f"- not measured: {tool}: {reason}" for tool, reason in reasons.items() if reason]
-    if STAND_INS and not reasons["adv-lib"]:
+    notes = NOTES.format(batch=BATCH, repeats=chosen.repeats, workers=chosen.workers)
+    absent = missing(reasons)
+    if STAND_INS and reasons.get("adv-lib") == "":
         absent.append(
             f"- adv-lib imports {' and '.join(STAND_INS)}, and uses neither here: empty modules stand in for them"
         )
@@ -624,19 +628,21 @@ def report(
 # ------------------------------------------------------------------ the run
 
 
-def importable(checkout: Path | None) -> dict[str, str]:
-    """Why a tool cannot be measured; empty where it can."""
+def prepare(tools: Sequence[str], checkout: Path | None) -> dict[str, str]:
+    """Import these tools into this process, and make them quiet. Why one cannot be measured; empty where it can."""
+    warnings.simplefilter("ignore")
+    os.environ["TQDM_DISABLE"] = "1"
     if checkout is not None:
         sys.path.insert(0, str(checkout))
     reasons = {}
-    for tool, module in MODULES.items():
+    for tool, module in ((tool, MODULES[tool]) for tool in tools):
         reasons[tool] = ""
         try:
             with stand_ins() if tool == "adv-lib" else contextlib.nullcontext():
                 importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 - whatever a peer's import raises is the reason
             reasons[tool] = f"{type(error).__name__}: {error}"
-    if checkout is None:
+    if checkout is None and "AutoAttack" in tools:
         reasons["AutoAttack"] = "no checkout named (--autoattack)"
     return reasons
 
@@ -657,15 +663,28 @@ def stand_ins() -> Iterator[None]:
             del sys.modules[module]
 
 
+def measure(task: str, name: str, threat: str, images: int, places: Sequence[int], repeats: int) -> list[dict]:
+    """The rows of these entries of FIXED or MINIMUM on one of MODELS."""
+    model = case(*MODELS[name].place).eval().requires_grad_(False)
+    x, y = MODELS[name].data(images)
+    if task == "fixed":
+        found = fixed((model, x, y, Threat.parse(threat)), [FIXED[i] for i in places], repeats)
+    else:
+        right = (model(x).argmax(1) == y).nonzero()[:, 0]
+        found = minimum((model, x[right], y[right], Threat.parse(threat)), [MINIMUM[i] for i in places], repeats)
+    return [{"model": name} | row for row in found]
+
+
 def main() -> None:
     chosen = options(
         __doc__,
         repeats=1,
         images=20,
+        workers=1,
         also={
             "--models": {"nargs": "*", "default": list(MODELS)[:2], "choices": list(MODELS)},
             "--threats": {"nargs": "*", "default": [], "help": "default: each model's own, and all norms"},
-            "--tools": {"nargs": "*", "default": [], "help": f"of {', '.join(MODULES)}; default: all"},
+            "--tools": {"nargs": "*", "default": list(MODULES), "choices": list(MODULES)},
             "--attacks": {
                 "nargs": "*",
                 "default": [],
@@ -676,36 +695,25 @@ def main() -> None:
             "--readme": {"action": "store_true", "help": "write the short table into README.md"},
         },
     )
-    warnings.simplefilter("ignore")
-    os.environ["TQDM_DISABLE"] = "1"
-    reasons = importable(chosen.autoattack)
-    wanted = {tool.lower() for tool in chosen.tools or MODULES}
-    tools = [tool for tool, reason in reasons.items() if not reason and tool.lower() in wanted]
+    reasons = prepare(chosen.tools, chosen.autoattack)
+    tools = [tool for tool, reason in reasons.items() if not reason]
     attacks = chosen.attacks or ["pgd", "strong", *CATALOGUE]
     images, names = (10, chosen.models[:1]) if chosen.quick else (chosen.images, chosen.models)
-    rows: dict[str, list[dict[str, Any]]] = {"fixed": [], "minimum": []}
+
+    def able(entries: Sequence[Entry], norm: str) -> list[int]:
+        fits = [e.tool in tools and e.attack in attacks and norm in e.norms.split() for e in entries]
+        return [i for i, fit in enumerate(fits) if fit]
+
+    jobs = []
     for name in names:
-        place, data, own = MODELS[name].place, MODELS[name].data, MODELS[name].threats
-        model = case(*place).eval().requires_grad_(False)
-        x, y = data(images)
-        right = (model(x).argmax(1) == y).nonzero()[:, 0]
-        threats = [Threat.parse(text) for text in chosen.threats or own]
-        norms = {t.norm.name for t in threats} if chosen.threats or chosen.quick else set(NORMS)
-        jobs = [("fixed", fixed, FIXED, (model, x, y, threat)) for threat in threats]
-        jobs += [
-            ("minimum", minimum, MINIMUM, (model, x[right], y[right], Threat.parse(f"{norm}(inf)")))
-            for norm in NORMS
-            if norm in norms
-        ]
-        for task, measure, entries, cell in jobs:
-            able = [e for e in entries if e.tool in tools and e.attack in attacks]
-            able = [e for e in able if cell[3].norm.name in e.norms.split()]
-            for row in measure(cell, able, chosen.repeats) if able else ():
-                rows[task].append({"model": name} | row)
-                print(
-                    " ".join(f"{key}={value}" for key, value in zip(row, _cells(row, list(row)), strict=True)),
-                    flush=True,
-                )
+        threats = chosen.threats or MODELS[name].threats
+        norms = {Threat.parse(text).norm.name for text in threats} if chosen.threats or chosen.quick else set(NORMS)
+        shared = [(text, able(FIXED, Threat.parse(text).norm.name)) for text in threats]  # whose rows are held together
+        jobs += [("fixed", name, text, images, places, chosen.repeats) for text, places in shared if places]
+        alone = [(norm, i) for norm in NORMS if norm in norms for i in able(MINIMUM, norm)]
+        jobs += [("minimum", name, f"{norm}(inf)", images, [i], chosen.repeats) for norm, i in alone]
+    found = spread(measure, jobs, chosen.workers, prepare, tools, chosen.autoattack)
+    rows = {task: [row for row in found if key in row] for task, key in (("fixed", "threat"), ("minimum", "norm"))}
     report(rows, reasons, images, chosen)
 
 

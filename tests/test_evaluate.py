@@ -26,6 +26,7 @@ from holdfast.evaluate.merge import merge
 from holdfast.evaluate.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts
+from holdfast.runs.metrics import survivors
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
 
@@ -190,6 +191,19 @@ def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) ->
     assert verify(run.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
 
 
+def test_rounds_say_what_one_more_would_break() -> None:
+    two, three = (measure(attacks=[f"pgd(steps=2, restarts={n})"]) for n in (2, 3))
+    (trial,), (more,) = two.manifest.trials, three.manifest.trials
+    assert more.rounds[:2] == trial.rounds
+    assert more.rounds[2].attacked == trial.attacked - trial.broken > 0
+    assert (trial.attacked, trial.broken) == (trial.rounds[0].attacked, sum(r.broken for r in trial.rounds))
+    assert two.metrics.survivors == survivors(trial.rounds[1])
+    assert more.rounds[2].broken <= two.metrics.survivors.high
+    alone, still = measure(attacks=["pgd(steps=2)"]), measure(attacks=["pgd(steps=2)", "fmn(steps=3)"])
+    assert alone.metrics.survivors is None  # nothing says how the rows that a first round leaves differ from the others
+    assert still.metrics.survivors == survivors(still.manifest.trials[0].rounds[0])  # FMN draws nothing
+
+
 def test_order_changes_nothing() -> None:
     # The same rows under the same ids in another order: what a shuffled loader gives.
     x, y = (torch.from_numpy(a) for a in digits())
@@ -311,7 +325,11 @@ def edit_limit(run: dict) -> None:
     run["threat"]["measured"][0][1] = 0.5
 
 
-@pytest.mark.parametrize("edit", [edit_manifest, edit_protocol, edit_trial, edit_limit])
+def edit_rounds(run: dict) -> None:
+    run["trials"][0]["rounds"][0]["broken"] -= 1
+
+
+@pytest.mark.parametrize("edit", [edit_manifest, edit_protocol, edit_trial, edit_limit, edit_rounds])
 def test_verify_does_not_believe_run_json(whole: Run, tmp_path: Path, edit) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole.folder, folder)

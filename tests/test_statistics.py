@@ -15,7 +15,15 @@ from test_bad_input import holdfast, names
 from holdfast.evaluate.looks import looks, ssim
 from holdfast.runs import store
 from holdfast.runs.compare import paired
-from holdfast.runs.metrics import calibration_error, interval, mean_interval, risk_over_coverage, samples_for
+from holdfast.runs.manifest import Round
+from holdfast.runs.metrics import (
+    calibration_error,
+    interval,
+    mean_interval,
+    risk_over_coverage,
+    samples_for,
+    survivors,
+)
 from holdfast.targets import TorchTarget
 
 RNG = np.random.default_rng(0)
@@ -48,6 +56,24 @@ def test_the_interval_of_a_change_covers() -> None:
         found = paired("x", first, np.repeat([True, False, True], [gained, lost, same]))
         hit.append(found.low <= law[0] - law[1] <= found.high)
     assert 0.94 <= np.average(hit, weights=times) <= 0.97
+
+
+def test_what_another_round_would_break_is_not_underestimated() -> None:
+    """Rows of which each falls with a probability of its own; after three rounds the truth about a fourth is known."""
+    none = survivors(Round(attacked=60, broken=0))
+    assert (none.expected, none.high) == (0, pytest.approx(60 * (1 - 0.05 ** (1 / 60))))
+    assert survivors(Round(attacked=8, broken=8)).high == survivors(Round()).high == 0
+    found, truth = [], []
+    for _ in range(400):
+        odds = RNG.beta(0.2, 2, 200)
+        for _ in range(3):
+            fell = RNG.random(len(odds)) < odds
+            found.append(survivors(Round(attacked=len(odds), broken=int(fell.sum()))))
+            odds = odds[~fell]
+        truth.append(odds.sum())
+    last = found[2::3]
+    assert 1 <= np.mean([f.expected or 0 for f in last]) / np.mean(truth) <= 1.5
+    assert np.mean([(f.high or 0) >= true for f, true in zip(last, truth, strict=True)]) >= 0.95
 
 
 @pytest.mark.parametrize(("gained", "lost", "same"), [(12, 3, 85), (0, 7, 20), (40, 41, 300), (0, 0, 9)])

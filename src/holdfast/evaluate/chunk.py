@@ -112,7 +112,7 @@ class Rows:
     backwards: Tensor
     dull: Tensor
     asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
-    costs: dict[tuple[float, int], tuple[int, int, Costs]] = field(default_factory=dict)  # attacked, broken, costs
+    costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(default_factory=dict)  # of each restart
     missed: set[float] = field(default_factory=set)  # eps at which time ran out before every unit was run
     begun: bool = False  # at least one unit was run
 
@@ -170,14 +170,15 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
             journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
         rows.begun = True
         broken = rows.fold(at, record, unit, own, plan)
-        seen, fell, spent = rows.costs.get((unit.eps, unit.trial), (0, 0, Costs()))
+        key = (unit.eps, unit.trial, unit.restart)
+        seen, fell, spent = rows.costs.get(key, (len(at), 0, Costs()))
         paid = Costs(
             forwards=spent.forwards + int(record["forwards"].sum()),
             backwards=spent.backwards + int(record["backwards"].sum()),
             queries=spent.queries + int(record["queries"].sum()),
             seconds=spent.seconds + seconds,
         )
-        rows.costs[unit.eps, unit.trial] = (max(seen, len(at)), fell + broken, paid)
+        rows.costs[key] = (seen, fell + broken, paid)  # a later aim takes no row that the first did not
     return rows
 
 

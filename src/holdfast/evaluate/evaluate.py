@@ -43,6 +43,7 @@ from holdfast.runs.manifest import (
     ModelInfo,
     ProtocolInfo,
     Provenance,
+    Round,
     ThreatInfo,
     TrialInfo,
 )
@@ -244,7 +245,7 @@ def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: 
     columns, ids, stored = settle(plan, rows)
     if len(ids):
         store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
-    costs = [(eps, i, seen, fell, paid.model_dump()) for (eps, i), (seen, fell, paid) in rows.costs.items()]
+    costs = [(*key, seen, fell, paid.model_dump()) for key, (seen, fell, paid) in rows.costs.items()]
     journal.write(f"{name}-done", columns, {"costs": json.dumps(costs), "missed": json.dumps(sorted(rows.missed))})
 
 
@@ -294,9 +295,10 @@ def _collect(
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
         tables.append(pa.table({field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}))
         missed |= set(json.loads(meta["missed"]))
-        for eps, i, seen, fell, paid in json.loads(meta["costs"]):
-            text = plan.trials[i].write(whole=True)
-            info = TrialInfo(spec=text, eps=eps, attacked=seen, broken=fell, costs=Costs(**paid))
+        for eps, i, restart, seen, fell, paid in json.loads(meta["costs"]):
+            text, rounds = plan.trials[i].write(whole=True), [Round()] * restart + [Round(attacked=seen, broken=fell)]
+            first = 0 if restart else seen
+            info = TrialInfo(spec=text, eps=eps, attacked=first, broken=fell, costs=Costs(**paid), rounds=rounds)
             totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
     order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
     empty = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}

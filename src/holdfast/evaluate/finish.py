@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ import pyarrow as pa
 
 from holdfast.evaluate.findings import conclude
 from holdfast.evaluate.judge import PASSES
+from holdfast.evaluate.protocols import parse_trial
 from holdfast.runs import store
-from holdfast.runs.manifest import Costs, Facts, Manifest, TrialInfo
-from holdfast.runs.metrics import UNASKED, corrupted, measure
+from holdfast.runs.manifest import Costs, Facts, Manifest, Round, TrialInfo
+from holdfast.runs.metrics import UNASKED, corrupted, measure, survivors
 
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
     metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
+    last = _last_round([t for t in trials if t.eps == facts.threat.eps])
+    metrics.survivors = None if last is None else survivors(last)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)
@@ -38,6 +42,12 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
     )
 
 
+def _last_round(trials: Sequence[TrialInfo]) -> Round | None:
+    """The last one that drew noise: without it another would repeat this one. None where nothing went before it."""
+    drawn = [r for t in trials if parse_trial(t.spec).attack.random for r in t.rounds]
+    return drawn[-1] if drawn and len([r for t in trials for r in t.rounds]) > 1 else None
+
+
 def add(a: Costs, b: Costs) -> Costs:
     return Costs(**{name: getattr(a, name) + getattr(b, name) for name in Costs.model_fields})
 
@@ -45,4 +55,8 @@ def add(a: Costs, b: Costs) -> Costs:
 def add_trials(a: TrialInfo, b: TrialInfo) -> TrialInfo:
     """The same trial on two sets of rows."""
     update = {"attacked": a.attacked + b.attacked, "broken": a.broken + b.broken, "costs": add(a.costs, b.costs)}
-    return a.model_copy(update=update)
+    rounds = [
+        Round(attacked=one.attacked + other.attacked, broken=one.broken + other.broken)
+        for one, other in zip_longest(a.rounds, b.rounds, fillvalue=Round())
+    ]
+    return a.model_copy(update=update | {"rounds": rounds})

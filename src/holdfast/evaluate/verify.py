@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,13 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         booked = int(np.sum(table.column(cost).to_numpy()))
         if spent != booked:
             yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
+    by = Counter(table.column("broken_by").to_pylist())
+    for i, trial in enumerate(t for t in manifest.trials if t.eps == manifest.threat.eps):
+        fell = sum(r.broken for r in trial.rounds)
+        if trial.rounds and (fell != trial.broken or trial.rounds[0].attacked != trial.attacked):
+            yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
+        if by[i] > trial.broken:
+            yield f"trials: {trial.spec} broke {trial.broken} rows, but the samples give it {by[i]}."
 
 
 def _differences(name: str, said: Any, found: Any) -> Iterator[str]:

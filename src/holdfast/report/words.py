@@ -176,6 +176,9 @@ def asides(manifest: Manifest) -> list[str]:
         said.append(f"Unstable or failing answers, which do not count as robust: {_inputs(lost)}.")
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
+    if m.survivors is not None and m.survivors.attacked > m.survivors.broken:
+        about, most = (number(float(f"{value or 0:.2g}")) for value in (m.survivors.expected, m.survivors.high))
+        said.append(f"Another round of the last random trial would break about {about} more, at most {most} (95 %).")
     return said
 
 

@@ -104,6 +104,13 @@ class Costs(Record):
     seconds: float = 0.0
 
 
+class Round(Record):
+    """One restart of a trial, with all aims."""
+
+    attacked: int = 0
+    broken: int = 0
+
+
 class TrialInfo(Record):
     """One attack of the protocol, with all restarts and aims, at one eps."""
 
@@ -112,6 +119,7 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
+    rounds: list[Round] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
 
 
 class ProtocolInfo(Record):
@@ -207,6 +215,15 @@ class CorruptionMetrics(Record):
     points: list[CorruptionPoint]
 
 
+class Survivors(Record):
+    """What one more round of the last trial that draws noise would still break, from its last round."""
+
+    attacked: int  # rows that round was run on: robust so far, and near enough for the trial
+    broken: int
+    expected: Real  # of the rows it left, the share that it broke; errs upwards, since what falls easily has fallen
+    high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
+
+
 class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
@@ -226,6 +243,7 @@ class Metrics(Record):
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
     perceptual: Perceptual | None = None
+    survivors: Survivors | None = None  # where no trial drew noise after a first round there is no estimate
 
 
 class Provenance(Record):

@@ -25,8 +25,10 @@ from holdfast.runs.manifest import (
     Pair,
     Perceptual,
     QueryPoint,
+    Round,
     Sizes,
     Status,
+    Survivors,
 )
 
 SAMPLES = pa.schema(
@@ -95,6 +97,23 @@ def interval(successes: int, n: int) -> Interval:
 
     bounds = binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), n=n)
+
+
+def survivors(last: Round) -> Survivors:
+    """What another round would still break, from the last one.
+
+    A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's inequality the mean
+    of these is at most that of the mean p: so the estimate errs upwards. So does the limit: the number that falls
+    varies less where rows differ than where they are alike (Hoeffding 1956).
+    """
+    left, share, high = last.attacked - last.broken, 0.0, 0.0
+    if last.attacked:
+        from scipy.stats import binomtest
+
+        share = last.broken / last.attacked
+        limits = binomtest(last.broken, last.attacked, alternative="less").proportion_ci(0.95, method="exact")
+        high = float(limits.high)
+    return Survivors(attacked=last.attacked, broken=last.broken, expected=left * share, high=left * high)
 
 
 def measure(
