@@ -75,10 +75,10 @@ _STANDARD = (
     'relay(steps=980, leg=100, loss="mifpe", restarts=3, near=0.08)',
 )
 _STANDARD_L2 = (
-    'apgd(steps=30, loss="mifpe")',
+    'apgd(steps=20, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, near=0.6)',
-    "fab(steps=80, targets=2)",
-    'apgd(steps=50, loss="mifpe", restarts=3, near=0.3)',
+    "brendelbethge(steps=400, walks=5)",
+    'acg(steps=50, loss="mifpe", restarts=2, near=0.25)',
     "relay(steps=700, leg=80, p=0.3, near=0.2)",
 )
 _STANDARD_L1 = (
@@ -113,16 +113,16 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        3,
+        4,
         "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
-        3,
+        4,
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
-            "l2": (*_STANDARD_L2, "fab(steps=100, targets=9)", *_THOROUGH),
+            "l2": (*_STANDARD_L2, "brendelbethge(steps=1000, walks=10)", "fab(steps=100, targets=9)", *_THOROUGH),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
         },
