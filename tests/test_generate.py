@@ -314,6 +314,15 @@ def test_a_collapse_keeps_the_last_good_generator(name: str, monkeypatch: pytest
     assert "mode collapse" in Path("out/log.csv").read_text()
 
 
+def test_a_training_without_a_good_round_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = "gan(steps=2, rounds=1, width=8, batch_size=16, glance=40)"
+    monkeypatch.setattr(train, "wrong", lambda *_: "mode collapse")
+    with pytest.raises(InputError, match=r"ended with a mode collapse.*No generator was good enough to keep"):
+        make(blobs(200), few, out="out")
+    with pytest.raises(InputError, match=r"holds no generator \(generator.safetensors is missing\)"):
+        folder.load("out")
+
+
 @pytest.mark.parametrize("name", SLOWER)
 def test_divergence_is_named_and_the_last_good_generator_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = type(folder.parse(name))

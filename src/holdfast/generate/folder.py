@@ -102,8 +102,9 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
         net = model.nets(tuple(frame.shape), note["classes"])["generator"].to(device)
         net.load_state_dict(weights)
     except FileNotFoundError as error:
+        missing = Path(error.filename or WEIGHTS).name  # safetensors names no file
         raise InputError(
-            f"{folder} holds no generator ({Path(error.filename).name} is missing); train one: holdfast generate train."
+            f"{folder} holds no generator ({missing} is missing); train one: holdfast generate train."
         ) from None
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"the generator in {folder} cannot be read: {str(error).splitlines()[0]}.") from error

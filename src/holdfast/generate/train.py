@@ -115,7 +115,8 @@ class Training:
         """Train, from the start or from where the folder's state stands; the best generator is in the folder.
 
         Raises:
-            InputError: the training diverged, or its samples became all alike; the best generator before is kept.
+            InputError: the training diverged, or its samples became all alike; the best generator before is kept, if
+                there was one.
         """
         model, k = self.model, self.reader.head.out_features
         self.began = time.monotonic()
@@ -133,6 +134,8 @@ class Training:
                     self._step(s, x, y, keys)
                 if s.place.batch == len(plan):
                     s.place.epoch, s.place.batch = s.place.epoch + 1, 0
+        if not s.place.best_round:
+            raise InputError(f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps.")
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
         place, model = s.place, self.model
