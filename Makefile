@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PYTHON  ?=# the interpreter for .venv; empty: the first of python3, 3.13, 3.12, 3.11 that is 3.11 or newer
 WORKERS ?= 2# test processes, one torch thread each
+# Bytecode is kept, also where the environment says otherwise: to compile torch and TensorFlow takes longer than to test them.
+PYTEST   = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 BIN     := .venv/bin
 ENV     := .venv/.installed
 PEERS   := foolbox adversarial-robustness-toolbox torchattacks cleverhans secml-torch adv-lib
@@ -29,10 +31,10 @@ demo: $(ENV)  ## train, attack, harden, attack again, compare, in minutes: runs/
 	$(BIN)/holdfast demo --out runs/demo
 
 test: .venv/.frameworks  ## the tests, but for the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(PYTEST)
 
 test-all: .venv/.frameworks  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m ""
+	$(PYTEST) -m ""
 
 test-mutants: .venv/.frameworks  ## plant known defects one by one; the tests must catch each
 	$(BIN)/python tests/mutants.py
