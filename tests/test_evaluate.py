@@ -101,37 +101,44 @@ def open_data_arrays():
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 from holdfast.runs import journal, store
 sys.path.insert(0, {tests!r})
 import test_evaluate
-left, stage = {left}, {stage!r}
+
 whole_write = store.write_bytes
-def write(path, content):
-    global left
-    left -= 1
-    if left == 0 and stage == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if left == 0 and stage == "half":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name("." + path.name + ".part").write_bytes(content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole_write(path, content)
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-store.write_bytes = journal.write_bytes = write
-test_evaluate.measure(out={out!r}, curve=(0.04,), resume={resume})
+
+def killed(left, stage, **options):
+    def write(path, content):
+        nonlocal left
+        left -= 1
+        if left == 0 and stage == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0 and stage == "half":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name("." + path.name + ".part").write_bytes(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole_write(path, content)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store.write_bytes = journal.write_bytes = write
+    test_evaluate.measure(out={out!r}, curve=(0.04,), **options)
+
+for left, stage, resume in {moments}:
+    child = os.fork()  # each a process of its own, that imports nothing anew
+    if not child:
+        killed(left, stage, resume=resume)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.path.exists({out!r} + "/run.json"))
 """
 
 
 def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    moments = [(2, "after"), (2, "half"), (3, "before"), (1, "half"), (4, "after")]
-    for i, (left, stage) in enumerate(moments):
-        script = KILLED.format(tests=str(Path(__file__).parent), left=left, stage=stage, out=str(out), resume=i > 0)
-        done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        assert not (out / "run.json").exists()
+    moments = [(2, "after", False), (2, "half", True), (3, "before", True), (1, "half", True), (4, "after", True)]
+    script = KILLED.format(tests=str(Path(__file__).parent), out=str(out), moments=moments)
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == [f"{-signal.SIGKILL} False"] * 5
     again = measure(out=out, curve=(0.04,), resume=True)
     assert again.samples.equals(whole.samples)
     assert again.metrics == whole.metrics
@@ -160,16 +167,24 @@ def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:
     assert store.checksums(whole.folder) == before
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 256])
-def test_batch_size_changes_nothing(batch_size: int) -> None:
-    double = demo_model().double()
+def doubled(model: nn.Module, **options) -> Run:
+    """In float64."""
     x, y = digits()
-    base = measure(double, data=(x.astype(np.float64), y))
-    other = measure(double, data=(x.astype(np.float64), y), batch_size=batch_size)
-    assert statuses(other) == statuses(base)
-    assert other.samples.column("forwards").equals(base.samples.column("forwards"))
-    single = measure(batch_size=batch_size)
-    assert_same_but_unstable(single, measure())
+    return measure(model.double(), data=(x.astype(np.float64), y), **options)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Run, Run]:
+    """The demo in float64 and in float32."""
+    return doubled(demo_model()), measure()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_batch_size_changes_nothing(batch_size: int, plain: tuple[Run, Run]) -> None:
+    other = doubled(demo_model(), batch_size=batch_size)
+    assert statuses(other) == statuses(plain[0])
+    assert other.samples.column("forwards").equals(plain[0].samples.column("forwards"))
+    assert_same_but_unstable(measure(batch_size=batch_size), plain[1])
 
 
 def assert_same_but_unstable(a: Run, b: Run) -> None:
@@ -223,11 +238,9 @@ def test_order_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda z, x: z + 100, lambda z, x: z * 300], ids=["+100", "x300"])
-def test_shift_and_scale_of_the_logits_change_no_status(change) -> None:
-    x, y = digits()
-    data = (x.astype(np.float64), y)
-    assert statuses(measure(Wrapped(change).double(), data=data)) == statuses(measure(demo_model().double(), data=data))
-    assert_same_but_unstable(measure(Wrapped(change)), measure())
+def test_shift_and_scale_of_the_logits_change_no_status(change, plain: tuple[Run, Run]) -> None:
+    assert statuses(doubled(Wrapped(change))) == statuses(plain[0])
+    assert_same_but_unstable(measure(Wrapped(change)), plain[1])
 
 
 def test_nan_is_failed_never_robust_never_broken() -> None:
