@@ -105,12 +105,11 @@ def boxed(target: Target, low: torch.Tensor, high: torch.Tensor) -> Target:
     return found
 
 
-def solve(cases: Path, folder: str, truth: str, attack: str, most: int | None = None) -> list[bool]:
-    """Whether each instance of this truth falls to an attack, as onnxruntime and the instance's own check say."""
+def solve(cases: Path, folder: str, truth: str, attack: str, nth: int = 1) -> list[bool]:
+    """Whether each nth instance of this truth falls to an attack, as onnxruntime and the instance's own check say."""
     module, nets, fell = case(cases, folder), {}, []
-    for at, instance in enumerate(module.instances()):
-        if instance["truth"] != truth or (most is not None and len(fell) >= most):
-            continue
+    asked = [(at, instance) for at, instance in enumerate(module.instances()) if instance["truth"] == truth]
+    for at, instance in asked[::nth]:
         name = instance["net"]
         if name not in nets:
             nets[name] = (load(f"{cases}/{folder}/{name}"), module.session(name))
@@ -140,16 +139,16 @@ def test_every_sat_instance_of_marabou_is_found(cases: Path) -> None:
     assert solve(cases, "vnn_marabou_cifar10", "sat", 'apgd(steps=100, loss="margin")') == [True] * 51
 
 
-@pytest.mark.parametrize(("folder", "count"), [("vnn_eran", 50), ("vnn_oval21", 22), ("vnn_cifar10_resnet", 48)])
+@pytest.mark.parametrize(("folder", "count"), [("vnn_eran", 13), ("vnn_oval21", 6), ("vnn_cifar10_resnet", 12)])
 def test_nothing_succeeds_where_it_is_proved_that_nothing_can(cases: Path, folder: str, count: int) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    assert solve(cases, folder, "unsat", "apgd(steps=5)") == [False] * count
+    assert solve(cases, folder, "unsat", "apgd(steps=5)", nth=4) == [False] * count  # of each network some
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["vnn_eran", "vnn_oval21", "vnn_cifar10_resnet"])
-def test_nor_does_a_longer_search(cases: Path, folder: str) -> None:
+def test_nor_does_a_longer_search_on_all(cases: Path, folder: str) -> None:
     pytest.importorskip("onnxruntime")
     assert not any(solve(cases, folder, "unsat", 'apgd(steps=100, loss="margin")'))
 
@@ -158,7 +157,7 @@ def test_none_of_the_proved_images_of_colt_falls(cases: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     target = load(f"{cases}/onnx_colt_mnist/mnist_0.1.onnx", preprocess=MEAN)
-    result = holdfast.evaluate(target, mnist(cases), "linf(0.1)", samples=100)
+    result = holdfast.evaluate(target, mnist(cases), "linf(0.1)", samples=40)
     assert result.robust_accuracy.value == 1.0
 
 

@@ -28,14 +28,14 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
 
     Where a step is an estimate by probes, steps are as few, and so are the probes.
     """
-    maker, estimates = CATALOGUE[name], "probes" in fields_of(name)
-    steps *= 1 if (bounded(name) and class_of(name).needs >= Access.GRADIENTS) or estimates else PATIENCE
+    maker, sighted = CATALOGUE[name], class_of(name).needs >= Access.GRADIENTS
+    if "probes" not in fields_of(name):
+        steps *= 2 if not sighted else 1 if bounded(name) else 3
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     cheap = {"steps": steps} | {field: few for field, few in FEW.items() if field in fields_of(name)}
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
-PATIENCE = 4
 FEW = {"probes": 8, "samples": 8, "copies": 2, "neighbours": 2}  # fields that say how many points a step asks about
 
 

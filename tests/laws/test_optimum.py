@@ -156,7 +156,7 @@ EVOLVED = ("onepixel",)
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
-    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 1.5, 2, 3, 4)]
+    found = [evidence(short(name, 20), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 2, 4)]
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
@@ -166,7 +166,7 @@ def test_more_eps_never_hurts(name: str, norm: str) -> None:
 @each_gradient
 def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
-    found = [evidence(short(name, 60), target, x, y, norm, EPS[norm] * s)[0] for s in (0.5, 1, 1.5, 2, 3, 4)]
+    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s)[0] for s in (0.5, 1, 2, 4)]
     for broken, more in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
 
