@@ -26,11 +26,13 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
 
-    Where a step is an estimate by probes, steps are as few, and so are the probes.
+    Where a step is an estimate by probes and asks many questions in turn, steps are fewer, and so are the probes.
     """
-    maker, sighted = CATALOGUE[name], class_of(name).needs >= Access.GRADIENTS
-    if "probes" not in fields_of(name):
-        steps *= 2 if not sighted else 1 if bounded(name) else 3
+    maker = CATALOGUE[name]
+    if "probes" in fields_of(name):
+        steps = max(steps // 2, 1)
+    else:
+        steps *= (1 if bounded(name) else 3) + (class_of(name).needs < Access.GRADIENTS)
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     cheap = {"steps": steps} | {field: few for field, few in FEW.items() if field in fields_of(name)}
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
@@ -62,12 +64,16 @@ def _in_turn(test: Any, norms: dict[str, list[str]]) -> Any:
     return pytest.mark.parametrize(("name", "norm"), pairs)(test)
 
 
-def each(test: Any, *, needs: Access = Access.LABELS) -> Any:
-    """Parametrise over the classes alone (other names only preset fields), and their norms."""
-    return _in_turn(test, {c.__name__.lower(): sorted(c.norms) for c in CLASSES if c.needs >= needs})
+def each(test: Any, *, needs: tuple[Access, ...] = tuple(Access), kinds: tuple[bool, ...] = (True, False)) -> Any:
+    """Parametrise over the classes alone (other names only preset fields), and their norms; `kinds` of `bounded`."""
+    chosen = [c for c in CLASSES if c.needs in needs and c.bounded in kinds]
+    return _in_turn(test, {c.__name__.lower(): sorted(c.norms) for c in chosen})
 
 
-each_gradient = functools.partial(each, needs=Access.GRADIENTS)
+each_blind = functools.partial(each, needs=(Access.LABELS, Access.SCORES))
+each_gradient = functools.partial(each, needs=(Access.GRADIENTS,))
+each_bounded = functools.partial(each_gradient, kinds=(True,))
+each_smallest = functools.partial(each_gradient, kinds=(False,))
 
 
 def losses_of(name: str) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,12 @@ HELPERS = (
 ATTACK_FILES = [p for p in FILES if p.parts[0] == "attacks" and p.stem not in HELPERS]
 
 
+@functools.cache
 def tree(file: Path) -> ast.Module:
     return ast.parse((ROOT / file).read_text(), str(file))
 
 
+@functools.cache
 def imports(file: Path) -> set[str]:
     """Full names of all modules that a file imports, at its top or later."""
     found: set[str] = set()

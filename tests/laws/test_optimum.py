@@ -13,7 +13,7 @@ from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
 from holdfast.errors import SpecError
 from holdfast.evaluate.protocols import Trial
 from holdfast.targets import TorchTarget
-from laws.catalogue import bounded, each, each_gradient, short
+from laws.catalogue import bounded, each, each_bounded, each_gradient, each_smallest, short
 from laws.exact import best_margin, distance
 from laws.world import CONVEX, EPS, Linear, draw, linear, rows, threat, wrap
 
@@ -46,15 +46,15 @@ def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Te
     return float(((clean - ledger.margin) / (clean - best)).min())
 
 
+def each_pair(specs: list[str]) -> pytest.MarkDecorator:
+    """Each spec with each convex norm that it supports."""
+    return pytest.mark.parametrize(("spec", "norm"), [(s, n) for s in specs for n in CONVEX if n in parse(s).norms])
+
+
 @boxes
-@pytest.mark.parametrize("norm", CONVEX)
-@pytest.mark.parametrize("spec", FIXED_EPS)
-def test_two_classes_reach_the_optimum(
-    spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
-) -> None:
+@each_pair(FIXED_EPS)
+def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, float]) -> None:
     attack = parse(spec)
-    if norm not in attack.norms:
-        return
     model, target, x, y = world(2, box)
     for eps in (EPS[norm], 4 * EPS[norm]):
         ledger = run(attack, target, x, y, threat(norm, eps), stop=False)
@@ -63,14 +63,9 @@ def test_two_classes_reach_the_optimum(
 
 
 @boxes
-@pytest.mark.parametrize("norm", CONVEX)
-@pytest.mark.parametrize("spec", ["pgd(steps=100)", 'apgd(steps=100, loss="margin")'])
-def test_many_classes_reach_the_optimum_by_their_aims(
-    spec: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
-) -> None:
+@each_pair(["pgd(steps=100)", 'apgd(steps=100, loss="margin")'])
+def test_many_classes_reach_the_optimum_by_their_aims(spec: str, norm: str, box: tuple[float, float]) -> None:
     attack = parse(spec)
-    if norm not in attack.norms:
-        return
     model, target, x, y = world(4, box)
     best = optimum(norm, model, x, y, 2 * EPS[norm], box)
     aimed = [run(attack, target, x, y, threat(norm, 2 * EPS[norm]), rank=r, stop=False) for r in (1, 2, 3)]
@@ -84,12 +79,10 @@ MEANT_FOR_OTHERS = dict.fromkeys(("mifgsm", "sifgsm", "tifgsm", "difgsm", "vmifg
 
 
 @boxes
-@each_gradient
-def test_what_can_be_broken_is_broken(
-    name: str, norm: str, box: tuple[float, float], request: pytest.FixtureRequest
-) -> None:
-    """Every attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and none that eps
-    cannot."""
+@each_bounded
+def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
+    """Within eps an attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and none
+    that eps cannot."""
     model, target, x, y = world(2, box)
     x = (x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)).clamp(*box)
     eps = 2 * EPS[norm]
@@ -106,15 +99,19 @@ COARSE = {"deepfool", "superdeepfool", "fab", "cw-l2"}
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-2, 3)], ids=["box active", "box far"])
-@each_gradient
+@each_smallest
 def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -> None:
-    """With its default steps a search for the smallest comes within 1 % of the distance, and never below it."""
-    if bounded(name):
-        return
+    """With its default steps a search for the smallest comes within 1 % of the distance, and never below it.
+
+    Also beyond an eps, which only says what is broken.
+    """
     model, target, x, y = world(2, box)
     x = (x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)).clamp(*box)
     y = target.labels(x)
-    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, torch.inf))
+    eps = 2 * EPS[norm] if box == (0, 1) else torch.inf
+    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
+    assert torch.equal(ledger.broken, ledger.size <= eps * (1 + 1e-6))
+    assert 0 < int(ledger.broken.sum()) < N + (eps == torch.inf)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     for row, label, found in zip(x.flatten(1).numpy(), y.tolist(), ledger.size.tolist(), strict=True):
         c, gap = w[1 - label] - w[label], (w[label] - w[1 - label]) @ row + b[label] - b[1 - label]
