@@ -103,23 +103,24 @@ COARSE = {"deepfool", "superdeepfool", "fab", "cw-l2"}
 def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -> None:
     """With its default steps a search for the smallest comes within 1 % of the distance, and never below it.
 
-    Also beyond an eps, which only says what is broken.
+    In the near box within an eps, of which some make use; what lies in 0.95 of it must be found.
     """
     model, target, x, y = world(2, box)
     x = (x + 0.2 * (draw(N, 1, 1, 1) - 0.5) * (x > 0) * (x < 1)).clamp(*box)
     y = target.labels(x)
     eps = 2 * EPS[norm] if box == (0, 1) else torch.inf
-    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps))
+    ledger = run(CATALOGUE[name](), target, x, y, threat(norm, eps), stop=False)
     assert torch.equal(ledger.broken, ledger.size <= eps * (1 + 1e-6))
     assert 0 < int(ledger.broken.sum()) < N + (eps == torch.inf)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     for row, label, found in zip(x.flatten(1).numpy(), y.tolist(), ledger.size.tolist(), strict=True):
         c, gap = w[1 - label] - w[label], (w[label] - w[1 - label]) @ row + b[label] - b[1 - label]
         best = distance(norm, c, gap, box[0] - row, box[1] - row)
-        if best < 0.01 * (box[1] - box[0]):
+        assert best * (1 - 1e-9) <= found
+        if best < 0.01 * (box[1] - box[0]) or best > 0.95 * eps:
             continue  # that near, a search that starts with the box's width runs out of steps
         coarse = COARSE & {name, f"{name}-{norm}"}
-        assert best * (1 - 1e-9) <= found <= best * (1.05 if coarse else 1.01) + 1e-9
+        assert found <= best * (1.05 if coarse else 1.01) + 1e-9
 
 
 @boxes
@@ -153,7 +154,7 @@ EVOLVED = ("onepixel",)
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
-    found = [evidence(short(name, 20), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 2, 4)]
+    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 2, 4)]
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
@@ -173,13 +174,14 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
 def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)
     if not bounded(name):
-        sizes = [run(short(name, steps), target, x, y, threat(norm, torch.inf)).size for steps in (15, 30, 60)]
-        assert all(bool((more <= 1.05 * few).all()) for few, more in itertools.pairwise(sizes))
+        few, more = (run(short(name, steps), target, x, y, threat(norm, torch.inf)).size for steps in (15, 50))
+        assert bool((more <= 1.05 * few).all())
         return
-    found = [evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 60, 120)]
-    for (broken, margin), (more, lower) in itertools.pairwise(found):
-        assert not bool((broken & ~more).any())
-        assert bool((lower <= margin + 1e-3).all())
+    (broken, margin), (more, lower) = (
+        evidence(short(name, steps), target, x, y, norm, 2 * EPS[norm]) for steps in (30, 100)
+    )
+    assert not bool((broken & ~more).any())
+    assert bool((lower <= margin + 1e-3).all())
 
 
 @pytest.mark.parametrize("norm", CONVEX)
