@@ -85,6 +85,7 @@ def fields_of(name: str) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(class_of(name))}
 
 
+@functools.cache
 def values(name: str, field: str) -> list[Any]:
     """Values worth trying for a field: for text the words of its own help that the attack accepts."""
     default = getattr(short(name), field)
