@@ -103,7 +103,7 @@ def main() -> None:
         "--data": {"type": Path, "default": CASES / "data_mnist", "help": "MNIST, as the shared case holds it"},
         "--folder": {"type": Path, "default": Path("runs/synthetic"), "help": "where runs go; must not exist"},
         "--per-class": {"type": int, "default": 2000, "help": "generated rows a class and seed (default 2000)"},
-        "--sure": {"type": int, "default": 90, "help": "per cent that the classifier must give the class (default 90)"},
+        "--sure": {"type": int, "default": 50, "help": "per cent that the classifier must give the class (default 50)"},
     }
     chosen = options(__doc__, also=also, rows=2000, steps=3000, samples=1000, seeds=3, workers=1)
     chosen.folder.mkdir(parents=True)

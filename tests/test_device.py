@@ -13,6 +13,8 @@ from holdfast.attacks import run
 from holdfast.data import from_arrays
 from holdfast.evaluate import judge
 from holdfast.evaluate.verify import verify
+from holdfast.generate import load, train
+from holdfast.generate.sample import own_classifier, sample
 from holdfast.harden import harden
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator here")
@@ -40,9 +42,26 @@ def test_an_evaluation_on_an_accelerator_is_verified_on_a_cpu(tmp_path) -> None:
     assert not verify(tmp_path / "run", wrap(model), from_arrays(x.numpy(), y.numpy()))
 
 
-def test_hardening_on_an_accelerator(tmp_path) -> None:
-    x, y = rows(wrap(bent(dtype=torch.float32)), 64)
+@pytest.mark.parametrize("objective", ["pgd(steps=2)", "advgan(width=2)"])
+def test_hardening_on_an_accelerator(objective: str, tmp_path) -> None:
+    x, _ = rows(wrap(bent(dtype=torch.float32)), 120)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)).cuda()
-    done = harden(net, (x.numpy(), y.numpy()), threat("linf"), recipe="fast(epochs=2)", out=tmp_path / "hard")
+    how = {"recipe": "fast(epochs=2)", "objective": objective, "out": tmp_path / "hard"}
+    done = harden(net, (x.numpy(), np.arange(120) % 5), threat("linf"), **how)
     assert next(done.model.parameters()).device.type == "cuda"
     assert np.isfinite(done.after.robust_accuracy.value)
+
+
+@pytest.mark.parametrize("name", ["gan", "wgan-gp", "diffusion"])
+def test_a_generator_of_an_accelerator_draws_on_a_cpu(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(train, "wrong", lambda *_: "")
+    x = np.random.default_rng(0).random((200, 1, 8, 8), np.float32)
+    model = f"{name}(steps=24, rounds=3, width=8, batch_size=16, glance=40, judged=60)"
+    made = train.generate(from_arrays(x, np.arange(200) % 2), model, out=tmp_path / "made", device="cuda", every=0)
+    assert made.generator.device.type == "cuda"
+    assert np.isfinite(made.quality.fid)
+    y, ids = torch.tensor([0, 1]), torch.tensor([3, 5])
+    there, here = made.generator.draw(y, ids), load(made.folder).draw(y, ids)
+    assert torch.allclose(there.cpu(), here, atol=0.01)
+    target = own_classifier(made.folder, load(made.folder))  # on a CPU, of rows drawn on the accelerator
+    assert len(sample(made.generator, 2, target=target)[0]) == 4
