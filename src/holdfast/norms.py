@@ -68,6 +68,17 @@ class Norm(ABC):
         slope = self.dual(g)
         return wide(torch.where(slope > 0, gap / slope, 0), g) * self.steepest(g)
 
+    def along(self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """From d towards 0 by at most this share [n] of its length, then to where <g, v - d> >= gap [n], in the box."""
+        radius, low, high = share * L2.size(d), torch.zeros_like(gap), torch.ones_like(gap)
+        for _ in range(12):
+            middle = (low + high) / 2
+            far = L2.size(d - self.shrink(d, middle)) > radius
+            low, high = torch.where(far, middle, low), torch.where(far, high, middle)
+        v = self.shrink(d, high)
+        gap = gap - ((v - d) * g).flatten(1).sum(1)  # below 0 where v, so near 0, is there already
+        return (v + self.reach(g, gap.clamp_min(0), lo - v, hi - v)).clamp(lo, hi)
+
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         """argmin over v of |v - d|^2 / 2 + weight * size(v), with the weight [n, 1, ...] a row."""
         far = torch.full_like(d, torch.inf)
@@ -384,6 +395,19 @@ class _L0(Norm):
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=True)
+
+    def along(self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # This share of the changed entries, those that lead least far, fall to 0. Of the others those that are changed
+        # move first, which costs nothing, then as few more as the gap asks for.
+        worth = torch.where(d != 0, g * d, torch.inf).flatten(1)
+        rank = worth.argsort(dim=1, stable=True).argsort(dim=1)
+        falls = (rank < (share * self.size(d)).ceil()[:, None]).view_as(d) & (d != 0)
+        gap, v = gap + torch.where(falls, g * d, 0).flatten(1).sum(1), torch.where(falls, 0, d)
+        for free in (v != 0, v == 0):
+            low, high = torch.where(free, lo - v, 0), torch.where(free, hi - v, 0)
+            v = (v + self.reach(g, gap.clamp_min(0), low, high)).clamp(lo, hi)
+            gap = gap - torch.maximum(g * low, g * high).flatten(1).sum(1)  # what not even all of them give
+        return v
 
     def shrink(self, d: Tensor, share: Tensor) -> Tensor:
         return torch.where(d.abs() > wide((1 - share) * LINF.size(d), d), d, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.optimize import minimize
 from holdfast.attacks import run
 from holdfast.attacks.brendelbethge import BrendelBethge, Walk
 from holdfast.attacks.problem import Problem
+from holdfast.norms import L0
 from holdfast.rng import Keys
 from laws.world import CONVEX, bent, close, draw, linear, rows, threat, wrap
 
@@ -47,6 +49,24 @@ def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
         )
         assert abs(c @ (to - at)) < 1e-9
         np.testing.assert_allclose(np.sqrt(to @ to), np.sqrt(found.fun), rtol=1e-5)
+
+
+def test_an_l0_step_lets_the_least_useful_fall() -> None:
+    """Where all may fall, no set of features smaller than the step's reaches the plane (every set tried)."""
+    lo, hi = -draw(20, 1, 2, 3, seed=1), draw(20, 1, 2, 3, seed=2)
+    d, g = lo + (hi - lo) * draw(20, 1, 2, 3, seed=3), draw(20, 1, 2, 3, seed=4) - 0.5
+    most = torch.maximum(g * lo, g * hi).flatten(1)
+    gap = (0.7 * most.sum(1) - (g * d).flatten(1).sum(1)).clamp_min(0)
+    every, few = (L0.along(d, g, gap, torch.full((20,), s, dtype=d.dtype), lo, hi) for s in (1.0, 0.1))
+    for v in (every, few):
+        assert bool(((lo <= v) & (v <= hi)).all())
+        assert bool((((v - d) * g).flatten(1).sum(1) >= gap - 1e-9).all())
+    need = gap + (g * d).flatten(1).sum(1)
+    for i in range(20):
+        sets = (s for k in range(7) for s in itertools.combinations(most[i].tolist(), k) if sum(s) >= need[i] - 1e-12)
+        assert int(L0.size(every)[i]) == len(next(sets))
+    assert bool((L0.size(few) >= 5).all())  # one of six may fall
+    assert int((L0.size(few) == 5).sum()) > 5
 
 
 @pytest.mark.parametrize("norm", CONVEX)

@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.norms import L2, wide
+from holdfast.norms import NORMS, wide
 from holdfast.targets.target import Access
 
 
@@ -25,21 +25,24 @@ class BrendelBethge(Attack):
     """Brendel and Bethge's attack (Brendel et al. 2019, arXiv:1907.01003, section 3).
 
     A step takes the current point towards x as far as the trust region allows, and from there by the smallest move
-    to the linearised boundary within the box. For L2 that is the form of the exact solution of the paper's problem.
+    to the linearised boundary within the box. For L2 that is the form of the exact solution of the paper's problem. In
+    L0 the region is a share of the changed features: those that lead least far fall to 0, the others move to the
+    boundary, and where they do not suffice as few more as it takes.
 
     Cost: one forward and one backward a step and row, 15 more forwards for every walk but the first, and one for the
     last point.
-    Differs from the paper: in L1 and Linf the problem is not solved jointly, but in these two halves, each exactly;
-    there is no L0, where the halves are not enough; the radius is a share of the current point's L2 length, not of
-    the number of features; the first walk begins at x, whose first step itself leads to the boundary.
+    Differs from the paper: but for L2 the problem is not solved jointly, but in these halves, each exactly; the radius
+    is a share of the current point's L2 length (in L0 of its count), not of the number of features; the first walk
+    begins at x, whose first step itself leads to the boundary.
     """
 
     needs = Access.GRADIENTS
     bounded: ClassVar = False
+    norms: ClassVar = frozenset(NORMS)
 
     steps: int = 1000  # gradient steps
     walks: int = 2  # which share the steps; the first begins at x, others at noise that meets the goal
-    radius: float = 0.5  # first radius of the trust region, a share of the point's L2 length; the last is 1/1000 of it
+    radius: float = 0.5  # first radius of the trust region, a share of the point's length; the last is 1/1000 of it
     overshoot: float = 0.1  # how far past the boundary a step aims, a share of the way to it
     momentum: float = 0.8  # share of the past gradients kept
 
@@ -58,16 +61,9 @@ class BrendelBethge(Attack):
         value, g = p.gradient(before, "margin")
         keep = self.momentum if of else 0
         normal = (1 - keep) * g + keep * s.normal
-        radius = self.radius * 0.001 ** (of * self.walks / self.steps) * L2.size(before)
-        low, high = torch.zeros_like(value), torch.ones_like(value)
-        for _ in range(12):
-            share = (low + high) / 2
-            moved = L2.size(before - p.norm.shrink(before, share))
-            low, high = torch.where(moved > radius, share, low), torch.where(moved > radius, high, share)
-        d = p.norm.shrink(before, high)
+        share = torch.full_like(value, self.radius * 0.001 ** (of * self.walks / self.steps))
         wanted = -value * torch.where(value < 0, 1 + self.overshoot, 1 - self.overshoot)
-        gap = wanted - ((d - before) * normal).flatten(1).sum(1)  # below 0 where d, so near x, is past the boundary
-        return Walk((d + p.norm.reach(normal, gap.clamp_min(0), p.lo - d, p.hi - d)).clamp(p.lo, p.hi), normal)
+        return Walk(p.norm.along(before, normal, wanted, share, p.lo, p.hi), normal)
 
     def _boundary(self, p: Problem) -> Tensor:
         """The point of the boundary between x and noise that meets the goal; x where none of it does."""
