@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 from test_bad_input import holdfast, names, refused
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.evaluate import corrupted, filters
+from holdfast.evaluate import corrupted, corruptions, filters
 from holdfast.evaluate.corruptions import KINDS, SEVERITIES, corrupt
 from holdfast.rng import Keys
 from holdfast.runs import metrics, store
@@ -78,6 +80,43 @@ def test_noise_has_the_moments_of_its_law() -> None:
     made = corrupt(x, "impulse_noise", 5, ids, table="imagenet")
     assert float((made == 0).double().mean()) == pytest.approx(0.135, abs=0.005)
     assert float((made == 1).double().mean()) == pytest.approx(0.135, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("law", "c"),
+    [
+        (corruptions.gaussian_noise, 0.08),
+        (corruptions.shot_noise, 5),
+        (corruptions.impulse_noise, 0.27),
+        (corruptions.speckle_noise, 0.6),
+    ],
+)
+def test_a_table_of_noise_holds_its_law(law: Callable[[float], np.ndarray], c: float) -> None:
+    """What the places of the table give together, each with its own and its other byte."""
+    table = corruptions._alias(law, c).reshape(256, 256).astype(np.int64)
+    chance = ((table >> 8) + 2**23) / 2**24
+    found = chance / 256
+    np.add.at(found, (np.arange(256)[:, None], table & 255), (1 - chance) / 256)
+    assert np.abs(found - law(c)).max() < 1e-6
+
+
+def test_clouds_look_alike_from_all_sides() -> None:
+    """Neighbours down and across differ alike, at every distance that displacement made."""
+    clouds = filters.plasma(16, 2.0, Keys.of(0, torch.arange(3000)))
+    for far in (1, 2, 4, 8):
+        down, across = ((clouds - clouds.roll(far, axis)).square().mean((1, 2)) for axis in (1, 2))
+        assert float((down - across).mean() / across.mean()) == pytest.approx(0, abs=0.03)
+
+
+def test_filters_are_those_of_scipy() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).random((2, 3, 12, 19)))
+    kernel = filters.disc(3, 0.5)
+    for image, ours in zip(x.flatten(0, 1), filters.convolve(x, kernel).flatten(0, 1), strict=True):
+        assert np.abs(ndimage.correlate(image.numpy(), kernel, mode="mirror") - ours.numpy()).max() < 1e-12
+    marked = x[:, :1] < 0.02
+    marked[:, :, 3, 4] = True
+    for image, ours in zip(marked[:, 0].numpy(), filters.distance(marked, 6)[:, 0].numpy(), strict=True):
+        assert np.abs(ndimage.distance_transform_edt(~image).clip(max=6) - ours).max() < 1e-6
 
 
 @pytest.mark.parametrize("quality", [7, 25, 80])

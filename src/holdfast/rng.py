@@ -59,6 +59,23 @@ class Keys:
         v = self.fold("angle").uniform(shape, torch.float64)
         return (torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)).to(dtype)
 
+    def words(self, shape: tuple[int, ...]) -> Tensor:
+        """32 random bits each: [n, *shape] int32. Two share a number of the stream, for they are for whole images."""
+        size = math.prod(shape)
+        return self._bits(((size + 1) // 2,)).view(torch.int32)[:, :size].reshape(-1, *shape)
+
+    def grain(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal up to 5.9, at a quarter of the time of `normal`: [n, *shape] float32.
+
+        Box and Muller in float32, and both values of a pair are used.
+        """
+        size = math.prod(shape)
+        u, v = self.words((2, (size + 1) // 2)).float().unbind(1)
+        far = torch.sqrt(-2 * torch.log(u * 2.0**-32 + (0.5 + 2.0**-26)))
+        turn = v * (math.pi * 2.0**-31)
+        pair = torch.cat([far * torch.cos(turn), far * torch.sin(turn)], 1)
+        return pair[:, :size].reshape(-1, *shape)
+
     def signs(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """-1 or 1, evenly: [n, *shape]."""
         return (_shift(self._bits(shape), 63) * 2 - 1).to(dtype)

@@ -73,6 +73,21 @@ def test_uniform_and_normal_have_their_moments(dtype: torch.dtype) -> None:
         assert abs(float((a * b).mean())) < 0.01
 
 
+def test_words_and_grain_have_their_laws_and_are_the_rows_own() -> None:
+    ids = torch.arange(400)
+    keys = Keys.of(3, ids)
+    words, z = keys.words((501,)), keys.grain((501,))
+    assert torch.equal(torch.cat([Keys.of(3, ids[i : i + 1]).grain((501,)) for i in range(9)]), z[:9])
+    share = torch.stack([(words >> bit & 1).double().mean() for bit in range(32)])
+    assert float((share - 0.5).abs().max()) < 0.006
+    assert float(z.mean()) == pytest.approx(0, abs=0.01)
+    assert float(z.var()) == pytest.approx(1, abs=0.015)
+    assert float((z**4).mean()) == pytest.approx(3, abs=0.15)
+    assert float(z.abs().max()) < 5.95
+    for a, b in ((z[:, 1:], z[:, :-1]), (z[1:], z[:-1]), (z[:, 251:], z[:, :250])):
+        assert abs(float((a * b).mean())) < 0.01
+
+
 def test_signs_are_balanced() -> None:
     s = Keys.of(4, torch.arange(300)).signs((300,))
     assert set(s.unique().tolist()) == {-1, 1}

@@ -50,6 +50,9 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
     ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="A file of text with the group of each row of the data, one a line.")
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
     seed: options.Seed = 0,
@@ -109,6 +112,7 @@ def evaluate(
                 announce=announce,
                 corruptions=corruptions,
                 baseline=baseline,
+                groups=options.lines_of(groups, "--groups"),
                 names=Names(model, arch, split, options.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)

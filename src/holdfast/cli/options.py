@@ -147,6 +147,16 @@ def rows_of(text: str | None) -> int | tuple[int, int] | None:
         raise SpecError(f"--samples is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
 
 
+def lines_of(path: Path | None, flag: str) -> list[str] | None:
+    """The lines of a text."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{flag} {path} cannot be read as text: {error}.") from None
+
+
 def open_source(data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None) -> Source:
     """The data; bytes become [0, 1] unless the bounds say otherwise."""
     from holdfast.data import open_data

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from holdfast.data.arrays import Arrays
 from holdfast.data.files import looks_like, one_line
 from holdfast.data.joined import Joined
-from holdfast.data.source import Source
+from holdfast.data.source import Source, group_names
 from holdfast.errors import InputError
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -33,7 +33,7 @@ _DAMAGE = (
 
 def open_npz(path: Path, name: str, scale: bool) -> Source:
     """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed. Further inputs of a model
-    that takes several are x2, x3, ...
+    that takes several are x2, x3, ...; `group` says what group each row belongs to.
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
@@ -51,6 +51,7 @@ def open_npz(path: Path, name: str, scale: bool) -> Source:
             if further != more[: len(further)]:
                 raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
             x, y, *others = (_member(path, archive, key) for key in ("x", "y", *further))
+            groups = archive["group"] if "group" in archive.files else None
     except _DAMAGE as error:
         if "Object arrays" in str(error):
             seen = "Python objects (a pickle), which could run code"
@@ -58,7 +59,10 @@ def open_npz(path: Path, name: str, scale: bool) -> Source:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole .npz."
         ) from None
-    return Joined([x, *others], y, name, scale=scale) if others else Arrays(x, y, name, scale=scale)
+    source = Joined([x, *others], y, name, scale=scale) if others else Arrays(x, y, name, scale=scale)
+    if groups is not None:
+        source.groups = group_names(groups, len(source), name)
+    return source
 
 
 def _member(path: Path, archive: Any, key: str) -> np.ndarray:

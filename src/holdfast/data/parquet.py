@@ -23,7 +23,8 @@ _INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under thi
 class Table(Source):
     """x [n_features] in the order of the columns, or [width] of `x`, or the shape in the schema's metadata `shape`.
 
-    An empty cell (null) becomes NaN. The last row group read is kept.
+    An empty cell (null) becomes NaN. The last row group read is kept. A column `group` of text says what group each
+    row belongs to, and is no feature.
 
     Raises:
         InputError: not a Parquet file, damaged, without labels, or with columns that are not numbers.
@@ -47,6 +48,11 @@ class Table(Source):
         self._group: tuple[int, pa.Table] | None = None
         if not len(self):
             raise InputError(f"{path} is empty: it has no rows; expected at least one.")
+        if _is_group(schema, "group"):
+            texts = pq.read_table(path, columns=["group"]).column("group").to_pylist()
+            if None in texts:
+                raise InputError(f"{path} gives row {texts.index(None)} no group; name one for each row.")
+            self.groups = np.array(texts)
         width = self._x(self._read(next(g for g, count in enumerate(counts) if count)).slice(0, 1)).shape[1]
         self.shape = _shape(schema, width, path)
 
@@ -85,7 +91,7 @@ class Table(Source):
 
 
 def _columns(schema: pa.Schema, path: Path) -> tuple[str, list[str]]:
-    names = [name for name in schema.names if not _INDEX.fullmatch(name)]
+    names = [name for name in schema.names if not _INDEX.fullmatch(name) and not _is_group(schema, name)]
     labels = [name for name in names if name in ("y", "label")]
     if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
         raise InputError(
@@ -127,6 +133,11 @@ def _values(table: pa.Table, column: str, path: Path) -> np.ndarray:
     if len(widths) != 1 or not widths[0]:
         raise InputError(f"column {column} of {path} has lists of {widths} values; expected one length for all rows.")
     return pc.call_function("list_flatten", [cells]).to_numpy().reshape(len(cells), -1)
+
+
+def _is_group(schema: pa.Schema, name: str) -> bool:
+    kinds = [schema.field(i).type for i in schema.get_all_field_indices(name)]
+    return name == "group" and any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)
 
 
 def _is_list(kind: pa.DataType) -> bool:

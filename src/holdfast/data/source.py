@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from holdfast.errors import InputError
+
 _VALUES_AT_ONCE = 1 << 20  # values of x that a pass over the whole set holds at a time
 
 
@@ -19,12 +21,14 @@ class Source(ABC):
         shape: of one input, without the row axis.
         inputs: shapes of x, x2, ..., where a row is several arrays: then flat, x last.
         class_names: one text a class, in the order of the labels, where the data names them.
+        groups: [len] of texts, where the data says what group each row belongs to.
     """
 
     name: str
     shape: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...] | None = None
     class_names: tuple[str, ...] | None = None
+    groups: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,3 +67,18 @@ def floats(x: np.ndarray, scale: bool) -> np.ndarray:
     wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     out = x.astype(np.float64 if wide else np.float32, order="C")
     return out / np.float32(255) if scale and x.dtype == np.uint8 else out
+
+
+def group_names(values: object, rows: int, name: str) -> np.ndarray:
+    """A group for each of so many rows, as texts.
+
+    Raises:
+        InputError: not one text or whole number a row.
+    """
+    found = np.asarray(values)
+    if found.shape != (rows,) or found.dtype.kind not in "iubU":
+        raise InputError(
+            f"the groups of {name} are {found.dtype} of shape {found.shape}; expected one text or whole number for "
+            f"each of its {rows:,} rows."
+        )
+    return found.astype(str)

@@ -50,7 +50,7 @@ def info(target: Target, shape: tuple[int, ...], baseline: str | Path | None, da
     spoiled(target, torch.full((1, *shape), target.bounds.low), COLUMNS[0], torch.zeros(1, dtype=torch.int64), 0)
     named, errors = _errors(baseline, target.task.k, data)
     size = tuple(planes(torch.zeros(1, *shape), target.layout).shape[2:])
-    return CorruptionInfo(version=1, table=table_of(size), baseline=named, baseline_errors=errors)
+    return CorruptionInfo(version=2, table=table_of(size), baseline=named, baseline_errors=errors)
 
 
 def _errors(baseline: str | Path | None, classes: int, data: str) -> tuple[str | None, dict[str, float] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -22,6 +23,7 @@ import torch
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
+from holdfast.data.source import group_names
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import corrupted, moved, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
@@ -82,6 +84,7 @@ def evaluate(
     announce: Callable[[Forecast], None] | None = None,
     corruptions: bool = False,
     baseline: Path | str | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
     names: Names | None = None,
 ) -> Run:
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -108,6 +111,8 @@ def evaluate(
         announce: told what it will cost, before it starts.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261), on the same rows.
         baseline: whose errors under corruption the mCE divides by: `alexnet`, or the folder of a run on these data.
+        groups: a text or whole number for each row of the data, whose accuracies are told apart; None: those of the
+            data, where it has some.
         names: what the manifest calls things.
 
     Raises:
@@ -119,6 +124,7 @@ def evaluate(
     _steady_memory()
     target = wrap(target)
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
+    groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
         target, source = moved.moved(target, source, movement)
@@ -150,6 +156,7 @@ def evaluate(
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
     plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
+    facts.data.groups = None if groups is None else hashlib.sha256("\n".join(groups).encode()).hexdigest()
     if corruptions:
         facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
     if resume and (folder / "run.json").exists():
@@ -169,6 +176,8 @@ def evaluate(
         if corruptions:
             _do_corruptions(plan, journal, source, chunk)
     table, trials, facts = _collect(plan, journal, chunks, facts)
+    if groups is not None:
+        table = table.append_column("group", pa.array(groups[slice(*part)]))
     store.write_samples(folder, table)
     if corruptions:
         store.write_corruptions(folder, _collect_corruptions(journal, chunks))
@@ -208,6 +217,7 @@ def question(facts: Facts) -> dict[str, str]:
         "threat": facts.threat.text,
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],
+        "groups": "none" if facts.data.groups is None else facts.data.groups[:16],
         "protocol": f"{facts.protocol.name} version {facts.protocol.version}: {'; '.join(facts.protocol.trials)}",
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),

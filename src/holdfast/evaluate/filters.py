@@ -8,6 +8,7 @@ does to the last bit of a float32 would show there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -113,16 +114,26 @@ def disc(radius: float, alias: float) -> np.ndarray:
     return kernel[keep[0] : keep[-1] + 1, keep[0] : keep[-1] + 1]
 
 
-def convolve(x: Tensor, kernel: np.ndarray, border: str = "mirror") -> Tensor:
-    """Correlation of images [n, c, h, w] with one kernel of odd sides, by a Fourier transform."""
+def convolve(x: Tensor, kernel: np.ndarray) -> Tensor:
+    """Images [n, c, h, w], mirrored about the last pixels, under one kernel of odd sides that looks alike from all
+    four: a product in the space of cosines."""
     h, w = x.shape[2:]
-    reach = len(kernel) // 2
-    tall, wide = (torch.from_numpy(fold(size, reach, border)).to(x.device) for size in (h, w))
-    held = x.double()[:, :, tall][..., wide]
-    shape = held.shape[2:]
-    taps = torch.from_numpy(np.ascontiguousarray(kernel[::-1, ::-1])).to(x.device)
-    product = torch.fft.rfft2(held) * torch.fft.rfft2(taps, s=shape)
-    return torch.fft.irfft2(product, s=shape)[..., 2 * reach :, 2 * reach :].to(x.dtype)
+    at = np.arange(len(kernel)) - len(kernel) // 2
+    gain = torch.from_numpy(_waves(h, at) @ kernel @ _waves(w, at).T).to(x.device)
+    (to_tall, tall), (to_wide, wide) = (_cosine_space(size) for size in (h, w))
+    return apply(apply(x, to_tall, to_wide) * gain, tall, wide).to(x.dtype)
+
+
+def _waves(size: int, at: np.ndarray) -> np.ndarray:
+    """The cosines [size, len(at)] that have their ends at the first and the last pixel (DCT-I)."""
+    return np.cos(np.pi / (size - 1) * np.arange(size)[:, None] * at)
+
+
+@lru_cache(maxsize=64)
+def _cosine_space(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The matrices to the weights of the cosines, and back."""
+    back = _waves(size, np.arange(size))
+    return np.linalg.inv(back), back
 
 
 def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
@@ -131,16 +142,19 @@ def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
     width = 2 * radius + 1
     taps = np.exp(-0.5 * (np.arange(width) / sigma) ** 2)
     taps = (taps / taps.sum()).tolist()
-    angle = degrees.double().deg2rad()
-    tall, wide = (torch.from_numpy(fold(size, width, "edge")).to(x.device) for size in (h, w))
-    held = x[:, :, tall][..., wide].movedim(1, -1).reshape(-1, c)  # a row holds the channels of one place
+    angle = degrees.double().deg2rad()[:, None]
+    wide = torch.from_numpy(fold(w, width, "edge")).to(x.device)
+    held = x.movedim(1, -1).index_select(2, wide).contiguous()  # a place holds its channels
     stride = w + 2 * width
-    own = ((torch.arange(h) + width)[:, None] * stride + torch.arange(w) + width).flatten().to(x.device)
-    own = own + torch.arange(n, device=x.device)[:, None] * ((h + 2 * width) * stride)
-    out = x.new_zeros(n * h * w, c)
+    # Row i of `lines` is what stands in w places from place i on, so that a line of an image moves as one.
+    lines = held.view(-1).as_strided((n * h * stride - w + 1, w * c), (c, 1))
+    first = torch.arange(n, device=x.device)[:, None] * h
+    row = torch.arange(h, device=x.device)
+    out = x.new_zeros(n * h, w * c)
     for i, tap in enumerate(taps):
-        move = (i * angle.sin() - 0.5).ceil().long() * stride + (i * angle.cos() - 0.5).ceil().long()
-        out.add_(held.index_select(0, (own + move[:, None]).flatten()), alpha=tap)
+        down, right = ((i * part - 0.5).ceil().long() for part in (angle.sin(), angle.cos()))
+        place = (first + (row + down).clamp(0, h - 1)) * stride + width + right
+        out.add_(lines.index_select(0, place.flatten()), alpha=tap)
     return out.view(n, h, w, c).movedim(-1, 1)
 
 
@@ -176,22 +190,18 @@ def plasma(size: int, decay: float, key: Keys) -> Tensor:
     """Clouds by midpoint displacement on a torus, stretched to [0, 1]: [n, size, size]; `size` is a power of two."""
     n = len(key.rows)
     cloud = torch.zeros(n, size, size, dtype=torch.float64, device=key.rows.device)
-    step, wobble = size, 100.0
+    jolts = 2 * key.uniform((size * size,), torch.float64) - 1
+    step, wobble, used = size, 100.0, 0
     while step >= 2:
         half, m = step // 2, size // step
-
-        def jolt(name: str, m: int = m, step: int = step, wobble: float = wobble) -> Tensor:
-            return wobble**2 * (2 * key.fold(name, step).uniform((m, m), torch.float64) - 1)
-
+        jolt = wobble**2 * jolts[:, used : used + 3 * m * m].view(n, 3, m, m)
         corners = cloud[:, ::step, ::step]
         pairs = corners + corners.roll(-1, 2)
-        middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt("middle")
+        middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt[:, 0]
         cloud[:, half::step, half::step] = middle
-        right = (pairs + middle + middle.roll(1, 1)) / 4
-        below = (pairs + middle + middle.roll(1, 2)) / 4  # of the corner to the right, as the authors' script has it
-        cloud[:, ::step, half::step] = right + jolt("right")
-        cloud[:, half::step, ::step] = below + jolt("below")
-        step, wobble = half, wobble / decay
+        cloud[:, ::step, half::step] = (pairs + middle + middle.roll(1, 1)) / 4 + jolt[:, 1]
+        cloud[:, half::step, ::step] = (corners + corners.roll(-1, 1) + middle + middle.roll(1, 2)) / 4 + jolt[:, 2]
+        step, wobble, used = half, wobble / decay, used + 3 * m * m
     low, high = cloud.amin((1, 2), keepdim=True), cloud.amax((1, 2), keepdim=True)
     return (cloud - low) / (high - low)
 
@@ -205,10 +215,14 @@ def warp(x: Tensor, at: Tensor, border: str) -> Tensor:
 
 
 def resized(x: Tensor, new: tuple[int, int]) -> Tensor:
-    """Bytes [n, c, h, w] resized by boxes, columns first, each time rounded to bytes."""
-    h, w = x.shape[2:]
-    x = (apply(x, np.eye(h), boxes(w, new[1])) + 0.5).floor()
-    return (apply(x, boxes(h, new[0]), np.eye(new[1])) + 0.5).floor()
+    """Bytes [n, c, h, w] resized by boxes, columns first, each time rounded to bytes; float32, where their sums are
+    exact."""
+    down, across = (
+        torch.from_numpy((boxes(*sizes) > 0).astype(np.float32)).to(x.device)
+        for sizes in ((x.shape[2], new[0]), (x.shape[3], new[1]))
+    )
+    x = ((x @ across.T) / across.sum(1) + 0.5).floor()
+    return ((down @ x) / down.sum(1, keepdim=True) + 0.5).floor()
 
 
 _BRIGHT = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
@@ -216,6 +230,13 @@ _BRIGHT = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 6
 _COLOUR = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
 _YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]])
+_RGB = np.linalg.inv(_YCC)
+
+
+def _mixed(matrix: np.ndarray, planes: Sequence[Tensor]) -> list[Tensor]:
+    """Three planes made into three others, one operation after the other: a product of matrices may round as the
+    batch has it."""
+    return [sum(float(share) * plane for share, plane in zip(row, planes, strict=True)) for row in matrix]  # pyright: ignore
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
@@ -224,20 +245,17 @@ def jpeg(x: Tensor, quality: int) -> Tensor:
     h, w = x.shape[2:]
     if x.shape[1] == 1:
         return _quantised(x, _table(_BRIGHT, scale))
-    turn = torch.from_numpy(_YCC).to(x.device)
-    y, *colours = (torch.einsum("dc,nchw->ndhw", turn, x.double()) + 0.5).floor().split(1, 1)
+    y, *colours = ((plane + 0.5).floor() for plane in _mixed(_YCC, x.split(1, 1)))
     half = ((h + 1) // 2, (w + 1) // 2)
-    parts = [_quantised(y, _table(_BRIGHT, scale)) - 128]
+    parts = [_quantised(y, _table(_BRIGHT, scale))]
     for colour in colours:
         even = functional.pad(colour, (0, -w % 16, 0, h % 2), mode="replicate")
-        odd = (torch.arange(even.shape[3], device=x.device) % 2).double()  # libjpeg rounds columns in turn
+        odd = torch.arange(even.shape[3], device=x.device) % 2  # libjpeg rounds columns in turn
         small = (functional.avg_pool2d(even, 2) + 128 + 0.25 + 0.25 * odd[: len(odd) // 2]).floor()
         small = _quantised(small, _table(_COLOUR, scale))[..., : half[1]] - 128
-        wide = apply(small, _doubled(half[0]), _doubled(half[1])) + 0.5 - odd[: 2 * half[1]] / 16
-        parts.append(wide.floor()[..., :h, :w])
-    back = torch.linalg.inv(turn)
-    rgb = torch.einsum("dc,nchw->ndhw", back, torch.cat(parts, 1)) + 128
-    return (rgb + 0.5).floor().clamp(0, 255)
+        wide = apply(small, _doubled(half[0]), _doubled(half[1])) + 0.5 - odd[: 2 * half[1]].double() / 16
+        parts.append(wide.floor()[..., :h, :w].float())
+    return (torch.cat(_mixed(_RGB, parts), 1) + 0.5).floor().clamp(0, 255)
 
 
 def _table(text: str, scale: int) -> np.ndarray:
@@ -246,20 +264,22 @@ def _table(text: str, scale: int) -> np.ndarray:
 
 def _quantised(x: Tensor, table: np.ndarray) -> Tensor:
     """One plane of bytes through the blocks' cosine transform, rounded to multiples of the table."""
-    h, w = x.shape[2:]
+    n, _, h, w = x.shape
     x = functional.pad(x.double(), (0, -w % 8, 0, -h % 8), mode="replicate") - 128
-    down, across = (_cosines(size // 8) for size in x.shape[2:])
-    steps = torch.from_numpy(np.tile(table, (len(down) // 8, len(across) // 8))).to(x.device)
-    waves = apply(x, down, across) / steps
-    waves = waves.sign() * (waves.abs() + 0.5 + 1e-9).floor() * steps  # halves go outwards
-    return (apply(waves, down.T.copy(), across.T.copy()) + 128.5).floor().clamp(0, 255)[..., :h, :w]
+    tall, wide = (size // 8 for size in x.shape[2:])
+    blocks = x.view(n, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
+    turn = np.kron(_COSINES, _COSINES)  # [64, 64], orthogonal: a block to its waves
+    there, back = (
+        torch.from_numpy(m).to(x.device) for m in ((turn / table.reshape(64, 1)).T, turn * table.reshape(64, 1))
+    )
+    waves = blocks @ there
+    waves = waves.sign() * (waves.abs() + 0.5 + 1e-9).floor()  # halves go outwards
+    blocks = (waves @ back + 128.5).floor().clamp(0, 255)
+    return blocks.float().view(n, tall, wide, 8, 8).transpose(2, 3).reshape(n, 1, 8 * tall, 8 * wide)[..., :h, :w]
 
 
-@lru_cache(maxsize=64)
-def _cosines(blocks: int) -> np.ndarray:
-    k, i = np.arange(8)[:, None], np.arange(8)
-    wave = np.where(k == 0, math.sqrt(1 / 8), 0.5 * np.cos((2 * i + 1) * k * math.pi / 16))
-    return np.kron(np.eye(blocks), wave)
+_WAVE = np.arange(8)[:, None]
+_COSINES = np.where(_WAVE == 0, math.sqrt(1 / 8), 0.5 * np.cos((2 * np.arange(8) + 1) * _WAVE * math.pi / 16))
 
 
 @lru_cache(maxsize=64)
@@ -277,7 +297,7 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
     `high` and what hangs together with them above `low`."""
     h, w = x.shape[2:]
     sobel = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    right, down = (_small(x, taps, "edge") for taps in (sobel, sobel.T))
+    right, down = (_small(x, taps, "replicate") for taps in (sobel, sobel.T))
     size = right.abs() + down.abs()
     around = functional.pad(size, (1, 1, 1, 1))
 
@@ -292,7 +312,7 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
 
     diagonal = torch.where(rising, (size > at(-1, -1)) & (size > at(1, 1)), (size > at(-1, 1)) & (size > at(1, -1)))
     found = torch.where(flat, ridge(0, 1), torch.where(steep, ridge(1, 0), diagonal))
-    weak, strong = found & (size > low), (found & (size > high)).double()
+    weak, strong = found & (size > low), (found & (size > high)).float()
     while True:
         grown = functional.max_pool2d(strong, 3, 1, 1) * weak
         if bool((grown == strong).all()):
@@ -301,38 +321,37 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def distance(marked: Tensor, most: int) -> Tensor:
-    """The distance of each pixel of [n, 1, h, w] to the nearest marked one, up to `most`."""
+    """The distance of each pixel of [n, 1, h, w] to the nearest marked one, up to `most`; float32."""
     reach = float(most**2)
-    far = torch.where(marked, 0.0, reach).double()
-    for axis in (2, 3):
-        size = far.shape[axis]
-        best = far
-        for step in range(1, min(most, size - 1) + 1):
-            ahead, behind = far.narrow(axis, step, size - step), far.narrow(axis, 0, size - step)
-            cost = best.clone()
-            cost.narrow(axis, 0, size - step).copy_(torch.minimum(best.narrow(axis, 0, size - step), ahead + step**2))
-            later = cost.narrow(axis, step, size - step)
-            later.copy_(torch.minimum(later, behind + step**2))
-            best = cost
-        far = best
-    return far.clamp(max=reach).sqrt()
+    place = torch.arange(marked.shape[3], device=marked.device)
+    before = torch.where(marked, place, -most).cummax(3).values
+    after = torch.where(marked, -place, -len(place) - most).flip(3).cummax(3).values.flip(3)
+    far = torch.minimum(place - before, -after - place).clamp(max=most).float().square()
+    h, best = far.shape[2], far
+    for step in range(1, min(most, h - 1) + 1):
+        near = best.clone()
+        down, up = near[:, :, step:], near[:, :, : h - step]
+        down.copy_(torch.minimum(down, far[:, :, : h - step] + step**2))
+        up.copy_(torch.minimum(up, far[:, :, step:] + step**2))
+        best = near
+    return best.clamp(max=reach).sqrt()
 
 
 def equalised(x: Tensor, levels: int) -> Tensor:
     """Histogram equalisation of whole numbers below `levels` [n, 1, h, w] to bytes."""
     value = x.long()
-    counts = torch.stack([(value == k).flatten(1).sum(1) for k in range(levels)], 1).double()  # [n, levels]
+    none = torch.zeros(len(x), levels, dtype=torch.float64, device=x.device)
+    counts = none.scatter_add(1, value.flatten(1), torch.ones_like(value.flatten(1), dtype=none.dtype))
     first = counts.gather(1, (counts > 0).double().argmax(1, keepdim=True))
     total = counts.sum(1, keepdim=True)
     table = (counts.cumsum(1) - first).clamp(min=0) * 255 / (total - first).clamp(min=1)
     return table.round().gather(1, value.flatten(1)).view(x.shape)
 
 
-def _small(x: Tensor, taps: np.ndarray, border: str = "mirror") -> Tensor:
-    """Correlation of [n, 1, h, w] with 3 x 3 taps."""
+def _small(x: Tensor, taps: np.ndarray, border: str = "reflect") -> Tensor:
+    """Correlation of [n, 1, h, w] with 3 x 3 taps; float32."""
     h, w = x.shape[2:]
-    tall, wide = (torch.from_numpy(fold(size, 1, border)).to(x.device) for size in (h, w))
-    held = x.double()[:, :, tall][..., wide]
+    held = functional.pad(x.float(), (1, 1, 1, 1), mode=border)
     parts = [taps[i, j] * held[..., i : i + h, j : j + w] for i in range(3) for j in range(3) if taps[i, j]]
     return torch.stack(parts).sum(0)
 

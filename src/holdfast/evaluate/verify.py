@@ -45,6 +45,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     """
     manifest = store.read_manifest(folder)
     wrong = list(_files(folder, manifest))
+    groups = source.groups
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
@@ -62,6 +63,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
         wrong += _facts(manifest, asked, target, source)
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
+        wrong += _groups(table, groups)
         wrong += _samples(folder, manifest, asked, table, target, source)
         wrong += _corrupted(folder, manifest, target, source)
     except HoldfastError as error:
@@ -152,6 +154,17 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
             yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
         if by[i] > trial.broken:
             yield f"trials: {trial.spec} broke {trial.broken} rows, but the samples give it {by[i]}."
+
+
+def _groups(table: pa.Table, groups: np.ndarray | None) -> Iterator[str]:
+    """Against those of the data; where they were given beside it, the checksum of samples.parquet alone holds them."""
+    if groups is None or "group" not in table.column_names:
+        return
+    ids = table.column("id").to_numpy()
+    known = (ids >= 0) & (ids < len(groups))
+    others = ids[known][table.column("group").to_numpy(zero_copy_only=False)[known] != groups[ids[known]]]
+    if len(others):
+        yield f"samples: the groups of rows {_some(others)} are not those of the data."
 
 
 def _differences(name: str, said: Any, found: Any) -> Iterator[str]:

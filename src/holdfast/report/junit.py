@@ -13,7 +13,8 @@ from holdfast.runs.manifest import Manifest
 def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     """UTF-8 XML in the form that Ant, Jenkins, GitLab and GitHub's reporters read.
 
-    A gate that does not hold, a red finding and an unreliable verdict are failures; what is amber is told as output.
+    A gate that does not hold, a red finding and an unreliable verdict are failures; the rest is told as output of
+    the whole suite. Valid by the schemas of Ant (windyroad/JUnit-Schema) and of Jenkins' xunit plugin (junit-10).
     """
     cases = [("gate", g.gate.text, g.sentence, g.held) for g in gates]
     cases += [("finding", f.check, f"{f.severity}: {f.text}", f.severity != "red") for f in manifest.verdict.findings]
@@ -47,12 +48,12 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     for kind, name, text, held in cases:
         place = {"classname": f"holdfast.{kind}", "name": words.plain(name), "time": "0"}
         case = xml.SubElement(suite, "testcase", place)
-        if held:
-            xml.SubElement(case, "system-out").text = words.plain(text)
-        else:
+        if not held:
             failure = xml.SubElement(case, "failure", message=words.plain(text), type=kind)
             failure.text = words.plain(text)
-    xml.SubElement(suite, "system-out").text = words.plain(words.headline(manifest))
+    # Ant's schema knows no output of a single case.
+    lines = [words.headline(manifest), *(f"{kind} {name}: {text}" for kind, name, text, held in cases if held)]
+    xml.SubElement(suite, "system-out").text = "\n".join(map(words.plain, lines))
     xml.SubElement(suite, "system-err")
     xml.indent(root)
     return xml.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"

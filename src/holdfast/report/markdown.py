@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from holdfast.report import audit, words
 from holdfast.runs.gates import Outcome
-from holdfast.runs.manifest import Interval, Manifest
+from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest
 
 
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
@@ -69,18 +69,23 @@ def card(manifest: Manifest) -> str:
         f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. {words.goal(manifest)}",
         *_evidence(manifest),
         "## By class",
-        _table(
-            ["class", "inputs", "clean accuracy", "robust accuracy"],
-            [
-                [_plain(c.name), f"{c.robust_accuracy.n:,}", _share(c.clean_accuracy), _share(c.robust_accuracy)]
-                for c in m.per_class
-            ],
-        ),
+        _parts("class", m.per_class),
+        *(["## By group", _parts("group", m.per_group)] if m.per_group else []),
         *_limits(manifest),
         "## Reproduce",
         f"```sh\n{_plain(manifest.provenance.command)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) -> str:
+    return _table(
+        [kind, "inputs", "clean accuracy", "robust accuracy"],
+        [
+            [_plain(p.name), f"{p.robust_accuracy.n:,}", _share(p.clean_accuracy), _share(p.robust_accuracy)]
+            for p in parts
+        ],
+    )
 
 
 def _story(manifest: Manifest) -> list[str]:
@@ -90,7 +95,7 @@ def _story(manifest: Manifest) -> list[str]:
     rows += [["attack success rate", m.attack_success_rate]]
     rows += [["mean accuracy under corruptions", m.corruptions.mean_accuracy]] if m.corruptions is not None else []
     return [
-        _plain(" ".join([words.headline(manifest), *words.asides(manifest)])),
+        _plain(" ".join([words.headline(manifest), *words.asides(manifest), words.worst(manifest) or ""]).strip()),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",
         _table(
             ["figure", "value", "95 % interval", "of"],

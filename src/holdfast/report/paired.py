@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.report import figures, html, words
-from holdfast.runs.compare import Comparison, Paired, Spread
+from holdfast.runs.compare import Comparison, Paired, PartChange, Spread
 from holdfast.runs.store import write_bytes
 
 
@@ -31,18 +31,23 @@ def summary(found: Comparison) -> RenderableType:
             words.span(f.second),
         )
         table.add_row(f.name.removesuffix(" accuracy"), *shares, f"{f.gained:,}", f"{f.lost:,}")
-    classes = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
-    classes.add_column("class")
-    for label in ("of", "clean, first", "second", "robust, first", "second"):
-        classes.add_column(label, justify="right", no_wrap=True)
-    for c in found.per_class:
-        classes.add_row(Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust)))
     lines: list[RenderableType] = [Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")]
     lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
     lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
     lines += [Text(sentence(f), style="bold") for f in found.figures]
     lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
-    return Group(*lines, "", classes)
+    lines += ["", _parts("class", found.per_class)]
+    return Group(*lines, *(["", _parts("group", found.per_group)] if found.per_group else []))
+
+
+def _parts(kind: str, changes: Sequence[PartChange]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table.add_column(kind)
+    for label in ("of", "clean, first", "second", "robust, first", "second"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for c in changes:
+        table.add_row(Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust)))
+    return table
 
 
 def seeds(found: Spread) -> str:

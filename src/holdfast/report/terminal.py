@@ -40,6 +40,8 @@ def summary(manifest: Manifest) -> RenderableType:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
     if manifest.model.access != "gradients" and manifest.metrics.median_queries is not None:
         parts.append(Padding(Text(words.queries(manifest)), (0, 0, 1, 0)))
+    if (worst := words.worst(manifest)) is not None:
+        parts.append(Padding(Text(words.plain(worst)), (0, 0, 1, 0)))
     if manifest.metrics.corruptions is not None:
         parts.append(Padding(Text(words.corruptions(manifest)), (0, 0, 1, 0)))
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))

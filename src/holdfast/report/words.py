@@ -85,6 +85,18 @@ def more(manifest: Manifest) -> str | None:
     return f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were {robust.n:,}."
 
 
+def worst(manifest: Manifest) -> str | None:
+    """The group that stands least, where rows have groups."""
+    found = manifest.metrics.worst_group
+    if found is None:
+        return None
+    robust = found.robust_accuracy
+    return (
+        f"The worst of {len(manifest.metrics.per_group)} groups is “{found.name}”: {percent(robust.value)} robust "
+        f"(95 % interval {span(robust)}, of {robust.n:,})."
+    )
+
+
 def corruptions(manifest: Manifest) -> str:
     """What is left of the accuracy under common corruptions."""
     found = manifest.metrics.corruptions

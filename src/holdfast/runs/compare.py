@@ -31,8 +31,8 @@ class Paired(BaseModel):
     p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
 
 
-class ClassChange(BaseModel):
-    """One class, as the right and the robust shares in the two runs."""
+class PartChange(BaseModel):
+    """One class or group, as the right and the robust shares in the two runs."""
 
     name: str
     n: int
@@ -48,7 +48,8 @@ class Comparison(BaseModel):
     n: int
     remarks: list[str]
     figures: list[Paired]
-    per_class: list[ClassChange]
+    per_class: list[PartChange]
+    per_group: list[PartChange] = []  # where both runs have the same
 
 
 def compare(first: Path | str, second: Path | str) -> Comparison:
@@ -70,6 +71,8 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     }
     held = {name: (test(tables[0]), test(tables[1])) for name, test in tests.items()}
     names = facts[0].data.class_names
+    group, other = map(_group, tables)
+    group = group if np.array_equal(group, other) else np.empty(0, str)
     return Comparison(
         runs=(str(first), str(second)),
         models=(facts[0].model.spec, facts[1].model.spec),
@@ -79,14 +82,21 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         remarks=_remarks(*facts, int((~asked).sum())),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
         per_class=[
-            ClassChange(
-                name=names[c] if names is not None else str(c),
-                n=int((label == c).sum()),
-                **{name: tuple(float(column[label == c].mean()) for column in two) for name, two in held.items()},  # pyright: ignore[reportArgumentType]
-            )
-            for c in np.unique(label)
+            _part(names[c] if names is not None else str(c), label == c, held) for c in np.unique(label).tolist()
         ],
+        per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
+
+
+def _group(table: pa.Table) -> np.ndarray:
+    """The groups of the rows; none where they have none."""
+    named = "group" in table.column_names
+    return table.column("group").to_numpy(zero_copy_only=False).astype(str) if named else np.empty(0, str)
+
+
+def _part(name: str, rows: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]]) -> PartChange:
+    clean, robust = ((float(a[rows].mean()), float(b[rows].mean())) for a, b in (held["clean"], held["robust"]))
+    return PartChange(name=name, n=int(rows.sum()), clean=clean, robust=robust)
 
 
 def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:

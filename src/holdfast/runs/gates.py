@@ -25,6 +25,8 @@ _SHARES = (
     "certified_accuracy",
     "attack_success_rate",
     "corruptions.mean_accuracy",
+    "worst_group.clean_accuracy",
+    "worst_group.robust_accuracy",
 )
 _PAIRS = ("precision", "recall", "f1", "calibration.ece", "calibration.aurc")
 _VERDICTS = ("unreliable", "upper-bound", "trusted")  # from the worst to the best, so that >= has a meaning

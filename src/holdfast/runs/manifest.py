@@ -56,6 +56,7 @@ class DataInfo(Record):
     total: int  # rows of the source
     parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
     class_names: list[str] | None = None
+    groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
 
 class ThreatInfo(Record):
@@ -143,6 +144,14 @@ class ClassMetrics(Record):
     precision: Pair
     recall: Pair
     f1: Pair
+
+
+class GroupMetrics(Record):
+    """Of the rows of one group."""
+
+    name: str
+    clean_accuracy: Interval
+    robust_accuracy: Interval
 
 
 class Confusion(Record):
@@ -234,6 +243,8 @@ class Metrics(Record):
     f1: Pair = Pair(clean=None, attacked=None)
     counts: dict[Status, int]
     per_class: list[ClassMetrics] = []  # or per label, of the rows that bear it
+    per_group: list[GroupMetrics] = []  # where rows have groups
+    worst_group: GroupMetrics | None = None  # of the lowest robust accuracy
     confusion: Confusion | None = None  # of classes alone
     sizes: Sizes
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion

@@ -20,6 +20,7 @@ from holdfast.runs.manifest import (
     CorruptionPoint,
     CurvePoint,
     Errors,
+    GroupMetrics,
     Interval,
     Metrics,
     Pair,
@@ -83,10 +84,12 @@ OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
 )  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
 
+GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
+
 
 def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: with `OUTPUTS`, where there are these."""
-    return pa.schema([*SAMPLES, *OUTPUTS]) if "truth" in columns else SAMPLES
+    """The columns of samples: with `OUTPUTS` and `group`, where there are these."""
+    return pa.schema([*SAMPLES, *(OUTPUTS if "truth" in columns else ()), *(GROUP if "group" in columns else ())])
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -159,6 +162,8 @@ def measure(
         queries=_queries(spent, int(right.sum())),
         median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
+        per_group=(groups := _groups(table, right, robust)),
+        worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
     if task.startswith("regression"):
         told = _outputs(table, classes)
@@ -195,6 +200,17 @@ def measure(
     averages = {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))} if present.any() else {}
     worth = _calibration(table, label, clean, attacked) if task == "classes" else None
     return shown.model_copy(update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth})
+
+
+def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
+    if "group" not in table.column_names:
+        return []
+    names, place = np.unique(table.column("group").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    of, clean, held = (np.bincount(place, w, len(names)) for w in (None, right, robust))
+    return [
+        GroupMetrics(name=str(name), clean_accuracy=interval(int(c), int(n)), robust_accuracy=interval(int(h), int(n)))
+        for name, n, c, h in zip(names, of, clean, held, strict=True)
+    ]
 
 
 def _outputs(table: pa.Table, k: int) -> dict[str, np.ndarray]:
