@@ -106,7 +106,8 @@ class _Seen(TorchFunctionMode):
         if depends and (name in _HARD or (name in _CAST and isinstance(out, Tensor) and not out.is_floating_point())):
             self.names.append(name.strip("_"))
         elif depends and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
-            self.names.append("no_grad")
+            if not name.endswith("_like") and not name.startswith("new_"):  # which take the shape alone
+                self.names.append("no_grad")
         return out
 
 
