@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,8 @@ from holdfast.evaluate.ways import Ways
 from holdfast.targets import TorchTarget
 from holdfast.targets.straight import hard_steps, straightened
 from holdfast.threat import Threat
-from holdfast.zoo import BROKEN, SOUND
-from holdfast.zoo.sound import NETS, mlp
+from holdfast.zoo import BROKEN, SOUND, Defence
+from holdfast.zoo.sound import NETS, mlp, trained
 
 M = 40
 JOB = sys.modules["holdfast.evaluate.evaluate"]  # whose name is also that of its function
@@ -153,6 +154,32 @@ def test_straight_through_gives_the_same_scores_and_a_gradient(step: Callable[[T
     assert (pull(torch.randn(5, 10)).flatten(1).abs().amax(1) > 0).all()
 
 
+class Optimised(Defence):
+    """A step of an optimiser at test time, before the answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.inner(leaf).logsumexp(1).sum(), leaf)
+        return self.inner(x.detach() - 0.1 * g)
+
+
+def test_autograd_inside_the_model_is_found_and_gone_through() -> None:
+    net = trained(functools.partial(mlp, nn.Tanh))
+    target = TorchTarget(Optimised(net), shape=(1, 8, 8))
+    x = torch.rand(5, 1, 8, 8)
+    assert "grad" in hard_steps(target, x)
+    way = straightened(target)
+    assert way is not None
+    z, pull = way.linearize(x)
+    torch.testing.assert_close(z, target.scores(x))
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(net(leaf).logsumexp(1).sum(), leaf, create_graph=True)
+    cotangent = torch.randn(5, 10)
+    (known,) = torch.autograd.grad((net(leaf - 0.1 * g) * cotangent).sum(), leaf)
+    torch.testing.assert_close(pull(cotangent), known)
+
+
 def test_a_flatter_softmax_keeps_the_order() -> None:
     target = TorchTarget(Planted(lambda x: x, lambda z: (500 * z).softmax(1)), shape=(1, 8, 8), probabilities=True)
     way = straightened(target)
@@ -255,6 +282,13 @@ def test_a_way_may_be_asked_for() -> None:
     assert verify(found.folder, holdfast.wrap(model), source()) == []
     with pytest.raises(SpecError, match="sideways"):
         measure(model, attacks=['fgsm(through="sideways")'])
+
+
+def test_only_a_gradient_can_be_blurred() -> None:
+    data, threat = open_data("digits"), Threat.linf(0.1)
+    for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
+        target = TorchTarget(model, shape=(1, 8, 8))
+        assert Ways(target, threat, data).open("blurred") is open_
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
