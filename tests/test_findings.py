@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_planted import Planted
 from torch import Tensor, nn
 
 import holdfast
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import SpecError
 from holdfast.evaluate import Run, protocols
-from holdfast.evaluate.contract import check_model
-from holdfast.evaluate.exam import Answers, examine
+from holdfast.evaluate.exam import Answers
 from holdfast.evaluate.merge import merge
 from holdfast.evaluate.signs import FOLLOW_UPS, answered, follow, signs
 from holdfast.evaluate.verify import verify
@@ -43,6 +44,8 @@ def sound_answers() -> Answers:
         odd=no,
         slope=np.full(M, 0.01),
         turn=np.full(M, 0.95),
+        planted=~no,
+        missed=no,
         beat={"stood": np.arange(M) < 20, **dict.fromkeys(names, no)},
     )
 
@@ -63,6 +66,7 @@ PLANTED: dict[str, Callable[[Answers], object]] = {
     "more_steps": lambda a: a.beat.update(more=some(3)),
     "black_box": lambda a: a.beat.update(scores=some(2)),
     "labels": lambda a: a.beat.update(labels=some(2)),
+    "binarisation": lambda a: setattr(a, "missed", some(9)),
     "non_smooth": lambda a: (a.hard.append("round"), a.beat.update(straight=some(1))),
 }
 
@@ -86,6 +90,19 @@ def test_what_changes_little_is_let_pass() -> None:
     assert (found.check, found.severity) == ("non_smooth", "info")
 
 
+def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> None:
+    answers = sound_answers()
+    for check in ("one_hot", "unbounded", "binarisation"):
+        PLANTED[check](answers)
+    (found,) = signs(answers)
+    assert (found.check, found.shows_as) == ("one_hot", ["unbounded", "binarisation"])
+    assert "shows as unbounded, binarisation too" in found.text
+    threat, source = Threat.linf(0.1), open_data("digits")
+    ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
+    trials = follow([found], protocols.protocol("standard", "linf"), threat, ways)
+    assert {protocols.parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {*trials}
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
     source = open_data("digits")
@@ -105,71 +122,11 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
     assert set(FOLLOW_UPS) == set(PLANTED)
 
 
-class Cut(torch.autograd.Function):
-    """Passes what it is given, and back only what `change` makes of it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.change = change
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *g: Tensor) -> tuple[Tensor, None]:
-        return ctx.change(g[0]), None
-
-
-class Planted(Defence):
-    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
-        super().__init__(trained(mlp))
-        self.first, self.last = before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.inner(self.first(x)))
-
-
-def seen(model: nn.Module, eps: float = 0.1) -> set[str]:
-    """The checks that a model raises before its protocol, above mere information."""
-    x, y = open_data("digits").rows(0, 16)
-    source, threat, target = from_arrays(x, y), Threat.linf(eps), holdfast.wrap(model)
-    noted = check_model(target, source)
-    first = protocols.parse_trial('apgd(steps=10, loss="mifpe")')
-    found = signs(examine(target, source, threat, first, Ways(target, threat, source), 0))
-    return {f.check for f in [*noted, *found]}
-
-
-@pytest.mark.parametrize(
-    ("check", "model"),
-    [
-        ("zero_gradient", lambda: Planted(Tensor.detach)),
-        ("zero_gradient", lambda: Planted(torch.round)),
-        ("non_smooth", lambda: Planted(lambda x: (x * 8).round() / 8)),
-        ("non_smooth", lambda: Planted(lambda x: torch.where(x > 0.4, x, 0 * x).detach())),
-        ("non_finite_gradient", lambda: Planted(lambda x: Cut.apply(x, lambda g: g / 0))),
-        ("wrong_gradient", lambda: Planted(lambda x: Cut.apply(x, lambda g: -g))),
-        ("wrong_gradient", lambda: Planted(lambda x: Cut.apply(x, lambda g: g.flip(-1)))),
-        ("turning_gradient", BROKEN["shattered"]),
-        ("one_step", BROKEN["shattered"]),
-        ("one_hot", lambda: Planted(lambda x: x, lambda z: 1000 * z)),
-        ("logit_scale", lambda: Planted(lambda x: x, lambda z: 1000 * z)),
-        ("probabilities", lambda: Planted(lambda x: x, lambda z: z.softmax(1))),
-        ("randomised", lambda: Planted(lambda x: x + 0.1 * torch.randn_like(x))),
-        ("train_mode", lambda: Planted(lambda x: x).train()),
-        ("unbounded", lambda: Planted(Tensor.detach)),
-        ("labels", BROKEN["stairs"]),
-    ],
-)
-def test_a_planted_failure_is_found(check: str, model: Callable[[], nn.Module]) -> None:
-    assert check in seen(model())
-
-
-@pytest.mark.parametrize("name", ["mlp", "linear", "tanh"])
-def test_a_sound_model_raises_nothing(name: str) -> None:
-    assert seen(SOUND[name]()) == set()
-
-
 def test_steps_are_found_in_the_graph() -> None:
     target = TorchTarget(Planted(lambda x: (x > 0.5).to(x.dtype) + x.floor() + (4 * x).long() / 4), shape=(1, 8, 8))
     assert set(hard_steps(target, torch.rand(2, 1, 8, 8))) >= {"gt", "floor", "long"}
+    shaped = Planted(lambda x: x + 0.1 * torch.randn_like(x) + x.new_zeros(8))
+    assert hard_steps(TorchTarget(shaped, shape=(1, 8, 8)), torch.rand(2, 1, 8, 8)) == []
     constant = Planted(lambda x: x * (torch.arange(8) > 3).to(x.dtype))  # a mask that no input moves
     assert hard_steps(TorchTarget(constant, shape=(1, 8, 8)), torch.rand(2, 1, 8, 8)) == []
 
@@ -195,6 +152,32 @@ def test_straight_through_gives_the_same_scores_and_a_gradient(step: Callable[[T
     z, pull = way.linearize(x)
     torch.testing.assert_close(z, target.scores(x))
     assert (pull(torch.randn(5, 10)).flatten(1).abs().amax(1) > 0).all()
+
+
+class Optimised(Defence):
+    """A step of an optimiser at test time, before the answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.inner(leaf).logsumexp(1).sum(), leaf)
+        return self.inner(x.detach() - 0.1 * g)
+
+
+def test_autograd_inside_the_model_is_found_and_gone_through() -> None:
+    net = trained(functools.partial(mlp, nn.Tanh))
+    target = TorchTarget(Optimised(net), shape=(1, 8, 8))
+    x = torch.rand(5, 1, 8, 8)
+    assert "grad" in hard_steps(target, x)
+    way = straightened(target)
+    assert way is not None
+    z, pull = way.linearize(x)
+    torch.testing.assert_close(z, target.scores(x))
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(net(leaf).logsumexp(1).sum(), leaf, create_graph=True)
+    cotangent = torch.randn(5, 10)
+    (known,) = torch.autograd.grad((net(leaf - 0.1 * g) * cotangent).sum(), leaf)
+    torch.testing.assert_close(pull(cotangent), known)
 
 
 def test_a_flatter_softmax_keeps_the_order() -> None:
@@ -275,7 +258,7 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path) -
     run_json.write_text(text)
     wrong = " ".join(verify(kept.folder, holdfast.wrap(model), source()))
     assert "leaves out" in wrong
-    assert "zero_gradient" in wrong
+    assert "non_smooth" in wrong
     assert "trials: the findings ask for" in wrong
 
 
@@ -299,6 +282,13 @@ def test_a_way_may_be_asked_for() -> None:
     assert verify(found.folder, holdfast.wrap(model), source()) == []
     with pytest.raises(SpecError, match="sideways"):
         measure(model, attacks=['fgsm(through="sideways")'])
+
+
+def test_only_a_gradient_can_be_blurred() -> None:
+    data, threat = open_data("digits"), Threat.linf(0.1)
+    for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
+        target = TorchTarget(model, shape=(1, 8, 8))
+        assert Ways(target, threat, data).open("blurred") is open_
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:

@@ -15,6 +15,7 @@ import typer
 import yaml
 from jsonschema import Draft7Validator
 from test_bad_input import holdfast, names, refused
+from test_cli import MODELS
 from test_report import HOSTILE, make
 
 from holdfast.cli.main import app
@@ -227,11 +228,32 @@ def test_every_scheme_and_what_is_not_tested_stand_on_the_page(run: Manifest) ->
     names(audit.knowledge(run), "decisions alone")
 
 
-def test_the_workflow_says_what_the_command_line_knows() -> None:
-    """Every `holdfast` command of the example: it exists, its options exist, its gates can be read."""
+def workflow() -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """The steps of the example, and its `holdfast` commands."""
     text = (Path(__file__).parents[1] / "examples" / "github-actions.yml").read_text()
     steps = yaml.safe_load(text)["jobs"]["holdfast"]["steps"]
-    commands = [shlex.split(s["run"]) for s in steps if s.get("run", "").startswith("holdfast ")]
+    return steps, [shlex.split(s["run"]) for s in steps if s.get("run", "").startswith("holdfast ")]
+
+
+@pytest.mark.parametrize(("model", "codes"), [("means", (0, 1)), ("spotty", (3, 1))])
+def test_the_workflow_fails_by_the_codes_it_is_to(
+    model: str, codes: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own commands, on a small model: the gates fall, and a model that gives NaN is `unreliable`."""
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(MODELS)
+    ours = {"$MODEL": f"models.py:{model}", "$DATA": "digits", "linf(8/255)": "linf(0.2)"}
+    ours |= {"standard": "quick", "1000": "12"}
+    for (_, *words), code in zip(workflow()[1], codes, strict=True):
+        assert holdfast(*(ours.get(word, word) for word in words)).exit_code == code
+    check(xml.parse("robustness.xml").getroot())
+    Draft7Validator(SARIF).validate(json.loads(Path("robustness.sarif").read_text(encoding="utf-8")))
+
+
+def test_the_workflow_says_what_the_command_line_knows() -> None:
+    """Every `holdfast` command of the example: it exists, its options exist, its gates can be read."""
+    steps, commands = workflow()
+    assert "--strict" in commands[0]
     assert [c[1] for c in commands] == ["evaluate", "report"]
     known = typer.main.get_command(app).commands  # pyright: ignore
     for _, name, *words in commands:

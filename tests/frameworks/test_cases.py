@@ -15,6 +15,7 @@ from test_cases import case, clean_percent, mnist
 import holdfast
 from holdfast.attacks import parse, run
 from holdfast.targets import Access, Target, load, wrap
+from holdfast.targets.wrappers import Surrogate
 from holdfast.threat import Targeted, Threat
 
 # The loaders of the cases leave their files open.
@@ -62,6 +63,22 @@ def test_its_tflite_twin_gives_scores_alone(cases: Path) -> None:
     target = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet_quant.tflite", bounds=(0, 255))
     assert target.access == Access.SCORES
     assert clean_percent(target, x, y) == pytest.approx(87.19, abs=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_its_tflite_twin_falls_as_it_does_itself(cases: Path, told: bool) -> None:
+    """Integers have no gradient: by those of the float network, and by queries alone, the figure is the same."""
+    pytest.importorskip("tensorflow")
+    x, y = (part[:40] for part in cifar_bytes(cases))
+    whole = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
+    twin = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet_quant.tflite", bounds=(0, 255))
+    known = holdfast.evaluate(whole, (x, y), "linf(2)").robust_accuracy.value
+    found = holdfast.evaluate(Surrogate(twin, whole) if told else twin, (x, y), "linf(2)")
+    assert known is not None
+    assert found.robust_accuracy.value == pytest.approx(known, abs=0.03)
+    assert found.verdict.status == "upper-bound"
+    assert "access" in {f.check for f in found.verdict.findings if f.severity == "amber"}
 
 
 def test_trees_score_as_their_dump_says(cases: Path) -> None:

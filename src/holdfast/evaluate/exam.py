@@ -16,6 +16,7 @@ from holdfast.attacks.attack import check_fit, run
 from holdfast.data import Source
 from holdfast.errors import HoldfastError
 from holdfast.evaluate import judge
+from holdfast.evaluate.planted import missed
 from holdfast.evaluate.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.evaluate.ways import Ways
 from holdfast.losses import LOSSES
@@ -43,6 +44,8 @@ class Answers:
     slope: np.ndarray | None = None  # [m]: relative error of the gradient against finite differences
     turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
     beat: dict[str, np.ndarray] = field(default_factory=dict)  # by name, [m] bool: see `examine`
+    planted: np.ndarray | None = None  # [m] bool: a solution was planted; None: the test cannot be made
+    missed: np.ndarray | None = None  # [m] bool: and the attack did not find it
     passes: dict[str, int] = field(default_factory=dict)  # forwards and backwards of each question
     costs: Costs = field(default_factory=Costs)
 
@@ -81,6 +84,10 @@ def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: 
     with sealed(seed):
         _gradients(found, target, threat, x, y, right, seed)
     _attacks(found, target, threat, first, ways, x, y, z, right, seed)
+    planted = missed(target, x, threat, first.attack, right, seed)
+    if planted is not None:
+        found.planted, found.missed = map(_np, planted[:2])
+        found.charge("planted", *planted[2:])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -10,11 +11,12 @@ from holdfast.data import Source
 from holdfast.errors import SpecError
 from holdfast.targets.distil import distil
 from holdfast.targets.straight import straightened
-from holdfast.targets.target import Access, Target
+from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
 from holdfast.threat import Threat
 
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
+LOOKED = 8  # rows at which there has to be a gradient, if one is to be blurred
 QUERIES = 2048  # that it may put to the model
 
 # What follows `through=`, and what it does.
@@ -51,7 +53,19 @@ class Ways:
         """Whether the target has this way."""
         if name == "straight":
             return straightened(self.target) is not None
+        if name == "blurred" and not self._slopes:
+            return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(name, Access.LABELS)
+
+    @functools.cached_property
+    def _slopes(self) -> bool:
+        """Whether the model has a gradient at all: the mean of zeros is zero."""
+        if self.target.access < Access.GRADIENTS:
+            return False
+        x = torch.from_numpy(self.source.rows(0, min(LOOKED, len(self.source)))[0])
+        with sealed(0):
+            z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
+            return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
         way = straightened(self.target)

@@ -88,6 +88,7 @@ class Finding(Record):
     source: str = ""  # where the threshold comes from
     passes: int = 0  # forwards and backwards that it cost
     advice: str = ""
+    shows_as: list[str] = []  # checks that fired as well, and that this one explains
 
 
 class Verdict(Record):

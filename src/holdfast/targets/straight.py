@@ -22,7 +22,8 @@ _BELOW = {"lt", "le", "less", "less_equal", "__lt__", "__le__"}
 _CAST = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int", "short", "byte"}
 _SELECT = {"argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "bucketize", "searchsorted", "one_hot"}
 _CUT = {"detach", "detach_", "numpy", "tolist"}
-_HARD = _ROUND | _SIGN | _ABOVE | _BELOW | _SELECT | _CUT
+_WITHIN = {"grad", "backward"}  # autograd inside the model: what it gives is cut from the graph
+_HARD = _ROUND | _SIGN | _ABOVE | _BELOW | _SELECT | _CUT | _WITHIN
 _MIXES = {"where", "mul", "__mul__", "__rmul__", "multiply", "cat", "stack", "sum", "mean", "matmul", "sub", "__rsub__"}
 _STEEP = 30.0  # a lead of the best score over the next, past which a softmax has no gradient worth following
 
@@ -32,8 +33,8 @@ class Straightened(Around):
 
     Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420), found for the model instead of
     written for it: rounding passes the gradient on as it is, thresholds and signs as that of a slope around the step,
-    `detach` and `no_grad` as if they were not there, and a softmax that is all zeros and ones as that of a flatter one.
-    What it takes for a success is asked of the model itself.
+    `detach` and `no_grad` as if they were not there, autograd inside the model with a graph of its own, and a softmax
+    that is all zeros and ones as that of a flatter one. What it takes for a success is asked of the model itself.
 
     Raises:
         InputError: the model is not one of torch.
@@ -105,6 +106,8 @@ class _Seen(TorchFunctionMode):
         out = func(*args, **kwargs)
         if depends and (name in _HARD or (name in _CAST and isinstance(out, Tensor) and not out.is_floating_point())):
             self.names.append(name.strip("_"))
+        elif name.endswith("_like") or name.startswith("new_"):  # which take the shape alone
+            return out
         elif depends and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
             self.names.append("no_grad")
         return out
@@ -118,6 +121,8 @@ class _Straight(TorchFunctionMode):
         with torch.enable_grad():
             if name in _CUT and name.startswith("detach"):
                 return args[0]
+            if name == "grad":
+                return func(*args, **{**kwargs, "create_graph": True})
             if name in _ROUND and args[0].is_floating_point():
                 return _as_if(func(*args, **kwargs), args[0])
             if name in _SIGN:
