@@ -20,7 +20,7 @@ KINDS = {
     "cifar10": "cifar10:DIR: CIFAR-10's binary version; [3, 32, 32]",
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
-    "npz": "FILE.npz: the arrays x and y (or x_test, y_test) in their own layout; a model's further inputs are x2, x3, ...",
+    "npz": "FILE.npz: the arrays x and y (or x_test, y_test) in their own layout; further inputs are x2, x3, ...",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
     "parquet": "FILE.parquet: numeric columns or a list column x, and y or label",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
