@@ -566,7 +566,7 @@ def short(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def commit(checkout: Path) -> str:
-    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    command = ["git", "--git-dir", str(checkout / ".git"), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 

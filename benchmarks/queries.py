@@ -8,17 +8,20 @@ alike; at the budget the tool is stopped. All examples are judged by holdfast.ev
 - searches within eps: which question found the first example.
 
     python benchmarks/queries.py [--models lenet cnn_a] [--attacks hopskipjump square] [--tools ART] [--images 20]
-        [--budget 3000] [--autoattack PATH] [--threads 1]
+        [--budget 3000] [--autoattack PATH] [--workers 1]
+
+The work is cut into (model, threat, attack, tool, a few images) and shared among processes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +31,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import case, cifar10, mnist, options, save, table
+from common import ROOT, case, cifar10, mnist, options, save, spread, table
 from peers import (
     CLASSES,
     MODULES,
@@ -37,9 +40,10 @@ from peers import (
     art,
     commit,
     foolbox,
-    importable,
     judged,
+    missing,
     order,
+    prepare,
     steps,
     torchattacks,
     upper,
@@ -53,8 +57,8 @@ from holdfast.attacks import parse
 from holdfast.attacks.attack import run
 from holdfast.attacks.problem import legal_size
 
-PLACE = tempfile.TemporaryDirectory()
 ENDLESS = 10**5  # more steps than a budget pays for
+PART = 5  # images that one process attacks at a time
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def ours(write: Callable[[int], str]) -> Tool:
         model.log.listening = False  # while the model's kind is found out
         target = wrap(model, shape=tuple(x.shape[1:]))
         model.log.listening = True
-        return run(parse(write(budget)), target, x, y, threat)
+        return run(parse(write(budget)), target, x, y, threat, seed=torch.initial_seed())
 
     return call
 
@@ -163,8 +167,8 @@ def autoattack_square(model: Watched, x: Tensor, y: Tensor, threat: Threat, budg
 
 
 def geoda(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
-    """ART's calls what numpy 2 has no more, and leaves a file where it runs."""
-    with contextlib.chdir(PLACE.name), mock.patch.object(np, "mat", np.asmatrix, create=True):
+    """ART's calls what numpy 2 has no more (and leaves a file where it runs)."""
+    with mock.patch.object(np, "mat", np.asmatrix, create=True):
         return art("GeoDA", norm=order, max_iter=steps, verbose=False)(model, x, y, threat, budget)
 
 
@@ -267,14 +271,40 @@ class Score:
     first: Tensor
     note: str = ""
 
+    def __str__(self) -> str:
+        return f"{int(self.sizes[-1].isfinite().sum())} of {len(self.first)} broken {self.note}"
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, call: Tool, marks: Sequence[int]) -> Score:
+
+class Cell(NamedTuple):
+    """What is measured together: one tool on some images."""
+
+    place: str
+    threat: str
+    attack: str
+    tool: str
+    images: range
+
+
+@functools.cache
+def right(place: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model, and the first n images that it gets right."""
+    model = case(*MODELS[place].place).eval().requires_grad_(False)
+    x, y = MODELS[place].data(3 * n + 20)
+    at = (model(x).argmax(1) == y).nonzero()[:n, 0]
+    return model, x[at], y[at]
+
+
+def measure(cell: Cell, marks: Sequence[int]) -> Score:
+    contest, threat = CONTESTS[cell.attack], Threat.parse(cell.threat)
+    call = ours(contest.ours) if cell.tool == "Holdfast" else contest.peers[cell.tool]
+    model, x, y = right(cell.place, cell.images.stop)
+    x, y = x[cell.images.start :], y[cell.images.start :]
     found, note = list[list[Tensor]](), ""
     limit = legal_size(threat.norm, threat.eps, wrap(model, shape=tuple(x.shape[1:])), 1)
     first = torch.full((len(x),), torch.inf, dtype=torch.float64)
-    for i in range(len(x)):
-        torch.manual_seed(i)
-        np.random.seed(i)  # noqa: NPY002 - what the peers draw from
+    for i, number in enumerate(cell.images):
+        torch.manual_seed(number)
+        np.random.seed(number)  # noqa: NPY002 - what the peers draw from
         log = Log(x[i : i + 1], y[i : i + 1], threat, float(limit), marks[-1])
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -295,6 +325,12 @@ def ruled(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, images: Sequen
     stack = torch.stack(list(images))
     fell, size = judged(Outcome(stack, y, 0, 0), (model, x, y, threat))
     return size.where(fell, torch.inf)
+
+
+def joined(parts: Sequence[Score]) -> Score:
+    """The scores of all images."""
+    notes = [part.note for part in parts if part.note]
+    return Score(torch.cat([p.sizes for p in parts], 1), torch.cat([p.first for p in parts]), *notes[:1])
 
 
 def over(mine: float, theirs: float) -> float:
@@ -325,56 +361,69 @@ def of_questions(mine: Score, its: Score, _: Sequence[int]) -> dict[str, object]
     return row | {"our equal": a, "its equal": b, "ratio": a / b}
 
 
-def rows(place: str, attacks: Sequence[str], tools: Sequence[str], n: int, marks: Sequence[int]) -> Iterator[Any]:
-    spec = MODELS[place]
-    model = case(*spec.place).eval().requires_grad_(False)
-    x, y = spec.data(2 * n)
-    right = (model(x).argmax(1) == y).nonzero()[:n, 0]
-    x, y = x[right], y[right]
+def cells(place: str, attacks: Sequence[str], tools: Sequence[str], n: int) -> Iterator[Cell]:
+    """All that is measured of a model; Holdfast comes before its peers, and images in their order."""
+    spec, parts = MODELS[place], [range(i, min(i + PART, n)) for i in range(0, n, PART)]
     for attack in attacks:
         contest = CONTESTS[attack]
         for norm in contest.norms.split():
             eps = spec.eps.get(attack.split(",")[0], spec.eps.get(norm)) if contest.bounded else "inf"
             if eps is None:
                 continue
-            threat = Threat.parse(f"{norm}({eps})")
-            mine = measure(model, x, y, threat, ours(contest.ours), marks)
-            entries = {"Holdfast": mine} | {
-                tool: measure(model, x, y, threat, call, marks) for tool, call in contest.peers.items() if tool in tools
-            }
-            for tool, score in entries.items():
-                row: dict[str, object] = {"model": place, "threat": str(threat), "attack": attack, "tool": tool}
-                row |= (of_questions if contest.bounded else of_sizes)(mine, score, marks)
-                yield contest.bounded, row | ({"note": score.note} if score.note else {})
+            threat = str(Threat.parse(f"{norm}({eps})"))
+            for tool in ("Holdfast", *(tool for tool in contest.peers if tool in tools)):
+                yield from (Cell(place, threat, attack, tool, part) for part in parts)
 
 
-def batches(n: int, tools: Sequence[str]) -> list[list[object]]:
+def measured(cell: Cell, marks: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"cell": cell, "score": measure(cell, marks)}]
+
+
+def compared(scores: Mapping[Cell, Score], marks: Sequence[int]) -> Iterator[tuple[bool, dict[str, object]]]:
+    """A line for each tool, and whether it is about a search within eps."""
+    mine: Score | None = None
+    for key, parts in itertools.groupby(scores, lambda cell: cell[:4]):
+        place, threat, attack, tool = key
+        score = joined([scores[cell] for cell in parts])
+        mine = score if tool == "Holdfast" or mine is None else mine
+        row: dict[str, object] = {"model": place, "threat": threat, "attack": attack, "tool": tool}
+        row |= (of_questions if CONTESTS[attack].bounded else of_sizes)(mine, score, marks)
+        yield CONTESTS[attack].bounded, row | ({"note": score.note} if score.note else {})
+
+
+def batches(n: int, norm: str, foolbox_too: bool) -> list[dict[str, object]]:
     """HopSkipJump on the same images, 1, 10 and all at a time: median sizes, and how many rows are not those of 1."""
-    model = case(*MODELS["lenet"].place).eval().requires_grad_(False)
-    x, y = mnist(2 * n)
-    right = (model(x).argmax(1) == y).nonzero()[:n, 0]
-    attack, ids, lines = parse("hopskipjump(steps=4, probes=30)"), torch.arange(n), list[list[object]]()
-    for norm in ("l2", "linf"):
-        threat = Threat.parse(f"{norm}(inf)")
+    model, x, y = right("lenet", n)
+    attack, ids, lines = parse("hopskipjump(steps=4, probes=30)"), torch.arange(n), list[dict[str, object]]()
+    threat = Threat.parse(f"{norm}(inf)")
 
-        def mine(net: nn.Module, x: Tensor, y: Tensor, at: Tensor, threat: Threat = threat) -> Tensor:
-            return run(attack, wrap(net, batch_size=len(at)), x[at], y[at], threat, ids=at).best
+    def mine(net: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+        return run(attack, wrap(net, batch_size=len(at)), x[at], y[at], threat, ids=at).best
 
-        def foolbox_its(net: nn.Module, x: Tensor, y: Tensor, at: Tensor, threat: Threat = threat) -> Tensor:
-            how = {"steps": 4, "initial_gradient_eval_steps": 30, "constraint": threat.norm.name}
-            torch.manual_seed(0)
-            return foolbox(HOPS, **how)(net, x[at], y[at], threat, 0)[0]
+    def foolbox_its(net: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+        how = {"steps": 4, "initial_gradient_eval_steps": 30, "constraint": threat.norm.name}
+        torch.manual_seed(0)
+        return foolbox(HOPS, **how)(net, x[at], y[at], threat, 0)[0]
 
-        kinds = [("Holdfast, float64", mine, torch.float64), ("Holdfast, float32", mine, torch.float32)]
-        for tool, find, dtype in kinds + [("Foolbox", foolbox_its, torch.float32)] * ("Foolbox" in tools):
-            net, rows, labels = model.to(dtype), x[right].to(dtype), y[right]
-            found = [torch.cat([find(net, rows, labels, at) for at in ids.split(size)]) for size in (1, 10, n)]
-            sizes = [float(threat.norm.size(part - rows).median()) for part in found]
-            apart = [int((part != found[0]).flatten(1).any(1).sum()) for part in found[1:]]
-            lines.append([str(threat), tool, *sizes, *apart])
-            print(*lines[-1], flush=True)
+    kinds = [("Holdfast, float64", mine, torch.float64), ("Holdfast, float32", mine, torch.float32)]
+    for tool, find, dtype in kinds + [("Foolbox", foolbox_its, torch.float32)] * foolbox_too:
+        net, rows = model.to(dtype), x.to(dtype)
+        found = [torch.cat([find(net, rows, y, at) for at in ids.split(size)]) for size in (1, 10, n)]
+        sizes = [float(threat.norm.size(part - rows).median()) for part in found]
+        apart = [int((part != found[0]).flatten(1).any(1).sum()) for part in found[1:]]
+        lines.append({"threat": str(threat), "tool": tool} | dict(enumerate((*sizes, *apart))))
     model.float()
     return lines
+
+
+def call(task: Callable[..., list[Any]], *given: object) -> list[Any]:
+    return task(*given)
+
+
+def begin(tools: Sequence[str], checkout: Path | None, place: str) -> None:
+    """Make a process ready: the tools, and a folder of its own, where some of them leave files."""
+    prepare(tools, checkout)
+    os.chdir(tempfile.mkdtemp(dir=place))
 
 
 # ------------------------------------------------------------------ telling
@@ -414,6 +463,7 @@ def main() -> None:
         __doc__,
         repeats=1,
         images=20,
+        workers=1,
         budget=3000,
         also={
             "--models": {"nargs": "*", "default": list(MODELS)[:2], "choices": list(MODELS)},
@@ -422,32 +472,33 @@ def main() -> None:
             "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
         },
     )
-    warnings.simplefilter("ignore")
-    os.environ["TQDM_DISABLE"] = "1"
-    reasons = importable(chosen.autoattack)
-    tools = [tool for tool in chosen.tools if not reasons[tool]]
-    marks = [chosen.budget // 12, chosen.budget // 3, chosen.budget]
-    parts = [NOTES.format(images=chosen.images, budget=chosen.budget)]
-    if "hopskipjump" in chosen.attacks:
-        head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
-        parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, batches(50, tools))}")
+    checkout = chosen.autoattack and chosen.autoattack.resolve()
     met = {tool for contest in CONTESTS.values() for tool in contest.peers}
-    last = [f"- not measured: {tool}: {reasons[tool]}" for tool in MODULES if tool in met and reasons[tool]]
+    reasons = prepare([tool for tool in chosen.tools if tool in met], checkout)
+    tools = [tool for tool, reason in reasons.items() if not reason]
+    marks = [chosen.budget // 12, chosen.budget // 3, chosen.budget]
+    last = missing(reasons)
     if "AutoAttack" in tools:
-        last.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
-    also = [str(PACKAGES.get(tool, tool)) for tool in tools if tool in met and tool != "AutoAttack"]
+        last.append(f"- AutoAttack is the original, at commit {commit(checkout)}")
+    also = [str(PACKAGES.get(tool, tool)) for tool in tools if tool != "AutoAttack"]
+    norms = ("l2", "linf") if "hopskipjump" in chosen.attacks else ()
+    jobs: list[tuple[Any, ...]] = [(batches, 50, norm, "Foolbox" in tools) for norm in norms]
+    for name in chosen.models:
+        jobs += [(measured, cell, marks) for cell in cells(name, chosen.attacks, tools, chosen.images)]
+    with tempfile.TemporaryDirectory() as place:
+        found = spread(call, jobs, chosen.workers, begin, tools, checkout, place)
+        os.chdir(ROOT)
+    lines = [list(row.values()) for row in found if "cell" not in row]
+    scores = {row["cell"]: row["score"] for row in found if "cell" in row}
     kept: dict[bool, list[dict[str, object]]] = {False: [], True: []}
-    for place in chosen.models:
-        for bounded, row in rows(place, chosen.attacks, tools, chosen.images, marks):
-            kept[bounded].append(row)
-            print(*(f"{key}={cell(key, value)}" for key, value in row.items()), flush=True)
-        tables = [f"{text}\n\n{told(kept[bounded])}" for bounded, text in ((False, SIZES), (True, QUESTIONS))]
-        save(
-            chosen.save,
-            "Questions that black-box attacks need",
-            [*parts[:1], *tables, *parts[1:], "\n".join(last)],
-            also=also,
-        )
+    for bounded, row in compared(scores, marks):
+        kept[bounded].append(row)
+    parts = [f"{text}\n\n{told(kept[within])}" for within, text in ((False, SIZES), (True, QUESTIONS)) if kept[within]]
+    if lines:
+        head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
+        parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, lines)}")
+    notes = NOTES.format(images=chosen.images, budget=chosen.budget)
+    save(chosen.save, "Questions that black-box attacks need", [notes, *parts, "\n".join(last)], also=also)
 
 
 if __name__ == "__main__":

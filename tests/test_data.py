@@ -186,6 +186,20 @@ def test_fingerprint_over_many_pieces_sees_the_last_row(monkeypatch: pytest.Monk
     assert from_arrays(PIXELS, [*LABELS[:-1], 0]).fingerprint() != prints
 
 
+def test_an_npz_with_splits(tmp_path: Path) -> None:
+    """As Keras has MNIST; where there are x and y, they are meant."""
+    parts = {"x_train": PIXELS, "y_train": LABELS, "x_test": PIXELS[:2], "y_test": LABELS[:2]}
+    np.savez(tmp_path / "a.npz", **parts)
+    np.savez(tmp_path / "b.npz", x=PIXELS[:1], y=LABELS[:1], **parts)
+    found = [
+        len(open_data(str(tmp_path / name), split=split)) for name in ("a.npz", "b.npz") for split in ("train", "test")
+    ]
+    assert found == [len(PIXELS), 2, 1, 1]
+    np.savez(tmp_path / "c.npz", x_train=PIXELS, y_train=LABELS)
+    with pytest.raises(InputError, match="or x_test and y_test"):
+        open_data(str(tmp_path / "c.npz"))
+
+
 @pytest.mark.parametrize("make", [make_npz, make_idx, make_cifar])
 def test_plain_files_are_mapped_and_not_held(make: Callable[[Path], str], tmp_path: Path) -> None:
     source = open_data(make(tmp_path))

@@ -219,6 +219,14 @@ def test_rounds_say_what_one_more_would_break() -> None:
     assert still.metrics.survivors == survivors(still.manifest.trials[0].rounds[0])  # FMN draws nothing
 
 
+def test_a_shard_mixes_in_the_same_images() -> None:
+    """Whichever rows are measured, what is mixed into them comes from all of the data."""
+    options = {"attacks": ["admix(steps=3)"], "threat": "linf(0.04)"}
+    first, second = (statuses(measure(samples=part, **options)) for part in ((0, 20), (20, 60)))
+    assert [*first, *second] == statuses(measure(**options))
+    assert 0 < [*first, *second].count("broken") < N
+
+
 def test_order_changes_nothing() -> None:
     # The same rows under the same ids in another order: what a shuffled loader gives.
     x, y = (torch.from_numpy(a) for a in digits())

@@ -186,7 +186,7 @@ def test_a_pickle_that_wants_to_run_code(raw: bool, protocol: int) -> None:
     else:
         torch.save(content, "net.pkl", pickle_protocol=protocol)
     text = evaluate("net.pkl", "--arch", ARCH)
-    names(text, "net.pkl", "wants to run code", "--trust", "state_dict")
+    names(text, "net.pkl", "wants to run code", "--trust", "state_dict", "skops")
     assert protocol > 2 or "posix.mkdir" in text
     assert not Path("ran").exists()
     names(evaluate("net.pkl", "--arch", ARCH, "--trust"), "dict of weights")  # the payload's result is no tensor

@@ -12,7 +12,7 @@ from holdfast.attacks import Outcome, parse, run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.target import Pullback
 from laws.catalogue import class_of, each_blind, every, short
-from laws.world import EPS, Narrow, bent, close, linear, rows, same, threat, wrap
+from laws.world import EPS, Narrow, bent, close, linear, pool, rows, same, threat, wrap
 
 N = 15
 
@@ -60,6 +60,7 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("budget", [None, 1, 7, 30])
 def test_columns_are_what_the_model_was_asked(name: str, norm: str, budget: int | None, stop: bool) -> None:
     target = Counting(bent(), shape=(1, 4, 4), batch_size=4)
+    target.pool = pool(target)
     x, y, mask = marked(target)
     target.asked.clear()
     attack = short(name, 40 if budget else 10)

@@ -10,7 +10,7 @@ from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import TorchTarget
 from holdfast.threat import Targeted
 from laws.catalogue import every, losses_of, short
-from laws.world import EPS, SHAPE, Then, bent, draw, linear, rows, threat, wrap
+from laws.world import EPS, SHAPE, Then, bent, draw, linear, pool, rows, threat, wrap
 
 N = 30
 
@@ -62,6 +62,8 @@ def test_names_of_classes(name: str, norm: str) -> None:
     order = torch.tensor([3, 0, 4, 2, 1])  # the new model's class i is the old one's order[i]
     back = order.argsort()
     plain, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
+    images, classes = pool(plain)
+    renamed.pool = images, back[classes]
     x, y = rows(plain, N, wrong=True)
     for attack in attacks_of(name):
         for options in ({}, {"rank": 1}):

@@ -17,10 +17,11 @@ from holdfast.attacks.difgsm import smaller
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.sia import rebuilt
 from holdfast.attacks.tifgsm import blurred
+from holdfast.errors import SpecError
 from holdfast.losses import ce
 from holdfast.rng import Keys
 from holdfast.targets.wrappers import Surrogate
-from laws.world import EPS, Narrow, Then, bent, close, draw, rows, same, threat, wrap
+from laws.world import EPS, Narrow, Then, bent, close, draw, pool, rows, same, threat, wrap
 
 KEYS = Keys.of(0, torch.arange(6))
 IMAGES = draw(6, 2, 7, 5)
@@ -88,6 +89,39 @@ def test_faded_copies_and_neighbours_give_the_mean_gradient() -> None:
     p.t = 1
     second, g = attack.step(p, first, 1), slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess
     close(second.moving.v, first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9, atol=1e-12)
+
+
+def test_mixed_copies_give_the_mean_gradient() -> None:
+    """Two images of other classes, three brightnesses each, and the input itself; white stays white."""
+    p = problem()
+    attack = parse("admix(samples=2, share=0.3, copies=3)")
+    leaf, others = p.x.clone().requires_grad_(), p.others(2)
+    mixed = [(leaf + 0.3 * others[:, i]) / 2**j for i in range(2) for j in range(3)]
+    exact = slope(p, leaf, *(image.clamp(0, 1) for image in mixed))
+    close(attack.step(p, attack.start(p), 0).v, exact / exact.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9)
+
+
+def test_others_are_of_other_classes_evenly_and_a_rows_own() -> None:
+    p = problem()
+    assert p.pool is not None
+    drawn = p.others(4000)
+    place = (drawn[:, :, None] == p.pool[0]).flatten(3).all(3).int().argmax(2)
+    for row, y in zip(place, p.y, strict=True):
+        counts = row.bincount(minlength=30)
+        assert torch.equal(counts == 0, p.pool[1] == y)
+        assert int(counts[counts > 0].min()) > 4000 / 20 * 0.6
+    p.take(torch.tensor([4, 1]))
+    assert torch.equal(p.others(4000), drawn[[4, 1]])
+
+
+def test_without_images_of_two_classes_nothing_is_mixed() -> None:
+    target = wrap(Curved())
+    x, y = rows(target, 6)
+    x1, y1 = pool(target)
+    for held, text in ((None, "no other images"), ((x1[y1 == 1], y1[y1 == 1]), "images of one class alone")):
+        target.pool = held
+        with pytest.raises(SpecError, match=text):
+            run(parse("admix"), target, x, y, threat("linf"))
 
 
 @pytest.mark.parametrize("name", ["difgsm", "bsr", "sia"])
@@ -169,7 +203,7 @@ class Victim(Narrow):
         return super().scores(x)
 
 
-@pytest.mark.parametrize("name", ["bsr", "sia", "vmifgsm", "difgsm"])
+@pytest.mark.parametrize("name", ["admix", "bsr", "sia", "vmifgsm", "difgsm"])
 def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: str) -> None:
     """On any moved pixel the surrogate cries success; the victim falls only far beyond eps."""
     far = wrap(Then(bent(), lambda x, z: torch.where((x.mean((1, 2, 3)) < 0.3)[:, None], -z, z)))
@@ -189,7 +223,7 @@ def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: st
     assert bool((open_.size.isinf() | open_.broken).all())
 
 
-@pytest.mark.parametrize("name", ["bsr", "difgsm", "sia", "tifgsm"])
+@pytest.mark.parametrize("name", ["admix", "bsr", "difgsm", "sia", "tifgsm"])
 def test_images_of_any_layout_and_inputs_that_are_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels last is the same search, turned; one axis is one row of pixels."""
     w = draw(3, 2 * 4 * 5, seed=1) * 2 - 1
@@ -203,6 +237,8 @@ def test_images_of_any_layout_and_inputs_that_are_none(name: str, monkeypatch: p
         model = Then(nn.Identity(), lambda _, z: ask(z if z.shape[1] == 2 else z.movedim(-1, 1)))
         target = wrap(model, tuple(turned.shape[1:]), layout="nchw")  # takes either as it is
         target.layout, target.dtype = layout, torch.float64
+        images = draw(30, 2, 4, 5, seed=9)
+        target.pool = images if layout == "nchw" else images.movedim(1, -1), torch.arange(30) % 3
         monkeypatch.setattr(target, "_before", lambda x: x)
         p = Problem(target, turned, ask(x).argmax(1), threat("l2"), Keys.of(0, torch.arange(8)))
         moved = point(attack.step(p, attack.start(p), 0))

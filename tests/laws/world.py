@@ -68,6 +68,7 @@ class Narrow(Target):
     def __init__(self, inner: Target, access: Access) -> None:
         self.inner, self.access = inner, access
         self.task, self.shape, self.bounds, self.dtype = inner.task, inner.shape, inner.bounds, inner.dtype
+        self.pool = inner.pool
 
     def scores(self, x: Tensor) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
@@ -90,7 +91,16 @@ def linear(k: int, *, features: int = 16, seed: int = 0, dtype: torch.dtype = to
 
 
 def wrap(model: nn.Module, shape: tuple[int, ...] = SHAPE, **options: object) -> TorchTarget:
-    return TorchTarget(model, shape=shape, **options)  # pyright: ignore[reportArgumentType]
+    target = TorchTarget(model, shape=shape, **options)  # pyright: ignore[reportArgumentType]
+    target.pool = pool(target)
+    return target
+
+
+def pool(target: Target) -> tuple[Tensor, Tensor]:
+    """Images of every class, for attacks that mix them in."""
+    assert target.shape is not None
+    x = draw(30, *target.shape, seed=9, dtype=target.dtype)
+    return target.bounds.low + x * (target.bounds.high - target.bounds.low), torch.arange(30) % target.task.k
 
 
 def rows(target: Target, n: int, *, seed: int = 7, edge: bool = False, wrong: bool = False) -> tuple[Tensor, Tensor]:

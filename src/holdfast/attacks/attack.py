@@ -41,6 +41,7 @@ class Attack(ABC):
     needs: ClassVar[Access]
     norms: ClassVar[frozenset[str]] = frozenset(NORMS) - {"l0"}  # which few can search
     bounded: ClassVar[bool] = True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
+    mixes: ClassVar[bool] = False  # takes images of other classes from the target's pool
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names by which the field knows it, with their fields
 
@@ -195,6 +196,12 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
         )
     if attack.bounded and not bool(torch.as_tensor(threat.eps).isfinite().all()):
         raise SpecError(f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}.")
+    if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
+        held = "no other images" if target.pool is None else "images of one class alone"
+        raise SpecError(
+            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set target.pool to "
+            f"(images, classes)."
+        )
     threat.check_shape(target.free or target.shape or ())
     if threat.norm.name not in attack.norms:
         raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")

@@ -44,6 +44,8 @@ class Problem:
         self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
         self.aim, self.near = aim, None if near is None else target.apart(near)[1]
         self.goal = goal_classes(threat, y)
+        pool = target.pool
+        self.pool = None if pool is None else (target.apart(pool[0].to(x))[1], pool[1].to(y))
         self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
         self.mask = None if threat.mask is None else threat.mask.to(x)
         low, high = target.bounds.sides(x)
@@ -87,6 +89,17 @@ class Problem:
     def noise(self, name: str) -> Keys:
         """Random keys of this step; each name gives an independent draw."""
         return self.keys.fold(self.t, name)
+
+    def others(self, m: int) -> Tensor:
+        """Inputs of other classes than the row's, drawn from the target's pool: [n, m, *shape].
+
+        A row's draws are its own, and the pool is the same whichever rows are attacked.
+        """
+        assert self.pool is not None
+        x, y = self.pool
+        before = (y != self.y[:, None]).cumsum(1)  # [n, pool]: how many such lie up to each place
+        nth = self.noise("others").uniform((m,), torch.float64) * before[:, -1:]
+        return x[(before[:, None] > nth[:, :, None]).int().argmax(2)]
 
     # ------------------------------------------------------------------ questions
 

@@ -20,7 +20,7 @@ KINDS = {
     "cifar10": "cifar10:DIR: CIFAR-10's binary version; [3, 32, 32]",
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
-    "npz": "FILE.npz: the arrays x and y, in their own layout; further inputs are x2, x3, ..., groups group",
+    "npz": "FILE.npz: the arrays x and y (or x_test, y_test); further inputs are x2, x3, ..., groups group",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
     "parquet": "FILE.parquet: numeric columns or a list column x, and y or label; a column of text named group",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
@@ -71,7 +71,7 @@ def _open(spec: str, split: str, scale: bool) -> Source:
     if path.suffix.lower() == ".npz":
         from holdfast.data.npz import open_npz
 
-        return open_npz(path, spec, scale)
+        return open_npz(path, spec, split, scale)
     if path.suffix.lower() in (".parquet", ".pq"):
         from holdfast.data.parquet import Table
 

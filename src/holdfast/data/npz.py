@@ -1,4 +1,4 @@
-"""NumPy's .npz archives with the arrays `x` and `y`; pickled objects are never opened."""
+"""NumPy's .npz archives with the arrays `x` and `y`, or those of a split; pickled objects are never opened."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _DAMAGE = (
 )
 
 
-def open_npz(path: Path, name: str, scale: bool) -> Source:
+def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
     """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed. Further inputs of a model
-    that takes several are x2, x3, ...; `group` says what group each row belongs to.
+    that takes several are x2, x3, ...; `group` says what group each row belongs to. Where there is no x, x_test and y_test
+    (x_train and y_train) are read.
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
@@ -43,14 +44,18 @@ def open_npz(path: Path, name: str, scale: bool) -> Source:
         raise InputError(f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) writes it.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not {"x", "y"} <= set(archive.files):
+            pairs = [("x", "y"), (f"x_{split}", f"y_{split}")]
+            keys = next((pair for pair in pairs if {*pair} <= {*archive.files}), None)
+            if keys is None:
                 seen = ", ".join(archive.files) or "none"
-                raise InputError(f"{path} holds the arrays {seen}; expected x (inputs) and y (labels).")
+                raise InputError(
+                    f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or {' and '.join(pairs[1])}."
+                )
             more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
             further = [key for key in more if key in archive.files]
             if further != more[: len(further)]:
                 raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
-            x, y, *others = (_member(path, archive, key) for key in ("x", "y", *further))
+            x, y, *others = (_member(path, archive, key) for key in (*keys, *further))
             groups = archive["group"] if "group" in archive.files else None
     except _DAMAGE as error:
         if "Object arrays" in str(error):

@@ -25,7 +25,7 @@ from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, from_arrays
 from holdfast.data.source import group_names
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import corrupted, moved, protocols, signs
+from holdfast.evaluate import corrupted, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model, randomised
 from holdfast.evaluate.exam import examine
@@ -147,6 +147,7 @@ def evaluate(
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
+    pool.fill(target, source, [trial.attack for trial in chosen.trials])
     ways = Ways(target, threat, source)
     _check_threat(threat, ways, chosen, curve)
     _check_effort(target, chosen, max_queries)

@@ -194,7 +194,8 @@ def _read(path: Path, trust: bool) -> Any:
             raise InputError(f"{path} is damaged or no checkpoint: it cannot be unpickled.") from error
         raise InputError(
             f"{path} is a pickle that wants to run code ({wanted}), so it was not opened. "
-            f"Save the state_dict alone, or give --trust if you trust its maker."
+            f"Save the state_dict alone (a scikit-learn estimator: by skops.io.dump, as .skops), or give --trust if "
+            f"you trust its maker."
         ) from error
     except (AttributeError, ImportError) as error:  # under trust only: the class of a pickled module
         raise InputError(

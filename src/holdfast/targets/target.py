@@ -119,6 +119,7 @@ class Target(ABC):
     pull_passes: int = 0  # forwards that one pullback costs a row besides, where it is estimated from them
     caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
     lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins
+    pool: tuple[Tensor, Tensor] | None = None  # inputs [m, *shape] and their classes [m] that an attacker holds
     approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:

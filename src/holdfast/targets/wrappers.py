@@ -48,6 +48,14 @@ class Around(Target):
     def probabilities(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inner.probabilities = value
 
+    @property
+    def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.pool
+
+    @pool.setter
+    def pool(self, value: tuple[Tensor, Tensor] | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.inner.pool = value
+
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
