@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 
+from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
 from holdfast.runs.manifest import (
     Calibration,
@@ -25,6 +26,7 @@ from holdfast.runs.manifest import (
     Pair,
     Perceptual,
     QueryPoint,
+    Refusals,
     Round,
     Sizes,
     Status,
@@ -35,7 +37,7 @@ SAMPLES = pa.schema(
     [
         ("id", pa.int64()),  # row of the source
         ("label", pa.int64()),
-        ("clean_prediction", pa.int64()),  # -1: no finite scores
+        ("clean_prediction", pa.int64()),  # -1: no finite scores; -3: the model refuses
         ("attacked_prediction", pa.int64()),  # on the stored example where broken, else on the clean input
         ("clean_confidence", pa.float32()),  # of the prediction, by softmax
         ("attacked_confidence", pa.float32()),
@@ -79,14 +81,17 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return high
 
 
+REFUSALS = pa.schema([("refused", pa.bool_())])  # robust: but of the worst input found, only by a refusal
+
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
 )  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
 
 
 def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: with `OUTPUTS`, where there are these."""
-    return pa.schema([*SAMPLES, *OUTPUTS]) if "truth" in columns else SAMPLES
+    """The columns of samples: with `OUTPUTS` and `REFUSALS`, where there are these."""
+    more = [*(OUTPUTS if "truth" in columns else []), *(REFUSALS if "refused" in columns else [])]
+    return pa.schema([*SAMPLES, *more])
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -160,6 +165,10 @@ def measure(
         median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
     )
+    if "refused" in table.column_names:
+        held = table.column("refused").to_numpy(zero_copy_only=False)
+        clean_held = interval(int((clean == REFUSED).sum()), n)
+        shown.refusals = Refusals(clean=clean_held, attacked=interval(int(held.sum()), int(right.sum())))
     if task.startswith("regression"):
         told = _outputs(table, classes)
         far = [np.abs(told[which] - told["truth"]).max(1) for which in ("clean_output", "attacked_output")]
@@ -227,9 +236,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
         mce = float(np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()]))
     drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
     return CorruptionMetrics(mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points)
-
-
-UNASKED = -2
 
 
 def _kinds(columns: Sequence[str]) -> list[str]:
