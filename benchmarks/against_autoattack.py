@@ -144,8 +144,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (
         f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, {chosen.workers} processes "
-        "side by side. Passes: forwards and backwards of an image that was right at first, counted around the model; ours "
-        "with the examination, the checks and the judge."
+        "side by side. Passes: forwards and backwards of an image that was right at first, counted around the model; "
+        "ours with the examination, the checks and the judge."
     )
     means = []
     for who in dict.fromkeys(row["who"] for row in rows):

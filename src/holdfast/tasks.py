@@ -11,26 +11,41 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
+from holdfast.decisions import REFUSED
 from holdfast.errors import SpecError
 
 
 @dataclass(frozen=True)
 class Classes:
-    """One of k classes, the largest score wins. (A one-logit head is served as two classes by its target.)"""
+    """One of k classes, the largest score wins. (A one-logit head is served as two classes by its target.)
+
+    A model that `refuses` has one score more, the last, which wins where it will not answer. To refuse is no right
+    answer to a clean input; but an adversary wants a wrong answer, and for it to be refused is as bad as the right one.
+    """
 
     k: int
+    refuses: bool = False
 
     def predict(self, z: Tensor) -> Tensor:
-        """The decision on scores z [n, k]: [n] int64."""
-        return z.argmax(1)
+        """The decision on scores z [n, k], or [n, k + 1]: [n] int64, `REFUSED` for a refusal."""
+        label = z.argmax(1)
+        return torch.where(label < self.k, label, REFUSED)
+
+    def against(self, z: Tensor, y: Tensor) -> Tensor:
+        """Scores [n, k] as an adversary of class y [n] meets them: y's is the refusal's, where that is higher."""
+        if z.shape[1] == self.k:
+            return z
+        z, refusal = z.split([self.k, 1], 1)
+        return z.scatter(1, y[:, None], z.gather(1, y[:, None]).maximum(refusal))
 
     def margin(self, z: Tensor, y: Tensor) -> Tensor:
-        """z_y - max over the other classes, positive while the model is right: [n]."""
+        """z_y - max over the other classes, positive while the model is right, or refuses: [n]."""
+        z = self.against(z, y)
         return z.gather(1, y[:, None])[:, 0] - without(z, y).amax(1)
 
     def rank(self, z: Tensor, y: Tensor, r: int) -> Tensor:
         """The r-th best wrong class, from 1: [n]."""
-        return torch.sort(without(z, y), dim=1, descending=True, stable=True).indices[:, r - 1]
+        return torch.sort(without(self.against(z, y), y), dim=1, descending=True, stable=True).indices[:, r - 1]
 
 
 def without(z: Tensor, c: Tensor) -> Tensor:

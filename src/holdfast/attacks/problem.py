@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.decisions import REFUSED
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
@@ -122,7 +123,7 @@ class Problem:
 
             # It may run out of memory and be asked again: no books before.
             z, pulled = self.target.pull(self._whole(rows, x), cotangent)
-            self._note(rows, x, z, exact=not self.target.approximate, within=within)
+            self._note(rows, x, self._against(rows, z), exact=not self.target.approximate, within=within)
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask, slopes=1)
@@ -139,12 +140,14 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z, pullback = self.target.linearize(self._whole(rows, x))
+            raw, pullback = self.target.linearize(self._whole(rows, x))
+            z = self._against(rows, raw)
             y, t = self._sides(rows, z)
             t = without(z, y).topk(m, 1).indices if t is None else t[:, None]
             own = z.gather(1, y[:, None])
             unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
-            pulled = [pullback(unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
+            ways = [self._back(rows, raw, unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
+            pulled = [pullback(way) for way in ways]
             self._note(rows, x, z, exact=not self.target.approximate)
             gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
             for j in range(m):
@@ -170,7 +173,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z[rows] = self.target.scores(self._whole(rows, x)).to(z.dtype)
+            z[rows] = self._scores(rows, x).to(z.dtype)
             self._note(rows, x, z[rows])
 
         self._each(d, ask)
@@ -182,7 +185,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            z = self.target.scores(self._whole(rows, x))
+            z = self._scores(rows, x)
             self._note(rows, x, z)
             function = LOSSES[loss] if isinstance(loss, str) else loss
             value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
@@ -200,7 +203,7 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             if self.target.access >= Access.SCORES:
-                z = self.target.scores(self._whole(rows, x))
+                z = self._scores(rows, x)
                 self._note(rows, x, z)
                 hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
             else:
@@ -225,8 +228,8 @@ class Problem:
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
             x = self.target.bounds.clamp(self.x[row] + d[rows][asked])
-            question = self.target.scores if graded else self.target.labels
-            z = torch.cat(list(self.target.batched(lambda at: question(self._whole(row[at], x[at])), len(x))))
+            question = self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
+            z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
             met = self._book(rows, count, asked, x, z)
             found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
             answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
@@ -263,6 +266,7 @@ class Problem:
         """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal already."""
         if self.ledger is None:
             return
+        clean = self.target.task.against(clean, self.y)
         met = self._meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
         margin = self.target.task.margin(clean, self.y).double()
         self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
@@ -303,10 +307,8 @@ class Problem:
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        if self.ledger is None and among is None:  # without books all rows: to count them would wait for the device
-            rows = self.rows
-        else:
-            rows = (wanted & self.live & ~self.over).nonzero()[:, 0]
+        alike = self.ledger is None and among is None  # without books all rows: to count them would wait for the device
+        rows = self.rows if alike else (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 
@@ -325,6 +327,22 @@ class Problem:
         """These rows' inputs as the target takes them."""
         return together(None if self.held is None else self.held[rows], x)
 
+    def _scores(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Scores [n, k] of these rows' inputs x, as the adversary meets them."""
+        return self._against(rows, self.target.scores(self._whole(rows, x)))
+
+    def _against(self, rows: Tensor, z: Tensor) -> Tensor:
+        """The target's scores as the adversary meets them: a refusal stands with the right class."""
+        return self.target.task.against(z, self.y[rows])
+
+    def _back(self, rows: Tensor, z: Tensor, cotangent: Tensor) -> Tensor:
+        """A cotangent on scores as the adversary meets them as one on the target's scores z."""
+        if z.shape == cotangent.shape:
+            return cotangent
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            return torch.autograd.grad((self._against(rows, leaf) * cotangent).sum(), leaf)[0]
+
     def _sides(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which class [n] is to fall, and which is to win, if that matters."""
         if self.goal is None:
@@ -336,11 +354,11 @@ class Problem:
         self, rows: Tensor, z: Tensor, loss: str | Callable[..., Tensor], columns: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
-        y, t = self._sides(rows, z)
+        y, t = self._sides(rows, self._against(rows, z))
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             function = LOSSES[loss] if isinstance(loss, str) else loss
-            value = function(leaf, y, t, *(column[rows] for column in columns))
+            value = function(self._against(rows, leaf), y, t, *(column[rows] for column in columns))
             cotangent = torch.autograd.grad(value.sum(), leaf)[0]
         return value.detach().to(self.x.dtype), cotangent
 
@@ -374,14 +392,14 @@ class Problem:
         told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()  # by the model under test
         if not exact and bool(hit.any()):
             z = z.clone()
-            z[hit] = self.target.scores(self._whole(rows[hit], x[hit])).to(z.dtype)
+            z[hit] = self._scores(rows[hit], x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
             hit &= self._wins(rows, z) & z.isfinite().all(1)
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
 
     def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""
-        silent = labels < 0
+        silent = (labels < 0) & (labels != REFUSED)
         if self.ledger is not None and bool(silent.any()):
             self._drop(rows[silent], Outcome.FAILED)
         hit = self._meets(rows, labels) & ~silent
@@ -394,7 +412,7 @@ class Problem:
         All are charged; two a row are noted: the legal one of the lowest margin, and the smallest that meets the goal.
         """
         row, graded = rows.repeat_interleave(count), self.target.access >= Access.SCORES
-        finite = z.isfinite().all(1) if graded else z >= 0
+        finite = z.isfinite().all(1) if graded else (z >= 0) | (z == REFUSED)
         met = (self._wins(row, z) if graded else self._meets(row, z)) & finite
         if self.ledger is None:
             return met
@@ -447,7 +465,9 @@ class Problem:
         return met
 
     def _meets(self, rows: Tensor, labels: Tensor) -> Tensor:
-        return labels != self.y[rows] if self.goal is None else labels == self.goal[rows]
+        if self.goal is not None:
+            return labels == self.goal[rows]
+        return (labels != self.y[rows]) & (labels != REFUSED)
 
 
 def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:

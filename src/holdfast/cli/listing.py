@@ -101,10 +101,9 @@ def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> No
 
 
 def _defences() -> None:
-    from holdfast.targets.defences import DEFENCES
-    from holdfast.targets.purify import PURIFIERS
+    from holdfast.targets.preprocess import GUARDS
 
-    for name, kind in (DEFENCES | PURIFIERS).items():
+    for name, kind in GUARDS.items():
         typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
         typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
 

@@ -33,8 +33,8 @@ _DAMAGE = (
 
 def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
     """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed. Further inputs of a model
-    that takes several are x2, x3, ...; `group` says what group each row belongs to. Where there is no x, x_test and y_test
-    (x_train and y_train) are read.
+    that takes several are x2, x3, ...; `group` says what group each row belongs to. Where there is no x, the split's
+    x_test and y_test (x_train and y_train) are read.
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.

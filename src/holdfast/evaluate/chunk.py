@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast.attacks.attack import run
 from holdfast.attacks.ledger import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.decisions import REFUSED
 from holdfast.evaluate import judge
 from holdfast.evaluate.graded import outputs
 from holdfast.evaluate.looks import looks
@@ -85,9 +86,10 @@ class Plan:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
-    @property
-    def warm(self) -> bool:
-        return any(trial.attack.warm for trial in self.trials)
+    def keeps(self, eps: float) -> bool:
+        """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
+        refused = self.target.task.refuses and eps == self.measured[0]
+        return refused or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
         return float(legal_size(self.threat.norm, eps, self.target, 1))
@@ -123,7 +125,9 @@ class Rows:
         before = self.size[rows] <= limit
         found = new["size"] <= widest  # a search for the smallest may end beyond every eps
         better = found & (new["size"] < self.size[rows])
-        kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows])) if plan.warm else better
+        kept = better
+        if plan.keeps(unit.eps):
+            kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows]))
         stored = torch.full((len(rows),), -1)
         stored[new["kept"]] = torch.arange(int(new["kept"].sum()))
         kept &= stored >= 0
@@ -193,11 +197,11 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     legal, size = judge.within(plan.target, widest, rows.x[found], stored)
     agreed = judge.meets_goal(plan.threat, label, rows.y[found])
     holds = legal & agreed & ruling.stable.cpu()
-    wavers = legal & ~holds & (label >= 0)
+    wavers = legal & ~holds & ~ruling.silent.cpu()
 
     status = np.where((rows.clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
-    status[(rows.clean.label < 0).numpy()] = "failed"
-    status[(~rows.clean.stable & (rows.clean.label >= 0)).numpy()] = "unstable"
+    status[rows.clean.silent.numpy()] = "failed"
+    status[(~rows.clean.stable & ~rows.clean.silent).numpy()] = "unstable"
     status[(rows.asked & rows.failed).numpy()] = "failed"
     own = plan.limit(plan.measured[0])
     broken = holds & (size <= own)
@@ -242,6 +246,10 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
         table["attacked_output"][found[broken]] = outputs(plan.target, stored, ruling.scores.cpu())[1][broken]
+    if plan.target.task.refuses:
+        worst = judge.rule(plan.target, rows.best.to(plan.target.device), plan.seed).label.cpu()
+        near = judge.within(plan.target, plan.threat, rows.x, rows.best)[0]
+        table["refused"] = (status == "robust") & ((worst == REFUSED) & near).numpy()
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
 
@@ -310,7 +318,7 @@ def _attack(
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
-    record["kept"] = record["size"].isfinite() | plan.warm
+    record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
     record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
 

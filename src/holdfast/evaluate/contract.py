@@ -86,7 +86,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         with sealed(0):
             z = target.all_scores(rows)
         graded = isinstance(target, WithTruth)
-        if target.rule.probable(target.answers(rows)) if graded else looks_like_probabilities(z):
+        if target.rule.probable(target.answers(rows)) if graded else looks_like_probabilities(z[:, : target.task.k]):
             findings.append(
                 Finding(
                     check="probabilities",
@@ -125,8 +125,8 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
     share = float(apart.double().mean())
     if not share:
         return []
-    if target.passes > 1:
-        text = f"The model is randomised: its mean over {target.passes} draws was attacked and judged."
+    if (draws := target.describe().get("draws", 1)) != 1:
+        text = f"The model is randomised: its mean over {draws} draws was attacked and judged."
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (
         f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. An attack that sees "

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.decisions import SILENT, UNASKED
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate.corruptions import KINDS, SEVERITIES, corrupt, table_of
 from holdfast.runs import store
 from holdfast.runs.manifest import CorruptionInfo
-from holdfast.runs.metrics import UNASKED
 from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Access, Target, sealed
 
@@ -90,4 +90,4 @@ def _decide(target: Target, x: Tensor) -> Tensor:
     if target.access < Access.SCORES:
         return torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x))))
     z = target.all_scores(x)
-    return torch.where(z.isfinite().all(1), target.task.predict(z), -1)
+    return torch.where(z.isfinite().all(1), target.task.predict(z), SILENT)

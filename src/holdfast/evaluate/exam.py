@@ -78,7 +78,7 @@ def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: 
     if not len(right) or clean.scores is None or target.access < Access.GRADIENTS:
         return found
     x, y, z = x[right], y[right], clean.scores[right]
-    wrong = z.float().softmax(1).scatter(1, y[:, None], 0).amax(1)
+    wrong = target.task.against(z, y).float().softmax(1).scatter(1, y[:, None], 0).amax(1)
     found.one_hot = _np(wrong <= torch.finfo(torch.float32).tiny)
     found.hard = hard_steps(target, x[:2])
     with sealed(seed):
@@ -103,7 +103,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
         for loss, flags in zero.items():
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
-                cotangent = torch.autograd.grad(LOSSES[loss](leaf, y, None).sum(), leaf)[0]
+                cotangent = torch.autograd.grad(LOSSES[loss](target.task.against(leaf, y), y, None).sum(), leaf)[0]
             g = pull(cotangent)
             top = g.flatten(1).abs().amax(1)
             flags.append(top == 0)
@@ -117,7 +117,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
-    rival = without(target.scores(x), y).argmax(1)
+    rival = without(target.task.against(target.scores(x), y), y).argmax(1)
     errors = []
     for share in (1e-3, 1e-2):
         h = share * (target.bounds.high - target.bounds.low)
@@ -128,7 +128,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
 
 
 def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
-    z = target.scores(x).double()
+    z = target.task.against(target.scores(x).double(), y)
     return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
 
 

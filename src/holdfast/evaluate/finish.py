@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from holdfast.decisions import UNASKED
 from holdfast.evaluate.findings import conclude
 from holdfast.evaluate.judge import PASSES
 from holdfast.evaluate.protocols import parse_trial
 from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Facts, Manifest, Round, TrialInfo
-from holdfast.runs.metrics import UNASKED, corrupted, measure, survivors
+from holdfast.runs.metrics import corrupted, measure, survivors
 
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.decisions import REFUSED, SILENT
 from holdfast.targets.target import Access, Target, drawing, sealed
 from holdfast.threat import Threat
 
@@ -20,10 +21,15 @@ from holdfast.threat import Threat
 class Ruling:
     """What the model says of n inputs."""
 
-    label: Tensor  # [n] int64; -1 where the scores are not finite, or the model gave no decision
+    label: Tensor  # [n] int64; -1 where the scores are not finite, or the model gave no decision; or REFUSED
     confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
     stable: Tensor  # [n] bool: both looks agree
     scores: Tensor | None  # [n, k], of the first look
+
+    @property
+    def silent(self) -> Tensor:
+        """Where there is no answer, and no refusal either: [n] bool."""
+        return (self.label < 0) & (self.label != REFUSED)
 
 
 PASSES = 2
@@ -75,5 +81,5 @@ def _look(target: Target, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return label, torch.full((len(x),), torch.nan), None
     z = target.all_scores(x) if len(x) else torch.zeros(0, target.task.k, device=x.device)
     finite = z.isfinite().all(1)
-    label = torch.where(finite, target.task.predict(z), -1)
+    label = torch.where(finite, target.task.predict(z), SILENT)
     return label, torch.where(finite, z.softmax(1).amax(1).float(), torch.nan), z

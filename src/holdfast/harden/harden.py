@@ -186,6 +186,8 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
     """
     check_model(target, source)
     check_labels(source, target.task.k)
+    if target.task.refuses:
+        raise InputError("the model stands behind a detector, which training does not know of; leave it out.")
     x, _ = source.rows(0, 256)
     if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
         raise InputError(

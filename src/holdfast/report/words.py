@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast import spec
+from holdfast.decisions import REFUSED
 from holdfast.runs.manifest import CorruptionPoint, Interval, Manifest, ModelInfo
 from holdfast.runs.metrics import samples_for
 
@@ -129,7 +130,7 @@ def is_image(shape: Sequence[int], layout: str) -> bool:
 
 def class_name(manifest: Manifest, label: int) -> str:
     if label < 0:
-        return "no prediction"
+        return "refused" if label == REFUSED else "no prediction"
     names = manifest.data.class_names
     return names[label] if names is not None and label < len(names) else str(label)
 
@@ -183,6 +184,12 @@ def asides(manifest: Manifest) -> list[str]:
     said = [right] if (right := _right(manifest.model)) else []
     if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
         said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
+    if m.refusals is not None:
+        said.append(
+            f"The model may refuse an input: it refuses {percent(m.refusals.clean.value)} of the clean ones, which "
+            f"count as wrong, and {percent(m.refusals.attacked.value)} of those it had right stood because what was "
+            f"found against them is refused."
+        )
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
     if lost:
         said.append(f"Unstable or failing answers, which do not count as robust: {_inputs(lost)}.")

@@ -210,6 +210,13 @@ class Calibration(Record):
     aurc: Pair  # area under risk over coverage: the mean error of the most confident rows
 
 
+class Refusals(Record):
+    """How many inputs a model that may refuse does refuse."""
+
+    clean: Interval
+    attacked: Interval  # of those right clean: not broken, and the worst input found is wrong but for the refusal
+
+
 class CorruptionPoint(Record):
     kind: str
     severity: int
@@ -256,6 +263,7 @@ class Metrics(Record):
     calibration: Calibration | None = None
     perceptual: Perceptual | None = None
     survivors: Survivors | None = None  # where no trial drew noise after a first round there is no estimate
+    refusals: Refusals | None = None
 
 
 class Provenance(Record):

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 
+from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
 from holdfast.runs.manifest import (
     Calibration,
@@ -26,6 +27,7 @@ from holdfast.runs.manifest import (
     Pair,
     Perceptual,
     QueryPoint,
+    Refusals,
     Round,
     Sizes,
     Status,
@@ -36,7 +38,7 @@ SAMPLES = pa.schema(
     [
         ("id", pa.int64()),  # row of the source
         ("label", pa.int64()),
-        ("clean_prediction", pa.int64()),  # -1: no finite scores
+        ("clean_prediction", pa.int64()),  # -1: no finite scores; -3: the model refuses
         ("attacked_prediction", pa.int64()),  # on the stored example where broken, else on the clean input
         ("clean_confidence", pa.float32()),  # of the prediction, by softmax
         ("attacked_confidence", pa.float32()),
@@ -80,6 +82,8 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return high
 
 
+REFUSALS = pa.schema([("refused", pa.bool_())])  # robust: but of the worst input found, only by a refusal
+
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
 )  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
@@ -88,8 +92,9 @@ GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
 
 def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: with `OUTPUTS` and `group`, where there are these."""
-    return pa.schema([*SAMPLES, *(OUTPUTS if "truth" in columns else ()), *(GROUP if "group" in columns else ())])
+    """The columns of samples: with `OUTPUTS`, `REFUSALS` and `group`, where there are these."""
+    optional = (("truth", OUTPUTS), ("refused", REFUSALS), ("group", GROUP))
+    return pa.schema([*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)])
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -165,6 +170,10 @@ def measure(
         per_group=(groups := _groups(table, right, robust)),
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
+    if "refused" in table.column_names:
+        held = table.column("refused").to_numpy(zero_copy_only=False)
+        clean_held = interval(int((clean == REFUSED).sum()), n)
+        shown.refusals = Refusals(clean=clean_held, attacked=interval(int(held.sum()), int(right.sum())))
     if task.startswith("regression"):
         told = _outputs(table, classes)
         far = [np.abs(told[which] - told["truth"]).max(1) for which in ("clean_output", "attacked_output")]
@@ -243,9 +252,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
         mce = float(np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()]))
     drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
     return CorruptionMetrics(mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points)
-
-
-UNASKED = -2
 
 
 def _kinds(columns: Sequence[str]) -> list[str]:

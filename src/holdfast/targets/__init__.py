@@ -13,6 +13,7 @@ from holdfast.spec import write
 from holdfast.targets import loading, wrappers
 from holdfast.targets.adopt import adopt
 from holdfast.targets.defences import Defence
+from holdfast.targets.detect import Detector
 from holdfast.targets.preprocess import Normalize, Preprocess
 from holdfast.targets.several import joined
 from holdfast.targets.target import Access, Bounds, Target
@@ -89,6 +90,9 @@ def wrap(
     late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
     if late:
         raise InputError(f"{write(late[0])} stands behind normalize, but works on raw images; name it first.")
+    idle = [step for step in steps if isinstance(step, Detector) and step.limit == math.inf]
+    if idle:
+        raise InputError(f"{write(idle[0])} refuses nothing; give its limit, or have it `fitted` to clean inputs.")
     if draws is None:
         draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
     if inputs is not None:

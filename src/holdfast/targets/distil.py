@@ -78,7 +78,7 @@ def distil(
 def _ask(target: Target, x: Tensor) -> Tensor:
     """What the target says, as probabilities [n, k]; one query a row. NaN where it refuses."""
     if target.access >= Access.SCORES:
-        return target.all_scores(x.to(target.dtype)).softmax(1).float()
+        return target.all_scores(x.to(target.dtype))[:, : target.task.k].softmax(1).float()
     labels = torch.cat(list(target.batched(lambda rows: target.labels(x[rows].to(target.dtype)), len(x))))
     certain = F.one_hot(labels.clamp_min(0), target.task.k).float()
     return torch.where(labels[:, None] < 0, torch.nan, certain)

@@ -12,6 +12,7 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.errors import SpecError
 from holdfast.targets.defences import DEFENCES, Defence
+from holdfast.targets.detect import DETECTORS, Answer, Detector
 from holdfast.targets.purify import PURIFIERS
 from holdfast.targets.target import Bounds
 
@@ -49,7 +50,8 @@ class Resize:
         return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
 
 
-MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **DEFENCES, **PURIFIERS}
+GUARDS: dict[str, type[Defence]] = {**DEFENCES, **PURIFIERS, **DETECTORS}
+MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **GUARDS}
 
 
 def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
@@ -58,6 +60,17 @@ def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
     for step in steps:
         x = low + width * step((x - low) / width) if isinstance(step, Defence) else step(x)
     return x
+
+
+def excess(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds, answer: Answer) -> Tensor:
+    """By what share of its limit raw inputs x [n, *shape] exceed that of the strictest detector among steps: [n]."""
+    low, width, found = bounds.low, bounds.high - bounds.low, []
+    for step in steps:
+        if isinstance(step, Detector):
+            far = step.distance((x - low) / width, lambda u: answer(low + width * u))
+            found.append(far / step.limit - 1)
+        x = applied([step], x, bounds)
+    return torch.stack(found).amax(0)
 
 
 def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:

@@ -75,7 +75,7 @@ class Reform(Purifier):
     """One pass through a network, images to images, in [0, 1].
 
     The reformer of MagNet, an autoencoder (Meng and Chen 2017, arXiv:1705.09064), or the generator of APE-GAN (Shen et
-    al. 2017, arXiv:1707.05474). MagNet's detectors are left out: a model that is judged answers every input.
+    al. 2017, arXiv:1707.05474). MagNet's detectors are in `holdfast.targets.detect`.
     """
 
     way: ClassVar[str] = OWN

@@ -149,7 +149,7 @@ class Target(ABC):
 
     @abstractmethod
     def scores(self, x: Tensor) -> Tensor:
-        """Logits [n, k], at least float32, without a gradient."""
+        """Logits [n, k], at least float32, without a gradient; [n, k + 1] where the task refuses."""
 
     def labels(self, x: Tensor) -> Tensor:
         """Decisions [n], int64; negative where the model gave none."""

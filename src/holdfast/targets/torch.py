@@ -16,8 +16,9 @@ from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adopt import by_trial
 from holdfast.targets.defences import Defence
+from holdfast.targets.detect import Detector, refusal
 from holdfast.targets.foreign import Foreign, chosen
-from holdfast.targets.preprocess import Preprocess, applied
+from holdfast.targets.preprocess import Preprocess, applied, excess
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
@@ -140,7 +141,7 @@ class TorchTarget(Target):
         return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
 
     def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.model, Foreign):
+        if not isinstance(self.model, Foreign) or self.detectors:
             leaf, z = self._traced(x)
             return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
         kept: list[Tensor] = []
@@ -204,14 +205,28 @@ class TorchTarget(Target):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 return leaf, self._forward(leaf, self.twin)
 
+    def images(self, x: Tensor) -> Tensor:
+        """Raw inputs, images with their channels first."""
+        return x.movedim(-1, 1) if self.layout == "nhwc" and x.ndim > 2 else x
+
+    def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
+        """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
+        steps = [step for step in self.preprocess if not isinstance(step, Defence)]
+        return self._head((model or self.model)(self._inwards(applied(steps, x, self.bounds))), len(x))
+
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        return self._head((model or self.model)(self._before(x)), len(x))
+        z = self._head((model or self.model)(self._before(x)), len(x))
+        if not self.detectors:
+            return z
+        far = excess(self.preprocess, self.images(x), self.bounds, lambda u: self.bare(u, model))
+        return torch.cat([z, refusal(z, far)], 1)
 
     def _before(self, x: Tensor) -> Tensor:
         """Raw inputs as the model wants them."""
-        if self.layout == "nhwc" and x.ndim > 2:
-            x = x.movedim(-1, 1)
-        x = applied(self.preprocess, x, self.bounds)
+        return self._inwards(applied(self.preprocess, self.images(x), self.bounds))
+
+    def _inwards(self, x: Tensor) -> Tensor:
+        """Preprocessed images as the model wants them."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.wants == "nhwc" and x.ndim > 2:
@@ -252,6 +267,10 @@ class TorchTarget(Target):
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
         self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
+        self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
+        self.passes = 1 + sum(step.passes for step in self.detectors)
+        if self.detectors and (self.access < Access.SCORES or self.graded is not None):
+            raise InputError("a detector's refusal stands beside the scores of classes, and this model gives none.")
 
     def _find_layout(self, shape: tuple[int, ...]) -> None:
         """Where the model says its shape and the user no layout: the one in which the data fit."""
@@ -270,7 +289,8 @@ class TorchTarget(Target):
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:
-            self.task = Classes(self.scores(self._probe()).shape[1])
+            refuses = bool(self.detectors)
+            self.task = Classes(self.scores(self._probe()).shape[1] - refuses, refuses)
             self.scores(self._probe()[:1])
             return
         if self.classes is None:

@@ -154,7 +154,10 @@ class Purified(Defence):
 
 
 class Detected(Purified):
-    """What lies far from the main directions of the training data is answered by another network, out of reach."""
+    """What lies far from the main directions of the training data is answered by another network, out of reach.
+
+    The detector is hidden in the model; one that is declared is attacked through: `holdfast.targets.detect`.
+    """
 
     def __init__(self, inner: nn.Module, fallback: nn.Module, mean: Tensor, basis: Tensor, limit: float) -> None:
         super().__init__(inner, mean, basis)
