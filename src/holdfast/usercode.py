@@ -15,6 +15,8 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, InputError, suggest
 
+_FILE = "holdfast_user_"  # how the modules of files are called
+
 
 def find(spec: str) -> Callable[..., Any]:
     """The callable that `spec` names. Modules are looked up from the current folder, too.
@@ -25,7 +27,7 @@ def find(spec: str) -> Callable[..., Any]:
     where, _, name = spec.rpartition(":")
     where = os.path.expanduser(where)
     with importable(home(spec)):
-        module = _run_file(Path(where)) if where.endswith(".py") else _import(where)
+        module = run_file(Path(where)) if where.endswith(".py") else _import(where)
     item = getattr(module, name, None)
     if not callable(item):
         public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
@@ -62,8 +64,14 @@ def importable(folder: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"holdfast_user_{path.stem}", path)
+def files() -> list[str]:
+    """The files that were run, in their order: what a process of its own has to run too."""
+    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_FILE) and m.__file__]
+
+
+def run_file(path: Path) -> ModuleType:
+    """The module of a .py file; its classes are found again under its name."""
+    spec = importlib.util.spec_from_file_location(f"{_FILE}{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"there is no file {path}; expected path/file.py:name.")
     module = importlib.util.module_from_spec(spec)

@@ -231,3 +231,74 @@ def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model() -> None:
     )
     names(text, "the loss is", "at the first step")
     assert set(os.listdir("hard")) == {"before", "harden.json"}
+
+
+def stored(model: Any, file: str) -> None:
+    model.save(file)
+    for name, rows in (("train", 300), ("test", ROWS)):
+        x, y = digits(name, rows)
+        np.savez(f"{name}.npz", x=x, y=y)
+
+
+BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--samples", 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "backend"), [("net.h5", "tensorflow"), ("net.keras", "jax")])
+def test_a_legacy_file_and_another_backend_go_in(file: str, backend: str) -> None:
+    if backend == "jax":
+        pytest.importorskip("jax")
+    stored(fragile(), file)
+    asked = ("harden", file, "train.npz", "--test", "test.npz", *LINF, *BRIEF, "--out", "hard")
+    env = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "from holdfast.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, asked)], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert plainly("hard/model.keras")["last"] == "softmax"
+
+
+@pytest.mark.slow
+def test_plain_training_takes_a_keras_file() -> None:
+    stored(fragile(), "net.keras")
+    names(refused("train", "net.keras", "train.npz", "--out", "weights.safetensors"), ".keras")
+    done = command("train", "net.keras", "train.npz", "--bounds", "0,255", "--epochs", 2, "--out", "trained.keras")
+    assert done.exit_code == 0, done.output
+    told = plainly("trained.keras")
+    assert told["moving"] > 1e-3
+    assert told["right"] > ROWS / 2
+
+
+LAYER = """
+import keras
+import tensorflow as tf
+
+@keras.saving.register_keras_serializable()
+class Native(keras.layers.Layer):
+    def call(self, x): return tf.nn.relu(x)
+
+@keras.saving.register_keras_serializable()
+class Portable(keras.layers.Layer):
+    def call(self, x): return keras.ops.relu(x)
+
+def made(kind):
+    layers = keras.layers
+    return keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(16), kind(), layers.Dense(10)])
+
+def native(): return made(Native)
+def portable(): return made(Portable)
+"""
+
+
+@pytest.mark.slow
+def test_layers_of_ones_own_come_along_or_are_refused() -> None:
+    Path("layers.py").write_text(LAYER)
+    stored(fragile(), "net.keras")
+    asked = ("train.npz", "--test", "test.npz", *LINF, *BRIEF)
+    done = command("harden", "layers.py:portable", *asked, "--out", "hard")
+    assert done.exit_code == 0, done.output
+    assert Path("hard/model.keras").exists()
+    text = refused("harden", "layers.py:native", *asked, "--out", "other")
+    names(text, "Keras's torch backend")
+    assert not Path("other/model.keras").exists()

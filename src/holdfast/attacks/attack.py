@@ -160,13 +160,16 @@ def run(
     return ledger
 
 
-def perturb(attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
+def perturb(
+    attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat, *, ids: Tensor | None = None, seed: int = 0
+) -> Tensor:
     """The same rule without books, for training: all steps on all rows, and the last point, unjudged."""
     target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
     with sealed(seed):
         x, y = x.to(target.device, target.dtype), y.to(target.device)
-        keys = Keys.of(seed, torch.arange(len(x), device=target.device)).fold(_noise_of(attack))
+        ids = torch.arange(len(x)) if ids is None else ids
+        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
         books = (
             None

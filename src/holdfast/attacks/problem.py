@@ -307,8 +307,8 @@ class Problem:
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        alike = self.ledger is None and among is None  # without books all rows: to count them would wait for the device
-        rows = self.rows if alike else (wanted & self.live & ~self.over).nonzero()[:, 0]
+        whole = self.ledger is None and among is None  # all rows without a count, which would wait for the device
+        rows = self.rows if whole else (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
 

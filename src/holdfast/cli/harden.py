@@ -48,6 +48,9 @@ def harden(
     samples: options.Samples = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
+    precision: options.Precision = "float32",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files beside log.csv.")] = False,
     out: Annotated[Path | None, typer.Option(help="The folder; default: a new one under runs/.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")] = False,
@@ -98,6 +101,9 @@ def harden(
                 names=Names(model, arch, "test", options.command_line()),
                 synthetic=None if synthetic is None else options.open_source(synthetic, bounds, "train"),
                 synthetic_share=synthetic_share,
+                devices=devices,
+                precision=precision,
+                tensorboard=tensorboard,
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)

@@ -73,6 +73,12 @@ Lender = Annotated[
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Devices = Annotated[
+    int, typer.Option("--devices", min=1, help="Processes that share each step of training: cores, or CUDA devices.")
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help="Of the forwards that train: float32, or bfloat16 (mixed).")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of all noise.")]
 Samples = Annotated[str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,11 @@ from holdfast.errors import InputError
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="path/file.py:factory or package.module:factory.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="path/file.py:factory, or a .keras or .h5 file.", metavar="MODEL")],
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("model.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the weights go, or the Keras model; default model.safetensors or .keras.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 30,
     batch_size: options.BatchSize = 64,
     rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")] = 2e-3,
@@ -23,10 +25,15 @@ def train(
     split: options.Split = "train",
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
+    precision: options.Precision = "float32",
 ) -> int:
     """Train a network on labelled data by plain cross-entropy, and save its weights."""
-    if out.suffix != ".safetensors":
-        raise InputError(f"--out is {out}; weights are saved as .safetensors.")
+    keras = model.endswith((".keras", ".h5"))
+    suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
+    out = out or Path(f"model{suffix}")
+    if out.suffix != suffix:
+        raise InputError(f"--out is {out}; {what} saved as {suffix}.")
     if out.exists():
         raise InputError(f"{out} exists; choose another --out.")
     import torch
@@ -35,17 +42,20 @@ def train(
     from holdfast.harden.plain import train as fit
     from holdfast.harden.state import packed
     from holdfast.runs.store import write_bytes
-    from holdfast.targets import TorchTarget, wrap
+    from holdfast.targets import TorchTarget, load, wrap
     from holdfast.targets.loading import made
     from holdfast.targets.preprocess import parse
 
     torch.manual_seed(seed)
-    network = made(model)
+    door: dict[str, Any] = {"bounds": options.bounds_of(bounds), "device": options.device_of(device)}
+    network = None if keras else made(model)
     source = options.open_source(data, bounds, split)
-    target = wrap(
-        network, bounds=options.bounds_of(bounds), preprocess=parse(preprocess), device=options.device_of(device)
+    target = (
+        load(model, preprocess=parse(preprocess), **door)
+        if keras
+        else wrap(network, preprocess=parse(preprocess), **door)
     )
-    if not (isinstance(target, TorchTarget) and isinstance(target.model, torch.nn.Module)):
+    if not isinstance(target, TorchTarget) or not (keras or isinstance(target.model, torch.nn.Module)):
         raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
     check_data(source, target.bounds)
     trained = fit(
@@ -55,12 +65,17 @@ def train(
         batch_size=batch_size,
         rate=rate,
         seed=seed,
+        devices=devices,
+        precision=precision,
         watch=lambda line: typer.echo(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy {line.trained:.1%}, "
             f"on held-out rows {line.clean:.1%}",
             err=True,
         ),
     )
-    write_bytes(out, packed(trained.state_dict()))
-    typer.echo(f"weights: {out}")
+    if keras:
+        trained.save(out)
+    else:
+        write_bytes(out, packed(trained.state_dict()))
+    typer.echo(f"{'model' if keras else 'weights'}: {out}")
     return 0

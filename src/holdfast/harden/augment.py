@@ -44,6 +44,11 @@ class Batch:
             loss = loss + self.weight * disagreement([scores(x) for x in (self.x, *self.views)])
         return loss, z
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        other = None if self.other is None else self.other[rows]
+        return replace(self, x=self.x[rows], y=self.y[rows], other=other, views=tuple(v[rows] for v in self.views))
+
     def beside(self, asks: int) -> int:
         """Forwards that the loss takes beside the `asks` of one set of classes."""
         return (asks if self.other is not None else 0) + (1 + len(self.views) if self.views else 0)

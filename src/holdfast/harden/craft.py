@@ -38,14 +38,22 @@ class Craft:
     threat: Threat  # at the eps that is trained against now
     seed: int  # of this step's noise
     share: float = 1.0  # of the whole eps that the threat has reached
+    start: int = 0  # the place in its step of the first row: a row's noise hangs on its place
     rival: Rival | None = None  # an attacker that learns beside
 
     def __call__(
-        self, attack: Attack, x: Tensor, y: Tensor, threat: Threat | None = None, on: Target | None = None
+        self,
+        attack: Attack,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat | None = None,
+        on: Target | None = None,
+        among: Tensor | None = None,
     ) -> Tensor:
-        """Under another threat, and `on` another target, where these are given."""
+        """Under another threat, `on` another target, of rows that stand at `among` ([n], from 0): where given."""
+        ids = self.start + (torch.arange(len(x), device=x.device) if among is None else among)
         with evaluating(self.live.model):
-            return perturb(attack, on or self.live, x, y, threat or self.threat, seed=self.seed)
+            return perturb(attack, on or self.live, x, y, threat or self.threat, ids=ids, seed=self.seed)
 
     def threats(self, also: Sequence[Threat]) -> list[Threat]:
         """The threat, and others that have reached the same share of theirs."""
@@ -59,7 +67,7 @@ class Craft:
 
     def keys(self, x: Tensor, name: str) -> Keys:
         """Random keys of the rows; each name gives an independent draw."""
-        return Keys.of(self.seed, torch.arange(len(x), device=x.device)).fold(name)
+        return Keys.of(self.seed, self.start + torch.arange(len(x), device=x.device)).fold(name)
 
     def around(self, x: Tensor, name: str) -> Tensor:
         """Points uniform in the ball, drawn into the box."""

@@ -21,7 +21,7 @@ from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
-from holdfast.harden import objectives, recipes
+from holdfast.harden import board, objectives, recipes, workers
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
@@ -69,6 +69,9 @@ def harden(
     names: Names | None = None,
     synthetic: Source | None = None,
     synthetic_share: float = 0.7,
+    devices: int = 1,
+    precision: str = "float32",
+    tensorboard: bool = False,
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
@@ -94,6 +97,9 @@ def harden(
         names: what the manifests call things.
         synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
         synthetic_share: of each step, above 0 and below 1.
+        devices: processes that share each step, with a thread or an accelerator each; the steps are those of one.
+        precision: of the forwards that train: float32, or bfloat16 (mixed). The judge's are always float32.
+        tensorboard: write event files into `out` too.
 
     Raises:
         InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
@@ -112,6 +118,10 @@ def harden(
         raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
     check_network(network, target, source, recipe)
+    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    check_precision(precision)
+    if tensorboard:
+        board.writer()
     _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
@@ -133,6 +143,8 @@ def harden(
         "model": target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
+    if precision != "float32":
+        asked["precision"] = precision
     if mix is not None:
         asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
@@ -141,7 +153,9 @@ def harden(
     judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
     before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
-        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix))
+        tell = board.written(folder, tell) if tensorboard else tell
+        how = {"precision": precision, "devices": devices}
+        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix, **how))
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
@@ -198,6 +212,11 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
         raise InputError(f"the {network.kind} has no parameters to train.")
     if recipe.batch_size == 1 and network.normed:
         raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("float32", "bfloat16"):
+        raise SpecError(f"--precision is {precision!r}; it is float32 or bfloat16.")
 
 
 def _check_counts(source: Source, k: int) -> None:

@@ -14,15 +14,12 @@ along. The softmax at a model's end is left out while training, and is there aga
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,12 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from holdfast import spec, usercode
-from holdfast.data import Source, from_arrays
-from holdfast.errors import HoldfastError, InputError
+from holdfast.data import Source
+from holdfast.errors import InputError
+from holdfast.harden import workers
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import behind
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import Epoch
+from holdfast.harden.team import Team
 from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, preprocess, wrap
@@ -55,7 +54,7 @@ class KerasNetwork:
         model: the live model. It is saved, and never changed.
     """
 
-    file = "model.keras"
+    file, pickled = "model.keras", False
 
     def __init__(self, model: Any) -> None:
         self.model, self.kind = model, type(model).__name__
@@ -64,9 +63,7 @@ class KerasNetwork:
 
     def train(self, training: Training) -> None:
         assert training.folder is not None
-        work = training.folder / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work = workers.emptied(training.folder / "work")
         try:
             self._hand_over(training, work)
             failed = _in_torch(work, training)
@@ -85,15 +82,12 @@ class KerasNetwork:
 
     def _hand_over(self, training: Training, work: Path) -> None:
         self.model.save(work / "model.keras")
-        for name, source in (("train", training.data), ("held", training.held)):
-            _store(source, work, name)
-        if training.mix is not None:
-            _store(training.mix.data, work, "mix")
+        for name, source in workers.sources(training).items():
+            workers.store(source, work, name)
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
         job = {
             "code": _own_code(),
-            "threads": torch.get_num_threads(),
             "door": {
                 "bounds": [side.tolist() for side in each]
                 if (each := target.bounds.each)
@@ -111,6 +105,7 @@ class KerasNetwork:
             "floor": training.floor,
             "every": training.every,
             "mix": None if training.mix is None else training.mix.share,
+            "precision": training.precision,
         }
         (work / "job.json").write_text(json.dumps(job))
 
@@ -158,75 +153,18 @@ class Rebuilt(nn.Module):
 
 
 def _in_torch(work: Path, training: Training) -> str | None:
-    """Train in a process whose Keras runs on torch; why it failed, where the training itself did.
-
-    Raises:
-        InputError: the model cannot be rebuilt there.
-    """
-    paths = [path or os.getcwd() for path in sys.path]
-    env = os.environ | {
-        "KERAS_BACKEND": "torch",
-        "KERAS_TORCH_DEVICE": str(training.target.device),
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    with (
-        (work / "stderr").open("wb") as stderr,
-        subprocess.Popen(
-            [sys.executable, "-m", __name__, str(work)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=env,
-            text=True,
-        ) as child,
-    ):
-        try:
-            failed = _listen(child.stdout, training.watch)
-        except BaseException:
-            child.kill()
-            raise
-        child.wait()  # before its standard input is closed, which would end it
-    if failed is None and child.returncode:
-        last = ((work / "stderr").read_text(errors="replace").strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"the model cannot be trained on Keras's torch backend: {last.rstrip('.')}.")
-    return failed
+    """Train in processes whose Keras runs on torch; why it failed, where the training itself did."""
+    env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.device)}
+    return workers.run(__name__, work, training, env)
 
 
-def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
-    failed = None
-    for line in lines or ():
-        said = json.loads(line)
-        failed = said.get("failed", failed)
-        if "epoch" in said:
-            watch(Epoch(**said["epoch"]))
-    return failed
-
-
-def _main(work: Path) -> None:
-    """In the process of its own: train, tell each epoch as a line of JSON, and leave the weights."""
-    # What frameworks print is not meant for the listener; and where that one is gone, so is the reason to go on.
-    line, sys.stdout = sys.stdout, sys.stderr
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
-
-    def tell(**said: Any) -> None:
-        print(json.dumps(said), file=line, flush=True)
-
-    try:
-        _train(work, lambda epoch: tell(epoch=asdict(epoch)))
-    except HoldfastError as error:
-        tell(failed=str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
+def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     job = json.loads((work / "job.json").read_text())
-    torch.set_num_threads(job["threads"])
     for where in job["code"]:
         usercode.find(where)
     model = _again(work / "model.keras")
     target = wrap(model, preprocess=preprocess.parse(job["preprocess"]), **job["door"])
-    data, held = (_stored(work, name) for name in ("train", "held"))
+    data, held = (workers.stored(work, name) for name in ("train", "held"))
     target.bind(data.shape)
     target.probabilities = job["probabilities"]
     assert isinstance(target, TorchTarget)
@@ -245,7 +183,9 @@ def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
         folder=work.parent,
         every=job["every"],
         watch=watch,
-        mix=None if job["mix"] is None else Mix(_stored(work, "mix"), job["mix"]),
+        team=team,
+        precision=job["precision"],
+        mix=None if job["mix"] is None else Mix(workers.stored(work, "mix"), job["mix"]),
     )
     failed, kept = None, work.parent / _KEPT
     try:
@@ -254,6 +194,8 @@ def _train(work: Path, watch: Callable[[Epoch], None]) -> None:
         if not kept.exists():
             raise
         best, failed = load_file(kept), error
+    if not team.leads:
+        return
     net.load_state_dict(best)
     _put(net, bare, model)
     np.save(work / "after.npy", _probe(target, held))
@@ -302,22 +244,6 @@ def _again(file: Path) -> Any:
         ) from error
 
 
-def _store(source: Source, work: Path, name: str) -> None:
-    """A source as two arrays on disk, block by block; the process of its own reads them as it needs them."""
-    shapes = {"x": (len(source), *source.shape), "y": (len(source),)}
-    files = {
-        part: np.lib.format.open_memmap(work / f"{name}.{part}.npy", "w+", dtype, shapes[part])
-        for part, dtype in (("x", source.rows(0, 1)[0].dtype), ("y", np.dtype(np.int64)))
-    }
-    for start in range(0, len(source), 1024):
-        files["x"][start : start + 1024], files["y"][start : start + 1024] = source.rows(start, start + 1024)
-
-
-def _stored(work: Path, name: str) -> Source:
-    x, y = (np.load(work / f"{name}.{part}.npy", mmap_mode="r") for part in ("x", "y"))
-    return from_arrays(x, y, scale=False)
-
-
 def _probe(target: TorchTarget, held: Source) -> np.ndarray:
     x, _ = held.rows(0, _PROBED)
     return target.all_scores(torch.from_numpy(x).to(target.device, target.dtype)).cpu().numpy()
@@ -339,4 +265,4 @@ def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    workers.serve(Path(sys.argv[1]), _train)

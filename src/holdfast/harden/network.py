@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from holdfast.errors import InputError
+from holdfast.harden import workers
 from holdfast.harden.state import packed
 from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
@@ -24,6 +25,7 @@ class Network(Protocol):
     kind: str  # its class
     trains: bool  # whether it has anything to train
     normed: bool  # whether it has batch norm
+    pickled: bool  # whether it goes to other processes as it stands
 
     def train(self, training: Training) -> None:
         """Train it, and leave it as `file` in the training's folder.
@@ -41,7 +43,7 @@ class Network(Protocol):
 class TorchNetwork:
     """A torch module. Parameters that the given one froze stay as they are."""
 
-    file = "model.safetensors"
+    file, pickled = "model.safetensors", True
 
     def __init__(self, given: Any, target: TorchTarget) -> None:
         assert isinstance(target.model, nn.Module)
@@ -55,8 +57,7 @@ class TorchNetwork:
 
     def train(self, training: Training) -> None:
         assert training.folder is not None
-        best = training.fit(self.net, resume=True).best_average()
-        write_bytes(training.folder / self.file, packed(best))
+        write_bytes(training.folder / self.file, packed(workers.train(training, self.net)))
 
     def read(self, folder: Path) -> nn.Module:
         self.net.load_state_dict(load_file(folder / self.file))

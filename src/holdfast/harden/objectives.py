@@ -239,8 +239,8 @@ class Ensemble(Objective):
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")
-        near = x.clone()
-        for part, target in ((slice(0, None, 2), craft.given), (slice(1, None, 2), craft.live)):
+        near, odd = x.clone(), craft.start % 2
+        for part, target in ((slice(odd, None, 2), craft.given), (slice(1 - odd, None, 2), craft.live)):
             near[part] = craft(attack, x[part], y[part], on=target)
         return near
 

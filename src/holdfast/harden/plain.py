@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
-
-from torch import nn
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from holdfast.data import Source
 from holdfast.data.part import divide
-from holdfast.harden.harden import check_network
-from holdfast.harden.network import TorchNetwork
+from holdfast.harden import objectives, workers
+from holdfast.harden.harden import check_network, check_precision
+from holdfast.harden.network import TorchNetwork, network_of
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import Epoch
 from holdfast.harden.trainer import Training
@@ -25,14 +29,18 @@ def train(
     batch_size: int = 64,
     rate: float = 2e-3,
     seed: int = 0,
+    devices: int = 1,
+    precision: str = "float32",
     watch: Callable[[Epoch], None] = lambda _: None,
-) -> nn.Module:
-    """A copy of the network behind `target`, trained by cross-entropy with Adam, in eval mode.
+) -> Any:
+    """A copy of the network behind `target`, trained by cross-entropy with Adam: a torch module in eval mode, or Keras.
 
     A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept. The same seed gives the same weights
     on the same machine.
 
     Args:
+        devices: processes that share each step.
+        precision: of the forwards that train: float32 or bfloat16.
         watch: told of each finished epoch.
 
     Raises:
@@ -51,9 +59,19 @@ def train(
         ema=0.0,
         judge="",
     )
-    network = TorchNetwork(None, target)
+    network = network_of(None, target)
     check_network(network, target, data, recipe)
+    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
-    training = Training(target, *divide(data, recipe.held, 1000, seed, "held-out"), anything, recipe, seed, watch=watch)
-    network.net.load_state_dict(training.fit(network.net).best_average())
-    return network.net.eval()
+    rows = divide(data, recipe.held, 1000, seed, "held-out")
+    how = {"watch": watch, "devices": devices, "precision": precision}
+    training = Training(target, *rows, anything, recipe, seed, **how)  # pyright: ignore[reportArgumentType]
+    if isinstance(network, TorchNetwork):
+        network.net.load_state_dict(workers.train(training, network.net))
+        return network.net.eval()
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-"))  # stays where the training diverged, with what it reached
+    network.train(replace(training, folder=folder))
+    trained = network.read(folder)
+    shutil.rmtree(folder)
+    return trained

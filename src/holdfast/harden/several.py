@@ -81,8 +81,8 @@ class EAT(Several):
         threats, near = craft.threats(self.others), x.clone()
         drawn = craft.keys(x, "threat").integers(len(threats))
         for i, threat in enumerate(threats):
-            rows = drawn == i
-            near[rows] = craft(attack, x[rows], y[rows], threat)
+            rows = (drawn == i).nonzero()[:, 0]
+            near[rows] = craft(attack, x[rows], y[rows], threat, among=rows)
         return near
 
 

@@ -41,15 +41,26 @@ MOVES: dict[str, Callable[[list[Tensor], list[Tensor], float], list[Tensor]]] = 
 
 
 @contextmanager
-def perturbed_weights(net: nn.Module, loss: Callable[[], Tensor], kind: str, size: float) -> Iterator[None]:
-    """Within, the weights are where a move of this kind and size raises the loss most; of size 0, where they were."""
+def perturbed_weights(
+    net: nn.Module,
+    loss: Callable[[], Tensor],
+    kind: str,
+    size: float,
+    mean: Callable[[list[Tensor]], None] = lambda _: None,
+) -> Iterator[None]:
+    """Within, the weights are where a move of this kind and size raises the loss most; of size 0, where they were.
+
+    Args:
+        mean: makes gradients on some rows those on all, in place.
+    """
     weights = [w for w in net.parameters() if w.requires_grad] if size else []
     saved = [w.detach().clone() for w in weights]
     if weights:
         with evaluating(net):
-            slopes = torch.autograd.grad(loss(), weights, materialize_grads=True)
+            slopes = list(torch.autograd.grad(loss(), weights, materialize_grads=True))
+        mean(slopes)
         with torch.no_grad():
-            for w, move in zip(weights, MOVES[kind](saved, list(slopes), size), strict=True):
+            for w, move in zip(weights, MOVES[kind](saved, slopes, size), strict=True):
                 w.add_(move)
     try:
         yield

@@ -89,6 +89,8 @@ class State:
             own = {f"net.{name}": value for name, value in self.rival.net.state_dict().items()}
             tensors |= {f"rival.{name}": value for name, value in (own | slots(self.rival.optimiser)).items()}
         tensors["random"] = torch.get_rng_state()
+        if (device := _device(self.net)).type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
 
@@ -105,6 +107,8 @@ class State:
             self.rival.net.load_state_dict(under("net.", own))
             put_slots(self.rival.optimiser, own)
         torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and (device := _device(self.net)).type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
     def _weights(self) -> dict[str, Tensor]:
         own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
@@ -168,6 +172,10 @@ def read_log(folder: Path) -> list[Epoch]:
 def packed(weights: dict[str, Tensor]) -> bytes:
     """A state_dict as the bytes of a .safetensors file."""
     return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((w.device for w in net.parameters()), torch.device("cpu"))
 
 
 def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

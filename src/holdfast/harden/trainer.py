@@ -20,6 +20,7 @@ from holdfast.errors import InputError
 from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.augment import Batch
 from holdfast.harden.craft import Craft, Rival, evaluating
+from holdfast.harden.memory import keep_freed
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
 from holdfast.harden.plan import Plan, read, shuffled
@@ -27,6 +28,7 @@ from holdfast.harden.recipes import Recipe
 from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.sharpness import perturbed_weights
 from holdfast.harden.state import STATE, Epoch, Place, State, blend, packed, table
+from holdfast.harden.team import Team
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
@@ -51,6 +53,9 @@ class Training:
         every: seconds from one stored state to the next; 0: after each step.
         watch: told of each finished epoch.
         mix: generated rows to train on beside.
+        precision: of the forwards that train; bfloat16 is mixed, and the judge's are always float32.
+        devices: processes that share every step; on accelerators each has one of its own. `workers.train` starts them.
+        team: which of these processes this is.
     """
 
     target: TorchTarget
@@ -64,6 +69,9 @@ class Training:
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
     mix: Mix | None = None
+    precision: str = "float32"
+    devices: int = 1
+    team: Team = field(default_factory=Team)
     rival: Rival | None = field(default=None, init=False)
 
     @cached_property
@@ -83,9 +91,10 @@ class Training:
         recipe, self.began = self.recipe, time.monotonic()
         x, y = self.held.rows(0, len(self.held))
         self.judged = self._tensors(x, y)
+        keep_freed()
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        with sealed(self.seed), torch.enable_grad():
+        with sealed(self.seed + self.team.rank), torch.enable_grad():
             self.rival = objectives.parse(recipe.objective).rival(self.target)
             s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
@@ -112,48 +121,58 @@ class Training:
         for group in s.optimiser.param_groups:
             group["lr"] = rate
         objective = objectives.parse(place.objective)
-        craft = self._craft(self.target.live(s.net), eps, self.seed + place.step)
+        n, mine = len(y), self.team.share(len(y))
+        craft = self._craft(self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start)
         size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
         batch = augment.augmented(self.changes, x, y, self.target, self.seed + place.step)
+        batch = batch.part(mine) if self.team.size > 1 else batch
         x, y = batch.x, batch.y
         objective.teach(craft, x, y)
         near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
-        loss, z = self._update(s, objective, craft, batch, near, size)
+        loss, z = self._update(s, objective, craft, batch, near, size, n)
         for _ in range(objective.replays - 1):
             assert near.grad is not None
             near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
-            loss, z = self._update(s, objective, craft, batch, near, size)
+            loss, z = self._update(s, objective, craft, batch, near, size, n)
+        right = unbroken(z.argmax(1), y)
+        self.team.follow([part for part in s.net.buffers() if part.is_floating_point()])
         blend(s.average, s.net, self._past(place.step, total))
 
         place.step, place.batch = place.step + 1, place.batch + 1
-        place.rows += len(y)
+        place.rows += n
         beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
         beside += 2 * batch.beside(objective.asks)
-        place.passes += len(y) * (objective.passes + objective.replays * beside)
-        place.loss += float(loss) * len(y)
-        place.right += int(unbroken(z.argmax(1), y).sum())
+        place.passes += n * (objective.passes + objective.replays * beside)
+        place.loss += float(loss) * n
+        place.right += round(self.team.shares([right])[0] * n)
 
     def _update(
-        self, s: State, objective: Objective, craft: Craft, batch: Batch, near: Tensor, size: float
+        self, s: State, objective: Objective, craft: Craft, batch: Batch, near: Tensor, size: float, n: int
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser, at points near x: the loss there, and the scores."""
+        """One step of the optimiser, at points near x: the loss of all n rows there, and the scores of this share."""
+
+        def mean(tensors: list[Tensor]) -> None:
+            self.team.mean(tensors, n)
+
         net = Net(craft.live.outputs, self.target.scores)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
             return objective.loss(net, batch.x, near, y)
 
         s.net.train()
-        with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size):
+        with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size, mean):
             loss, z = batch.loss(ask, net)
             with evaluating(s.net):
                 loss = loss + sum(part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties)
             s.optimiser.zero_grad()
             loss.backward()
+        loss = loss.detach()
+        mean([loss, *(w.grad for w in s.net.parameters() if w.grad is not None)])
         length = nn.utils.clip_grad_norm_(s.net.parameters(), self.recipe.clip or math.inf)
         if not bool(loss.isfinite() & length.isfinite()):
-            raise InputError(self._diverged(s, float(loss.detach()), float(length)))
+            raise InputError(self._diverged(s, float(loss), float(length)))
         s.optimiser.step()
-        return loss.detach(), z.detach()
+        return loss, z.detach()
 
     def _past(self, step: int, total: int) -> float:
         """The share that the average keeps of itself at this step."""
@@ -206,37 +225,41 @@ class Training:
             s.keep()
         place.log.append(line)
         self._store(s, now=True)
-        self.watch(line)
+        if self.team.leads:
+            self.watch(line)
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float]:
         """Accuracy of the averaged weights on the rows held out: clean, under the inner attack, under the judge."""
-        x, y = self.judged
+        mine = self.team.share(len(self.judged[1]))
+        x, y = (column[mine] for column in self.judged)
         door = self.target.live(s.average)
         with torch.no_grad():
             right = door.task.predict(door.all_scores(x)) == y
-            near = objective.near(self._craft(door, float(self.threat.eps), self.seed), x, y)
+            near = objective.near(self._craft(door, float(self.threat.eps), self.seed, mine.start), x, y)
             inner = unbroken(door.task.predict(door.all_scores(near)), y)
         stood = right
         if self.recipe.judge:
-            books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, seed=self.seed)
+            ids = torch.arange(mine.start, mine.stop)
+            books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed)
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
-        return tuple(float(column.double().mean()) for column in (right, inner & right, stood))  # pyright: ignore[reportReturnType]
+        return tuple(self.team.shares([right, inner & right, stood]))  # pyright: ignore[reportReturnType]
 
     def _aligned(self, s: State) -> float:
         """How far gradients at those rows and at random points near them point the same way: their mean cosine."""
-        craft = self._craft(self.target.live(s.average), float(self.threat.eps), self.seed)
-        return float(craft.aligned(*self.judged).double().mean())
+        mine = self.team.share(len(self.judged[1]))
+        craft = self._craft(self.target.live(s.average), float(self.threat.eps), self.seed, mine.start)
+        return self.team.shares([craft.aligned(*(column[mine] for column in self.judged))])[0]
 
-    def _craft(self, live: TorchTarget, eps: float, seed: int) -> Craft:
+    def _craft(self, live: TorchTarget, eps: float, seed: int, start: int = 0) -> Craft:
         share = eps / float(self.threat.eps)
-        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share, self.rival)
+        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.rival)
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
         return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
 
     def _store(self, s: State, *, now: bool = False) -> None:
-        if self.folder is None or not (now or time.monotonic() - self.began >= self.every):
+        if self.folder is None or not self.team.leads or not (now or time.monotonic() - self.began >= self.every):
             return
         self.began = time.monotonic()
         write_bytes(self.folder / STATE, s.dump())
@@ -249,7 +272,7 @@ class Training:
         if s.place.step == 0:
             return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
         where = f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
-        if not s.place.best_epoch or self.folder is None:
+        if not s.place.best_epoch or self.folder is None or not self.team.leads:
             return f"{where} Try a lower rate."
         kept = self.folder / "model.safetensors"
         write_bytes(kept, packed(s.best_average()))

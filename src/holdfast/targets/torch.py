@@ -160,16 +160,20 @@ class TorchTarget(Target):
             g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
         return kept[-1], g
 
-    def live(self, model: nn.Module) -> TorchTarget:
-        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode is the caller's."""
+    def live(self, model: nn.Module, precision: str = "float32") -> TorchTarget:
+        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode is the caller's.
+
+        With precision bfloat16 whatever gradients flow through is mixed: convolutions and products in bfloat16.
+        """
         own = copy.copy(self)
         own.model = own.twin = model
-        own.approximate, own.precision = False, "float32"
+        own.approximate, own.precision = False, precision
         return own
 
     def outputs(self, x: Tensor) -> Tensor:
         """Scores [n, k] that gradients flow through, to inputs and parameters alike."""
-        return self._forward(x)
+        with self._mixed():
+            return self._forward(x)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
@@ -202,7 +206,7 @@ class TorchTarget(Target):
         """Inputs that can be asked for a gradient, and the twin's scores of them."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with self._mixed():
                 return leaf, self._forward(leaf, self.twin)
 
     def images(self, x: Tensor) -> Tensor:
@@ -213,6 +217,9 @@ class TorchTarget(Target):
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
         return self._head((model or self.model)(self._inwards(applied(steps, x, self.bounds))), len(x))
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         z = self._head((model or self.model)(self._before(x)), len(x))

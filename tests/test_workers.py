@@ -1,0 +1,144 @@
+"""Trainings in several processes: the steps of one, and none that outlives another; precision and event files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_bad_input import holdfast as command
+from test_bad_input import names, refused
+from test_harden import MODELS, SMALL, Normed, digits, training
+from torch import Tensor, nn
+
+import holdfast
+from holdfast.errors import InputError
+from holdfast.harden import objectives, workers
+from holdfast.harden.state import Epoch
+from holdfast.harden.team import Team
+from holdfast.targets import wrap
+from holdfast.targets.demo import demo_net
+
+LINF = ("--threat", "linf(0.1)")
+
+
+class Dying(nn.Sequential):
+    """The second of two processes ends in its first step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if os.environ.get("RANK") == "1" and self.training:
+            print("the second gives up.", file=sys.stderr, flush=True)
+            os._exit(3)
+        return super().forward(x)
+
+
+def dying() -> nn.Module:
+    return Dying(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("n", "size"), [(64, 2), (65, 2), (7, 3), (4, 2)])
+def test_shares_are_all_rows_once(n: int, size: int) -> None:
+    rows = [i for rank in range(size) for i in range(n)[Team(rank, size).share(n)]]
+    assert rows == list(range(n))
+    assert min(len(range(n)[Team(rank, size).share(n)]) for rank in range(size)) >= 2
+
+
+def test_few_rows_are_everybodys() -> None:
+    assert [Team(rank, 2).share(3) for rank in (0, 1)] == [slice(0, 3)] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", ["pgd(steps=2)", "trades(steps=2)", "ensemble", "eat(also='l2(1)', steps=2)", "free(batch_replays=2)"]
+)
+def test_two_processes_take_the_steps_of_one(objective: str) -> None:
+    """99 rows in steps of 32: the last has three, which both take. Weights are perturbed, noise is drawn."""
+    how = f'fast(epochs=2, batch_size=32, ramp=0, rate=0.05, awp=0.01, judge="pgd(steps=2)", objective="{objective}")'
+    found, logs = [], []
+    for devices in (1, 2):
+        log: list[Epoch] = []
+        done, net = training(how, rows=99, watch=log.append)
+        found.append(workers.train(replace(done, devices=devices), net))
+        logs.append(log)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=2e-5), name
+    assert [line.passes for line in logs[0]] == [line.passes for line in logs[1]]
+    assert [line.loss for line in logs[0]] == pytest.approx([line.loss for line in logs[1]], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_batch_norm_keeps_the_same_statistics_everywhere() -> None:
+    done, net = training('fast(epochs=1, batch_size=32, judge="")', rows=96, make=Normed)
+    best = workers.train(replace(done, devices=2), net)
+    assert all(value.isfinite().all() for value in best.values())
+
+
+@pytest.mark.slow
+def test_one_process_that_dies_ends_all_with_one_sentence() -> None:
+    done, net = training('fast(epochs=2, batch_size=32, judge="")', rows=96, make=dying)
+    with pytest.raises(InputError, match=r"process 2 of 2\) died: the second gives up\."):
+        workers.train(replace(done, devices=2), net)
+
+
+@pytest.mark.slow
+def test_the_command_shares_and_goes_on(here: Path) -> None:
+    """The network comes from a file; what one process began, two end."""
+    (here / "models.py").write_text(MODELS)
+    asked = ("harden", "models.py:normed", "digits", *LINF, *SMALL, "--out", "hard", "--devices", 2)
+    done = command(*asked)
+    assert done.exit_code == 0, done.output
+    assert not (here / "hard" / "work").exists()
+    assert done.stderr.count("epoch") >= 3
+
+
+def test_what_cannot_go_to_other_processes_is_refused_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = ("harden", "demo", "digits", *LINF, "--out", "hard", "--devices", 10_000)
+    names(refused(*many), "--devices is 10000", "cores")
+    names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--precision", "half"), "half", "bfloat16")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    learns = ("harden", "demo", "digits", *LINF, "--objective", "advgan", "--out", "hard", "--devices", 2)
+    names(refused(*learns), "advgan", "one process")
+    monkeypatch.setattr(Dying, "__module__", "__main__")
+    with pytest.raises(InputError, match=r"Dying is defined in the script that runs"):
+        holdfast.harden(dying(), digits(0, 200), "linf(0.1)", out="hard", devices=2)
+    net = demo_net()
+    net.forward = lambda x: x  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match=r"several processes: .*lambda"):
+        workers.check(2, wrap(net), objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
+    assert not (here / "hard").exists()
+
+
+def test_bfloat16_trains_otherwise_and_is_judged_alike() -> None:
+    found = []
+    for precision in ("float32", "bfloat16"):
+        done, net = training('fast(epochs=1, batch_size=64, judge="")', rows=128, precision=precision)
+        found.append(done.fit(net).best_average())
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values())
+    assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert all(torch.allclose(found[0][name], found[1][name], atol=0.05) for name in found[0])
+
+
+def test_event_files_hold_what_the_log_holds(here: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log: list[Epoch] = []
+    holdfast.harden(
+        demo_net(), digits(0, 200), "linf(0.1)", recipe='fast(epochs=2, judge="pgd(steps=2)")', protocol="quick",
+        out="hard", tensorboard=True, tell=log.append,
+    )  # fmt: skip
+    read = EventAccumulator(str(here / "hard")).Reload()
+    assert set(read.Tags()["scalars"]) == set(vars(log[0])) - {"epoch", "objective", "note"}
+    assert [(e.step, e.value) for e in read.Scalars("robust")] == [
+        (line.epoch, pytest.approx(line.robust)) for line in log
+    ]
