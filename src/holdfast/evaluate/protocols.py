@@ -76,10 +76,10 @@ _STANDARD = (
 )
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, near=0.6)',
-    "brendelbethge(steps=400, walks=5)",
-    'acg(steps=50, loss="mifpe", restarts=2, near=0.25)',
-    "relay(steps=700, leg=80, p=0.3, near=0.2)",
+    'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+    "brendelbethge(steps=360, walks=4)",
+    'acg(steps=50, loss="mifpe", restarts=2, near=0.1)',
+    "relay(steps=700, leg=80, p=0.3, near=0.08)",
 )
 _STANDARD_L1 = (
     'apgd(steps=50, loss="mifpe")',
@@ -88,12 +88,16 @@ _STANDARD_L1 = (
     "square(steps=500, near=0.6)",
 )
 _THOROUGH = (
-    'apgd(steps=50, loss="dlr", targets=9, near=0.4)',
-    'apgd(steps=50, loss="mifpe", restarts=10, near=0.3)',
-    "square(steps=1500, near=0.3)",
-    'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=3, near=0.08)',
+    "square(steps=5000, near=0.5)",
+    'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=4, near=0.2)',
     "relay(steps=8400, near=0.15)",
-    "relay(steps=8400, step_size=0.1, near=0.15)",
+    "relay(steps=8400, step_size=0.1, near=0.08)",
+)
+_THOROUGH_L2 = (
+    "fab(steps=60, targets=4)",
+    "brendelbethge(steps=600, walks=6)",
+    "square(steps=5000, near=0.2)",
+    "relay(steps=8400, near=0.08)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
@@ -122,7 +126,7 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
-            "l2": (*_STANDARD_L2, "brendelbethge(steps=1000, walks=10)", "fab(steps=100, targets=9)", *_THOROUGH),
+            "l2": (*_STANDARD_L2, *_THOROUGH_L2),
             "l1": (*_STANDARD_L1, *_THOROUGH),
             "l0": _SPARSE,
         },
