@@ -66,19 +66,19 @@ def test_its_tflite_twin_gives_scores_alone(cases: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [True, False])
-def test_its_tflite_twin_falls_as_it_does_itself(cases: Path, told: bool) -> None:
-    """Integers have no gradient: by those of the float network, and by queries alone, the figure is the same."""
+def test_its_tflite_twin_falls_by_the_gradients_of_the_float_network(cases: Path) -> None:
+    """Integers have no gradient: the figure by queries alone is said to be an upper bound (docs/limits.md)."""
     pytest.importorskip("tensorflow")
     x, y = (part[:40] for part in cifar_bytes(cases))
     whole = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
     twin = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet_quant.tflite", bounds=(0, 255))
     known = holdfast.evaluate(whole, (x, y), "linf(2)").robust_accuracy.value
-    found = holdfast.evaluate(Surrogate(twin, whole) if told else twin, (x, y), "linf(2)")
-    assert known is not None
-    assert found.robust_accuracy.value == pytest.approx(known, abs=0.03)
-    assert found.verdict.status == "upper-bound"
-    assert "access" in {f.check for f in found.verdict.findings if f.severity == "amber"}
+    for target in (Surrogate(twin, whole), twin):
+        found = holdfast.evaluate(target, (x, y), "linf(2)")
+        assert found.verdict.status == "upper-bound"
+        assert "access" in {f.check for f in found.verdict.findings if f.severity == "amber"}
+        if target is not twin:
+            assert found.robust_accuracy.value == pytest.approx(known, abs=0.03)
 
 
 def test_trees_score_as_their_dump_says(cases: Path) -> None:

@@ -250,7 +250,7 @@ def _labels(a: Answers) -> Finding | None:
 
 
 def _binarisation(a: Answers) -> Finding | None:
-    source = "arXiv:2206.13991, where it is 5 %; ours: at most 9 % on the sound models of the zoo"
+    source = "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of the zoo"
     if a.planted is None or a.missed is None or a.planted.sum() < 4:
         if not a.zero:
             return None
