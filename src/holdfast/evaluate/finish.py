@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from holdfast.decisions import UNASKED
+from holdfast.errors import SpecError
 from holdfast.evaluate.findings import conclude
 from holdfast.evaluate.judge import PASSES
 from holdfast.evaluate.protocols import parse_trial
@@ -45,8 +46,16 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
 
 def _last_round(trials: Sequence[TrialInfo]) -> Round | None:
     """The last one that drew noise: without it another would repeat this one. None where nothing went before it."""
-    drawn = [r for t in trials if parse_trial(t.spec).attack.random for r in t.rounds]
+    drawn = [r for t in trials if _draws(t.spec) for r in t.rounds]
     return drawn[-1] if drawn and len([r for t in trials for r in t.rounds]) > 1 else None
+
+
+def _draws(text: str) -> bool:
+    """Whether an attack draws noise. Of the caller's own the text says nothing, and it counts as one that does not."""
+    try:
+        return parse_trial(text).attack.random
+    except SpecError:
+        return False
 
 
 def add(a: Costs, b: Costs) -> Costs:
