@@ -41,7 +41,7 @@ from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 
 _BEST = "best.safetensors"
-_CARRIED = ("target", "threat", "recipe", "seed", "floor", "folder", "every", "precision", "devices")
+_CARRIED = ("threat", "recipe", "seed", "floor", "folder", "every", "precision", "devices")
 
 
 def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
@@ -60,7 +60,8 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
         for name, source in sources(training).items():
             store(source, work, name)
-        job = {name: getattr(training, name) for name in _CARRIED} | {"share": training.mix and training.mix.share}
+        job = {name: getattr(training, name) for name in _CARRIED} | {"target": _plain(training.target)}
+        job["share"] = training.mix and training.mix.share
         (work / "code.json").write_text(json.dumps(usercode.files()))
         (work / "training.pkl").write_bytes(_pickled((net, job)))
         failed = run(__name__, work, training)
@@ -87,7 +88,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
             f"--devices is {devices}, but the attacker of {objective!r} learns in one process; leave it out."
         )
     if pickled:
-        _pickled(target)
+        _pickled(_plain(target))
     elif kind == "cuda":
         raise InputError(f"--devices is {devices}, but a Keras model is trained on one CUDA device.")
 
@@ -189,7 +190,7 @@ def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     target, share = job["target"], job.pop("share")
     if target.device.type != "cpu":
         target.device = torch.device(target.device.type, team.rank)
-        for module in (net, target.model, target.twin):
+        for module in (net, target.model):  # which is its twin too
             module.to(target.device)
     mix = None if share is None else Mix(stored(work, "mix"), share)
     data, held = (stored(work, name) for name in ("train", "held"))
@@ -225,6 +226,12 @@ def store(source: Source, work: Path, name: str) -> None:
 def stored(work: Path, name: str) -> Source:
     x, y = (np.load(work / f"{name}.{part}.npy", mmap_mode="r") for part in ("x", "y"))
     return from_arrays(x, y, scale=False)
+
+
+def _plain(target: TorchTarget) -> TorchTarget:
+    """The same without a faster twin, which may be a traced graph and cannot be pickled."""
+    assert isinstance(target.model, nn.Module)
+    return target.live(target.model)
 
 
 def _pickled(thing: Any) -> bytes:
