@@ -53,6 +53,7 @@ def evaluate(
     groups: Annotated[
         Path | None, typer.Option(help="A file of text with the group of each row of the data, one a line.")
     ] = None,
+    perceptual: options.Perceptual = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
     seed: options.Seed = 0,
@@ -113,6 +114,7 @@ def evaluate(
                 corruptions=corruptions,
                 baseline=baseline,
                 groups=options.lines_of(groups, "--groups"),
+                perceptual=perceptual,
                 names=Names(model, arch, split, options.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)

@@ -49,6 +49,10 @@ Steps = Annotated[
         help='What comes first: "normalize(0.1307, 0.3081)", or a defence: "jpeg(75)" (list defences); repeatable.',
     ),
 ]
+Perceptual = Annotated[
+    str | None,
+    typer.Option("--perceptual", help="How different images look, as LPIPS: the path/file.py:factory of a network."),
+]
 Layout = Annotated[
     str | None,
     typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),

@@ -13,6 +13,7 @@ def verify(
     data: options.Data,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    perceptual: options.Perceptual = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
@@ -39,7 +40,7 @@ def verify(
         batch_size=batch_size,
         device=device,
     )
-    wrong = check(run, target, source)
+    wrong = check(run, target, source, perceptual)
     for sentence in wrong:
         typer.echo(plain(sentence))
     if wrong:

@@ -18,7 +18,7 @@ from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.decisions import REFUSED
 from holdfast.evaluate import judge
 from holdfast.evaluate.graded import outputs
-from holdfast.evaluate.looks import looks
+from holdfast.evaluate.looks import PerceptualDistance, looks
 from holdfast.evaluate.protocols import Trial
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
@@ -60,6 +60,7 @@ class Plan:
     deadline: float = float("inf")  # of time.monotonic
     watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
     ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
+    perceptual: PerceptualDistance | None = None  # asked how different what is found looks
 
     def way(self, trial: Trial) -> Target:
         """What a trial attacks: the target, or a way round its defence."""
@@ -239,6 +240,9 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "ssim": ssim,
         "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
     }
+    if plan.perceptual is not None:
+        columns["lpips"] = torch.full_like(known, torch.nan)
+        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
     table = {name: column.numpy() for name, column in columns.items()}
     if isinstance(plan.target, WithTruth) and rows.clean.scores is not None and ruling.scores is not None:
         for column in ("clean_confidence", "attacked_confidence"):

@@ -32,6 +32,7 @@ from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.graded import graded
+from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.evaluate.ways import Ways
@@ -85,6 +86,7 @@ def evaluate(
     corruptions: bool = False,
     baseline: Path | str | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    perceptual: str | torch.nn.Module | None = None,
     names: Names | None = None,
 ) -> Run:
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -113,6 +115,7 @@ def evaluate(
         baseline: whose errors under corruption the mCE divides by: `alexnet`, or the folder of a run on these data.
         groups: a text or whole number for each row of the data, whose accuracies are told apart; None: those of the
             data, where it has some.
+        perceptual: the network whose distances are the column `lpips`: see `evaluate.looks.PerceptualDistance`.
         names: what the manifest calls things.
 
     Raises:
@@ -147,6 +150,7 @@ def evaluate(
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
+    seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     pool.fill(target, source, [trial.attack for trial in chosen.trials])
     ways = Ways(target, threat, source)
     _check_threat(threat, ways, chosen, curve)
@@ -155,9 +159,10 @@ def evaluate(
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     deadline = began + (math.inf if max_seconds is None else max_seconds)
     measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
-    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways)
+    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways, perceptual=seen)
     facts = _facts(plan, source, part, chosen, noted, names or Names())
     facts.data.groups = None if groups is None else hashlib.sha256("\n".join(groups).encode()).hexdigest()
+    facts.perceptual = None if seen is None else seen.fingerprint
     if corruptions:
         facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
     if resume and (folder / "run.json").exists():
@@ -224,6 +229,7 @@ def question(facts: Facts) -> dict[str, str]:
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
         "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
+        "perceptual network": "none" if facts.perceptual is None else facts.perceptual[:16],
         "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),
     }
 

@@ -19,7 +19,7 @@ from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
-from holdfast.evaluate.looks import looks
+from holdfast.evaluate.looks import PerceptualDistance, looks
 from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
 from holdfast.runs import store
@@ -34,14 +34,15 @@ LISTED = 5
 STRIDE = 1024
 
 
-def verify(folder: Path, target: Target, source: Source) -> list[str]:
+def verify(folder: Path, target: Target, source: Source, perceptual: str | torch.nn.Module | None = None) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
     Files are held against their checksums, model and data against their fingerprints, each label, prediction and
-    stored example against the model itself, and each figure of run.json against the table of samples.
+    stored example against the model itself, and each figure of run.json against the table of samples. Perceptual
+    distances are held against the network where it is given.
 
     Raises:
-        InputError: the folder holds no run that can be read at all.
+        InputError: the folder holds no run that can be read at all, or none with distances of a network that is given.
     """
     manifest = store.read_manifest(folder)
     wrong = list(_files(folder, manifest))
@@ -55,6 +56,11 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
     if manifest.model.draws > 1 and target.passes == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities = manifest.model.probabilities
+    seen = None if perceptual is None else PerceptualDistance(perceptual, target)
+    if seen is not None and manifest.perceptual is None:
+        raise InputError(f"{folder} was measured without --perceptual, so it holds no distances of a network.")
+    if seen is not None and seen.fingerprint != manifest.perceptual:
+        wrong.append("perceptual: this is not the network that was asked (its fingerprint differs).")
     if target.fingerprint() != manifest.model.fingerprint:
         wrong.append("model: this is not the model that was measured (its fingerprint differs).")
     if source.fingerprint() != manifest.data.fingerprint:
@@ -64,7 +70,7 @@ def verify(folder: Path, target: Target, source: Source) -> list[str]:
         table = store.read_samples(folder)
         wrong += _figures(folder, manifest, table)
         wrong += _groups(table, groups)
-        wrong += _samples(folder, manifest, asked, table, target, source)
+        wrong += _samples(folder, manifest, asked, table, target, source, seen)
         wrong += _corrupted(folder, manifest, target, source)
     except HoldfastError as error:
         wrong.append(str(error))
@@ -179,7 +185,13 @@ def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
 
 
 def _samples(
-    folder: Path, manifest: Manifest, asked: Threat, table: pa.Table, target: Target, source: Source
+    folder: Path,
+    manifest: Manifest,
+    asked: Threat,
+    table: pa.Table,
+    target: Target,
+    source: Source,
+    seen: PerceptualDistance | None,
 ) -> Iterator[str]:
     ids = table.column("id").to_numpy()
     expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
@@ -199,7 +211,7 @@ def _samples(
             yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
             continue
         evidence[rows] = True
-        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source)
+        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
         yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
@@ -250,6 +262,7 @@ def _examples(
     stored: np.ndarray,
     target: Target,
     source: Source,
+    perceptual: PerceptualDistance | None,
 ) -> Iterator[str]:
     threat = asked.at(max(eps for eps, _ in manifest.threat.measured))
     x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
@@ -264,6 +277,11 @@ def _examples(
     shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
     seen = [(columns[name][rows], value.numpy()) for name, value in shown]
     other_look = ~np.all([np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0)
+    other_distance = np.zeros(len(ids), dtype=bool)
+    if perceptual is not None:
+        said = columns.get("lpips", np.full(len(columns["id"]), np.nan))[rows]
+        again = perceptual(x[legal], x_adv[legal]).numpy()  # others may hold NaN
+        other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
@@ -272,6 +290,7 @@ def _examples(
         (~meets.numpy(), "do not fool the model"),
         (other_size, "have another size than samples.parquet says"),
         (other_look, "look otherwise (PSNR, SSIM) than samples.parquet says"),
+        (other_distance, "have another perceptual distance than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),

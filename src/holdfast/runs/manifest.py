@@ -185,6 +185,7 @@ class Perceptual(Record):
     n: int
     psnr: Real  # decibels
     ssim: Real  # structural similarity; 1: equal
+    lpips: Real = None  # by the network that the user gave; 0: equal
 
 
 class CurvePoint(Record):
@@ -284,6 +285,7 @@ class Facts(Record):
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
+    perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
     settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
     noted: list[Finding]  # of the input contract and the examination, before the protocol

@@ -88,12 +88,14 @@ OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
 )  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
 
+LPIPS = pa.schema([("lpips", pa.float64())])  # of the stored example, by the network that the user gave
+
 GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
 
 def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: with `OUTPUTS`, `REFUSALS` and `group`, where there are these."""
-    optional = (("truth", OUTPUTS), ("refused", REFUSALS), ("group", GROUP))
+    """The columns of samples: with `OUTPUTS`, `REFUSALS`, `lpips` and `group`, where there are these."""
+    optional = (("truth", OUTPUTS), ("refused", REFUSALS), ("lpips", LPIPS), ("group", GROUP))
     return pa.schema([*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)])
 
 
@@ -336,11 +338,12 @@ def _sizes(size: np.ndarray) -> Sizes:
 
 
 def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
-    psnr, ssim = (table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken] for name in ("psnr", "ssim"))
-    known = ~np.isnan(ssim)
+    names = [name for name in ("psnr", "ssim", "lpips") if name in table.column_names]
+    seen = {name: table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken] for name in names}
+    known = ~np.isnan(seen["ssim"])
     if not known.any():
         return None
-    return Perceptual(n=int(known.sum()), psnr=float(np.median(psnr[known])), ssim=float(np.median(ssim[known])))
+    return Perceptual(n=int(known.sum()), **{name: float(np.median(value[known])) for name, value in seen.items()})
 
 
 def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class TorchTarget(Target):
         self._layout_given = layout is not None
         self.layout = layout or "nchw"
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
-        self._take(_frozen(model, device) if isinstance(model, nn.Module) else model)
+        self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         self.device = torch.device(device) if device is not None else _device_of(first)
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
@@ -180,10 +180,8 @@ class TorchTarget(Target):
         for step in self.preprocess:
             digest.update(step.digest() if isinstance(step, Defence) else b"")
         if isinstance(self.model, nn.Module):
-            digest.update(repr(self.model).encode())
-            for name, value in sorted(self.model.state_dict().items()):
-                digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            for part in content_of(self.model):
+                digest.update(part)
         elif isinstance(self.model, Foreign):
             digest.update(self.model.digest())
         else:
@@ -369,7 +367,20 @@ def _folded(model: nn.Module) -> nn.Module:
         return model
 
 
-def _frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+def content_of(model: nn.Module) -> Iterator[Any]:
+    """All that decides what a module gives, in bytes: its parts, then its weights."""
+    yield repr(model).encode()
+    for name, value in sorted(model.state_dict().items()):
+        yield f"{name}{tuple(value.shape)}{value.dtype}".encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """A copy in eval mode, its parameters without gradients.
+
+    Raises:
+        InputError: it cannot be copied.
+    """
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch about its own exported programs
