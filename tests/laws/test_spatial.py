@@ -18,6 +18,7 @@ from holdfast.report import words
 from holdfast.targets import Target
 from holdfast.targets.demo import demo_model
 from holdfast.targets.spatial import Flow, Moved, Movement, Rotation, sample
+from holdfast.targets.target import Bounds
 from holdfast.threat import Threat
 from laws.world import bent, close, draw, rows, wrap
 
@@ -53,9 +54,10 @@ def test_points_are_read_as_torch_reads_them() -> None:
 
 def test_a_quarter_turn_and_a_whole_step() -> None:
     image, low = draw(1, 1, 6, 6), 0.25
+    box = Bounds(low)
     one = torch.ones(1, 1, dtype=image.dtype)
-    close(Rotation(90).move(image, one, low), image.rot90(-1, (2, 3)), atol=1e-9)
-    shifted = Rotation(0, 2).move(image, torch.tensor([[0.5, -1]], dtype=image.dtype), low)
+    close(Rotation(90).move(image, one, box), image.rot90(-1, (2, 3)), atol=1e-9)
+    shifted = Rotation(0, 2).move(image, torch.tensor([[0.5, -1]], dtype=image.dtype), box)
     assert torch.equal(shifted[:, :, 1:, :4], image[:, :, :5, 2:])
     assert bool((shifted[:, :, 0] == low).all())
     assert bool((shifted[..., 4:] == low).all())

@@ -30,7 +30,9 @@ Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 _THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
 GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.'
 ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
-AnyThreat = Annotated[str, typer.Option("--threat", help=f'{_THREAT}; or a movement: "rotation(30, 3)", "flow(1)".')]
+AnyThreat = Annotated[
+    str, typer.Option("--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".')
+]
 Arch = Annotated[
     str | None, typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory.")
 ]

@@ -97,9 +97,9 @@ def evaluate(
             regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows, perhaps with a scale and a mask of the
             features. Text may also name a movement of images,
-            `rotation(30, 3)` (degrees, pixels) or `flow(1.5)` (pixels): see `holdfast.targets.spatial`. It is then
-            linf on the movement, with half of the bounds' width for all of it, and a grid goes before a protocol
-            that has to turn.
+            `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side of a square in pixels): see
+            `holdfast.targets.spatial`. It is then linf on the movement, with half of the bounds' width for all of
+            it, and a grid goes before a protocol that has to turn, a random search before one that has to place.
         protocol: `quick`, `standard`, `thorough` or `autoattack`; ignored where `attacks` are given.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
@@ -129,6 +129,8 @@ def evaluate(
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
+    if isinstance(movement, spatial.Patch) and curve:
+        raise SpecError(f"a curve runs at further eps, but {threat} has one size; give one run a side instead.")
     if movement is not None:
         target, source = moved.moved(target, source, movement)
         threat = Threat.linf(target.reach)

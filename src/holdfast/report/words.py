@@ -20,6 +20,7 @@ NORMS = {
 
 MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} pixels each way",
+    "patch": "set one square of {side:g} x {side:g} pixels, anywhere in an image, to anything",
     "flow": "take each pixel from up to {pixels:g} pixels away, each way",
 }
 

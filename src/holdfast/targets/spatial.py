@@ -1,4 +1,5 @@
-"""Images moved: a rotation with a shift, or a flow of the pixels, searched as any other perturbation is.
+"""Images moved or covered: a rotation with a shift, a flow of the pixels, or a square over them, searched as any other
+perturbation is.
 
 An input of a moved target is an image and, behind it, the parameters of its movement, spread over the bounds so that
 the middle is no movement. The target holds the image fixed (`Target.free`), so every attack searches the parameters
@@ -32,10 +33,10 @@ class Rotation:
     def __post_init__(self) -> None:
         _check(self)
 
-    def form(self, h: int, w: int) -> tuple[int, ...]:
+    def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         return (len(self._units()),)
 
-    def move(self, image: Tensor, u: Tensor, low: float) -> Tensor:
+    def move(self, image: Tensor, u: Tensor, box: Bounds) -> Tensor:
         """Images [n, c, h, w] moved by parameters u [n, *form] in [-1, 1]."""
         h, w = image.shape[2:]
         angle, down, right = (u @ self._units().to(u))[..., None, None].unbind(1)  # [n, 1, 1] each
@@ -43,7 +44,7 @@ class Rotation:
         x = torch.arange(w).to(u) - (w - 1) / 2 - right
         cos, sin = angle.cos(), angle.sin()
         at = torch.stack([cos * y - sin * x + (h - 1) / 2, sin * y + cos * x + (w - 1) / 2], 1)
-        return sample(image, at, outside=low)
+        return sample(image, at, outside=box.low)
 
     def _units(self) -> Tensor:
         """Angle in radians, rows down and columns right of each parameter at 1: [parameters, 3]."""
@@ -63,22 +64,56 @@ class Flow:
     def __post_init__(self) -> None:
         _check(self)
 
-    def form(self, h: int, w: int) -> tuple[int, ...]:
+    def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         return 2, h, w
 
-    def move(self, image: Tensor, u: Tensor, low: float) -> Tensor:
+    def move(self, image: Tensor, u: Tensor, box: Bounds) -> Tensor:
         """Images [n, c, h, w] moved by parameters u [n, *form] in [-1, 1]."""
         h, w = image.shape[2:]
         own = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")).to(u)
         return sample(image, own + self.pixels * u)
 
 
-MOVEMENTS = {"rotation": Rotation, "flow": Flow}
-Movement = Rotation | Flow
+@dataclass(frozen=True)
+class Patch:
+    """One square of side x side pixels, at any place within the image, shows anything (Croce et al. 2022, section 4).
+
+    The first two parameters are its place, from one end of the image to the other; each of the others takes a value of
+    a pixel under it from its own (0) to an end of the box (-1 or 1). So every content at every place can be had.
+    Gradients go straight through that map, as if it rose by half of the box's width everywhere; none on the place.
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.side, bool) or not isinstance(self.side, int) or self.side < 1:
+            raise SpecError(f"{spec.write(self)} has a side that is no whole number of at least 1.")
+
+    def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
+        if self.side > min(h, w):
+            raise InputError(f"{spec.write(self)} does not fit into images of {h} x {w} pixels.")
+        return (2 + c * self.side**2,)
+
+    def move(self, image: Tensor, u: Tensor, box: Bounds) -> Tensor:
+        """Images [n, c, h, w] with the square that parameters u [n, *form] in [-1, 1] say."""
+        (n, c, h, w), span = image.shape, torch.arange(self.side, device=image.device)
+        places = u.new_tensor([h - self.side + 1, w - self.side + 1])
+        corner = ((u[:, :2] + 1) / 2 * places).minimum(places - 1).long()
+        down, right = (corner[:, :, None] + span).unbind(1)  # [n, side] each
+        cells = (down[:, :, None] * w + right[:, None]).view(n, 1, -1).expand(-1, c, -1)
+        u = u[:, 2:].reshape(n, c, -1)
+        end = torch.where(u > 0, box.high, box.low).to(image)
+        shown = torch.lerp(image.flatten(2).gather(2, cells), end, u.detach().abs().clamp_max(1))
+        shown = shown + (u - u.detach()) * (box.high - box.low) / 2
+        return image.flatten(2).scatter(2, cells, shown).view_as(image)
+
+
+MOVEMENTS = {"rotation": Rotation, "flow": Flow, "patch": Patch}
+Movement = Rotation | Flow | Patch
 
 
 def parse(text: str | None) -> Movement | None:
-    """The movement from text such as `rotation(30, 3)` (degrees, pixels) or `flow(1.5)`; None for any other."""
+    """The movement from text such as `rotation(30, 3)`, `flow(1.5)` or `patch(5)`; None for any other."""
     if text is None or spec.call(text)[0].lower() not in MOVEMENTS:
         return None
     return spec.build(text, MOVEMENTS, "movement")
@@ -101,7 +136,7 @@ class Moved(Around):
     def __init__(self, inner: Target, movement: Movement, shape: tuple[int, ...]) -> None:
         inner.bind(shape)
         self.picture, self.order, self.movement = shape, inner.layout, movement
-        self.form = movement.form(*planes(torch.zeros(1, *shape), self.order).shape[2:])
+        self.form = movement.form(*planes(torch.zeros(1, *shape), self.order).shape[1:])
         super().__init__(StraightThrough(inner, self.images, self.images))
 
     @property
@@ -113,6 +148,9 @@ class Moved(Around):
         if self.shape is None:
             super().bind(shape)
             self.free, self.layout = self.form, "nchw"
+            if isinstance(self.movement, Patch):
+                side = self.movement.side
+                self.square = ((self.form[0] - 2) // side**2, side, side)
             self.shape = (math.prod(self.picture) + math.prod(self.form),)
         Target.bind(self, self.shape if shape == self.picture else shape)
 
@@ -125,7 +163,7 @@ class Moved(Around):
         image, parameters = x[:, : math.prod(self.picture)].detach(), x[:, math.prod(self.picture) :]
         u = ((parameters - middle(self.bounds)) / self.reach).reshape(-1, *self.form)
         image = planes(image.reshape(-1, *self.picture), self.order)
-        return unplaned(self.movement.move(image, u, self.bounds.low), self.picture, self.order)
+        return unplaned(self.movement.move(image, u, self.bounds), self.picture, self.order)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return self.inner.linearize(x)

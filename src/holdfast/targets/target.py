@@ -107,6 +107,9 @@ class Target(ABC):
     shape: tuple[int, ...] | None = None
     graded: Graded | None = None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     free: tuple[int, ...] | None = None  # shape of the last features of a flat input, where they alone may change
+    square: tuple[int, int, int] | None = (
+        None  # c, h, w of pixels that, behind the two numbers of their place, are `free`
+    )
     beside: int = 0  # how many features of a flat input, the first, are no inputs of which the bounds speak
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms

@@ -59,7 +59,7 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.free = self.inner.free
+        self.free, self.square = self.inner.free, self.inner.square
         self._follow()
 
     def scores(self, x: Tensor) -> Tensor:
