@@ -37,6 +37,33 @@ class Stoppable(nn.Module):
         if os.path.exists("interrupt") and self.calls > int(Path("interrupt").read_text()):
             raise KeyboardInterrupt
         return self.inner(x)
+
+class Rescaled(nn.Module):
+    '''As a Keras model that begins with Rescaling(1/255).'''
+
+    def __init__(self):
+        super().__init__()
+        self.inner = demo_model()
+
+    def forward(self, x):
+        return self.inner(x / 255)
+
+class Narrow(Rescaled):
+    '''Blind to what is above 1.'''
+
+    def forward(self, x):
+        return self.inner(x * (x <= 1))
+
+class Wrong(nn.Module):
+    '''Never right within [0, 1]; beyond, one class for all.'''
+
+    def __init__(self):
+        super().__init__()
+        self.inner = demo_model()
+
+    def forward(self, x):
+        z = self.inner(x).roll(1, 1)
+        return z + 100 * (x.amax((1, 2, 3)) > 1)[:, None] * nn.functional.one_hot(z.argmax(1) * 0, 10)
 """
 
 
@@ -98,6 +125,39 @@ def test_data(change: Callable, options: tuple[str, ...], words: tuple[str, ...]
     for command in ("evaluate", "attack"):
         names(refused(command, "demo", "set.npz", *LINF, *PGD, *options), *words)
     assert sorted(os.listdir()) == ["models.py", "set.npz"]
+
+
+def test_a_model_in_another_range_is_no_broken_model() -> None:
+    x, y = open_data("digits").rows(0, 64)
+    np.savez("set.npz", x=x, y=y)
+    np.savez("bytes.npz", x=x * 255, y=y)
+    for command in ("evaluate", "attack"):
+        said = refused(command, "models.py:Rescaled", "set.npz", *LINF, *PGD)
+        names(
+            said,
+            "64 rows",
+            "in [0, 1] is 10%",
+            "93% on the same rows times 255",
+            "takes bytes",
+            "--bounds 0,255",
+            '"normalize(0, 1/255)"',
+        )
+        said = refused(command, "models.py:Narrow", "bytes.npz", "--threat", "linf(1)", *PGD, "--bounds", "0,255")
+        names(said, "[0, 255]", "93% on the same rows divided by 255", "Leave --bounds out")
+    for out, model, options in (
+        ("remedy", "models.py:Rescaled", ("set.npz", "--preprocess", "normalize(0, 1/255)")),
+        ("wrong", "models.py:Wrong", ("set.npz",)),
+    ):
+        done = holdfast("evaluate", model, *options, *LINF, *PGD, "--samples", 16, "--out", out)
+        assert done.exit_code == 0, done.output
+    assert Run(Path("wrong")).metrics.clean_accuracy.value == 0
+    assert Run(Path("remedy")).metrics.clean_accuracy.value == 1
+
+
+def test_rows_of_one_class_say_nothing_of_a_range() -> None:
+    x, _ = open_data("digits").rows(0, 20)
+    np.savez("set.npz", x=x, y=np.zeros(20, int))
+    assert holdfast("evaluate", "models.py:Wrong", "set.npz", *LINF, *PGD).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -241,7 +301,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("calls", [0, 5, 6])
+@pytest.mark.parametrize("calls", [0, 6, 7])
 def test_ctrl_c_leaves_a_run_that_goes_on(calls: int, whole: Path) -> None:
     Path("interrupt").write_text(str(calls))
     done = holdfast("evaluate", *ASKED, "--out", "broken off")

@@ -14,6 +14,7 @@ from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows shown to the model
+PLACES, PART = 4, 16  # all over the data, and rows from each, whose labels are looked at too
 STRIDE = 1024  # rows read at once
 
 
@@ -107,6 +108,48 @@ def check_model(target: Target, data: Source) -> list[Finding]:
                 )
             )
     return findings
+
+
+def check_range(target: Target, data: Source) -> None:
+    """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look broken, not wrong.
+
+    Asked only where the model is right on fewer than half of some rows from all parts of the data.
+
+    Raises:
+        InputError: it is right far more often on the same rows in the other range.
+    """
+    box = target.bounds
+    if box.low < 0 or 1 < box.high < 128 or target.free is not None or isinstance(target, WithTruth):
+        return
+    starts = np.linspace(0, max(len(data) - PART, 0), PLACES).astype(int)
+    parts = [data.rows(at, at + PART) for at in dict.fromkeys(starts.tolist())]
+    rows = torch.from_numpy(np.concatenate([x for x, _ in parts])).to(target.device, target.dtype)
+    y = torch.from_numpy(np.concatenate([np.asarray(y) for _, y in parts])).to(target.device)
+    factor = 255 if box.high <= 1 else 1 / 255
+    if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
+        return
+    if (there := _right(target, rows * factor, y)) <= max(0.5, here + 0.3):
+        return
+    said = (
+        f"the model's accuracy on {len(rows)} rows of {data.name} in [{box.low:g}, {box.high:g}] is {here:.0%} (mean "
+        f"over the classes), but {there:.0%} on the same rows "
+    )
+    if factor > 1:
+        raise InputError(
+            f"{said}times 255: it takes bytes, perhaps since it begins with a Rescaling(1/255). Give "
+            f'--bounds 0,255 and bytes as data; for these data, --preprocess "normalize(0, 1/255)".'
+        )
+    raise InputError(
+        f"{said}divided by 255: it takes inputs in [0, 1]. Leave --bounds out, and divide by 255 what is not stored as "
+        f"bytes."
+    )
+
+
+def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is no success."""
+    with sealed(0):
+        hit = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+    return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
 
 
 def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:

@@ -8,7 +8,7 @@ import torch
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.evaluate import judge, pool
-from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range
 from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.protocols import parse_trial
@@ -38,6 +38,7 @@ def craft(
     check_data(source, target.bounds, target.beside)
     check_model(target, source)
     check_labels(source, target.task.k)
+    check_range(target, source)
     pool.fill(target, source, [trial.attack])
     threat.check_classes(target.task.k)
     threat.check_shape(target.free or source.shape)

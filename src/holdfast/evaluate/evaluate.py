@@ -27,7 +27,7 @@ from holdfast.data.source import group_names
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import corrupted, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
-from holdfast.evaluate.contract import check_data, check_labels, check_model, randomised
+from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range, randomised
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
@@ -153,6 +153,7 @@ def evaluate(
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
     check_labels(source, target.task.k)
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
+    check_range(target, source)
     pool.fill(target, source, [trial.attack for trial in chosen.trials])
     ways = Ways(target, threat, source)
     _check_threat(threat, ways, chosen, curve)
