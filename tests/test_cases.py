@@ -135,6 +135,25 @@ def test_standard_on_cnn_a_cifar(cases: Path) -> None:
     assert result.robust_accuracy.value <= 0.505
 
 
+@pytest.mark.slow
+def test_standard_in_l2_is_below_autoattack_where_gradients_are_masked(cases: Path) -> None:
+    # The original AutoAttack leaves 93 of the first 200 images, for ten times the passes.
+    result = holdfast.evaluate(
+        holdfast.wrap(case(cases, "torch_cnn_a_mnist").load()), mnist(cases), "l2(1.5)", samples=200
+    )
+    assert result.robust_accuracy.value <= 85 / 200
+
+
+@pytest.mark.slow
+def test_thorough_finds_what_an_exact_solver_found(cases: Path) -> None:
+    # Images for which 54 runs of PGD-100 find nothing, and a mixed-integer solver has an example.
+    module = case(cases, "torch_cnn_a_mnist")
+    x, y = mnist(cases)
+    at = np.loadtxt(cases / "torch_cnn_a_mnist" / "mip_unsafe_idx.txt", dtype=int)
+    result = holdfast.evaluate(holdfast.wrap(module.load()), (x[at], y[at]), "linf(0.3)", protocol="thorough")
+    assert result.robust_accuracy.value <= 15 / 20
+
+
 def test_masked_gradients_are_said(cases: Path) -> None:
     # The input is thresholded: gradient attacks leave about 98.8 %, and the truth is below 50.6 %.
     target = holdfast.wrap(case(cases, "torch_abs_cnn_mnist").load(binarize=True))
