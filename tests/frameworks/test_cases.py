@@ -170,11 +170,12 @@ def test_nor_does_a_longer_search_on_all(cases: Path, folder: str) -> None:
     assert not any(solve(cases, folder, "unsat", 'apgd(steps=100, loss="margin")'))
 
 
-def test_none_of_the_proved_images_of_colt_falls(cases: Path) -> None:
+@pytest.mark.parametrize("images", [40, pytest.param(100, marks=pytest.mark.slow)])
+def test_none_of_the_proved_images_of_colt_falls(cases: Path, images: int) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     target = load(f"{cases}/onnx_colt_mnist/mnist_0.1.onnx", preprocess=MEAN)
-    result = holdfast.evaluate(target, mnist(cases), "linf(0.1)", samples=40)
+    result = holdfast.evaluate(target, mnist(cases), "linf(0.1)", samples=images)
     assert result.robust_accuracy.value == 1.0
 
 
