@@ -65,13 +65,13 @@ class Keys:
         return self._bits(((size + 1) // 2,)).view(torch.int32)[:, :size].reshape(-1, *shape)
 
     def grain(self, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal up to 5.9, at a quarter of the time of `normal`: [n, *shape] float32.
+        """Standard normal up to 6.0, at a quarter of the time of `normal`: [n, *shape] float32.
 
         Box and Muller in float32, and both values of a pair are used.
         """
         size = math.prod(shape)
         u, v = self.words((2, (size + 1) // 2)).float().unbind(1)
-        far = torch.sqrt(-2 * torch.log(u * 2.0**-32 + (0.5 + 2.0**-26)))
+        far = torch.sqrt(-2 * torch.log((u * 2.0**-32 + 0.5).clamp_min(2.0**-26)))  # the least word gives 0
         turn = v * (math.pi * 2.0**-31)
         pair = torch.cat([far * torch.cos(turn), far * torch.sin(turn)], 1)
         return pair[:, :size].reshape(-1, *shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +88,12 @@ def test_words_and_grain_have_their_laws_and_are_the_rows_own() -> None:
     assert float(z.abs().max()) < 5.95
     for a, b in ((z[:, 1:], z[:, :-1]), (z[1:], z[:-1]), (z[:, 251:], z[:, :250])):
         assert abs(float((a * b).mean())) < 0.01
+
+
+def test_the_least_word_gives_the_farthest_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Keys, "words", lambda _, shape: torch.full((1, *shape), -(2**31), dtype=torch.int32))
+    z = Keys.of(0, torch.arange(1)).grain((2,))
+    assert float(z.norm()) == pytest.approx((52 * math.log(2)) ** 0.5)
 
 
 def test_signs_are_balanced() -> None:
