@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_bad_input import holdfast, names, refused
 
+from holdfast.cli.options import lines_of
 from holdfast.data import open_data
+from holdfast.data.part import Part
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.metrics import interval
@@ -81,13 +83,18 @@ def test_verify_holds_groups_against_the_data(at: Path) -> None:
     names(done.stdout, "the groups of rows 0 are not those of the data", "metrics.per_group")
 
 
-def test_a_parquet_column_of_text_is_the_group(tmp_path: Path) -> None:
+def test_a_parquet_column_of_text_or_whole_numbers_is_the_group(tmp_path: Path) -> None:
     columns = {"a": [0.0, 1.0], "b": [1.0, 0.0], "y": [0, 1]}
     pq.write_table(pa.table(columns | {"group": ["north", "south"]}), tmp_path / "t.parquet")
     source = open_data(str(tmp_path / "t.parquet"))
     assert source.groups is not None
     assert source.groups.tolist() == ["north", "south"]
     assert source.shape == (2,)
+    for values, seen in ((pa.array([7, 3]), ["7", "3"]), (pa.array(["e", "w"]).dictionary_encode(), ["e", "w"])):
+        pq.write_table(pa.table(columns | {"group": values}), tmp_path / "c.parquet")
+        other = open_data(str(tmp_path / "c.parquet"))
+        assert other.groups is not None
+        assert (other.groups.tolist(), other.shape) == (seen, (2,))
     pq.write_table(pa.table(columns | {"group": [3.0, 4.0]}), tmp_path / "n.parquet")
     numbers = open_data(str(tmp_path / "n.parquet"))
     assert numbers.groups is None  # a number stays a feature
@@ -95,6 +102,19 @@ def test_a_parquet_column_of_text_is_the_group(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns | {"group": ["north", None]}), tmp_path / "e.parquet")
     with pytest.raises(InputError, match="row 1 no group"):
         open_data(str(tmp_path / "e.parquet"))
+
+
+def test_a_part_of_the_data_keeps_its_groups(at: Path) -> None:
+    part = Part(open_data("set.npz"), np.array([4, 0, 5]), "some")
+    assert part.groups is not None
+    assert part.groups.tolist() == ["day", "night", "<b>dusk"]
+
+
+def test_names_are_read_as_they_stand_in_a_text(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes("\ufeffone\u2028line\r\n\r\ntwo\r\n".encode())
+    assert lines_of(tmp_path / "names.txt", "--groups") == ["one\u2028line", "", "two"]
+    (tmp_path / "names.txt").write_bytes(b"")
+    assert lines_of(tmp_path / "names.txt", "--groups") == []
 
 
 def test_groups_of_other_rows_are_refused(at: Path) -> None:

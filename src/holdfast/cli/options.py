@@ -164,9 +164,10 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # which also makes "\n" of every end of line
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{flag} {path} cannot be read as text: {error}.") from None
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def open_source(data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None) -> Source:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from holdfast.data.files import looks_like, one_line
-from holdfast.data.source import Source
+from holdfast.data.source import Source, group_names
 from holdfast.errors import InputError
 
 _INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under this name
@@ -23,8 +23,8 @@ _INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under thi
 class Table(Source):
     """x [n_features] in the order of the columns, or [width] of `x`, or the shape in the schema's metadata `shape`.
 
-    An empty cell (null) becomes NaN. The last row group read is kept. A column `group` of text says what group each
-    row belongs to, and is no feature.
+    An empty cell (null) becomes NaN. The last row group read is kept. A column `group` (texts, whole numbers or
+    categories) says what group each row belongs to, and is no feature.
 
     Raises:
         InputError: not a Parquet file, damaged, without labels, or with columns that are not numbers.
@@ -52,7 +52,7 @@ class Table(Source):
             texts = pq.read_table(path, columns=["group"]).column("group").to_pylist()
             if None in texts:
                 raise InputError(f"{path} gives row {texts.index(None)} no group; name one for each row.")
-            self.groups = np.array(texts)
+            self.groups = group_names(texts, len(self), name)
         width = self._x(self._read(next(g for g, count in enumerate(counts) if count)).slice(0, 1)).shape[1]
         self.shape = _shape(schema, width, path)
 
@@ -137,7 +137,8 @@ def _values(table: pa.Table, column: str, path: Path) -> np.ndarray:
 
 def _is_group(schema: pa.Schema, name: str) -> bool:
     kinds = [schema.field(i).type for i in schema.get_all_field_indices(name)]
-    return name == "group" and any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
+    return name == "group" and len(kinds) == 1 and any(test(kinds[0]) for test in tests)
 
 
 def _is_list(kind: pa.DataType) -> bool:
