@@ -169,7 +169,10 @@ def test_gates_hold_or_fall(run: Manifest) -> None:
     assert seen == {"==trusted": False, "!=unreliable": True, "<trusted": True}
 
 
-@pytest.mark.parametrize("text", ["robust>=0.4", "verdict==fine", "robust_accuracy=>1", "robust_accuracy>=x", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["robust>=0.4", "verdict==fine", "robust_accuracy=>1", "robust_accuracy>=x", "", "worst_group.clean_accuracy>=0.5"],
+)
 def test_a_gate_that_says_nothing_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="gate"):
         gates.parse(text)

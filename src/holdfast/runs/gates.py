@@ -25,7 +25,6 @@ _SHARES = (
     "certified_accuracy",
     "attack_success_rate",
     "corruptions.mean_accuracy",
-    "worst_group.clean_accuracy",
     "worst_group.robust_accuracy",
 )
 _PAIRS = ("precision", "recall", "f1", "calibration.ece", "calibration.aurc")
