@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from holdfast.evaluate.corruptions import KINDS, SEVERITIES, corrupt
 from holdfast.rng import Keys
 from holdfast.runs import metrics, store
 from holdfast.runs.manifest import CorruptionInfo
+from holdfast.targets import wrap
+from holdfast.targets.demo import demo_model
 
 
 def pictures(n: int, c: int, h: int, w: int) -> Tensor:
@@ -196,3 +199,11 @@ def test_a_baseline_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     names(refused(*ASKED, "--baseline", "alexnet", "--out", "x"), "1,000 classes", "10")
     names(refused(*ASKED[:-1], "--baseline", "alexnet", "--out", "x"), "--corruptions")
+    old = SimpleNamespace(
+        metrics=SimpleNamespace(corruptions=True),
+        corruptions=SimpleNamespace(version=1),
+        data=SimpleNamespace(fingerprint="same"),
+    )
+    monkeypatch.setattr(store, "read_manifest", lambda _: old)
+    with pytest.raises(InputError, match=r"old was measured with version 1 of the corruptions, not 2"):
+        corrupted.info(wrap(demo_model(), shape=(1, 8, 8)), (1, 8, 8), "old", "same")

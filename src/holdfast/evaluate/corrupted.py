@@ -18,6 +18,7 @@ from holdfast.runs.manifest import CorruptionInfo
 from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Access, Target, sealed
 
+VERSION = 2  # of what is made of an image; decisions of two versions are not compared
 COLUMNS = tuple(f"{kind} {severity}" for kind in KINDS for severity in SEVERITIES)
 
 # AlexNet's errors on ImageNet-C, the mean of the severities, which the paper divides by (arXiv:1903.12261, table 1).
@@ -42,7 +43,8 @@ def info(target: Target, shape: tuple[int, ...], baseline: str | Path | None, da
     """What is asked, checked before any pass is spent.
 
     Raises:
-        InputError: the inputs are no images, or the baseline is of other data or has no corruptions.
+        InputError: the inputs are no images, or the baseline is of other data or has no corruptions,
+            or those of another version.
         SpecError: the baseline is AlexNet's and the model has not its 1,000 classes.
     """
     if target.free is not None:
@@ -50,7 +52,7 @@ def info(target: Target, shape: tuple[int, ...], baseline: str | Path | None, da
     spoiled(target, torch.full((1, *shape), target.bounds.low), COLUMNS[0], torch.zeros(1, dtype=torch.int64), 0)
     named, errors = _errors(baseline, target.task.k, data)
     size = tuple(planes(torch.zeros(1, *shape), target.layout).shape[2:])
-    return CorruptionInfo(version=2, table=table_of(size), baseline=named, baseline_errors=errors)
+    return CorruptionInfo(version=VERSION, table=table_of(size), baseline=named, baseline_errors=errors)
 
 
 def _errors(baseline: str | Path | None, classes: int, data: str) -> tuple[str | None, dict[str, float] | None]:
@@ -61,10 +63,14 @@ def _errors(baseline: str | Path | None, classes: int, data: str) -> tuple[str |
             raise SpecError(f"the baseline alexnet is of ImageNet's 1,000 classes, but the model has {classes}.")
         return "alexnet", dict(zip(KINDS, ALEXNET, strict=False))
     other = store.read_manifest(Path(baseline))
-    if other.metrics.corruptions is None:
+    if other.metrics.corruptions is None or other.corruptions is None:
         raise InputError(f"{baseline} was measured without --corruptions, so it is no baseline.")
     if other.data.fingerprint != data:
         raise InputError(f"{baseline} is of other data ({other.data.spec}), so it is no baseline for these.")
+    if (version := other.corruptions.version) != VERSION:
+        raise InputError(
+            f"{baseline} was measured with version {version} of the corruptions, not {VERSION}; run it again."
+        )
     return str(baseline), {
         kind: float(np.mean([1 - (p.accuracy.value or 0) for p in other.metrics.corruptions.points if p.kind == kind]))
         for kind in KINDS
