@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from laws.world import draw
@@ -19,13 +20,17 @@ from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.decisions import REFUSED
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import judge
+from holdfast.evaluate import exam, judge
+from holdfast.evaluate.protocols import parse_trial
+from holdfast.evaluate.ways import Ways
 from holdfast.spec import write
 from holdfast.targets import wrap
+from holdfast.targets.defences import BitDepth
 from holdfast.targets.demo import demo_model
 from holdfast.targets.detect import DETECTORS, Detector, Divergence, Reconstruction
 from holdfast.targets.preprocess import Normalize
 from holdfast.targets.purify import Reform
+from holdfast.targets.wrappers import Ensemble
 from holdfast.tasks import Classes
 from holdfast.threat import Targeted, Threat
 
@@ -114,7 +119,7 @@ def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector])
     up, down = (one.distance(x + h * way, target.bare) / 0.01 for h in (1e-6, -1e-6))
     slope = 0.3 * (top - z[:, :-1].mean(1)) * (up - down) / 2e-6
     assert torch.allclose((pullback(c) * way).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
-    assert target.passes == 1 + one.passes
+    assert (target.passes, target.draws) == (1 + one.passes, 1)
 
 
 @pytest.mark.parametrize(("limit", "held"), [(0.035, True), (0.055, False)])
@@ -146,6 +151,30 @@ def test_what_is_called_a_success_is_wrong_and_not_refused(attack: str, goal: in
     assert len(label) >= 1
     assert bool((label >= 0).all())
     assert bool((label != y[books.broken]).all() if goal is None else (label == goal).all())
+
+
+def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
+    """All of 0.08 is refused above 0.035, but the sum stays below 1.2; each worst input is looked at twice."""
+    x, y = np.full((5, 2), 0.5, np.float32), np.zeros(5, np.int64)
+    target = wrap(Sum(), preprocess=Reconstruction(Fixed(), 0.035), shape=(2,))
+    seen = holdfast.evaluate(target, (x, y), "linf(0.08)", attacks=["pgd(steps=20)"])
+    assert seen.metrics.refusals is not None
+    assert seen.metrics.refusals.attacked.value == 0
+    assert seen.samples.column("refused").null_count == 0
+    assert seen.manifest.costs.judge_forwards == judge.PASSES * (5 + 5)
+    flat = wrap(lambda x: 0 * x + torch.tensor([1.0, 0]), preprocess=Reconstruction(Fixed(), 1), shape=(2,))
+    still = holdfast.evaluate(flat, (x, y), "linf(0.08)", attacks=["pgd(steps=2)"])  # nothing is worse than the clean
+    assert still.samples.column("refused").null_count == 5
+    assert still.manifest.costs.judge_forwards == judge.PASSES * 5
+
+
+def test_a_model_of_several_passes_is_not_taken_for_a_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = wrap(demo_model(), preprocess=Divergence(Main(), limit=0.1), shape=(1, 8, 8))
+    source, threat = open_data("digits"), Threat.l1(1)
+    monkeypatch.setattr(exam, "_attacks", lambda *_: None)
+    found = exam.examine(target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0)
+    assert found.slope is not None
+    assert found.passes["slope"] == 5 * target.passes * len(found.ids)
 
 
 def test_magnet_refuses_a_blind_attack_and_falls_to_one_that_knows_of_it() -> None:
@@ -186,5 +215,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         Divergence(net).fitted(wrap(demo_model()), draw(3, 1, 8, 8).float(), rate=1)
     with pytest.raises(InputError, match="scores of classes"):
         wrap(demo_model(), preprocess=Reconstruction(net, 1), task="multilabel")
+    with pytest.raises(InputError, match="stands behind bitdepth"):
+        wrap(demo_model(), preprocess=[BitDepth(), Reconstruction(net, 1)])
+    both = [wrap(demo_model()), wrap(demo_model(), preprocess=Reconstruction(net, 1))]
+    with pytest.raises(InputError, match="10 classes and 10 classes or a refusal"):
+        Ensemble(both).bind((1, 8, 8))
     with pytest.raises(InputError, match="training does not know"):
         holdfast.harden(wrap(demo_model(), preprocess=Reconstruction(net, 1)), open_data("digits"), "linf(0.1)")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks import Ledger
+from holdfast.attacks import Ledger, parse
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluate import Run, judge
+from holdfast.evaluate import Run, judge, pool
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.merge import merge
 from holdfast.evaluate.verify import verify
@@ -225,6 +225,18 @@ def test_a_shard_mixes_in_the_same_images() -> None:
     first, second = (statuses(measure(samples=part, **options)) for part in ((0, 20), (20, 60)))
     assert [*first, *second] == statuses(measure(**options))
     assert 0 < [*first, *second].count("broken") < N
+
+
+def test_the_images_that_a_user_lends_are_used_and_given_back() -> None:
+    target, data, mix = TorchTarget(demo_model()), open_data("digits"), parse("admix(steps=1)")
+    with pool.filled(target, data, [mix]):
+        assert target.pool is not None
+        assert len(target.pool[1]) == pool.ROWS
+    assert target.pool is None
+    target.pool = own = torch.rand(3, 1, 8, 8), torch.arange(3)
+    with pool.filled(target, data, [mix]):
+        assert target.pool is own
+    assert target.pool is own
 
 
 def test_order_changes_nothing() -> None:

@@ -23,6 +23,7 @@ from holdfast.evaluate.merge import merge
 from holdfast.evaluate.signs import FOLLOW_UPS, answered, follow, signs
 from holdfast.evaluate.verify import verify
 from holdfast.evaluate.ways import Ways
+from holdfast.runs.manifest import Finding
 from holdfast.targets import TorchTarget
 from holdfast.targets.straight import hard_steps, straightened
 from holdfast.threat import Threat
@@ -250,9 +251,17 @@ def test_an_unfinished_run_goes_on_with_what_was_found(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("short")
-def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path) -> None:
+def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Planted(lambda x: (4 * x).round() / 4)
     kept = measure(model, out=tmp_path / "run")
+    explained = [check for finding in kept.manifest.noted for check in finding.shows_as]
+    assert explained
+    with monkeypatch.context() as other:  # neither a note nor what a finding explains has to be there
+        found = [Finding(check=check, severity="red", text="") for check in explained]
+        found.append(Finding(check="binarisation", severity="info", text=""))
+        other.setattr("holdfast.evaluate.verify.examine", lambda *_: None)
+        other.setattr("holdfast.evaluate.signs.signs", lambda _: found)
+        assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"
     text = kept.manifest.model_copy(update={"noted": []}).model_dump_json()
     run_json.write_text(text)
@@ -289,6 +298,14 @@ def test_only_a_gradient_can_be_blurred() -> None:
     for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
         target = TorchTarget(model, shape=(1, 8, 8))
         assert Ways(target, threat, data).open("blurred") is open_
+
+
+def test_rows_without_a_gradient_at_the_start_do_not_close_a_way_and_looking_is_charged() -> None:
+    x = np.repeat(np.array([0, 1], np.float32), 16)[:, None].repeat(2, 1)
+    target = TorchTarget(lambda x: (x - 0.5).relu(), shape=(2,))
+    ways = Ways(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
+    assert [ways.open("blurred"), ways.open("blurred")] == [True, True]
+    assert (ways.costs.forwards, ways.costs.queries, ways.costs.backwards) == (8, 8, 8)
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:

@@ -15,6 +15,7 @@ from holdfast.data import from_arrays, open_data
 from holdfast.evaluate import protocols
 from holdfast.evaluate.contract import check_model, randomised
 from holdfast.evaluate.exam import examine
+from holdfast.evaluate.planted import Planted as PlantedHead
 from holdfast.evaluate.planted import missed
 from holdfast.evaluate.signs import signs
 from holdfast.evaluate.ways import Ways
@@ -217,6 +218,15 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert found is not None
     assert int(found[1].sum()) == 0
     assert target.fingerprint() == before
+
+
+def test_features_are_kept_only_while_they_are_asked_for() -> None:
+    target = holdfast.wrap(mlp())
+    target.bind((1, 8, 8))
+    planted = PlantedHead(target, X[:4])
+    assert len(planted.lead) == 4
+    planted.target.all_scores(X[:4])
+    assert not planted.seen
 
 
 def test_where_nothing_can_be_planted_nothing_is() -> None:

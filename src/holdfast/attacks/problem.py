@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.ledger import Ledger, Outcome
-from holdfast.decisions import REFUSED
+from holdfast.decisions import REFUSED, silent
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
@@ -399,10 +399,10 @@ class Problem:
 
     def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""
-        silent = (labels < 0) & (labels != REFUSED)
-        if self.ledger is not None and bool(silent.any()):
-            self._drop(rows[silent], Outcome.FAILED)
-        hit = self._meets(rows, labels) & ~silent
+        none = silent(labels)
+        if self.ledger is not None and bool(none.any()):
+            self._drop(rows[none], Outcome.FAILED)
+        hit = self._meets(rows, labels) & ~none
         self._settle(rows, x, hit, None)
         return hit
 
@@ -412,7 +412,7 @@ class Problem:
         All are charged; two a row are noted: the legal one of the lowest margin, and the smallest that meets the goal.
         """
         row, graded = rows.repeat_interleave(count), self.target.access >= Access.SCORES
-        finite = z.isfinite().all(1) if graded else (z >= 0) | (z == REFUSED)
+        finite = z.isfinite().all(1) if graded else ~silent(z)
         met = (self._wins(row, z) if graded else self._meets(row, z)) & finite
         if self.ledger is None:
             return met

@@ -251,11 +251,22 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
         table["attacked_output"][found[broken]] = outputs(plan.target, stored, ruling.scores.cpu())[1][broken]
     if plan.target.task.refuses:
-        worst = judge.rule(plan.target, rows.best.to(plan.target.device), plan.seed).label.cpu()
-        near = judge.within(plan.target, plan.threat, rows.x, rows.best)[0]
-        table["refused"] = (status == "robust") & ((worst == REFUSED) & near).numpy()
+        table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
+
+
+def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
+    """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where nothing was asked."""
+    at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
+    ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
+    assert ruling.scores is not None  # where there is a refusal, it is one of them
+    bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
+    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(plan.threat, bare, rows.y[at])
+    held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
+    column = np.full(len(robust), np.nan)
+    column[at.numpy()] = held.numpy()
+    return column
 
 
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")

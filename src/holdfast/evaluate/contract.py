@@ -113,8 +113,8 @@ def check_model(target: Target, data: Source) -> list[Finding]:
 def check_range(target: Target, data: Source) -> None:
     """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look broken, not wrong.
 
-    Asked only where the model is right on fewer than half of some rows from all parts of the data, and only of models that
-    give gradients: they are at hand, where each question to an endpoint costs.
+    Asked only where the model is right on fewer than half of some rows from all parts of the data, and only of models
+    that give gradients: they are at hand, where each question to an endpoint costs.
 
     Raises:
         InputError: it is right far more often on the same rows in the other range.
@@ -170,8 +170,8 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
     share = float(apart.double().mean())
     if not share:
         return []
-    if (draws := target.describe().get("draws", 1)) != 1:
-        text = f"The model is randomised: its mean over {draws} draws was attacked and judged."
+    if target.draws > 1:
+        text = f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (
         f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. An attack that sees "

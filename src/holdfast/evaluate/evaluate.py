@@ -29,7 +29,7 @@ from holdfast.evaluate import corrupted, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range, randomised
 from holdfast.evaluate.exam import examine
-from holdfast.evaluate.finish import add_trials, finish
+from holdfast.evaluate.finish import add, add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.looks import PerceptualDistance
@@ -143,7 +143,7 @@ def evaluate(
     check_data(source, target.bounds, target.beside)
     noted = check_model(target, source)
     kind: dict[str, Any] = {"aimed": aimed, "access": target.access}
-    if not attacks and protocol in signs.FOLLOWED and target.free is None and target.passes == 1 and randomised(noted):
+    if not attacks and protocol in signs.FOLLOWED and target.free is None and target.draws == 1 and randomised(noted):
         target = ExpectationOverTransformation(target)
         noted = [
             f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in check_model(target, source)
@@ -154,47 +154,49 @@ def evaluate(
     check_labels(source, target.task.k)
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     check_range(target, source)
-    pool.fill(target, source, [trial.attack for trial in chosen.trials])
-    ways = Ways(target, threat, source)
-    _check_threat(threat, ways, chosen, curve)
-    _check_effort(target, chosen, max_queries)
+    with pool.filled(target, source, [trial.attack for trial in chosen.trials]):
+        ways = Ways(target, threat, source)
+        _check_threat(threat, ways, chosen, curve)
+        _check_effort(target, chosen, max_queries)
 
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
-    deadline = began + (math.inf if max_seconds is None else max_seconds)
-    measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
-    plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways, perceptual=seen)
-    facts = _facts(plan, source, part, chosen, noted, names or Names())
-    facts.data.groups = None if groups is None else hashlib.sha256("\n".join(groups).encode()).hexdigest()
-    facts.perceptual = None if seen is None else seen.fingerprint
-    if corruptions:
-        facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
-    if resume and (folder / "run.json").exists():
-        refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
-        return Run(folder)
-    journal = Journal(folder)
-    journal.open(question(facts), resume=resume)
-    if announce is not None and not resume:
-        announce(forecast(plan, source, part))
-    facts = _examined(plan, journal, source, chosen, facts, ways)
-    plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
-
-    stride = stride_of(source.shape)
-    chunks = [(max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)]
-    for chunk in chunks:
-        _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
+        folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
+        deadline = began + (math.inf if max_seconds is None else max_seconds)
+        measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
+        plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways, perceptual=seen)
+        facts = _facts(plan, source, part, chosen, noted, names or Names())
+        facts.data.groups = None if groups is None else hashlib.sha256("\n".join(groups).encode()).hexdigest()
+        facts.perceptual = None if seen is None else seen.fingerprint
         if corruptions:
-            _do_corruptions(plan, journal, source, chunk)
-    table, trials, facts = _collect(plan, journal, chunks, facts)
-    if groups is not None:
-        table = table.append_column("group", pa.array(groups[slice(*part)]))
-    store.write_samples(folder, table)
-    if corruptions:
-        store.write_corruptions(folder, _collect_corruptions(journal, chunks))
-    store.write_gallery(folder, table, source)
-    store.write_limits(folder, limits_of(target, threat))
-    store.write_manifest(folder, finish(folder, facts, table, trials))
-    journal.close()
-    return Run(folder, temporary=out is None)
+            facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
+        if resume and (folder / "run.json").exists():
+            refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
+            return Run(folder)
+        journal = Journal(folder)
+        journal.open(question(facts), resume=resume)
+        if announce is not None and not resume:
+            announce(forecast(plan, source, part))
+        facts = _examined(plan, journal, source, chosen, facts, ways)
+        plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
+
+        stride = stride_of(source.shape)
+        chunks = [
+            (max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)
+        ]
+        for chunk in chunks:
+            _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
+            if corruptions:
+                _do_corruptions(plan, journal, source, chunk)
+        table, trials, facts = _collect(plan, journal, chunks, facts)
+        if groups is not None:
+            table = table.append_column("group", pa.array(groups[slice(*part)]))
+        store.write_samples(folder, table)
+        if corruptions:
+            store.write_corruptions(folder, _collect_corruptions(journal, chunks))
+        store.write_gallery(folder, table, source)
+        store.write_limits(folder, limits_of(target, threat))
+        store.write_manifest(folder, finish(folder, facts, table, trials))
+        journal.close()
+        return Run(folder, temporary=out is None)
 
 
 def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
@@ -209,7 +211,7 @@ def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, fa
     _, said = journal.read("exam")
     found = [Finding(**f) for f in json.loads(said["findings"])]
     found = signs.answered(found, signs.follow(found, chosen, plan.threat, ways))
-    costs = Costs.model_validate_json(said["costs"])
+    costs = add(Costs.model_validate_json(said["costs"]), ways.costs)
     return facts.model_copy(update={"noted": [*facts.noted, *found], "examined": costs})
 
 

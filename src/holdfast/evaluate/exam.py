@@ -113,7 +113,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if target.passes > 1 or target.approximate:  # no exact derivative of what is asked
+    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
@@ -123,7 +123,7 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
         h = share * (target.bounds.high - target.bounds.low)
         up, down = (_lead(target, x + side * h * slopes[0].sign(), y, rival) for side in (1, -1))
         errors.append(((up - down) / (2 * h * flat[0].abs().sum(1).clamp_min(1e-300)) - 1).abs())
-    found.charge("slope", 5 * len(x))
+    found.charge("slope", 5 * n)
     found.slope = _np(torch.minimum(*errors))
 
 

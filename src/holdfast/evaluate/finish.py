@@ -31,14 +31,15 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
+    judged = table.num_rows + stored
+    if "refused" in table.column_names:
+        judged += table.num_rows - table.column("refused").null_count
     total = reduce(add, (t.costs for t in trials), facts.examined)
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(
-            update={"judge_forwards": PASSES * (table.num_rows + stored), "corruption_forwards": asked}
-        ),
+        costs=total.model_copy(update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}),
         trials=list(trials),
         files=store.checksums(folder),
     )

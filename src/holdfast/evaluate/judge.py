@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, legal_size
-from holdfast.decisions import REFUSED, SILENT
+from holdfast.decisions import SILENT, silent
 from holdfast.targets.target import Access, Target, drawing, sealed
 from holdfast.threat import Threat
 
@@ -29,7 +29,7 @@ class Ruling:
     @property
     def silent(self) -> Tensor:
         """Where there is no answer, and no refusal either: [n] bool."""
-        return (self.label < 0) & (self.label != REFUSED)
+        return silent(self.label)
 
 
 PASSES = 2

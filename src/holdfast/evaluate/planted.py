@@ -41,7 +41,6 @@ class Planted:
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
         self.head = self._last(module, x[:1])
-        self.head.register_forward_hook(self._note)
         _, out = self._features(x)
         self.lead = out.abs()[:, 0] if out.shape[1] == 1 else out.topk(2, 1).values.diff(dim=1).abs()[:, 0]
         self.head.bias = nn.Parameter(self.head.weight.new_zeros(out.shape[1]), requires_grad=False)
@@ -52,7 +51,8 @@ class Planted:
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What goes into the head, and what comes out."""
         self.seen.clear()
-        self.target.all_scores(x)
+        with self.head.register_forward_hook(self._note):  # an attack goes through the head too
+            self.target.all_scores(x)
         into, out = (torch.cat(part) for part in zip(*self.seen, strict=True))
         self.seen.clear()
         if len(out) != len(x):
@@ -112,7 +112,7 @@ def missed(
     by lot, or the norm is none of `NORMS`. A row gets no solution where the features do not set the point apart, where
     the model does not answer as the new head says, or where chance finds it too.
     """
-    if threat.norm.name not in NORMS or target.passes > 1:
+    if threat.norm.name not in NORMS or target.draws > 1:
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)

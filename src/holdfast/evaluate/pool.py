@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.attacks.attack import Attack
 from holdfast.data import Source
@@ -15,8 +17,24 @@ ROWS = 64  # evenly spread over all of the data
 
 
 def fill(target: Target, source: Source, attacks: Iterable[Attack]) -> None:
-    """Give the target a pool of the source's rows, if one of these attacks takes images from it."""
-    if any(attack.mixes for attack in attacks):
-        ids = np.unique(np.linspace(0, len(source) - 1, ROWS).astype(int))
-        x, y = (np.concatenate(part) for part in zip(*(source.rows(i, i + 1) for i in ids), strict=True))
-        target.pool = torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+    """Give the target a pool of the source's rows, if it has none and one of these attacks takes images from it."""
+    if target.pool is None and any(attack.mixes for attack in attacks):
+        target.pool = spread(source, ROWS)
+
+
+@contextmanager
+def filled(target: Target, source: Source, attacks: Iterable[Attack]) -> Iterator[None]:
+    """`fill`, until the end of the block."""
+    before = target.pool
+    fill(target, source, attacks)
+    try:
+        yield
+    finally:
+        target.pool = before
+
+
+def spread(source: Source, rows: int) -> tuple[Tensor, Tensor]:
+    """At most so many rows, evenly spread over the source: x [m, *shape], y [m] int64."""
+    ids = np.unique(np.linspace(0, len(source) - 1, rows).astype(int))
+    x, y = (np.concatenate(part) for part in zip(*(source.rows(i, i + 1) for i in ids), strict=True))
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))

@@ -53,7 +53,7 @@ def verify(folder: Path, target: Target, source: Source, perceptual: str | torch
     asked = _threat(folder, manifest)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
-    if manifest.model.draws > 1 and target.passes == 1:
+    if manifest.model.draws > 1 and target.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities = manifest.model.probabilities
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
@@ -88,7 +88,7 @@ def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) ->
     protocol = manifest.protocol
     if protocol.name != "custom":
         aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
-        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.passes > 1)
+        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.draws > 1)
         known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
         lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
         if protocol.version == known[0].version and protocol.trials not in lists:
@@ -102,7 +102,7 @@ def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) ->
         yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
     again = {finding.check for finding in check_model(target, source)} - {"train_mode", "probabilities"}
     again |= _signs(manifest, asked, target, source)
-    left_out = again - {finding.check for finding in manifest.noted}
+    left_out = again - {check for finding in manifest.noted for check in (finding.check, *finding.shows_as)}
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
 
@@ -114,12 +114,12 @@ def _followed(manifest: Manifest, threat: Threat, target: Target, source: Source
 
 
 def _signs(manifest: Manifest, threat: Threat, target: Target, source: Source) -> set[str]:
-    """What the examination finds, asked anew."""
+    """What the examination finds against the figure, asked anew."""
     if not manifest.examined.forwards:
         return set()
     first = protocols.parse_trial(manifest.protocol.trials[0])
     answers = examine(target, source, threat, first, Ways(target, threat, source), manifest.seed)
-    return {finding.check for finding in signs.signs(answers)}
+    return {finding.check for finding in signs.signs(answers) if finding.severity != "info"}
 
 
 def _threat(folder: Path, manifest: Manifest) -> Threat:

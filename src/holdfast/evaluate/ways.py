@@ -9,6 +9,8 @@ import torch
 
 from holdfast.data import Source
 from holdfast.errors import SpecError
+from holdfast.evaluate import pool
+from holdfast.runs.manifest import Costs
 from holdfast.targets.distil import distil
 from holdfast.targets.straight import straightened
 from holdfast.targets.target import Access, Target, sealed
@@ -16,7 +18,7 @@ from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
 from holdfast.threat import Threat
 
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
-LOOKED = 8  # rows at which there has to be a gradient, if one is to be blurred
+LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be blurred
 QUERIES = 2048  # that it may put to the model
 
 # What follows `through=`, and what it does.
@@ -36,6 +38,7 @@ class Ways:
     threat: Threat
     source: Source
     made: dict[str, Target] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)  # of finding out which of them are open
 
     def __call__(self, name: str) -> Target:
         """The target to attack in the place of the model.
@@ -62,7 +65,11 @@ class Ways:
         """Whether the model has a gradient at all: the mean of zeros is zero."""
         if self.target.access < Access.GRADIENTS:
             return False
-        x = torch.from_numpy(self.source.rows(0, min(LOOKED, len(self.source)))[0])
+        x = pool.spread(self.source, LOOKED)[0]
+        estimated = len(x) * self.target.pull_passes
+        self.costs.forwards += len(x) * self.target.passes + estimated
+        self.costs.queries += len(x) * self.target.passes + estimated
+        self.costs.backwards += 0 if estimated else len(x) * self.target.passes
         with sealed(0):
             z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
             return bool((pull(torch.randn_like(z)) != 0).any())

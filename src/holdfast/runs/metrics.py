@@ -82,7 +82,7 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return high
 
 
-REFUSALS = pa.schema([("refused", pa.bool_())])  # robust: but of the worst input found, only by a refusal
+REFUSALS = pa.schema([("refused", pa.bool_())])  # a robust row's worst input is wrong but for that; null: not asked
 
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
@@ -173,7 +173,7 @@ def measure(
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
     if "refused" in table.column_names:
-        held = table.column("refused").to_numpy(zero_copy_only=False)
+        held = table.column("refused").fill_null(False).to_numpy(zero_copy_only=False)
         clean_held = interval(int((clean == REFUSED).sum()), n)
         shown.refusals = Refusals(clean=clean_held, attacked=interval(int(held.sum()), int(right.sum())))
     if task.startswith("regression"):

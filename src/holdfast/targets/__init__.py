@@ -90,6 +90,10 @@ def wrap(
     late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
     if late:
         raise InputError(f"{write(late[0])} stands behind normalize, but works on raw images; name it first.")
+    behind = [(a, b) for a, b in pairwise(steps) if isinstance(b, Detector) and not isinstance(a, Detector)]
+    if behind:
+        a, b = behind[0]
+        raise InputError(f"{write(b)} stands behind {write(a)}, but its limit is of raw images; name it first.")
     idle = [step for step in steps if isinstance(step, Detector) and step.limit == math.inf]
     if idle:
         raise InputError(f"{write(idle[0])} refuses nothing; give its limit, or have it `fitted` to clean inputs.")

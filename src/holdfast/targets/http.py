@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.decisions import SILENT
 from holdfast.errors import AccessError, InputError
 from holdfast.targets.answers import Answers
 from holdfast.targets.endpoint import Endpoint, read
@@ -111,9 +112,9 @@ class HttpTarget(Target):
 
     def labels(self, x: Tensor) -> Tensor:
         if self.access < Access.SCORES:
-            return torch.from_numpy(self._answers(x))[:, 0].nan_to_num(-1).long()
+            return torch.from_numpy(self._answers(x))[:, 0].nan_to_num(SILENT).long()
         z = self.scores(x)
-        return torch.where(z.isfinite().all(1), self.task.predict(z), -1)
+        return torch.where(z.isfinite().all(1), self.task.predict(z), SILENT)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.settings.identity()}{self.describe()!r}".encode()).hexdigest()

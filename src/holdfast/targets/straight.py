@@ -72,7 +72,7 @@ def straightened(target: Target) -> Target | None:
         inner = straightened(target.inner)
         if inner is None:
             return None
-        return ExpectationOverTransformation(inner, target.draws)
+        return ExpectationOverTransformation(inner, target.times)
     try:
         return Straightened(target)
     except InputError:

@@ -119,6 +119,7 @@ class Target(ABC):
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
+    draws: int = 1  # random answers of the model whose mean one question asks for
     pull_passes: int = 0  # forwards that one pullback costs a row besides, where it is estimated from them
     caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
     lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins

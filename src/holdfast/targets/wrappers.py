@@ -37,7 +37,8 @@ class Around(Target):
         """Be as the inner target is; many learn what they give only when they are bound."""
         inner = self.inner
         self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
-        self.caution, self.approximate, self.lent = inner.caution, inner.approximate, inner.lent
+        self.draws, self.caution = inner.draws, inner.caution
+        self.approximate, self.lent = inner.approximate, inner.lent
         self.remarks, self.graded = inner.remarks, inner.graded
 
     @property
@@ -88,12 +89,12 @@ class ExpectationOverTransformation(Around):
     def __init__(self, inner: Target, draws: int = 20) -> None:
         if draws < 1:
             raise InputError(f"an expectation over {draws} draws has none; give at least 1.")
-        self.draws = draws
+        self.times = draws
         super().__init__(inner)
 
     def _follow(self) -> None:
         super()._follow()
-        self.passes = self.draws * self.inner.passes
+        self.draws, self.passes = self.times * self.inner.draws, self.times * self.inner.passes
         self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
 
     def scores(self, x: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class ExpectationOverTransformation(Around):
 
     def _drawn(self, ask: Callable[[], T]) -> list[T]:
         answers: list[T] = []
-        for i in range(self.draws):
+        for i in range(self.times):
             with drawing(i):
                 answers.append(ask())
         return answers
@@ -213,25 +214,25 @@ class Blurred(Around):
 
     The remedy against gradients that are shattered or change their sign from point to point (Athalye et al. 2018,
     arXiv:1802.00420; for k-winners-take-all: Tramer et al. 2020, arXiv:2002.08347, section 5). Scores are the model's.
-    A gradient is the mean over `draws` points of the ball of a radius in a norm, and costs as many forwards and
+    A gradient is the mean over `points` points of the ball of a radius in a norm, and costs as many forwards and
     backwards more. The points of a row depend on the row alone.
     """
 
-    def __init__(self, inner: Target, norm: Norm, radius: float, draws: int = 10) -> None:
-        self.norm, self.radius, self.draws = norm, radius, draws
+    def __init__(self, inner: Target, norm: Norm, radius: float, points: int = 10) -> None:
+        self.norm, self.radius, self.points = norm, radius, points
         super().__init__(inner)
 
     def _follow(self) -> None:
         super()._follow()
-        self.pull_passes = 2 * self.draws * self.inner.passes
+        self.pull_passes = 2 * self.points * self.inner.passes
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         def pullback(cotangent: Tensor) -> Tensor:
             keys, g = Keys(content(x)), torch.zeros_like(x)
-            for i in range(self.draws):
+            for i in range(self.points):
                 around = x + self.radius * self.norm.sample(keys.fold(i), x)
                 g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
-            return g / self.draws
+            return g / self.points
 
         return self.inner.scores(x), pullback
 
@@ -294,12 +295,17 @@ class Ensemble(Around):
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
         self.passes = sum(member.passes for member in self.members)
+        self.draws = max(member.draws for member in self.members)
         self.approximate = any(member.approximate for member in self.members)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
             member.bind(shape)
         super().bind(shape)
+        tasks = {member.task for member in self.members}
+        if len(tasks) > 1:
+            seen = " and ".join(sorted(f"{task.k} classes{' or a refusal' * task.refuses}" for task in tasks))
+            raise InputError(f"the members of an ensemble have to answer alike, but give {seen}.")
 
     def scores(self, x: Tensor) -> Tensor:
         return sum_of_logs([member.scores(x) for member in self.members])
