@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +18,25 @@ from test_harden import MODELS, SMALL, Normed, digits, training
 from torch import Tensor, nn
 
 import holdfast
+from holdfast import memory
 from holdfast.errors import InputError
-from holdfast.harden import objectives, workers
-from holdfast.harden.state import Epoch
+from holdfast.harden import objectives, plain, workers
+from holdfast.harden.state import STATE, Epoch, State, read_log
 from holdfast.harden.team import Team
+from holdfast.harden.trainer import Training
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
+from holdfast.targets.loading import made
 
 LINF = ("--threat", "linf(0.1)")
+LAYERED = """
+from neighbour import Head
+from torch import nn
+
+def build():
+    from lazy_neighbour import Flat
+    return nn.Sequential(Flat(), Head(64, 10))
+"""
 
 
 class Dying(nn.Sequential):
@@ -91,19 +105,30 @@ def test_one_process_that_dies_ends_all_with_one_sentence() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_shares_and_goes_on(here: Path) -> None:
+def test_the_command_shares_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network comes from a file; what one process began, two end."""
-    (here / "models.py").write_text(MODELS)
-    asked = ("harden", "models.py:normed", "digits", *LINF, *SMALL, "--out", "hard", "--devices", 2)
-    done = command(*asked)
+    (here / "models.py").write_text(f"{MODELS}\ndef seeded():\n    torch.manual_seed(0)\n    return normed()\n")
+    asked = ("harden", "models.py:seeded", "digits", *LINF, *SMALL, "--out", "hard")
+    close = Training._close
+
+    def interrupted(self: Training, s: State) -> None:
+        close(self, s)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_close", interrupted)
+        assert command(*asked).exit_code == 130
+    assert [line.epoch for line in read_log(here / "hard")] == [1]
+    done = command(*asked, "--devices", 2, "--resume")
     assert done.exit_code == 0, done.output
     assert not (here / "hard" / "work").exists()
-    assert done.stderr.count("epoch") >= 3
+    assert [line.epoch for line in read_log(here / "hard")] == [1, 2, 3]
+    assert "epoch 1:" not in done.stderr
 
 
 def test_what_cannot_go_to_other_processes_is_refused_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = ("harden", "demo", "digits", *LINF, "--out", "hard", "--devices", 10_000)
-    names(refused(*many), "--devices is 10000", "cores")
+    names(refused(*many), "devices is 10000", "cores")
     names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--precision", "half"), "half", "bfloat16")
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     learns = ("harden", "demo", "digits", *LINF, "--objective", "advgan", "--out", "hard", "--devices", 2)
@@ -115,7 +140,88 @@ def test_what_cannot_go_to_other_processes_is_refused_at_once(here: Path, monkey
     net.forward = lambda x: x  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match=r"several processes: .*lambda"):
         workers.check(2, wrap(net), objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
+    target = wrap(demo_net())
+    target.device = torch.device("mps")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match=r"not on mps"):
+        workers.check(2, target, objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
     assert not (here / "hard").exists()
+
+
+def test_a_worker_finds_what_the_file_of_the_model_imports(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "code").mkdir()
+    (here / "code" / "neighbour.py").write_text("from torch import nn\nclass Head(nn.Linear): pass\n")
+    (here / "code" / "lazy_neighbour.py").write_text("from torch import nn\nclass Flat(nn.Flatten): pass\n")
+    (here / "code" / "layered.py").write_text(LAYERED)
+
+    def run(module: str, work: Path, done: Training) -> None:
+        for name in ("holdfast_user_layered", "neighbour", "lazy_neighbour"):  # as if in a process of its own
+            monkeypatch.delitem(sys.modules, name)
+        workers._fit(work, Team(), done.watch)
+
+    monkeypatch.setattr(workers, "run", run)
+    done, net = training('fast(epochs=1, judge="")', rows=64, make=lambda: made("code/layered.py:build"), devices=2)
+    assert set(workers.train(done, net)) == {"1.weight", "1.bias"}
+
+
+def test_a_death_tells_of_resuming_only_where_something_is_stored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    done, _ = training("fast", folder=here)
+    with pytest.raises(InputError, match=r"died: it ended with code 1\. Perhaps\.$"):
+        workers.run("none", here, done, hint="Perhaps.")
+    (here / STATE).write_bytes(b"")
+    with pytest.raises(InputError, match=r"died: it ended with code 1\. What .* --resume\.$"):
+        workers.run("none", here, done, hint="Perhaps.")
+
+
+class Failing:
+    """A network whose training ends early, and may leave what it reached."""
+
+    file, kind, trains, normed, pickled = "model.keras", "Failing", True, False, False
+
+    def __init__(self, leaves: bool) -> None:
+        self.leaves = leaves
+
+    def train(self, training: Training) -> None:
+        assert training.folder is not None
+        if self.leaves:
+            (training.folder / self.file).write_bytes(b"")
+        raise InputError("it diverged.")
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_plain_training_keeps_its_folder_only_with_a_model(
+    leaves: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    monkeypatch.setattr(plain, "network_of", lambda *_: Failing(leaves))
+    target = wrap(demo_net())
+    with pytest.raises(InputError, match="diverged"):
+        plain.train(target, digits(0, 60))  # pyright: ignore[reportArgumentType]
+    assert len(list(here.iterdir())) == leaves
+
+
+def test_the_evaluation_undoes_what_training_asks_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[int, int] = {}
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=kept.__setitem__))
+    memory.keep_freed()
+    assert kept == {-1: 2**30, -3: 2**30}
+    memory.give_back_freed()
+    assert kept == {-1: 2**17, -3: 2**20}
+
+
+def test_dropout_goes_on_apart_in_each_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, net = training('fast(epochs=1, batch_size=16, judge="")', rows=64, make=Normed, folder=here)
+    done.fit(net)
+    monkeypatch.setattr(Team, "share", lambda self, n: slice(0, n))  # dropout is all that is left to differ
+    found = []
+    for rank in (1, 1, 0):
+        again, net = training(
+            'fast(epochs=2, batch_size=16, judge="")', rows=64, make=Normed, folder=here, team=Team(rank)
+        )
+        found.append(again.fit(net, resume=True).net.state_dict()["head.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_bfloat16_trains_otherwise_and_is_judged_alike() -> None:

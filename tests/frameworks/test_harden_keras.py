@@ -263,9 +263,9 @@ def test_a_legacy_file_and_another_backend_go_in(file: str, backend: str) -> Non
 def test_plain_training_takes_a_keras_file() -> None:
     stored(fragile(), "net.keras")
     names(refused("train", "net.keras", "train.npz", "--out", "weights.safetensors"), ".keras")
-    done = command("train", "net.keras", "train.npz", "--bounds", "0,255", "--epochs", 2, "--out", "trained.keras")
+    done = command("train", "net.keras", "train.npz", "--bounds", "0,255", "--epochs", 2, "--out", "new/trained.keras")
     assert done.exit_code == 0, done.output
-    told = plainly("trained.keras")
+    told = plainly("new/trained.keras")
     assert told["moving"] > 1e-3
     assert told["right"] > ROWS / 2
 

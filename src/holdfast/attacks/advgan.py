@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holdfast.attacks.crowd import Crowd, check
+from holdfast.attacks.crowd import Crowd, check, slope
+from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
@@ -24,7 +25,7 @@ from holdfast.threat import Threat
 
 
 @dataclass(frozen=True)
-class AdvGAN:
+class AdversarialGenerator:
     """A perturbing network, and which inputs it fools the model on, with one pass of its own for each."""
 
     net: nn.Module
@@ -58,7 +59,7 @@ def advgan(
     rate: float = 1e-3,
     realism: float = 0.01,
     seed: int = 0,
-) -> AdvGAN:
+) -> AdversarialGenerator:
     """Train a network to change inputs, within the threat's ball, so that the model decides otherwise.
 
     An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs of that class are
@@ -104,8 +105,7 @@ def advgan(
             keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=crowd.x.device)).fold("advgan", t)
             at = crowd.drawn(keys, rows)
             with torch.enable_grad():
-                near = changed(net, target, threat, crowd.x[at])
-                paid = -(near * crowd.slope(at, near.detach())).sum() / len(at)
+                near, paid = priced(net, crowd.problem(at), threat)
                 if realism:
                     paid = paid + realism * (judge(_inward(near, target)) - 1).square().mean()
                 adam.zero_grad()
@@ -116,8 +116,9 @@ def advgan(
                     other.zero_grad()
                     ((real - 1).square() + made.square()).mean().backward()
                     other.step()
-        found = AdvGAN(net.eval().requires_grad_(False), target, threat, *(torch.zeros(0, dtype=torch.bool),) * 2)
-        return AdvGAN(net, target, threat, *(c.fooled(found(c.x)) for c in (crowd, others)))
+        none = torch.zeros(0, dtype=torch.bool)
+        found = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
+        return replace(found, fooled=crowd.fooled(found(crowd.x)), held_out=others.fooled(found(others.x)))
 
 
 def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor:
@@ -130,6 +131,12 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
         legal = threat.norm.project(d, eps, target.bounds.low - x, target.bounds.high - x)
         legal = (x + legal).clamp(target.bounds.low, target.bounds.high)
     return legal + (d - d.detach())
+
+
+def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
+    """The inputs of a problem as the network changes them, and what it pays there: the margin, to first order."""
+    near = changed(net, p.target, threat, p.x)
+    return near, -(near * slope(p, near.detach())).sum() / len(near)
 
 
 def _inward(x: Tensor, target: Target) -> Tensor:

@@ -32,11 +32,9 @@ class Crowd:
         """The places of some inputs, by keys of one row."""
         return keys.uniform((len(self.x),), torch.float64)[0].argsort()[:rows]
 
-    def slope(self, at: Tensor, changed: Tensor) -> Tensor:
-        """The gradient at changed inputs [m, *shape] of their margin, or of how far the goal leads."""
-        x, y = self.x[at], self.y[at]
-        p = Problem(self.target, x, y, self.threat, Keys.of(0, at), stop=False)
-        return p.gradient(changed - x, "margin")[1]
+    def problem(self, at: Tensor) -> Problem:
+        """The search for the inputs at these places."""
+        return Problem(self.target, self.x[at], self.y[at], self.threat, Keys.of(0, at), stop=False)
 
     def fooled(self, changed: Tensor) -> Tensor:
         """Which inputs fool the model when they are changed to these: [n] bool."""
@@ -45,6 +43,11 @@ class Crowd:
 
     def _decide(self, x: Tensor) -> Tensor:
         return torch.cat([x.new_zeros(0).long(), *self.target.batched(lambda at: self.target.labels(x[at]), len(x))])
+
+
+def slope(p: Problem, near: Tensor) -> Tensor:
+    """The gradient at points near p's inputs, [n, *shape], of their margin, or of how far the goal leads."""
+    return p.gradient(near - p.x, "margin")[1]
 
 
 def check(**counts: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.crowd import Crowd, check
+from holdfast.attacks.crowd import Crowd, check, slope
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from holdfast.targets.spatial import planes, sample, unplaned
@@ -119,7 +119,7 @@ def patch(
             with torch.enable_grad():
                 leaf = pixels.clone().requires_grad_()
                 pasted = pasted_on(target, crowd.x[at], leaf, manner, Keys.of(seed, at).fold("place", t))
-                pulled = (pasted * crowd.slope(at, pasted.detach())).sum()
+                pulled = (pasted * slope(crowd.problem(at), pasted.detach())).sum()
                 g = torch.autograd.grad(pulled, leaf)[0]
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.crowd import Crowd, check
+from holdfast.attacks.crowd import Crowd, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
@@ -80,7 +80,7 @@ def universal(
         eps = wide(d.new_tensor([threat.eps]), d)
         for t in range(steps):
             at = crowd.drawn(_keys(seed, t, d), rows)
-            g = crowd.slope(at, _added(target, crowd.x[at], d)).sum(0, keepdim=True)
+            g = slope(crowd.problem(at), _added(target, crowd.x[at], d)).sum(0, keepdim=True)
             step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
             d = threat.norm.project(d + step, eps, -hi, hi)
         return Universal(d[0], *(c.fooled(_added(target, c.x, d)) for c in (crowd, others)))

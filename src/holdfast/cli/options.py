@@ -83,7 +83,8 @@ Devices = Annotated[
     int, typer.Option("--devices", min=1, help="Processes that share each step of training: cores, or CUDA devices.")
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="Of the forwards that train: float32, or bfloat16 (mixed).")
+    str,
+    typer.Option("--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of all noise.")]
 Samples = Annotated[str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")]

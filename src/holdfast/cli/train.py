@@ -74,7 +74,9 @@ def train(
         ),
     )
     if keras:
-        trained.save(out)
+        from holdfast.harden.keras import packed as whole
+
+        write_bytes(out, whole(trained))
     else:
         write_bytes(out, packed(trained.state_dict()))
     typer.echo(f"{'model' if keras else 'weights'}: {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -36,6 +35,7 @@ from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.evaluate.ways import Ways
+from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes
 from holdfast.runs.manifest import (
@@ -124,7 +124,7 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     began = time.monotonic()
-    _steady_memory()
+    give_back_freed()
     target = wrap(target)
     source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
@@ -293,12 +293,6 @@ def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Call
         watch(Progress((chunk[0] - part[0] + share * (chunk[1] - chunk[0])) / rows, trial, live))
 
     return tell
-
-
-def _steady_memory() -> None:
-    """Have glibc give every large block back when it is freed; else a long run's heap breaks up and grows."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD, in bytes
 
 
 def _collect(

@@ -71,28 +71,24 @@ class Craft:
 
     def around(self, x: Tensor, name: str) -> Tensor:
         """Points uniform in the ball, drawn into the box."""
-        p = self._problem(x)
+        p = self.problem(x)
         return self._legal(p, p.eps * p.norm.sample(self.keys(x, name), p.x))
 
     def ascend(self, x: Tensor, near: Tensor, g: Tensor, step_size: float) -> Tensor:
         """One step of this share of eps from points near x along the gradient g there, all [n, *shape]."""
-        p, apart = self._problem(x), self.live.apart
+        p, apart = self.problem(x), self.live.apart
         return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
-
-    def slope(self, x: Tensor, near: Tensor, y: Tensor) -> Tensor:
-        """The gradient at points near x, [n, *shape] all, of the margin of the wrong classes."""
-        with evaluating(self.live.model):
-            return self._problem(x, y).gradient(near - x, "margin")[1]
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
         """The cosine between the gradients of the cross-entropy at x and at points uniform in the ball: [n]."""
-        p = self._problem(x, y)
+        p = self.problem(x, y)
         with evaluating(self.live.model), torch.no_grad():
             _, here = p.gradient(torch.zeros_like(p.x), "ce")
             _, there = p.gradient(p.random_start(), "ce")
         return F.cosine_similarity(here.flatten(1), there.flatten(1))
 
-    def _problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
+    def problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
+        """The search for points near x, [n, *shape], of labels y [n]."""
         y = x.new_zeros(len(x), dtype=torch.int64) if y is None else y
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 

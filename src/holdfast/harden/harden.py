@@ -97,8 +97,8 @@ def harden(
         names: what the manifests call things.
         synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
         synthetic_share: of each step, above 0 and below 1.
-        devices: processes that share each step, with a thread or an accelerator each; the steps are those of one.
-        precision: of the forwards that train: float32, or bfloat16 (mixed). The judge's are always float32.
+        devices: processes that share each step, on cores or CUDA devices; the steps are those of one.
+        precision: of the passes that train, the inner attack's too: float32, or bfloat16 (mixed); not the judge's.
         tensorboard: write event files into `out` too.
 
     Raises:
@@ -154,8 +154,9 @@ def harden(
     before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         tell = board.written(folder, tell) if tensorboard else tell
-        how = {"precision": precision, "devices": devices}
-        network.train(Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix, **how))
+        network.train(
+            Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix, precision, devices)
+        )
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
@@ -216,7 +217,7 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
 
 def check_precision(precision: str) -> None:
     if precision not in ("float32", "bfloat16"):
-        raise SpecError(f"--precision is {precision!r}; it is float32 or bfloat16.")
+        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
 
 
 def _check_counts(source: Source, k: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -114,8 +115,7 @@ class KerasNetwork:
         weights = load_file(work / "weights.safetensors")
         own = load(work / "model.keras", trust=True)
         own.set_weights([weights[str(i)].numpy() for i in range(len(weights))])
-        own.save(work / "hardened.keras")
-        return (work / "hardened.keras").read_bytes()
+        return packed(own)
 
 
 class Rebuilt(nn.Module):
@@ -152,10 +152,19 @@ class Rebuilt(nn.Module):
         return z
 
 
+def packed(model: Any) -> bytes:
+    """A Keras model as the bytes of a .keras file."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        file = Path(folder) / "model.keras"
+        model.save(file)
+        return file.read_bytes()
+
+
 def _in_torch(work: Path, training: Training) -> str | None:
     """Train in processes whose Keras runs on torch; why it failed, where the training itself did."""
     env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.device)}
-    return workers.run(__name__, work, training, env)
+    hint = "Perhaps the model cannot be trained on Keras's torch backend."
+    return workers.run(__name__, work, training, env, hint)
 
 
 def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:

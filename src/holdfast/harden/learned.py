@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.advgan import changed, perturber
-from holdfast.harden.craft import Craft, Rival
+from holdfast.attacks.advgan import changed, perturber, priced
+from holdfast.harden.craft import Craft, Rival, evaluating
 from holdfast.harden.objective import Net, Objective, crossed
 from holdfast.targets import TorchTarget
 
@@ -34,9 +34,9 @@ class AdvGAN(Objective):
 
     def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
         assert craft.rival is not None
-        near = changed(craft.rival.net, craft.live, craft.threat, x)
         craft.rival.optimiser.zero_grad()
-        (-(near * craft.slope(x, near.detach(), y)).sum() / len(x)).backward()
+        with evaluating(craft.live.model):
+            priced(craft.rival.net, craft.problem(x, y), craft.threat)[1].backward()
         craft.rival.optimiser.step()
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def train(
 
     Args:
         devices: processes that share each step.
-        precision: of the forwards that train: float32 or bfloat16.
+        precision: of the passes that train: float32 or bfloat16.
         watch: told of each finished epoch.
 
     Raises:
@@ -65,13 +66,17 @@ def train(
     check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
     rows = divide(data, recipe.held, 1000, seed, "held-out")
-    how = {"watch": watch, "devices": devices, "precision": precision}
-    training = Training(target, *rows, anything, recipe, seed, **how)  # pyright: ignore[reportArgumentType]
+    training = Training(
+        target, *rows, anything, recipe, seed, every=math.inf, watch=watch, precision=precision, devices=devices
+    )
     if isinstance(network, TorchNetwork):
         network.net.load_state_dict(workers.train(training, network.net))
         return network.net.eval()
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-"))  # stays where the training diverged, with what it reached
-    network.train(replace(training, folder=folder))
-    trained = network.read(folder)
-    shutil.rmtree(folder)
+    folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
+    try:
+        network.train(replace(training, folder=folder))
+        trained = network.read(folder)
+    finally:
+        if trained is not None or not (folder / network.file).exists():  # one that diverged leaves what it reached
+            shutil.rmtree(folder, ignore_errors=True)
     return trained

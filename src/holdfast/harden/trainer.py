@@ -20,7 +20,6 @@ from holdfast.errors import InputError
 from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.augment import Batch
 from holdfast.harden.craft import Craft, Rival, evaluating
-from holdfast.harden.memory import keep_freed
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
 from holdfast.harden.plan import Plan, read, shuffled
@@ -29,6 +28,7 @@ from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.sharpness import perturbed_weights
 from holdfast.harden.state import STATE, Epoch, Place, State, blend, packed, table
 from holdfast.harden.team import Team
+from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
@@ -50,10 +50,10 @@ class Training:
         seed: of the order of rows, of all noise, and of what the network draws itself.
         floor: the least clean accuracy on `held` of the weights chosen.
         folder: where log.csv and the state are written; None: nowhere.
-        every: seconds from one stored state to the next; 0: after each step.
+        every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
         mix: generated rows to train on beside.
-        precision: of the forwards that train; bfloat16 is mixed, and the judge's are always float32.
+        precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the judge's are float32.
         devices: processes that share every step; on accelerators each has one of its own. `workers.train` starts them.
         team: which of these processes this is.
     """
@@ -99,6 +99,8 @@ class Training:
             s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
+                if not self.team.leads:  # whose random state it is; the others draw on from seeds of their own
+                    torch.manual_seed(int(torch.randint(2**62, ())) + self.team.rank)
             while s.place.epoch < recipe.epochs and not self._settled(s.place):
                 plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
                 for x, y in self._read(plan, s):
@@ -259,7 +261,9 @@ class Training:
         return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
 
     def _store(self, s: State, *, now: bool = False) -> None:
-        if self.folder is None or not self.team.leads or not (now or time.monotonic() - self.began >= self.every):
+        if self.folder is None or not self.team.leads or math.isinf(self.every):
+            return
+        if not now and time.monotonic() - self.began < self.every:
             return
         self.began = time.monotonic()
         write_bytes(self.folder / STATE, s.dump())

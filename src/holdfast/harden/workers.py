@@ -34,7 +34,7 @@ from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Objective
-from holdfast.harden.state import Epoch, packed
+from holdfast.harden.state import STATE, Epoch, packed
 from holdfast.harden.team import Team
 from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
@@ -63,7 +63,7 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         job = {name: getattr(training, name) for name in _CARRIED} | {"target": _plain(training.target)}
         job["share"] = training.mix and training.mix.share
         (work / "code.json").write_text(json.dumps(usercode.files()))
-        (work / "training.pkl").write_bytes(_pickled((net, job)))
+        torch.save((net, job), work / "training.pt")
         failed = run(__name__, work, training)
         if failed is not None:
             raise InputError(failed)
@@ -79,22 +79,28 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
     if devices == 1:
         return
     kind = target.device.type
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}.")
     there = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
     if not 1 <= devices <= there:
         what = "CUDA devices" if kind == "cuda" else "cores"
-        raise InputError(f"--devices is {devices}, but this machine has {there} {what}.")
+        raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
     if type(objective).rival is not Objective.rival:
         raise InputError(
-            f"--devices is {devices}, but the attacker of {objective!r} learns in one process; leave it out."
+            f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave it out."
         )
     if pickled:
-        _pickled(_plain(target))
+        _portable(_plain(target))
     elif kind == "cuda":
-        raise InputError(f"--devices is {devices}, but a Keras model is trained on one CUDA device.")
+        raise InputError(f"devices is {devices}, but a Keras model is trained on one CUDA device.")
 
 
-def run(module: str, work: Path, training: Training, env: Mapping[str, str] | None = None) -> str | None:
+def run(
+    module: str, work: Path, training: Training, env: Mapping[str, str] | None = None, hint: str = ""
+) -> str | None:
     """Have `module` serve a training from a folder; why it failed, where the training itself did.
+
+    `hint` is what to think of where a process died before it had stored anything.
 
     Raises:
         InputError: a process of it died.
@@ -141,7 +147,9 @@ def run(module: str, work: Path, training: Training, env: Mapping[str, str] | No
         said = (work / f"stderr{fallen[0]}").read_text(errors="replace").strip().splitlines()
         last = (said or [f"it ended with code {children[fallen[0]].returncode}"])[-1].rstrip(".")
         which = f" (process {fallen[0] + 1} of {len(children)})" if len(children) > 1 else ""
-        raise InputError(f"the training's own process{which} died: {last}. What it stored goes on with --resume.")
+        stored = training.folder is not None and (training.folder / STATE).exists()
+        more = "What it stored goes on with --resume." if stored else hint
+        raise InputError(f"the training's own process{which} died: {last}. {more}".rstrip())
     return failed
 
 
@@ -168,9 +176,9 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
 
     if team.size > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        where = f"file://{work.absolute()}/rendezvous"
+        place = dist.FileStore(str(work / "rendezvous"), team.size)  # pyright: ignore[reportPrivateImportUsage]
         hours = timedelta(hours=24)  # one that died is seen by who started it
-        dist.init_process_group(backend, where, rank=team.rank, world_size=team.size, timeout=hours)
+        dist.init_process_group(backend, store=place, rank=team.rank, world_size=team.size, timeout=hours)
     try:
         fit(work, team, lambda epoch: tell(epoch=asdict(epoch)))
     except HoldfastError as error:
@@ -183,15 +191,16 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
 
 
 def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
-    for file in json.loads((work / "code.json").read_text()):
-        usercode.run_file(Path(file))
-    # Written by the process that started this one.
-    net, job = pickle.loads((work / "training.pkl").read_bytes())
+    own = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}  # never a neighbour's device
+    with ExitStack() as stack:
+        for file in map(Path, json.loads((work / "code.json").read_text())):
+            stack.enter_context(usercode.importable(str(file.parent.absolute())))
+            usercode.run_file(file)
+        # Written by the process that started this one.
+        net, job = torch.load(work / "training.pt", map_location=own, weights_only=False)
     target, share = job["target"], job.pop("share")
-    if target.device.type != "cpu":
-        target.device = torch.device(target.device.type, team.rank)
-        for module in (net, target.model):  # which is its twin too
-            module.to(target.device)
+    if target.device.type == "cuda":
+        target.device = torch.device("cuda", team.rank)
     mix = None if share is None else Mix(stored(work, "mix"), share)
     data, held = (stored(work, name) for name in ("train", "held"))
     whole = Training(data=data, held=held, mix=mix, watch=watch, team=team, **job)
@@ -234,19 +243,17 @@ def _plain(target: TorchTarget) -> TorchTarget:
     return target.live(target.model)
 
 
-def _pickled(thing: Any) -> bytes:
-    """As bytes that a process of its own can read.
+def _portable(thing: Any) -> None:
+    """Refuse what a process of its own could not read.
 
     Raises:
         InputError: it cannot, since a part was defined in the script that runs, or cannot be pickled at all.
     """
-    content = io.BytesIO()
     try:
-        _Portable(content).dump(thing)
+        _Portable(io.BytesIO()).dump(thing)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"the model cannot be trained in several processes: {first}.") from error
-    return content.getvalue()
 
 
 class _Portable(pickle.Pickler):
