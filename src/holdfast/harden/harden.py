@@ -154,9 +154,22 @@ def harden(
     before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         tell = board.written(folder, tell) if tensorboard else tell
-        network.train(
-            Training(target, train, held, threat, recipe, seed, min_clean, folder, every, tell, mix, precision, devices)
+        how = Training(
+            target,
+            train,
+            held,
+            threat,
+            recipe,
+            seed=seed,
+            floor=min_clean,
+            folder=folder,
+            every=every,
+            watch=tell,
+            mix=mix,
+            precision=precision,
+            devices=devices,
         )
+        network.train(how)
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
