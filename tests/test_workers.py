@@ -18,8 +18,8 @@ from test_harden import MODELS, SMALL, Normed, digits, training
 from torch import Tensor, nn
 
 import holdfast
-from holdfast import memory
 from holdfast.errors import InputError
+from holdfast.evaluate import memory
 from holdfast.harden import objectives, plain, workers
 from holdfast.harden.state import STATE, Epoch, State, read_log
 from holdfast.harden.team import Team

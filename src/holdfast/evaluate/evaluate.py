@@ -32,10 +32,10 @@ from holdfast.evaluate.finish import add, add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.looks import PerceptualDistance
+from holdfast.evaluate.memory import give_back_freed
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.evaluate.ways import Ways
-from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes
 from holdfast.runs.manifest import (

@@ -17,6 +17,7 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
+from holdfast.evaluate.memory import keep_freed
 from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.augment import Batch
 from holdfast.harden.craft import Craft, Rival, evaluating
@@ -28,7 +29,6 @@ from holdfast.harden.schedules import share_of_rate
 from holdfast.harden.sharpness import perturbed_weights
 from holdfast.harden.state import STATE, Epoch, Place, State, blend, packed, table
 from holdfast.harden.team import Team
-from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
