@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SILENT = -1  # scores that are not finite, or no answer
 UNASKED = -2  # the model was not asked
