@@ -143,3 +143,8 @@ def parse(text: str | None) -> Graded | None:
     if text is None or text.strip() == "classes":
         return None
     return spec.build(text, TASKS, "task")
+
+
+def silent(label: Tensor) -> Tensor:
+    """Where decisions [n] are no answer, and no refusal either: [n] bool."""
+    return (label < 0) & (label != REFUSED)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.ledger import Ledger, Outcome
-from holdfast.decisions import REFUSED, silent
+from holdfast.decisions import REFUSED
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, together
-from holdfast.tasks import without
+from holdfast.tasks import silent, without
 from holdfast.threat import Targeted, Threat
 
 

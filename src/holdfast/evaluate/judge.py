@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, legal_size
-from holdfast.decisions import SILENT, silent
+from holdfast.decisions import SILENT
 from holdfast.targets.target import Access, Target, drawing, sealed
+from holdfast.tasks import silent
 from holdfast.threat import Threat
 
 
