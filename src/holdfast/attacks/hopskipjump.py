@@ -13,7 +13,7 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.foothold import check_start, finest, foothold, nearer, normal
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.norms import wide
+from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
 HALVINGS = 15  # of a step, before the row stays where it is
@@ -21,7 +21,7 @@ HALVINGS = 15  # of a step, before the row stays where it is
 
 class Landing(NamedTuple):
     d: Tensor  # a point just past the boundary, [n, *shape]
-    fall: Tensor  # [n]: the size of the point from which it was pulled there
+    fall: Tensor  # [n]: the L2 length of the point from which it was pulled there
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class HopSkipJump(Attack):
     Cost: a step t from 1 asks min(probes sqrt(t), most) forwards for the normal, 1 to 15 for the length of the step
     and log2(f^1.5 / gamma) of f features for the way back (in Linf log2(f^2 / gamma)), at most 20 in float32; the
     start 2 to 100 and one way back. 5,000 forwards are about 16 steps.
-    Differs from the paper: probes are uniform in direction in Linf too; neither their radius nor the gap to the
-    boundary falls below what floats resolve; a step is given up after 15 halvings.
+    Differs from the paper: probes are uniform in direction in Linf too, and their radius is a share of the point's L2
+    length in both norms (of its Linf size, features would move by hardly more than floats resolve); neither the radius
+    nor the gap to the boundary falls below that; a step is given up after 15 halvings.
     """
 
     needs = Access.LABELS
@@ -65,7 +66,7 @@ class HopSkipJump(Attack):
             ahead = (s.d + wide(length, g) * way).clamp(p.lo, p.hi)
             met = p.adversarial(ahead, waiting)
             d, waiting, length = torch.where(wide(met, d), ahead, d), waiting & ~met, length / 2
-        return Landing(nearer(p, d, self.gap(p), ~waiting), p.norm.size(d))
+        return Landing(nearer(p, d, self.gap(p), ~waiting), L2.size(d))
 
     def gap(self, p: Problem) -> Tensor:
         """The share of a point that may lie between it and the boundary, [n]."""
