@@ -70,14 +70,18 @@ class Norm(ABC):
 
     def along(self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """From d towards 0 by at most this share [n] of its length, then to where <g, v - d> >= gap [n], in the box."""
-        radius, low, high = share * L2.size(d), torch.zeros_like(gap), torch.ones_like(gap)
-        for _ in range(12):
+        v = self.shrink(d, self._long(d, share))
+        gap = gap - ((v - d) * g).flatten(1).sum(1)  # below 0 where v, so near 0, is there already
+        return (v + self.reach(g, gap.clamp_min(0), lo - v, hi - v)).clamp(lo, hi)
+
+    def _long(self, d: Tensor, share: Tensor) -> Tensor:
+        """By how much [n] d shrinks when it moves by this share of its L2 length."""
+        radius, low, high = share * L2.size(d), torch.zeros_like(share), torch.ones_like(share)
+        for _ in range(24):
             middle = (low + high) / 2
             far = L2.size(d - self.shrink(d, middle)) > radius
             low, high = torch.where(far, middle, low), torch.where(far, high, middle)
-        v = self.shrink(d, high)
-        gap = gap - ((v - d) * g).flatten(1).sum(1)  # below 0 where v, so near 0, is there already
-        return (v + self.reach(g, gap.clamp_min(0), lo - v, hi - v)).clamp(lo, hi)
+        return high
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         """argmin over v of |v - d|^2 / 2 + weight * size(v), with the weight [n, 1, ...] a row."""
@@ -247,6 +251,9 @@ class _L2(Norm):
 
     def size(self, d: Tensor) -> Tensor:
         return scaled(d).flatten(1).square().sum(1).sqrt() * d.flatten(1).abs().amax(1)
+
+    def _long(self, d: Tensor, share: Tensor) -> Tensor:
+        return 1 - share
 
     def dual(self, g: Tensor) -> Tensor:
         return self.size(g)

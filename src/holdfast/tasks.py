@@ -33,7 +33,7 @@ class Classes:
 
     def against(self, z: Tensor, y: Tensor) -> Tensor:
         """Scores [n, k] as an adversary of class y [n] meets them: y's is the refusal's, where that is higher."""
-        if z.shape[1] == self.k:
+        if not self.refuses or z.shape[1] == self.k:
             return z
         z, refusal = z.split([self.k, 1], 1)
         return z.scatter(1, y[:, None], z.gather(1, y[:, None]).maximum(refusal))

@@ -76,7 +76,11 @@ def run_file(path: Path) -> ModuleType:
         raise InputError(f"there is no file {path}; expected path/file.py:name.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up by name
-    call(str(path), spec.loader.exec_module, module)
+    try:
+        call(str(path), spec.loader.exec_module, module)
+    except InputError:
+        del sys.modules[spec.name]  # what did not run is no code of a model
+        raise
     return module
 
 

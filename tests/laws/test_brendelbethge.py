@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 
 from holdfast.attacks import run
-from holdfast.attacks.brendelbethge import BrendelBethge, Walk
+from holdfast.attacks.brendelbethge import INSIDE, BrendelBethge, Walk
 from holdfast.attacks.problem import Problem
 from holdfast.norms import L0
 from holdfast.rng import Keys
@@ -35,19 +35,22 @@ def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
     assert int(on.sum()) > 3
     for i in on.nonzero()[:, 0].tolist():
         c, at, to = (v[i].flatten().numpy() for v in (g, d, moved))
+        past = (
+            INSIDE * np.linalg.norm(c) * np.linalg.norm(at)
+        )  # the hyperplane is that of points just past the boundary
         found = minimize(
             lambda v: v @ v,
             at,
             jac=lambda v: 2 * v,
             bounds=list(zip(p.lo[i].flatten().tolist(), p.hi[i].flatten().tolist(), strict=True)),
             constraints=[
-                {"type": "eq", "fun": lambda v, c=c, at=at: c @ (v - at)},
+                {"type": "eq", "fun": lambda v, c=c, at=at, past=past: c @ (v - at) - past},
                 {"type": "ineq", "fun": lambda v, at=at, to=to: (to - at) @ (to - at) - (v - at) @ (v - at)},
             ],
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 200},
         )
-        assert abs(c @ (to - at)) < 1e-9
+        assert abs(c @ (to - at) - past) < 1e-9
         np.testing.assert_allclose(np.sqrt(to @ to), np.sqrt(found.fun), rtol=1e-5)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.norms import NORMS, wide
+from holdfast.norms import L2, NORMS, wide
 from holdfast.targets.target import Access
+
+INSIDE = 1e-5  # how far past the boundary a step aims at least, a share of the point's length: no success is rounding's
 
 
 class Walk(NamedTuple):
@@ -33,7 +35,8 @@ class BrendelBethge(Attack):
     last point.
     Differs from the paper: but for L2 the problem is not solved jointly, but in these halves, each exactly; the radius
     is a share of the current point's L2 length (in L0 of its count), not of the number of features; the first walk
-    begins at x, whose first step itself leads to the boundary.
+    begins at x, whose first step itself leads to the boundary; a step aims past the boundary by a hundred-thousandth
+    of the point's length at least, where rounding would decide.
     """
 
     needs = Access.GRADIENTS
@@ -62,7 +65,8 @@ class BrendelBethge(Attack):
         keep = self.momentum if of else 0
         normal = (1 - keep) * g + keep * s.normal
         share = torch.full_like(value, self.radius * 0.001 ** (of * self.walks / self.steps))
-        wanted = -value * torch.where(value < 0, 1 + self.overshoot, 1 - self.overshoot)
+        least = INSIDE * L2.size(normal) * L2.size(before)
+        wanted = (self.overshoot * value.abs()).maximum(least) - value
         return Walk(p.norm.along(before, normal, wanted, share, p.lo, p.hi), normal)
 
     def _boundary(self, p: Problem) -> Tensor:
