@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.planes import Planes
+from holdfast.attacks.planes import Planes, halved
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
-_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each the share halves
 _TURN, _AIMED = 4, 10  # which steps move the patch: every fourth, every tenth where one class is the goal
 _SQUARES = 1000  # painted at the start, at most
 
@@ -73,7 +72,7 @@ class PatchRS(Attack):
 
     def share(self, t: int) -> float:
         """The share of the patch that step t paints."""
-        return self.alpha / 2 ** sum(int(t / self.schedule * 10000) > mark for mark in _MARKS)
+        return halved(self.alpha, t, self.schedule)
 
     def _move(self, p: Problem, d: Tensor, t: int) -> Tensor:
         by = 1.5 * max(1 - t / self.schedule, 0) * (2 * p.noise("move").uniform((2,), d.dtype) - 1)

@@ -1,4 +1,4 @@
-"""How an input is read as an image."""
+"""How an input is read as an image, and how much of it a random search paints at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import Problem
+
+_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each the share halves
 
 
 class Planes(NamedTuple):
@@ -50,3 +52,8 @@ class Planes(NamedTuple):
     def join(self, images: Tensor, like: Tensor) -> Tensor:
         """Images [n, c, h, w] as inputs."""
         return (images.movedim(1, -1) if self.strides[0] == 1 else images).reshape(like.shape)
+
+
+def halved(share: float, t: int, schedule: int) -> float:
+    """What is left of a first share at step t, where it halves nine times in so many queries (arXiv:1912.00049)."""
+    return share / 2 ** sum(int(t / schedule * 10000) > mark for mark in _MARKS)

@@ -10,13 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.planes import Planes
+from holdfast.attacks.planes import Planes, halved
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
-
-_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each the share p halves
 
 
 class Kept(NamedTuple):
@@ -151,7 +149,7 @@ class Square(Attack):
 
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""
-        return self.p / 2 ** sum(int(t / self.schedule * 10000) > mark for mark in _MARKS)
+        return halved(self.p, t, self.schedule)
 
 
 class Legs(NamedTuple):

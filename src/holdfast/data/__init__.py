@@ -22,7 +22,7 @@ KINDS = {
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
     "npz": "FILE.npz: the arrays x and y (or x_test, y_test); further inputs are x2, x3, ..., groups group",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
-    "parquet": "FILE.parquet: numeric columns or a list column x, and y or label; a column of text named group",
+    "parquet": "FILE.parquet: numeric columns or a list column x, and y or label; a column group names groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
 _FORMS = {kind: KINDS[kind].split(": ")[0] for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")}

@@ -9,12 +9,13 @@ import torch
 
 from holdfast.data.source import Source
 from holdfast.errors import InputError
+from holdfast.evaluate.pool import spread
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows shown to the model
-PLACES, PART = 4, 16  # all over the data, and rows from each, whose labels are looked at too
+TOLD = 64  # rows all over the data whose labels are looked at too
 STRIDE = 1024  # rows read at once
 
 
@@ -123,10 +124,8 @@ def check_range(target: Target, data: Source) -> None:
     strange = box.low < 0 or 1 < box.high < 128 or target.free is not None or isinstance(target, WithTruth)
     if strange or target.access < Access.GRADIENTS:
         return
-    starts = np.linspace(0, max(len(data) - PART, 0), PLACES).astype(int)
-    parts = [data.rows(at, at + PART) for at in dict.fromkeys(starts.tolist())]
-    rows = torch.from_numpy(np.concatenate([x for x, _ in parts])).to(target.device, target.dtype)
-    y = torch.from_numpy(np.concatenate([np.asarray(y) for _, y in parts])).to(target.device)
+    rows, y = spread(data, TOLD)
+    rows, y = rows.to(target.device, target.dtype), y.to(target.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
         return
