@@ -77,7 +77,7 @@ _STANDARD = (
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, near=0.5)',
-    "brendelbethge(steps=360, walks=4)",
+    "brendelbethge(steps=360, walks=12, last=0.3)",
     'acg(steps=50, loss="mifpe", restarts=2, near=0.1)',
     "relay(steps=700, leg=80, p=0.3, near=0.08)",
 )
@@ -95,7 +95,7 @@ _THOROUGH = (
 )
 _THOROUGH_L2 = (
     "fab(steps=60, targets=4)",
-    "brendelbethge(steps=600, walks=6)",
+    "brendelbethge(steps=800, walks=16, last=0.1)",
     "square(steps=5000, near=0.2)",
     "relay(steps=8400, near=0.08)",
 )
@@ -117,12 +117,12 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
     "standard": (
-        4,
+        5,
         "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
-        4,
+        5,
         "standard, then longer searches in every direction that ever paid",
         {
             "other": (*_STANDARD, *_THOROUGH),
