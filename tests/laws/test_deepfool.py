@@ -48,18 +48,22 @@ def test_deepfool_steps_onto_the_nearest_boundary(norm: str, order: float, dual:
 
 
 def test_superdeepfool_turns_back_along_the_normal() -> None:
-    """Algorithm 2, SDF(inf, 1): DeepFool until the boundary is crossed; there d is projected onto its normal."""
+    """Algorithm 2, SDF(inf, 1): DeepFool until the boundary is crossed; there d is projected onto its normal.
+
+    The projection is added to where the crossing began; a turned point that has crossed is drawn in by a fifth.
+    """
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     turns = 0
     for i in range(N):
-        clean, label, d, tries = x[i].flatten().numpy(), int(y[i]), np.zeros(16), 0
+        clean, label, d, base, tries = x[i].flatten().numpy(), int(y[i]), np.zeros(16), np.zeros(16), 0
         for state in path(SuperDeepFool(steps=12), alone(target, x, y, i, "l2")):
             planes = list(gaps(target, clean + d, label))
             far, w = boundary(planes, 2)
             way = w / np.linalg.norm(w)
             if planes[0][0] > 0:
-                d, tries, turns = (d @ way) * way, 0, turns + 1
+                d = base + (d @ way) * way if tries else 0.8 * d
+                base, tries, turns = np.clip(clean + d, 0, 1) - clean, 0, turns + 1
             else:
                 more = 0.02 * (tries + 1) * (np.linalg.norm(d) + far)
                 d, tries = d + (far + more) * way, tries + 1

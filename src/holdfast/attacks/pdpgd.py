@@ -54,7 +54,7 @@ class PDPGD(Attack):
     steps: int = 1000  # gradient steps
     rate: float = 0.1  # first step of a feature, as a share of the box's width
     swing: float = 0.2  # first step of the dual variable
-    fade: float = 30.0  # steps after which both have halved
+    fade: float = 60.0  # steps after which both have halved
     ratio: float = 1.0  # first weight of the size over that of the loss
 
     def __post_init__(self) -> None:
