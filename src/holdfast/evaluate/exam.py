@@ -41,7 +41,7 @@ class Answers:
     one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
     zero: dict[str, np.ndarray] = field(default_factory=dict)  # by loss, [m, 2] bool: the gradient is exactly zero
     odd: np.ndarray | None = None  # [m] bool: a gradient is not finite
-    slope: np.ndarray | None = None  # [m]: relative error of the gradient against finite differences
+    slope: np.ndarray | None = None  # [m]: relative error near the input of the gradient against finite differences
     turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
     beat: dict[str, np.ndarray] = field(default_factory=dict)  # by name, [m] bool: see `examine`
     planted: np.ndarray | None = None  # [m] bool: a solution was planted; None: the test cannot be made
@@ -97,9 +97,9 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
     slopes: list[Tensor] = []
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    point, g = x, torch.zeros_like(x)
     for point in (x, target.bounds.clamp(near)):
         z, pull = target.linearize(point)
-        g = torch.zeros_like(point)
         for loss, flags in zero.items():
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
@@ -117,12 +117,13 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
-    rival = without(target.task.against(target.scores(x), y), y).argmax(1)
+    # Not at x: where its features are equal, as in a black corner, a max-pool has no derivative.
+    rival = without(target.task.against(target.scores(point), y), y).argmax(1)
     errors = []
     for share in (1e-3, 1e-2):
         h = share * (target.bounds.high - target.bounds.low)
-        up, down = (_lead(target, x + side * h * slopes[0].sign(), y, rival) for side in (1, -1))
-        errors.append(((up - down) / (2 * h * flat[0].abs().sum(1).clamp_min(1e-300)) - 1).abs())
+        up, down = (_lead(target, point + side * h * g.sign(), y, rival) for side in (1, -1))
+        errors.append(((up - down) / (2 * h * flat[1].abs().sum(1).clamp_min(1e-300)) - 1).abs())
     found.charge("slope", 5 * n)
     found.slope = _np(torch.minimum(*errors))
 

@@ -95,8 +95,8 @@ _THOROUGH = (
 )
 _THOROUGH_L2 = (
     "fab(steps=60, targets=4)",
-    "brendelbethge(steps=800, walks=16, last=0.1)",
-    "square(steps=5000, near=0.2)",
+    "brendelbethge(steps=600, walks=12, last=0.1)",
+    "square(steps=2000, near=0.2)",
     "relay(steps=8400, near=0.08)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")

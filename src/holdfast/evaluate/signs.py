@@ -143,7 +143,7 @@ def _non_finite_gradient(a: Answers) -> Finding | None:
 def _wrong_gradient(a: Answers) -> Finding | None:
     if a.slope is None or not a.zero:
         return None
-    seen = ~a.zero["margin"][:, 0]
+    seen = ~a.zero["margin"][:, 1]
     rows = seen & ~(a.slope <= 0.5)
     if rows.mean() <= 0.25:
         return None
