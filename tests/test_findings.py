@@ -18,7 +18,7 @@ import holdfast
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import SpecError
 from holdfast.evaluate import Run, protocols
-from holdfast.evaluate.exam import Answers
+from holdfast.evaluate.exam import Answers, examine
 from holdfast.evaluate.merge import merge
 from holdfast.evaluate.signs import FOLLOW_UPS, answered, follow, signs
 from holdfast.evaluate.verify import verify
@@ -389,3 +389,18 @@ def test_a_thresholded_input_falls_without_a_hint(cases: Path) -> None:
     found = holdfast.evaluate(holdfast.wrap(model), mnist(cases), "linf(0.3)", samples=500)
     assert found.verdict.status != "trusted"
     assert found.robust_accuracy.value <= 0.506  # pyright: ignore[reportOptionalOperand]
+
+
+def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
+    """There each max-pool has ties, and no derivative; the gradient is right a little beside."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.rand(30, 1, 1, 1).expand(30, 1, 14, 14).clone()
+    source, target, threat = from_arrays(x, model(x).argmax(1)), holdfast.wrap(model), Threat.linf(0.3)
+    target.bind((1, 14, 14))
+    trial = protocols.protocol("standard", "linf").trials[0]
+    answers = examine(target, source, threat, trial, Ways(target, threat, source), 0)
+    assert answers.slope is not None
+    assert len(answers.slope) == 16
+    assert bool((answers.slope < 0.5).all())

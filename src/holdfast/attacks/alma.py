@@ -37,8 +37,8 @@ class ALMA(Attack):
     Cost: one forward and one backward a step and row, and one forward for the last point.
     Differs from the paper: the loss is the margin, scaled to 0.7 at x, which is about what the DLR is there; it bends
     no more than the margin does, and is free of the logits' scale with any number of classes. The first step has one
-    size in both norms, and is no random one where the gradient is zero. Half of the past is kept with any number of steps, as there with 100; with
-    1,000 it is 0.9 there, which found larger ones in L1. Lengths are shares of the box's width.
+    size in both norms, and is no random one where the gradient is zero. Half of the past is kept with any number of
+    steps, as there with 100; 0.9, as there with 1,000, found larger ones in L1. Lengths are shares of the box's width.
     """
 
     needs = Access.GRADIENTS

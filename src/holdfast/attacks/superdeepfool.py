@@ -15,7 +15,6 @@ from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
-
 SHRINK = 0.8  # of a turned point that meets the goal
 
 
