@@ -94,10 +94,10 @@ _THOROUGH = (
     "relay(steps=8400, step_size=0.1, near=0.08)",
 )
 _THOROUGH_L2 = (
-    "fab(steps=60, targets=4)",
-    "brendelbethge(steps=600, walks=12, last=0.1)",
+    "fab(steps=40, targets=3)",
+    "brendelbethge(steps=480, walks=12, last=0.2)",
     "square(steps=2000, near=0.2)",
-    "relay(steps=8400, near=0.08)",
+    "relay(steps=6000, near=0.08)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
