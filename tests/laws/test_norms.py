@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from holdfast.norms import L2, NORMS, Norm, wide
+from holdfast.norms import L0, L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from laws.exact import distance, farthest
 from laws.world import CONVEX, close
@@ -235,12 +235,13 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
 
 @each_norm
 def test_prox_is_the_minimum(norm: Norm) -> None:
-    """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v)."""
+    """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v); for L0 the size is the sum of |v|^(2/3)."""
     keys = Keys.of(0, torch.arange(50))
     d, weight = keys.normal((2, 3), torch.float64), keys.fold("w").uniform((1, 1), torch.float64)
 
     def price(v: Tensor) -> Tensor:
-        return (v - d).square().flatten(1).sum(1) / 2 + weight.flatten() * norm.size(v)
+        size = v.abs().pow(2 / 3).flatten(1).sum(1) if norm is L0 else norm.size(v)
+        return (v - d).square().flatten(1).sum(1) / 2 + weight.flatten() * size
 
     best = norm.prox(d, weight)
     assert float(norm.size(best).sum()) < float(norm.size(d).sum())

@@ -99,6 +99,8 @@ def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, fl
 
 # Within 5 %, as their papers' stopping rules and weights of the margin go.
 COARSE = {"deepfool", "superdeepfool", "fab", "cw-l2"}
+# Its path in L0 is that of the 2/3 power, whose minimum may share between two features what one could do alone.
+ONE_MORE = {"pdpgd-l0"}
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-2, 3)], ids=["box active", "box far"])
@@ -123,7 +125,7 @@ def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -
         if best < 0.01 * (box[1] - box[0]) or best > 0.95 * eps:
             continue  # that near, a search that starts with the box's width runs out of steps
         coarse = COARSE & {name, f"{name}-{norm}"}
-        assert found <= best * (1.05 if coarse else 1.01) + 1e-9
+        assert found <= best * (1.05 if coarse else 1.01) + (f"{name}-{norm}" in ONE_MORE) + 1e-9
 
 
 @boxes

@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.norms import wide
+from holdfast.norms import NORMS, wide
 from holdfast.targets.target import Access
 
 _SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
@@ -42,12 +42,11 @@ class PDPGD(Attack):
     hundred times as much, which few steps do not make up for); the loss is sqrt(1 + u^2) - u of the margin u in tenths
     of the clean one and not the softplus of the margin, so that the scale of the logits does not matter, nor the last
     bit of an exponential, which depends on a row's place in the batch; the proximal step takes a fixed number of inner
-    ones; twice the steps. There is no L0, whose proximal step only drops small changes: on linear models it ends far
-    above the optimum.
+    ones; twice the steps. L0 is by the proximal step of the 2/3 power, as in the authors' code.
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2", "l1"})
+    norms: ClassVar = frozenset(NORMS)
     bounded: ClassVar = False
     random: ClassVar = False
 
