@@ -42,7 +42,7 @@ class PDPGD(Attack):
     hundred times as much, which few steps do not make up for); the loss is sqrt(1 + u^2) - u of the margin u in tenths
     of the clean one and not the softplus of the margin, so that the scale of the logits does not matter, nor the last
     bit of an exponential, which depends on a row's place in the batch; the proximal step takes a fixed number of inner
-    ones; twice the steps. L0 is by the proximal step of the 2/3 power, as in the authors' code.
+    ones; twice the steps. L0 is by the proximal step of the 2/3 power, since the count's own only drops small changes.
     """
 
     needs = Access.GRADIENTS
