@@ -72,11 +72,11 @@ class BrendelBethge(Attack):
 
     def _boundary(self, p: Problem) -> Tensor:
         """The point of the boundary between x and noise that meets the goal; x where none of it does."""
-        far, none = torch.zeros_like(p.x), torch.ones_like(p.live)
+        far, without = torch.zeros_like(p.x), torch.ones_like(p.live)
         for draw in range(5):
             noise = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(p.x.shape[1:], p.x.dtype)
-            met = p.adversarial(noise, none)
-            far, none = torch.where(wide(met, far), noise, far), none & ~met
+            met = p.adversarial(noise, without)
+            far, without = torch.where(wide(met, far), noise, far), without & ~met
         low, high = torch.zeros_like(p.eps.flatten()), torch.ones_like(p.eps.flatten())
         for _ in range(5):  # the first step itself goes to the boundary
             share = (low + high) / 2

@@ -93,13 +93,13 @@ def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: 
 
 def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> None:
     keys = Keys.of(seed, ids).fold("exam")
-    near = x + NEAR * float(threat.eps) * threat.norm.sample(keys, x)
+    near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    point, g = x, torch.zeros_like(x)
-    for point in (x, target.bounds.clamp(near)):
+    for point in (x, near):
         z, pull = target.linearize(point)
+        g = torch.zeros_like(point)
         for loss, flags in zero.items():
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
@@ -118,11 +118,11 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
     # Not at x: where its features are equal, as in a black corner, a max-pool has no derivative.
-    rival = without(target.task.against(target.scores(point), y), y).argmax(1)
+    rival = without(target.task.against(target.scores(near), y), y).argmax(1)
     errors = []
     for share in (1e-3, 1e-2):
         h = share * (target.bounds.high - target.bounds.low)
-        up, down = (_lead(target, point + side * h * g.sign(), y, rival) for side in (1, -1))
+        up, down = (_lead(target, near + side * h * slopes[1].sign(), y, rival) for side in (1, -1))
         errors.append(((up - down) / (2 * h * flat[1].abs().sum(1).clamp_min(1e-300)) - 1).abs())
     found.charge("slope", 5 * n)
     found.slope = _np(torch.minimum(*errors))
