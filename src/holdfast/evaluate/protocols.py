@@ -79,7 +79,7 @@ _STANDARD_L2 = (
     'apgd(steps=20, loss="margin", targets=3, near=0.5)',
     "brendelbethge(steps=360, walks=12, last=0.3)",
     'acg(steps=50, loss="mifpe", restarts=2, near=0.1)',
-    "relay(steps=700, leg=80, p=0.3, near=0.08)",
+    "relay(steps=400, leg=80, p=0.3, near=0.05)",
 )
 _STANDARD_L1 = (
     'apgd(steps=50, loss="mifpe")',
