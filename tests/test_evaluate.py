@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +193,16 @@ def assert_same_but_unstable(a: Run, b: Run) -> None:
     assert all(left == right or "unstable" in (left, right) for left, right in pairs)
 
 
+def assert_same_but_rounding(a: Any, b: Any) -> None:
+    """Of figures dumped from runs in other batches: some machines' kernels round by the batch."""
+    if isinstance(a, dict | list | tuple):
+        assert a.keys() == b.keys() if isinstance(a, dict) else len(a) == len(b)
+        for i in a if isinstance(a, dict) else range(len(a)):
+            assert_same_but_rounding(a[i], b[i])
+    else:
+        assert a == (pytest.approx(b, abs=1e-6) if isinstance(b, float) else b)
+
+
 def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) -> None:
     parts = [(40, 60), (0, 20), (20, 40)]
     for i, part in enumerate(parts):
@@ -200,7 +211,7 @@ def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) ->
     run = Run(tmp_path / "merged")
     assert_same_but_unstable(run, whole)
     assert run.samples.column("broken_by").equals(whole.samples.column("broken_by"))
-    assert merged.metrics == whole.metrics
+    assert_same_but_rounding(merged.metrics.model_dump(), whole.metrics.model_dump())
     assert [t.broken for t in merged.trials] == [t.broken for t in whole.manifest.trials]
     assert merged.files.keys() == whole.manifest.files.keys()
     assert verify(run.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
