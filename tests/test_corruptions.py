@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 from test_bad_input import holdfast, names, refused
-from test_evaluate import assert_same_but_rounding
+from test_evaluate import assert_same_figures
 from torch import Tensor
 
 from holdfast.errors import InputError
@@ -183,7 +183,7 @@ def test_a_run_holds_and_shards_merge_to_it(tmp_path: Path, monkeypatch: pytest.
     assert manifest.costs.corruption_forwards == 24 * 95
     assert "Common corruptions" in Path("whole/report.html").read_text()
     assert holdfast("merge", "a", "b", "--out", "both").exit_code == 0
-    assert_same_but_rounding(store.read_manifest(Path("both")).metrics.model_dump(), manifest.metrics.model_dump())
+    assert_same_figures(store.read_manifest(Path("both")).metrics, manifest.metrics)
     assert holdfast("verify", "both", "demo", "digits").exit_code == 0
     again = holdfast(*ASKED, "--samples", "0:24", "--baseline", "whole", "--out", "again", "--json")
     assert json.loads(again.stdout)["metrics"]["corruptions"]["mce"] == pytest.approx(1)
