@@ -11,7 +11,7 @@ from holdfast.data.joined import Joined
 from holdfast.data.source import Source
 from holdfast.errors import InputError, suggest
 
-__all__ = ["KINDS", "Source", "from_arrays", "open_data"]
+__all__ = ["KINDS", "Source", "as_source", "from_arrays", "open_data"]
 
 KINDS = {
     "digits": "digits: scikit-learn's 8x8 digits, embedded; [1, 8, 8]",
@@ -61,6 +61,23 @@ def from_arrays(x: Any, y: Any, name: str = "arrays", *, scale: bool = True) -> 
         arrays = [to_numpy(part, f"x of {name}") for part in x]
         return Joined(arrays, to_numpy(y, f"y of {name}"), name, scale=scale)
     return Arrays(to_numpy(x, f"x of {name}"), to_numpy(y, f"y of {name}"), name, scale=scale)
+
+
+def as_source(data: Any, *, scale: bool = True) -> Source:
+    """Data in any form that a caller may hold, as a source: every command and function takes the same forms.
+
+    Args:
+        data: a `Source`; the text that a command line takes; or (x [n, ...], y [n]), arrays of any framework.
+        scale: bytes become float32 in [0, 1]; else float32 in 0..255.
+
+    Raises:
+        InputError: none of these, or data that cannot be read.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, str):
+        return open_data(data, scale=scale)
+    return from_arrays(*data, scale=scale)
 
 
 def _open(spec: str, split: str, scale: bool) -> Source:

@@ -21,7 +21,7 @@ import torch
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
-from holdfast.data import Source, from_arrays
+from holdfast.data import Source, as_source
 from holdfast.data.source import group_names
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import corrupted, moved, pool, protocols, signs
@@ -126,7 +126,7 @@ def evaluate(
     began = time.monotonic()
     give_back_freed()
     target = wrap(target)
-    source = data if isinstance(data, Source) else from_arrays(*data, scale=target.bounds.high <= 1)
+    source = as_source(data, scale=target.bounds.high <= 1)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if isinstance(movement, spatial.Patch) and curve:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
-from holdfast.data import Source, from_arrays
+from holdfast.data import Source, as_source
 from holdfast.data.part import divide
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
@@ -192,7 +192,7 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     """What to train on and what to measure on: checked, and never the same rows."""
 
     def opened(given: Any) -> Source:
-        source = given if isinstance(given, Source) else from_arrays(*given, scale=target.bounds.high <= 1)
+        source = as_source(given, scale=target.bounds.high <= 1)
         check_data(source, target.bounds)
         return source
 
