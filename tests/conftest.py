@@ -63,4 +63,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for nodeid, seconds in dearest:
         terminalreporter.write_line(f"{seconds:7.1f}  {nodeid}")
     tests, whole = sum(spent.values()), _cpu()
-    terminalreporter.write_line(f"{whole:7.1f}  in all: {tests:.1f} in {len(spent):,} tests, the rest collects and imports")
+    terminalreporter.write_line(f"{whole:7.1f}  in all; {tests:.1f} of them in {len(spent):,} tests")
