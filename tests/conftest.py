@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,3 +24,43 @@ def cases() -> Path:
     if not CASES.is_dir():
         pytest.skip(f"{CASES} is absent: this test needs its real models and data")
     return CASES
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+_STARTED = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """What a test cost, its fixtures included, stands in the report of its teardown."""
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append(("cpu", _cpu() - item.stash[_STARTED]))
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_STARTED] = _cpu()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The tests that cost most, and the whole: the allowance stands in CONTRIBUTING.md; no test fails by it."""
+    spent = {
+        report.nodeid: seconds
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, seconds in getattr(report, "user_properties", ())
+        if name == "cpu"
+    }
+    dearest = sorted(spent.items(), key=lambda one: -one[1])[:15]
+    terminalreporter.section("CPU seconds")
+    for nodeid, seconds in dearest:
+        terminalreporter.write_line(f"{seconds:7.1f}  {nodeid}")
+    tests, whole = sum(spent.values()), _cpu()
+    terminalreporter.write_line(f"{whole:7.1f}  in all; {tests:.1f} of them in {len(spent):,} tests")

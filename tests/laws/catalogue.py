@@ -34,7 +34,8 @@ def short(name: str, steps: int = 10, **fields: Any) -> Attack:
     else:
         steps *= (1 if bounded(name) else 3) + (class_of(name).needs < Access.GRADIENTS)
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
-    cheap = {"steps": steps} | {field: few for field, few in FEW.items() if field in fields_of(name)}
+    known = fields_of(name)
+    cheap = {"steps": steps} | {field: min(few, known[field].default) for field, few in FEW.items() if field in known}
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 

@@ -15,7 +15,7 @@ from holdfast.evaluate.protocols import Trial
 from holdfast.targets import TorchTarget
 from laws.catalogue import bounded, each, each_bounded, each_gradient, each_smallest, short
 from laws.exact import best_margin, distance
-from laws.world import CONVEX, EPS, Linear, draw, linear, rows, threat, wrap
+from laws.world import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
 
 N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
@@ -56,8 +56,8 @@ def each_pair(specs: list[str]) -> pytest.MarkDecorator:
 def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, float]) -> None:
     attack = parse(spec)
     model, target, x, y = world(2, box)
-    for eps in (EPS[norm], 4 * EPS[norm]):
-        ledger = run(attack, target, x, y, threat(norm, eps), stop=False)
+    sizes = (EPS[norm], 4 * EPS[norm])
+    for eps, ledger in zip(sizes, run_sizes(attack, target, x, y, norm, sizes, stop=False), strict=True):
         share = attained(target, ledger, x, y, optimum(norm, model, x, y, eps, box))
         assert 0.99 <= share <= 1 + 1e-6
 
@@ -152,6 +152,12 @@ def evidence(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: st
     return ledger.broken, ledger.margin
 
 
+def growing(attack: Attack, target: TorchTarget, x: Tensor, y: Tensor, norm: str) -> list[tuple[Tensor, Tensor]]:
+    """The evidence at four sizes, from half the usual one to four times it."""
+    sizes = [EPS[norm] * s for s in (0.5, 1, 2, 4)]
+    return [(a.broken, a.margin) for a in run_sizes(attack, target, x, y, norm, sizes, stop=False)]
+
+
 # More eps is more dimensions to them: in as few steps each falls less far in a row here and there, breaks no fewer.
 EVOLVED = ("onepixel",)
 
@@ -159,7 +165,7 @@ EVOLVED = ("onepixel",)
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
-    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s) for s in (0.5, 1, 2, 4)]
+    found = growing(short(name, 30), target, x, y, norm)
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
@@ -169,8 +175,8 @@ def test_more_eps_never_hurts(name: str, norm: str) -> None:
 @each_gradient
 def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
-    found = [evidence(short(name, 30), target, x, y, norm, EPS[norm] * s)[0] for s in (0.5, 1, 2, 4)]
-    for broken, more in itertools.pairwise(found):
+    found = growing(short(name, 30), target, x, y, norm)
+    for (broken, _), (more, _) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
 
 

@@ -6,18 +6,21 @@ scores are the same bits whatever the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks import Ledger
+from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import Access, Target, TorchTarget
 from holdfast.threat import Threat
 
 SHAPE = (1, 4, 4)
 CONVEX = ("linf", "l2", "l1")  # the norms whose balls are
+IN_FORMS = torch.arange(16).reshape(SHAPE) < 15  # all pixels but the last, which says in which form a model answers
+FORM = 1e-9  # that pixel's unit: so dark that nothing changes where an attack moves it to another place
 EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7, "l0": 1}  # each breaks some rows of `bent`, and not all
 
 
@@ -60,6 +63,25 @@ class Then(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(x, self.model(x))
+
+
+class Forms(nn.Module):
+    """A model in several forms at once: the last pixel of a row, which `IN_FORMS` keeps, says in which it answers.
+
+    Form 0 is the model itself; form i gives the scores that changes[i - 1] makes of the model's.
+    """
+
+    def __init__(self, model: nn.Module, *changes: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.changes = model, changes
+
+    def forward(self, x: Tensor) -> Tensor:
+        form = (x.detach().flatten(1)[:, -1:] / FORM).round()
+        plain = self.model(x * IN_FORMS)
+        z = plain
+        for i, change in enumerate(self.changes, 1):
+            z = torch.where(form == i, change(plain), z)
+        return z
 
 
 class Narrow(Target):
@@ -122,6 +144,38 @@ def rows(target: Target, n: int, *, seed: int = 7, edge: bool = False, wrong: bo
 
 def threat(norm: str, eps: float | Tensor | None = None, **options: object) -> Threat:
     return getattr(Threat, norm)(EPS[norm] if eps is None else eps, **options)
+
+
+def run_forms(
+    attack: Attack, target: Target, x: Tensor, y: Tensor | list[Tensor], norm: str, *, count: int, **options: Any
+) -> list[Ledger]:
+    """One run on x in each of the forms of a model `Forms`: a ledger for each. `y`: the classes, or those in each."""
+    classes = y if isinstance(y, list) else [y] * count
+    inputs = x.repeat(count, *[1] * (x.ndim - 1))
+    inputs.flatten(1)[:, -1] = torch.arange(count).repeat_interleave(len(x)).to(x) * FORM
+    limits = {name: options.pop(name) for name in ("eps", "goal") if name in options}
+    t = threat(norm, mask=IN_FORMS, **limits)
+    return parts(run(attack, target, inputs, torch.cat(classes), t, ids=copies(len(x), count), **options), len(x))
+
+
+def run_sizes(
+    attack: Attack, target: Target, x: Tensor, y: Tensor, norm: str, sizes: Sequence[float], **options: Any
+) -> list[Ledger]:
+    """One run on x within each eps of `sizes`: a ledger for each."""
+    count = len(sizes)
+    t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
+    inputs, classes = x.repeat(count, *[1] * (x.ndim - 1)), y.repeat(count)
+    return parts(run(attack, target, inputs, classes, t, ids=copies(len(x), count), **options), len(x))
+
+
+def copies(n: int, count: int) -> Tensor:
+    """Identities of n rows that stand there several times: a row's copies share its noise."""
+    return torch.arange(n).repeat(count)
+
+
+def parts(ledger: Ledger, n: int) -> list[Ledger]:
+    """The books of each n rows."""
+    return [pick(ledger, at) for at in torch.arange(len(ledger.outcome)).split(n)]
 
 
 def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> None:

@@ -241,7 +241,9 @@ def sealed(seed: int) -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed notes a stack trace for an idle GPU each time
+        if devices:
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         path = _DRAWING.set((seed,))
