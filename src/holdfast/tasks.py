@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class Graded(ABC):
     wrong. So every loss and every attack works as it is, and the margin of class 0 is that of the answer.
     """
 
+    logits: ClassVar[bool] = False  # the outputs are logits of labels, or probabilities
+
     @abstractmethod
     def recast(self, z: Tensor, truth: Tensor) -> Tensor:
         """Outputs z and truths, [n, k] each, as scores [n, 1 + r]: 0 for "right", above it where wrong; affine in z."""
@@ -73,10 +76,6 @@ class Graded(ABC):
     @abstractmethod
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
         """The outputs of which these are the recast scores: [n, k]."""
-
-    def probable(self, z: Tensor) -> bool:
-        """Whether outputs z [n, k] look like probabilities, of which logits are to be made."""
-        return False
 
     @abstractmethod
     def ways(self, names: Sequence[str]) -> list[str]:
@@ -90,15 +89,13 @@ class Graded(ABC):
 class MultiLabel(Graded):
     """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the least signed score."""
 
+    logits: ClassVar[bool] = True
+
     def recast(self, z: Tensor, truth: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(z[:, :1]), (1 - 2 * truth) * z], 1)
 
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
         return (1 - 2 * truth) * scores[:, 1:]
-
-    def probable(self, z: Tensor) -> bool:
-        z = z[z.isfinite().all(1)]
-        return bool(len(z)) and bool(((z >= 0) & (z <= 1)).all())
 
     def ways(self, names: Sequence[str]) -> list[str]:
         return [f"{name} wrong" for name in names]

@@ -44,6 +44,7 @@ def harden(
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
     output: options.Output = None,
+    probabilities: options.Probabilities = None,
     split: options.Split = "train",
     samples: options.Samples = None,
     seed: options.Seed = 0,
@@ -72,6 +73,7 @@ def harden(
         preprocess=preprocess,
         layout=layout,
         output=output,
+        probabilities=probabilities,
         batch_size=256,
         device=device,
     )

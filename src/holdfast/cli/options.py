@@ -63,6 +63,14 @@ Output = Annotated[str | None, typer.Option("--output", help="Which of the model
 Task = Annotated[
     str | None, typer.Option("--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".')
 ]
+Probabilities = Annotated[
+    bool | None,
+    typer.Option(
+        "--probabilities/--no-probabilities",
+        help="Whether the model gives probabilities, and not logits; default: what it says itself.",
+        show_default=False,
+    ),
+]
 Attacked = Annotated[
     int,
     typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
@@ -189,6 +197,7 @@ def open_target(
     layout: str | None,
     output: str | None,
     task: str | None = None,
+    probabilities: bool | None = None,
     source: Source | None = None,
     attacked: int = 0,
     batch_size: int,
@@ -208,7 +217,8 @@ def open_target(
         inputs = list(source.inputs[1:])
         inputs.insert(attacked, source.inputs[0])
         common |= {"inputs": inputs, "attacked": attacked}
-    target = load(model, arch=arch, preprocess=steps, layout=layout, output=output, task=task, draws=eot, **common)
+    own: dict[str, Any] = {"layout": layout, "output": output, "task": task, "probabilities": probabilities}
+    target = load(model, arch=arch, preprocess=steps, draws=eot, **own, **common)
     return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
 
 

@@ -10,6 +10,7 @@ import torch
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluate.pool import spread
+from holdfast.evaluate.reading import find_reading, saturated
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
@@ -85,20 +86,12 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     rows = torch.as_tensor(x).to(target.device, target.dtype)
     findings += _randomised(target, rows)
     if target.access >= Access.SCORES:
+        findings += find_reading(target, data)
         with sealed(0):
             z = target.all_scores(rows)
-        graded = isinstance(target, WithTruth)
-        if target.rule.probable(target.answers(rows)) if graded else looks_like_probabilities(z[:, : target.task.k]):
-            findings.append(
-                Finding(
-                    check="probabilities",
-                    severity="info",
-                    text="The model gives probabilities; their logarithms serve as logits.",
-                )
-            )
-            target.probabilities = True
+        findings += saturated(target, z)
         top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
-        if top > 50:
+        if top > 50 and (target.reads or not target.probabilities):
             findings.append(
                 Finding(
                     check="logit_scale",
@@ -198,17 +191,6 @@ def check_labels(data: Source, k: int) -> None:
                 f"row {row} of {data.name} has label {int(y.max())}, but the model knows {k} classes, numbered 0 to "
                 f"{k - 1}.{hint}"
             )
-
-
-def looks_like_probabilities(z: torch.Tensor) -> bool:
-    """Rows within [0, 1] that sum to 1, for all finite rows of scores [n, k]."""
-    z = z[z.isfinite().all(1)]
-    if not len(z) or z.shape[1] < 2:
-        return False
-    if z.shape[1] == 2 and bool((z[:, 0] == 0).all()):  # a single output, served as two classes
-        return bool((z[:, 1] >= 0).all() and (z[:, 1] <= 1).all())
-    slack = 0.02  # of probabilities in 8 bits
-    return bool((z >= 0).all() and (z <= 1).all() and ((z.sum(1) - 1).abs() < slack).all())
 
 
 def _check_labels(y: np.ndarray, start: int) -> None:

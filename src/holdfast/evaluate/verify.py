@@ -55,7 +55,7 @@ def verify(folder: Path, target: Target, source: Source, perceptual: str | torch
     target.bind(source.shape)
     if manifest.model.draws > 1 and target.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
-    target.probabilities = manifest.model.probabilities
+    target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     if seen is not None and manifest.perceptual is None:
         raise InputError(f"{folder} was measured without --perceptual, so it holds no distances of a network.")

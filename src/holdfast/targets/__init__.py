@@ -71,11 +71,15 @@ def wrap(
         said = [name for name, value in idle.items() if value]
         if model.shape is not None and options.get("layout") not in (None, model.layout):
             said.append("layout")
+        if model.said and options.get("probabilities") not in (None, model.probabilities):
+            said.append("probabilities")
         if said:
             raise InputError(
                 f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is wrapped already; say it "
                 f"where the model is wrapped, or in the endpoint's config."
             )
+        if options.get("probabilities") is not None:
+            model.probabilities, model.said = options["probabilities"], True
         task = options.get("task")
         model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model

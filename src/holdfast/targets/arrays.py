@@ -16,6 +16,8 @@ from holdfast.errors import InputError
 from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor
 from holdfast.targets.target import Access
 
+_SAYS = {"predict_proba": True, "decision_function": False}  # whether a method of this name gives probabilities
+
 
 class ArrayModel(Foreign):
     """A function from a numpy array [n, *shape] to scores [n, k], or to labels [n]."""
@@ -34,6 +36,7 @@ class ArrayModel(Foreign):
         if gives not in ("scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
         self.function, self.classes, self.layout, self.output = function, classes, layout, output
+        self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
         self.access = Access.SCORES if gives == "scores" else Access.LABELS
         self.shape = None if shape is None else tuple(shape)
         self._digest = digest
@@ -112,7 +115,9 @@ def from_trees(path: Path) -> ArrayModel:
             total += leaf[at]
         return total
 
-    return ArrayModel(score, digest=hashlib.sha256(content).digest())
+    model = ArrayModel(score, digest=hashlib.sha256(content).digest())
+    model.probabilities = False
+    return model
 
 
 def _flat(root: dict[str, Any]) -> tuple[np.ndarray, ...]:

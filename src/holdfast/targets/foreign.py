@@ -27,6 +27,8 @@ class Foreign(ABC):
     shape: tuple[int, ...] | None = None  # of one input, where the model says it
     layout: str = "nchw"  # that the model wants of images
     classes: int | None = None  # where the output does not tell
+    ending: str | None = None  # the activation at its end, where the output is the logits before that one
+    probabilities: bool | None = None  # whether the model says that it gives probabilities; None: it does not say
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
     trainable: Any = None  # the framework's own model, where hardening knows how to train it

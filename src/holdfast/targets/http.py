@@ -82,7 +82,7 @@ class HttpTarget(Target):
         self.settings = settings
         self.access = Access.LABELS if settings.gives == "labels" else Access.SCORES
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
-        self.layout, self.probabilities = settings.layout, settings.gives == "probabilities"
+        self.layout, self.probabilities, self.said = settings.layout, settings.gives == "probabilities", True
         self.batch_size = max(256, settings.batch * settings.concurrency)
         self.bind(settings.shape)
         self.store = Answers(settings.cache_file and folder / settings.cache_file, settings.identity())

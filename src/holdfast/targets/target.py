@@ -112,7 +112,10 @@ class Target(ABC):
     )
     beside: int = 0  # how many features of a flat input, the first, are no inputs of which the bounds speak
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
-    probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
+    probabilities: bool | None = None  # the model gives probabilities, of which scores are the logits; None: not known
+    said: bool = False  # the user or the model itself says which of both
+    reads: bool = False  # scores are the logits before the model's last activation
+    single: bool = False  # the model gives one output, served as the two classes [0, z]
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
@@ -196,7 +199,7 @@ class Target(ABC):
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
 
     def answers(self, x: Tensor) -> Tensor:
-        """What the model itself gives for any number of rows: [n, k], whatever is then made of it."""
+        """What the model itself gives for any number of rows, whatever is then made of it: [n, ...]."""
         return self.all_scores(x)
 
     def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
+from holdfast.targets import activation
 from holdfast.targets.adopt import by_trial
 from holdfast.targets.defences import Defence
 from holdfast.targets.detect import Detector, refusal
@@ -22,6 +23,11 @@ from holdfast.targets.preprocess import Preprocess, applied, excess
 from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
+
+_READ = (
+    "The model ends in a {}; its logits are read before it, which are its log-probabilities up to a constant and do not "
+    "round to 0 and 1."
+)
 
 
 class TorchTarget(Target):
@@ -37,7 +43,9 @@ class TorchTarget(Target):
         bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
-        probabilities: the model gives probabilities; scores are their logarithms.
+        probabilities: whether the model gives probabilities, of which scores are the logits: read before its last
+            softmax or sigmoid where that can be seen, else logarithms. False: what it gives is taken as it is. None:
+            what the model itself says; of one that does not, `evaluate` finds out.
         batch_size: rows of one pass.
         device: where to run; default: where the parameters are.
         layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default: what the model
@@ -66,7 +74,7 @@ class TorchTarget(Target):
         shape: Sequence[int] | None = None,
         bounds: Bounds | tuple[float, float] = (0.0, 1.0),
         preprocess: Sequence[Preprocess] = (),
-        probabilities: bool = False,
+        probabilities: bool | None = None,
         batch_size: int = 256,
         device: str | torch.device | None = None,
         layout: str | None = None,
@@ -82,7 +90,9 @@ class TorchTarget(Target):
             raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
         self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
-        self.probabilities = probabilities
+        self.probabilities, self.said = probabilities, probabilities is not None
+        self.ending: str | None = None  # the activation at the model's end, or that there is none: see `activation`
+        self._scripted: activation.Bare | None = None
         self.batch_size = batch_size
         self.output, self.classes = output, classes
         self.free, self.attacked = free, attacked
@@ -117,6 +127,8 @@ class TorchTarget(Target):
                         raise
                     self.layout = "nchw" if self.wants == "nhwc" else "nhwc"
                     self._find_task()
+            with sealed(0):
+                self._find_ending()
         except InputError:
             self.shape = None
             raise
@@ -135,6 +147,14 @@ class TorchTarget(Target):
     def scores(self, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return self._forward(x.clone() if x.is_inference() else x)
+
+    def answers(self, x: Tensor) -> Tensor:
+        def ask(rows: slice) -> Tensor:
+            z = chosen(self.model(self._before(x[rows])), None if isinstance(self.model, Foreign) else self.output)
+            return z.reshape(rows.stop - rows.start, -1)
+
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.cat(list(self.batched(ask, len(x))))
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
@@ -167,6 +187,7 @@ class TorchTarget(Target):
         """
         own = copy.copy(self)
         own.model = own.twin = model
+        own._scripted = None
         own.approximate, own.precision = False, precision
         return own
 
@@ -195,7 +216,7 @@ class TorchTarget(Target):
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
-                "probabilities": self.probabilities,
+                "probabilities": bool(self.probabilities),
                 "layout": self.layout,
             }
         )
@@ -214,13 +235,13 @@ class TorchTarget(Target):
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
-        return self._head((model or self.model)(self._inwards(applied(steps, x, self.bounds))), len(x))
+        return self._head(self._ask(self._inwards(applied(steps, x, self.bounds)), model), len(x))
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        z = self._head((model or self.model)(self._before(x)), len(x))
+        z = self._head(self._ask(self._before(x), model), len(x))
         if not self.detectors:
             return z
         far = excess(self.preprocess, self.images(x), self.bounds, lambda u: self.bare(u, model))
@@ -240,6 +261,31 @@ class TorchTarget(Target):
             x = x.flatten(1)
         return x
 
+    @property
+    def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.ending not in (activation.SOFTMAX, activation.SIGMOID, activation.LOG_SOFTMAX):
+            return False
+        if self.graded is not None:  # whose outputs are judged one by one
+            return self.graded.logits and self.ending == activation.SIGMOID and self.probabilities is not False
+        return self.probabilities is not False or self.ending == activation.LOG_SOFTMAX
+
+    def _ask(self, x: Tensor, model: Callable[[Tensor], Any] | None) -> Any:
+        """What the model gives for preprocessed x, perhaps with the logits before it: see `activation`."""
+        model = model or self.model
+        if not self.reads or isinstance(model, (Foreign, activation.Bare)):
+            return model(x)
+        if self._scripted is not None:
+            return self._scripted(x)
+        with activation.Reading():
+            return model(x)
+
+    def _logits(self, z: Tensor) -> tuple[Tensor, bool]:
+        """A model's output, or the logits before its last activation; and whether it is these."""
+        if isinstance(self.model, Foreign) and self.model.ending is not None:
+            return (z, True) if self.reads else (activation.applied(self.model.ending, z), False)
+        found = activation.before(z) if self.reads else None
+        return (z, False) if found is None or found.logits is None else (found.logits, True)
+
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
         z = chosen(z, None if isinstance(self.model, Foreign) else self.output)  # a foreign one has chosen
@@ -248,20 +294,22 @@ class TorchTarget(Target):
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, classes]. Wrap it in a "
                 f"module that returns the logits alone."
             )
+        z, logits = self._logits(z)
+        chances = bool(self.probabilities) and not logits
         z = z if z.dtype == torch.float64 else z.float()
         if self.graded is not None and z.ndim <= 2 and z.shape[:1] in ((n,), ()):
             z = z.reshape(n, -1)
-            return odds(z) if self.probabilities else z
+            return odds(z) if chances and self.graded.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
-            z = odds(z) if self.probabilities else z
+            z = odds(z) if chances else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
             raise InputError(
                 f"the model gives {tuple(z.shape)} for {n} inputs, but scores must be [n, classes]. Segmentation "
                 f"and detection heads are not supported."
             )
-        return z.clamp_min(torch.finfo(z.dtype).tiny).log() if self.probabilities else z
+        return z.clamp_min(torch.finfo(z.dtype).tiny).log() if chances else z
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
         self.model = self.twin = model
@@ -303,6 +351,29 @@ class TorchTarget(Target):
         self.labels(self._probe())
         self.task = Classes(self.classes)
 
+    def _find_ending(self) -> None:
+        """How the model ends, and whether that says that it gives probabilities."""
+        if self.access < Access.SCORES:
+            return
+        model, says = self.model, None
+        if isinstance(model, Foreign):
+            out = model(self._before(self._probe()))
+            self.ending, says = model.ending, model.probabilities
+        elif (scripted := activation.scripted(model)) is not None:
+            self.ending, self._scripted = scripted.kind, scripted
+            out = scripted(self._before(self._probe()))
+        else:
+            with activation.Reading():
+                out = chosen(model(self._before(self._probe())), self.output)
+            self.ending = activation.ending(out)
+        self.single = self.graded is None and out.numel() == len(self._probe())
+        if self.ending is not None:
+            says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
+        if says is not None and not self.said:
+            self.probabilities, self.said = says, True
+        if self.reads and self.ending != activation.LOG_SOFTMAX:
+            self.remarks += (("probabilities", _READ.format(self.ending)),)
+
     def _probe(self) -> Tensor:
         assert self.shape is not None
         middle = (self.bounds.low + self.bounds.high) / 2
@@ -323,6 +394,14 @@ class TorchTarget(Target):
             self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             self.channels_last = False
 
+    def _compiled(self, model: Any) -> Callable[[Tensor], Any]:
+        """The model compiled, without its last activation where logits are read before that."""
+        if not self.reads:
+            return torch.compile(model, dynamic=True)
+        assert self.ending is not None
+        bare = activation.traced(model, self.ending)
+        return model if bare is None else activation.Bare(self.ending, torch.compile(bare, dynamic=True))
+
     def _make_twin(self) -> None:
         """The faster twin for gradients, if it gives what the model gives."""
         self.twin = self.model
@@ -330,7 +409,7 @@ class TorchTarget(Target):
             with sealed(0):
                 self.twin = _folded(self.model)
         if self.compile:
-            self.twin = torch.compile(self.twin, dynamic=True)
+            self.twin = self._compiled(self.twin)
         self.approximate = self.twin is not self.model or self.precision != "float32"
         if isinstance(self.model, Foreign):
             self.approximate = self.model.approximate

@@ -39,15 +39,27 @@ class Around(Target):
         self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
         self.draws, self.caution = inner.draws, inner.caution
         self.approximate, self.lent = inner.approximate, inner.lent
-        self.remarks, self.graded = inner.remarks, inner.graded
+        self.remarks, self.graded, self.single = inner.remarks, inner.graded, inner.single
 
     @property
-    def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.probabilities
 
     @probabilities.setter
-    def probabilities(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def probabilities(self, value: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inner.probabilities = value
+
+    @property
+    def said(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.said
+
+    @said.setter
+    def said(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.inner.said = value
+
+    @property
+    def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.reads
 
     @property
     def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -65,6 +77,9 @@ class Around(Target):
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(x)
+
+    def answers(self, x: Tensor) -> Tensor:
+        return self.inner.answers(x)
 
     def labels(self, x: Tensor) -> Tensor:
         return self.inner.labels(x)
@@ -153,6 +168,9 @@ class StraightThrough(Around):
 
     def scores(self, x: Tensor) -> Tensor:
         return self.inner.scores(self.before(x))
+
+    def answers(self, x: Tensor) -> Tensor:
+        return self.inner.answers(self.before(x))
 
     def labels(self, x: Tensor) -> Tensor:
         return self.inner.labels(self.before(x))
@@ -298,6 +316,15 @@ class Ensemble(Around):
         self.draws = max(member.draws for member in self.members)
         self.approximate = any(member.approximate for member in self.members)
 
+    @property
+    def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.probabilities
+
+    @probabilities.setter
+    def probabilities(self, value: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        for member in self.members:
+            member.probabilities = value if not member.said else member.probabilities
+
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
             member.bind(shape)
@@ -333,16 +360,17 @@ class Cached(Around):
 
     def __init__(self, inner: Target, file: Path | None = None) -> None:
         self.file, self.asked = file, 0  # inputs put to the target so far
-        self.stores: dict[bool, Answers] = {}
+        self.stores: dict[bool, Answers] = {}  # by whether the target takes its answers for probabilities
         super().__init__(inner)
 
     def store(self) -> Answers:
         """That of the target as it now is: before and after its probabilities were noticed its scores are others."""
-        if self.probabilities not in self.stores:
+        chances = bool(self.probabilities)
+        if chances not in self.stores:
             kind = np.float64 if self.dtype == torch.float64 else np.float32
-            identity = f"{self.inner.fingerprint()} {self.access.name} {self.probabilities}"
-            self.stores[self.probabilities] = Answers(self.file, identity, kind)
-        return self.stores[self.probabilities]
+            identity = f"{self.inner.fingerprint()} {self.access.name} {chances}"
+            self.stores[chances] = Answers(self.file, identity, kind)
+        return self.stores[chances]
 
     def scores(self, x: Tensor) -> Tensor:
         return self._known(x, self.task.k, self.inner.scores).to(x.device)

@@ -1,0 +1,212 @@
+"""The activation at the end of a torch model: the logits before it, read while the model runs.
+
+A softmax or a sigmoid rounds large logits to exactly 0 and 1, where no gradient is left and no loss can be computed.
+So the input of the last one is read, wherever it stands: in a layer, a nested module, a function, an exported program.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
+LINEAR = "linear"  # no activation: an output that has no bounds
+
+_SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
+_LOG_SOFTMAXES = {"log_softmax", "_log_softmax", "special_log_softmax"}
+_SIGMOIDS = {"sigmoid", "special_expit"}
+_LINEARS = {"linear", "addmm", "mm", "matmul", "__matmul__", "conv1d", "conv2d", "conv3d", "convolution"}
+_AFFINE = {"add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__", "div"} | {
+    "__truediv__",
+    "neg",
+    "__neg__",
+    "mean",
+    "sum",
+    "adaptive_avg_pool2d",
+}
+_SHAPES = {"reshape", "view", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"} | {
+    "contiguous",
+    "clone",
+    "alias",
+    "detach",
+    "float",
+    "double",
+    "to",
+    "type",
+    "_to_copy",
+    "cpu",
+}
+_PARTS = {"__getitem__", "select", "narrow", "slice"}
+_MOST = 64  # classes up to which a part of a softmax is turned into log-odds: that needs k x k numbers a row
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a tensor is made of: `kind` of the logits, in the tensor's own shape. `version`: not changed in place."""
+
+    kind: str
+    logits: Tensor | None  # None where there is no activation
+    version: int
+
+
+class Reading(TorchFunctionMode):
+    """While it is active, tensors that come out of a softmax or a sigmoid remember the logits: see `before`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and args and out.is_floating_point():
+            name = getattr(func, "__name__", "").partition(".")[0]  # of an exported program: softmax.int
+            made = _made(name, func, args, kwargs, out)
+            if made is not None:
+                version = 0 if out.is_inference() else out._version
+                out.before = Before(*made, version)  # pyright: ignore[reportAttributeAccessIssue]
+        return out
+
+
+def before(out: Any) -> Before | None:
+    """What a tensor that was computed under `Reading` is made of, where that is known."""
+    found = getattr(out, "before", None) if isinstance(out, Tensor) else None
+    if not isinstance(found, Before):
+        return None
+    return found if out.is_inference() or found.version == out._version else None
+
+
+def applied(kind: str, z: Tensor) -> Tensor:
+    """The activation of this kind of logits [n, k]."""
+    if kind == SIGMOID:
+        return z.sigmoid()
+    return z.softmax(-1) if kind == SOFTMAX else z.log_softmax(-1)
+
+
+def ending(out: Tensor) -> str | None:
+    """How a model ends that gave `out` [n] or [n, k] under `Reading`; None where that cannot be seen."""
+    found = before(out)
+    if found is None or found.logits is None:
+        return None if found is None else found.kind
+    z = found.logits
+    if z.shape != out.shape or (found.kind != SIGMOID and (z.ndim != 2 or z.shape[1] < 2)):
+        return None
+    loose = 1e-2 if torch.finfo(out.dtype).bits < 32 or torch.finfo(z.dtype).bits < 32 else 1e-4
+    same = (applied(found.kind, z.double()) - out.double()).nan_to_num(0, 0, 0).abs().amax() <= loose
+    return found.kind if bool(same) else None
+
+
+class Bare:
+    """A model that gives the logits itself. Its answers remember them as those under `Reading` do."""
+
+    def __init__(self, kind: str, model: Callable[[Tensor], Tensor]) -> None:
+        self.kind, self.model = kind, model
+
+    def __call__(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        out = z.view_as(z)
+        out.before = Before(self.kind, z, out._version)  # pyright: ignore[reportAttributeAccessIssue]
+        return out
+
+
+def scripted(model: Any) -> Bare | None:
+    """A copy of a TorchScript program without its last activation; None where that is not seen."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return None
+    kinds = {f"aten::{kind}": kind for kind in (SOFTMAX, SIGMOID, LOG_SOFTMAX)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch advises to export instead
+            bare = torch.jit.freeze(model, optimize_numerics=False)
+        node = next(bare.graph.outputs()).node()
+        while node.kind().removeprefix("aten::") in _SHAPES:
+            node = next(node.inputs()).node()
+        if node.kind() not in kinds:
+            return None
+        node.output().replaceAllUsesWith(next(node.inputs()))
+    except (RuntimeError, StopIteration):
+        return None
+    return Bare(kinds[node.kind()], bare)
+
+
+def traced(model: nn.Module, kind: str) -> nn.Module | None:
+    """A copy of a module without its last activation, of this kind, as torch.fx traces it; None where it cannot."""
+    from torch.fx import symbolic_trace
+
+    try:
+        bare = symbolic_trace(model)
+    except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
+        return None
+    node = next(n for n in bare.graph.nodes if n.op == "output").args[0]
+    while getattr(node, "op", None) in ("call_method", "call_function") and _fx_name(bare, node) in _SHAPES:
+        node = node.args[0]
+    if not hasattr(node, "op") or _fx_name(bare, node) != kind:
+        return None
+    node.replace_all_uses_with(node.args[0])
+    bare.graph.erase_node(node)
+    bare.recompile()
+    return bare
+
+
+def _fx_name(graph: Any, node: Any) -> str:
+    if node.op == "call_module":
+        return type(graph.get_submodule(node.target)).__name__.lower()
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[str, Tensor | None] | None:
+    """Kind and logits of what this call gives."""
+    if name in _SOFTMAXES or name in _LOG_SOFTMAXES:
+        return _of_softmax(SOFTMAX if name in _SOFTMAXES else LOG_SOFTMAX, args, kwargs)
+    if name in _SIGMOIDS:
+        return (SIGMOID, args[0]) if _is_head(args[0]) else None
+    if name in _LINEARS:
+        return LINEAR, None
+    if name in ("cat", "stack"):
+        return _together(func, args, kwargs)
+    found = before(args[0])
+    if name in _AFFINE and any((b := before(a)) is not None and b.kind == LINEAR for a in args[:2]):
+        return LINEAR, None
+    if found is None:
+        return None
+    if found.logits is None:
+        return (LINEAR, None) if name in _SHAPES or name in _PARTS else None
+    if name in _SHAPES:
+        return found.kind, func(found.logits, *args[1:], **kwargs)
+    if name in _PARTS:
+        whole = found if out.numel() == found.logits.numel() or found.kind == SIGMOID else _odds(found)
+        return None if whole is None else (whole.kind, func(whole.logits, *args[1:], **kwargs))
+    if name in ("rsub", "__rsub__") and found.kind == SIGMOID and args[1:] in ((1,), (1.0,)):
+        return SIGMOID, -found.logits
+    return (LOG_SOFTMAX, found.logits) if name == "log" and found.kind == SOFTMAX else None
+
+
+def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
+    z = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    dim = 1 if dim is None and z.ndim == 2 else dim  # as torch takes it
+    over_rows = isinstance(dim, int) and z.ndim > 1 and dim % z.ndim > 0
+    return (kind, z) if over_rows and _is_head(z) else None
+
+
+def _is_head(z: Tensor) -> bool:
+    """Whether a tensor is [n, k] up to axes of one: attention and gates inside a model need not be remembered."""
+    return sum(side != 1 for side in z.shape[1:]) <= 1
+
+
+def _together(func: Any, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
+    """Several sigmoids side by side, such as 1 - p and p."""
+    parts = [before(part) for part in args[0]]
+    found = [part.logits for part in parts if part is not None and part.kind == SIGMOID]
+    return (SIGMOID, func(found, *args[1:], **kwargs)) if found and len(found) == len(parts) else None
+
+
+def _odds(found: Before) -> Before | None:
+    """A softmax of logits [n, k] as the sigmoid of each class's log-odds against all others together."""
+    z = found.logits
+    if z is None or found.kind != SOFTMAX or z.ndim != 2 or z.shape[1] > _MOST:
+        return None
+    own = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    return Before(SIGMOID, z - z[:, None].masked_fill(own, -torch.inf).logsumexp(2), found.version)
