@@ -161,7 +161,7 @@ def hardened(out: Path | str) -> bytes:
         "linf(0.1)",
         recipe=how,
         test=test,
-        samples=20,
+        test_samples=20,
         protocol="quick",
         out=out,
         resume=True,
@@ -344,7 +344,7 @@ def test_a_pair_by_hand() -> None:
 
 # ---------------------------------------------------------------------- end to end
 
-SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--samples", 40)
+SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--test-samples", 40)
 LINF = ("--threat", "linf(0.1)")
 
 

@@ -103,7 +103,7 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
         np.savez(f"{name}.npz", x=x, y=y)
     before = Path("net.keras").read_bytes()
     recipe = 'fast(epochs=4, batch_size=32, rate=0.05, judge="pgd(steps=3)")'
-    asked = ("--test", "test.npz", *LINF, "--recipe", recipe, "--protocol", "quick", "--samples", ROWS)
+    asked = ("--test", "test.npz", *LINF, "--recipe", recipe, "--protocol", "quick", "--test-samples", ROWS)
     done = command("harden", "net.keras", "train.npz", *asked, "--out", "hard")
     assert done.exit_code == 0, done.output
     files = {"model.keras", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
@@ -240,7 +240,7 @@ def stored(model: Any, file: str) -> None:
         np.savez(f"{name}.npz", x=x, y=y)
 
 
-BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--samples", 20)
+BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--test-samples", 20)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import typer
 
 from holdfast.cli import options
 from holdfast.cli.evaluate import progress_bar
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from holdfast.harden import Hardened
@@ -45,7 +45,13 @@ def harden(
     layout: options.Layout = None,
     output: options.Output = None,
     split: options.Split = "train",
-    samples: options.Samples = None,
+    train_samples: Annotated[
+        str | None, typer.Option(help="How many rows to train on, or a range start:stop; default all.")
+    ] = None,
+    test_samples: Annotated[
+        str | None, typer.Option(help="How many rows to measure on, or a range start:stop; default all.")
+    ] = None,
+    samples: Annotated[str | None, typer.Option("--samples", hidden=True)] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     devices: options.Devices = 1,
@@ -58,6 +64,11 @@ def harden(
     """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
     if resume and out is None:
         raise InputError("--resume needs the folder to go on with: give --out.")
+    if samples is not None:
+        raise SpecError(
+            f"--samples {samples} does not say which rows are meant: give --train-samples {samples} for the rows to "
+            f"train on, or --test-samples {samples} for those to measure on."
+        )
     from rich.console import Console
 
     from holdfast.evaluate import Names
@@ -93,7 +104,8 @@ def harden(
                 out=folder,
                 resume=resume,
                 protocol=protocol,
-                samples=options.rows_of(samples),
+                train_samples=options.rows_of(train_samples, "--train-samples"),
+                test_samples=options.rows_of(test_samples, "--test-samples"),
                 min_clean=min_clean,
                 seed=seed,
                 watch=watch,

@@ -149,7 +149,7 @@ def numbers(text: str | None, flag: str) -> list[float]:
     return found
 
 
-def rows_of(text: str | None) -> int | tuple[int, int] | None:
+def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] | None:
     """A count from `100`, a range from `100:200`."""
     if text is None:
         return None
@@ -157,7 +157,7 @@ def rows_of(text: str | None) -> int | tuple[int, int] | None:
         start, colon, stop = text.partition(":")
         return (int(start), int(stop)) if colon else int(start)
     except ValueError:
-        raise SpecError(f"--samples is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
+        raise SpecError(f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
 
 
 def lines_of(path: Path | None, flag: str) -> list[str] | None:

@@ -16,21 +16,23 @@ from torch import Tensor
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
 from holdfast.data import Source, as_source
-from holdfast.data.part import divide
+from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
-from holdfast.harden import board, objectives, recipes, workers
+from holdfast.evaluate.evaluate import rows_asked
+from holdfast.harden import augment, board, objectives, recipes, workers
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import STATE, Epoch, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import Comparison, compare
-from holdfast.runs.journal import begin
+from holdfast.runs.journal import begin, left_as_found
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.target import sealed
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
@@ -60,7 +62,8 @@ def harden(
     out: Path | str | None = None,
     resume: bool = False,
     protocol: str = "standard",
-    samples: int | tuple[int, int] | None = None,
+    train_samples: int | tuple[int, int] | None = None,
+    test_samples: int | tuple[int, int] | None = None,
     min_clean: float = 0.0,
     seed: int = 0,
     every: float = 30.0,
@@ -89,7 +92,8 @@ def harden(
         out: the folder; None: a new temporary one, which is the caller's to delete.
         resume: go on with an unfinished hardening in `out`.
         protocol: of the judge, before and after.
-        samples: the first so many rows of `test`, or a range of them.
+        train_samples: the first so many rows to train on, or a range of them: of `data` without what measures.
+        test_samples: the first so many rows to measure on, or a range of them: of `test`, else of that fifth.
         min_clean: the least clean accuracy, on rows held out, of the weights chosen.
         every: seconds from one stored state to the next.
         watch: told of the progress of the two measurements.
@@ -117,6 +121,8 @@ def harden(
     if target.free is not None:
         raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
+    source = _some(source, train_samples, "train_samples")
+    rows_asked(test_samples, len(judged), judged.name, "test_samples")
     check_network(network, target, source, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)
@@ -148,10 +154,17 @@ def harden(
     if mix is not None:
         asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
-    begin(folder, "harden.json", asked, "a hardening", resume=resume)
     called = names or Names(type(target.model).__name__)
-    judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
-    before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
+    judge: dict[str, Any] = {
+        "protocol": protocol,
+        "samples": test_samples,
+        "seed": seed,
+        "resume": True,
+        "watch": watch,
+    }
+    with left_as_found(folder):
+        begin(folder, "harden.json", asked, "a hardening", resume=resume)
+        before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         tell = board.written(folder, tell) if tensorboard else tell
         how = Training(
@@ -206,6 +219,12 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     return source, judged
 
 
+def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
+    """These rows of a source."""
+    start, stop = rows_asked(samples, len(source), source.name, name)
+    return source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
+
+
 def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
     """Refuse a network that cannot be trained on these rows, or has nothing to train.
 
@@ -226,6 +245,11 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
         raise InputError(f"the {network.kind} has no parameters to train.")
     if recipe.batch_size == 1 and network.normed:
         raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+    x, y = source.rows(0, 2)  # what does not suit the rows shall not come to light after the first measurement
+    rows = torch.from_numpy(x).to(target.device, target.dtype), torch.from_numpy(np.asarray(y, np.int64))
+    augment.augmented(augment.parse(recipe.augment), *rows, target, 0)
+    with sealed(0):
+        objectives.parse(recipe.objective).rival(target)
 
 
 def check_precision(precision: str) -> None:
