@@ -302,3 +302,22 @@ def test_layers_of_ones_own_come_along_or_are_refused() -> None:
     text = refused("harden", "layers.py:native", *asked, "--out", "other")
     names(text, "Keras's torch backend")
     assert not Path("other/model.keras").exists()
+
+
+@pytest.mark.slow
+def test_unequal_classes_are_weighed_in_keras_too() -> None:
+    """Line 4: a Keras model is hardened with the same class weights, and keeps its small class."""
+    draw = np.random.default_rng(0)
+    for name, n in (("train", 800), ("test", 200)):
+        y = (np.arange(n) % 12 == 0).astype(int)
+        x = np.where(y[:, None] == 1, 0.6, 0.45) + draw.normal(scale=0.12, size=(n, 8))
+        np.savez(f"{name}.npz", x=np.clip(x, 0, 1).astype(np.float32), y=y)
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    keras.Sequential([layers.Input((8,)), layers.Dense(16, activation="relu"), layers.Dense(2)]).save("net.keras")
+    brief = ("--recipe", 'standard(epochs=6, judge="pgd(steps=3)")', "--protocol", "quick")
+    line = ("harden", "net.keras", "train.npz", "--test", "test.npz", "--threat", "linf(0.04)", *brief)
+    done = command(*line, "--out", "hard", "--min-recall", 0.4)
+    assert done.exit_code == 0, done.output
+    names(done.stderr, "Class weights: balanced")
+    assert min(c.recall.clean or 0 for c in Run("hard/after").metrics.per_class) > 0.5

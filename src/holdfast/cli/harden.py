@@ -30,6 +30,10 @@ def harden(
     min_clean: Annotated[
         float, typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96.")
     ] = 0.0,
+    min_recall: Annotated[
+        float, typer.Option(min=0, max=1, help="The same for the clean recall of every class; 0.5.")
+    ] = 0.0,
+    class_weights: options.ClassWeights = None,
     test: Annotated[
         str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
     ] = None,
@@ -100,6 +104,7 @@ def harden(
                 recipe=recipe,
                 objective=objective,
                 epochs=epochs,
+                class_weights=class_weights,
                 test=judged,
                 out=folder,
                 resume=resume,
@@ -107,6 +112,7 @@ def harden(
                 train_samples=options.rows_of(train_samples, "--train-samples"),
                 test_samples=options.rows_of(test_samples, "--test-samples"),
                 min_clean=min_clean,
+                min_recall=min_recall,
                 seed=seed,
                 watch=watch,
                 tell=tell,
@@ -131,6 +137,13 @@ def harden(
     clean = made.after.clean_accuracy.value
     if clean is None or clean < min_clean:
         typer.echo(f"clean accuracy is {clean}, below the floor of {min_clean:g}.", err=True)
+        return 1
+    least = min(made.after.metrics.per_class, key=lambda c: c.recall.clean or 0, default=None)
+    if least is not None and (least.recall.clean or 0) < min_recall:
+        typer.echo(
+            f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor of {min_recall:g}.",
+            err=True,
+        )
         return 1
     return 0
 

@@ -82,6 +82,13 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Devices = Annotated[
     int, typer.Option("--devices", min=1, help="Processes that share each step of training: cores, or CUDA devices.")
 ]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--class-weights",
+        help="In the loss: balanced, none, or auto (the default): balanced where a class has 3 times another's rows.",
+    ),
+]
 Precision = Annotated[
     str,
     typer.Option("--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."),
