@@ -161,7 +161,7 @@ def hardened(out: Path | str) -> bytes:
         "linf(0.1)",
         recipe=how,
         test=test,
-        samples=20,
+        test_samples=20,
         protocol="quick",
         out=out,
         resume=True,
@@ -242,9 +242,9 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
     answers = iter([(0.9, 0.5, 0.4), (0.9, 0.5, 0.45), (0.9, 0.95, 0.02), (0.9, 0.5, 0.5), (0.9, 0.5, 0.4)])
     seen: list[list[Tensor]] = []
 
-    def judge(self: Training, s: State, objective: objectives.Objective) -> tuple[float, float, float]:
+    def judge(self: Training, s: State, objective: objectives.Objective) -> tuple[float, ...]:
         seen.append([w.detach().clone() for w in s.net.parameters()])
-        return next(answers)
+        return (*next(answers), 1.0, 1.0)
 
     monkeypatch.setattr(Training, "_judge", judge)
     back = State.back_to_best
@@ -291,7 +291,7 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
 def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
     done, net = training('standard(epochs=3, objective="standard")', rows=128, floor=0.95)
     answers = iter([(0.96, 0.3, 0.3), (0.94, 0.6, 0.6), (0.95, 0.4, 0.4)])
-    monkeypatch.setattr(Training, "_judge", lambda *_: next(answers))
+    monkeypatch.setattr(Training, "_judge", lambda *_: (*(held := next(answers)), held[0], 1.0))
     assert done.fit(net).place.best_epoch == 3
 
 
@@ -344,7 +344,7 @@ def test_a_pair_by_hand() -> None:
 
 # ---------------------------------------------------------------------- end to end
 
-SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--samples", 40)
+SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--test-samples", 40)
 LINF = ("--threat", "linf(0.1)")
 
 

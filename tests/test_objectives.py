@@ -90,7 +90,7 @@ SPECS = [
 def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> None:
     w = W.clone().requires_grad_()
     loss, z = objectives.parse(text).loss(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), X, NEAR, Y)
-    loss.backward()
+    loss.mean().backward()
     assert w.grad is not None
     assert torch.allclose(w.grad, slopes(text), atol=1e-12)
     assert torch.equal(z, NEAR @ w.T)
@@ -99,7 +99,7 @@ def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> N
 def test_several_points_a_row_weigh_alike() -> None:
     w = W.clone().requires_grad_()
     loss, z = objectives.parse("avg").loss(Net(lambda x: x @ w.T, lambda x: x), X, torch.cat([X, NEAR]), Y)
-    loss.backward()
+    loss.mean().backward()
     assert w.grad is not None
     assert torch.allclose(w.grad, slopes("ensemble"), atol=1e-12)
     assert len(z) == 4

@@ -186,7 +186,7 @@ def test_the_last_steps_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_without_gain_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     done, net = training('standard(epochs=9, patience=2, ramp=0, objective="standard")', rows=128)
     answers = iter([(0.9, 0.3, 0.3), (0.9, 0.5, 0.5), (0.9, 0.4, 0.4), (0.9, 0.4, 0.45)])
-    monkeypatch.setattr(Training, "_judge", lambda *_: next(answers))
+    monkeypatch.setattr(Training, "_judge", lambda *_: (*next(answers), 1.0, 1.0))
     place = done.fit(net).place
     assert (place.epoch, place.best_epoch) == (4, 2)
 

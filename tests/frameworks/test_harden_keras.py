@@ -103,7 +103,7 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
         np.savez(f"{name}.npz", x=x, y=y)
     before = Path("net.keras").read_bytes()
     recipe = 'fast(epochs=4, batch_size=32, rate=0.05, judge="pgd(steps=3)")'
-    asked = ("--test", "test.npz", *LINF, "--recipe", recipe, "--protocol", "quick", "--samples", ROWS)
+    asked = ("--test", "test.npz", *LINF, "--recipe", recipe, "--protocol", "quick", "--test-samples", ROWS)
     done = command("harden", "net.keras", "train.npz", *asked, "--out", "hard")
     assert done.exit_code == 0, done.output
     files = {"model.keras", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
@@ -240,7 +240,7 @@ def stored(model: Any, file: str) -> None:
         np.savez(f"{name}.npz", x=x, y=y)
 
 
-BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--samples", 20)
+BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--test-samples", 20)
 
 
 @pytest.mark.slow
@@ -302,3 +302,22 @@ def test_layers_of_ones_own_come_along_or_are_refused() -> None:
     text = refused("harden", "layers.py:native", *asked, "--out", "other")
     names(text, "Keras's torch backend")
     assert not Path("other/model.keras").exists()
+
+
+@pytest.mark.slow
+def test_unequal_classes_are_weighed_in_keras_too() -> None:
+    """Line 4: a Keras model is hardened with the same class weights, and keeps its small class."""
+    draw = np.random.default_rng(0)
+    for name, n in (("train", 800), ("test", 200)):
+        y = (np.arange(n) % 12 == 0).astype(int)
+        x = np.where(y[:, None] == 1, 0.6, 0.45) + draw.normal(scale=0.12, size=(n, 8))
+        np.savez(f"{name}.npz", x=np.clip(x, 0, 1).astype(np.float32), y=y)
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    keras.Sequential([layers.Input((8,)), layers.Dense(16, activation="relu"), layers.Dense(2)]).save("net.keras")
+    brief = ("--recipe", 'standard(epochs=6, judge="pgd(steps=3)")', "--protocol", "quick")
+    line = ("harden", "net.keras", "train.npz", "--test", "test.npz", "--threat", "linf(0.04)", *brief)
+    done = command(*line, "--out", "hard", "--min-recall", 0.4)
+    assert done.exit_code == 0, done.output
+    names(done.stderr, "Class weights: balanced")
+    assert min(c.recall.clean or 0 for c in Run("hard/after").metrics.per_class) > 0.5

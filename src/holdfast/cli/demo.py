@@ -27,12 +27,13 @@ def demo(
     from holdfast.data import open_data
     from holdfast.evaluate import Names
     from holdfast.evaluate.verify import verify
-    from holdfast.harden import harden
+    from holdfast.harden import harden, recipes
     from holdfast.harden.plain import train
     from holdfast.report import paired
     from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.demo import demo_net
 
+    recipes.parse(recipe)  # a mistake in it is refused before the training
     digits, test = open_data("digits", split="train"), open_data("digits")
     torch.set_num_threads(1)  # for a network this small a second thread only waits
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import typer
 
 from holdfast.cli import options
 from holdfast.cli.evaluate import progress_bar
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from holdfast.harden import Hardened
@@ -30,6 +30,10 @@ def harden(
     min_clean: Annotated[
         float, typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96.")
     ] = 0.0,
+    min_recall: Annotated[
+        float, typer.Option(min=0, max=1, help="The same for the clean recall of every class; 0.5.")
+    ] = 0.0,
+    class_weights: options.ClassWeights = None,
     test: Annotated[
         str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
     ] = None,
@@ -46,7 +50,13 @@ def harden(
     output: options.Output = None,
     probabilities: options.Probabilities = None,
     split: options.Split = "train",
-    samples: options.Samples = None,
+    train_samples: Annotated[
+        str | None, typer.Option(help="How many rows to train on, or a range start:stop; default all.")
+    ] = None,
+    test_samples: Annotated[
+        str | None, typer.Option(help="How many rows to measure on, or a range start:stop; default all.")
+    ] = None,
+    samples: Annotated[str | None, typer.Option("--samples", hidden=True)] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     devices: options.Devices = 1,
@@ -59,6 +69,11 @@ def harden(
     """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
     if resume and out is None:
         raise InputError("--resume needs the folder to go on with: give --out.")
+    if samples is not None:
+        raise SpecError(
+            f"--samples {samples} does not say which rows are meant: give --train-samples {samples} for the rows to "
+            f"train on, or --test-samples {samples} for those to measure on."
+        )
     from rich.console import Console
 
     from holdfast.evaluate import Names
@@ -91,12 +106,15 @@ def harden(
                 recipe=recipe,
                 objective=objective,
                 epochs=epochs,
+                class_weights=class_weights,
                 test=judged,
                 out=folder,
                 resume=resume,
                 protocol=protocol,
-                samples=options.rows_of(samples),
+                train_samples=options.rows_of(train_samples, "--train-samples"),
+                test_samples=options.rows_of(test_samples, "--test-samples"),
                 min_clean=min_clean,
+                min_recall=min_recall,
                 seed=seed,
                 watch=watch,
                 tell=tell,
@@ -121,6 +139,13 @@ def harden(
     clean = made.after.clean_accuracy.value
     if clean is None or clean < min_clean:
         typer.echo(f"clean accuracy is {clean}, below the floor of {min_clean:g}.", err=True)
+        return 1
+    least = min(made.after.metrics.per_class, key=lambda c: c.recall.clean or 0, default=None)
+    if least is not None and (least.recall.clean or 0) < min_recall:
+        typer.echo(
+            f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor of {min_recall:g}.",
+            err=True,
+        )
         return 1
     return 0
 

@@ -90,6 +90,13 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Devices = Annotated[
     int, typer.Option("--devices", min=1, help="Processes that share each step of training: cores, or CUDA devices.")
 ]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--class-weights",
+        help="In the loss: balanced, none, or auto (the default): balanced where a class has 3 times another's rows.",
+    ),
+]
 Precision = Annotated[
     str,
     typer.Option("--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."),
@@ -157,7 +164,7 @@ def numbers(text: str | None, flag: str) -> list[float]:
     return found
 
 
-def rows_of(text: str | None) -> int | tuple[int, int] | None:
+def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] | None:
     """A count from `100`, a range from `100:200`."""
     if text is None:
         return None
@@ -165,7 +172,7 @@ def rows_of(text: str | None) -> int | tuple[int, int] | None:
         start, colon, stop = text.partition(":")
         return (int(start), int(stop)) if colon else int(start)
     except ValueError:
-        raise SpecError(f"--samples is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
+        raise SpecError(f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
 
 
 def lines_of(path: Path | None, flag: str) -> list[str] | None:

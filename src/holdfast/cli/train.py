@@ -27,6 +27,7 @@ def train(
     device: options.Device = "auto",
     devices: options.Devices = 1,
     precision: options.Precision = "float32",
+    class_weights: options.ClassWeights = None,
 ) -> int:
     """Train a network on labelled data by plain cross-entropy, and save its weights."""
     keras = model.endswith((".keras", ".h5"))
@@ -67,9 +68,10 @@ def train(
         seed=seed,
         devices=devices,
         precision=precision,
+        class_weights=class_weights or "auto",
         watch=lambda line: typer.echo(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy {line.trained:.1%}, "
-            f"on held-out rows {line.clean:.1%}",
+            f"on held-out rows {line.clean:.1%}" + (f"\n  {line.note}" if line.note else ""),
             err=True,
         ),
     )

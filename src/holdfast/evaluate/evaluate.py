@@ -37,7 +37,7 @@ from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.evaluate.ways import Ways
 from holdfast.runs import store
-from holdfast.runs.journal import Journal, refuse_changes
+from holdfast.runs.journal import Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (
     Costs,
     DataInfo,
@@ -154,12 +154,12 @@ def evaluate(
     check_labels(source, target.task.k)
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     check_range(target, source)
-    with pool.filled(target, source, [trial.attack for trial in chosen.trials]):
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
+    with left_as_found(folder), pool.filled(target, source, [trial.attack for trial in chosen.trials]):
         ways = Ways(target, threat, source)
         _check_threat(threat, ways, chosen, curve)
         _check_effort(target, chosen, max_queries)
 
-        folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
         deadline = began + (math.inf if max_seconds is None else max_seconds)
         measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
         plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways, perceptual=seen)
@@ -374,12 +374,13 @@ def _hardware(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str) -> tuple[int, int]:
+def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str, what: str = "samples") -> tuple[int, int]:
+    """The rows [start, stop) of a source of `total`; `what` is the option that says them."""
     start, stop = (0, total) if samples is None else (0, samples) if isinstance(samples, int) else samples
     if not 0 <= start < stop:
-        raise InputError(f"samples {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
+        raise InputError(f"{what} {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
     if stop > total:
-        raise InputError(f"samples up to row {stop} were asked for, but {name} has {total} rows.")
+        raise InputError(f"{what} up to row {stop} were asked for, but {name} has {total} rows.")
     return start, stop
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from holdfast.evaluate.knowledge import knowledge
 from holdfast.evaluate.protocols import parse_trial
 from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
 
@@ -24,8 +25,8 @@ def conclude(facts: Facts, table: pa.Table, metrics: Metrics, trials: Sequence[T
         _still_falling(facts, trials, added, metrics),
         _effort(facts),
         _access(facts),
-        _near_chance(metrics, facts.model.classes) if facts.model.task == "classes" else None,
         _budget(table, facts.max_queries),
+        *knowledge(facts, table),
     ]
     findings = [*facts.noted, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
@@ -157,18 +158,6 @@ def _access(facts: Facts) -> Finding | None:
         f"reaches by queries, and one who has the model may reach more. Give a model with gradients, or a surrogate."
     )
     return Finding(check="access", severity="amber", text=text)
-
-
-def _near_chance(metrics: Metrics, classes: int) -> Finding | None:
-    high = metrics.clean_accuracy.high
-    if high is None or metrics.clean_accuracy.n < 20 or high > 1.5 / classes:
-        return None
-    text = (
-        f"Clean accuracy is that of chance ({classes} classes). Likely the preprocessing, the layout or the order of "
-        f"the classes is wrong."
-    )
-    value = metrics.clean_accuracy.value
-    return Finding(check="near_chance", severity="red", text=text, value=value, threshold=1.5 / classes)
 
 
 def _budget(table: pa.Table, budget: int | None) -> Finding | None:

@@ -13,7 +13,7 @@ from holdfast.errors import InputError
 from holdfast.evaluate.evaluate import chunk_of, question
 from holdfast.evaluate.finish import add_trials, finish
 from holdfast.runs import store
-from holdfast.runs.journal import refuse_taken
+from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import Facts, Manifest
 
 
@@ -24,6 +24,11 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
     """
     refuse_taken(out)
+    with left_as_found(out, resumable=False):
+        return _merged(shards, out)
+
+
+def _merged(shards: Sequence[Path], out: Path) -> Manifest:
     manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
     for manifest, shard in manifests:
         if store.checksums(shard) != manifest.files:

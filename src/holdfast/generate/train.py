@@ -28,7 +28,7 @@ from holdfast.generate.quality import Quality
 from holdfast.harden.plan import read, shuffled
 from holdfast.harden.state import STATE, blend, packed, put_slots, slots, stored_place, table, under
 from holdfast.rng import Keys
-from holdfast.runs.journal import begin
+from holdfast.runs.journal import begin, left_as_found
 from holdfast.runs.store import write_bytes
 from holdfast.targets.target import Bounds, sealed
 
@@ -271,26 +271,29 @@ def generate(
     frame, k = _frame(data, box, layout)
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
-    begin(folder, NOTE, asked | given, "a generator", resume=resume)
-    frame = frame.to(device)
-    train, held = divide(data, 0.1, 5000, seed, "held-out")
-    if (folder / READER).exists():
-        reader = Reader(frame, k).to(device)
-        reader.load_state_dict(load_file(folder / READER))
-        reader.eval().requires_grad_(False)
-    else:
-        reader = quality.reader(frame, k, train, seed)
-        write_bytes(folder / READER, packed(reader.state_dict()))
-    if not (folder / "quality.json").exists():
-        Training(model, train, held, frame, reader, folder, box, seed, every, tell).fit()
-        drawer = load_generator(folder, device)
-        y = torch.arange(model.judged) % k
-        x = drawer.draw(y, torch.arange(len(y)), seed + 1)
-        found = quality.measure(load_reader(folder, drawer), x, y, train, test, seed=seed)
-        write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
-        (folder / STATE).unlink(missing_ok=True)
-    found = Quality(**json.loads((folder / "quality.json").read_bytes()))
-    return Made(load_generator(folder, device), found, folder)
+    with sealed(seed):
+        model.nets(tuple(frame.shape), k)  # refuses what it cannot learn from, before anything is written
+    with left_as_found(folder):
+        begin(folder, NOTE, asked | given, "a generator", resume=resume)
+        frame = frame.to(device)
+        train, held = divide(data, 0.1, 5000, seed, "held-out")
+        if (folder / READER).exists():
+            reader = Reader(frame, k).to(device)
+            reader.load_state_dict(load_file(folder / READER))
+            reader.eval().requires_grad_(False)
+        else:
+            reader = quality.reader(frame, k, train, seed)
+            write_bytes(folder / READER, packed(reader.state_dict()))
+        if not (folder / "quality.json").exists():
+            Training(model, train, held, frame, reader, folder, box, seed, every, tell).fit()
+            drawer = load_generator(folder, device)
+            y = torch.arange(model.judged) % k
+            x = drawer.draw(y, torch.arange(len(y)), seed + 1)
+            found = quality.measure(load_reader(folder, drawer), x, y, train, test, seed=seed)
+            write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
+            (folder / STATE).unlink(missing_ok=True)
+        found = Quality(**json.loads((folder / "quality.json").read_bytes()))
+        return Made(load_generator(folder, device), found, folder)
 
 
 def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:

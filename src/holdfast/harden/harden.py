@@ -16,21 +16,24 @@ from torch import Tensor
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
 from holdfast.data import Source, as_source
-from holdfast.data.part import divide
+from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
-from holdfast.harden import board, objectives, recipes, workers
+from holdfast.evaluate.evaluate import rows_asked
+from holdfast.harden import augment, board, objectives, recipes, workers
+from holdfast.harden.balance import balance_of, divide_fairly, labels_of
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
 from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import STATE, Epoch, read_log
 from holdfast.harden.trainer import Training
 from holdfast.runs.compare import Comparison, compare
-from holdfast.runs.journal import begin
+from holdfast.runs.journal import begin, left_as_found
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.target import sealed
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Targeted, Threat
 
@@ -56,12 +59,15 @@ def harden(
     recipe: Recipe | str = "standard",
     objective: str | None = None,
     epochs: int | None = None,
+    class_weights: str | None = None,
     test: Source | tuple[Any, Any] | None = None,
     out: Path | str | None = None,
     resume: bool = False,
     protocol: str = "standard",
-    samples: int | tuple[int, int] | None = None,
+    train_samples: int | tuple[int, int] | None = None,
+    test_samples: int | tuple[int, int] | None = None,
     min_clean: float = 0.0,
+    min_recall: float = 0.0,
     seed: int = 0,
     every: float = 30.0,
     watch: Watch = lambda _: None,
@@ -85,12 +91,16 @@ def harden(
         recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
         epochs: in place of what the recipe says of epochs and steps.
+        class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss), `none`, or `auto`:
+            balanced where a class has 3 times the rows of another or more.
         test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.
         out: the folder; None: a new temporary one, which is the caller's to delete.
         resume: go on with an unfinished hardening in `out`.
         protocol: of the judge, before and after.
-        samples: the first so many rows of `test`, or a range of them.
+        train_samples: the first so many rows to train on, or a range of them: of `data` without what measures.
+        test_samples: the first so many rows to measure on, or a range of them: of `test`, else of that fifth.
         min_clean: the least clean accuracy, on rows held out, of the weights chosen.
+        min_recall: the least clean recall of any class, on the same rows.
         every: seconds from one stored state to the next.
         watch: told of the progress of the two measurements.
         tell: told of each finished epoch.
@@ -107,7 +117,7 @@ def harden(
         SpecError: the recipe, the objective or the threat cannot be understood.
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
-    recipe = _recipe(recipe, objective, epochs)
+    recipe = _recipe(recipe, objective, epochs, class_weights)
     given = wrap(model)
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given  # one draw trains, many judge
     network = network_of(model, target)
@@ -117,6 +127,8 @@ def harden(
     if target.free is not None:
         raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
     source, judged = _sources(target, data, test, seed)
+    source = _some(source, train_samples, "train_samples")
+    rows_asked(test_samples, len(judged), judged.name, "test_samples")
     check_network(network, target, source, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)
@@ -125,7 +137,8 @@ def harden(
     _check_counts(source, target.task.k)
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
-    train, held = divide(source, recipe.held, 1000, seed, "held-out")
+    train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
+    balance = balance_of(train, target.task.k, recipe.class_weights)
     mix = None if synthetic is None else Mix(synthetic, synthetic_share)
     if mix is not None:
         mix.check(source)
@@ -143,15 +156,26 @@ def harden(
         "model": target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
+    if min_recall:
+        asked["floor of recall"] = str(min_recall)
+    if balance.weights:
+        asked["class weights"] = "balanced"
     if precision != "float32":
         asked["precision"] = precision
     if mix is not None:
         asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
-    begin(folder, "harden.json", asked, "a hardening", resume=resume)
     called = names or Names(type(target.model).__name__)
-    judge: dict[str, Any] = {"protocol": protocol, "samples": samples, "seed": seed, "resume": True, "watch": watch}
-    before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
+    judge: dict[str, Any] = {
+        "protocol": protocol,
+        "samples": test_samples,
+        "seed": seed,
+        "resume": True,
+        "watch": watch,
+    }
+    with left_as_found(folder):
+        begin(folder, "harden.json", asked, "a hardening", resume=resume)
+        before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
         tell = board.written(folder, tell) if tensorboard else tell
         how = Training(
@@ -162,6 +186,8 @@ def harden(
             recipe,
             seed=seed,
             floor=min_clean,
+            min_recall=min_recall,
+            balance=balance,
             folder=folder,
             every=every,
             watch=tell,
@@ -181,10 +207,11 @@ def harden(
     return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
 
 
-def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None) -> Recipe:
+def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None) -> Recipe:
     made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     made = made if objective is None else replace(made, objective=objective)
     made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
+    made = made if class_weights is None else replace(made, class_weights=class_weights)
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 
@@ -197,13 +224,19 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
         return source
 
     if test is None:
-        return divide(opened(data), 0.2, 10_000, seed, "test")
+        return divide_fairly(opened(data), 0.2, 10_000, seed, "test")
     source, judged = opened(data), opened(test)
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
             f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
         )
     return source, judged
+
+
+def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
+    """These rows of a source."""
+    start, stop = rows_asked(samples, len(source), source.name, name)
+    return source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
 
 
 def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
@@ -226,6 +259,11 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
         raise InputError(f"the {network.kind} has no parameters to train.")
     if recipe.batch_size == 1 and network.normed:
         raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+    x, y = source.rows(0, 2)  # what does not suit the rows shall not come to light after the first measurement
+    rows = torch.from_numpy(x).to(target.device, target.dtype), torch.from_numpy(np.asarray(y, np.int64))
+    augment.augmented(augment.parse(recipe.augment), *rows, target, 0)
+    with sealed(0):
+        objectives.parse(recipe.objective).rival(target)
 
 
 def check_precision(precision: str) -> None:
@@ -235,8 +273,7 @@ def check_precision(precision: str) -> None:
 
 def _check_counts(source: Source, k: int) -> None:
     least = 10
-    labels = np.concatenate([np.asarray(source.rows(a, a + 1024)[1]) for a in range(0, len(source), 1024)])
-    counts = np.bincount(labels.astype(np.int64), minlength=k)
+    counts = np.bincount(labels_of(source), minlength=k)
     if int(counts.min()) < least:
         raise InputError(
             f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "

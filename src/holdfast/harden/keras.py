@@ -32,6 +32,7 @@ from holdfast import spec, usercode
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.harden import workers
+from holdfast.harden.balance import Balance
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import behind
 from holdfast.harden.recipes import Recipe
@@ -104,6 +105,8 @@ class KerasNetwork:
             "recipe": asdict(training.recipe),
             "seed": training.seed,
             "floor": training.floor,
+            "min_recall": training.min_recall,
+            "balance": None if training.balance is None else asdict(training.balance),
             "every": training.every,
             "mix": None if training.mix is None else training.mix.share,
             "precision": training.precision,
@@ -189,6 +192,8 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         recipe=Recipe(**job["recipe"]),
         seed=job["seed"],
         floor=job["floor"],
+        min_recall=job["min_recall"],
+        balance=None if job["balance"] is None else Balance(tuple(job["balance"]["counts"]), job["balance"]["mode"]),
         folder=work.parent,
         every=job["every"],
         watch=watch,

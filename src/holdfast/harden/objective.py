@@ -85,14 +85,17 @@ class Objective(Part):
         return craft(Ascent(steps=self.inner, step_size=self.step_size, loss="ce"), x, y)
 
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss, and the scores at x': [n, k], or [m n, k]."""
+        """The loss of each point, and the scores at x': [n] and [n, k], or [m n] and [m n, k].
+
+        Whoever trains takes the mean, in which rows of some classes may count more.
+        """
         return crossed(net, near, y.repeat(len(near) // len(y)), self.smoothing)
 
 
 def crossed(net: Net, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy at x, and the scores there."""
+    """The cross-entropy of each row at x, [n], and the scores there, [n, k]."""
     z = net(x)
-    return F.cross_entropy(z, y, label_smoothing=smoothing), z
+    return F.cross_entropy(z, y, label_smoothing=smoothing, reduction="none"), z
 
 
 def divergence(there: Tensor, z: Tensor) -> Tensor:

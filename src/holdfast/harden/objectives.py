@@ -121,7 +121,7 @@ class ALP(Objective):
 
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
-        return (clean + crafted) / 2 + self.weight * F.mse_loss(there, z), there
+        return (clean + crafted) / 2 + self.weight * (there - z).square().mean(1), there
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Trades(Objective):
 
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
-        return clean + self.beta * divergence(there, z).mean(), there
+        return clean + self.beta * divergence(there, z), there
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class LSE(Objective):
         k = z.shape[1]
         label = F.one_hot(y, k) * (1 - self.smoothing) + self.smoothing / k
         clean = (z.softmax(1) - label).square().sum(1)
-        return (clean + self.beta * distance(there, z)).mean(), there
+        return clean + self.beta * distance(there, z), there
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class HAT(Objective):
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
         helped, _ = crossed(net, x + self.reach * (near - x), net.given(near).argmax(1), 0)
-        return clean + self.beta * divergence(there, z).mean() + self.gamma * helped, there
+        return clean + self.beta * divergence(there, z) + self.gamma * helped, there
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Mart(Objective):
         rival = there.softmax(1).scatter(1, own, 0).amax(1)
         bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - rival).clamp_min(1e-4))
         unsure = 1 - z.softmax(1).gather(1, own)[:, 0]
-        return (bce + self.beta * divergence(there, z) * unsure).mean(), there
+        return bce + self.beta * divergence(there, z) * unsure, there
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data import Source
-from holdfast.data.part import divide
 from holdfast.harden import objectives, workers
+from holdfast.harden.balance import balance_of, divide_fairly
 from holdfast.harden.harden import check_network, check_precision
 from holdfast.harden.network import TorchNetwork, network_of
 from holdfast.harden.recipes import Recipe
@@ -32,16 +32,19 @@ def train(
     seed: int = 0,
     devices: int = 1,
     precision: str = "float32",
+    class_weights: str = "auto",
     watch: Callable[[Epoch], None] = lambda _: None,
 ) -> Any:
     """A copy of the network behind `target`, trained by cross-entropy with Adam: a torch module in eval mode, or Keras.
 
-    A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept. The same seed gives the same weights
+    A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are unequal, by the mean
+    over the classes. The same seed gives the same weights
     on the same machine.
 
     Args:
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
+        class_weights: in the loss: `balanced`, `none`, or `auto`, which balances unequal classes.
         watch: told of each finished epoch.
 
     Raises:
@@ -59,15 +62,26 @@ def train(
         clip=0.0,
         ema=0.0,
         judge="",
+        class_weights=class_weights,
     )
     network = network_of(None, target)
     check_network(network, target, data, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
-    rows = divide(data, recipe.held, 1000, seed, "held-out")
+    rows, held = divide_fairly(data, recipe.held, 1000, seed, "held-out")
     training = Training(
-        target, *rows, anything, recipe, seed, every=math.inf, watch=watch, precision=precision, devices=devices
+        target,
+        rows,
+        held,
+        anything,
+        recipe,
+        seed,
+        balance=balance_of(rows, target.task.k, recipe.class_weights),
+        every=math.inf,
+        watch=watch,
+        precision=precision,
+        devices=devices,
     )
     if isinstance(network, TorchNetwork):
         network.net.load_state_dict(workers.train(training, network.net))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from holdfast import attacks, spec
 from holdfast.errors import SpecError, suggest
 from holdfast.harden import augment, objectives, regularizers
+from holdfast.harden.balance import CLASS_WEIGHTS
 from holdfast.harden.schedules import SCHEDULES
 from holdfast.harden.sharpness import MOVES
 
@@ -39,6 +40,7 @@ class Recipe:
     regularize: str = ""  # penalties beside the objective: "gradalign(weight=0.2), spectral"
     patience: int = 0  # epochs without better weights after which it ends early; 0: never
     augment: str = ""  # changes of the rows: "flip, crop(padding=4), noise(sigma=0.05)", cutmix, augmix, ...
+    class_weights: str = "auto"  # in the loss: balanced (rare classes weigh more), none, or auto: where unequal
     held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
     judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose; "": none, by clean accuracy
 
@@ -48,7 +50,7 @@ class Recipe:
         return next(((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0))
 
     def __post_init__(self) -> None:
-        for name in ("objective", "optimiser", "schedule", "augment", "judge", "regularize"):
+        for name in ("objective", "optimiser", "schedule", "augment", "judge", "regularize", "class_weights"):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("patience", 0)):
@@ -63,6 +65,10 @@ class Recipe:
             raise SpecError("a recipe has held=0, but without rows held out nothing can choose the weights.")
         if self.optimiser not in ("sgd", "adam"):
             raise SpecError(f"unknown optimiser {self.optimiser!r}; it is sgd or adam.")
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise SpecError(
+                f"unknown class_weights {self.class_weights!r}; {suggest(self.class_weights, CLASS_WEIGHTS)}"
+            )
         if self.schedule not in SCHEDULES:
             raise SpecError(f"unknown schedule {self.schedule!r}; {suggest(self.schedule, SCHEDULES)}")
         if sum(getattr(self, name) > 0 for name in MOVES) > 1:

@@ -9,6 +9,7 @@ import copy
 import csv
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Epoch:
     aligned: float  # cosine between the gradients at x and at a random point of the ball, on those rows
     passes: int  # forward and backward passes spent, so far
     note: str = ""
+    recall: float = math.nan  # the least clean recall of any class, of the averaged weights on those rows
 
 
 @dataclass

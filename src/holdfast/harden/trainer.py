@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import attacks
@@ -20,6 +21,7 @@ from holdfast.errors import InputError
 from holdfast.evaluate.memory import keep_freed
 from holdfast.harden import augment, objectives, regularizers
 from holdfast.harden.augment import Batch
+from holdfast.harden.balance import Balance
 from holdfast.harden.craft import Craft, Rival, evaluating
 from holdfast.harden.mix import Mix
 from holdfast.harden.objective import Net, Objective
@@ -49,6 +51,8 @@ class Training:
         recipe: how.
         seed: of the order of rows, of all noise, and of what the network draws itself.
         floor: the least clean accuracy on `held` of the weights chosen.
+        min_recall: the least clean recall there of any class.
+        balance: of the classes in `data`; None: all count alike.
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
@@ -65,6 +69,8 @@ class Training:
     recipe: Recipe
     seed: int = 0
     floor: float = 0.0
+    min_recall: float = 0.0
+    balance: Balance | None = None
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
@@ -159,7 +165,8 @@ class Training:
         net = Net(craft.live.outputs, self.target.scores)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
-            return objective.loss(net, batch.x, near, y)
+            rows, z = objective.loss(net, batch.x, near, y)
+            return self._weighed(rows, y).mean(), z
 
         s.net.train()
         with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size, mean):
@@ -175,6 +182,12 @@ class Training:
             raise InputError(self._diverged(s, float(loss), float(length)))
         s.optimiser.step()
         return loss, z.detach()
+
+    def _weighed(self, rows: Tensor, y: Tensor) -> Tensor:
+        """The losses of points [m n], all first points first, of classes y [n], each times the weight of its class."""
+        if self.balance is None or not self.balance.weights:
+            return rows
+        return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
 
     def _past(self, step: int, total: int) -> float:
         """The share that the average keeps of itself at this step."""
@@ -196,7 +209,7 @@ class Training:
         """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
         place, recipe = s.place, self.recipe
         objective = objectives.parse(place.objective)
-        clean, inner, robust = self._judge(s, objective)
+        clean, inner, robust, accuracy, recall = self._judge(s, objective)
         rate, eps = self._pace((place.epoch + 1) / recipe.epochs)
         line = Epoch(
             epoch=place.epoch + 1,
@@ -210,10 +223,12 @@ class Training:
             robust=robust,
             aligned=self._aligned(s) if recipe.judge else math.nan,
             passes=place.passes,
+            note=self.balance.note if self.balance is not None and not place.epoch else "",
+            recall=recall,
         )
         place.epoch, place.batch, place.rows, place.loss, place.right = place.epoch + 1, 0, 0, 0.0, 0
         place.full = place.full + 1 if eps == self.threat.eps else 0
-        score = (clean >= self.floor, robust, clean)
+        score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
         if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
             harder = objectives.stronger(objective)
             s.back_to_best(recipe)
@@ -230,8 +245,21 @@ class Training:
         if self.team.leads:
             self.watch(line)
 
-    def _judge(self, s: State, objective: Objective) -> tuple[float, float, float]:
-        """Accuracy of the averaged weights on the rows held out: clean, under the inner attack, under the judge."""
+    @property
+    def _least_recall(self) -> float:
+        """The least clean recall of any class of weights that may be chosen.
+
+        Where classes are unequal it is half of a guess's at least: a constant answer is right on all of one class under
+        every attack, which can be a higher mean over the classes than that of a network that tells them apart.
+        """
+        unequal = self.balance is not None and self.balance.unequal
+        return max(self.min_recall, 0.5 / self.target.task.k if unequal else 0.0)
+
+    def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
+        """Of the averaged weights on the rows held out: accuracy clean, under the inner attack, under the judge.
+
+        Means over the classes where these are unequal; then the plain clean accuracy, and the least recall of a class.
+        """
         mine = self.team.share(len(self.judged[1]))
         x, y = (column[mine] for column in self.judged)
         door = self.target.live(s.average)
@@ -244,7 +272,17 @@ class Training:
             ids = torch.arange(mine.start, mine.stop)
             books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed)
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
-        return tuple(self.team.shares([right, inner & right, stood]))  # pyright: ignore[reportReturnType]
+        each = self._per_class(self.judged[1])[mine]  # [n, classes there]
+        weight = each.mean(1) if self.balance is not None and self.balance.unequal else torch.ones_like(each[:, 0])
+        columns = [held * weight for held in (right, inner & right, stood)]
+        recalls = [right * column for column in each.unbind(1)]
+        *figures, accuracy = self.team.shares([*columns, *recalls, right])
+        return *figures[:3], accuracy, min(figures[3:])  # pyright: ignore[reportReturnType]
+
+    def _per_class(self, y: Tensor) -> Tensor:
+        """Weights [n, classes there] whose mean with a column of rows is that of each class, float64."""
+        there, place, count = y.unique(return_inverse=True, return_counts=True)
+        return F.one_hot(place, len(there)).double() * (len(y) / count)
 
     def _aligned(self, s: State) -> float:
         """How far gradients at those rows and at random points near them point the same way: their mean cosine."""

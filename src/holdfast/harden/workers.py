@@ -41,7 +41,7 @@ from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 
 _BEST = "best.safetensors"
-_CARRIED = ("threat", "recipe", "seed", "floor", "folder", "every", "precision", "devices")
+_CARRIED = (*("threat", "recipe", "seed", "floor", "min_recall", "balance", "folder", "every", "precision", "devices"),)
 
 
 def train(training: Training, net: nn.Module) -> dict[str, Tensor]:

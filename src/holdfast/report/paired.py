@@ -16,6 +16,8 @@ from holdfast.report import figures, html, words
 from holdfast.runs.compare import Comparison, Paired, PartChange, Spread
 from holdfast.runs.store import write_bytes
 
+_SHOWN = 6  # losses in the summary
+
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
@@ -34,9 +36,10 @@ def summary(found: Comparison) -> RenderableType:
     lines: list[RenderableType] = [Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")]
     lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
     lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
-    lines += [Text(sentence(f), style="bold") for f in found.figures]
+    lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
+    lines += [Text(sentence(f, found), style="bold") for f in found.figures]
     lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
-    lines += ["", _parts("class", found.per_class)]
+    lines += ["", _parts("class", [*found.per_class, *([found.class_mean] if found.class_mean else [])])]
     return Group(*lines, *(["", _parts("group", found.per_group)] if found.per_group else []))
 
 
@@ -60,8 +63,22 @@ def seeds(found: Spread) -> str:
     )
 
 
-def sentence(f: Paired) -> str:
+def warnings(found: Comparison) -> list[str]:
+    """What must not be read past: a second model that knows nothing, and the classes that lost."""
+    said = [f"The second model knows nothing: no gain is one. {found.knows_nothing}"] if found.knows_nothing else []
+    said += [
+        f"Lost: {loss.kind} recall of class {loss.name} from {words.percent(loss.first)} to "
+        f"{words.percent(loss.second)} of {loss.n:,} inputs."
+        for loss in found.losses[:_SHOWN]
+    ]
+    more = len(found.losses) - _SHOWN
+    return [*said, f"{more} more such losses are in the table of classes."] if more > 0 else said
+
+
+def sentence(f: Paired, found: Comparison) -> str:
     """What a figure's change means."""
+    if found.knows_nothing:
+        return f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points, of a model that knows nothing."
     share = f"{100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f}"
     share += f"; bootstrap {100 * f.bootstrap[0]:+.1f} to {100 * f.bootstrap[1]:+.1f}"
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
@@ -80,7 +97,8 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
     content = html.rendered(
         "paired.html.j2",
         c=found,
-        said=[sentence(f) for f in (robust, clean)],
+        said=[sentence(f, found) for f in (robust, clean)],
+        warnings=warnings(found),
         links=[os.path.relpath(page, path.parent) if page.exists() else None for page in pages],
         tradeoff=Markup(figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)),
         epochs=len(epochs),

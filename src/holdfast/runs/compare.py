@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from holdfast.errors import InputError
 from holdfast.runs import store
+from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Interval
 from holdfast.runs.metrics import Z, interval
 
@@ -40,6 +42,16 @@ class PartChange(BaseModel):
     robust: tuple[float, float]
 
 
+class Loss(BaseModel):
+    """A class of which the second run has fewer right, by more than chance."""
+
+    name: str
+    kind: Literal["clean", "robust"]
+    n: int
+    first: float  # the share that is right, or robust
+    second: float
+
+
 class Comparison(BaseModel):
     runs: tuple[str, str]
     models: tuple[str, str]
@@ -50,6 +62,9 @@ class Comparison(BaseModel):
     figures: list[Paired]
     per_class: list[PartChange]
     per_group: list[PartChange] = []  # where both runs have the same
+    class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
+    losses: list[Loss] = []  # what the second run lost, the largest first
+    knows_nothing: str = ""  # why the second run's model knows nothing: no gain of it is one; empty where it does
 
 
 def compare(first: Path | str, second: Path | str) -> Comparison:
@@ -73,6 +88,11 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     names = facts[0].data.class_names
     group, other = map(_group, tables)
     group = group if np.array_equal(group, other) else np.empty(0, str)
+
+    def name(c: int) -> str:
+        return names[c] if names is not None else str(c)
+
+    classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
         runs=(str(first), str(second)),
         models=(facts[0].model.spec, facts[1].model.spec),
@@ -81,9 +101,10 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         n=len(label),
         remarks=_remarks(*facts, int((~asked).sum())),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
-        per_class=[
-            _part(names[c] if names is not None else str(c), label == c, held) for c in np.unique(label).tolist()
-        ],
+        per_class=classes,
+        class_mean=_mean(classes),
+        losses=_losses(label, held, name),
+        knows_nothing=_nothing(facts[1], label, tables[1].column("clean_prediction").to_numpy(), name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
 
@@ -97,6 +118,45 @@ def _group(table: pa.Table) -> np.ndarray:
 def _part(name: str, rows: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]]) -> PartChange:
     clean, robust = ((float(a[rows].mean()), float(b[rows].mean())) for a, b in (held["clean"], held["robust"]))
     return PartChange(name=name, n=int(rows.sum()), clean=clean, robust=robust)
+
+
+def _mean(classes: Sequence[PartChange]) -> PartChange | None:
+    """The mean of the classes; None where there are not several."""
+    if len(classes) < 2:
+        return None
+    clean, robust = (np.mean([getattr(c, kind) for c in classes], axis=0).tolist() for kind in ("clean", "robust"))
+    return PartChange(name="mean of classes", n=sum(c.n for c in classes), clean=tuple(clean), robust=tuple(robust))
+
+
+def _losses(
+    label: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]], name: Callable[[int], str]
+) -> list[Loss]:
+    """Classes that lost rows by more than chance would lose (the paired exact test), or all rows."""
+    from scipy.stats import binomtest
+
+    classes, found = np.unique(label).tolist(), []
+    for c in classes:
+        for kind in ("clean", "robust"):
+            first, second = (column[label == c] for column in held[kind])
+            lost, gained = int((first & ~second).sum()), int((second & ~first).sum())
+            if lost <= gained:
+                continue
+            p = binomtest(lost, lost + gained, alternative="greater").pvalue
+            if p > 0.05 / len(classes) and (second.any() or lost < 2):
+                continue
+            found.append(Loss(name=name(c), kind=kind, n=len(first), first=first.mean(), second=second.mean()))
+    return sorted(found, key=lambda loss: loss.second - loss.first)
+
+
+def _nothing(facts: Facts, label: np.ndarray, predicted: np.ndarray, name: Callable[[int], str]) -> str:
+    """Why the clean answers are those of a model that knows nothing; empty where they are not."""
+    if facts.model.task != "classes" or not len(label):
+        return ""
+    answers = Answers(label, predicted, facts.model.classes)
+    given = np.unique(predicted)
+    if len(given) == 1 and answers.one_class is None:
+        return f"It answers class {name(int(given[0]))} to every input." if given[0] >= 0 else "It never answers."
+    return "Its clean answers are no better than chance." if answers.chance_level() else ""
 
 
 def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:

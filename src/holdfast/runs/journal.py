@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from holdfast.errors import InputError
 from holdfast.runs.store import read_tensors, write_bytes, write_tensors
+
+NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 
 
 class Journal:
@@ -84,6 +87,32 @@ def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resum
         raise InputError(f"{folder} holds other files; choose another --out.")
     else:
         write_bytes(said, json.dumps(dict(asked), indent=1).encode())
+
+
+@contextmanager
+def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
+    """Where what is done inside fails before a first finished piece of work, the folder is left as it was found.
+
+    So a command that is refused does not stand in the way of the right one with the same --out.
+
+    Args:
+        folder: what the work is stored in; it may not exist yet.
+        resumable: finished pieces serve a later try, and stay; else all that was made goes.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set(folder.rglob("*")) if folder.is_dir() else set()
+    try:
+        yield
+    except Exception:
+        new = set(folder.rglob("*")) - before if folder.is_dir() else set()
+        files = {path for path in new if not path.is_dir()}
+        if not resumable or all(path.name in NOTES or path.suffix == ".part" for path in files):
+            for path in files:
+                path.unlink(missing_ok=True)
+            for path in sorted(new - files, reverse=True) + made:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
 
 
 def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
