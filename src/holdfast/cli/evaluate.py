@@ -134,6 +134,12 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     else:
         options.show(run.manifest)
     typer.echo(f"report: {page}", err=True)
+    if run.unfinished:
+        typer.echo(
+            f"time ran out before all attacks had run; go on with the same command and --out {run.folder} --resume, "
+            f"with any --max-seconds or none.",
+            err=True,
+        )
     fallen = [outcome for outcome in gates.judge(wanted, run.manifest) if not outcome.held]
     for outcome in fallen:
         typer.echo(f"gate not held: {outcome.sentence}.", err=True)

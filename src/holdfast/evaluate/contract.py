@@ -98,7 +98,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
             )
             target.probabilities = True
         top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
-        if top > 50:
+        if top > 50 and not target.probabilities:  # the logarithm of a zero says nothing of logits
             findings.append(
                 Finding(
                     check="logit_scale",
