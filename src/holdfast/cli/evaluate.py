@@ -50,9 +50,7 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
     ] = None,
-    groups: Annotated[
-        Path | None, typer.Option(help="A file of text with the group of each row of the data, one a line.")
-    ] = None,
+    groups: options.Groups = None,
     perceptual: options.Perceptual = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
 from holdfast.threat import Targeted, Threat, Untargeted
 
+LISTED = 5
 SPREAD = 0.25  # of the costs of an examination: on another device other rows break, and cost no more
 LOADING = ("train_mode", "probabilities")  # what a remark says of how a model came, which another way in does not show
 
@@ -68,13 +70,17 @@ def threat_of(folder: Path, manifest: Manifest) -> Threat:
     return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
 
 
+def some(ids: Any) -> str:
+    """The first of these rows, and how many more there are."""
+    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
+    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"
+
+
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
     found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
     free = {"spec", "arch", "fingerprint"}
     if manifest.model.surrogate is not None and found.surrogate is None:
         free |= {"surrogate", "access"}  # the model is verified without the one that lent its gradients
-        if manifest.model.access != "gradients":
-            yield "model: its gradients are said to be another model's, and its access not to be gradients."
     for name in ModelInfo.model_fields:
         said, seen = getattr(manifest.model, name), getattr(found, name)
         if name not in free and said != seen:
@@ -98,8 +104,10 @@ def _data(manifest: Manifest, source: Source, groups: np.ndarray | None, table: 
         return
     ids = table.column("id").to_numpy()
     others = ids[table.column("group").to_numpy(zero_copy_only=False) != groups[ids]]
-    if len(others) or data.groups != hashlib.sha256("\n".join(groups).encode()).hexdigest():
-        yield f"samples: the groups are not those of the data, the first in row {(*others, ids[0])[0]}."
+    if len(others):
+        yield f"samples: the groups of rows {some(others)} are not those of the data."
+    if data.groups != hashlib.sha256("\n".join(groups).encode()).hexdigest():
+        yield "data: the groups of all rows are not those of run.json."
 
 
 def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
@@ -119,7 +127,8 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
 def _lists(manifest: Manifest, *, drawn: bool) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be randomised."""
     name, norm, aimed = manifest.protocol.name, manifest.threat.norm, manifest.threat.target is not None
-    given = [access for access in Access if access.name.lower() == manifest.model.access]
+    lent = manifest.model.surrogate is not None
+    given = [a for a in Access if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)]
     movement = spatial.parse(manifest.model.moved)
     known = [protocols.protocol(name, norm, aimed=aimed, access=access, drawn=drawn) for access in given]
     return [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
@@ -209,12 +218,16 @@ def _noted(manifest: Manifest, threat: Threat, target: Target, source: Source, w
     if not (due and lent):
         yield from _paid(manifest.examined, costs)
     shown = {check for finding in manifest.noted for check in (finding.check, *finding.shows_as)}
-    left_out = {f.check for f in again} - shown - set(LOADING)
+    notes = {f.check for f in again if f.severity == "info" and f.check in signs.EXPLAINS}
+    left_out = {f.check for f in again} - notes - shown - set(LOADING)
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
     expected = {f.check: f for f in again}
     for said in manifest.noted:
-        yield from _same(said, expected.get(said.check), examined=due and lent)
+        if said.check in expected:
+            yield from _same(said, expected[said.check])
+        elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
+            yield f"noted: run.json has {said.check}, which the model does not show."
 
 
 def _paid(said: Costs, found: Costs) -> Iterator[str]:
@@ -224,13 +237,13 @@ def _paid(said: Costs, found: Costs) -> Iterator[str]:
             yield f"examined: run.json says {a} {name}, but the examination that this run asks for takes {b}."
 
 
-def _same(said: Finding, found: Finding | None, *, examined: bool) -> Iterator[str]:
+def _known(said: Finding) -> bool:
+    """Whether it is more than a remark on how the model was loaded, which another way of loading does not give."""
+    return (said.severity != "info" or said.check in signs.EXPLAINS) and said.check not in LOADING
+
+
+def _same(said: Finding, found: Finding) -> Iterator[str]:
     """A finding of run.json beside the one that the model shows now. Its numbers may be another device's."""
-    if found is None:
-        known = said.severity != "info" or said.check in signs.EXPLAINS
-        if known and not examined and said.check not in LOADING:
-            yield f"noted: run.json has {said.check}, which the model does not show."
-        return
     if said.severity != found.severity:
         yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
     a, b = ([_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None] for f in (said, found))

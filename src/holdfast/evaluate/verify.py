@@ -15,7 +15,7 @@ from holdfast.data import Source
 from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import corrupted, judge, moved
-from holdfast.evaluate.claims import claims, threat_of
+from holdfast.evaluate.claims import claims, some, threat_of
 from holdfast.evaluate.evaluate import chunk_of
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
@@ -29,7 +29,6 @@ from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threat import Threat
 
-LISTED = 5
 STRIDE = 1024
 CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
 
@@ -173,17 +172,17 @@ def _samples(
     for path_ids, stored in store.examples(folder):
         rows = np.array([place.get(int(i), -1) for i in path_ids])
         if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
-            yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
+            yield f"adversarial: examples of rows that the run does not have: {some(path_ids[rows < 0])}."
             continue
         evidence[rows] = True
         yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
-        yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
+        yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
     for name in ("size", "psnr", "ssim", "lpips"):
         bare = np.isfinite(columns.get(name, np.empty(0)).astype(float)) & ~evidence[: len(columns.get(name, ()))]
         if bare.any():
-            yield f"samples: rows {_some(ids[bare])} have a {name} without a stored example."
+            yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
 
 
 def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -> Iterator[str]:
@@ -214,12 +213,12 @@ def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -
         (np.isfinite(columns["certified_radius"].astype(float)), "have a certified radius without a certificate"),
     ):
         if bad.any():
-            yield f"samples: rows {_some(ids[bad])} {what}."
+            yield f"samples: rows {some(ids[bad])} {what}."
     if "truth" in columns:
         clean, attacked = (np.stack(list(columns[name])) for name in ("clean_output", "attacked_output"))
         bad = ~broken & ~((clean == attacked) | (np.isnan(clean) & np.isnan(attacked))).all(1)
         if bad.any():
-            yield f"samples: rows {_some(ids[bad])} have outputs under attack, but are not called broken."
+            yield f"samples: rows {some(ids[bad])} have outputs under attack, but are not called broken."
     if "refused" in columns and ((status != "robust") & ~pa.array(columns["refused"]).is_null().to_numpy(False)).any():
         yield "samples: rows that are not robust are said to have stood by a refusal."
 
@@ -252,24 +251,24 @@ def _clean(
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
         retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
-        unsure += list(ids[part][_surer(columns["clean_confidence"][part], target, ruling) & ~waver])
+        unsure += list(ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver])
     if retold:
-        yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
+        yield f"samples: the truths or the model's outputs for rows {some(retold)} are others."
     if unsure:
-        yield f"samples: the model's confidence on the clean rows {_some(unsure)} is another."
+        yield f"samples: the model's confidence on the clean rows {some(unsure)} is another."
     if relabelled:
-        yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
+        yield f"samples: the labels of rows {some(relabelled)} are not those of the data."
     if repredicted:
-        yield f"samples: the model's clean predictions for rows {_some(repredicted)} are others."
+        yield f"samples: the model's clean predictions for rows {some(repredicted)} are others."
     claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     if claimed.any():
-        yield f"samples: rows {_some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
+        yield f"samples: rows {some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
     denied = (status == "wrong") & (said == label)
     if denied.any():
-        yield f"samples: rows {_some(ids[denied])} are called wrong, but the model has them right."
+        yield f"samples: rows {some(ids[denied])} are called wrong, but the model has them right."
     moved = (status != "broken") & (columns["attacked_prediction"] != said)
     if moved.any():
-        yield f"samples: rows {_some(ids[moved])} have a prediction under attack, but are not called broken."
+        yield f"samples: rows {some(ids[moved])} have a prediction under attack, but are not called broken."
 
 
 def _examples(
@@ -303,7 +302,7 @@ def _examples(
         other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
-    unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], target, ruling)
+    unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
@@ -318,7 +317,7 @@ def _examples(
         (hidden, "break rows that are not called broken"),
     ):
         if bad.any():
-            yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+            yield f"adversarial: the stored examples of rows {some(ids[bad])} {what}."
 
 
 def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
@@ -351,14 +350,15 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
             differs = (ruling.label.cpu().numpy() != told) & ruling.stable.cpu().numpy() & (told != corrupted.UNASKED)
             others += list(part[differs])
         if others:
-            yield f"corruptions: under {name} the model's decisions on rows {_some(others)} are others."
+            yield f"corruptions: under {name} the model's decisions on rows {some(others)} are others."
 
 
-def _surer(said: np.ndarray, target: Target, ruling: judge.Ruling) -> np.ndarray:
+def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling) -> np.ndarray:
     """Where the model's confidence is not the one of samples.parquet: [m] bool."""
     found = ruling.confidence.cpu().double().numpy()
-    if isinstance(target, WithTruth) and ruling.scores is not None:
-        found = np.full(len(found), np.nan)  # its scores are recast: their softmax says nothing
+    recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
+    if recast or manifest.model.access == "labels":
+        found = np.full(len(found), np.nan)
     return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
 
 
@@ -383,8 +383,3 @@ def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not parts:
         raise InputError("there are no rows to read.")
     return np.concatenate([x for x, _ in parts]), np.concatenate([np.asarray(y) for _, y in parts])
-
-
-def _some(ids: Any) -> str:
-    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
-    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"
