@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,8 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path, m
     with monkeypatch.context() as other:  # neither a note nor what a finding explains has to be there
         found = [Finding(check=check, severity="red", text="") for check in explained]
         found.append(Finding(check="binarisation", severity="info", text=""))
-        other.setattr("holdfast.evaluate.verify.examine", lambda *_: None)
+        asked = SimpleNamespace(costs=kept.manifest.examined)
+        other.setattr("holdfast.evaluate.claims.examine", lambda *_: asked)
         other.setattr("holdfast.evaluate.signs.signs", lambda _: found)
         assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"

@@ -51,9 +51,7 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
     ] = None,
-    groups: Annotated[
-        Path | None, typer.Option(help="A file of text with the group of each row of the data, one a line.")
-    ] = None,
+    groups: options.Groups = None,
     perceptual: options.Perceptual = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
     max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
@@ -136,6 +134,12 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     else:
         options.show(run.manifest)
     typer.echo(f"report: {page}", err=True)
+    if run.unfinished:
+        typer.echo(
+            f"time ran out before all attacks had run; go on with the same command and --out {run.folder} --resume, "
+            f"with any --max-seconds or none.",
+            err=True,
+        )
     fallen = [outcome for outcome in gates.judge(wanted, run.manifest) if not outcome.held]
     for outcome in fallen:
         typer.echo(f"gate not held: {outcome.sentence}.", err=True)

@@ -46,7 +46,8 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             code = command(*args, **options)
         except HoldfastError as error:
-            typer.echo(f"error: {error}", err=True)
+            said = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
+            typer.echo(f"error: {said}", err=True)  # a name from a file must not steer the terminal
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; give the same command again.", err=True)

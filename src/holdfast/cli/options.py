@@ -55,6 +55,9 @@ Perceptual = Annotated[
     str | None,
     typer.Option("--perceptual", help="How different images look, as LPIPS: the path/file.py:factory of a network."),
 ]
+Groups = Annotated[
+    Path | None, typer.Option("--groups", help="A file of text with the group of each row of the data, one a line.")
+]
 Layout = Annotated[
     str | None,
     typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),

@@ -24,7 +24,7 @@ def report(
     from holdfast.report import markdown as pages
     from holdfast.report import sarif as scan
     from holdfast.runs import gates
-    from holdfast.runs.store import read_manifest, write_bytes
+    from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
     wanted = [gates.parse(text) for text in gate]
     manifest = read_manifest(run)
@@ -35,15 +35,17 @@ def report(
         (markdown, lambda: pages.summary(manifest, judged).encode()),
         (model_card, lambda: pages.card(manifest).encode()),
     )
-    streamed = [form().decode() for path, form in forms if path == Path("-")]
-    if streamed:
-        typer.echo("\n".join(streamed), nl=False)
-    else:
-        options.show(manifest)
+    with untrusted(run):
+        made = [(path, form()) for path, form in forms if path is not None]
+        streamed = [content.decode() for path, content in made if path == Path("-")]
+        if streamed:
+            typer.echo("\n".join(streamed), nl=False)
+        else:
+            options.show(manifest)
     typer.echo(f"report: {html.write(run)}", err=True)
-    for path, form in forms:
-        if path is not None and path != Path("-"):
-            write_bytes(path, form())
+    for path, content in made:
+        if path != Path("-"):
+            write_bytes(path, content)
             typer.echo(f"wrote {path}", err=True)
     for outcome in judged:
         if not outcome.held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from holdfast.cli import options
+from holdfast.errors import InputError
 
 
 def verify(
@@ -14,16 +15,20 @@ def verify(
     arch: options.Arch = None,
     trust: options.Trust = False,
     perceptual: options.Perceptual = None,
+    groups: options.Groups = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
-    """Judge the stored examples again with the model itself, and compute every figure anew."""
+    """Judge the stored examples again with the model itself, compute every figure anew, and compare the report."""
     from holdfast.data import open_data
     from holdfast.evaluate.verify import verify as check
+    from holdfast.report import html
     from holdfast.report.words import plain
-    from holdfast.runs.store import read_limits, read_manifest
+    from holdfast.runs.store import open_manifest, read_limits
 
-    manifest, limits = read_manifest(run), read_limits(run)
+    (manifest, _), limits = open_manifest(run), read_limits(run)
+    if manifest.model.box and not limits.keys() >= {"low", "high"}:
+        raise InputError(f"{run} says that each feature has bounds of its own, but limits.safetensors has none.")
     source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
     target = options.open_target(
         model,
@@ -40,7 +45,11 @@ def verify(
         batch_size=batch_size,
         device=device,
     )
-    wrong = check(run, target, source, perceptual)
+    wrong = check(run, target, source, perceptual, options.lines_of(groups, "--groups"))
+    try:
+        wrong += html.differs(run)
+    except InputError as error:
+        wrong.append(f"report.html: {error}")
     for sentence in wrong:
         typer.echo(plain(sentence))
     if wrong:

@@ -163,9 +163,8 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
             open_ &= ~(rows.lowest > near * clean)  # without scores there are no margins, and all rows are near
         at = open_.nonzero()[:, 0]
         place = f"{name}-{number:04d}"
-        if journal.has(place):
-            record, meta = journal.read(place)
-            seconds = float(meta["seconds"])
+        if (stored := journal.find(place)) is not None:
+            record, seconds = stored[0], float(stored[1]["seconds"])
             at = torch.from_numpy(record.pop("at"))
         elif time.monotonic() > plan.deadline:
             rows.missed.add(unit.eps)
@@ -274,11 +273,12 @@ STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "ski
 
 def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
-    if not journal.has(place):
+    if (stored := journal.find(place)) is None:
         ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
-    held = {name: torch.from_numpy(value) for name, value in journal.read(place)[0].items()}
+        stored = journal.read(place)
+    held = {name: torch.from_numpy(value) for name, value in stored[0].items()}
     clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
     asked = (clean.label == y) & clean.stable
     goal = goal_classes(plan.threat, y)

@@ -23,6 +23,7 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.data import Source, as_source
 from holdfast.data.source import group_names
+from holdfast.decisions import UNASKED
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import corrupted, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
@@ -108,7 +109,7 @@ def evaluate(
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time; rows never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
-        resume: go on with an unfinished run in `out`.
+        resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         watch: told of progress.
         announce: told what it will cost, before it starts.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261), on the same rows.
@@ -168,11 +169,13 @@ def evaluate(
         facts.perceptual = None if seen is None else seen.fingerprint
         if corruptions:
             facts.corruptions = corrupted.info(target, source.shape, baseline, facts.data.fingerprint)
-        if resume and (folder / "run.json").exists():
+        journal = Journal(folder)
+        if resume and (folder / "run.json").exists() and not journal.begun:
             refuse_changes(folder, question(store.read_manifest(folder)), question(facts))
             return Run(folder)
-        journal = Journal(folder)
         journal.open(question(facts), resume=resume)
+        for outdated in ("run.json", "report.html"):  # of a run that time cut short, and that now goes on
+            (folder / outdated).unlink(missing_ok=True)
         if announce is not None and not resume:
             announce(forecast(plan, source, part))
         facts = _examined(plan, journal, source, chosen, facts, ways)
@@ -186,24 +189,27 @@ def evaluate(
             _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
             if corruptions:
                 _do_corruptions(plan, journal, source, chunk)
-        table, trials, facts = _collect(plan, journal, chunks, facts)
+        table, trials, facts, whole = _collect(plan, journal, chunks, facts)
         if groups is not None:
             table = table.append_column("group", pa.array(groups[slice(*part)]))
         store.write_samples(folder, table)
         if corruptions:
-            store.write_corruptions(folder, _collect_corruptions(journal, chunks))
+            answers = _collect_corruptions(journal, chunks)
+            store.write_corruptions(folder, answers)
+            whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
         store.write_gallery(folder, table, source)
         store.write_limits(folder, limits_of(target, threat))
         store.write_manifest(folder, finish(folder, facts, table, trials))
-        journal.close()
+        if whole:  # else time ran out, and --resume goes on
+            journal.close()
         return Run(folder, temporary=out is None)
 
 
 def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
     """The facts with what the examination finds, and what it costs."""
-    if chosen.name not in signs.EXAMINED or plan.budget is not None or plan.target.free is not None:
+    if not signs.examined(chosen.name, plan.budget, plan.target):
         return facts
-    if not journal.has("exam"):
+    if journal.find("exam") is None:
         answers = examine(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
         found = [f.model_dump(mode="json") for f in signs.signs(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
@@ -253,7 +259,9 @@ def stride_of(shape: Sequence[int]) -> int:
 def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: tuple[int, int]) -> None:
     start, stop = part
     name = f"{start:09d}"
-    if journal.has(f"{name}-done"):
+    shard = folder / "adversarial" / f"{name}.safetensors"
+    done = journal.find(f"{name}-done")
+    if done is not None and done[1]["missed"] == "[]" and done[1]["examples"] == store.checksum(shard):
         return
     x, y = source.rows(start, stop)
     rows = search(
@@ -266,15 +274,19 @@ def _do_chunk(plan: Plan, journal: Journal, source: Source, folder: Path, part: 
     )
     columns, ids, stored = settle(plan, rows)
     if len(ids):
-        store.write_tensors(folder / "adversarial" / f"{name}.safetensors", {"id": ids, "x": stored})
+        store.write_tensors(shard, {"id": ids, "x": stored})
+    else:
+        shard.unlink(missing_ok=True)
     costs = [(*key, seen, fell, paid.model_dump()) for key, (seen, fell, paid) in rows.costs.items()]
-    journal.write(f"{name}-done", columns, {"costs": json.dumps(costs), "missed": json.dumps(sorted(rows.missed))})
+    said = {"costs": json.dumps(costs), "missed": json.dumps(sorted(rows.missed)), "examples": store.checksum(shard)}
+    journal.write(f"{name}-done", columns, said)
 
 
 def _do_corruptions(plan: Plan, journal: Journal, source: Source, part: tuple[int, int]) -> None:
     start, stop = part
     name = f"{start:09d}-corrupted"
-    if not journal.has(name):
+    known = journal.find(name)
+    if known is None or any(UNASKED in column for column in known[0].values()):
         x, ids = torch.from_numpy(source.rows(start, stop)[0]), torch.arange(start, stop)
         found = corrupted.answers(plan.target, x, ids, plan.seed, deadline=plan.deadline)
         journal.write(name, found | {"id": ids.numpy()})
@@ -297,8 +309,9 @@ def _within(watch: Watch, part: tuple[int, int], chunk: tuple[int, int]) -> Call
 
 def _collect(
     plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]], facts: Facts
-) -> tuple[pa.Table, list[TrialInfo], Facts]:
-    """The table of samples, the books of the trials, and the facts with the eps that were run at in full."""
+) -> tuple[pa.Table, list[TrialInfo], Facts, bool]:
+    """The table of samples, the counts of the trials, the facts with the eps that were run at in full, and whether
+    everything was run."""
     tables: list[pa.Table] = []
     missed: set[float] = set()
     totals: dict[tuple[float, int], TrialInfo] = {}
@@ -320,7 +333,7 @@ def _collect(
     empty = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
     full = [pair for pair in facts.threat.measured if pair[0] == plan.measured[0] or pair[0] not in missed]
     facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
-    return pa.concat_tables(tables), [totals.get(key, empty[key]) for key in order], facts
+    return pa.concat_tables(tables), [totals.get(key, empty[key]) for key in order], facts, not missed
 
 
 def _facts(

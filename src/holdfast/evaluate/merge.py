@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -30,6 +31,8 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
 
 def _merged(shards: Sequence[Path], out: Path) -> Manifest:
     manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
+    if not manifests:
+        raise InputError("no run was given to merge.")
     for manifest, shard in manifests:
         if store.checksums(shard) != manifest.files:
             raise InputError(f"{shard} was changed after its run (checksums differ); see holdfast verify.")
@@ -39,11 +42,23 @@ def _merged(shards: Sequence[Path], out: Path) -> Manifest:
         for key, value in (question(manifest) | {"rows": ""}).items():
             if value != asked[key]:
                 raise InputError(f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has {asked[key]}.")
+    fresh = not out.exists()
+    try:
+        with store.untrusted(Path(", ".join(map(str, shards)))):
+            return _merged(manifests, out)
+    except InputError:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
+        raise
+
+
+def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
+    first = manifests[0][0]
     parts = _join([part for manifest, _ in manifests for part in manifest.data.parts])
-    table = pa.concat_tables([store.read_samples(shard) for _, shard in manifests])
-    table = table.sort_by("id")
-    if table.column("id").to_pylist() != [i for start, stop in parts for i in range(start, stop)]:
-        raise InputError("the samples of a shard are not the rows that its run.json names; see holdfast verify.")
+    tables = [store.read_samples(shard) for _, shard in manifests]
+    for (manifest, shard), table in zip(manifests, tables, strict=True):
+        store.ids_of(shard, manifest, table)
+    table = pa.concat_tables(tables).sort_by("id")
     trials = [reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)]
     originals = _Originals([shard for _, shard in manifests])
     _examples([shard for _, shard in manifests], out, first, parts)
@@ -72,9 +87,8 @@ class _Originals:
     def __init__(self, shards: Sequence[Path]) -> None:
         self.known: dict[int, np.ndarray] = {}
         for shard in shards:
-            path = shard / "gallery.safetensors"
-            if path.exists():
-                held, _ = store.read_tensors(path)
+            held = store.read_gallery(shard)
+            if held:
                 self.known |= dict(zip(held["id"].tolist(), held["x"], strict=True))
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

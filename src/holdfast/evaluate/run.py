@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from holdfast.runs import store
+from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Interval, Manifest, Metrics, Verdict
 
 
@@ -35,6 +36,11 @@ class Run:
     def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The stored adversarial examples, shard by shard: ids [m], inputs [m, *shape]."""
         return store.examples(self.folder)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether time ran out before everything was run, so that `resume` goes on."""
+        return Journal(self.folder).begun
 
     @property
     def metrics(self) -> Metrics:

@@ -16,10 +16,17 @@ from holdfast.evaluate.exam import Answers, many
 from holdfast.evaluate.protocols import Protocol, Trial, parse_trial
 from holdfast.evaluate.ways import Ways
 from holdfast.runs.manifest import Finding
+from holdfast.targets.target import Target
 from holdfast.threat import Threat
 
 FOLLOWED = ("standard", "thorough")  # protocols that stronger trials are added to; a list to compare with stays itself
 EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
+
+
+def examined(protocol: str, budget: int | None, target: Target) -> bool:
+    """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask here."""
+    return protocol in EXAMINED and budget is None and target.free is None
+
 
 MISSED = 0.2  # of the planted examples: so many may be hard to find
 

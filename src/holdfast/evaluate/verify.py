@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +11,77 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
+from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import corrupted, judge, moved, protocols, signs
-from holdfast.evaluate.contract import check_model
-from holdfast.evaluate.exam import examine
+from holdfast.evaluate import corrupted, judge, moved
+from holdfast.evaluate.claims import claims, some, threat_of
+from holdfast.evaluate.evaluate import chunk_of
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
 from holdfast.evaluate.looks import PerceptualDistance, looks
-from holdfast.evaluate.ways import Ways
-from holdfast.norms import NORMS
 from holdfast.runs import store
+from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Facts, Manifest
 from holdfast.targets import spatial
-from holdfast.targets.target import Access, Target
+from holdfast.targets.target import Target
 from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
-from holdfast.threat import Targeted, Threat, Untargeted
+from holdfast.threat import Threat
 
-LISTED = 5
 STRIDE = 1024
+CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
 
 
-def verify(folder: Path, target: Target, source: Source, perceptual: str | torch.nn.Module | None = None) -> list[str]:
+def verify(
+    folder: Path,
+    target: Target,
+    source: Source,
+    perceptual: str | torch.nn.Module | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
+) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
-    Files are held against their checksums, model and data against their fingerprints, each label, prediction and
-    stored example against the model itself, and each figure of run.json against the table of samples. Perceptual
-    distances are held against the network where it is given.
+    Files are held against their checksums, model and data against their fingerprints, what run.json says of them,
+    of threat and protocol against the model, the data and the code, each label, prediction, confidence and stored
+    example against the model itself, and each figure of run.json against the table of samples. The text of
+    report.html is held by the command `holdfast verify` alone.
+
+    Args:
+        folder: of the run.
+        target: the model that was measured, wrapped as it was then.
+        source: the data that were measured, all rows.
+        perceptual: the network whose distances the run holds; such a run cannot be confirmed without it.
+        groups: the groups of all rows, where the run was given them beside the data.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a network that is given.
     """
-    manifest = store.read_manifest(folder)
-    wrong = list(_files(folder, manifest))
-    groups = source.groups
+    manifest, whole = store.open_manifest(folder)
+    wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
+    try:
+        with store.untrusted(folder):
+            wrong += _files(folder, manifest)
+            wrong += _all(folder, manifest, target, source, perceptual, groups)
+    except NoDistances:
+        raise
+    except HoldfastError as error:
+        wrong.append(str(error))
+    return wrong
+
+
+class NoDistances(InputError):
+    """A network was given for a run without distances."""
+
+
+def _all(
+    folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
+) -> Iterator[str]:
+    groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
-    asked = _threat(folder, manifest)
+    asked = threat_of(folder, manifest)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     if manifest.model.draws > 1 and target.draws == 1:
@@ -58,77 +89,26 @@ def verify(folder: Path, target: Target, source: Source, perceptual: str | torch
     target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     if seen is not None and manifest.perceptual is None:
-        raise InputError(f"{folder} was measured without --perceptual, so it holds no distances of a network.")
+        raise NoDistances(f"{folder} was measured without --perceptual, so it holds no distances of a network.")
     if seen is not None and seen.fingerprint != manifest.perceptual:
-        wrong.append("perceptual: this is not the network that was asked (its fingerprint differs).")
+        yield "perceptual: this is not the network that was asked (its fingerprint differs)."
+    if seen is None and manifest.perceptual is not None:
+        yield "perceptual: the run holds distances of a network; without it (--perceptual) they cannot be checked."
     if target.fingerprint() != manifest.model.fingerprint:
-        wrong.append("model: this is not the model that was measured (its fingerprint differs).")
+        yield "model: this is not the model that was measured (its fingerprint differs)."
     if source.fingerprint() != manifest.data.fingerprint:
-        wrong.append("data: these are not the data that were measured (their fingerprint differs).")
-    try:
-        wrong += _facts(manifest, asked, target, source)
-        table = store.read_samples(folder)
-        wrong += _figures(folder, manifest, table)
-        wrong += _groups(table, groups)
-        wrong += _samples(folder, manifest, asked, table, target, source, seen)
-        wrong += _corrupted(folder, manifest, target, source)
-    except HoldfastError as error:
-        wrong.append(str(error))
-    return wrong
-
-
-def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) -> Iterator[str]:
-    """What run.json says was asked, held against itself and against the code."""
-    said = manifest.threat
-    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
-    if repr(asked) != said.text:
-        yield f"threat: its text is {said.text}, but its parts make {asked}."
-    if not said.measured or said.measured[0][0] != said.eps or not np.allclose(said.measured, measured, rtol=1e-12):
-        yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
-    protocol = manifest.protocol
-    if protocol.name != "custom":
-        aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
-        kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.draws > 1)
-        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
-        lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
-        if protocol.version == known[0].version and protocol.trials not in lists:
-            yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
-    run = [(trial.spec, trial.eps) for trial in manifest.trials]
-    if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
-        yield "trials: they are not those of the protocol at the threat's eps."
-    more = [text for text, eps in run[len(protocol.trials) :] if eps == said.eps]
-    asked_for = [t.write(whole=True) for t in _followed(manifest, asked, target, source)]
-    if more != asked_for:
-        yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
-    again = {finding.check for finding in check_model(target, source)} - {"train_mode", "probabilities"}
-    again |= _signs(manifest, asked, target, source)
-    left_out = again - {check for finding in manifest.noted for check in (finding.check, *finding.shows_as)}
-    if left_out:
-        yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
-
-
-def _followed(manifest: Manifest, threat: Threat, target: Target, source: Source) -> list[protocols.Trial]:
-    """What the findings ask for after the protocol."""
-    protocol = protocols.Protocol(manifest.protocol.name, manifest.protocol.version, ())
-    return signs.follow(manifest.noted, protocol, threat, Ways(target, threat, source))
-
-
-def _signs(manifest: Manifest, threat: Threat, target: Target, source: Source) -> set[str]:
-    """What the examination finds against the figure, asked anew."""
-    if not manifest.examined.forwards:
-        return set()
-    first = protocols.parse_trial(manifest.protocol.trials[0])
-    answers = examine(target, source, threat, first, Ways(target, threat, source), manifest.seed)
-    return {finding.check for finding in signs.signs(answers) if finding.severity != "info"}
-
-
-def _threat(folder: Path, manifest: Manifest) -> Threat:
-    goal = manifest.threat.target
-    if manifest.threat.norm not in NORMS:
-        raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
-    aim = Untargeted() if goal is None else Targeted(goal)
-    limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
+        yield "data: these are not the data that were measured (their fingerprint differs)."
+    table = store.read_samples(folder)
+    ids = store.ids_of(folder, manifest, table)
+    if not 0 <= ids.min(initial=0) <= ids.max(initial=-1) < len(source):
+        yield f"data: they have {len(source)} rows, but the run measured row {ids.max(initial=-1)}."
+        return
+    yield from claims(manifest, asked, target, source, groups, table)
+    if manifest.model.classes == target.task.k:  # else there may be no room for a table of so many
+        yield from _figures(folder, manifest, table)
+    yield from _samples(folder, manifest, asked, table, target, source, seen)
+    yield from _gallery(folder, table, source)
+    yield from _corrupted(folder, manifest, target, source)
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -140,6 +120,9 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{name}: not part of the run."
         elif now[name] != manifest.files[name]:
             yield f"{name}: its content was changed after the run (its checksum differs)."
+    journal = Journal(folder)
+    for name in journal.damaged() if journal.begun else ():
+        yield f"journal/{name}: it is damaged; --resume does again what it held."
 
 
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
@@ -154,23 +137,10 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         if spent != booked:
             yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
     by = Counter(table.column("broken_by").to_pylist())
+    lost = int(np.isin(table.column("status").to_numpy(zero_copy_only=False), ["unstable", "failed"]).sum())
     for i, trial in enumerate(t for t in manifest.trials if t.eps == manifest.threat.eps):
-        fell = sum(r.broken for r in trial.rounds)
-        if trial.rounds and (fell != trial.broken or trial.rounds[0].attacked != trial.attacked):
-            yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
-        if by[i] > trial.broken:
+        if not 0 <= trial.broken - by[i] <= lost:  # what a trial broke, the judge may have found to waver
             yield f"trials: {trial.spec} broke {trial.broken} rows, but the samples give it {by[i]}."
-
-
-def _groups(table: pa.Table, groups: np.ndarray | None) -> Iterator[str]:
-    """Against those of the data; where they were given beside it, the checksum of samples.parquet alone holds them."""
-    if groups is None or "group" not in table.column_names:
-        return
-    ids = table.column("id").to_numpy()
-    known = (ids >= 0) & (ids < len(groups))
-    others = ids[known][table.column("group").to_numpy(zero_copy_only=False)[known] != groups[ids[known]]]
-    if len(others):
-        yield f"samples: the groups of rows {_some(others)} are not those of the data."
 
 
 def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
@@ -194,34 +164,85 @@ def _samples(
     seen: PerceptualDistance | None,
 ) -> Iterator[str]:
     ids = table.column("id").to_numpy()
-    expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
-    if not np.array_equal(ids, expected):
-        yield "samples: the rows are not those that run.json names."
-        return
-    if ids.max(initial=-1) >= len(source):
-        yield f"data: they have {len(source)} rows, but the run measured row {ids.max()}."
-        return
     place = {int(i): row for row, i in enumerate(ids)}
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     yield from _clean(manifest, columns, ids, target, source)
+    yield from _told(manifest, columns, ids)
     evidence = np.zeros(len(ids), dtype=bool)
     for path_ids, stored in store.examples(folder):
         rows = np.array([place.get(int(i), -1) for i in path_ids])
         if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
-            yield f"adversarial: examples of rows that the run does not have: {_some(path_ids[rows < 0])}."
+            yield f"adversarial: examples of rows that the run does not have: {some(path_ids[rows < 0])}."
             continue
         evidence[rows] = True
         yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
-        yield f"adversarial: no stored example for broken rows {_some(ids[bare])}."
+        yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
+    for name in ("size", "psnr", "ssim", "lpips"):
+        bare = np.isfinite(columns.get(name, np.empty(0)).astype(float)) & ~evidence[: len(columns.get(name, ()))]
+        if bare.any():
+            yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
+
+
+def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -> Iterator[str]:
+    """What the columns of one row, and the rows of one chunk, must have in common."""
+    status, label, broken = columns["status"], columns["label"], columns["status"] == "broken"
+    by = np.nan_to_num(columns["broken_by"].astype(float), nan=-1)
+    own = sum(trial.eps == manifest.threat.eps for trial in manifest.trials)
+    spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
+    budget = np.inf if manifest.max_queries is None else manifest.max_queries
+    sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
+    goal = -1 if manifest.threat.target is None else manifest.threat.target
+    chunk = np.array([chunk_of(int(i), manifest.data.parts, manifest.model.shape) for i in ids])
+    skipped, finished = status == "skipped", columns["finished"].astype(bool)
+    for bad, what in (
+        (broken != (by >= 0), "are broken, or broken by a trial, and not both"),
+        (by >= own, "are broken by a trial that run.json does not name"),
+        (np.isin(status, ["wrong", "skipped"]) & (spent > 0).any(0), "are called wrong or skipped, but were attacked"),
+        ((spent < 0).any(0) | (spent[1] > budget), "cost less than nothing, or more than the budget"),
+        ((columns["zero_gradients"] < 0) | (columns["zero_gradients"] > spent[2]), "have more zeros than gradients"),
+        (broken & ~finished, "are broken, but called unfinished"),
+        (~broken & (finished != _first(finished, chunk, ~broken)), "were not finished together with their chunk"),
+        ((label != goal) & (skipped != _first(skipped, chunk, label != goal)), "were not skipped as whole chunks are"),
+        (
+            ~broken & ~np.isclose(*sure, rtol=0, atol=1e-6, equal_nan=True),
+            "have a confidence under attack of their own",
+        ),
+        (status == "certified", "are called certified, but the folder holds no certificate"),
+        (np.isfinite(columns["certified_radius"].astype(float)), "have a certified radius without a certificate"),
+    ):
+        if bad.any():
+            yield f"samples: rows {some(ids[bad])} {what}."
+    if "truth" in columns:
+        clean, attacked = (np.stack(list(columns[name])) for name in ("clean_output", "attacked_output"))
+        bad = ~broken & ~((clean == attacked) | (np.isnan(clean) & np.isnan(attacked))).all(1)
+        if bad.any():
+            yield f"samples: rows {some(ids[bad])} have outputs under attack, but are not called broken."
+    if "refused" in columns and ((status != "robust") & ~pa.array(columns["refused"]).is_null().to_numpy(False)).any():
+        yield "samples: rows that are not robust are said to have stood by a refusal."
+
+
+def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """For each row [n], the value of the first row of its chunk that is `among` these."""
+    first: dict[int, Any] = {}
+    for at, value in zip(chunk[among].tolist(), values[among].tolist(), strict=True):
+        first.setdefault(at, value)
+    return np.array([first.get(at, value) for at, value in zip(chunk.tolist(), values.tolist(), strict=True)])
+
+
+def _gallery(folder: Path, table: pa.Table, source: Source) -> Iterator[str]:
+    """The pictures of the report, against the originals of the data and the stored examples."""
+    said, made = store.read_gallery(folder), store.gallery(folder, table, source)
+    if said.keys() != made.keys() or any(not np.array_equal(said[name], made[name]) for name in made):
+        yield "gallery.safetensors: its pictures are not those of the data and of the stored examples."
 
 
 def _clean(
     manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted, retold = [], [], []
+    relabelled, repredicted, retold, unsure = [], [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
@@ -230,27 +251,24 @@ def _clean(
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
         retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
+        unsure += list(ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver])
     if retold:
-        yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
+        yield f"samples: the truths or the model's outputs for rows {some(retold)} are others."
+    if unsure:
+        yield f"samples: the model's confidence on the clean rows {some(unsure)} is another."
     if relabelled:
-        yield f"samples: the labels of rows {_some(relabelled)} are not those of the data."
+        yield f"samples: the labels of rows {some(relabelled)} are not those of the data."
     if repredicted:
-        yield f"samples: the model's clean predictions for rows {_some(repredicted)} are others."
+        yield f"samples: the model's clean predictions for rows {some(repredicted)} are others."
     claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     if claimed.any():
-        yield f"samples: rows {_some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
+        yield f"samples: rows {some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
     denied = (status == "wrong") & (said == label)
     if denied.any():
-        yield f"samples: rows {_some(ids[denied])} are called wrong, but the model has them right."
-    idle = (status == "skipped") & (columns["queries"] > 0)
-    if idle.any():
-        yield f"samples: rows {_some(ids[idle])} are called skipped, but were attacked."
-    proved = (status == "certified") & np.isnan(columns["certified_radius"].astype(float))
-    if proved.any():
-        yield f"samples: rows {_some(ids[proved])} are called certified without a radius."
+        yield f"samples: rows {some(ids[denied])} are called wrong, but the model has them right."
     moved = (status != "broken") & (columns["attacked_prediction"] != said)
     if moved.any():
-        yield f"samples: rows {_some(ids[moved])} have a prediction under attack, but are not called broken."
+        yield f"samples: rows {some(ids[moved])} have a prediction under attack, but are not called broken."
 
 
 def _examples(
@@ -284,6 +302,7 @@ def _examples(
         other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+    unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
@@ -293,11 +312,12 @@ def _examples(
         (other_distance, "have another perceptual distance than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
+        (unsure, "are given another confidence by the model than samples.parquet says"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):
         if bad.any():
-            yield f"adversarial: the stored examples of rows {_some(ids[bad])} {what}."
+            yield f"adversarial: the stored examples of rows {some(ids[bad])} {what}."
 
 
 def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source) -> Iterator[str]:
@@ -309,11 +329,14 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
     if (again.version, again.table) != (asked.version, asked.table):
         yield f"corruptions: they were {asked.table}'s, version {asked.version}; here {again.table}'s, {again.version}."
         return
+    if asked.baseline in (None, "alexnet"):
+        again = corrupted.info(target, source.shape, asked.baseline, manifest.data.fingerprint)
+        if again.baseline_errors != asked.baseline_errors:
+            yield f"corruptions: run.json has other errors of the baseline ({asked.baseline}) than its table."
     answers = store.read_corruptions(folder)
-    ids = answers.column("id").to_numpy().copy()
-    expected = np.concatenate([np.arange(a, b) for a, b in manifest.data.parts])
-    if not np.array_equal(ids, expected) or tuple(answers.column_names[1:]) != corrupted.COLUMNS:
-        yield "corruptions: the rows or kinds of corruptions.parquet are not those of the run."
+    ids = store.ids_of(folder, manifest, answers).copy()
+    if tuple(answers.column_names[1:]) != corrupted.COLUMNS:
+        yield "corruptions: the kinds of corruptions.parquet are not those of the run."
         return
     for name in corrupted.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
@@ -327,7 +350,16 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
             differs = (ruling.label.cpu().numpy() != told) & ruling.stable.cpu().numpy() & (told != corrupted.UNASKED)
             others += list(part[differs])
         if others:
-            yield f"corruptions: under {name} the model's decisions on rows {_some(others)} are others."
+            yield f"corruptions: under {name} the model's decisions on rows {some(others)} are others."
+
+
+def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling) -> np.ndarray:
+    """Where the model's confidence is not the one of samples.parquet: [m] bool."""
+    found = ruling.confidence.cpu().double().numpy()
+    recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
+    if recast or manifest.model.access == "labels":
+        found = np.full(len(found), np.nan)
+    return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
 
 
 def _retold(
@@ -351,8 +383,3 @@ def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not parts:
         raise InputError("there are no rows to read.")
     return np.concatenate([x for x, _ in parts]), np.concatenate([np.asarray(y) for _, y in parts])
-
-
-def _some(ids: Any) -> str:
-    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
-    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"

@@ -5,23 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
+from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
-from holdfast.runs.store import read_manifest, read_samples, read_tensors, write_bytes
 
 SHOWN = 24  # examples on the page; the run folder holds all
+LARGEST = 2048  # pixels of a side of a picture on the page
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,59 @@ def write(folder: Path) -> Path:
         InputError: the folder holds no finished run, or a file of it is damaged.
     """
     path = folder / "report.html"
-    write_bytes(path, _render(folder).encode())
+    store.write_bytes(path, _render(folder, store.read_manifest(folder)).encode())
     return path
+
+
+def differs(folder: Path) -> Iterator[str]:
+    """What report.html says otherwise than the folder does: its text against a new rendering, without the pictures.
+
+    Raises:
+        InputError: as `write` does.
+    """
+    path = folder / "report.html"
+    if not path.exists():
+        return  # a run made from Python has none until it is written
+    said = store.read_bytes(path).decode("utf-8", "replace")
+    if _said(said) != _said(_render(folder, store.open_manifest(folder)[0])):
+        yield "report.html: it does not say what this Holdfast writes of the run; write it again with holdfast report."
+
+
+def _said(page: str) -> list[object]:
+    """All of a page but its pictures, and of figures the texts: other versions of matplotlib draw other lines."""
+    page = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "data:image/png", page)
+    parts = re.split(r"(<svg.*?</svg>)", page, flags=re.DOTALL)
+    return [_Figure(part).said if i % 2 else part for i, part in enumerate(parts)]
+
+
+class _Figure(HTMLParser):
+    """The texts of an SVG figure, and whatever in it is not drawing."""
+
+    DRAWING = ("svg", "g", "path", "use", "defs", "clippath", "rect", "text", "image")
+    SAYING = ("aria-label", "href", "xlink:href", "src", "class", "role")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.said += [tag] if tag not in self.DRAWING else []
+        own = [(name, value or "") for name, value in attrs if name in self.SAYING or name.startswith("on")]
+        self.said += [f"{name}={value}" for name, value in own if not value.startswith("#")]
+
+    def handle_data(self, data: str) -> None:
+        self.said += [data.strip()] if data.strip() else []
+
+    def handle_comment(self, data: str) -> None:
+        pass  # of the drawing library: which text is drawn next
 
 
 def rendered(template: str, **values: Any) -> str:
     """A page from a template of this package, with its style sheet and the filters that all share."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_harmless
+    )
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
         "glued": _glued,
@@ -55,11 +105,26 @@ def rendered(template: str, **values: Any) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+    try:
+        return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+    except TemplateError as error:
+        raise InputError(f"the page cannot be written: {error}; run.json leaves out what a run's has.") from error
 
 
-def _render(folder: Path) -> str:
-    manifest = read_manifest(folder)
+def _harmless(value: object) -> object:
+    """Texts without control characters, which could turn the direction of what follows."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    glue = "\N{NO-BREAK SPACE}"  # Python does not count it as printable
+    return glue.join(map(words.plain, value.split(glue)))
+
+
+def _render(folder: Path, manifest: Manifest) -> str:
+    with store.untrusted(folder):
+        return _page(folder, manifest)
+
+
+def _page(folder: Path, manifest: Manifest) -> str:
     stored, examples = _gallery(folder, manifest)
     counts = manifest.metrics.confusion
     names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
@@ -92,13 +157,12 @@ def _text(name: str) -> str:
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
     """How many examples the gallery holds, and those to show."""
-    path = folder / "gallery.safetensors"
-    if not path.exists():
+    tensors, path = store.read_gallery(folder), folder / "gallery.safetensors"
+    if not tensors:
         return 0, []
-    tensors, _ = read_tensors(path)
-    if not {"id", "x", "x_adv"} <= set(tensors) or not len(tensors["x"]) == len(tensors["x_adv"]) == len(tensors["id"]):
-        raise InputError(f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length.")
-    samples = read_samples(folder)
+    if list(tensors["x"].shape[1:]) != manifest.model.shape:
+        raise InputError(f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says {manifest.model.shape}.")
+    samples = store.read_samples(folder)
     ids = samples.column("id").to_numpy()
     examples = []
     for i, x, x_adv in list(zip(tensors["id"], tensors["x"], tensors["x_adv"], strict=True))[:SHOWN]:
@@ -118,7 +182,7 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
     at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
     widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))
     example = Example(row, int(np.count_nonzero(difference)), widest)
-    if not words.is_image(x.shape, manifest.model.layout):
+    if not words.is_image(x.shape, manifest.model.layout) or max(x.shape) > LARGEST:
         return example
     low, high = manifest.model.bounds
     reach = float(np.abs(difference[at])) / (high - low)

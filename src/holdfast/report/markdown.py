@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from holdfast.report import audit, words
@@ -12,9 +13,9 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
-    parts = [f"## Robustness of {_plain(manifest.model.spec)} under `{manifest.threat.text}`", *_story(manifest)]
+    parts = [f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.threat.text)}", *_story(manifest)]
     if gates:
-        rows = [["held" if g.held else "**not held**", f"`{g.gate.text}`", _plain(g.sentence)] for g in gates]
+        rows = [["held" if g.held else "**not held**", _code(g.gate.text), _plain(g.sentence)] for g in gates]
         parts += ["### Gates", _table(["", "gate", "seen"], rows)]
     parts += [*_evidence(manifest), *_limits(manifest)]
     return "\n\n".join(parts) + "\n"
@@ -46,34 +47,31 @@ def card(manifest: Manifest) -> str:
         _table(
             ["", ""],
             [
-                [
-                    "Model",
-                    f"`{_plain(manifest.model.spec)}`" + (f", {manifest.model.arch}" if manifest.model.arch else ""),
-                ],
-                ["Inputs", f"{shape} ({manifest.model.layout}), in {list(manifest.model.bounds)}"],
+                ["Model", ", ".join(_code(part) for part in (manifest.model.spec, manifest.model.arch) if part)],
+                ["Inputs", f"{shape} ({_plain(manifest.model.layout)}), in {_plain(list(manifest.model.bounds))}"],
                 ["Classes", str(manifest.model.classes)],
-                ["Preprocessing", ", ".join(f"`{p}`" for p in manifest.model.preprocess) or "none declared"],
-                ["SHA-256", f"`{manifest.model.fingerprint}`"],
+                ["Preprocessing", ", ".join(map(_code, manifest.model.preprocess)) or "none declared"],
+                ["SHA-256", _code(manifest.model.fingerprint)],
             ],
         ),
         "## Intended use",
         "_To be filled in by the owner: intended use, users, uses out of scope._",
         "## Evaluation data",
-        f"{_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of {data.total:,} rows; SHA-256 "
-        f"`{data.fingerprint}`.",
+        f"Data {_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of {data.total:,} rows; SHA-256 "
+        f"{_code(data.fingerprint)}.",
         "## Training data",
         "_To be filled in by the owner; nothing in this run tells._",
         "## Robustness",
         *_story(manifest),
         "### Threat model",
-        f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. {words.goal(manifest)}",
+        _plain(f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. {words.goal(manifest)}"),
         *_evidence(manifest),
         "## By class",
         _parts("class", m.per_class),
         *(["## By group", _parts("group", m.per_group)] if m.per_group else []),
         *_limits(manifest),
         "## Reproduce",
-        f"```sh\n{_plain(manifest.provenance.command)}\n```",
+        _block(manifest.provenance.command),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -105,8 +103,8 @@ def _story(manifest: Manifest) -> list[str]:
 
 
 def _evidence(manifest: Manifest) -> list[str]:
-    findings = [[f.severity, f"`{f.check}`", _plain(f.text)] for f in manifest.verdict.findings]
-    trials = [[f"`{_plain(t.spec)}`", f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials]
+    findings = [[f.severity, _code(f.check), _plain(f.text)] for f in manifest.verdict.findings]
+    trials = [[_code(t.spec), f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials]
     return [
         "### Findings",
         _table(["severity", "check", "what was seen"], findings) if findings else "None.",
@@ -122,7 +120,7 @@ def _limits(manifest: Manifest) -> list[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _share(interval: Interval) -> str:
@@ -133,6 +131,28 @@ def _image(manifest: Manifest) -> bool:
     return words.is_image(manifest.model.shape, manifest.model.layout)
 
 
-def _plain(text: str) -> str:
-    """Text that no Markdown reader takes for markup or HTML."""
-    return words.plain(text).replace("<", "&lt;").replace("`", "'")
+# Text from outside: names of classes, groups and files, findings, and whatever run.json says in the place of them.
+_MARKS = re.compile(r"[\\`*_{}\[\]#~$!@|]|:(?=/)|(?<=www)\.", re.IGNORECASE)
+_ENTITIES = {"|": "&#124;", "@": "@&#8203;"}  # no backslash keeps an address from becoming a link
+
+
+def _plain(text: object) -> str:
+    """Text that no Markdown reader takes for markup, HTML, a link or the end of a cell."""
+    text = words.plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(_escaped, text)
+
+
+def _escaped(mark: re.Match[str]) -> str:
+    return _ENTITIES.get(mark[0], f"\\{mark[0]}")
+
+
+def _code(text: str) -> str:
+    """Text as code; as plain text where a sign in it would end the code or the cell."""
+    text = words.plain(text)
+    return _plain(text) if not text.strip() or set(text) & set("`|\\") else f"`{text}`"
+
+
+def _block(text: str) -> str:
+    """A command as a block of code, whose fence is longer than any in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}sh\n{words.plain(text)}\n{fence}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 from rich import box
@@ -99,7 +100,7 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
         c=found,
         said=[sentence(f, found) for f in (robust, clean)],
         warnings=warnings(found),
-        links=[os.path.relpath(page, path.parent) if page.exists() else None for page in pages],
+        links=[quote(os.path.relpath(page, path.parent)) if page.exists() else None for page in pages],
         tradeoff=Markup(figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)),
         epochs=len(epochs),
     )

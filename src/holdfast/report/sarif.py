@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema
 
 def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     """UTF-8 JSON. Every result points at the model, by the path or name that was given for it."""
-    found = [(f.check, LEVELS[f.severity], f.text) for f in manifest.verdict.findings]
+    found = [(words.plain(f.check), LEVELS[f.severity], f.text) for f in manifest.verdict.findings]
     found += [("gate", "error", f"The gate {g.gate.text} does not hold: {g.sentence}.") for g in gates if not g.held]
     rules = sorted({rule for rule, _, _ in found})
     finished = manifest.provenance.created.replace("+00:00", "Z")
@@ -30,14 +31,18 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
             }
         },
         "invocations": [
-            {"executionSuccessful": True, "commandLine": manifest.provenance.command, "endTimeUtc": finished}
+            {
+                "executionSuccessful": True,
+                "commandLine": words.plain(manifest.provenance.command),
+                "endTimeUtc": words.plain(finished),
+            }
         ],
         "results": [
             {
                 "ruleId": rule,
                 "ruleIndex": rules.index(rule),
                 "level": level,
-                "message": {"text": words.plain(text)},
+                "message": {"text": _text(text)},
                 "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(manifest.model.spec)}}}],
             }
             for rule, level, text in found
@@ -52,6 +57,11 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
         },
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1).encode() + b"\n"
+
+
+def _text(text: str) -> str:
+    """A message in which nothing is a link: there square brackets make one (section 3.11.6)."""
+    return re.sub(r"([\\\[\]])", r"\\\1", words.plain(text))
 
 
 def _uri(spec: str) -> str:

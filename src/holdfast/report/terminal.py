@@ -43,7 +43,7 @@ def summary(manifest: Manifest) -> RenderableType:
     if (worst := words.worst(manifest)) is not None:
         parts.append(Padding(Text(words.plain(worst)), (0, 0, 1, 0)))
     if manifest.metrics.corruptions is not None:
-        parts.append(Padding(Text(words.corruptions(manifest)), (0, 0, 1, 0)))
+        parts.append(Padding(Text(words.plain(words.corruptions(manifest))), (0, 0, 1, 0)))
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 
 

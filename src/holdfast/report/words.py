@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from holdfast import spec
@@ -61,8 +62,10 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return NONE
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
     if value == int(value) or abs(value) >= 1e4:
         return f"{value:,.0f}"
     return f"{value:,.4g}"

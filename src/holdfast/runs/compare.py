@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
-from holdfast.runs.manifest import Facts, Interval
+from holdfast.runs.manifest import Facts, Interval, Manifest
 from holdfast.runs.metrics import Z, interval
 
 
@@ -76,7 +76,12 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     folders = Path(first), Path(second)
     facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
     _check_same(folders, *facts)
-    tables = [store.read_samples(folder).sort_by("id") for folder in folders]
+    with store.untrusted(folders[1]):
+        return _compared(folders, *facts)
+
+
+def _compared(folders: tuple[Path, Path], *facts: Manifest) -> Comparison:
+    tables = [_samples(folder, one) for folder, one in zip(folders, facts, strict=True)]
     asked = np.logical_and(*(~_among(table, "skipped") for table in tables))
     tables = [table.filter(pa.array(asked)) for table in tables]
     label = tables[0].column("label").to_numpy()
@@ -90,11 +95,11 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     group = group if np.array_equal(group, other) else np.empty(0, str)
 
     def name(c: int) -> str:
-        return names[c] if names is not None else str(c)
+        return names[c] if names is not None and 0 <= c < len(names) else str(c)
 
     classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
-        runs=(str(first), str(second)),
+        runs=(str(folders[0]), str(folders[1])),
         models=(facts[0].model.spec, facts[1].model.spec),
         verdicts=(facts[0].verdict.status, facts[1].verdict.status),
         threat=facts[0].threat.text,
@@ -107,6 +112,12 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         knows_nothing=_nothing(facts[1], label, tables[1].column("clean_prediction").to_numpy(), name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
+
+
+def _samples(folder: Path, manifest: Manifest) -> pa.Table:
+    table = store.read_samples(folder)
+    store.ids_of(folder, manifest, table)
+    return table.sort_by("id")
 
 
 def _group(table: pa.Table) -> np.ndarray:
@@ -216,7 +227,7 @@ def spread(folders: Sequence[Path | str]) -> Spread | None:
         return None
     for path, one in zip(paths[1:], facts[1:], strict=True):
         _check_same((paths[0], path), facts[0], one)
-    tables = [store.read_samples(path).sort_by("id") for path in paths]
+    tables = [_samples(path, one) for path, one in zip(paths, facts, strict=True)]
     asked = np.all([~_among(table, "skipped") for table in tables], 0)
     held = np.stack([_among(table, "robust", "certified")[asked] for table in tables])
     if not held.size:

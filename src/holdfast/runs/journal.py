@@ -1,11 +1,13 @@
 """The journal: what resume reads after a kill -9.
 
 A folder of records, each written whole, synced and never changed: `question.json` says what was asked, then one
-record for every piece of finished work. An unfinished piece leaves no record and is done again.
+record for every piece of finished work. A record says its own name and the question that it answers, and carries a
+digest of itself. An unfinished piece leaves no record, and is done again; so is one whose record does not fit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from holdfast.errors import InputError
-from holdfast.runs.store import read_tensors, write_bytes, write_tensors
+from holdfast.runs.store import read_json, read_record, write_bytes, write_record
+
+Record = tuple[dict[str, np.ndarray], dict[str, str]]  # tensors and texts
 
 NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 
@@ -26,6 +30,12 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "journal"
+        self.question = ""  # digest of what was asked
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a journal to go on with."""
+        return (self.folder / "question.json").exists()
 
     def open(self, question: Mapping[str, str], *, resume: bool) -> None:
         """Begin a journal, or go on with one that asks the same question.
@@ -35,26 +45,58 @@ class Journal:
         """
         run = self.folder.parent
         path = self.folder / "question.json"
-        if not path.exists():
+        self.question = hashlib.sha256(json.dumps(dict(question)).encode()).hexdigest()
+        if not self.begun:
             refuse_taken(run)
             write_bytes(path, json.dumps(dict(question), indent=1).encode())
             return
         if not resume:
             raise InputError(f"{run} holds an unfinished run; finish it with --resume, or choose another --out.")
-        refuse_changes(run, json.loads(path.read_bytes()), question)
+        refuse_changes(run, read_json(path), question)
 
-    def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.safetensors").exists()
+    def find(self, name: str) -> Record | None:
+        """The record of this name; None where there is none that fits."""
+        try:
+            return self.read(name)
+        except InputError:
+            return None
 
-    def read(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        return read_tensors(self.folder / f"{name}.safetensors")
+    def read(self, name: str) -> Record:
+        """The record of this name.
 
-    def write(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-        write_tensors(self.folder / f"{name}.safetensors", tensors, metadata)
+        Raises:
+            InputError: there is none, or it is damaged, another one, or of another question.
+        """
+        path = self._path(name)
+        tensors, said = read_record(path)
+        if (said.get("record"), said.get("question")) != (name, self.question):
+            raise InputError(f"{path} is the record of something else.")
+        return tensors, said
+
+    def write(self, name: str, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str] | None = None) -> None:
+        write_record(self._path(name), tensors, {**(texts or {}), "record": name, "question": self.question})
+
+    def damaged(self) -> list[str]:
+        """Names of files that are no records, or damaged."""
+        names = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                read_record(path)
+            except InputError:
+                names.append(path.name)
+        try:
+            read_json(self.folder / "question.json")
+        except InputError:
+            names.append("question.json")
+        return names
 
     def close(self) -> None:
         """The run is finished and stored: the records have served."""
+        (self.folder / "question.json").unlink(missing_ok=True)  # first: without it no journal has begun
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 def refuse_taken(folder: Path) -> None:
@@ -82,7 +124,7 @@ def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resum
     if said.exists():
         if not resume:
             raise InputError(f"{folder} holds {what}; go on with it by --resume, or choose another --out.")
-        refuse_changes(folder, json.loads(said.read_bytes()), asked)
+        refuse_changes(folder, read_json(said), asked)
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds other files; choose another --out.")
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 SCHEMA_VERSION = 1
 
 # JSON has no NaN and no infinity: what is undefined is null.
 Real = Annotated[float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
 
@@ -22,10 +23,10 @@ class Record(BaseModel):
 class Interval(Record):
     """A share with its 95 % Wilson interval, over n samples."""
 
-    value: Real
-    low: Real
-    high: Real
-    n: int
+    value: Share
+    low: Share
+    high: Share
+    n: Annotated[int, Field(ge=0)]
 
 
 class ModelInfo(Record):
@@ -300,3 +301,4 @@ class Manifest(Facts):
     costs: Costs
     trials: list[TrialInfo]
     files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder
+    digest: str | None = None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from holdfast.errors import InputError
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
+
+NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is computed
+_DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
+_DAMAGED = "The file is damaged or not part of a run."
+_MAY_BE_NULL = {"broken_by", "size", "margin", "certified_radius", "psnr", "ssim", "lpips", "refused"}
+_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence"}
+# What computing with values that no run has can raise.
+_ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 class Rows(Protocol):
@@ -52,9 +61,82 @@ def write_bytes(path: Path, content: bytes) -> None:
         ) from error
 
 
+@contextmanager
+def untrusted(folder: Path) -> Iterator[None]:
+    """Compute with what a folder holds: files made by someone else may hold anything.
+
+    Raises:
+        InputError: in the place of whatever values that no run has lead to.
+    """
+    try:
+        yield
+    except (*_ODD, pa.ArrowException) as error:
+        seen = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise InputError(
+            f"{folder} holds values that no run of Holdfast has ({seen}). Its files are damaged or were made by "
+            f"something else."
+        ) from error
+
+
+def with_digest(content: bytes) -> bytes:
+    """The text of a file that says `"digest": NO_DIGEST`, with its SHA-256 in that place."""
+    found = _digest_in(content)
+    assert found is not None
+    start, stop = found.span(1)
+    return content[:start] + hashlib.sha256(content).hexdigest().encode() + content[stop:]
+
+
+def digest_holds(content: bytes) -> bool | None:
+    """Whether a file is still what `with_digest` made; None: it says no digest."""
+    found = _digest_in(content)
+    if found is None:
+        return None
+    start, stop = found.span(1)
+    blank = content[:start] + NO_DIGEST.encode() + content[stop:]
+    return hashlib.sha256(blank).hexdigest().encode() == found[1]
+
+
+def _digest_in(content: bytes) -> re.Match[bytes] | None:
+    """The last one: no quoted text holds such a key, since JSON writes its quotation marks with a backslash."""
+    return _DIGEST.match(content, max(content.rfind(b'"digest":'), 0))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: there is none, or it is a folder, a pipe or unreadable.
+    """
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise OSError("it is no file")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}. {_DAMAGED}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: it is missing, damaged or no object.
+    """
+    try:
+        found = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}. {_DAMAGED}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"cannot read {path}: it holds a {type(found).__name__}, no object. {_DAMAGED}")
+    return found
+
+
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    write_bytes(path, _packed(tensors, metadata or {}))
+
+
+def _packed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    write_bytes(path, save(contiguous, metadata=dict(metadata or {})))
+    return save(contiguous, metadata=dict(metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -63,12 +145,33 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Raises:
         InputError: the file is missing or damaged.
     """
+    return _unpacked(path, read_bytes(path))
+
+
+def _unpacked(path: Path, content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
-        content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
-        return load(content), json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
+        tensors = load(content)  # refuses a header of more than 100 MB
+        return tensors, json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, *_ODD) as error:
+        raise InputError(f"cannot read {path}: {error}. {_DAMAGED}") from error
+
+
+def write_record(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """As `write_tensors`, with a digest of all of the file in its metadata."""
+    write_bytes(path, with_digest(_packed(tensors, {**metadata, "digest": NO_DIGEST})))
+
+
+def read_record(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata that `write_record` wrote.
+
+    Raises:
+        InputError: the file is missing, or not what was written.
+    """
+    content = read_bytes(path)
+    if not digest_holds(content):
+        raise InputError(f"cannot read {path}: its content does not fit its digest. {_DAMAGED}")
+    return _unpacked(path, content)
 
 
 def write_samples(folder: Path, table: pa.Table) -> None:
@@ -81,14 +184,19 @@ def read_samples(folder: Path) -> pa.Table:
     """The table of samples.
 
     Raises:
-        InputError: the file is missing, damaged or holds other columns.
+        InputError: the file is missing, damaged, or holds other columns or values than a run's.
     """
     path = folder / "samples.parquet"
-    try:
-        table = pq.read_table(path)
-        return table.cast(schema_of(table.column_names))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
+    table = _read_table(path)
+    with _readable(path):
+        table = table.cast(schema_of(table.column_names))
+        bare = [c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count]
+        if bare:
+            raise ValueError(f"its column {bare[0]} has empty values")
+        others = set(table.column("status").to_pylist()) - set(get_args(Status))
+        if others:
+            raise ValueError(f"it names a status {min(others)!r}")
+    return table
 
 
 def write_corruptions(folder: Path, table: pa.Table) -> None:
@@ -101,46 +209,116 @@ def read_corruptions(folder: Path) -> pa.Table:
     """The model's decisions on corrupted inputs: `id`, and a column for each kind and severity ("fog 3").
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or holds other columns.
     """
     path = folder / "corruptions.parquet"
+    table = _read_table(path)
+    with _readable(path):
+        fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
+        table = table.cast(pa.schema(fields))
+        odd = [name for name in table.column_names[1:] if not re.fullmatch(r"\w+ [1-9]", name)]
+        if odd or any(column.null_count for column in table.columns):
+            raise ValueError(f"it has a column {odd[0]!r}" if odd else "it has empty values")
+    return table
+
+
+def _read_table(path: Path) -> pa.Table:
+    content = read_bytes(path)
+    with _readable(path):
+        return pq.read_table(pa.BufferReader(content))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        table = pq.read_table(path)
-        return table.cast(pa.schema([("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}. The file is damaged or not part of a run.") from error
+        yield
+    except (OSError, pa.ArrowException, *_ODD) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"cannot read {path}: {said}. {_DAMAGED}") from error
+
+
+def ids_of(folder: Path, manifest: Manifest, table: pa.Table) -> np.ndarray:
+    """The ids [n] of a table of samples or of corruptions.
+
+    Raises:
+        InputError: they are not the rows that run.json names.
+    """
+    parts, ids = manifest.data.parts, table.column("id").to_numpy()
+    named = sum(stop - start for start, stop in parts)  # before anything so long is made
+    if named != len(ids) or not np.array_equal(ids, np.concatenate([np.arange(a, b) for a, b in parts])):
+        raise InputError(f"samples: the {len(ids):,} rows of {folder} are not the {named:,} that run.json names.")
+    return ids
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_bytes(folder / "run.json", manifest.model_dump_json(indent=1).encode())
+    text = manifest.model_copy(update={"digest": NO_DIGEST}).model_dump_json(indent=1)
+    write_bytes(folder / "run.json", with_digest(text.encode()))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """run.json of a run.
 
     Raises:
+        InputError: the folder holds no finished run, one of another schema, or one that was changed.
+    """
+    manifest, holds = open_manifest(folder)
+    if not holds:
+        raise InputError(f"{folder / 'run.json'} was changed after the run (its digest differs); see holdfast verify.")
+    return manifest
+
+
+def open_manifest(folder: Path) -> tuple[Manifest, bool]:
+    """run.json of a run, and whether it is what the run wrote. Runs of before there was a digest count as that.
+
+    Raises:
         InputError: the folder holds no finished run, or one of another schema.
     """
     path = folder / "run.json"
-    if not path.is_file():
+    if not path.exists():
         unfinished = (folder / "journal").is_dir()
         what = "an unfinished run; finish it with --resume" if unfinished else "no run (run.json is missing)"
         raise InputError(f"{folder} holds {what}.")
+    content = read_bytes(path)
+    version = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)
+    if version is not None and int(version[1]) != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {int(version[1])}, but this Holdfast reads version {SCHEMA_VERSION}; use the "
+            f"version of Holdfast that made the run."
+        )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the text"
         raise InputError(f"{path} is not a valid run.json: at {where}: {first['msg']}.") from None
+    return manifest, digest_holds(content) is not False
 
 
 def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The stored examples, shard by shard: ids [m], inputs [m, *shape]."""
+    """The stored examples, shard by shard: ids [m], inputs [m, *shape].
+
+    Raises:
+        InputError: a shard is damaged, or holds something else.
+    """
     for path in sorted((folder / "adversarial").glob("*.safetensors")):
         tensors, _ = read_tensors(path)
         if set(tensors) != {"id", "x"}:
             raise InputError(f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x.")
-        yield tensors["id"], tensors["x"]
+        yield _checked(path, tensors, "x")[0], tensors["x"]
+
+
+def _checked(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> tuple[np.ndarray, ...]:
+    """The ids [m], each once, and inputs [m, *shape] of a file.
+
+    Raises:
+        InputError: they are of another kind, or of different length.
+    """
+    ids, arrays = tensors["id"], [tensors[name] for name in inputs]
+    fit = all(a.ndim > 1 and a.shape == arrays[0].shape and a.dtype.kind in "fui" for a in arrays)
+    if not fit or ids.dtype != np.int64 or ids.shape != arrays[0].shape[:1] or len(set(ids.tolist())) < len(ids):
+        said = ", ".join(f"{n} {tensors[n].dtype} {list(tensors[n].shape)}" for n in ("id", *inputs))
+        raise InputError(f"{path} holds {said}; expected ids, each once, and as many inputs. {_DAMAGED}")
+    return ids, *arrays
 
 
 def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
@@ -150,20 +328,66 @@ def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
 
 
 def read_limits(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_limits` wrote.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
     path = folder / "limits.safetensors"
-    return read_tensors(path)[0] if path.exists() else {}
+    if not path.exists():
+        return {}
+    limits = read_tensors(path)[0]
+    alike = len({(a.shape, a.dtype.kind in "fb") for a in limits.values()}) == 1
+    finite = all(np.isfinite(a).all() for a in limits.values() if a.dtype.kind == "f")
+    if not set(limits) <= {"low", "high", "scale", "mask"} or not alike or not finite:
+        raise InputError(f"{path} holds {sorted(limits)}; expected finite low, high, scale or mask, of one shape.")
+    return limits
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery and limits."""
+    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery and limits.
+
+    Raises:
+        InputError: one of them is no file.
+    """
     names = ("samples.parquet", "corruptions.parquet", "gallery.safetensors", "limits.safetensors")
     paths = [folder / name for name in names]
     paths += sorted((folder / "adversarial").glob("*.safetensors"))
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()}
+    return {str(p.relative_to(folder)): checksum(p) for p in paths if p.exists()}
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file; empty where there is none."""
+    return hashlib.sha256(read_bytes(path)).hexdigest() if path.exists() else ""
 
 
 def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> None:
     """A few examples beside their originals, so that the report needs no data: one a class first."""
+    made = gallery(folder, table, source, most)
+    if made:
+        write_tensors(folder / "gallery.safetensors", made)
+
+
+def read_gallery(folder: Path) -> dict[str, np.ndarray]:
+    """id [m], x and x_adv [m, *shape], all finite; nothing where there is no gallery.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    path = folder / "gallery.safetensors"
+    if not path.exists():
+        return {}
+    tensors, _ = read_tensors(path)
+    if set(tensors) != {"id", "x", "x_adv"}:
+        raise InputError(f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length.")
+    _, *inputs = _checked(path, tensors, "x", "x_adv")
+    if not all((np.abs(a.astype(np.float64)) < 1e30).all() for a in inputs):
+        raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
+    return tensors
+
+
+def gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> dict[str, np.ndarray]:
+    """What `write_gallery` stores of this table and these examples."""
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
     broken = np.flatnonzero((np.array(table.column("status").to_pylist()) == "broken") & np.isfinite(size))
     labels = table.column("label").to_numpy()[broken]
@@ -175,7 +399,7 @@ def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -
     for ids, x in examples(folder):
         found |= {int(i): row for i, row in zip(ids, x, strict=True) if int(i) in wanted}
     shown = [int(i) for i in picked if int(i) in found]
-    if shown:
-        originals = np.concatenate([source.rows(i, i + 1)[0] for i in shown])
-        stored = np.stack([found[i] for i in shown])
-        write_tensors(folder / "gallery.safetensors", {"id": np.array(shown), "x": originals, "x_adv": stored})
+    if not shown:
+        return {}
+    originals = np.concatenate([source.rows(i, i + 1)[0] for i in shown])
+    return {"id": np.array(shown), "x": originals, "x_adv": np.stack([found[i] for i in shown])}
