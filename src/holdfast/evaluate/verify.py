@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from holdfast.attacks.problem import legal_size
+from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.data import Source
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import corrupted, judge, moved, protocols, signs
+from holdfast.evaluate import corrupted, goals, judge, moved, protocols, signs
 from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
@@ -28,7 +28,7 @@ from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
 from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
-from holdfast.threat import Targeted, Threat, Untargeted
+from holdfast.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
 STRIDE = 1024
@@ -50,7 +50,7 @@ def verify(folder: Path, target: Target, source: Source, perceptual: str | torch
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
-    asked = _threat(folder, manifest)
+    asked = _threat(folder, manifest, len(source))
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     if manifest.model.draws > 1 and target.draws == 1:
@@ -87,11 +87,16 @@ def _facts(manifest: Manifest, asked: Threat, target: Target, source: Source) ->
         yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
     protocol = manifest.protocol
     if protocol.name != "custom":
-        aimed, movement = said.target is not None, spatial.parse(manifest.model.moved)
+        aimed, movement = isinstance(asked.goal, Targeted), spatial.parse(manifest.model.moved)
         kinds = [(access, False) for access in Access] + [(Access.GRADIENTS, True)] * (target.draws > 1)
-        known = [protocols.protocol(protocol.name, said.norm, aimed=aimed, access=a, drawn=d) for a, d in kinds]
+        kind: dict[str, Any] = {"aimed": aimed, "bounded": asked.bounded}
+        known = [
+            protocols.protocol(protocol.name, said.norm, access=a, drawn=d, **kind)
+            for a, d in kinds
+            if asked.bounded or protocols.seeks_smallest(protocol.name, said.norm, a)
+        ]
         lists = [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
-        if protocol.version == known[0].version and protocol.trials not in lists:
+        if not known or (protocol.version == known[0].version and protocol.trials not in lists):
             yield f"protocol: its trials are not those of {protocol.name} version {protocol.version}."
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(protocol.trials)] != [(text, said.eps) for text in protocol.trials]:
@@ -122,13 +127,23 @@ def _signs(manifest: Manifest, threat: Threat, target: Target, source: Source) -
     return {finding.check for finding in signs.signs(answers) if finding.severity != "info"}
 
 
-def _threat(folder: Path, manifest: Manifest) -> Threat:
-    goal = manifest.threat.target
+def _threat(folder: Path, manifest: Manifest, rows: int) -> Threat:
+    """The threat that run.json says, with a class for each of the data's rows where the samples hold them."""
+    goal: Any = manifest.threat.targets or manifest.threat.target
     if manifest.threat.norm not in NORMS:
         raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
+    if manifest.threat.targets not in (None, *RULES):
+        goal = torch.zeros(rows, dtype=torch.int64)
+        table = store.read_samples(folder)
+        if "goal" in table.column_names and table.num_rows:
+            ids = torch.from_numpy(table.column("id").to_numpy().copy())
+            known = (ids >= 0) & (ids < rows)
+            goal[ids[known]] = torch.from_numpy(table.column("goal").to_numpy().copy())[known]
     aim = Untargeted() if goal is None else Targeted(goal)
     limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=manifest.threat.grid or "").limited(
+        **limits
+    )
 
 
 def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -203,7 +218,7 @@ def _samples(
         return
     place = {int(i): row for row, i in enumerate(ids)}
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-    yield from _clean(manifest, columns, ids, target, source)
+    yield from _clean(manifest, asked, columns, ids, target, source)
     evidence = np.zeros(len(ids), dtype=bool)
     for path_ids, stored in store.examples(folder):
         rows = np.array([place.get(int(i), -1) for i in path_ids])
@@ -218,18 +233,25 @@ def _samples(
 
 
 def _clean(
-    manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
+    manifest: Manifest, asked: Threat, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted, retold = [], [], []
+    relabelled, repredicted, retold, aimed = [], [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
         ruling = judge.rule(target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed)
         relabelled += list(ids[part][label[part] != y])
+        if goals.differ(asked):
+            where, labels = torch.from_numpy(ids[part].copy()), torch.from_numpy(np.array(y, np.int64))
+            own = goals.resolved(asked, labels, where, ruling.scores, target.task.k, manifest.seed)
+            said_goal = columns.get("goal", np.full(len(ids), -1))[part]
+            aimed += list(ids[part][goal_classes(own, labels).numpy() != said_goal])  # pyright: ignore
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
         retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
+    if aimed:
+        yield f"samples: the classes to reach of rows {_some(aimed)} are not those of {asked}."
     if retold:
         yield f"samples: the truths or the model's outputs for rows {_some(retold)} are others."
     if relabelled:
@@ -270,6 +292,8 @@ def _examples(
     legal, size = judge.within(target, threat, x, x_adv)
     ruling = judge.rule(target, x_adv.to(target.device), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
+    if goals.differ(asked) and "goal" in columns:
+        threat = threat.towards(columns["goal"][rows])
     meets = judge.meets_goal(threat, label, y) | ~stable
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
@@ -284,6 +308,11 @@ def _examples(
         other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+    other_rounded = np.zeros(len(ids), dtype=bool)
+    if "holds_8bit" in columns and broken.any():
+        own_threat, at = threat.of_rows(torch.from_numpy(broken.nonzero()[0])), torch.from_numpy(broken)
+        again = judge.holds_in_8bit(target, own_threat, x_adv[at], y[at], manifest.seed).numpy()
+        other_rounded[broken] = (again != columns["holds_8bit"][rows][broken].astype(bool)) & stable.numpy()[broken]
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
@@ -293,6 +322,7 @@ def _examples(
         (other_distance, "have another perceptual distance than samples.parquet says"),
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
+        (other_rounded, "fool the model in 8 bits where samples.parquet says no, or the other way round"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):

@@ -66,6 +66,7 @@ def _render(folder: Path) -> str:
     return rendered(
         "report.html.j2",
         m=manifest,
+        inf=math.inf,
         audit=audit,
         name=lambda label: words.class_name(manifest, label),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
