@@ -118,7 +118,7 @@ def test_an_attack_that_knows_of_a_reformer_breaks_what_it_mends() -> None:
     target = wrap(demo_model(), preprocess=step)
     run = holdfast.evaluate(target, data, "linf(0.1)", attacks=["pgd(steps=10)"])
     images, y = (torch.from_numpy(part) for part in data)
-    blind = holdfast.attacks.PGD(steps=10)(wrap(demo_model()), images, y, holdfast.Threat.linf(0.1))
+    blind = holdfast.attacks.PGD(steps=10)(wrap(demo_model()), images, y, holdfast.Threat.linf(0.1)).x_adv
     right = (target.labels(images) == y) & (target.labels(blind) == y)
     assert float(right.double().mean()) > run.robust_accuracy.value + 0.1
     assert [f.check for f in run.verdict.findings if f.check == "defence"] == ["defence"]

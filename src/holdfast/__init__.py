@@ -15,14 +15,18 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from holdfast import attacks
+    from holdfast.attacks.result import AttackResult
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
     from holdfast.evaluate import Run, evaluate
+    from holdfast.evaluate.craft import attack
     from holdfast.harden import harden
     from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.threat import Targeted, Threat, Untargeted
 
 _HOMES = {
+    "holdfast.attacks.result": ("AttackResult",),
+    "holdfast.evaluate.craft": ("attack",),
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
     "holdfast.evaluate": ("Run", "evaluate"),
     "holdfast.harden": ("harden",),
@@ -34,6 +38,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AccessError",
+    "AttackResult",
     "HoldfastError",
     "InputError",
     "Normalize",
@@ -43,6 +48,7 @@ __all__ = [
     "Targeted",
     "Threat",
     "Untargeted",
+    "attack",
     "attacks",
     "evaluate",
     "harden",

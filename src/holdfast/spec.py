@@ -24,10 +24,24 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 _NUMBERS = {"inf": math.inf, "nan": math.nan}
+_LARGEST = 2**63 - 1  # what a tensor and a file of rows hold
+_EXAMPLES = {  # of each kind, for a message about a text that is no call
+    "norm": "linf(8/255)",
+    "movement": "rotation(30, 3)",
+    "preprocessing": "normalize(0.5, 0.5)",
+    "task": "regression(tolerance=0.1)",
+    "recipe": "standard(epochs=20)",
+    "objective": "trades(beta=6)",
+    "regularizer": "gradalign(weight=0.2)",
+    "augmentation": "flip()",
+    "model": "gan(steps=2000)",
+}
 
 
-def call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+def call(text: str, kind: str = "attack") -> tuple[str, list[Any], dict[str, Any]]:
     """Split `name(1, key=2)` into its name, positional and keyword values; a bare `name` is `name()`.
+
+    `kind` is the word for what was asked for; a message gives an example of it.
 
     Raises:
         SpecError: `text` is not one constructor call of literals.
@@ -35,13 +49,17 @@ def call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise SpecError(f"cannot read {text!r}; expected a call such as pgd(steps=40).") from None
+        raise SpecError(_unreadable(text, kind)) from None
     if isinstance(node, ast.Name):
         return node.id, [], {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise SpecError(f"cannot read {text!r}; expected a call such as pgd(steps=40).")
+        raise SpecError(_unreadable(text, kind))
     if any(k.arg is None for k in node.keywords):
         raise SpecError(f"cannot read {text!r}; ** is not allowed in a spec.")
+    names = [str(k.arg) for k in node.keywords]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SpecError(f"{text!r} gives {' and '.join(twice)} twice; give each option once.")
     values = [_value(a, text) for a in node.args]
     return node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords}
 
@@ -72,7 +90,7 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
     Raises:
         SpecError: unknown name or option (with the nearest known ones), or a value that the maker refuses.
     """
-    name, args, options = call(text)
+    name, args, options = call(text, kind)
     maker = makers.get(name.lower())
     if maker is None:
         raise SpecError(f"unknown {kind} {name!r} in {text!r}; {suggest(name, makers)}")
@@ -86,7 +104,7 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
         raise SpecError(f"cannot make {text!r}: {error}; it is {name}{signature}.") from None
     try:
         return maker(*args, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise SpecError(f"cannot make {text!r}: {error}.") from None
 
 
@@ -111,7 +129,24 @@ def number(value: float) -> str:
     return str(fraction) if exact and len(plain) > 8 else plain
 
 
+def _unreadable(text: str, kind: str) -> str:
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    article = "an" if kind[0] in "aeiou" else "a"
+    what = "a threat" if kind == "norm" else f"{article} {kind}"
+    return f"cannot read {shown!r} as {what}; expected a call such as {_EXAMPLES.get(kind, 'pgd(steps=40)')}."
+
+
 def _value(node: ast.expr, text: str) -> Any:
+    value = _value_of(node, text)
+    if not isinstance(value, int) or abs(value) <= _LARGEST:
+        return value
+    try:
+        return float(value)  # no longer a count, but a size may be so large
+    except OverflowError:
+        raise SpecError(f"a number in {text[:80]!r} is too large.") from None
+
+
+def _value_of(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (bool, int, float, str))):
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.norms import NORMS, Norm, Scaled
 
+RULES = ("least-likely", "random")  # by which each row gets a class of its own to reach
+GRIDS = ("", "8bit")
+
 
 @dataclass(frozen=True)
 class Untargeted:
@@ -23,9 +28,14 @@ class Untargeted:
 
 @dataclass(frozen=True)
 class Targeted:
-    """Only class `t` is a success: one class for all rows, or one a row ([n])."""
+    """Only class `t` is a success: one class for all rows, or one a row ([n]).
 
-    t: int | Tensor
+    Or a rule that gives each row its own, which `evaluate` and `attack` follow: "least-likely", the class to which the
+    model gives the lowest score on the clean input, or "random", drawn by the row's identity and the seed. Both leave
+    out the true class.
+    """
+
+    t: int | str | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +54,12 @@ class Threat:
     eps: float | Tensor
     goal: Untargeted | Targeted = Untargeted()
     mask: Tensor | None = None
+    grid: str = ""  # "8bit": only images that a file of 8 bits holds are legal
 
     def __post_init__(self) -> None:
-        aim = self.goal.t if isinstance(self.goal, Targeted) else 0
-        if not isinstance(aim, Tensor) and (isinstance(aim, bool) or not isinstance(aim, int)):
-            raise SpecError(f"the target of a {self.norm} threat is {aim!r}, but a class is a whole number.")
+        _check_target(self.goal.t if isinstance(self.goal, Targeted) else 0, self.norm)
+        if self.grid not in GRIDS:
+            raise SpecError(f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out.")
         sizes = self.eps.flatten().tolist() if isinstance(self.eps, Tensor) else [self.eps]
         for eps in sizes:
             if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not eps > 0:
@@ -60,26 +71,39 @@ class Threat:
     @staticmethod
     def parse(text: str) -> Threat:
         """A threat from text such as `linf(8/255)`, `l2(0.5)`, `linf(0.3, target=7)`."""
-        return spec.build(text, {name: _maker(norm) for name, norm in NORMS.items()}, "norm")
+        makers = {name: _maker(norm) for name, norm in NORMS.items()}
+        meant = _meant(text)
+        try:
+            name = spec.call(text, "norm")[0].lower()
+        except SpecError as error:
+            raise SpecError(f"{error} {meant}".rstrip()) from None
+        if name not in makers and meant:
+            raise SpecError(f"cannot read {text!r} as a threat. {meant}")
+        return spec.build(text, makers, "norm")
 
     @staticmethod
-    def linf(eps: float | Tensor, *, scale: Tensor | None = None, **options: object) -> Threat:
-        """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all)."""
-        threat = Threat(NORMS["linf"], eps, **options)  # pyright: ignore[reportArgumentType]
-        return threat.limited(scale=scale)
+    def linf(eps: float | Tensor, *, scale: Tensor | None = None, target: Any = None, **options: Any) -> Threat:
+        """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all).
+
+        Of all norms: `target` is a class to reach, one a row ([n], of any framework), "least-likely" or "random"; None:
+        any wrong one.
+        """
+        return _threat("linf", eps, target, options).limited(scale=scale)
 
     @staticmethod
-    def l2(eps: float | Tensor, **options: object) -> Threat:
-        return Threat(NORMS["l2"], eps, **options)  # pyright: ignore[reportArgumentType]
+    def l2(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+        """An input moves by at most eps in Euclidean length; `target` as in `linf`."""
+        return _threat("l2", eps, target, options)
 
     @staticmethod
-    def l1(eps: float | Tensor, **options: object) -> Threat:
-        return Threat(NORMS["l1"], eps, **options)  # pyright: ignore[reportArgumentType]
+    def l1(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+        """The changes add up to at most eps; `target` as in `linf`."""
+        return _threat("l1", eps, target, options)
 
     @staticmethod
-    def l0(eps: float | Tensor, **options: object) -> Threat:
-        """At most eps features change, each by any amount within the box."""
-        return Threat(NORMS["l0"], eps, **options)  # pyright: ignore[reportArgumentType]
+    def l0(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+        """At most eps features change, each by any amount within the box; `target` as in `linf`."""
+        return _threat("l0", eps, target, options)
 
     def limited(self, *, scale: Tensor | None = None, mask: Tensor | None = None) -> Threat:
         """This threat with a scale or a mask, [*shape] each; in place of its own mask.
@@ -106,6 +130,11 @@ class Threat:
         scale = self.norm.scale if isinstance(self.norm, Scaled) else None
         return {name: part.cpu() for name, part in (("scale", scale), ("mask", self.mask)) if part is not None}
 
+    @property
+    def bounded(self) -> bool:
+        """Whether eps is finite; else the smallest perturbation is asked for."""
+        return bool(torch.as_tensor(self.eps).isfinite().all())
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse a scale or a mask of another shape than the input's, and a mask that lets nothing change."""
         if self.mask is not None and not bool(self.mask.any()):
@@ -119,13 +148,34 @@ class Threat:
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
 
+    def of_eps(self, at: Tensor) -> Threat:
+        """This threat with the eps of rows `at`, where it is one a row."""
+        return replace(self, eps=self.eps[at.to(self.eps.device)]) if isinstance(self.eps, Tensor) else self
+
+    def of_rows(self, at: Tensor) -> Threat:
+        """This threat for rows `at` alone, where eps or goal are one a row."""
+        goal = self.goal
+        if isinstance(goal, Targeted) and isinstance(goal.t, Tensor):
+            goal = Targeted(goal.t[at.to(goal.t.device)])
+        return replace(self.of_eps(at), goal=goal)
+
+    def towards(self, target: Any) -> Threat:
+        """This threat with another goal: see `linf`."""
+        return replace(self, goal=_goal(target))
+
     def check_classes(self, k: int) -> None:
         """Refuse a goal that a model of k classes does not have."""
-        if isinstance(self.goal, Targeted):
+        if isinstance(self.goal, Targeted) and not isinstance(self.goal.t, str):
             aims = torch.as_tensor(self.goal.t)
             if int(aims.min()) < 0 or int(aims.max()) >= k:
                 wrong = int(aims.min()) if int(aims.min()) < 0 else int(aims.max())
                 raise SpecError(f"the goal is class {wrong}, but the model knows 0 to {k - 1}.")
+
+    def check_grid(self, bounds: Any, *, moves: bool) -> None:
+        """Refuse a grid where inputs have none: bounds of each feature's own, or a movement's parameters (`moves`)."""
+        if self.grid and (moves or bounds.each is not None):
+            what = "what may change is no image" if moves else "each feature has bounds of its own"
+            raise SpecError(f"the grid {self.grid} is that of an image's values, but here {what}; leave it out.")
 
     def check_box(self, low: float, high: float, shape: tuple[int, ...]) -> None:
         """Refuse an eps that reaches past the whole box: the adversary could then show any input at all."""
@@ -143,14 +193,75 @@ class Threat:
         goal = ""
         if isinstance(self.goal, Targeted):
             t = self.goal.t
-            goal = f", target={'[one a row]' if isinstance(t, Tensor) else t}"
+            goal = f", target={'[one a row]' if isinstance(t, Tensor) else repr(t)}"
+        goal += f", grid={self.grid!r}" if self.grid else ""
         digest = hashlib.sha256(b"".join(np.float64(part).tobytes() for part in self.limits.values()))
         limits = f", limits={digest.hexdigest()[:8]}" if self.limits else ""
         return f"{self.norm}({eps}{goal}{limits})"
 
 
+def as_threat(threat: Threat | str) -> Threat:
+    """A threat, or its text.
+
+    Raises:
+        SpecError: neither, or a text that cannot be understood.
+    """
+    if isinstance(threat, Threat):
+        return threat
+    if isinstance(threat, (int, float)):
+        threat = spec.number(float(threat))
+    if not isinstance(threat, str):
+        raise SpecError(f"the threat is a {type(threat).__name__}; expected a Threat, or text such as linf(8/255).")
+    return Threat.parse(threat)
+
+
+def _threat(norm: str, eps: Any, target: Any, options: dict[str, Any]) -> Threat:
+    if target is not None:
+        options = options | {"goal": _goal(target)}
+    return Threat(NORMS[norm], eps, **options)
+
+
+def _goal(target: Any) -> Untargeted | Targeted:
+    """The goal that a `target` says: see `Threat.linf`."""
+    if target is None:
+        return Untargeted()
+    if isinstance(target, (int, float, str)) or getattr(target, "shape", None) == ():
+        return Targeted(target.item() if hasattr(target, "item") else target)
+    column = target if isinstance(target, Tensor) else torch.as_tensor(np.asarray(target))
+    if column.ndim != 1 or column.is_floating_point() or column.dtype == torch.bool:
+        raise SpecError(
+            f"the target has shape {tuple(column.shape)} and type {column.dtype}; expected one whole number, or one a "
+            f"row."
+        )
+    return Targeted(column.long())
+
+
+def _check_target(target: int | str | Tensor, norm: Norm) -> None:
+    if isinstance(target, str) and target not in RULES:
+        raise SpecError(f"the target of a {norm} threat is {target!r}, but it is a class, {' or '.join(RULES)}.")
+    if not isinstance(target, (str, Tensor)) and (isinstance(target, bool) or not isinstance(target, int)):
+        raise SpecError(f"the target of a {norm} threat is {target!r}, but a class is a whole number.")
+
+
+_SPELLINGS = {"inf": "linf", "infinity": "linf", "infty": "linf", "∞": "linf", "0": "l0", "1": "l1", "2": "l2"}
+_NORM = re.compile(r"^\W*(?:l[ _-]?(?:p[ _-]?)?)?(infinity|infty|inf|∞|(?<=l)[012]|(?<=l[ _-])[012])(?![\d.])", re.I)
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?(?:\s*/\s*\d+)?(?![\w.])", re.I)
+
+
+def _meant(text: str) -> str:
+    """The threat that a text such as `linf 0.1`, `l∞(0.1` or `8/255` probably means, as a question; or nothing."""
+    norm = _NORM.search(text)
+    size = _SIZE.search(text, norm.end() if norm else 0)
+    if size is None or (norm is None and size.span() != (0, len(text))):
+        return ""
+    eps = size[0].replace(" ", "")
+    if norm is None:
+        return f"A size needs its norm: did you mean linf({eps}), or l2({eps})?"
+    return f"Did you mean {_SPELLINGS[norm[1].lower()]}({eps})?"
+
+
 def _maker(norm: Norm) -> Callable[..., Threat]:
-    def make(eps: float, target: int | None = None) -> Threat:
-        return Threat(norm, eps, Untargeted() if target is None else Targeted(target))
+    def make(eps: float, target: int | str | None = None, grid: str = "") -> Threat:
+        return Threat(norm, eps, _goal(target), grid=grid)
 
     return make

@@ -32,6 +32,7 @@ HELPERS = (
     "attack",
     "problem",
     "ledger",
+    "result",
     "pace",
     "planes",
     "foothold",

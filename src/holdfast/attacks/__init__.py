@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
 from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.attacks.result import AttackResult
 
 
 def _discover() -> dict[str, Callable[..., Attack]]:
@@ -22,7 +23,7 @@ def _discover() -> dict[str, Callable[..., Attack]]:
                 globals()[item.__name__] = item
                 found[item.__name__.lower()] = item
                 for name, fields in item.also.items():
-                    found[name] = functools.partial(item, **fields)
+                    found[name] = globals()[name.upper()] = functools.partial(item, **fields)  # FGSM, BIM, ...
     return dict(sorted(found.items()))
 
 
@@ -38,4 +39,4 @@ def parse(text: str) -> Attack:
     return spec.build(text, CATALOGUE, "attack")
 
 
-__all__ = ["CATALOGUE", "Attack", "Ledger", "Outcome", "parse", "perturb", "run"]
+__all__ = ["CATALOGUE", "Attack", "AttackResult", "Ledger", "Outcome", "parse", "perturb", "run"]

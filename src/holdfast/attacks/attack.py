@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.attacks.ledger import Ledger
 from holdfast.attacks.problem import Problem, legal_size
+from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS
@@ -31,7 +32,7 @@ class Attack(ABC):
 
     A search for the smallest d ends with five more forwards a row, which bisect the ray from x to what was found.
 
-    Calling an attack crafts examples: for each row of x the broken point where one was found, else the last tried.
+    Calling an attack crafts examples, as `holdfast.attack` does.
 
     Raises:
         AccessError: the target gives less than the attack needs.
@@ -60,9 +61,11 @@ class Attack(ABC):
     def step(self, p: Problem, s: State, t: int) -> State:
         """The state after step t, from 0."""
 
-    def __call__(self, target: Target, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0) -> Tensor:
-        """Examples [n, *shape] for inputs x [n, *shape] of classes y [n]."""
-        return run(self, target, x, y, threat, seed=seed).best
+    def __call__(self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0) -> AttackResult:
+        """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
+        import holdfast  # its judge stands above the attacks
+
+        return holdfast.attack(model, x, y, threat, self, seed=seed)
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = Attack.__repr__  # or dataclass would write its own
@@ -197,8 +200,12 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
         )
-    if attack.bounded and not bool(torch.as_tensor(threat.eps).isfinite().all()):
-        raise SpecError(f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}.")
+    if attack.bounded and not threat.bounded:
+        fits = sorted(a.__name__.lower() for a in Attack.__subclasses__() if not a.bounded and a.needs <= target.access)
+        raise SpecError(
+            f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. Attacks that seek the "
+            f"smallest perturbation: {', '.join(fits)}."
+        )
     if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
         held = "no other images" if target.pool is None else "images of one class alone"
         raise SpecError(

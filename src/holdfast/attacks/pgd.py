@@ -29,8 +29,7 @@ class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the default loss is the margin, which does not depend on the scale of the logits, and
-    the L1 step is shared by as many of the steepest coordinates as the box needs to hold eps.
+    Differs from the paper: the L1 step is shared by as many of the steepest coordinates as the box needs to hold eps.
     """
 
     needs = Access.GRADIENTS
@@ -38,7 +37,7 @@ class PGD(Attack):
 
     steps: int = 40  # gradient steps
     step_size: float = 0.1  # fraction of eps
-    loss: str = "margin"  # ascended: ce, margin, dlr, mifpe
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
     start_at: str = "ball"  # ball, sphere, zero, or best: the best point known before
     momentum: float = 0.0  # share of the past gradients kept
 

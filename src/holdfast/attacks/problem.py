@@ -15,12 +15,15 @@ from torch import Tensor
 
 from holdfast.attacks.ledger import Ledger, Outcome
 from holdfast.decisions import REFUSED
+from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, together
 from holdfast.tasks import silent, without
 from holdfast.threat import Targeted, Threat
+
+UNLIMITED = torch.finfo(torch.float64).max  # the largest legal size where eps is inf: that of anything found
 
 
 class Problem:
@@ -53,6 +56,7 @@ class Problem:
         self.lo, self.hi = low - x, high - x
         if self.mask is not None:
             self.lo, self.hi = self.lo * self.mask, self.hi * self.mask
+        self.grid = threat.grid
         self.ledger, self.budget, self.stop = ledger, budget, stop
         self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
         self.live = torch.ones(n, dtype=torch.bool, device=x.device)
@@ -227,7 +231,7 @@ class Problem:
             count = self._left(rows, m)
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
-            x = self.target.bounds.clamp(self.x[row] + d[rows][asked])
+            x = self._input(row, d[rows][asked])
             question = self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
             z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
             met = self._book(rows, count, asked, x, z)
@@ -321,7 +325,16 @@ class Problem:
 
     def _point(self, d: Tensor, rows: Tensor) -> Tensor:
         """The input that d stands for, inside the box to the last bit."""
-        return self.target.bounds.clamp(self.x[rows] + d[rows])
+        return self._input(rows, d[rows])
+
+    def _input(self, rows: Tensor, d: Tensor) -> Tensor:
+        """The inputs that d [m, *shape] stand for at these rows [m]; on the threat's grid, where it has one."""
+        x = self.x[rows]
+        near = self.target.bounds.clamp(x + d)
+        if not self.grid:
+            return near
+        limit = legal_size(self.norm, self.eps.flatten()[rows], self.target, len(x))
+        return _rounded(self.target, self.norm, limit, x, near)
 
     def _whole(self, rows: Tensor, x: Tensor) -> Tensor:
         """These rows' inputs as the target takes them."""
@@ -448,7 +461,7 @@ class Problem:
             found, start = x[hit], self.x[rows[hit]]
             ledger.record(at[hit], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                over = rows[ledger.broken[at] & ledger.limit[at].isfinite()]
+                over = rows[ledger.broken[at] & (ledger.limit[at] < UNLIMITED)]
                 self.live[over] = False
 
     def _drop(self, rows: Tensor, outcome: Outcome) -> None:
@@ -474,15 +487,31 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
     """The class that each row must be driven to, [n]; None for an untargeted threat."""
     if not isinstance(threat.goal, Targeted):
         return None
+    if isinstance(threat.goal.t, str):
+        raise SpecError(f"{threat} aims at another class for each row; evaluate and attack find out which.")
     return torch.as_tensor(threat.goal.t, dtype=torch.int64, device=y.device).expand(len(y))
+
+
+def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
+    """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can be."""
+    held, moving = target.apart(found)
+    limit = legal_size(threat.norm, threat.eps, target, len(x))
+    return together(held, _rounded(target, threat.norm, limit, target.apart(x)[1], moving))
+
+
+def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor) -> Tensor:
+    """`found` at the nearest levels of 8 bits; where that leads out of the limit [n], at those on the side of x."""
+    rounded = target.bounds.as_8bit(found)
+    over = norm.size(rounded.double() - x.double()) > limit.to(x.device)
+    return torch.where(wide(over, x), target.bounds.as_8bit(found, x), rounded)
 
 
 def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tensor:
     """The largest size that counts as within eps, [n] float64.
 
     eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in the last place
-    of the largest input, in every feature.
+    of the largest input, in every feature. Where eps is inf, the largest number there is.
     """
     rounding = norm.rounding(math.prod(target.free or target.shape or ()), target.bounds.ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
-    return (eps * (1 + 1e-6) + rounding).expand(n)
+    return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

@@ -31,7 +31,7 @@ class SLIDE(Attack):
     steps: int = 100  # gradient steps
     step_size: float = 0.1  # fraction of eps
     quantile: float = 0.99  # share of the features that a step leaves alone
-    loss: str = "margin"  # ascended: ce, margin, dlr, mifpe
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holdfast.cli import options
 from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from holdfast.attacks.result import AttackResult
 
 
 def attack(
@@ -16,9 +19,14 @@ def attack(
     data: options.Data,
     threat: options.ThreatText,
     attack: Annotated[str, typer.Option("--attack", help='The attack: "apgd(steps=50)" (list attacks).')] = "pgd",
-    out: Annotated[Path, typer.Option(help="Where the examples go: an .npz with x, y, id and broken.")] = Path(
-        "adversarial.npz"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where the examples go: an .npz with x, y, id, broken, wrong and size.")
+    ] = Path("adversarial.npz"),
+    png: Annotated[
+        Path | None, typer.Option(help="A new folder for the examples as PNG images, each judged again as read back.")
+    ] = None,
+    target: options.Target = None,
+    grid: options.Grid = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
@@ -38,20 +46,14 @@ def attack(
     device: options.Device = "auto",
 ) -> int:
     """Craft examples for every row: the broken point where one was found, else the last one tried."""
-    if out.exists():
-        raise InputError(f"{out} exists; choose another --out.")
-    if out.suffix != ".npz":
-        raise InputError(f"--out is {out}; examples are saved as .npz.")
-    import io
-
-    import numpy as np
-
+    options.check_new(out, ".npz", "examples are saved as .npz")
+    if png is not None and options.exists(png):
+        raise InputError(f"--png {png} exists; choose a new folder.")
     from holdfast.evaluate.craft import craft
-    from holdfast.runs.store import write_bytes
 
     limited = options.limits_of(limits)
     source = options.open_source(data, bounds, split, limited)
-    target = options.open_target(
+    opened = options.open_target(
         model,
         arch=arch,
         trust=trust,
@@ -68,13 +70,57 @@ def attack(
         batch_size=batch_size,
         device=device,
     )
-    made = craft(
-        target, source, options.threat_of(threat, limited), attack, samples=options.rows_of(samples), seed=seed
-    )
-    buffer = io.BytesIO()
-    np.savez(buffer, **made)  # pyright: ignore[reportArgumentType]
-    write_bytes(out, buffer.getvalue())
-    n, wrong, broken = len(made["y"]), int(made["wrong"].sum()), int(made["broken"].sum())
-    typer.echo(f"{attack} under {threat}: broke {broken:,} of {n - wrong:,} rows ({wrong:,} more were wrong clean).")
+    asked = options.threat_of(threat, limited, target, grid)
+    made = craft(opened, source, asked, attack, samples=options.rows_of(samples), seed=seed)
+    if png is not None and made.as_8bit is None:
+        raise InputError(f"--png saves images of one or three channels, but the inputs are of shape {source.shape}.")
+    _save(out, made)
+    typer.echo(f"{made.summary()}.")
+    if made.survives_8bit is not None:
+        kept, of = int(made.survives_8bit.sum()), int(made.success.sum())
+        typer.echo(f"rounded to 8 bits, as in an image file, {kept:,} of these {of:,} are still successes.")
     typer.echo(f"examples: {out}")
+    if png is not None:
+        typer.echo(
+            f"images: {_save_images(png, made):,} in {png}, a folder for each true class; read back, each is a success."
+        )
     return 0
+
+
+def _save(out: Path, made: AttackResult) -> None:
+    """The examples as .npz: `x`, `y`, `id`, and what the judge says: `wrong`, `broken`, `size`."""
+    import io
+
+    import numpy as np
+
+    from holdfast.runs.store import write_bytes
+
+    columns = {"x": made.x_adv, "y": made.y, "id": made.id, "wrong": made.wrong, "broken": made.success}
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns, size=made.size)
+    write_bytes(out, buffer.getvalue())
+
+
+def _save_images(folder: Path, made: AttackResult) -> int:
+    """Write what is a success in 8 bits as PNG, in a folder for each class, and read it back; how many are kept."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from holdfast.runs.store import write_bytes
+
+    low, width = made.bounds[0], made.bounds[1] - made.bounds[0]
+    kept = 0
+    for i in np.flatnonzero(made.survives_8bit):
+        image = made.as_8bit[i] if made.layout == "nhwc" else np.moveaxis(made.as_8bit[i], 0, -1)
+        pixels = np.rint((image - low) / width * 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+        read = np.asarray(Image.open(file)).reshape(pixels.shape)
+        if np.array_equal(
+            read.astype(np.float32) / 255 * np.float32(width) + np.float32(low), image
+        ):  # what was judged
+            write_bytes(folder / str(made.y[i]) / f"{made.id[i]:06d}.png", file.getvalue())
+            kept += 1
+    return kept

@@ -30,6 +30,8 @@ def evaluate(
         list[str], typer.Option("--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.')
     ] = [],  # noqa: B006
     curve: Annotated[str | None, typer.Option(help="Further eps to run at: 0.1,0.2.")] = None,
+    target: options.Target = None,
+    grid: options.Grid = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
     bounds: options.BoundsText = None,
@@ -76,7 +78,7 @@ def evaluate(
 
     limited = options.limits_of(limits)
     source = options.open_source(data, bounds, split, limited)
-    target = options.open_target(
+    opened = options.open_target(
         model,
         arch=arch,
         trust=trust,
@@ -97,9 +99,9 @@ def evaluate(
     try:
         with progress_bar() as watch:
             run = measure(
-                target,
+                opened,
                 source,
-                options.threat_of(threat, limited),
+                options.threat_of(threat, limited, target, grid),
                 protocol=protocol,
                 attacks=attack,
                 samples=options.rows_of(samples),

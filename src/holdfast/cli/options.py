@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.errors import SpecError
+from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from holdfast.data import Source
@@ -32,6 +33,16 @@ GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted";
 ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
 AnyThreat = Annotated[
     str, typer.Option("--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".')
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="The class to reach: 7, least-likely, random, or a file with one a line for each row of the data.",
+    ),
+]
+Grid = Annotated[
+    str | None, typer.Option("--grid", help="8bit: attack on the levels of an image file, so that PNGs hold it.")
 ]
 Arch = Annotated[
     str | None, typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory.")
@@ -143,12 +154,73 @@ def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
     return (limits["low"], limits["high"]) if "low" in limits else bounds_of(text)
 
 
-def threat_of(text: str, limits: dict[str, Any]) -> Any:
-    """The threat, with what `--limits` says of each feature; else its text, which may name a movement."""
+def threat_of(text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None) -> Any:
+    """The threat, with what the options say of it; else its text, which may name a movement."""
+    from dataclasses import replace
+
     from holdfast.threat import Threat
 
     own = {name: limits[name] for name in ("scale", "mask") if name in limits}
-    return Threat.parse(text).limited(**own) if own else text
+    if not own and target is None and grid is None:
+        return text
+    threat = Threat.parse(text).limited(**own)
+    if target is not None:
+        threat = threat.towards(_target_of(target))
+    return threat if grid is None else replace(threat, grid=grid)
+
+
+def _target_of(text: str) -> int | str | list[int]:
+    """A class from `7`, a rule from `random`, or classes from the lines of a file."""
+    from holdfast.threat import RULES
+
+    if text in RULES:
+        return text
+    if _whole(text):
+        return int(text)
+    if not exists(Path(text)):
+        raise SpecError(
+            f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of classes."
+        )
+    lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
+    odd = [line for line in lines if not _whole(line)]
+    if odd or not lines:
+        raise SpecError(
+            f"--target {text} holds {odd[0][:40]!r}; expected one class number a line."
+            if odd
+            else f"--target {text} is empty; expected one class number a line."
+        )
+    return [int(line) for line in lines]
+
+
+def _whole(text: str) -> bool:
+    """Whether a text is a whole number that a table can hold."""
+    return re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text) is not None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder of this name.
+
+    Raises:
+        SpecError: it is no name that a file can have.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # too long, or with a null byte
+        shown = str(path) if len(str(path)) <= 60 else f"{str(path)[:57]}..."
+        raise SpecError(
+            f"{shown!r} cannot be the name of a file: {getattr(error, 'strerror', None) or error}."
+        ) from None
+    return True
+
+
+def check_new(out: Path, suffix: str, what: str) -> None:
+    """Refuse an `--out` that is there already, or of another kind."""
+    if exists(out):
+        raise InputError(f"{out} exists; choose another --out.")
+    if out.suffix != suffix:
+        raise InputError(f"--out is {out}; {what}.")
 
 
 def numbers(text: str | None, flag: str) -> list[float]:
@@ -171,11 +243,10 @@ def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] 
     """A count from `100`, a range from `100:200`."""
     if text is None:
         return None
-    try:
-        start, colon, stop = text.partition(":")
-        return (int(start), int(stop)) if colon else int(start)
-    except ValueError:
-        raise SpecError(f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200.") from None
+    start, colon, stop = text.partition(":")
+    if not _whole(start) or (colon and not _whole(stop)):
+        raise SpecError(f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200.")
+    return (int(start), int(stop)) if colon else int(start)
 
 
 def lines_of(path: Path | None, flag: str) -> list[str] | None:

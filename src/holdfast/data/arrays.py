@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,18 @@ class Arrays(Source):
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         y = self._y[start:stop]
         return floats(self._x[start:stop], self._scale), np.array(y, dtype=y.dtype.newbyteorder("="))
+
+
+def like(value: np.ndarray, example: Any) -> Any:
+    """The array as one of the framework, and on the device, of `example`; NumPy's where that is none of these."""
+    root = type(example).__module__.partition(".")[0]
+    if root == "torch":
+        return sys.modules[root].from_numpy(value).to(example.device)
+    if root == "tensorflow":
+        return sys.modules[root].convert_to_tensor(value)
+    if root in ("jax", "jaxlib"):
+        return sys.modules["jax"].device_put(value, next(iter(example.devices())))
+    return value
 
 
 def to_numpy(value: Any, what: str) -> np.ndarray:

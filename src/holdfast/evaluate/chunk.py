@@ -16,9 +16,9 @@ from holdfast.attacks.attack import run
 from holdfast.attacks.ledger import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.decisions import REFUSED
-from holdfast.evaluate import judge
+from holdfast.evaluate import goals, judge, looks
 from holdfast.evaluate.graded import outputs
-from holdfast.evaluate.looks import PerceptualDistance, looks
+from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.evaluate.protocols import Trial
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
@@ -61,6 +61,7 @@ class Plan:
     watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
     ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
+    smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
     def way(self, trial: Trial) -> Target:
         """What a trial attacks: the target, or a way round its defence."""
@@ -87,6 +88,10 @@ class Plan:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
+    def stops(self, trial: Trial) -> bool:
+        """Whether its search of a row ends with the first success within eps."""
+        return trial.attack.bounded or not self.smallest
+
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
         refused = self.target.task.refuses and eps == self.measured[0]
@@ -103,6 +108,7 @@ class Rows:
     x: Tensor  # [n, *shape]
     y: Tensor
     ids: Tensor
+    threat: Threat  # the plan's, with the goals of these rows
     clean: judge.Ruling
     best: Tensor  # smallest adversarial input known; until there is one, that of the lowest margin
     size: Tensor  # [n] float64, its size; inf if none
@@ -155,7 +161,9 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
     for number, unit in enumerate(units):
         if number and unit.eps != units[number - 1].eps:
             rows.lowest = clean.clone()
-        open_ = rows.asked & ~(rows.size <= plan.limit(plan.sought(unit)))
+        open_ = rows.asked.clone()
+        if plan.threat.bounded:  # else the smallest of all trials is asked for, and each takes all rows
+            open_ &= ~(rows.size <= plan.limit(plan.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= rows.size <= plan.limit(larger[unit.eps])
         near = plan.trials[unit.trial].near
@@ -195,7 +203,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     ruling = judge.rule(plan.target, stored.to(plan.target.device), plan.seed)
     label = ruling.label.cpu()
     legal, size = judge.within(plan.target, widest, rows.x[found], stored)
-    agreed = judge.meets_goal(plan.threat, label, rows.y[found])
+    agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
 
@@ -208,7 +216,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     status[found[broken].numpy()] = "broken"
     status[found[wavers & (size <= own)].numpy()] = "unstable"
     status[found[~holds & ~wavers].numpy()] = "failed"
-    goal = goal_classes(plan.threat, rows.y)
+    goal = goal_classes(rows.threat, rows.y)
     if goal is not None:
         status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
     if not rows.begun and bool(rows.asked.any()):
@@ -217,7 +225,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     known = torch.full((n,), torch.nan, dtype=torch.float64)
     known[found[holds]] = size[holds]
     psnr, ssim = known.clone(), known.clone()
-    psnr[found[holds]], ssim[found[holds]] = looks(plan.target, rows.x[found[holds]], stored[holds])
+    psnr[found[holds]], ssim[found[holds]] = looks.looks(plan.target, rows.x[found[holds]], stored[holds])
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
     confidence[found[broken]] = ruling.confidence.cpu()[broken]
@@ -239,6 +247,14 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "ssim": ssim,
         "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
     }
+    if looks.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
+        kept = judge.holds_in_8bit(
+            plan.target, rows.threat.of_rows(found[broken]), stored[broken], rows.y[found[broken]], plan.seed
+        )
+        columns["holds_8bit"] = torch.full_like(known, torch.nan)
+        columns["holds_8bit"][found[broken]] = kept.double()
+    if goal is not None and goals.differ(plan.threat):
+        columns["goal"] = goal
     if plan.perceptual is not None:
         columns["lpips"] = torch.full_like(known, torch.nan)
         columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
@@ -261,7 +277,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
-    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(plan.threat, bare, rows.y[at])
+    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
     held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
@@ -281,7 +297,8 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
     held = {name: torch.from_numpy(value) for name, value in stored[0].items()}
     clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
     asked = (clean.label == y) & clean.stable
-    goal = goal_classes(plan.threat, y)
+    threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
+    goal = goal_classes(threat, y)
     if goal is not None:
         asked &= y != goal
     count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
@@ -296,6 +313,7 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
         x=x,
         y=y,
         ids=ids,
+        threat=threat,
         clean=clean,
         best=x.clone(),
         size=far,
@@ -322,7 +340,7 @@ def _attack(
         plan.way(trial),
         rows.x[at],
         rows.y[at],
-        plan.threat.at(plan.sought(unit)),
+        rows.threat.of_rows(at).at(plan.sought(unit)),
         ids=rows.ids[at],
         seed=plan.seed,
         restart=unit.restart,
@@ -330,6 +348,7 @@ def _attack(
         clean=None if rows.clean.scores is None else rows.clean.scores[at],
         near=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
+        stop=plan.stops(trial),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}

@@ -26,7 +26,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Finding, Manifest, ModelInfo, TrialInfo
 from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
-from holdfast.threat import Targeted, Threat, Untargeted
+from holdfast.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
 SPREAD = 0.25  # of the costs of an examination: on another device other rows break, and cost no more
@@ -49,25 +49,39 @@ def claims(
     yield from _model(manifest, target)
     yield from _data(manifest, source, groups, table)
     yield from _threat(manifest, asked, target)
-    yield from _protocol(manifest, target)
+    yield from _protocol(manifest, asked, target)
     ways = Ways(target, asked, source)
     yield from _noted(manifest, asked, target, source, ways)
     yield from _trials(manifest, asked, ways)
     yield from _rounds(manifest, table)
 
 
-def threat_of(folder: Path, manifest: Manifest) -> Threat:
-    """The threat that the parts of run.json make.
+def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
+    """The threat that the parts of run.json make, with a class for each of so many rows where the samples hold them.
 
     Raises:
         InputError: they make none.
     """
-    goal = manifest.threat.target
+    goal: Any = manifest.threat.targets or manifest.threat.target
     if manifest.threat.norm not in NORMS:
         raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
+    if manifest.threat.targets not in (None, *RULES):
+        goal = _goals(folder, rows)
     aim = Untargeted() if goal is None else Targeted(goal)
     limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim).limited(**limits)
+    grid = manifest.threat.grid or ""
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(**limits)
+
+
+def _goals(folder: Path, rows: int) -> torch.Tensor:
+    """The class to reach of each of so many rows, 0 for those that were not measured: [rows] int64."""
+    goal = torch.zeros(rows, dtype=torch.int64)
+    table = store.read_samples(folder)
+    if "goal" in table.column_names and table.num_rows:
+        ids = torch.from_numpy(table.column("id").to_numpy().copy())
+        known = (ids >= 0) & (ids < rows)
+        goal[ids[known]] = torch.from_numpy(table.column("goal").to_numpy().copy())[known]
+    return goal
 
 
 def some(ids: Any) -> str:
@@ -124,17 +138,22 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
             yield f"threat: eps {eps} is counted as measured, but the trials at it are not those at {said.eps}."
 
 
-def _lists(manifest: Manifest, *, drawn: bool) -> list[list[str]]:
+def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be randomised."""
-    name, norm, aimed = manifest.protocol.name, manifest.threat.norm, manifest.threat.target is not None
+    name, norm, bounded = manifest.protocol.name, manifest.threat.norm, threat.bounded
+    kind: dict[str, Any] = {"aimed": isinstance(threat.goal, Targeted), "bounded": bounded, "drawn": drawn}
     lent = manifest.model.surrogate is not None
     given = [a for a in Access if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)]
     movement = spatial.parse(manifest.model.moved)
-    known = [protocols.protocol(name, norm, aimed=aimed, access=access, drawn=drawn) for access in given]
+    known = [
+        protocols.protocol(name, norm, access=access, **kind)
+        for access in given
+        if bounded or protocols.seeks_smallest(name, norm, access)
+    ]
     return [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
 
 
-def _protocol(manifest: Manifest, target: Target) -> Iterator[str]:
+def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
     protocol = manifest.protocol
     if protocol.name == "custom":
         if protocol.version != 1:
@@ -150,7 +169,7 @@ def _protocol(manifest: Manifest, target: Target) -> Iterator[str]:
             f"checked."
         )
         return
-    lists = _lists(manifest, drawn=False) + (_lists(manifest, drawn=True) if target.draws > 1 else [])
+    lists = [one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)]
     if protocol.trials not in lists:
         yield f"protocol: its trials are not those of {protocol.name} version {version}."
 
@@ -203,11 +222,14 @@ def _noted(manifest: Manifest, threat: Threat, target: Target, source: Source, w
     """What was found before the attacks, asked anew."""
     again = check_model(target, source)
     taken = randomised(again) and manifest.protocol.name in signs.FOLLOWED and target.draws > 1
-    if taken and manifest.protocol.trials in _lists(manifest, drawn=True):  # Holdfast itself took the mean, and says so
+    if taken and manifest.protocol.trials in _lists(
+        manifest, threat, drawn=True
+    ):  # Holdfast itself took the mean, and says so
         again = [f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again]
     lent = manifest.model.surrogate is not None and not target.lent
     costs = Costs()
-    due = signs.examined(manifest.protocol.name, manifest.max_queries, target)
+    again += [] if threat.bounded else [signs.NO_EPS]
+    due = signs.examined(manifest.protocol.name, manifest.max_queries, target, threat)
     if due and not lent:
         first = protocols.parse_trial(manifest.protocol.trials[0])
         answers = examine(target, source, threat, first, ways, manifest.seed)

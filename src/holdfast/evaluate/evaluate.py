@@ -25,7 +25,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.source import group_names
 from holdfast.decisions import UNASKED
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import corrupted, moved, pool, protocols, signs
+from holdfast.evaluate import corrupted, goals, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range, randomised
 from holdfast.evaluate.exam import examine
@@ -55,7 +55,7 @@ from holdfast.runs.metrics import schema_of
 from holdfast.targets import spatial, wrap
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import ExpectationOverTransformation
-from holdfast.threat import Targeted, Threat
+from holdfast.threat import Targeted, Threat, as_threat
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ def evaluate(
     if movement is not None:
         target, source = moved.moved(target, source, movement)
         threat = Threat.linf(target.reach)
-    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    threat = as_threat(threat)
     target, source = graded(target, source, threat)
     aimed = isinstance(threat.goal, Targeted)
-    if not attacks:
-        protocols.protocol(protocol, threat.norm.name)  # a name that does not exist is refused before any pass
+    if not attacks:  # a name that does not exist, or has no list for such a threat, is refused before any pass
+        protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds, target.beside)
     noted = check_model(target, source)
-    kind: dict[str, Any] = {"aimed": aimed, "access": target.access}
+    kind: dict[str, Any] = {"aimed": aimed, "access": target.access, "bounded": threat.bounded}
     if not attacks and protocol in signs.FOLLOWED and target.free is None and target.draws == 1 and randomised(noted):
         target = ExpectationOverTransformation(target)
         noted = [
@@ -158,12 +158,14 @@ def evaluate(
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     with left_as_found(folder), pool.filled(target, source, [trial.attack for trial in chosen.trials]):
         ways = Ways(target, threat, source)
+        goals.check(threat, target, len(source), source.name)
         _check_threat(threat, ways, chosen, curve)
         _check_effort(target, chosen, max_queries)
 
         deadline = began + (math.inf if max_seconds is None else max_seconds)
         measured = list(dict.fromkeys([float(threat.eps), *map(float, curve)]))
         plan = Plan(target, threat, chosen.trials, measured, seed, max_queries, deadline, ways=ways, perceptual=seen)
+        plan = replace(plan, smallest=chosen.name == "custom" or not threat.bounded)
         facts = _facts(plan, source, part, chosen, noted, names or Names())
         facts.data.groups = None if groups is None else hashlib.sha256("\n".join(groups).encode()).hexdigest()
         facts.perceptual = None if seen is None else seen.fingerprint
@@ -207,7 +209,9 @@ def evaluate(
 
 def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
     """The facts with what the examination finds, and what it costs."""
-    if not signs.examined(chosen.name, plan.budget, plan.target):
+    if not plan.threat.bounded:
+        return facts.model_copy(update={"noted": [*facts.noted, signs.NO_EPS]})
+    if not signs.examined(chosen.name, plan.budget, plan.target, plan.threat):
         return facts
     if journal.find("exam") is None:
         answers = examine(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
@@ -232,6 +236,7 @@ def question(facts: Facts) -> dict[str, str]:
     return {
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
+        "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],
         "groups": "none" if facts.data.groups is None else facts.data.groups[:16],
@@ -343,6 +348,7 @@ def _facts(
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
+    targets = hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest() if isinstance(goal, torch.Tensor) else goal
     return Facts(
         model=ModelInfo(
             spec=names.model or type(model).__name__,
@@ -362,7 +368,9 @@ def _facts(
             text=repr(threat),
             norm=threat.norm.name,
             eps=float(threat.eps),
-            target=None if goal is None else int(goal),
+            target=goal if isinstance(goal, int) else None,
+            targets=targets if isinstance(targets, str) else None,
+            grid=threat.grid or None,
             measured=[(eps, plan.limit(eps)) for eps in plan.measured],
         ),
         protocol=ProtocolInfo(
@@ -399,18 +407,17 @@ def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str, wha
 
 def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[float]) -> None:
     target = ways.target
-    goal = threat.goal.t if isinstance(threat.goal, Targeted) else 0
-    if isinstance(threat.eps, torch.Tensor) or isinstance(goal, torch.Tensor):
-        raise SpecError("evaluate takes one eps and one goal for all rows; use an attack directly for one a row.")
+    if isinstance(threat.eps, torch.Tensor):
+        raise SpecError("evaluate takes one eps for all rows; use holdfast.attack for one a row.")
     threat.check_shape(target.free or target.shape or ())
-    threat.check_classes(target.task.k)
+    threat.check_grid(target.bounds, moves=target.free is not None)
     if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
         raise SpecError(
             f"targets aims at classes in turn, but the threat {threat} has a goal of its own; leave it out."
         )
-    if not all(map(math.isfinite, (threat.eps, *curve))):
-        raise SpecError("eps is inf, but a robust accuracy needs a finite one; add further ones with a curve.")
-    for eps in (threat.eps, *curve):
+    if not all(map(math.isfinite, curve)):
+        raise SpecError("the curve holds inf, but a robust accuracy needs a finite eps; give inf as the threat's own.")
+    for eps in (threat.eps, *curve) if threat.bounded else curve:
         threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.free or target.shape or ())
     for trial in chosen.trials:
         check_fit(trial.attack, ways(trial.through), threat)

@@ -15,7 +15,7 @@ from torch import Tensor
 from holdfast.attacks.attack import check_fit, run
 from holdfast.data import Source
 from holdfast.errors import HoldfastError
-from holdfast.evaluate import judge
+from holdfast.evaluate import goals, judge
 from holdfast.evaluate.planted import missed
 from holdfast.evaluate.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.evaluate.ways import Ways
@@ -78,6 +78,7 @@ def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: 
     if not len(right) or clean.scores is None or target.access < Access.GRADIENTS:
         return found
     x, y, z = x[right], y[right], clean.scores[right]
+    threat = goals.resolved(threat, y, right, z, target.task.k, seed)
     wrong = target.task.against(z, y).float().softmax(1).scatter(1, y[:, None], 0).amax(1)
     found.one_hot = _np(wrong <= torch.finfo(torch.float32).tiny)
     found.hard = hard_steps(target, x[:2])
@@ -149,6 +150,7 @@ def _attacks(
         except HoldfastError:
             return hit
         if len(rows):
+            asked = asked.of_rows(rows)
             books = run(trial.attack, way, x[rows], y[rows], asked, ids=ids[rows].cpu(), seed=seed, clean=z[rows])
             hit[rows] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))

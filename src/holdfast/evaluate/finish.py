@@ -24,6 +24,7 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
     """The whole manifest of a folder whose samples and examples are written."""
     metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
     last = _last_round([t for t in trials if t.eps == facts.threat.eps])
+    last = last if np.isfinite(facts.threat.eps) else None  # else every round takes all rows, and none is left
     metrics.survivors = None if last is None else survivors(last)
     asked = 0
     if facts.corruptions is not None:
@@ -32,6 +33,8 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
     stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
     judged = table.num_rows + stored
+    if "holds_8bit" in table.column_names:
+        judged += table.num_rows - table.column("holds_8bit").null_count
     if "refused" in table.column_names:
         judged += table.num_rows - table.column("refused").null_count
     total = reduce(add, (t.costs for t in trials), facts.examined)

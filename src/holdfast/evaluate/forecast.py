@@ -10,6 +10,7 @@ import torch
 
 from holdfast.attacks.attack import run
 from holdfast.data import Source
+from holdfast.evaluate import goals
 from holdfast.evaluate.chunk import Plan
 from holdfast.targets.target import Access
 
@@ -38,9 +39,12 @@ def forecast(plan: Plan, source: Source, part: tuple[int, int]) -> Forecast:
     )
     clean = target.all_scores(many[0]) if target.access >= Access.SCORES else None
     some = min(PILOT, len(y))
-    pilot = run(first.attack, plan.way(first), many[0][:some], many[1][:some], plan.threat, seed=plan.seed)
+    ids = torch.arange(start, start + len(y))
+    threat = goals.resolved(plan.threat, many[1], ids, clean, target.task.k, plan.seed)
+    few = torch.arange(some)
+    pilot = run(first.attack, plan.way(first), many[0][:some], many[1][:some], threat.of_rows(few), seed=plan.seed)
     asked = pilot.size != 0
-    standing = asked & ~pilot.broken
+    standing = asked & ~pilot.broken if threat.bounded else asked
     left = torch.zeros_like(pilot.margin)
     if clean is not None:
         left = pilot.margin / target.task.margin(clean, many[1])[:some].double()
@@ -53,7 +57,7 @@ def forecast(plan: Plan, source: Source, part: tuple[int, int]) -> Forecast:
         steps = min(STEPS, trial.attack.steps)
         began = time.monotonic()
         short, way = replace(trial.attack, steps=steps), plan.way(trial)
-        books = run(short, way, *many, plan.threat, clean=clean, seed=plan.seed, stop=False)
+        books = run(short, way, *many, threat, clean=clean, seed=plan.seed, stop=False)
         spent = time.monotonic() - began
         scale = live * trial.attack.steps / steps / len(y)
         passes += scale * float((books.forwards + books.backwards).sum())

@@ -52,7 +52,8 @@ def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
 
 
 def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored inputs are legal answers to inputs x: finite, in the box, changed where they may be, within eps.
+    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid, changed where they may
+    be, within eps.
 
     And their sizes.
 
@@ -64,6 +65,9 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
     legal &= target.bounds.inside(target.apart(found)[1])
     if held is not None:
         legal &= (held == 0).all(1)
+    if threat.grid:
+        own = target.apart(found)[1]
+        legal &= (target.bounds.as_8bit(own) == own).flatten(1).all(1)
     if threat.mask is not None:
         legal &= (d * ~threat.mask.bool().to(d.device) == 0).flatten(1).all(1)
     return legal, size
@@ -73,6 +77,12 @@ def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
     """Whether decisions [n] are what the adversary wants of rows of classes y [n]."""
     goal = goal_classes(threat, y)
     return (label >= 0) & (label != y if goal is None else label == goal)
+
+
+def holds_in_8bit(target: Target, threat: Threat, found: Tensor, y: Tensor, seed: int = 0) -> Tensor:
+    """Whether images `found` [n, *shape] still meet the goal as a file of 8 bits holds them: [n] bool, on the CPU."""
+    rounded = target.bounds.as_8bit(found).to(target.device)
+    return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 
 
 def _look(target: Target, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

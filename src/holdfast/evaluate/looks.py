@@ -25,7 +25,7 @@ def looks(target: Target, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     the border) and constants, and is averaged over pixels and channels.
     """
     nothing = torch.full((len(x),), torch.nan, dtype=torch.float64)
-    if not _pictures(target, x) or not len(x):
+    if not pictures(target, x) or not len(x):
         return nothing, nothing.clone()
     a, b = planes(x, target.layout).double(), planes(found, target.layout).double()
     reach = target.bounds.high - target.bounds.low
@@ -67,7 +67,7 @@ class PerceptualDistance:
         shape = tuple(target.shape or ())
         ramp = torch.linspace(target.bounds.low, target.bounds.high, math.prod(shape))
         pair = torch.stack([ramp, ramp.flip(0)]).reshape(2, *shape)
-        if not _pictures(target, pair):
+        if not pictures(target, pair):
             raise InputError(f"perceptual distances are of images of one or three channels, not of inputs {shape}.")
         self.name, self.target = f"the perceptual network {type(found).__name__}", target
         digest = hashlib.sha256()
@@ -102,6 +102,6 @@ class PerceptualDistance:
         return distance
 
 
-def _pictures(target: Target, x: Tensor) -> bool:
+def pictures(target: Target, x: Tensor) -> bool:
     """Whether inputs x [n, *shape] are images that colours or greys can be told of."""
     return target.free is None and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -25,11 +24,13 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
     """
     refuse_taken(out)
-    with left_as_found(out, resumable=False):
-        return _merged(shards, out)
+    manifests = _alike(shards)
+    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, shards)))):
+        return _merged(manifests, out)
 
 
-def _merged(shards: Sequence[Path], out: Path) -> Manifest:
+def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
+    """The runs in the order of their rows, all of one question."""
     manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
     if not manifests:
         raise InputError("no run was given to merge.")
@@ -42,14 +43,7 @@ def _merged(shards: Sequence[Path], out: Path) -> Manifest:
         for key, value in (question(manifest) | {"rows": ""}).items():
             if value != asked[key]:
                 raise InputError(f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has {asked[key]}.")
-    fresh = not out.exists()
-    try:
-        with store.untrusted(Path(", ".join(map(str, shards)))):
-            return _merged(manifests, out)
-    except InputError:
-        if fresh:
-            shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
-        raise
+    return manifests
 
 
 def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:

@@ -209,6 +209,37 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
+# What the protocols are where eps is inf: searches for the smallest perturbation, each of which takes all rows.
+SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
+    Access.GRADIENTS: {
+        "quick": {"l0": ("sigmazero(steps=50)",), "other": ("fmn(steps=50)",)},
+        "standard": {
+            "linf": ("fmn(steps=200)", "fab(steps=50)", "brendelbethge(steps=120)"),
+            "l2": ("ddn(steps=100)", "fmn(steps=200)", "brendelbethge(steps=120)"),
+            "l1": ("fmn(steps=200)", "alma(steps=200)", "brendelbethge(steps=120)"),
+            "l0": ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)"),
+        },
+        "thorough": {
+            "linf": ("fmn(steps=1000)", "fab(steps=100, restarts=3)", "pdpgd(steps=500)", "brendelbethge(steps=480)"),
+            "l2": ("ddn(steps=1000)", "fmn(steps=1000)", "alma(steps=1000)", "brendelbethge(steps=480)"),
+            "l1": ("fmn(steps=1000)", "alma(steps=1000)", "ead(steps=1000)", "brendelbethge(steps=480)"),
+            "l0": ("sigmazero(steps=1000)", "vfga(steps=100, restarts=3)", "fmn(steps=1000)"),
+        },
+    },
+    Access.LABELS: {
+        "quick": {"linf": ("rays(steps=500)",), "l2": ("cgba(steps=10)",)},
+        "standard": {
+            "linf": ("rays(steps=5000)", "hopskipjump(steps=20)"),
+            "l2": ("cgba(steps=60)", "hopskipjump(steps=20)"),
+        },
+        "thorough": {
+            "linf": ("rays(steps=20000)", "hopskipjump(steps=64, restarts=2)"),
+            "l2": ("cgba(steps=120, restarts=2)", "hopskipjump(steps=64)", "surfree(steps=500)"),
+        },
+    },
+}
+
+
 # What it is for randomised models, whose every question is the mean of many draws: no long walks.
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
@@ -218,9 +249,10 @@ DRAWN: dict[str, tuple[str, ...]] = {
     ),
     "l0": ("sigmazero(steps=100)",),
 }
+DEFAULT_ATTACK = "pgd"  # of the command and the function `attack`
 # What the examination asks of rows that a protocol's first trial leaves; see `exam`.
 QUESTIONS: dict[str, str] = {
-    "one": "fgsm",
+    "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",
     "labels": "rays(steps=30)",
     "straight": 'apgd(steps=30, loss="margin", through="straight")',
@@ -228,14 +260,21 @@ QUESTIONS: dict[str, str] = {
 
 
 def protocol(
-    name: str, norm: str, *, aimed: bool = False, access: Access = Access.GRADIENTS, drawn: bool = False
+    name: str,
+    norm: str,
+    *,
+    aimed: bool = False,
+    access: Access = Access.GRADIENTS,
+    drawn: bool = False,
+    bounded: bool = True,
 ) -> Protocol:
     """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims at no others.
 
-    `drawn`: for a model found to be randomised, which is measured by its mean.
+    `drawn`: for a model found to be randomised, which is measured by its mean. `bounded`: False where eps is inf, and
+    the smallest perturbation is asked for.
 
     Raises:
-        SpecError: there is no protocol of this name.
+        SpecError: there is no protocol of this name, or it has no list for this norm at an eps of inf.
     """
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
@@ -243,8 +282,28 @@ def protocol(
     lists = BLACK_BOX.get(access, {}).get(name, lists)
     if drawn and access == Access.GRADIENTS:
         lists = DRAWN
-    trials = [parse_trial(text) for text in lists.get(norm, lists["other"])]
+    if not bounded:
+        lists = _smallest(name, norm, access)
+    trials = [parse_trial(text) for text in lists.get(norm, lists.get("other", ()))]
     return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
+
+
+def seeks_smallest(name: str, norm: str, access: Access) -> bool:
+    """Whether a protocol has a list for an eps of inf."""
+    lists = SMALLEST.get(access, SMALLEST[Access.LABELS]).get(name, {})
+    return norm in lists or "other" in lists
+
+
+def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]]:
+    lists = SMALLEST.get(access, SMALLEST[Access.LABELS])  # a search on labels asks no scores
+    if name not in lists:
+        raise SpecError(f"protocol {name} searches a ball of eps, but eps is inf; use quick, standard or thorough.")
+    if not seeks_smallest(name, norm, access):
+        raise SpecError(
+            f"no protocol finds the smallest change in {norm} of a model that gives {access.name.lower()} alone; give "
+            f"a finite eps, or a norm of {', '.join(lists[name])}."
+        )
+    return lists[name]
 
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Interval, Manifest, Metrics, Verdict
+from holdfast.runs.manifest import Interval, Manifest, Metrics, Pair, Verdict
 
 
 class Run:
@@ -55,12 +56,33 @@ class Run:
         return self.metrics.robust_accuracy
 
     @property
+    def precision(self) -> Pair:
+        """Macro average over classes or labels, on clean inputs (`clean`) and under attack (`attacked`)."""
+        return self.metrics.precision
+
+    @property
+    def recall(self) -> Pair:
+        """As `precision`."""
+        return self.metrics.recall
+
+    @property
+    def f1(self) -> Pair:
+        """As `precision`."""
+        return self.metrics.f1
+
+    @property
     def verdict(self) -> Verdict:
         return self.manifest.verdict
 
     def __repr__(self) -> str:
-        m, v = self.metrics, self.verdict
+        m, threat = self.metrics, self.manifest.threat
+        robust, size = f"robust {_figure(m.robust_accuracy.value)}", f"median size {_figure(m.sizes.median)}"
+        found = robust if math.isfinite(threat.eps) else size
         return (
-            f"Run({str(self.folder)!r}: clean {m.clean_accuracy.value:.4f}, robust {m.robust_accuracy.value:.4f} "
-            f"under {self.manifest.threat.text}, n={m.robust_accuracy.n}, {v.status})"
+            f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under {threat.text}, "
+            f"n={m.robust_accuracy.n}, {self.verdict.status})"
         )
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -23,9 +23,17 @@ FOLLOWED = ("standard", "thorough")  # protocols that stronger trials are added 
 EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 
 
-def examined(protocol: str, budget: int | None, target: Target) -> bool:
+def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask here."""
-    return protocol in EXAMINED and budget is None and target.free is None
+    return threat.bounded and protocol in EXAMINED and budget is None and target.free is None
+
+
+NO_EPS = Finding(
+    check="no_eps",
+    severity="amber",
+    text="The sizes are the smallest that were found, and the examination of the attacks needs a finite eps: the true "
+    "ones may be smaller. Evaluate again at an eps of interest.",
+)
 
 
 MISSED = 0.2  # of the planted examples: so many may be hard to find

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.attacks.problem import goal_classes
 from holdfast.data import Source
 from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import corrupted, judge, moved
+from holdfast.evaluate import corrupted, goals, judge, moved
 from holdfast.evaluate.claims import claims, some, threat_of
 from holdfast.evaluate.evaluate import chunk_of
 from holdfast.evaluate.finish import finish
@@ -81,7 +82,7 @@ def _all(
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
         target, source = moved.moved(target, source, movement)
-    asked = threat_of(folder, manifest)
+    asked = threat_of(folder, manifest, len(source))
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     if manifest.model.draws > 1 and target.draws == 1:
@@ -166,7 +167,7 @@ def _samples(
     ids = table.column("id").to_numpy()
     place = {int(i): row for row, i in enumerate(ids)}
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-    yield from _clean(manifest, columns, ids, target, source)
+    yield from _clean(manifest, asked, columns, ids, target, source)
     yield from _told(manifest, columns, ids)
     evidence = np.zeros(len(ids), dtype=bool)
     for path_ids, stored in store.examples(folder):
@@ -239,19 +240,26 @@ def _gallery(folder: Path, table: pa.Table, source: Source) -> Iterator[str]:
 
 
 def _clean(
-    manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
+    manifest: Manifest, asked: Threat, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
-    relabelled, repredicted, retold, unsure = [], [], [], []
+    relabelled, repredicted, retold, unsure, aimed = [], [], [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
         ruling = judge.rule(target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed)
         relabelled += list(ids[part][label[part] != y])
+        if goals.differ(asked):
+            where, labels = torch.from_numpy(ids[part].copy()), torch.from_numpy(np.array(y, np.int64))
+            own = goals.resolved(asked, labels, where, ruling.scores, target.task.k, manifest.seed)
+            said_goal = columns.get("goal", np.full(len(ids), -1))[part]
+            aimed += list(ids[part][goal_classes(own, labels).numpy() != said_goal])  # pyright: ignore
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
         retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
         unsure += list(ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver])
+    if aimed:
+        yield f"samples: the classes to reach of rows {some(aimed)} are not those of {asked}."
     if retold:
         yield f"samples: the truths or the model's outputs for rows {some(retold)} are others."
     if unsure:
@@ -288,6 +296,8 @@ def _examples(
     legal, size = judge.within(target, threat, x, x_adv)
     ruling = judge.rule(target, x_adv.to(target.device), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
+    if goals.differ(asked) and "goal" in columns:
+        threat = threat.towards(columns["goal"][rows])
     meets = judge.meets_goal(threat, label, y) | ~stable
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
@@ -303,6 +313,11 @@ def _examples(
     other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
     unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
+    other_rounded = np.zeros(len(ids), dtype=bool)
+    if "holds_8bit" in columns and broken.any():
+        own_threat, at = threat.of_rows(torch.from_numpy(broken.nonzero()[0])), torch.from_numpy(broken)
+        again = judge.holds_in_8bit(target, own_threat, x_adv[at], y[at], manifest.seed).numpy()
+        other_rounded[broken] = (again != columns["holds_8bit"][rows][broken].astype(bool)) & stable.numpy()[broken]
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
@@ -313,6 +328,7 @@ def _examples(
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
         (unsure, "are given another confidence by the model than samples.parquet says"),
+        (other_rounded, "fool the model in 8 bits where samples.parquet says no, or the other way round"),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):

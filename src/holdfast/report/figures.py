@@ -55,7 +55,8 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         figure = Figure(figsize=(4.7, 2.9), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+        if np.isfinite(eps):
+            axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         axes.fill_between(x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval")
         axes.plot(x, y, color=ACCENT, linewidth=0.9, linestyle=(0, (4, 2)))
         dots = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6, "clip_on": False}
@@ -63,7 +64,8 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         if not measured.all():
             label = "upper bound, from recorded sizes"
             axes.plot(x[~measured], y[~measured], markerfacecolor=PAPER, label=label, zorder=3, **dots)
-        axes.set(xlim=(0, max([*x, eps]) * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
+        widest = max([*x, eps]) if np.isfinite(eps) else max([*x, 1e-9])
+        axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_axisbelow(True)
         figure.legend(

@@ -131,6 +131,7 @@ def _page(folder: Path, manifest: Manifest) -> str:
     return rendered(
         "report.html.j2",
         m=manifest,
+        inf=math.inf,
         audit=audit,
         name=lambda label: words.class_name(manifest, label),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from holdfast import spec
 from holdfast.report import words
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import CurvePoint, Manifest
 
 _TONES = {
     "trusted": "green",
@@ -54,16 +54,36 @@ def _figures(manifest: Manifest) -> Table:
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("of", justify="right")
-    rows = [("clean accuracy", m.clean_accuracy), ("robust accuracy", m.robust_accuracy)]
+    bounded = words.bounded(manifest)
+    rows = [("clean accuracy", m.clean_accuracy)] + ([("robust accuracy", m.robust_accuracy)] if bounded else [])
+    if m.accuracy_8bit is not None and bounded:
+        rows.append(("robust accuracy, examples in 8 bits", m.accuracy_8bit))
     if m.certified_accuracy is not None:
         rows.append(("certified accuracy", m.certified_accuracy))
     for label, share in [*rows, ("attack success rate", m.attack_success_rate)]:
         table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
+    if not bounded:
+        for point in _spread(m.curve):
+            share = point.robust_accuracy
+            name = f"robust accuracy at eps {spec.number(point.eps)}"
+            table.add_row(name, words.percent(share.value), words.span(share), f"{share.n:,}")
+        for name, size in m.sizes.quantiles.items():
+            table.add_row(f"size, {float(name):.0%} of inputs", words.number(size), "", f"{m.sizes.n:,}")
+    for label, pair in (("precision", m.precision), ("recall", m.recall), ("F1", m.f1)):
+        if pair.clean is not None:
+            under = words.percent(pair.attacked)
+            table.add_row(f"{label}, clean and under attack", f"{words.percent(pair.clean)}, {under}", "", "")
     for label, share in (
         [] if m.errors is None else [("clean error", m.errors.clean), ("attacked error", m.errors.attacked)]
     ):
         table.add_row(f"{label}, median", words.number(share.median), "", f"{share.n:,}")
     return table
+
+
+def _spread(points: list[CurvePoint], most: int = 6) -> list[CurvePoint]:
+    """A few points of a curve, evenly spread, without that at 0."""
+    rest = [p for p in points if p.eps > 0]
+    return rest[:: max(1, len(rest) // most)]
 
 
 def _trials(manifest: Manifest) -> Table:

@@ -84,7 +84,13 @@ WIDE = 0.05  # an interval of more than so much is worth a word
 def more(manifest: Manifest) -> str | None:
     """How many inputs a narrower interval takes, where the present one is wide."""
     robust = manifest.metrics.robust_accuracy
-    if robust.value is None or robust.low is None or robust.high is None or robust.high - robust.low <= WIDE:
+    if (
+        not bounded(manifest)
+        or robust.value is None
+        or robust.low is None
+        or robust.high is None
+        or robust.high - robust.low <= WIDE
+    ):
         return None
     needed = samples_for(WIDE, robust.value)
     return f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were {robust.n:,}."
@@ -152,15 +158,49 @@ def _freedom(manifest: Manifest) -> str:
         low, high = manifest.model.bounds
         share = 2 * threat.eps / (high - low)
         return MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})
+    if not bounded(manifest):
+        return f"change an input by any amount, measured in {threat.norm}"
     phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
+    phrase += ", to what a file of 8 bits holds" if threat.grid else ""
     return phrase.format(unit=_unit(manifest.model), eps=spec.number(threat.eps))
 
 
+def bounded(manifest: Manifest) -> bool:
+    """Whether the threat has a finite eps; else the smallest changes were asked for."""
+    return math.isfinite(manifest.threat.eps)
+
+
+TARGETS = {
+    "least-likely": "the class that the model gave the lowest score",
+    "random": "a class drawn at random for each input",
+}
+
+
+def wanted(manifest: Manifest) -> str | None:
+    """The answer that a targeted adversary wants; None: any wrong one."""
+    threat = manifest.threat
+    if threat.targets is not None:
+        return TARGETS.get(threat.targets, "the class given for each input")
+    return None if threat.target is None else f"“{class_name(manifest, threat.target)}”"
+
+
 def goal(manifest: Manifest) -> str:
-    target = manifest.threat.target
-    if target is None:
+    answer = wanted(manifest)
+    if answer is None:
         return "Untargeted: any wrong answer is a success."
-    return f"Targeted: only the answer “{class_name(manifest, target)}” is a success."
+    return f"Targeted: only the answer {answer} is a success. Inputs of that class are left out."
+
+
+def distances(manifest: Manifest) -> str:
+    """How far the smallest changes found are."""
+    sizes, norm = manifest.metrics.sizes, manifest.threat.norm
+    if not sizes.n:
+        return "no change that fools the model was found."
+    at = {share: number(size) for share, size in sizes.quantiles.items()}
+    return (
+        f"the smallest change found that fools it has a median size of {number(sizes.median)} in {norm} (half of "
+        f"them between {at['0.25']} and {at['0.75']}), over {sizes.n:,} inputs."
+    )
 
 
 def headline(manifest: Manifest) -> str:
@@ -169,11 +209,10 @@ def headline(manifest: Manifest) -> str:
     clean, robust = m.clean_accuracy, m.robust_accuracy
     if clean.value is None or robust.value is None:
         return "No input was measured, so there is no figure."
-    wish = (
-        ""
-        if manifest.threat.target is None
-        else (f", and wants the answer “{class_name(manifest, manifest.threat.target)}”,")
-    )
+    answer = wanted(manifest)
+    wish = "" if answer is None else f", and wants the answer {answer},"
+    if not bounded(manifest):
+        return f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; {distances(manifest)}"
     start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
     least = " or less" if manifest.verdict.status == "upper-bound" else ""
     figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"

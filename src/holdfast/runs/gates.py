@@ -23,6 +23,7 @@ _SHARES = (
     "clean_accuracy",
     "robust_accuracy",
     "certified_accuracy",
+    "accuracy_8bit",
     "attack_success_rate",
     "corruptions.mean_accuracy",
     "worst_group.robust_accuracy",

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 SCHEMA_VERSION = 1
 
 # JSON has no NaN and no infinity: what is undefined is null.
 Real = Annotated[float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)]
 Share = Annotated[Real, Field(ge=0, le=1)]
+# An eps without a limit is null, too, and read back as infinity.
+Eps = Annotated[
+    float,
+    BeforeValidator(lambda v: math.inf if v is None else v),
+    PlainSerializer(lambda v: v if math.isfinite(v) else None, return_type=float | None),
+]
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
 
@@ -63,9 +69,11 @@ class DataInfo(Record):
 class ThreatInfo(Record):
     text: str  # as typed back: linf(8/255)
     norm: str
-    eps: float  # in raw input units
-    target: int | None = None  # the class to reach; None: any wrong one
-    measured: list[tuple[float, float]]  # (eps, largest size that counts as within it), the threat's own first
+    eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
+    target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
+    targets: str | None = None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
+    grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
+    measured: list[tuple[Eps, float]]  # (eps, largest size that counts as within it), the threat's own first
 
 
 class CorruptionInfo(Record):
@@ -118,7 +126,7 @@ class TrialInfo(Record):
     """One attack of the protocol, with all restarts and aims, at one eps."""
 
     spec: str  # every hyperparameter written out
-    eps: float
+    eps: Eps
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
@@ -171,6 +179,7 @@ class Sizes(Record):
     median: Real
     mean: Real
     maximum: Real
+    quantiles: dict[str, float] = {}  # by their share: 0.05, 0.25, 0.5, 0.75, 0.95
 
 
 class Errors(Record):
@@ -266,6 +275,7 @@ class Metrics(Record):
     perceptual: Perceptual | None = None
     survivors: Survivors | None = None  # where no trial drew noise after a first round there is no estimate
     refusals: Refusals | None = None
+    accuracy_8bit: Interval | None = None  # of images: under attack, each example rounded as a file of 8 bits holds it
 
 
 class Provenance(Record):

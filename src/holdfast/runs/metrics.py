@@ -90,12 +90,24 @@ OUTPUTS = pa.schema(
 
 LPIPS = pa.schema([("lpips", pa.float64())])  # of the stored example, by the network that the user gave
 
+# Whether the example of a broken row still fools the model as an image file of 8 bits holds it; null: no example.
+ROUNDED = pa.schema([("holds_8bit", pa.bool_())])
+
+GOAL = pa.schema([("goal", pa.int64())])  # the class that counts as a success, where each row has its own
+
 GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
 
 def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: with `OUTPUTS`, `REFUSALS`, `lpips` and `group`, where there are these."""
-    optional = (("truth", OUTPUTS), ("refused", REFUSALS), ("lpips", LPIPS), ("group", GROUP))
+    """The columns of samples: those of the models and data that have further ones after them."""
+    optional = (
+        ("truth", OUTPUTS),
+        ("refused", REFUSALS),
+        ("lpips", LPIPS),
+        ("holds_8bit", ROUNDED),
+        ("goal", GOAL),
+        ("group", GROUP),
+    )
     return pa.schema([*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)])
 
 
@@ -172,6 +184,9 @@ def measure(
         per_group=(groups := _groups(table, right, robust)),
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
+    if "holds_8bit" in table.column_names:
+        fooled = table.column("holds_8bit").fill_null(False).to_numpy(zero_copy_only=False)
+        shown.accuracy_8bit = interval(int((robust | ((status == "broken") & ~fooled)).sum()), n)
     if "refused" in table.column_names:
         held = table.column("refused").fill_null(False).to_numpy(zero_copy_only=False)
         clean_held = interval(int((clean == REFUSED).sum()), n)
@@ -334,7 +349,10 @@ def _sizes(size: np.ndarray) -> Sizes:
     if not len(size):
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
-    return Sizes(n=len(size), minimum=float(low), median=float(middle), mean=float(mean), maximum=float(high))
+    shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
+    quantiles = dict(zip(shares, np.quantile(size, [float(q) for q in shares]).tolist(), strict=True))
+    whole = {"minimum": float(low), "median": float(middle), "mean": float(mean), "maximum": float(high)}
+    return Sizes(n=len(size), **whole, quantiles=quantiles)
 
 
 def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
@@ -356,10 +374,13 @@ def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:
 def _curve(
     size: np.ndarray, status: np.ndarray, limits: Sequence[tuple[float, float]], right: int, n: int
 ) -> list[CurvePoint]:
-    """Robust accuracy at 0, at tenths of the threat's eps, and wherever the protocol was run."""
-    eps = limits[0][0]
-    tenths = [float(f"{eps * i / 10:.10g}") for i in range(10)] if np.isfinite(eps) else [0.0]
-    steps = {e: e for e in tenths}
+    """Robust accuracy at 0, at tenths of the threat's eps, and wherever the protocol was run.
+
+    Where eps is inf, at twentieths of the largest size found.
+    """
+    eps, found = limits[0][0], size[np.isfinite(size)]
+    top, parts, digits = (eps, 10, 10) if np.isfinite(eps) else (found.max(initial=0.0), 20, 3)
+    steps = {e: e for e in (float(f"{top * i / parts:.{digits}g}") for i in range(parts + (parts == 20)))}
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
     standing = np.isin(status, ["robust", "certified", "broken"])

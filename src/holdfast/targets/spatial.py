@@ -114,7 +114,8 @@ Movement = Rotation | Flow | Patch
 
 def parse(text: str | None) -> Movement | None:
     """The movement from text such as `rotation(30, 3)`, `flow(1.5)` or `patch(5)`; None for any other."""
-    if text is None or spec.call(text)[0].lower() not in MOVEMENTS:
+    name = (text or "").strip().partition("(")[0].strip().lower()
+    if text is None or name not in MOVEMENTS:
         return None
     return spec.build(text, MOVEMENTS, "movement")
 

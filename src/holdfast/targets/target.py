@@ -37,6 +37,9 @@ class Access(IntEnum):
     GRADIENTS = 3
 
 
+LEVELS = 255  # steps between the 256 values that 8 bits hold
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The box of legal inputs, in raw units.
@@ -85,6 +88,19 @@ class Bounds:
         """Whether all of each row is: [n] bool; NaN is not."""
         low, high = self.sides(x)
         return ((x >= low) & (x <= high)).flatten(1).all(1)
+
+    def as_8bit(self, x: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Inputs x [n, *shape] as a file of 8 bits holds them: each value at the nearest of 256 levels of the range.
+
+        With an `origin` [n, *shape] it is the neighbouring level on that side, so that nothing moves away from there.
+        """
+        level = (x.double() - self.low) / (self.high - self.low) * LEVELS
+        rounded = level.round()
+        if origin is not None:
+            own = ((origin.double() - self.low) / (self.high - self.low) * LEVELS).round()
+            exact = (level - rounded).abs() < 1e-3  # a level, but for what float32 adds
+            rounded = torch.where(exact, rounded, own.clamp(level.floor(), level.ceil()))
+        return rounded.to(x.dtype) / LEVELS * (self.high - self.low) + self.low
 
     @property
     def ulp(self) -> float | Tensor:

@@ -25,7 +25,7 @@ from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
 _READ = (
-    "The model ends in a {}; its logits are read before it, which are its log-probabilities up to a constant and do not "
+    "The model ends in a {}; its logits are read before it: its log-probabilities up to a constant, which do not "
     "round to 0 and 1."
 )
 
