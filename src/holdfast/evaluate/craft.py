@@ -8,9 +8,10 @@ import torch
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.evaluate import judge, pool
-from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range
+from holdfast.evaluate.contract import check_data, check_model, check_range
 from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
+from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.protocols import parse_trial
 from holdfast.targets.target import Target
 from holdfast.targets.truth import WithTruth
@@ -36,8 +37,9 @@ def craft(
     start, stop = rows_asked(samples, len(source), source.name)
     target, source = graded(target, source, threat)
     check_data(source, target.bounds, target.beside)
+    target.bind(source.shape)
+    (source,), _ = numbered(target, source)
     check_model(target, source)
-    check_labels(source, target.task.k)
     check_range(target, source)
     pool.fill(target, source, [trial.attack])
     threat.check_classes(target.task.k)

@@ -19,6 +19,7 @@ from holdfast.evaluate.contract import check_model
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
+from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.looks import PerceptualDistance, looks
 from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
@@ -53,6 +54,7 @@ def verify(folder: Path, target: Target, source: Source, perceptual: str | torch
     asked = _threat(folder, manifest)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
+    (source,), _ = numbered(target, source)
     if manifest.model.draws > 1 and target.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities = manifest.model.probabilities

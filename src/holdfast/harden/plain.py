@@ -12,6 +12,7 @@ from typing import Any
 
 from holdfast.data import Source
 from holdfast.data.part import divide
+from holdfast.evaluate.labels import numbered
 from holdfast.harden import objectives, workers
 from holdfast.harden.harden import check_network, check_precision
 from holdfast.harden.network import TorchNetwork, network_of
@@ -61,6 +62,8 @@ def train(
         judge="",
     )
     network = network_of(None, target)
+    target.bind(data.shape)
+    (data,), _ = numbered(target, data)
     check_network(network, target, data, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)

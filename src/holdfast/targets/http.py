@@ -82,6 +82,7 @@ class HttpTarget(Target):
         self.settings = settings
         self.access = Access.LABELS if settings.gives == "labels" else Access.SCORES
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
+        self.class_labels = settings.names or None
         self.layout, self.probabilities = settings.layout, settings.gives == "probabilities"
         self.batch_size = max(256, settings.batch * settings.concurrency)
         self.bind(settings.shape)

@@ -114,6 +114,7 @@ class Target(ABC):
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool = False  # the model gives probabilities, and scores are their logarithms
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
+    class_labels: tuple[Any, ...] | None = None  # what the model calls its classes (texts, -1 and 1); None: 0..k-1
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")

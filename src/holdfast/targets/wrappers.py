@@ -39,7 +39,7 @@ class Around(Target):
         self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
         self.draws, self.caution = inner.draws, inner.caution
         self.approximate, self.lent = inner.approximate, inner.lent
-        self.remarks, self.graded = inner.remarks, inner.graded
+        self.remarks, self.graded, self.class_labels = inner.remarks, inner.graded, inner.class_labels
 
     @property
     def probabilities(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
