@@ -110,7 +110,11 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
         (lambda x, y: (x, y), ("--bounds", "0,255"), ("[0, 1]", "[0, 255]", "scaled to [0, 1] already")),
         (lambda x, y: ((x - 0.3) / 0.4, y), (), ("[-0.75, 1.75]", "[0, 1]", "normalised", "--preprocess")),
         (lambda x, y: (x.transpose(0, 2, 3, 1), y), (), ("(8, 8, 1)", "NHWC", "--layout nhwc")),
-        (lambda x, y: (x, np.eye(10)[y]), (), ("20 x 10", "one-hot", "y.argmax(1)")),
+        (
+            lambda x, y: (x, put(np.eye(10)[y], (4, slice(3)), 1)),
+            (),
+            ("20 x 10", "row 4", "one-hot", "--task multilabel"),
+        ),
         (lambda x, y: (x, put(y, 5, 10)), (), ("row 5 ", "label 10", "10 classes", "0 to 9", "count from 1")),
         (lambda x, y: (x, put(y, 5, -1)), (), ("row 5 ", "label -1", "count from 0")),
         (lambda x, y: (x, y / 2), (), ("float64", "integers", "astype(int)")),

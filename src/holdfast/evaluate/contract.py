@@ -26,11 +26,10 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     The bounds say nothing of the first features of a flat input that stand `beside` it.
 
     Raises:
-        InputError: not finite, out of bounds (with the likely cause), or labels that are not class numbers.
+        InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
-    for start, x, y in _parts(data):
-        _check_labels(y, start)
+    for start, x, _ in _parts(data):
         finite = np.isfinite(x)
         if not finite.all():
             row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
@@ -71,7 +70,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     """Refuse a model that does not fit the data; note what is odd. Looks at the source's first rows.
 
     Raises:
-        InputError: the layout is wrong, the model fails on the data, or labels exceed its classes.
+        InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
     x, _ = data.rows(0, min(LOOK, len(data)))
@@ -177,39 +176,6 @@ def randomised(noted: list[Finding]) -> bool:
     return any(finding.check == "randomised" for finding in noted)
 
 
-def check_labels(data: Source, k: int) -> None:
-    """Refuse labels that a model of k classes cannot give.
-
-    Raises:
-        InputError: names the first such row.
-    """
-    for start, _, y in _parts(data):
-        if len(y) and int(y.max()) >= k:
-            row = start + int(np.argmax(y))
-            hint = " Do they count from 1?" if int(y.max()) == k else ""
-            raise InputError(
-                f"row {row} of {data.name} has label {int(y.max())}, but the model knows {k} classes, numbered 0 to "
-                f"{k - 1}.{hint}"
-            )
-
-
-def _check_labels(y: np.ndarray, start: int) -> None:
-    if y.ndim == 2 and y.shape[1] > 1:
-        raise InputError(
-            f"labels have shape {_shape(y.shape)}: they look one-hot. Give class numbers instead: y.argmax(1); or, if "
-            f"several labels may hold at once, say --task multilabel (in Python: wrap(..., task='multilabel'))."
-        )
-    if y.ndim != 1:
-        raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise InputError(
-            f"labels are {y.dtype} (the first is {y[0]!s}), but class numbers are integers: convert with "
-            f'astype(int). For a regression say --task "regression(tolerance=0.1)".'
-        )
-    if len(y) and int(y.min()) < 0:
-        raise InputError(f"row {start + int(np.argmin(y))} has label {int(y.min())}, but classes count from 0.")
-
-
 def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool) -> str:
     if whole and low >= 0 and high > 255:
         return "They are whole numbers: if they are tokens of text, such models are not supported."
@@ -221,10 +187,6 @@ def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds,
             "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
         )
     return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) if len(shape) > 1 else f"({shape[0]},)" if shape else "()"
 
 
 def _parts(data: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

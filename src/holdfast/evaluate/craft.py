@@ -15,9 +15,10 @@ from holdfast.data import Source, as_source
 from holdfast.data.arrays import like
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import goals, judge, looks, pool
-from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range
+from holdfast.evaluate.contract import check_data, check_model, check_range
 from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
+from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.protocols import DEFAULT_ATTACK, Trial, chosen
 from holdfast.evaluate.ways import Ways
 from holdfast.targets import wrap
@@ -92,8 +93,9 @@ def craft(
     start, stop = rows_asked(samples, len(source), source.name)
     target, source = graded(target, source, threat)
     check_data(source, target.bounds, target.beside)
+    target.bind(source.shape)
+    (source,), _ = numbered(target, source)
     check_model(target, source)
-    check_labels(source, target.task.k)
     check_range(target, source)
     _check(target, source, threat, trial)
     with pool.filled(target, source, [trial.attack]):

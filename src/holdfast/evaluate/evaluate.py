@@ -27,11 +27,12 @@ from holdfast.decisions import UNASKED
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import corrupted, goals, moved, pool, protocols, signs
 from holdfast.evaluate.chunk import STATUSES, Plan, Progress, Watch, search, settle
-from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range, randomised
+from holdfast.evaluate.contract import check_data, check_model, check_range, randomised
 from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import add, add_trials, finish
 from holdfast.evaluate.forecast import Forecast, forecast
 from holdfast.evaluate.graded import graded
+from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.evaluate.memory import give_back_freed
 from holdfast.evaluate.protocols import Protocol, Trial
@@ -142,6 +143,8 @@ def evaluate(
         protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     part = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds, target.beside)
+    target.bind(source.shape)
+    (source,), said = numbered(target, source)
     noted = check_model(target, source)
     kind: dict[str, Any] = {"aimed": aimed, "access": target.access, "bounded": threat.bounded}
     if not attacks and protocol in signs.FOLLOWED and target.free is None and target.draws == 1 and randomised(noted):
@@ -152,7 +155,7 @@ def evaluate(
         kind["drawn"] = True
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
     chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
-    check_labels(source, target.task.k)
+    noted += said
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     check_range(target, source)
     folder = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)

@@ -20,6 +20,7 @@ from holdfast.evaluate.claims import claims, some, threat_of
 from holdfast.evaluate.evaluate import chunk_of
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
+from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.looks import PerceptualDistance, looks
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -85,6 +86,7 @@ def _all(
     asked = threat_of(folder, manifest, len(source))
     target, source = graded(target, source, asked)
     target.bind(source.shape)
+    (source,), _ = numbered(target, source)
     if manifest.model.draws > 1 and target.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True

@@ -19,6 +19,7 @@ from holdfast.data import Source
 from holdfast.data.part import divide
 from holdfast.errors import InputError
 from holdfast.evaluate.contract import check_data
+from holdfast.evaluate.labels import numbered
 from holdfast.generate import quality
 from holdfast.generate.folder import NOTE, READER, WEIGHTS, Generator, grid, load_reader, parse
 from holdfast.generate.folder import load as load_generator
@@ -266,6 +267,7 @@ def generate(
         data, test = divide(data, 0.2, 10_000, seed, "test")
     for source in (data, test):
         check_data(source, box)
+    (data, test), _ = numbered(None, data, test)
     if test.fingerprint() == data.fingerprint():
         raise InputError(f"{data.name} would train the generator and measure it too; give other rows (--test).")
     frame, k = _frame(data, box, layout)

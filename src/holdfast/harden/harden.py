@@ -20,8 +20,9 @@ from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
-from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.contract import check_data, check_model
 from holdfast.evaluate.evaluate import rows_asked
+from holdfast.evaluate.labels import numbered
 from holdfast.harden import augment, board, objectives, recipes, workers
 from holdfast.harden.balance import balance_of, divide_fairly, labels_of
 from holdfast.harden.mix import Mix
@@ -129,21 +130,22 @@ def harden(
     source, judged = _sources(target, data, test, seed)
     source = _some(source, train_samples, "train_samples")
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
+    target.bind(source.shape)
+    more = [] if synthetic is None else [synthetic]
+    (source, judged, *more), _ = numbered(target, source, judged, *more)
     check_network(network, target, source, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)
     if tensorboard:
         board.writer()
     _check_counts(source, target.task.k)
-    check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
     balance = balance_of(train, target.task.k, recipe.class_weights)
-    mix = None if synthetic is None else Mix(synthetic, synthetic_share)
+    mix = Mix(more[0], synthetic_share) if more else None
     if mix is not None:
         mix.check(source)
         check_data(mix.data, target.bounds)
-        check_labels(mix.data, target.task.k)
     if len(train) < recipe.batch_size:
         recipe = replace(recipe, batch_size=len(train))
     recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
@@ -246,7 +248,6 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
         InputError: that.
     """
     check_model(target, source)
-    check_labels(source, target.task.k)
     if target.task.refuses:
         raise InputError("the model stands behind a detector, which training does not know of; leave it out.")
     x, _ = source.rows(0, 256)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data import Source
+from holdfast.evaluate.labels import numbered
 from holdfast.harden import objectives, workers
 from holdfast.harden.balance import balance_of, divide_fairly
 from holdfast.harden.harden import check_network, check_precision
@@ -65,6 +66,8 @@ def train(
         class_weights=class_weights,
     )
     network = network_of(None, target)
+    target.bind(data.shape)
+    (data,), _ = numbered(target, data)
     check_network(network, target, data, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
     check_precision(precision)

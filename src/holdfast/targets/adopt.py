@@ -41,7 +41,8 @@ def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module
     if framework == "sklearn":
         from holdfast.targets.arrays import from_estimator
 
-        return from_estimator(model)
+        wanted = {name: value for name, value in options.items() if name in ("gives", "classes")}
+        return from_estimator(model, **wanted)
     if framework == "numpy":
         from holdfast.targets.arrays import ArrayModel
 

@@ -17,6 +17,26 @@ from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor
 from holdfast.targets.target import Access
 
 _SAYS = {"predict_proba": True, "decision_function": False}  # whether a method of this name gives probabilities
+# Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is a class that holds
+# numbers and runs no code of the file's; anything else needs the user's word.
+_KERNELS = "CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation Matern Product RBF RationalQuadratic"
+_OWN_TYPES = frozenset(
+    """
+    sklearn._loss.loss.HalfTweedieLossIdentity
+    sklearn.calibration._CalibratedClassifier
+    sklearn.calibration._SigmoidCalibration
+    sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor
+    sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace
+    sklearn.metrics._dist_metrics.EuclideanDistance64
+    sklearn.metrics._dist_metrics.ManhattanDistance64
+    sklearn.metrics._dist_metrics.MinkowskiDistance64
+    sklearn.neighbors._ball_tree.BallTree
+    sklearn.neighbors._kd_tree.KDTree
+    sklearn.neural_network._stochastic_optimizers.AdamOptimizer
+    sklearn.neural_network._stochastic_optimizers.SGDOptimizer
+    sklearn.tree._tree.Tree
+    """.split()
+) | {f"sklearn.gaussian_process.kernels.{name}" for name in f"{_KERNELS} Sum WhiteKernel".split()}
 
 
 class ArrayModel(Foreign):
@@ -32,6 +52,8 @@ class ArrayModel(Foreign):
         layout: str = "nchw",
         output: str | int | None = None,
         digest: bytes | None = None,
+        class_labels: tuple[Any, ...] | None = None,
+        numbers: str | None = None,
     ) -> None:
         if gives not in ("scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
@@ -39,6 +61,7 @@ class ArrayModel(Foreign):
         self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
         self.access = Access.SCORES if gives == "scores" else Access.LABELS
         self.shape = None if shape is None else tuple(shape)
+        self.class_labels, self.numbers = class_labels, numbers
         self._digest = digest
 
     def infer(self, x: Tensor) -> Tensor:
@@ -49,46 +72,113 @@ class ArrayModel(Foreign):
         return self._digest or digest_of((), name)
 
 
-def from_estimator(model: Any) -> ArrayModel:
-    """A fitted classifier of scikit-learn's kind: its probabilities, else its decision function, else its labels."""
+def from_estimator(model: Any, *, gives: str | None = None, classes: int | None = None) -> ArrayModel:
+    """A fitted estimator of scikit-learn's kind: its probabilities, else its decision function, else its predictions.
+
+    Predictions are labels where the estimator names its classes (`classes_`), or `classes` says how many there are;
+    else they are numbers, as a regression has them.
+
+    Raises:
+        InputError: it predicts several labels at once, in a form of scikit-learn's own.
+    """
     try:
         digest = hashlib.sha256(pickle.dumps(model)).digest()
     except Exception:  # noqa: BLE001  # a user's class that does not pickle
         digest = digest_of((), repr(model))
-    classes = np.asarray(getattr(model, "classes_", np.arange(2)))
+    kind, known = type(model).__name__, _classes(model)
     features = getattr(model, "n_features_in_", None)
-    shape = None if features is None else (int(features),)
-    if not np.array_equal(classes, np.arange(len(classes))):
-        raise InputError(
-            f"the classes of {type(model).__name__} are {classes[:5].tolist()}, but labels count from 0: fit it on "
-            f"class numbers."
-        )
+    own: dict[str, Any] = {"digest": digest, "shape": None if features is None else (int(features),)}
+    if known is not None:
+        standard = known == list(range(len(known))) and not any(isinstance(c, (bool, str)) for c in known)
+        own |= {"class_labels": None if standard else tuple(known)}
+        classes = len(known)
     for name in ("predict_proba", "decision_function"):
-        if hasattr(model, name):
-            return ArrayModel(getattr(model, name), classes=len(classes), shape=shape, digest=digest)
-    return ArrayModel(model.predict, gives="labels", classes=len(classes), shape=shape, digest=digest)
+        if hasattr(model, name) and gives != "labels":
+            return ArrayModel(getattr(model, name), classes=classes, **own)
+    if known is not None:
+        places = {label: i for i, label in enumerate(known)}
+
+        def labels(x: np.ndarray) -> np.ndarray:
+            return np.array([places[label] for label in np.asarray(model.predict(x)).tolist()], np.int64)
+
+        return ArrayModel(labels, gives="labels", classes=classes, **own)
+    if classes is not None or gives == "labels":
+        return ArrayModel(model.predict, gives="labels", classes=classes, **own)
+    said = (
+        f"a {kind} names no classes (classes_), so its predictions are taken for numbers: for a regression say --task "
+        f'"regression(tolerance=0.1)" (in Python: task=...), and a classifier has to be fitted first.'
+    )
+    return ArrayModel(model.predict, numbers=said, **own)
+
+
+def _classes(model: Any) -> list[Any] | None:
+    """What an estimator calls its classes, as plain values in its own order; None where it does not say."""
+    try:
+        found = model.classes_
+    except Exception:  # noqa: BLE001  # not fitted, or a property that fails
+        # Detectors of outliers predict -1 for them and 1 for the rest, and have no `classes_`.
+        return [-1, 1] if hasattr(model, "fit_predict") and hasattr(model, "decision_function") else None
+    if isinstance(found, list) and found and isinstance(found[0], np.ndarray):
+        raise InputError(
+            f"the {type(model).__name__} predicts {len(found)} labels at once, each with classes of its own; wrap a "
+            f"function that returns one array of probabilities [n, labels], with task='multilabel'."
+        )
+    return np.asarray(found).tolist()
 
 
 def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:
     """A fitted estimator of a `.skops` file, which cannot run code unless it is trusted.
 
     Raises:
-        InputError: damaged, or it holds types that skops does not know as safe.
+        InputError: damaged, or it holds types that neither skops nor this list knows as safe.
     """
     io = need("skops.io", "sklearn", f"{path}")
     try:
-        odd = io.get_untrusted_types(file=path)
+        asked = io.get_untrusted_types(file=path)
+        odd = [name for name in asked if name not in _OWN_TYPES]
         if odd and not trust:
             raise InputError(
                 f"{path} holds types that may run code ({', '.join(odd[:3])}), so it was not opened; give --trust if "
                 f"you trust its maker."
             )
-        return from_estimator(io.load(path, trusted=odd))
+        model = io.load(path, trusted=asked)
+        _check_trees(model, path)
+        return from_estimator(model)
     except InputError:
         raise
     except Exception as error:  # zip, json and whatever the estimator raises
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{path} cannot be opened as a skops file: {first}.") from error
+
+
+def _check_trees(model: Any, path: Path) -> None:
+    """Raises InputError: a tree leads out of its own nodes or features, where compiled code would read other memory."""
+    parts, seen = [model], set[int]()
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, (list, tuple)):
+            parts += part
+        elif isinstance(part, np.ndarray):
+            parts += part.ravel().tolist() if part.dtype == object else []
+        elif isinstance(part, dict):
+            parts += part.values()
+        elif type(part).__module__.startswith("sklearn."):
+            parts += vars(part).values() if hasattr(part, "__dict__") else []
+            if type(part).__name__ == "Tree" and not _sound(part):
+                raise InputError(f"{path} is damaged: a tree of it leads to a node or a feature that is not there.")
+
+
+def _sound(tree: Any) -> bool:
+    """Whether each inner node of a tree leads to later nodes, and asks for a feature that there is."""
+    inner = tree.children_left != -1
+    sides = np.stack([tree.children_left, tree.children_right])[:, inner]
+    feature, at = tree.feature[inner], np.flatnonzero(inner)
+    return bool(
+        (sides > at).all() and (sides < tree.node_count).all() and ((feature >= 0) & (feature < tree.n_features)).all()
+    )
 
 
 def from_trees(path: Path) -> ArrayModel:

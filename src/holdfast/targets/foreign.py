@@ -31,6 +31,8 @@ class Foreign(ABC):
     probabilities: bool | None = None  # whether the model says that it gives probabilities; None: it does not say
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
+    class_labels: tuple[Any, ...] | None = None  # what the model calls its classes; None: 0..k-1
+    numbers: str | None = None  # its outputs are no scores of classes: what to say where they are taken for some
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
     @abstractmethod

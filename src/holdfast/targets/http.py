@@ -83,6 +83,7 @@ class HttpTarget(Target):
         self.access = Access.LABELS if settings.gives == "labels" else Access.SCORES
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
         self.layout, self.probabilities, self.said = settings.layout, settings.gives == "probabilities", True
+        self.class_labels = settings.names or None
         self.batch_size = max(256, settings.batch * settings.concurrency)
         self.bind(settings.shape)
         self.store = Answers(settings.cache_file and folder / settings.cache_file, settings.identity())

@@ -133,6 +133,7 @@ class Target(ABC):
     reads: bool = False  # scores are the logits before the model's last activation
     single: bool = False  # the model gives one output, served as the two classes [0, z]
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
+    class_labels: tuple[Any, ...] | None = None  # what the model calls its classes (texts, -1 and 1); None: 0..k-1
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")

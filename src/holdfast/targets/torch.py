@@ -319,7 +319,10 @@ class TorchTarget(Target):
         self.layout = self.layout if self._layout_given else self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
+        self.class_labels = None if foreign is None else foreign.class_labels
         self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
+        if foreign is not None and foreign.numbers is not None and self.graded is None:
+            raise InputError(foreign.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
         self.passes = 1 + sum(step.passes for step in self.detectors)
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):

@@ -40,6 +40,7 @@ class Around(Target):
         self.draws, self.caution = inner.draws, inner.caution
         self.approximate, self.lent = inner.approximate, inner.lent
         self.remarks, self.graded, self.single = inner.remarks, inner.graded, inner.single
+        self.class_labels = inner.class_labels
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
