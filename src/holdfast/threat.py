@@ -225,8 +225,10 @@ def _goal(target: Any) -> Untargeted | Targeted:
     """The goal that a `target` says: see `Threat.linf`."""
     if target is None:
         return Untargeted()
-    if isinstance(target, (int, float, str)) or getattr(target, "shape", None) == ():
-        return Targeted(target.item() if hasattr(target, "item") else target)
+    if isinstance(target, (int, str)):
+        return Targeted(target)
+    if getattr(target, "shape", None) == ():
+        return Targeted(target.item())
     column = target if isinstance(target, Tensor) else torch.as_tensor(np.asarray(target))
     if column.ndim != 1 or column.is_floating_point() or column.dtype == torch.bool:
         raise SpecError(

@@ -95,7 +95,7 @@ class Answers:
         unequal = self.one_class is None and share > 1.5 / np.count_nonzero(self.rows)
         if not unequal or len(self.label) < ENOUGH:
             return False
-        return binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL
+        return bool(binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL)
 
 
 def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
@@ -158,6 +158,6 @@ def outputs_follow(truth: np.ndarray, said: np.ndarray) -> bool | None:
     def follows(t: np.ndarray, z: np.ndarray) -> bool:
         if z.std() == 0 or np.square(z - t).sum() >= 0.999 * np.square(t - t.mean()).sum():  # but for rounding
             return False
-        return bool(pearsonr(t, z, alternative="greater").pvalue <= LEVEL / len(varied))
+        return bool(pearsonr(t, z, alternative="greater")[1] <= LEVEL / len(varied))
 
     return any(follows(truth[:, i], said[:, i]) for i in varied)
