@@ -8,7 +8,7 @@ twice, which some objectives do.
 
 The backend is chosen when Keras is imported, so the training has a process of its own. What the two backends make of
 the same weights is compared before training and after; a model whose layers call one framework directly cannot come
-along. The softmax at a model's end is left out while training, and is there again in the file.
+along. Training sees the logits before a softmax at the end, which stays where it is.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     assert isinstance(target, TorchTarget)
     _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)
-    bare, shape = target.model.model, target.model.shape  # without a softmax at its end
+    bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
     training = Training(
         target=target,
@@ -211,7 +211,7 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     if not team.leads:
         return
     net.load_state_dict(best)
-    _put(net, bare, model)
+    _put(net, bare)
     np.save(work / "after.npy", _probe(target, held))
     weights = {str(i): torch.from_numpy(np.array(w)) for i, w in enumerate(model.get_weights())}
     save_file(weights, work / "weights.safetensors")
@@ -219,16 +219,13 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         raise failed
 
 
-def _put(net: Rebuilt, bare: Any, model: Any) -> None:
-    """The weights of `net` into the model that it was made of, and from there into the one with a softmax."""
+def _put(net: Rebuilt, bare: Any) -> None:
+    """The weights of `net` into the model that it was made of, whose layers are those of the whole one."""
     with torch.no_grad():
         for v, value in zip(
             (*bare.trainable_variables, *bare.non_trainable_variables), (*net.trained, *net.buffers()), strict=True
         ):
             v.assign(value)
-    last = bare.layers[-1]
-    if all(last is not layer for layer in model.layers):  # all others are shared
-        model.layers[-1].set_weights(last.get_weights())
 
 
 def _own_code() -> list[str]:

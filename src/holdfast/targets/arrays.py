@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         standard = known == list(range(len(known))) and not any(isinstance(c, (bool, str)) for c in known)
         own |= {"class_labels": None if standard else tuple(known)}
         classes = len(known)
-    for name in ("predict_proba", "decision_function"):
+    names = ["predict_proba", "decision_function"]
+    if _decides_alike(model, features, classes or 2):
+        names.reverse()
+    for name in names:
         if hasattr(model, name) and gives != "labels":
             return ArrayModel(getattr(model, name), classes=classes, **own)
     if known is not None:
@@ -124,6 +128,22 @@ def _classes(model: Any) -> list[Any] | None:
             f"function that returns one array of probabilities [n, labels], with task='multilabel'."
         )
     return np.asarray(found).tolist()
+
+
+def _decides_alike(model: Any, features: int | None, k: int) -> bool:
+    """Whether an estimator's decision function, which does not round to 0 and 1, decides as its probabilities do."""
+    if features is None or not (hasattr(model, "decision_function") and hasattr(model, "predict_proba")):
+        return False
+    x = np.random.default_rng(0).normal(size=(64, int(features)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names of features
+            z, p = (np.asarray(ask(x)) for ask in (model.decision_function, model.predict_proba))
+    except Exception:  # noqa: BLE001  # whatever an estimator makes of rows that are not its own
+        return False
+    if z.shape != ((64,) if k == 2 else (64, k)):
+        return False
+    return np.array_equal((z > 0).astype(int) if k == 2 else z.argmax(1), p.argmax(1))
 
 
 def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:

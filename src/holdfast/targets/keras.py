@@ -10,13 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.targets import activation
 from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need
 from holdfast.targets.target import Pullback
-
-SOFTMAX = (
-    "probabilities",
-    "The model ends in a softmax; its logits are read before it, which are its log-probabilities up to a constant.",
-)
 
 
 class KerasOnTorch(Foreign):
@@ -24,14 +20,18 @@ class KerasOnTorch(Foreign):
 
     layout = "nhwc"
 
-    def __init__(
-        self, model: Any, output: str | int | None, digest: bytes, remarks: tuple[tuple[str, str], ...]
-    ) -> None:
-        self.model, self.output, self._digest, self.remarks = model, output, digest, remarks
-        self.shape = _shape(model)
+    def __init__(self, model: Any, output: str | int | None, digest: bytes) -> None:
+        self.model, self.output, self._digest = model, output, digest
+        self.shape, self._asked = _shape(model), False
 
     def __call__(self, x: Tensor) -> Tensor:
-        return chosen(self.model(x, training=False), self.output)
+        with activation.Reading():
+            out = chosen(self.model(x, training=False), self.output)
+        if not self._asked:
+            kind, self._asked = activation.ending(out), True
+            self.ending, self.probabilities = (None, False) if kind == activation.LINEAR else (kind, None)
+        found = None if self.ending is None else activation.before(out)
+        return out if found is None or found.logits is None else found.logits
 
     infer = __call__
 
@@ -93,17 +93,15 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
             f"change by a little are supported, such as images and tables of numbers."
         )
     digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
-    adapted = _adapted(keras, *_without_softmax(keras, model, output), output, digest)
+    adapted = _adapted(keras, _of_one(keras, model, output), output, digest)
     adapted.trainable = model
     return adapted
 
 
-def _adapted(
-    keras: Any, model: Any, remarks: tuple[tuple[str, str], ...], output: str | int | None, digest: bytes
-) -> Foreign:
+def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) -> Foreign:
     backend = keras.config.backend()
     if backend == "torch":
-        return KerasOnTorch(model, output, digest, remarks)
+        return KerasOnTorch(model, output, digest)
     if backend == "jax":
         from holdfast.targets.jax import JaxModel
 
@@ -115,13 +113,10 @@ def _adapted(
             layout="nhwc",
             output=output,
             digest=digest,
-            remarks=remarks,
         )
     from holdfast.targets.tensorflow import TensorFlowModel
 
-    return TensorFlowModel(
-        lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest, remarks=remarks
-    )
+    return TensorFlowModel(lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest)
 
 
 def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -> Any:
@@ -131,24 +126,15 @@ def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -
     return keras.Model(rows, model(split(rows, keras.ops.reshape)))
 
 
-def _without_softmax(keras: Any, model: Any, output: str | int | None) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """The model of one tensor, not a list of one, with its last softmax left out: a layer or the activation of one."""
-    last = getattr(model, "layers", [None])[-1]
+def _of_one(keras: Any, model: Any, output: str | int | None) -> Any:
+    """The model of one tensor, and not of a list of one."""
     one = len(getattr(model, "outputs", None) or ()) == len(getattr(model, "inputs", None) or ()) == 1
-    if output is not None or last is None or not one:
-        return model, ()
+    if output is not None or not one:
+        return model
     try:
-        entry = model.inputs[0]
-        if isinstance(last, keras.layers.Softmax):
-            return keras.Model(entry, last.input), (SOFTMAX,)
-        if getattr(last, "activation", None) is not keras.activations.softmax:
-            return keras.Model(entry, model.outputs[0]), ()
-        bare = type(last).from_config(last.get_config() | {"activation": "linear"})
-        scores = bare(last.input)
-        bare.set_weights(last.get_weights())
-        return keras.Model(entry, scores), (SOFTMAX,)
-    except (AttributeError, ValueError, TypeError):  # no graph of layers: its probabilities serve
-        return model, ()
+        return keras.Model(model.inputs[0], model.outputs[0])
+    except (AttributeError, ValueError, TypeError):  # no graph of layers
+        return model
 
 
 def _shape(model: Any) -> tuple[int, ...] | None:

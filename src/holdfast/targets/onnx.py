@@ -47,7 +47,10 @@ class OnnxModel(Foreign):
         sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
         self.shape = tuple(sides[1:]) if len(sides) > 1 and all(sides[1:]) else None
         self.layout = "nhwc" if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4) else "nchw"
-        self.session, self.rows = _session(runtime, proto, self.entry, sides, path)
+        self.ending, linear = _without_activation(proto, self.exits, output)
+        self.probabilities = False if linear else None
+        source = str(path) if self.ending is None else proto.SerializeToString()
+        self.session, self.rows = _session(runtime, proto, self.entry, sides, path, source)
         self._convert(onnx, proto)
 
     def infer(self, x: Tensor) -> Tensor:
@@ -90,14 +93,40 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _session(runtime: Any, proto: Any, entry: str, sides: list[int], path: Path) -> tuple[Any, int | None]:
-    """A session, and the rows that it must be given at once (None: any number)."""
+def _without_activation(proto: Any, exits: list[str], output: str | int | None) -> tuple[str | None, bool]:
+    """Take the last softmax or sigmoid out of a graph: which one it was, and whether the graph ends in a linear layer.
+
+    A softmax over other axes than the last of two stays.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    only = exits[0] if len(exits) == 1 else "logits"
+    wanted = only if output is None else str(output)
+    node = makers.get(wanted)
+    while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"):
+        node = makers.get(node.input[0])
+    if node is None:
+        return None, False
+    if node.op_type == "Add":
+        before = [makers[name].op_type for name in node.input if name in makers]
+        return None, bool({"MatMul", "Gemm", "Conv"} & set(before))
+    axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+    if node.op_type not in ("Softmax", "Sigmoid") or (node.op_type == "Softmax" and axis not in (-1, 1)):
+        return None, node.op_type in ("Gemm", "MatMul", "Conv")
+    kind, node.op_type = node.op_type.lower(), "Identity"
+    del node.attribute[:]
+    return kind, False
+
+
+def _session(
+    runtime: Any, proto: Any, entry: str, sides: list[int], path: Path, source: str | bytes
+) -> tuple[Any, int | None]:
+    """A session of `source`, and the rows that it must be given at once (None: any number)."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     where = ["CPUExecutionProvider"]
     try:
-        session = runtime.InferenceSession(str(path), options, providers=where)
+        session = runtime.InferenceSession(source, options, providers=where)
     except Exception as error:  # onnxruntime's own family
         raise InputError(f"onnxruntime cannot open {path}: {_first(error)}.") from error
     if not sides or not sides[0]:

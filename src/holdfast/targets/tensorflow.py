@@ -67,8 +67,30 @@ class TensorFlowModel(Foreign):
     def _in(self, x: Tensor) -> Any:
         return self.tf.convert_to_tensor(x.detach().contiguous().numpy())
 
-    def _scores(self, x: Any) -> Any:
+    def _plain(self, x: Any) -> Any:
         return chosen(self.function(x), self.output)
+
+    def _reader(self, rows: Any) -> Callable[[Any], Any]:
+        """The function from tensors of this kind to scores, or to what stands before their last activation."""
+        graph = self.tf.function(self._plain, input_signature=[rows]).get_concrete_function()
+        nested = _before_shapes(graph.outputs[0]).op.type.endswith("PartitionedCall")  # a function, a SavedModel
+        graph = _inlined(graph) if nested else graph
+        if graph is None:
+            return self._plain
+        found = _before(self.tf, graph.outputs[0])
+        self.ending = None if found is None else found[0]
+        self.probabilities = False if _is_linear(graph.outputs[0]) else None
+        if found is None:
+            return self._plain
+        if nested:
+            return graph.prune(graph.inputs, found[1])
+
+        def scores(x: Any) -> Any:
+            again = _before(self.tf, self._plain(x))
+            assert again is not None
+            return again[1]
+
+        return scores
 
     def _calls(self, x: Tensor) -> tuple[Any, Any, Any]:
         """For inputs of one shape and type and any number of rows: the output, its vjp, and both in one."""
@@ -77,10 +99,12 @@ class TensorFlowModel(Foreign):
             tf = self.tf
             rows = tf.TensorSpec([None, *x.shape[1:]], tf.float64 if x.dtype == torch.float64 else tf.float32)
 
+            scores = self._reader(rows)
+
             def slope(x: Any, c: Callable[[Any], Any] | Any) -> tuple[Any, Any]:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(x)
-                    z = self._scores(x)
+                    z = scores(x)
                 g = tape.gradient(z, x, output_gradients=c(z) if callable(c) else c, unconnected_gradients="zero")
                 return z, tf.convert_to_tensor(g)
 
@@ -89,7 +113,7 @@ class TensorFlowModel(Foreign):
                 c.set_shape(z.shape)
                 return c
 
-            infer = tf.function(self._scores, input_signature=[rows])
+            infer = tf.function(scores, input_signature=[rows])
             out = infer.get_concrete_function().structured_outputs
             self._compiled[key] = (
                 infer,
@@ -105,6 +129,70 @@ class TensorFlowModel(Foreign):
         except BaseException as error:  # noqa: BLE001
             self._failed = error
             return np.zeros_like(z)
+
+
+_SHAPES = ("Identity", "Reshape", "Squeeze", "ExpandDims", "StridedSlice")
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+def _before_shapes(z: Any) -> Any:
+    """The tensor of a graph of which z is another shape or a part."""
+    while z.op.type in _SHAPES:
+        z = z.op.inputs[0]
+    return z
+
+
+def _before(tf: Any, z: Any) -> tuple[str, Any] | None:
+    """The activation that gives z [n, k] of a graph, and the logits before it in z's shape, added to that graph."""
+    source = _before_shapes(z)
+    kind = _ACTIVATIONS.get(source.op.type)
+    if kind is None:
+        return None
+    steps = []
+    while z is not source:
+        steps.append(z.op)
+        z = z.op.inputs[0]
+    if kind == "softmax" and (source.shape[-1] in (None, 1) or any(op.type == "StridedSlice" for op in steps)):
+        return None
+    logits = source.op.inputs[0]
+    with logits.graph.as_default():
+        for op in reversed(steps):
+            logits = _shaped(tf, op, logits)
+    return kind, logits
+
+
+def _shaped(tf: Any, op: Any, z: Any) -> Any:
+    """What a change of shape makes of another tensor."""
+    if op.type == "Reshape":
+        return tf.reshape(z, op.inputs[1])
+    if op.type == "Squeeze":
+        return tf.squeeze(z, list(op.get_attr("squeeze_dims")) or None)
+    if op.type == "ExpandDims":
+        return tf.expand_dims(z, op.inputs[1])
+    if op.type == "StridedSlice":
+        masks = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+        begin, end, strides = op.inputs[1:]
+        masked = {name: op.get_attr(name) for name in masks}
+        return tf.raw_ops.StridedSlice(input=z, begin=begin, end=end, strides=strides, **masked)
+    return z
+
+
+def _is_linear(z: Any) -> bool:
+    """Whether z is what a linear layer gives, which has no bounds."""
+    op = _before_shapes(z).op
+    if op.type in ("BiasAdd", "AddV2", "Add"):
+        op = _before_shapes(op.inputs[0]).op
+    return op.type in ("MatMul", "Conv2D")
+
+
+def _inlined(graph: Any) -> Any:
+    """A function's graph, with those of the functions that it calls in it; None where that cannot be."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    try:
+        return convert_variables_to_constants_v2(graph)
+    except Exception:  # noqa: BLE001  # whatever a graph of a user's leads TensorFlow to
+        return None
 
 
 class TFLiteModel(Foreign):
@@ -126,7 +214,15 @@ class TFLiteModel(Foreign):
         if more:
             raise InputError(f"{path} has {1 + len(more)} outputs; one with the scores is expected.")
         self.shape = tuple(int(side) for side in self.entry["shape"][1:])
+        self.probabilities = self._says()
         self._digest = digest
+
+    def _says(self) -> bool | None:
+        """Whether its last operator gives probabilities."""
+        names = [op["op_name"] for op in self.net._get_ops_details()]
+        idle = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "DELEGATE")
+        last = next((name for name in reversed(names) if name not in idle), None)
+        return {"SOFTMAX": True, "LOGISTIC": True, "FULLY_CONNECTED": False}.get(last or "")
 
     def infer(self, x: Tensor) -> Tensor:
         if tuple(self.net.get_input_details()[0]["shape"]) != tuple(x.shape):

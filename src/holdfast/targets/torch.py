@@ -25,8 +25,8 @@ from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
 _READ = (
-    "The model ends in a {}; its logits are read before it: its log-probabilities up to a constant, which do not "
-    "round to 0 and 1."
+    "The model ends in a {}; its logits are read before it, which are its log-probabilities up to a constant, and "
+    "do not round to 0 and 1."
 )
 
 
@@ -264,6 +264,8 @@ class TorchTarget(Target):
     @property
     def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.ending not in (activation.SOFTMAX, activation.SIGMOID, activation.LOG_SOFTMAX):
+            return False
+        if self.single and self.ending == activation.SOFTMAX:  # which is 1 whatever the logit
             return False
         if self.graded is not None:  # whose outputs are judged one by one
             return self.graded.logits and self.ending == activation.SIGMOID and self.probabilities is not False
