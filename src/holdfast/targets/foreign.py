@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.target import Access, Pullback
+
+_INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
 class Foreign(ABC):
@@ -28,8 +31,14 @@ class Foreign(ABC):
     layout: str = "nchw"  # that the model wants of images
     classes: int | None = None  # where the output does not tell
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
+    rewrites: bool = False  # the model was seen to change its input in place
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that it runs in, by name."""
+        return {}
 
     @abstractmethod
     def infer(self, x: Tensor) -> Tensor:
@@ -90,6 +99,12 @@ def need(module: str, extra: str, what: str) -> Any:
     except ImportError as error:
         absent = getattr(error, "name", None) or module
         raise InputError(f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'.") from error
+
+
+def versions_of(*modules: str) -> dict[str, str]:
+    """Of those of these modules that are imported: the version of each, by the name that it is installed under."""
+    found = {_INSTALLED_AS.get(name, name): getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def tensor(array: Any) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need
+from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need, versions_of
 from holdfast.targets.target import Pullback
 
 SOFTMAX = (
@@ -37,6 +37,10 @@ class KerasOnTorch(Foreign):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("keras")
 
     def digest(self) -> bytes:
         return self._digest
@@ -116,11 +120,17 @@ def _adapted(
             output=output,
             digest=digest,
             remarks=remarks,
+            libraries=("keras",),
         )
     from holdfast.targets.tensorflow import TensorFlowModel
 
     return TensorFlowModel(
-        lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest, remarks=remarks
+        lambda x: model(x, training=False),
+        shape=_shape(model),
+        output=output,
+        digest=digest,
+        remarks=remarks,
+        libraries=("keras",),
     )
 
 

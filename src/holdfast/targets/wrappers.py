@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,14 @@ class Around(Target):
     @probabilities.setter
     def probabilities(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.inner.probabilities = value
+
+    @property
+    def versions(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.versions
+
+    @property
+    def rewrites(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.rewrites
 
     @property
     def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
