@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,14 +38,46 @@ def find(spec: str) -> Callable[..., Any]:
 
 def call(what: str, function: Callable[..., Any], *args: Any) -> Any:
     """Call the user's code; whatever it raises becomes one sentence that names the place."""
-    try:
+    with guarded(what):
         return function(*args)
-    except HoldfastError:
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Within, the user's own code runs: whatever it raises becomes one sentence that names the place.
+
+    Ctrl-C, running out of memory and Holdfast's own errors go through as they are.
+
+    Raises:
+        InputError: it raised, or asked the process to end.
+    """
+    try:
+        yield
+    except (HoldfastError, KeyboardInterrupt, MemoryError):
         raise
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = (str(error).splitlines() or ["no message"])[0]
-        raise InputError(f"{what} raised {type(error).__name__}: {text} ({frame.filename}:{frame.lineno}).") from error
+    except BaseException as error:  # the user's own code may raise anything, SystemExit too
+        raise raised(what, error) from error
+
+
+def raised(what: str, error: BaseException) -> InputError:
+    """What the user's code raised, as one sentence."""
+    frame = _own_frame(error)
+    where = "" if frame is None else f" ({frame.filename}:{frame.lineno})"
+    if isinstance(error, SystemExit):
+        return InputError(
+            f"{what} raised SystemExit: {error.code}, as sys.exit() does{where}. That would end the program without a "
+            f"result: let it return a value, or raise an exception that says what is wrong."
+        )
+    text = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+    return InputError(f"{what} raised {type(error).__name__}: {text}{where}.")
+
+
+def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost place of an error in the user's code; else the innermost of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), os.path.dirname(__file__), "<frozen")
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return (own or frames or [None])[-1]
 
 
 def home(spec: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from holdfast import quiet, usercode
 from holdfast.cli import attack, compare, demo, evaluate, generate, harden, listing, merge, report, train, verify
 from holdfast.errors import HoldfastError
 
@@ -49,6 +50,9 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             said = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
             typer.echo(f"error: {said}", err=True)  # a name from a file must not steer the terminal
             raise typer.Exit(2) from None
+        except (SystemExit, GeneratorExit) as error:  # a command raises neither: code of the user's did
+            typer.echo(f"error: {usercode.raised('code of the model or of the data', error)}", err=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; give the same command again.", err=True)
             raise typer.Exit(130) from None
@@ -68,6 +72,7 @@ for _name, (_help, _commands) in GROUPS.items():
 
 def main() -> None:
     """The entry point."""
+    quiet.silence_frameworks()
     app(prog_name="holdfast")
 
 

@@ -45,6 +45,7 @@ def train(
     from holdfast.runs.store import write_bytes
     from holdfast.targets import TorchTarget, load, wrap
     from holdfast.targets.loading import made
+    from holdfast.targets.module import tensors_of
     from holdfast.targets.preprocess import parse
 
     torch.manual_seed(seed)
@@ -80,6 +81,6 @@ def train(
 
         write_bytes(out, whole(trained))
     else:
-        write_bytes(out, packed(trained.state_dict()))
+        write_bytes(out, packed(tensors_of(trained)))
     typer.echo(f"{'model' if keras else 'weights'}: {out}")
     return 0

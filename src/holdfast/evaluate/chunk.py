@@ -264,7 +264,8 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
             table[column] = np.full(n, np.nan, np.float32)  # the scores are recast: their softmax says nothing
         truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
-        table["attacked_output"][found[broken]] = outputs(plan.target, stored, ruling.scores.cpu())[1][broken]
+        attacked_output = outputs(plan.target, stored, ruling.scores.cpu())[1]
+        table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]  # one row of torch is no list
     if plan.target.task.refuses:
         table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)

@@ -84,6 +84,12 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     findings += [Finding(check=check, severity="info", text=text) for check, text in target.remarks]
     rows = torch.as_tensor(x).to(target.device, target.dtype)
     findings += _randomised(target, rows)
+    if target.rewrites:
+        text = (
+            "The model changes its input in place. It is given a copy each time, so that neither the data nor an "
+            "adversarial example is changed."
+        )
+        findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
         findings += find_reading(target, data)
         with sealed(0):

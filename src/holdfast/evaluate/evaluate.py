@@ -9,7 +9,8 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,19 +182,21 @@ def evaluate(
         journal.open(question(facts), resume=resume)
         for outdated in ("run.json", "report.html"):  # of a run that time cut short, and that now goes on
             (folder / outdated).unlink(missing_ok=True)
-        if announce is not None and not resume:
-            announce(forecast(plan, source, part))
-        facts = _examined(plan, journal, source, chosen, facts, ways)
+        with _kept(out):
+            if announce is not None and not resume:
+                announce(forecast(plan, source, part))
+            facts = _examined(plan, journal, source, chosen, facts, ways)
         plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
 
         stride = stride_of(source.shape)
         chunks = [
             (max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)
         ]
-        for chunk in chunks:
-            _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
-            if corruptions:
-                _do_corruptions(plan, journal, source, chunk)
+        with _kept(out):
+            for chunk in chunks:
+                _do_chunk(replace(plan, watch=_within(watch, part, chunk)), journal, source, folder, chunk)
+                if corruptions:
+                    _do_corruptions(plan, journal, source, chunk)
         table, trials, facts, whole = _collect(plan, journal, chunks, facts)
         if groups is not None:
             table = table.append_column("group", pa.array(groups[slice(*part)]))
@@ -208,6 +211,20 @@ def evaluate(
         if whole:  # else time ran out, and --resume goes on
             journal.close()
         return Run(folder, temporary=out is None)
+
+
+@contextmanager
+def _kept(out: Path | str | None) -> Iterator[None]:
+    """Within, an error says that what was measured before it is kept."""
+    try:
+        yield
+    except InputError as error:
+        if out is None:
+            raise
+        raise InputError(
+            f"{error} What was measured until then is kept in {out}: the same command with this --out goes on with "
+            f"--resume (in Python: out=..., resume=True)."
+        ) from error
 
 
 def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
@@ -350,6 +367,7 @@ def _facts(
     target, threat = plan.target, plan.threat
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
+    libraries |= target.versions
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
     targets = hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest() if isinstance(goal, torch.Tensor) else goal
     return Facts(

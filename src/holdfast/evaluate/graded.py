@@ -42,6 +42,7 @@ class Truths(Source):
 
     def __init__(self, inner: Source, target: WithTruth) -> None:
         self.inner, self.rule, self.k = inner, target.rule, target.k
+        self.form: tuple[int, ...] = getattr(target.inner, "form", ())
         self.name, self.shape = inner.name, target.shape or ()
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
         names = names if names is not None and len(names) == self.k else [f"{word} {j}" for j in range(self.k)]
@@ -60,10 +61,13 @@ class Truths(Source):
     def _check(self, y: np.ndarray, start: int) -> None:
         """Raises InputError: not the truths of k outputs."""
         task = self.rule
-        if y.dtype.kind not in "biuf" or math.prod(y.shape[1:]) != self.k:
+        other = y.ndim > 2 and len(self.form) > 1 and y.shape[1:] != self.form  # of as many numbers in another order
+        if y.dtype.kind not in "biuf" or math.prod(y.shape[1:]) != self.k or other:
+            form = self.form or (self.k,)
             raise InputError(
                 f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but the model gives "
-                f"{self.k} outputs, and {task} wants a truth for each: y [n, {self.k}]."
+                f"{' x '.join(map(str, form))} outputs, and {task} wants a truth for each: y "
+                f"[n, {', '.join(map(str, form))}]."
             )
         wrong = ~np.isfinite(y) if not isinstance(self.rule, MultiLabel) else (y != 0) & (y != 1)
         if wrong.any():

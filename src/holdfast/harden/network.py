@@ -16,6 +16,7 @@ from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.foreign import Foreign
+from holdfast.targets.module import half_of, put_tensors
 
 
 class Network(Protocol):
@@ -48,6 +49,8 @@ class TorchNetwork:
     def __init__(self, given: Any, target: TorchTarget) -> None:
         assert isinstance(target.model, nn.Module)
         self.net = copy.deepcopy(target.model)
+        if half_of(self.net) is not None:
+            self.net.float()  # half precision cannot be trained
         fixed = {n for n, w in given.named_parameters() if not w.requires_grad} if isinstance(given, nn.Module) else {}
         for name, weight in self.net.named_parameters():
             weight.requires_grad_(name not in fixed and weight.is_floating_point())
@@ -60,7 +63,7 @@ class TorchNetwork:
         write_bytes(training.folder / self.file, packed(workers.train(training, self.net)))
 
     def read(self, folder: Path) -> nn.Module:
-        self.net.load_state_dict(load_file(folder / self.file))
+        put_tensors(self.net, load_file(folder / self.file))
         return self.net.eval()
 
 

@@ -20,6 +20,7 @@ from holdfast.harden.recipes import Recipe
 from holdfast.harden.state import Epoch
 from holdfast.harden.trainer import Training
 from holdfast.targets import TorchTarget
+from holdfast.targets.module import put_tensors
 from holdfast.threat import Threat
 
 
@@ -87,7 +88,7 @@ def train(
         devices=devices,
     )
     if isinstance(network, TorchNetwork):
-        network.net.load_state_dict(workers.train(training, network.net))
+        put_tensors(network.net, workers.train(training, network.net))
         return network.net.eval()
     folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
     try:

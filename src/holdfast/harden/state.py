@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from holdfast.harden.craft import Rival
 from holdfast.harden.recipes import Recipe
+from holdfast.targets.module import put_tensors, tensors_of
 
 STATE = "training.safetensors"
 
@@ -88,7 +89,7 @@ class State:
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors |= slots(self.optimiser)
         if self.rival is not None:
-            own = {f"net.{name}": value for name, value in self.rival.net.state_dict().items()}
+            own = {f"net.{name}": value for name, value in tensors_of(self.rival.net).items()}
             tensors |= {f"rival.{name}": value for name, value in (own | slots(self.rival.optimiser)).items()}
         tensors["random"] = torch.get_rng_state()
         if (device := _device(self.net)).type == "cuda":
@@ -106,25 +107,25 @@ class State:
         put_slots(self.optimiser, tensors)
         if self.rival is not None:
             own = under("rival.", tensors)
-            self.rival.net.load_state_dict(under("net.", own))
+            put_tensors(self.rival.net, under("net.", own))
             put_slots(self.rival.optimiser, own)
         torch.set_rng_state(tensors["random"])
         if "random.cuda" in tensors and (device := _device(self.net)).type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
     def _weights(self) -> dict[str, Tensor]:
-        own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        return own | {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        own = {f"net.{name}": value for name, value in tensors_of(self.net).items()}
+        return own | {f"average.{name}": value for name, value in tensors_of(self.average).items()}
 
     def _put(self, weights: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(under("net.", weights))
-        self.average.load_state_dict(under("average.", weights))
+        put_tensors(self.net, under("net.", weights))
+        put_tensors(self.average, under("average.", weights))
 
 
 def blend(average: nn.Module, net: nn.Module, share: float) -> None:
     """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
     with torch.no_grad():
-        for old, new in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        for old, new in zip(tensors_of(average).values(), tensors_of(net).values(), strict=True):
             if old.is_floating_point():
                 old.lerp_(new.to(old), 1 - share)
             else:

@@ -67,6 +67,8 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         failed = run(__name__, work, training)
         if failed is not None:
             raise InputError(failed)
+        if not (work / _BEST).exists():
+            raise InputError("the training's own process ended without a result; did the model end it (os._exit)?")
         return load_file(work / _BEST)
 
 
@@ -185,6 +187,8 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
         tell(failed=str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as error:  # of the user's code
+        tell(failed=str(usercode.raised("the model", error)))
     finally:
         if team.size > 1:
             dist.destroy_process_group()

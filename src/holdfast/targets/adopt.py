@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast import usercode
 from holdfast.errors import InputError
 from holdfast.targets.foreign import Foreign
 
@@ -57,10 +58,12 @@ def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module
 
 def by_trial(model: Callable[..., Any], x: Tensor, **options: Any) -> nn.Module | Callable[[Tensor], Any]:
     """A plain function whose arrays its type does not tell: tried on the rows x, of torch and then of numpy."""
-    for ask in (x.clone().requires_grad_(), x.cpu().numpy()):
+    for ask in (x.clone().requires_grad_(), x.cpu().clone().numpy()):
         try:
             with torch.enable_grad():  # or a function of numpy arrays would take a tensor too
                 answer = model(ask)
+        except SystemExit as error:
+            raise usercode.raised("the model", error) from error
         except Exception as error:  # noqa: BLE001  # a function of other arrays may raise anything
             if (framework := _framework_of(error)) == "tensorflow":  # it is at home, and the layout is not
                 return adopt(model, framework, **options)

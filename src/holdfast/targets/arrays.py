@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor
+from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Access
 
 _SAYS = {"predict_proba": True, "decision_function": False}  # whether a method of this name gives probabilities
@@ -66,11 +66,27 @@ class ArrayModel(Foreign):
         self._digest = digest
 
     def infer(self, x: Tensor) -> Tensor:
-        return tensor(chosen(self.function(x.numpy()), self.output))
+        given = x.numpy().copy()
+        z = self.function(given)
+        self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
+        return tensor(chosen(z, self.output))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of(*_libraries(getattr(self.function, "__self__", None)))
 
     def digest(self) -> bytes:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
         return self._digest or digest_of((), name)
+
+
+def _libraries(model: Any) -> list[str]:
+    """The modules at the top of the types of an estimator and of its parts, where it says them."""
+    parts: Any = getattr(model, "get_params", None)
+    found: Any = parts(deep=True) if callable(parts) else {}
+    items = [model, *found.values()]
+    kinds = [kind.__module__.partition(".")[0] for item in items for kind in type(item).__mro__]
+    return [name for name in dict.fromkeys(kinds) if name not in ("builtins", "numpy", "torch")]
 
 
 def from_estimator(model: Any, *, gives: str | None = None, classes: int | None = None) -> ArrayModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.target import Access, Pullback
+
+_INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
 class Foreign(ABC):
@@ -30,10 +33,16 @@ class Foreign(ABC):
     ending: str | None = None  # the activation at its end, where the output is the logits before that one
     probabilities: bool | None = None  # whether the model says that it gives probabilities; None: it does not say
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
+    rewrites: bool = False  # the model was seen to change its input in place
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
     class_labels: tuple[Any, ...] | None = None  # what the model calls its classes; None: 0..k-1
     numbers: str | None = None  # its outputs are no scores of classes: what to say where they are taken for some
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that it runs in, by name."""
+        return {}
 
     @abstractmethod
     def infer(self, x: Tensor) -> Tensor:
@@ -94,6 +103,12 @@ def need(module: str, extra: str, what: str) -> Any:
     except ImportError as error:
         absent = getattr(error, "name", None) or module
         raise InputError(f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'.") from error
+
+
+def versions_of(*modules: str) -> dict[str, str]:
+    """Of those of these modules that are imported: the version of each, by the name that it is installed under."""
+    found = {_INSTALLED_AS.get(name, name): getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def tensor(array: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor
+from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Pullback
 
 
@@ -28,7 +28,9 @@ class JaxModel(Foreign):
         output: str | int | None = None,
         digest: bytes | None = None,
         remarks: tuple[tuple[str, str], ...] = (),
+        libraries: tuple[str, ...] = (),
     ) -> None:
+        self.libraries = libraries  # beside jax, as of Keras
         self.jax = jax = need("jax", "jax", "a JAX function")
         need("jax.extend", "jax", "a JAX function")
         self.function, self.layout, self.remarks = function, layout, remarks
@@ -58,6 +60,10 @@ class JaxModel(Foreign):
             return tensor(self._back(pullback, rows.numpy().astype(kind, copy=False)))[: len(x)]
 
         return tensor(z)[: len(x)], back
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("jax", *self.libraries)
 
     def digest(self) -> bytes:
         if self._digest is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets import activation
-from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need
+from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, digest_of, need, versions_of
 from holdfast.targets.target import Pullback
 
 
@@ -37,6 +37,10 @@ class KerasOnTorch(Foreign):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("keras")
 
     def digest(self) -> bytes:
         return self._digest
@@ -113,10 +117,17 @@ def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) ->
             layout="nhwc",
             output=output,
             digest=digest,
+            libraries=("keras",),
         )
     from holdfast.targets.tensorflow import TensorFlowModel
 
-    return TensorFlowModel(lambda x: model(x, training=False), shape=_shape(model), output=output, digest=digest)
+    return TensorFlowModel(
+        lambda x: model(x, training=False),
+        shape=_shape(model),
+        output=output,
+        digest=digest,
+        libraries=("keras",),
+    )
 
 
 def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import os
@@ -9,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
-    weights = _state(content)
+    own = model.state_dict()
+    others = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
+    weights = _state(content, others)
     if weights is None:
         raise InputError(f"{path} holds a {type(content).__name__}, but a dict of weights (a state_dict) is expected.")
-    own = model.state_dict()
     if weights and all(name.startswith("module.") for name in weights):  # saved from DataParallel
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
@@ -253,7 +255,7 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     bent = [
         f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
         for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        if name in weights and name not in others and weights[name].shape != own[name].shape
     ]
     told = [
         f"{word}: {', '.join(names[:_LISTED])}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''}"
@@ -265,9 +267,10 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _state(content: Any) -> dict[str, torch.Tensor] | None:
+def _state(content: Any, others: Collection[str] = ()) -> Any:
+    """The dict of weights in what a file holds; `others` are the names of what is no tensor in it."""
     if not isinstance(content, Mapping):
         return None
-    if content and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-        return dict(content)
-    return next((found for key in _CONTAINERS if (found := _state(content.get(key))) is not None), None)
+    if content and all(isinstance(k, str) and (isinstance(v, torch.Tensor) or k in others) for k, v in content.items()):
+        return copy.copy(content)  # with the versions of modules that torch keeps beside it
+    return next((found for key in _CONTAINERS if (found := _state(content.get(key), others)) is not None), None)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, need, tensor
+from holdfast.targets.foreign import Foreign, autograd_vjp, chosen, need, tensor, versions_of
 from holdfast.targets.target import Access, Pullback
 
 TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest score
@@ -60,6 +60,10 @@ class OnnxModel(Foreign):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self.graph, x)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("onnx", "onnxruntime")
 
     def digest(self) -> bytes:
         return self._digest

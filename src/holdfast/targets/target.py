@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -144,6 +144,8 @@ class Target(ABC):
     caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
     lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins
     pool: tuple[Tensor, Tensor] | None = None  # inputs [m, *shape] and their classes [m] that an attacker holds
+    versions: Mapping[str, str] = {}  # of the libraries, beside torch and numpy, that the model runs in, by name
+    rewrites: bool = False  # the model was seen to change its input in place; it is given a copy each time
     approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
 
     def bind(self, shape: tuple[int, ...]) -> None:
@@ -202,7 +204,7 @@ class Target(ABC):
             try:
                 answer = ask(slice(start, min(start + self.batch_size, n)))
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if self.batch_size == 1:
                     raise InputError("one single row does not fit into memory; use a larger device.") from error
@@ -232,7 +234,8 @@ def together(held: Tensor | None, x: Tensor) -> Tensor:
     return x if held is None else torch.cat([held, x.flatten(1)], 1)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor
+from holdfast.quiet import native_output
+from holdfast.targets.foreign import Foreign, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Access, Pullback
 
 
@@ -33,7 +34,9 @@ class TensorFlowModel(Foreign):
         output: str | int | None = None,
         digest: bytes | None = None,
         remarks: tuple[tuple[str, str], ...] = (),
+        libraries: tuple[str, ...] = (),
     ) -> None:
+        self.libraries = libraries  # beside tensorflow, as of Keras
         self.tf = need("tensorflow", "tensorflow", "a TensorFlow model")
         self.function, self.output, self.remarks = function, output, remarks
         self.shape = None if shape is None else tuple(shape)
@@ -56,6 +59,10 @@ class TensorFlowModel(Foreign):
         if self._failed is not None:
             raise self._failed
         return tensor(z), tensor(g)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("tensorflow", *self.libraries)
 
     def digest(self) -> bytes:
         if self._digest is not None:
@@ -204,10 +211,11 @@ class TFLiteModel(Foreign):
     def __init__(self, path: Path, digest: bytes) -> None:
         tf = need("tensorflow", "tensorflow", f"{path}")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), native_output():
                 warnings.simplefilter("ignore")  # it will move to a package of its own
                 self.net = tf.lite.Interpreter(model_path=str(path))
-            self.net.allocate_tensors()
+            with native_output():
+                self.net.allocate_tensors()
         except ValueError as error:
             raise InputError(f"{path} is no TFLite model, or damaged: {str(error).splitlines()[0]}.") from error
         (self.entry,), (self.exit, *more) = self.net.get_input_details(), self.net.get_output_details()
@@ -233,6 +241,10 @@ class TFLiteModel(Foreign):
         z = self.net.get_tensor(self.exit["index"])
         scale, zero = self.exit["quantization"]
         return tensor((z.astype(np.float32) - zero) * scale if scale else z)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("tensorflow")
 
     def digest(self) -> bytes:
         return self._digest

@@ -7,26 +7,36 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast import spec
-from holdfast.errors import InputError
+from holdfast import spec, usercode
+from holdfast.errors import HoldfastError, InputError
 from holdfast.targets import activation
 from holdfast.targets.adopt import by_trial
 from holdfast.targets.defences import Defence
 from holdfast.targets.detect import Detector, refusal
 from holdfast.targets.foreign import Foreign, chosen
+from holdfast.targets.module import content_of, differentiable, frozen, half_of, is_quantised, recurrent
 from holdfast.targets.preprocess import Preprocess, applied, excess
-from holdfast.targets.target import Access, Bounds, Pullback, Target, sealed
+from holdfast.targets.target import Access, Bounds, Pullback, Target, out_of_memory, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
 _READ = (
     "The model ends in a {}; its logits are read before it, which are its log-probabilities up to a constant, and "
     "do not round to 0 and 1."
+)
+QUANTISED = (
+    "The model is quantised: layers that compute in whole numbers have no gradient, so it gives scores alone. Lend it "
+    "the gradients of its float version with --surrogate."
+)
+HALF_PRECISION = (
+    "The model computes in {0}: its inputs are float32 and cast inside, its scores are read as float32. Gradients are "
+    "those of a copy in float32 where that gives about the same scores; the model itself judges."
 )
 
 
@@ -97,6 +107,8 @@ class TorchTarget(Target):
         self.output, self.classes = output, classes
         self.free, self.attacked = free, attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
+        self.form: tuple[int, ...] = ()  # of one input's outputs, where the task is not one of classes
+        self.bound = False  # the model was seen to work on inputs of its shape
         self._layout_given = layout is not None
         self.layout = layout or "nchw"
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
@@ -104,6 +116,10 @@ class TorchTarget(Target):
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         self.device = torch.device(device) if device is not None else _device_of(first)
         self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
+        self.half, self.recurrent = half_of(self.model), recurrent(self.model)
+        if self.half is not None:
+            name = str(self.half).removeprefix("torch.")
+            self.remarks += (("half_precision", HALF_PRECISION.format(name)),)
         self.channels_last = False
         self.precision, self.compile = precision, compile
         if shape is not None:
@@ -137,12 +153,13 @@ class TorchTarget(Target):
             raise _unfit(error, shape) from error
         self._try_channels_last()
         self._make_twin()
+        self.bound = True
 
     def labels(self, x: Tensor) -> Tensor:
         if self.access >= Access.SCORES:
             return super().labels(x)
         with torch.inference_mode(False), torch.no_grad():
-            return self.model(self._before(x)).reshape(len(x)).long()
+            return self._ask(self.model, self._before(x)).reshape(len(x)).long()
 
     def scores(self, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -176,7 +193,8 @@ class TorchTarget(Target):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
             inner = self._before(leaf)
-            _, g = self.model.pull(inner.detach().contiguous(), through_head)
+            with self._guarded(inner):
+                _, g = self.model.pull(inner.detach().contiguous(), through_head)
             g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
         return kept[-1], g
 
@@ -188,6 +206,7 @@ class TorchTarget(Target):
         own = copy.copy(self)
         own.model = own.twin = model
         own._scripted = None
+        own.half, own.recurrent = half_of(model), recurrent(model)
         own.approximate, own.precision = False, precision
         return own
 
@@ -208,6 +227,10 @@ class TorchTarget(Target):
         else:
             digest.update(getattr(self.model, "__qualname__", type(self.model).__qualname__).encode())
         return digest.hexdigest()
+
+    @property
+    def versions(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.model.versions if isinstance(self.model, Foreign) else {}
 
     def describe(self) -> dict[str, object]:
         return (
@@ -235,21 +258,56 @@ class TorchTarget(Target):
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
-        return self._head(self._ask(self._inwards(applied(steps, x, self.bounds)), model), len(x))
+        inner = _apart_from(x, self._inwards(applied(steps, x, self.bounds)))
+        return self._head(self._ask(model or self.model, inner), len(x))
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        z = self._head(self._ask(self._before(x), model), len(x))
+        z = self._head(self._ask(model or self.model, self._before(x)), len(x))
+        if self.bound and z.shape[1] != self.task.k:
+            raise InputError(
+                f"the model gives {z.shape[1]} outputs for {len(x)} inputs, but gave {self.task.k} before; the number "
+                f"may not depend on the inputs."
+            )
         if not self.detectors:
             return z
         far = excess(self.preprocess, self.images(x), self.bounds, lambda u: self.bare(u, model))
         return torch.cat([z, refusal(z, far)], 1)
 
     def _before(self, x: Tensor) -> Tensor:
-        """Raw inputs as the model wants them."""
-        return self._inwards(applied(self.preprocess, self.images(x), self.bounds))
+        """Raw inputs as the model wants them, in memory that it may write to."""
+        return _apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
+
+    def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """What a model gives for its inputs x [n, ...], which are its own to change."""
+        if self.half is not None and model is self.model:
+            x = x.to(self.half)
+        version = x._version
+        layers = self.recurrent if torch.is_grad_enabled() else ()
+        with self._guarded(x), differentiable(layers):
+            z = self._called(model, x)
+        if isinstance(z, Tensor) and z.is_meta:
+            raise InputError("the model answers on the device meta, where there are no numbers; load its weights.")
+        self.rewrites |= x._version != version or (isinstance(model, Foreign) and model.rewrites)
+        return z
+
+    @contextmanager
+    def _guarded(self, x: Tensor) -> Iterator[None]:
+        """Within, the model is asked about x [n, ...]: what it raises becomes one sentence.
+
+        While a target learns what the model is, it reads the model's exceptions itself.
+        """
+        try:
+            yield
+        except (HoldfastError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a user's model may raise anything, SystemExit too
+            if out_of_memory(error) or (isinstance(error, Exception) and not self.bound):
+                raise
+            what = f"the model, asked about {len(x)} inputs of shape {tuple(x.shape[1:])},"
+            raise usercode.raised(what, error) from error
 
     def _inwards(self, x: Tensor) -> Tensor:
         """Preprocessed images as the model wants them."""
@@ -271,9 +329,8 @@ class TorchTarget(Target):
             return self.graded.logits and self.ending == activation.SIGMOID and self.probabilities is not False
         return self.probabilities is not False or self.ending == activation.LOG_SOFTMAX
 
-    def _ask(self, x: Tensor, model: Callable[[Tensor], Any] | None) -> Any:
-        """What the model gives for preprocessed x, perhaps with the logits before it: see `activation`."""
-        model = model or self.model
+    def _called(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """What a model gives for preprocessed x, perhaps with the logits before it: see `activation`."""
         if not self.reads or isinstance(model, (Foreign, activation.Bare)):
             return model(x)
         if self._scripted is not None:
@@ -299,7 +356,9 @@ class TorchTarget(Target):
         z, logits = self._logits(z)
         chances = bool(self.probabilities) and not logits
         z = z if z.dtype == torch.float64 else z.float()
-        if self.graded is not None and z.ndim <= 2 and z.shape[:1] in ((n,), ()):
+        z = z[None] if n == 1 and z.ndim == 1 and len(z) > 1 else z  # one row that was squeezed
+        if self.graded is not None and z.shape[:1] in ((n,), ()):
+            self.form = tuple(z.shape[1:])
             z = z.reshape(n, -1)
             return odds(z) if chances and self.graded.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
@@ -307,21 +366,21 @@ class TorchTarget(Target):
             z = odds(z) if chances else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
-            raise InputError(
-                f"the model gives {tuple(z.shape)} for {n} inputs, but scores must be [n, classes]. Segmentation "
-                f"and detection heads are not supported."
-            )
+            raise InputError(_no_scores(tuple(z.shape), n))
         return z.clamp_min(torch.finfo(z.dtype).tiny).log() if chances else z
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
         self.model = self.twin = model
         foreign = model if isinstance(model, Foreign) else None
         self.access = Access.GRADIENTS if foreign is None else foreign.access
+        quantised = is_quantised(model)
+        self.access = Access.SCORES if quantised else self.access
         self.wants = "nchw" if foreign is None else foreign.layout  # of the model's images
         self.layout = self.layout if self._layout_given else self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
         self.class_labels = None if foreign is None else foreign.class_labels
+        self.remarks += (("no_gradients", QUANTISED),) if quantised else ()
         self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
         if foreign is not None and foreign.numbers is not None and self.graded is None:
             raise InputError(foreign.numbers)
@@ -395,7 +454,7 @@ class TorchTarget(Target):
         try:
             with sealed(0):
                 self.scores(self._probe())
-        except RuntimeError:
+        except Exception:  # noqa: BLE001  # whatever the model raises: it then runs as it is
             self.model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             self.channels_last = False
 
@@ -408,9 +467,12 @@ class TorchTarget(Target):
         return model if bare is None else activation.Bare(self.ending, torch.compile(bare, dynamic=True))
 
     def _make_twin(self) -> None:
-        """The faster twin for gradients, if it gives what the model gives."""
+        """The twin for gradients, faster or more exact, if it gives what the model gives."""
         self.twin = self.model
-        if isinstance(self.model, nn.Module) and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
+        if self.half is not None:
+            assert isinstance(self.model, nn.Module)
+            self.twin = copy.deepcopy(self.model).float()  # in half precision small gradients are zero
+        elif isinstance(self.model, nn.Module) and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
             with sealed(0):
                 self.twin = _folded(self.model)
         if self.compile:
@@ -421,11 +483,18 @@ class TorchTarget(Target):
             return
         if not self.approximate:
             return
+        self.recurrent = recurrent(self.model, self.twin)
         with sealed(0):
             exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
-        loose = 0.1 if self.precision == "bfloat16" else 1e-3
+        loose = 0.1 if self.precision == "bfloat16" or self.half is not None else 1e-3
         if not bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1)):
             self.twin, self.precision, self.approximate = self.model, "float32", False
+
+
+def _apart_from(x: Tensor, inner: Tensor) -> Tensor:
+    """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to what it is given."""
+    shared = inner.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return inner.clone() if shared else inner
 
 
 def _back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
@@ -451,32 +520,19 @@ def _folded(model: nn.Module) -> nn.Module:
         return model
 
 
-def content_of(model: nn.Module) -> Iterator[Any]:
-    """All that decides what a module gives, in bytes: its parts, then its weights."""
-    yield repr(model).encode()
-    for name, value in sorted(model.state_dict().items()):
-        yield f"{name}{tuple(value.shape)}{value.dtype}".encode()
-        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    """A copy in eval mode, its parameters without gradients.
-
-    Raises:
-        InputError: it cannot be copied.
-    """
-    try:
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own exported programs
-            own = copy.deepcopy(model)
-    except Exception as error:
-        raise InputError(f"the model cannot be copied ({error}); pass a module that copy.deepcopy accepts.") from error
-    own.eval()
-    for module in own.modules():
-        module.training = False  # also where a module overrides train()
-    for parameter in own.parameters():  # a scripted module refuses the method for all of them
-        parameter.requires_grad_(False)
-    return own if device is None else own.to(device)
+def _no_scores(shape: tuple[int, ...], n: int) -> str:
+    """What an output of this shape for n inputs may be, where scores [n, classes] are expected."""
+    said = f"the model gives {list(shape)} for {n} inputs, but a classifier gives scores [n, classes]."
+    if shape[:1] != (n,):
+        return f"{said} Keep the rows apart to the end of the model: what stands first is their number."
+    if len(shape) == 4:
+        return f"{said} It looks like a map of scores for each pixel; segmentation is not supported."
+    each = " x ".join(map(str, shape[1:]))
+    return (
+        f'{said} If these are {each} numbers or labels of one input, say --task "regression(tolerance=0.1)" or '
+        f"--task multilabel, with a truth for each; if one part of it is the scores, wrap the model in a module that "
+        f"returns that part, such as output[:, -1]."
+    )
 
 
 def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:

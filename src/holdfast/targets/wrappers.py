@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +61,14 @@ class Around(Target):
     @property
     def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.reads
+
+    @property
+    def versions(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.versions
+
+    @property
+    def rewrites(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.rewrites
 
     @property
     def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
