@@ -110,7 +110,7 @@ def evaluate(
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`.
         watch: told of progress.
-        announce: told what it will cost, before it starts.
+        announce: told what it will cost, before it starts; and once more where the examination adds trials.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261), on the same rows.
         baseline: whose errors under corruption the mCE divides by: `alexnet`, or the folder of a run on these data.
         groups: a text or whole number for each row of the data, whose accuracies are told apart; None: those of the
@@ -173,12 +173,16 @@ def evaluate(
             return Run(folder)
         journal = Journal(folder)
         journal.open(question(facts), resume=resume)
-        if announce is not None and not resume:
-            announce(forecast(plan, source, part))
-        facts = _examined(plan, journal, source, chosen, facts, ways)
-        plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
-
         stride = stride_of(source.shape)
+        asked: dict[str, Any] = {"stride": stride, "corruptions": corruptions}
+        if announce is not None and not resume:
+            announce(forecast(plan, source, part, examined=_is_examined(plan, chosen), **asked))
+        facts = _examined(plan, journal, source, chosen, facts, ways)
+        added = signs.follow(facts.noted, chosen, threat, ways)
+        plan = replace(plan, trials=[*chosen.trials, *added])
+        if announce is not None and not resume and added:
+            announce(forecast(plan, source, part, added=len(added), **asked))
+
         chunks = [
             (max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)
         ]
@@ -199,9 +203,13 @@ def evaluate(
         return Run(folder, temporary=out is None)
 
 
+def _is_examined(plan: Plan, chosen: Protocol) -> bool:
+    return chosen.name in signs.EXAMINED and plan.budget is None and plan.target.free is None
+
+
 def _examined(plan: Plan, journal: Journal, source: Source, chosen: Protocol, facts: Facts, ways: Ways) -> Facts:
     """The facts with what the examination finds, and what it costs."""
-    if chosen.name not in signs.EXAMINED or plan.budget is not None or plan.target.free is not None:
+    if not _is_examined(plan, chosen):
         return facts
     if not journal.has("exam"):
         answers = examine(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
