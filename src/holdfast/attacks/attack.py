@@ -53,6 +53,11 @@ class Attack(ABC):
         """Whether it goes on from the best point that earlier attacks found."""
         return getattr(self, "start_at", None) == "best"
 
+    @property
+    def expected_passes(self) -> float | None:
+        """Forwards and backwards of a row that nothing breaks; None where its first steps cost what others do."""
+        return None
+
     @abstractmethod
     def start(self, p: Problem) -> State:
         """The state before the first step."""

@@ -55,6 +55,10 @@ class BrendelBethge(Attack):
         if self.walks < 1:
             raise SpecError(f"brendelbethge has {self.walks} walks, but the first one is needed.")
 
+    @property
+    def expected_passes(self) -> float:
+        return 2 * self.steps + 6 * (self.walks - 1) + 1
+
     def start(self, p: Problem) -> Walk:
         zero = torch.zeros_like(p.x)
         return Walk(zero, zero)

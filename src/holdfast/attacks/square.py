@@ -185,6 +185,11 @@ class Relay(Attack):
         if self.leg < 1 or self.climb < 1:
             raise SpecError(f"{self!r}: leg and climb are numbers of steps, at least 1 each.")
 
+    @property
+    def expected_passes(self) -> float:
+        turns, rest = divmod(self.steps, self.climb + self.leg)
+        return 1 + self.steps + 2 * (turns * self.climb + min(rest, self.climb))
+
     def start(self, p: Problem) -> Legs:
         fresh = self.start_at == "stripes"
         d = _RULES[p.norm.name].start(p, Planes.of(p)) if fresh else p.random_start("best")

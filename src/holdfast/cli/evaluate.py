@@ -155,8 +155,10 @@ def announce(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 
+    more = f"the findings add {cost.added} trials; " if cost.added else ""
     typer.echo(
-        f"estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes each", err=True
+        f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes each",
+        err=True,
     )
 
 

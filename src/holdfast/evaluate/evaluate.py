@@ -113,7 +113,7 @@ def evaluate(
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
         watch: told of progress.
-        announce: told what it will cost, before it starts.
+        announce: told what it will cost, before it starts; and once more where the examination adds trials.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261), on the same rows.
         baseline: whose errors under corruption the mCE divides by: `alexnet`, or the folder of a run on these data.
         groups: a text or whole number for each row of the data, whose accuracies are told apart; None: those of the
@@ -182,13 +182,18 @@ def evaluate(
         journal.open(question(facts), resume=resume)
         for outdated in ("run.json", "report.html"):  # of a run that time cut short, and that now goes on
             (folder / outdated).unlink(missing_ok=True)
+        stride = stride_of(source.shape)
+        asked: dict[str, Any] = {"stride": stride, "corruptions": corruptions}
         with _kept(out):
             if announce is not None and not resume:
-                announce(forecast(plan, source, part))
+                first = signs.examined(chosen.name, plan.budget, target, threat)
+                announce(forecast(plan, source, part, examined=first, **asked))
             facts = _examined(plan, journal, source, chosen, facts, ways)
-        plan = replace(plan, trials=[*chosen.trials, *signs.follow(facts.noted, chosen, threat, ways)])
+        added = signs.follow(facts.noted, chosen, threat, ways)
+        plan = replace(plan, trials=[*chosen.trials, *added])
+        if announce is not None and not resume and added:
+            announce(forecast(plan, source, part, added=len(added), **asked))
 
-        stride = stride_of(source.shape)
         chunks = [
             (max(a, part[0]), min(a + stride, part[1])) for a in range(part[0] // stride * stride, part[1], stride)
         ]
