@@ -29,7 +29,7 @@ from holdfast.targets.target import Access, Target
 from holdfast.threat import Targeted, Threat, Untargeted
 
 LISTED = 5
-SPREAD = 0.25  # of the costs of an examination: on another device other rows break, and cost no more
+SPREAD = 0.25  # of what an examination finds and costs: on another device other rows break, and cost no more
 LOADING = ("train_mode", "probabilities")  # what a remark says of how a model came, which another way in does not show
 
 
@@ -247,7 +247,7 @@ def _same(said: Finding, found: Finding) -> Iterator[str]:
     if said.severity != found.severity:
         yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
     a, b = ([_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None] for f in (said, found))
-    if a != b:
+    if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
         yield f"noted: run.json says otherwise of {said.check} than what is found: {found.text}"
 
 

@@ -356,6 +356,8 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
 def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling) -> np.ndarray:
     """Where the model's confidence is not the one of samples.parquet: [m] bool."""
     found = ruling.confidence.cpu().double().numpy()
+    if manifest.model.access == "labels" and manifest.model.surrogate is not None:
+        return np.zeros(len(found), dtype=bool)  # it was made up around the label
     recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
     if recast or manifest.model.access == "labels":
         found = np.full(len(found), np.nan)
