@@ -29,12 +29,18 @@ from holdfast.targets.target import Access, Target
 from holdfast.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
-SPREAD = 0.25  # of the costs of an examination: on another device other rows break, and cost no more
+SPREAD = 0.25  # of what an examination finds and costs: on another device other rows break, and cost no more
 LOADING = ("train_mode", "probabilities")  # what a remark says of how a model came, which another way in does not show
 
 
 def claims(
-    manifest: Manifest, asked: Threat, target: Target, source: Source, groups: np.ndarray | None, table: pa.Table
+    manifest: Manifest,
+    asked: Threat,
+    target: Target,
+    source: Source,
+    labels: list[Finding],
+    groups: np.ndarray | None,
+    table: pa.Table,
 ) -> Iterator[str]:
     """What does not hold, one sentence each.
 
@@ -43,6 +49,7 @@ def claims(
         asked: the threat that its parts make.
         target: the model, wrapped as it was measured.
         source: the data, as they were measured.
+        labels: what was made of their labels.
         groups: of all rows, where they have some.
         table: of samples, whose ids are those of run.json.
     """
@@ -51,7 +58,7 @@ def claims(
     yield from _threat(manifest, asked, target)
     yield from _protocol(manifest, asked, target)
     ways = Ways(target, asked, source)
-    yield from _noted(manifest, asked, target, source, ways)
+    yield from _noted(manifest, asked, target, source, labels, ways)
     yield from _trials(manifest, asked, ways)
     yield from _rounds(manifest, table)
 
@@ -218,9 +225,11 @@ def _sums(trial: TrialInfo) -> tuple[int, int]:
     return trial.rounds[0].attacked if trial.rounds else 0, sum(done.broken for done in trial.rounds)
 
 
-def _noted(manifest: Manifest, threat: Threat, target: Target, source: Source, ways: Ways) -> Iterator[str]:
+def _noted(
+    manifest: Manifest, threat: Threat, target: Target, source: Source, labels: list[Finding], ways: Ways
+) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
-    again = check_model(target, source)
+    again = [*labels, *check_model(target, source)]
     taken = randomised(again) and manifest.protocol.name in signs.FOLLOWED and target.draws > 1
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
@@ -269,7 +278,7 @@ def _same(said: Finding, found: Finding) -> Iterator[str]:
     if said.severity != found.severity:
         yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
     a, b = ([_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None] for f in (said, found))
-    if a != b:
+    if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
         yield f"noted: run.json says otherwise of {said.check} than what is found: {found.text}"
 
 

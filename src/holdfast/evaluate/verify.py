@@ -86,7 +86,7 @@ def _all(
     asked = threat_of(folder, manifest, len(source))
     target, source = graded(target, source, asked)
     target.bind(source.shape)
-    (source,), _ = numbered(target, source)
+    (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True
@@ -106,7 +106,7 @@ def _all(
     if not 0 <= ids.min(initial=0) <= ids.max(initial=-1) < len(source):
         yield f"data: they have {len(source)} rows, but the run measured row {ids.max(initial=-1)}."
         return
-    yield from claims(manifest, asked, target, source, groups, table)
+    yield from claims(manifest, asked, target, source, labels, groups, table)
     if manifest.model.classes == target.task.k:  # else there may be no room for a table of so many
         yield from _figures(folder, manifest, table)
     yield from _samples(folder, manifest, asked, table, target, source, seen)
@@ -374,6 +374,8 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
 def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling) -> np.ndarray:
     """Where the model's confidence is not the one of samples.parquet: [m] bool."""
     found = ruling.confidence.cpu().double().numpy()
+    if manifest.model.access == "labels" and manifest.model.surrogate is not None:
+        return np.zeros(len(found), dtype=bool)  # it was made up around the label
     recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
     if recast or manifest.model.access == "labels":
         found = np.full(len(found), np.nan)

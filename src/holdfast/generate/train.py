@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load_file
 from torch import nn
 
 from holdfast.data import Source
@@ -27,10 +27,10 @@ from holdfast.generate.model import Model
 from holdfast.generate.nets import Frame, Reader
 from holdfast.generate.quality import Quality
 from holdfast.harden.plan import read, shuffled
-from holdfast.harden.state import STATE, blend, packed, put_slots, slots, stored_place, table, under
+from holdfast.harden.state import STATE, blend, packed, put_slots, restored, slots, stored, table, under
 from holdfast.rng import Keys
 from holdfast.runs.journal import begin, left_as_found
-from holdfast.runs.store import write_bytes
+from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
 
 _SHOWN = 8  # samples of each class in a picture
@@ -80,10 +80,10 @@ class State:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= slots(self.optimiser)
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
+        return stored(tensors, asdict(self.place))
 
     def restore(self, content: bytes) -> None:
-        tensors, place = load(content), stored_place(content)
+        tensors, place = restored(content)
         self.place = Place(**{**place, "log": [Round(**line) for line in place["log"]]})
         self.nets.load_state_dict(under("now.", tensors))
         self.average.load_state_dict(under("average.", tensors))
@@ -294,7 +294,7 @@ def generate(
             found = quality.measure(load_reader(folder, drawer), x, y, train, test, seed=seed)
             write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
             (folder / STATE).unlink(missing_ok=True)
-        found = Quality(**json.loads((folder / "quality.json").read_bytes()))
+        found = Quality(**read_json(folder / "quality.json"))
         return Made(load_generator(folder, device), found, folder)
 
 

@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from holdfast.errors import InputError
 from holdfast.harden.craft import Rival
 from holdfast.harden.recipes import Recipe
+from holdfast.runs.store import NO_DIGEST, digest_holds, with_digest
 from holdfast.targets.module import put_tensors, tensors_of
 
 STATE = "training.safetensors"
@@ -95,11 +97,10 @@ class State:
         if (device := _device(self.net)).type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(device)
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        return save(tensors, metadata={"place": json.dumps(asdict(self.place))})
+        return stored(tensors, asdict(self.place))
 
     def restore(self, content: bytes) -> None:
-        tensors = load(content)
-        place = stored_place(content)
+        tensors, place = restored(content)
         place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
         self.place = Place(**place, log=log)
         self._put(under("now.", tensors))
@@ -149,10 +150,24 @@ def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
     optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
 
 
-def stored_place(content: bytes) -> dict[str, Any]:
-    """The place, as JSON holds it, in the bytes of a stored state."""
+def stored(tensors: dict[str, Tensor], place: dict[str, Any]) -> bytes:
+    """A state as the bytes of a file that carries a digest of itself."""
+    return with_digest(save(tensors, metadata={"place": json.dumps(place), "digest": NO_DIGEST}))
+
+
+def restored(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the place, as JSON holds it, in the bytes of a stored state.
+
+    Raises:
+        InputError: they are not what was stored.
+    """
+    if not digest_holds(content):
+        raise InputError(
+            f"{STATE} is damaged: its content does not fit its digest. Delete that file, and --resume trains from the "
+            f"start."
+        )
     meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    return json.loads(meta["place"])
+    return load(content), json.loads(meta["place"])
 
 
 def table(log: list[Any], kind: type = Epoch) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -41,8 +41,8 @@ class ModelInfo(Record):
     fingerprint: str  # SHA-256 of architecture, weights, preprocessing and bounds
     bounds: tuple[float, float]  # or the extremes of those that each feature has of its own
     box: str | None = None  # SHA-256 of these, which are in limits.safetensors
-    shape: list[int]
-    classes: int  # or labels, or outputs
+    shape: list[Annotated[int, Field(ge=1)]]
+    classes: Annotated[int, Field(ge=1, le=1_000_000)]  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
     free: list[int] | None = None  # shape of the last features of a flat input, where they alone may change
     attacked: int | None = None  # of several inputs, the place of the one that may change
@@ -54,6 +54,13 @@ class ModelInfo(Record):
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
     moved: str | None = None  # the movement of images whose parameters are attacked, and stand behind each image
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise ValueError(f"bounds are {bounds}, but they are two finite numbers, the lower one first")
+        return bounds
 
 
 class DataInfo(Record):
@@ -312,3 +319,11 @@ class Manifest(Facts):
     trials: list[TrialInfo]
     files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder
     digest: str | None = None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
+
+    @model_validator(mode="after")
+    def _as_many_classes(self) -> Manifest:
+        """Before anything so large is made, the number of classes is that of the matrix that stands there."""
+        confusion = self.metrics.confusion
+        if confusion is not None and not len(confusion.clean) == len(confusion.attacked) == self.model.classes:
+            raise ValueError(f"the model has {self.model.classes} classes, but the confusion matrices have others")
+        return self

@@ -26,7 +26,7 @@ NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is comp
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
 _MAY_BE_NULL = {"broken_by", "size", "margin", "certified_radius", "psnr", "ssim", "lpips", "refused"}
-_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence"}
+_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence", "holds_8bit"}
 # What computing with values that no run has can raise.
 _ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 

@@ -1,0 +1,146 @@
+"""An unfinished run goes on to the end that it would have had, whatever became of its records."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_runs import N, command, flipped, found, measure, same
+
+from holdfast.errors import InputError
+from holdfast.evaluate import Run
+from holdfast.runs import journal, store
+
+EVALUATE = sys.modules["holdfast.evaluate.evaluate"]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return measure(tmp_path_factory.mktemp("known") / "run").folder
+
+
+def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **more: Any) -> None:
+    """A run that is interrupted after so many records."""
+    write, left = store.write_bytes, [after]
+
+    def counted(path: Path, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", counted)
+        patch.setattr(journal, "write_bytes", counted)
+        with pytest.raises(KeyboardInterrupt):
+            measure(out, **more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _() -> Iterator[None]:
+    """Chunks of five rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EVALUATE, "stride_of", lambda shape: 5)
+        yield
+
+
+def test_a_flipped_bit_of_a_record_is_done_again_or_refused(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 6: whatever bit of a record or stored example of an unfinished run flips, the run ends as it would have."""
+    stopped(tmp_path / "cut", monkeypatch, 11)
+    files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "cut").rglob("*.*") if p.is_file())
+    assert len(files) > 5
+    draw, refused = random.Random(0), []
+    for file in [*files[::3], files[-1]]:
+        shutil.copytree(tmp_path / "cut", tmp_path / "again")
+        flipped(tmp_path / "again" / file.relative_to("cut"), draw.randrange(10**6))
+        try:
+            run = measure(tmp_path / "again", resume=True)
+        except InputError:
+            refused.append(file.name)
+        else:
+            assert same(run, known), file
+        shutil.rmtree(tmp_path / "again")
+    assert set(refused) <= {"question.json"}
+
+
+def test_exchanged_records_are_done_again(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 6: a record says its own name and its question: those of another chunk, trial or run are not taken."""
+    stopped(tmp_path / "run", monkeypatch, 13)
+    stopped(tmp_path / "other", monkeypatch, 13, seed=1)
+    names = sorted(p.name for p in (tmp_path / "run" / "journal").glob("*.safetensors"))
+    assert len(names) > 6
+    for a, b in ((names[0], names[5]), (names[1], names[2])):
+        first, second = (tmp_path / "run" / "journal" / name for name in (a, b))
+        content = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    shutil.copy(tmp_path / "other" / "journal" / names[3], tmp_path / "run" / "journal" / names[3])
+    assert same(measure(tmp_path / "run", resume=True), known)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "\xff\xfe", '{"eps": "0.05"}'])
+def test_a_corrupt_question_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    """Line 6: so is what else begins as JSON."""
+    (tmp_path / "run" / "journal").mkdir(parents=True)
+    (tmp_path / "run" / "journal" / "question.json").write_text(text, "latin-1")
+    with pytest.raises(InputError, match=r"question\.json|cannot resume"):
+        measure(tmp_path / "run", resume=True)
+
+
+def test_a_run_that_time_cut_goes_on_to_the_same_end(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 22: --resume after --max-seconds does what was left; the folder is then that of a run without a limit."""
+    clock = iter(range(10**6))
+    with monkeypatch.context() as slow:
+        slow.setattr("holdfast.evaluate.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        slow.setattr(EVALUATE, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        cut = measure(tmp_path / "run", max_seconds=8)
+        assert cut.unfinished
+        assert 0 < cut.metrics.counts["skipped"] < N
+        assert found(cut.folder) == []
+        clock = iter(range(10**6))
+        more = measure(tmp_path / "run", max_seconds=8, resume=True)
+        assert more.metrics.counts["skipped"] < cut.metrics.counts["skipped"]
+    with pytest.raises(InputError, match="--resume"):
+        measure(tmp_path / "run")
+    end = measure(tmp_path / "run", resume=True)
+    assert not end.unfinished
+    assert same(end, known)
+    assert end.metrics == store.read_manifest(known).metrics
+    assert sorted(p.name for p in end.folder.iterdir()) == sorted(p.name for p in known.iterdir())
+    assert same(measure(tmp_path / "run", resume=True), known)
+
+
+def test_the_terminal_says_how_a_cut_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 22: the same command, with --resume."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")  # to draw takes longest
+    asked = (
+        "evaluate",
+        "demo",
+        "digits",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "fgsm",
+        "--samples",
+        "8",
+        "--out",
+        "run",
+    )
+    done = command(*asked, "--max-seconds", "0")
+    assert done.exit_code == 0
+    assert "--out run --resume" in " ".join(done.stderr.split())
+    done = command(*asked, "--resume", "--max-seconds", "600")
+    assert done.exit_code == 0
+    assert "--resume" not in done.stderr
+    assert Run("run").metrics.counts["skipped"] == 0
