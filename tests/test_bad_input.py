@@ -109,7 +109,6 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
         (lambda x, y: (x * 255, y), (), ("[0, 255]", "[0, 1]", "bytes", "divide by 255", "--bounds 0,255")),
         (lambda x, y: (x, y), ("--bounds", "0,255"), ("[0, 1]", "[0, 255]", "scaled to [0, 1] already")),
         (lambda x, y: ((x - 0.3) / 0.4, y), (), ("[-0.75, 1.75]", "[0, 1]", "normalised", "--preprocess")),
-        (lambda x, y: (x.transpose(0, 2, 3, 1), y), (), ("(8, 8, 1)", "NHWC", "--layout nhwc")),
         (lambda x, y: (x, np.eye(10)[y]), (), ("20 x 10", "one-hot", "y.argmax(1)")),
         (lambda x, y: (x, put(y, 5, 10)), (), ("row 5 ", "label 10", "10 classes", "0 to 9", "count from 1")),
         (lambda x, y: (x, put(y, 5, -1)), (), ("row 5 ", "label -1", "count from 0")),
@@ -117,7 +116,7 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
         (lambda x, y: (x, y[:7]), (), ("20 inputs", "7 labels")),
         (lambda x, y: (x[:, :, :4], y), (), ("(1, 4, 8)", "the model fails", "shape of the data")),
     ],
-    ids="nan inf bytes scaled normalised nhwc one-hot too-large negative floating short shape".split(),
+    ids="nan inf bytes scaled normalised one-hot too-large negative floating short shape".split(),
 )
 def test_data(change: Callable, options: tuple[str, ...], words: tuple[str, ...]) -> None:
     x, y = change(*open_data("digits").rows(0, N))
@@ -203,7 +202,8 @@ def test_rows_of_one_class_say_nothing_of_a_range() -> None:
         ("--samples", "360:400", "360", "has 360 rows"),
         ("--samples", "400", "400", "360"),
         ("--layout", "hwc", "--layout", "'hwc'", "nchw or nhwc"),
-        ("--layout", "nhwc", "(1, 8, 8)", "shape of the data"),
+        ("--resize", "256", "--resize is for DIR", "leave it out"),
+        ("--label", "income", "--label is for FILE.csv", "leave it out"),
         ("--device", "gpu", "--device gpu", "cannot be used"),
         ("--device", "meta", "--device meta", "cannot be used"),
         ("--split", "tset", "'tset'", "did you mean test"),

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.norms import NORMS, Norm, Scaled
+from holdfast.tensors import as_tensor
+
+ArrayLike = Any  # a tensor, a NumPy array, a list or a Series
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,14 @@ class Untargeted:
 class Targeted:
     """Only class `t` is a success: one class for all rows, or one a row ([n])."""
 
-    t: int | Tensor
+    t: int | Tensor  # or an array, list or Series
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.t, (int, Tensor)):
+            aims = as_tensor(self.t, "a target")
+            if aims.is_floating_point() or aims.dtype == torch.bool:
+                raise SpecError(f"a target holds {aims.dtype} values, but a class is a whole number.")
+            object.__setattr__(self, "t", int(aims) if aims.ndim == 0 else aims.long())
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +45,11 @@ class Threat:
 
     eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]); `inf` asks for
     the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all. In Linf eps may
-    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape].
+    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape]. What is one a row or one
+    a feature is a tensor, or a NumPy array, list or Series, which becomes one.
 
     Raises:
-        SpecError: eps is negative, zero or not a number, or the norm is unknown.
+        SpecError: eps is negative, zero or not a number, the norm is unknown, or an array holds what is no number.
     """
 
     norm: Norm
@@ -46,6 +58,11 @@ class Threat:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.mask is not None:
+            object.__setattr__(self, "mask", as_tensor(self.mask, "a mask").bool())
+        if not isinstance(self.eps, (int, float, Tensor, str)) and self.eps is not None:
+            eps = as_tensor(self.eps, "eps")
+            object.__setattr__(self, "eps", float(eps) if eps.ndim == 0 else eps)
         aim = self.goal.t if isinstance(self.goal, Targeted) else 0
         if not isinstance(aim, Tensor) and (isinstance(aim, bool) or not isinstance(aim, int)):
             raise SpecError(f"the target of a {self.norm} threat is {aim!r}, but a class is a whole number.")
@@ -63,33 +80,34 @@ class Threat:
         return spec.build(text, {name: _maker(norm) for name, norm in NORMS.items()}, "norm")
 
     @staticmethod
-    def linf(eps: float | Tensor, *, scale: Tensor | None = None, **options: object) -> Threat:
+    def linf(eps: float | ArrayLike, *, scale: ArrayLike | None = None, **options: object) -> Threat:
         """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all)."""
         threat = Threat(NORMS["linf"], eps, **options)  # pyright: ignore[reportArgumentType]
         return threat.limited(scale=scale)
 
     @staticmethod
-    def l2(eps: float | Tensor, **options: object) -> Threat:
+    def l2(eps: float | ArrayLike, **options: object) -> Threat:
         return Threat(NORMS["l2"], eps, **options)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
-    def l1(eps: float | Tensor, **options: object) -> Threat:
+    def l1(eps: float | ArrayLike, **options: object) -> Threat:
         return Threat(NORMS["l1"], eps, **options)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
-    def l0(eps: float | Tensor, **options: object) -> Threat:
+    def l0(eps: float | ArrayLike, **options: object) -> Threat:
         """At most eps features change, each by any amount within the box."""
         return Threat(NORMS["l0"], eps, **options)  # pyright: ignore[reportArgumentType]
 
-    def limited(self, *, scale: Tensor | None = None, mask: Tensor | None = None) -> Threat:
+    def limited(self, *, scale: ArrayLike | None = None, mask: ArrayLike | None = None) -> Threat:
         """This threat with a scale or a mask, [*shape] each; in place of its own mask.
 
         Raises:
             SpecError: the norm is not Linf, or the scale holds what is no size.
         """
-        mask = self.mask if mask is None else mask.bool()
+        mask = self.mask if mask is None else as_tensor(mask, "a mask").bool()
         if scale is None:
             return replace(self, mask=mask)
+        scale = as_tensor(scale, "a scale")
         if self.norm.name != "linf":
             raise SpecError(
                 f"a scale gives each feature an eps of its own, which means something in linf, not in {self}."

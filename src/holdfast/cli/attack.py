@@ -31,6 +31,10 @@ def attack(
     eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     seed: options.Seed = 0,
@@ -49,7 +53,8 @@ def attack(
     from holdfast.runs.store import write_bytes
 
     limited = options.limits_of(limits)
-    source = options.open_source(data, bounds, split, limited)
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, limited, **loading)
     target = options.open_target(
         model,
         arch=arch,

@@ -45,6 +45,10 @@ def harden(
     layout: options.Layout = None,
     output: options.Output = None,
     split: options.Split = "train",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     samples: options.Samples = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -75,8 +79,9 @@ def harden(
         batch_size=256,
         device=device,
     )
-    source = options.open_source(data, bounds, split)
-    judged = options.open_source(test or data, bounds, "test")
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, **loading)
+    judged = options.open_further(test or data, bounds, "test", **loading)
     if test is None and judged.fingerprint() == source.fingerprint():  # no splits
         judged = None
     folder = out or options.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
@@ -99,7 +104,7 @@ def harden(
                 watch=watch,
                 tell=tell,
                 names=Names(model, arch, "test", options.command_line()),
-                synthetic=None if synthetic is None else options.open_source(synthetic, bounds, "train"),
+                synthetic=None if synthetic is None else options.open_further(synthetic, bounds, "train", **loading),
                 synthetic_share=synthetic_share,
                 devices=devices,
                 precision=precision,

@@ -13,18 +13,24 @@ def verify(
     data: options.Data,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    classes: options.Classes = None,
     perceptual: options.Perceptual = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
     """Judge the stored examples again with the model itself, and compute every figure anew."""
-    from holdfast.data import open_data
+    from holdfast.data import READERS, kind_of, open_data
     from holdfast.evaluate.verify import verify as check
     from holdfast.report.words import plain
     from holdfast.runs.store import read_limits, read_manifest
 
     manifest, limits = read_manifest(run), read_limits(run)
-    source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
+    loading = manifest.data.loading if kind_of(data) != "factory" else {}
+    loading = {name: text for name, text in loading.items() if name in READERS}
+    if classes is not None:
+        loading["classes"] = str(classes)
+    scale = manifest.model.bounds[1] <= 1
+    source = open_data(data, split=manifest.data.split, scale=scale, **loading)
     target = options.open_target(
         model,
         arch=arch,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from holdfast.attacks.attack import run
-from holdfast.data import Source
 from holdfast.evaluate import judge, pool
 from holdfast.evaluate.contract import check_data, check_labels, check_model, check_range
 from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
+from holdfast.evaluate.prepare import open_for
 from holdfast.evaluate.protocols import parse_trial
 from holdfast.targets.target import Target
 from holdfast.targets.truth import WithTruth
@@ -19,7 +21,7 @@ from holdfast.threat import Threat
 
 def craft(
     target: Target,
-    source: Source,
+    data: Any,
     threat: Threat | str,
     attack: str,
     *,
@@ -28,9 +30,13 @@ def craft(
 ) -> dict[str, np.ndarray]:
     """Examples `x`, with `y`, `id`, and what the judge says: `wrong` (misclassified clean) and `broken`.
 
+    Args:
+        data: what `holdfast.data.as_source` takes.
+
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
+    source = open_for(target, data)
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     trial = parse_trial(attack)
     start, stop = rows_asked(samples, len(source), source.name)

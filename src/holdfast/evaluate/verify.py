@@ -13,6 +13,7 @@ import torch
 
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
+from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import corrupted, judge, moved, protocols, signs
 from holdfast.evaluate.contract import check_model
@@ -20,6 +21,7 @@ from holdfast.evaluate.exam import examine
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
 from holdfast.evaluate.looks import PerceptualDistance, looks
+from holdfast.evaluate.prepare import open_for
 from holdfast.evaluate.ways import Ways
 from holdfast.norms import NORMS
 from holdfast.runs import store
@@ -34,18 +36,21 @@ LISTED = 5
 STRIDE = 1024
 
 
-def verify(folder: Path, target: Target, source: Source, perceptual: str | torch.nn.Module | None = None) -> list[str]:
+def verify(folder: Path, target: Target, data: Any, perceptual: str | torch.nn.Module | None = None) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
     Files are held against their checksums, model and data against their fingerprints, each label, prediction and
     stored example against the model itself, and each figure of run.json against the table of samples. Perceptual
-    distances are held against the network where it is given.
+    distances are held against the network where it is given. `data` is what `holdfast.data.as_source` takes.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a network that is given.
     """
     manifest = store.read_manifest(folder)
     wrong = list(_files(folder, manifest))
+    source = open_for(target, data)
+    if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
+        source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     groups = source.groups
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
-from holdfast.data import Source, as_source
+from holdfast.data import Source
+from holdfast.data.laid import laid_as
 from holdfast.data.part import divide
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
 from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_labels, check_model
+from holdfast.evaluate.prepare import open_for
 from holdfast.harden import board, objectives, recipes, workers
 from holdfast.harden.mix import Mix
 from holdfast.harden.network import Network, behind, network_of
@@ -50,13 +52,13 @@ class Hardened:
 
 def harden(
     model: Any,
-    data: Source | tuple[Any, Any],
+    data: Any,
     threat: Threat | str,
     *,
     recipe: Recipe | str = "standard",
     objective: str | None = None,
     epochs: int | None = None,
-    test: Source | tuple[Any, Any] | None = None,
+    test: Any = None,
     out: Path | str | None = None,
     resume: bool = False,
     protocol: str = "standard",
@@ -67,7 +69,7 @@ def harden(
     watch: Watch = lambda _: None,
     tell: Callable[[Epoch], None] = lambda _: None,
     names: Names | None = None,
-    synthetic: Source | None = None,
+    synthetic: Any = None,
     synthetic_share: float = 0.7,
     devices: int = 1,
     precision: str = "float32",
@@ -80,7 +82,7 @@ def harden(
 
     Args:
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
-        data: a source to train on, or (x [n, *shape], y [n]) in raw units.
+        data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and `synthetic` are the same.
         threat: what to withstand; one eps for all rows, untargeted.
         recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
@@ -126,7 +128,7 @@ def harden(
     check_labels(judged, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide(source, recipe.held, 1000, seed, "held-out")
-    mix = None if synthetic is None else Mix(synthetic, synthetic_share)
+    mix = None if synthetic is None else Mix(laid_as(open_for(target, synthetic), source.shape), synthetic_share)
     if mix is not None:
         mix.check(source)
         check_data(mix.data, target.bounds)
@@ -192,13 +194,14 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     """What to train on and what to measure on: checked, and never the same rows."""
 
     def opened(given: Any) -> Source:
-        source = as_source(given, scale=target.bounds.high <= 1)
+        source = open_for(target, given)
         check_data(source, target.bounds)
         return source
 
     if test is None:
         return divide(opened(data), 0.2, 10_000, seed, "test")
-    source, judged = opened(data), opened(test)
+    judged = opened(test)
+    source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
             f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
