@@ -121,7 +121,7 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
         (lambda x, y: (x, y[:7]), (), ("20 inputs", "7 labels")),
         (lambda x, y: (x[:, :, :4], y), (), ("(1, 4, 8)", "the model fails", "shape of the data")),
     ],
-    ids="nan inf bytes scaled normalised nhwc one-hot too-large negative floating short shape".split(),
+    ids="nan inf bytes scaled normalised one-hot too-large negative floating short shape".split(),
 )
 def test_data(change: Callable, options: tuple[str, ...], words: tuple[str, ...]) -> None:
     x, y = change(*open_data("digits").rows(0, N))
@@ -207,7 +207,8 @@ def test_rows_of_one_class_say_nothing_of_a_range() -> None:
         ("--samples", "360:400", "360", "has 360 rows"),
         ("--samples", "400", "400", "360"),
         ("--layout", "hwc", "--layout", "'hwc'", "nchw or nhwc"),
-        ("--layout", "nhwc", "(1, 8, 8)", "shape of the data"),
+        ("--resize", "256", "--resize is for DIR", "leave it out"),
+        ("--label", "income", "--label is for FILE.csv", "leave it out"),
         ("--device", "gpu", "--device gpu", "cannot be used"),
         ("--device", "meta", "--device meta", "cannot be used"),
         ("--split", "tset", "'tset'", "did you mean test"),

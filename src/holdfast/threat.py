@@ -16,6 +16,9 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.norms import NORMS, Norm, Scaled
+from holdfast.tensors import as_tensor
+
+ArrayLike = Any  # a tensor, a NumPy array, a list or a Series
 
 RULES = ("least-likely", "random")  # by which each row gets a class of its own to reach
 GRIDS = ("", "8bit")
@@ -35,7 +38,18 @@ class Targeted:
     out the true class.
     """
 
-    t: int | str | Tensor
+    t: int | str | Tensor  # or an array, list or Series
+
+    def __post_init__(self) -> None:
+        if isinstance(self.t, (int, str)):
+            return
+        aims = as_tensor(self.t, "a target")
+        if aims.ndim > 1 or aims.is_floating_point() or aims.dtype == torch.bool:
+            raise SpecError(
+                f"the target has shape {tuple(aims.shape)} and type {aims.dtype}; expected one whole number, or one a "
+                f"row."
+            )
+        object.__setattr__(self, "t", int(aims) if aims.ndim == 0 else aims.long())
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +58,11 @@ class Threat:
 
     eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]); `inf` asks for
     the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all. In Linf eps may
-    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape].
+    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape]. What is one a row or one
+    a feature is a tensor, or a NumPy array, list or Series, which becomes one.
 
     Raises:
-        SpecError: eps is negative, zero or not a number, or the norm is unknown.
+        SpecError: eps is negative, zero or not a number, the norm is unknown, or an array holds what is no number.
     """
 
     norm: Norm
@@ -60,6 +75,11 @@ class Threat:
         _check_target(self.goal.t if isinstance(self.goal, Targeted) else 0, self.norm)
         if self.grid not in GRIDS:
             raise SpecError(f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out.")
+        if self.mask is not None:
+            object.__setattr__(self, "mask", as_tensor(self.mask, "a mask").bool())
+        if not isinstance(self.eps, (int, float, Tensor, str)) and self.eps is not None:
+            eps = as_tensor(self.eps, "eps")
+            object.__setattr__(self, "eps", float(eps) if eps.ndim == 0 else eps)
         sizes = self.eps.flatten().tolist() if isinstance(self.eps, Tensor) else [self.eps]
         for eps in sizes:
             if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not eps > 0:
@@ -82,7 +102,7 @@ class Threat:
         return spec.build(text, makers, "norm")
 
     @staticmethod
-    def linf(eps: float | Tensor, *, scale: Tensor | None = None, target: Any = None, **options: Any) -> Threat:
+    def linf(eps: float | ArrayLike, *, scale: ArrayLike | None = None, target: Any = None, **options: Any) -> Threat:
         """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all).
 
         Of all norms: `target` is a class to reach, one a row ([n], of any framework), "least-likely" or "random"; None:
@@ -91,29 +111,30 @@ class Threat:
         return _threat("linf", eps, target, options).limited(scale=scale)
 
     @staticmethod
-    def l2(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+    def l2(eps: float | ArrayLike, *, target: Any = None, **options: Any) -> Threat:
         """An input moves by at most eps in Euclidean length; `target` as in `linf`."""
         return _threat("l2", eps, target, options)
 
     @staticmethod
-    def l1(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+    def l1(eps: float | ArrayLike, *, target: Any = None, **options: Any) -> Threat:
         """The changes add up to at most eps; `target` as in `linf`."""
         return _threat("l1", eps, target, options)
 
     @staticmethod
-    def l0(eps: float | Tensor, *, target: Any = None, **options: Any) -> Threat:
+    def l0(eps: float | ArrayLike, *, target: Any = None, **options: Any) -> Threat:
         """At most eps features change, each by any amount within the box; `target` as in `linf`."""
         return _threat("l0", eps, target, options)
 
-    def limited(self, *, scale: Tensor | None = None, mask: Tensor | None = None) -> Threat:
+    def limited(self, *, scale: ArrayLike | None = None, mask: ArrayLike | None = None) -> Threat:
         """This threat with a scale or a mask, [*shape] each; in place of its own mask.
 
         Raises:
             SpecError: the norm is not Linf, or the scale holds what is no size.
         """
-        mask = self.mask if mask is None else mask.bool()
+        mask = self.mask if mask is None else as_tensor(mask, "a mask").bool()
         if scale is None:
             return replace(self, mask=mask)
+        scale = as_tensor(scale, "a scale")
         if self.norm.name != "linf":
             raise SpecError(
                 f"a scale gives each feature an eps of its own, which means something in linf, not in {self}."
@@ -223,19 +244,7 @@ def _threat(norm: str, eps: Any, target: Any, options: dict[str, Any]) -> Threat
 
 def _goal(target: Any) -> Untargeted | Targeted:
     """The goal that a `target` says: see `Threat.linf`."""
-    if target is None:
-        return Untargeted()
-    if isinstance(target, (int, str)):
-        return Targeted(target)
-    if getattr(target, "shape", None) == ():
-        return Targeted(target.item())
-    column = target if isinstance(target, Tensor) else torch.as_tensor(np.asarray(target))
-    if column.ndim != 1 or column.is_floating_point() or column.dtype == torch.bool:
-        raise SpecError(
-            f"the target has shape {tuple(column.shape)} and type {column.dtype}; expected one whole number, or one a "
-            f"row."
-        )
-    return Targeted(column.long())
+    return Untargeted() if target is None else Targeted(target)
 
 
 def _check_target(target: int | str | Tensor, norm: Norm) -> None:

@@ -157,7 +157,7 @@ def test_layouts_are_turned(make: Callable[[Path], Target], asked: Any, tmp_path
     reference, x, _, _ = asked
     target = make(tmp_path)
     if make in (tensorflow, jax, onnx):
-        target.layout, target._layout_given = "nhwc", True  # pyright: ignore[reportAttributeAccessIssue]
+        target._asked = "nhwc"  # pyright: ignore[reportAttributeAccessIssue]
     target.bind((8, 8, 1))
     close(target.scores(x.movedim(1, -1)), reference.scores(x), rtol=0, atol=1e-3)
 

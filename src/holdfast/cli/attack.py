@@ -40,6 +40,10 @@ def attack(
     eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     seed: options.Seed = 0,
@@ -52,7 +56,8 @@ def attack(
     from holdfast.evaluate.craft import craft
 
     limited = options.limits_of(limits)
-    source = options.open_source(data, bounds, split, limited)
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, limited, **loading)
     opened = options.open_target(
         model,
         arch=arch,

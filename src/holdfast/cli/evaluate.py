@@ -45,6 +45,10 @@ def evaluate(
     eot: options.Eot = None,
     surrogate: options.Lender = None,
     split: options.Split = "test",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     corruptions: Annotated[
@@ -77,7 +81,8 @@ def evaluate(
     from holdfast.evaluate import evaluate as measure
 
     limited = options.limits_of(limits)
-    source = options.open_source(data, bounds, split, limited)
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, limited, **loading)
     opened = options.open_target(
         model,
         arch=arch,

@@ -24,6 +24,10 @@ def train(
     bounds: options.BoundsText = None,
     layout: options.Layout = None,
     split: options.Split = "train",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")] = False,
@@ -33,8 +37,9 @@ def train(
     from holdfast.report import generated
 
     options.check_layout(layout)
-    source = options.open_source(data, bounds, split)
-    judged = options.open_source(test or data, bounds, "test")
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, **loading)
+    judged = options.open_further(test or data, bounds, "test", **loading)
     if test is None and judged.fingerprint() == source.fingerprint():  # no splits
         judged = None
     made = generate(

@@ -57,6 +57,10 @@ def harden(
         str | None, typer.Option(help="How many rows to measure on, or a range start:stop; default all.")
     ] = None,
     samples: Annotated[str | None, typer.Option("--samples", hidden=True)] = None,
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     devices: options.Devices = 1,
@@ -92,8 +96,9 @@ def harden(
         batch_size=256,
         device=device,
     )
-    source = options.open_source(data, bounds, split)
-    judged = options.open_source(test or data, bounds, "test")
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, **loading)
+    judged = options.open_further(test or data, bounds, "test", **loading)
     if test is None and judged.fingerprint() == source.fingerprint():  # no splits
         judged = None
     folder = out or options.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
@@ -119,7 +124,7 @@ def harden(
                 watch=watch,
                 tell=tell,
                 names=Names(model, arch, "test", options.command_line()),
-                synthetic=None if synthetic is None else options.open_source(synthetic, bounds, "train"),
+                synthetic=None if synthetic is None else options.open_further(synthetic, bounds, "train", **loading),
                 synthetic_share=synthetic_share,
                 devices=devices,
                 precision=precision,

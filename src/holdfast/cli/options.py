@@ -98,6 +98,21 @@ Eot = Annotated[
 Lender = Annotated[
     str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
 ]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", help="The column of labels of a CSV or Parquet file; default: y, label, target."),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", help="The class number of each folder of images: lines such as n01440764 0, or JSON."),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option("--resize", help="Of a folder of images: 256 (the shorter side), 224,224 or 256,bicubic."),
+]
+Crop = Annotated[
+    str | None, typer.Option("--crop", help="Of a folder of images: the middle 224 x 224, after --resize.")
+]
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
@@ -137,15 +152,16 @@ def limits_of(path: Path | None) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from holdfast.data.npz import member, opened
+
     known = ("low", "high", "scale", "mask")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
-        raise SpecError(f"--limits {path} cannot be read as an .npz of numbers: {first}.") from None
+        with opened(path) as archive:
+            found = {name: torch.from_numpy(np.array(member(path, archive, name))) for name in archive.files}
+    except (InputError, OSError, TypeError) as error:
+        raise SpecError(f"--limits {path} cannot be read as an .npz of numbers: {str(error).rstrip('.')}.") from None
     if not found or not set(found) <= set(known) or ("low" in found) != ("high" in found):
-        raise SpecError(f"--limits {path} holds {', '.join(found)}; expected low and high, scale, or mask.")
+        raise SpecError(f"--limits {path} holds {', '.join(found) or 'none'}; expected low and high, scale, or mask.")
     return found
 
 
@@ -253,6 +269,8 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
     """The lines of a text."""
     if path is None:
         return None
+    if path.exists() and not path.is_file():
+        raise SpecError(f"{flag} {path} is no file; expected one of text.")
     try:
         text = path.read_text(encoding="utf-8-sig")  # which also makes "\n" of every end of line
     except (OSError, UnicodeDecodeError) as error:
@@ -260,12 +278,28 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def open_source(data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None) -> Source:
+def loading_of(label: str | None, classes: Path | None, resize: str | None, crop: str | None) -> dict[str, Any]:
+    """How data are read, as `open_source` takes it."""
+    return {"label": label, "classes": classes, "resize": resize, "crop": crop}
+
+
+def open_source(
+    data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None, **loading: Any
+) -> Source:
     """The data; bytes become [0, 1] unless the bounds say otherwise."""
     from holdfast.data import open_data
 
     high = box_of(bounds, limits or {})[1]
-    return open_data(data, split=split, scale=float(high if isinstance(high, float) else high.max()) <= 1)
+    scale = float(high if isinstance(high, float) else high.max()) <= 1
+    return open_data(data, split=split, scale=scale, **loading)
+
+
+def open_further(data: str, bounds: str | None, split: str, **loading: Any) -> Source:
+    """Data beside the first, perhaps of another kind: of how those are read, what this kind knows."""
+    from holdfast.data import READERS, kind_of
+
+    kind = kind_of(data)
+    return open_source(data, bounds, split, **{name: loading[name] for name in loading if kind in READERS[name]})
 
 
 def open_target(
@@ -343,4 +377,6 @@ def show(manifest: Manifest) -> None:
 
 def command_line() -> str:
     """What was typed."""
-    return shlex.join(["holdfast", *sys.argv[1:]])
+    from holdfast.data.files import printable
+
+    return printable(shlex.join(["holdfast", *sys.argv[1:]]))

@@ -22,7 +22,12 @@ def train(
     rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")] = 2e-3,
     bounds: options.BoundsText = None,
     preprocess: options.Steps = [],  # noqa: B006
+    layout: options.Layout = None,
     split: options.Split = "train",
+    label: options.Label = None,
+    classes: options.Classes = None,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     devices: options.Devices = 1,
@@ -40,6 +45,7 @@ def train(
     import torch
 
     from holdfast.evaluate.contract import check_data
+    from holdfast.evaluate.prepare import open_for
     from holdfast.harden.plain import train as fit
     from holdfast.harden.state import packed
     from holdfast.runs.store import write_bytes
@@ -49,9 +55,15 @@ def train(
     from holdfast.targets.preprocess import parse
 
     torch.manual_seed(seed)
-    door: dict[str, Any] = {"bounds": options.bounds_of(bounds), "device": options.device_of(device)}
+    options.check_layout(layout)
+    door: dict[str, Any] = {
+        "bounds": options.bounds_of(bounds),
+        "device": options.device_of(device),
+        "layout": layout,
+    }
     network = None if keras else made(model)
-    source = options.open_source(data, bounds, split)
+    loading = options.loading_of(label, classes, resize, crop)
+    source = options.open_source(data, bounds, split, **loading)
     target = (
         load(model, preprocess=parse(preprocess), **door)
         if keras
@@ -59,6 +71,7 @@ def train(
     )
     if not isinstance(target, TorchTarget) or not (keras or isinstance(target.model, torch.nn.Module)):
         raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
+    source = open_for(target, source)
     check_data(source, target.bounds)
     trained = fit(
         target,

@@ -14,13 +14,14 @@ def verify(
     data: options.Data,
     arch: options.Arch = None,
     trust: options.Trust = False,
+    classes: options.Classes = None,
     perceptual: options.Perceptual = None,
     groups: options.Groups = None,
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare the report."""
-    from holdfast.data import open_data
+    from holdfast.data import READERS, kind_of, open_data
     from holdfast.evaluate.verify import verify as check
     from holdfast.report import html
     from holdfast.report.words import plain
@@ -29,7 +30,12 @@ def verify(
     (manifest, _), limits = open_manifest(run), read_limits(run)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
         raise InputError(f"{run} says that each feature has bounds of its own, but limits.safetensors has none.")
-    source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
+    loading = manifest.data.loading if kind_of(data) != "factory" else {}
+    loading = {name: text for name, text in loading.items() if name in READERS}
+    if classes is not None:
+        loading["classes"] = str(classes)
+    scale = manifest.model.bounds[1] <= 1
+    source = open_data(data, split=manifest.data.split, scale=scale, **loading)
     target = options.open_target(
         model,
         arch=arch,

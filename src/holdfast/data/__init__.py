@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from holdfast.data.arrays import Arrays, to_numpy
-from holdfast.data.joined import Joined
+from holdfast.data.arrays import from_arrays
+from holdfast.data.files import printable
 from holdfast.data.source import Source
 from holdfast.errors import InputError, suggest
 
@@ -21,53 +21,76 @@ KINDS = {
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
     "npz": "FILE.npz: the arrays x and y (or x_test, y_test); further inputs are x2, x3, ..., groups group",
-    "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits",
-    "parquet": "FILE.parquet: numeric columns or a list column x, and y or label; a column group names groups",
+    "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits; "
+    "--resize 256 --crop 224 while loading, --classes FILE for their numbers",
+    "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label NAME); plain or .gz",
+    "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
+_ENDINGS = {".npz": "npz", ".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+READERS = {"label": ("csv", "parquet"), "classes": ("folder",), "resize": ("folder",), "crop": ("folder",)}
 _FORMS = {kind: KINDS[kind].split(": ")[0] for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")}
 
 
-def open_data(spec: str, *, split: str = "test", scale: bool = True) -> Source:
+def open_data(
+    spec: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    scale: bool = True,
+    label: str | None = None,
+    classes: str | os.PathLike[str] | None = None,
+    resize: str | None = None,
+    crop: str | None = None,
+) -> Source:
     """The source that `spec` names, in one of the forms of `KINDS`.
 
     Args:
-        spec: for example `mnist:DIR` or `set.npz`.
+        spec: for example `mnist:DIR` or `set.npz`, or a path.
         split: "test" or "train"; ignored by data that has no splits.
         scale: bytes become float32 in [0, 1]; else float32 in 0..255. Floats are never rescaled.
+        label: the column of labels of a CSV or Parquet file; None: y, label, target or class.
+        classes: a file with the class number of each folder of images: see `data.classes.read_classes`.
+        resize: of a folder of images: `256` (the shorter side), `224,224` (height, width), or `256,bicubic`.
+        crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize.
 
     Raises:
-        InputError: unknown, missing, damaged or empty data, or a split that it lacks.
+        InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option that it does not have.
+        SpecError: a size that is none.
     """
+    spec = os.fspath(spec)
+    given = {"label": label, "classes": classes, "resize": resize, "crop": crop}
+    loading = {name: os.fspath(value) for name, value in given.items() if value is not None}
     try:
-        return _open(spec, split, scale)
+        kind = kind_of(spec)
+        idle = [name for name in loading if kind not in READERS[name]]
+        if idle:
+            takers = " or ".join(KINDS[taker].split(": ")[0] for taker in READERS[idle[0]])
+            raise InputError(f"--{idle[0]} is for {takers}, but the data are {spec}; leave it out.")
+        source = _open(kind, spec, split, scale, loading)
     except FileNotFoundError as error:
         raise InputError(
             f"there is no file {error.filename}; check its path, which starts from {os.getcwd()} if relative."
         ) from None
     except OSError as error:
         raise InputError(f"cannot read {error.filename or spec}: {error.strerror or error}.") from None
+    if kind != "factory":
+        source.name, source.loading = printable(source.name), loading
+    return source
 
 
-def from_arrays(x: Any, y: Any, name: str = "arrays", *, scale: bool = True) -> Source:
-    """x [n, ...] and y [n], NumPy arrays or tensors of any framework, as a source; nothing is copied.
-
-    Of a model that takes several inputs x is a tuple: the array that may change, and then the others in their order.
-
-    Raises:
-        InputError: not arrays of numbers, empty, or of different length.
-    """
-    if isinstance(x, tuple):
-        arrays = [to_numpy(part, f"x of {name}") for part in x]
-        return Joined(arrays, to_numpy(y, f"y of {name}"), name, scale=scale)
-    return Arrays(to_numpy(x, f"x of {name}"), to_numpy(y, f"y of {name}"), name, scale=scale)
-
-
-def as_source(data: Any, *, scale: bool = True) -> Source:
+def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the same forms.
 
+    Map-style datasets, files and arrays are read piece by piece. What cannot be (a DataLoader, a `tf.data.Dataset`, an
+    iterator) is read once, and held in memory up to 2 GiB (`data.source.HELD`); more is refused.
+
     Args:
-        data: a `Source`; the text that a command line takes; or (x [n, ...], y [n]), arrays of any framework.
+        data: a `Source`; the text that a command line takes, or a path; (x [n, ...], y [n]), arrays, tensors, lists or
+            tables of any framework; a torch Dataset or DataLoader; a `tf.data.Dataset`, batched or not; a Hugging Face
+            dataset; a Keras dataset; a DataFrame of pandas or a table of pyarrow with a column y, label, target or
+            class; a dict with inputs and labels; any map-style dataset or iterator of pairs (x, y), of batches, or of
+            dicts. Items may be pictures of Pillow: they become bytes [channels, height, width].
+        split: of data that a text names.
         scale: bytes become float32 in [0, 1]; else float32 in 0..255.
 
     Raises:
@@ -75,37 +98,62 @@ def as_source(data: Any, *, scale: bool = True) -> Source:
     """
     if isinstance(data, Source):
         return data
-    if isinstance(data, str):
-        return open_data(data, scale=scale)
-    return from_arrays(*data, scale=scale)
+    if isinstance(data, (str, os.PathLike)):
+        return open_data(data, split=split, scale=scale)
+    from holdfast.data.objects import from_object
+
+    return from_object(data, scale=scale)
 
 
-def _open(spec: str, split: str, scale: bool) -> Source:
-    kind, _, rest = spec.partition(":")
+def kind_of(spec: str) -> str:
+    """The key of `KINDS` that a text is of.
+
+    Raises:
+        InputError: of none.
+    """
+    kind, _, _ = spec.partition(":")
     if kind.lower() == "digits" or kind.lower() in _FORMS:
-        return _named(kind.lower(), rest, spec, split, scale)
+        return kind.lower()
     path = _path(spec)
-    if path.suffix.lower() == ".npz":
-        from holdfast.data.npz import open_npz
-
-        return open_npz(path, spec, split, scale)
-    if path.suffix.lower() in (".parquet", ".pq"):
-        from holdfast.data.parquet import Table
-
-        return Table(path, spec, scale)
+    for ending, found in _ENDINGS.items():
+        if path.name.lower().endswith(ending):
+            return found
     if spec and path.is_dir():
-        from holdfast.data.folder import Folder
-
-        return Folder(path, spec, split, scale)
+        return "folder"
     where, _, factory = spec.rpartition(":")
     if where and factory.isidentifier():
-        from holdfast.data.factory import open_factory
-
-        return open_factory(spec, scale)
+        return "factory"
     if spec and path.exists():
         forms = ", ".join(line.split(": ")[0] for line in KINDS.values())
         raise InputError(f"{spec} is not a kind of data that can be read; expected one of {forms}.")
     raise InputError(f"there is no data {spec!r}, neither a kind nor a file or folder; {suggest(kind, KINDS)}")
+
+
+def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]) -> Source:
+    path = _path(spec)
+    if kind == "npz":
+        from holdfast.data.npz import open_npz
+
+        return open_npz(path, spec, split, scale)
+    if kind == "csv":
+        from holdfast.data.table import open_csv
+
+        return open_csv(path, spec, scale, **loading)
+    if kind == "parquet":
+        from holdfast.data.parquet import Table
+
+        return Table(path, spec, scale, **loading)
+    if kind == "folder":
+        from holdfast.data.folder import Folder
+        from holdfast.data.images import Resizing
+
+        classes = None if "classes" not in loading else _path(loading["classes"])
+        return Folder(path, spec, split, scale, classes, Resizing.parse(loading.get("resize"), loading.get("crop")))
+    if kind == "factory":
+        from holdfast.data.factory import open_factory
+
+        return open_factory(spec, scale)
+    return _named(kind, spec.partition(":")[2], spec, split, scale)
 
 
 def _named(kind: str, rest: str, spec: str, split: str, scale: bool) -> Source:
@@ -142,4 +190,7 @@ def _known(split: str, splits: dict[str, Any], kind: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(text))
+    if path.is_fifo() or path.is_char_device() or path.is_socket():
+        raise InputError(f"{text} is a pipe or a device, not a file; save what it gives first.")
+    return path

@@ -58,6 +58,37 @@ def like(value: np.ndarray, example: Any) -> Any:
     return value
 
 
+def from_arrays(
+    x: Any, y: Any, name: str = "arrays", *, scale: bool = True, class_names: tuple[str, ...] | None = None
+) -> Source:
+    """x [n, ...] and y [n] as a source: arrays or tensors of any framework, not copied; lists or tables.
+
+    Texts as labels become class numbers in their sorted order, and are kept as `class_names`. Labels [n, 1] are taken
+    as [n]. Of a model that takes several inputs x is a tuple: the array that may change, and then the others in their
+    order.
+
+    Raises:
+        InputError: not arrays of numbers, empty, or of different length.
+    """
+    labels = to_numpy(y, f"y of {name}")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind in "UOT" and labels.size:
+        from holdfast.data.classes import numbered
+
+        labels, class_names = numbered(labels, name)
+    elif labels.dtype == np.bool_ and labels.ndim == 1:
+        labels = labels.astype(np.int64)
+    if isinstance(x, tuple):
+        from holdfast.data.joined import Joined
+
+        arrays = [to_numpy(part, f"x of {name}") for part in x]
+        source: Source = Joined(arrays, labels, name, scale=scale)
+        source.class_names = class_names
+        return source
+    return Arrays(to_numpy(x, f"x of {name}"), labels, name, scale=scale, class_names=class_names)
+
+
 def to_numpy(value: Any, what: str) -> np.ndarray:
     """An array of whatever NumPy can read: arrays, lists, images, tensors of any framework.
 
@@ -65,6 +96,10 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
         InputError: NumPy cannot read it (ragged lists, bfloat16 tensors); `what` names it.
     """
     try:
-        return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        dtypes = getattr(value, "dtypes", None)
+        if array.dtype == object and array.ndim == 2 and dtypes is not None and all(k.kind in "biuf" for k in dtypes):
+            return array.astype(np.float64)  # a DataFrame of numbers and truth values
+        return array
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} ({type(value).__name__}) cannot become a NumPy array: {one_line(error)}.") from None

@@ -15,6 +15,7 @@ class Extended(Source):
     def __init__(self, inner: Source, count: int, value: float) -> None:
         self.inner, self.count, self.value = inner, count, value
         self.name, self.class_names = inner.name, inner.class_names
+        self.remarks, self.loading = inner.remarks, inner.loading
         self.shape = (math.prod(inner.shape) + count,)
 
     def __len__(self) -> int:

@@ -27,6 +27,11 @@ def looks_like(path: Path) -> str:
     return next((words for start, words in _STARTS.items() if head.startswith(start)), unknown)
 
 
+def printable(text: str) -> str:
+    """A name of a file as text that can be stored and shown, whatever bytes it has."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, else its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,48 +2,87 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from holdfast.data.files import one_line
+from holdfast.data.classes import class_name, read_classes
+from holdfast.data.images import ENDINGS, Picture, Resizing, opened, picture_of, pixels_of
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError, suggest
 
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # named: Pillow hands EPS to an outside program
-_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
-
 
 class Folder(Source):
-    """Images of one size, [1, h, w] or [3, h, w]; labels int64 by the sorted names of the sub-folders.
+    """Images [1, h, w] where all are grey, else [3, h, w]; labels int64 by the sorted names of the sub-folders.
 
     Where the folder holds `train` and `test`, `split` chooses, and classes are numbered over both, so that a class
-    absent from one keeps its number. Orientation tags (EXIF) are not applied.
+    absent from one keeps its number. Pictures are turned upright as their EXIF tag says, and transparency is left
+    out.
+
+    Args:
+        classes: a file that says the number of each sub-folder: see `classes.read_classes`.
+        resizing: how images come to one size.
 
     Raises:
-        InputError: no classes, a class without images, an unreadable image, or images that differ in size.
+        InputError: no classes, a class without images, an unreadable image, or, when its shape or rows are asked
+            for, images that differ in size.
     """
 
-    def __init__(self, folder: Path, name: str, split: str, scale: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        split: str,
+        scale: bool,
+        classes: Path | None = None,
+        resizing: Resizing | None = None,
+    ) -> None:
         root, parts = _split(folder, split)
-        classes = sorted({path.name for part in parts for path in _folders(part)})
+        names = sorted({class_name(path) for part in parts for path in _folders(part)})
+        numbers, self.class_names = {text: i for i, text in enumerate(names)}, tuple(names)
+        if classes is not None:
+            numbers, self.class_names = read_classes(classes, names)
         self._paths: list[Path] = []
         labels: list[int] = []
-        for label, home in ((label, root / text) for label, text in enumerate(classes)):
-            if home.is_dir():
-                self._paths += (found := _images(home))
-                labels += [label] * len(found)
+        for home in sorted(_folders(root), key=lambda home: (numbers[class_name(home)], home.name)):
+            self._paths += (found := _images(home))
+            labels += [numbers[class_name(home)]] * len(found)
         if not self._paths:
             raise InputError(f"{root} has no images; expected a sub-folder of images (PNG, JPEG, ...) for each class.")
-        self._y, self._scale = np.array(labels, np.int64), scale
-        self._mode, width, height = _common(self._paths)
-        self.name, self.class_names = name, tuple(classes)
-        self.shape = (3 if self._mode == "RGB" else 1, height, width)
+        self._y, self._scale, self.name = np.array(labels, np.int64), scale, name
+        self._seen = [_header(path) for path in self._paths]
+        self._channels = max(picture.channels for picture in self._seen)
+        self._resizing = resizing
+        self._shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._shape = self._shape or self._common()
+        return self._shape
+
+    @property
+    def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        done = [] if self._resizing is None else [f"every image {self._resizing}"]
+        modes = Counter(p.mode for p in self._seen if p.mode != ("L" if self._channels == 1 else "RGB"))
+        if modes:
+            kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
+            done.append(f"{kinds} made {'grey' if self._channels == 1 else 'RGB'}")
+        if turned := sum(picture.turned for picture in self._seen):
+            done.append(f"{turned:,} turned upright as their EXIF tag says")
+        text = "; ".join(done)
+        return (("loading", f"While loading the images: {text}."),) if done else ()
+
+    def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
+        sizes = {self._size(picture) for picture in self._seen}
+        resizing = Resizing(size) if size is not None and len(sizes) > 1 else self._resizing
+        channels = channels if channels in (1, 3) else self._channels
+        if (channels, resizing) == (self._channels, self._resizing):
+            return self
+        own = copy.copy(self)
+        own._channels, own._resizing, own._shape = channels, resizing, None
+        return own
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -52,44 +91,29 @@ class Folder(Source):
         paths = self._paths[start:stop]
         pixels = np.empty((len(paths), *self.shape), np.uint8)
         for row, path in enumerate(paths):
-            with _opened(path) as image:
-                pixels[row] = np.moveaxis(np.atleast_3d(np.asarray(image.convert(self._mode))), -1, 0)
+            with opened(path) as image:
+                pixels[row] = pixels_of(image, self._channels, self._resizing)
         return floats(pixels, self._scale), self._y[start:stop].copy()
 
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            yield image
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a decoder raises whatever a damaged file leads it to
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"{path} cannot be read as an image ({reason}); it is probably damaged.") from None
-
-
-def _common(paths: list[Path]) -> tuple[str, int, int]:
-    seen = [_header(path) for path in paths]
-    usual = Counter(seen).most_common(1)[0][0]
-    odd = next((path for path, one in zip(paths, seen, strict=True) if one != usual), None)
-    if odd:
-        raise InputError(
-            f"{odd} is {' x '.join(map(str, _header(odd)))} and most images are {' x '.join(map(str, usual))} "
-            "(mode, width, height); expected one size and mode for all: convert it."
-        )
-    return usual
-
-
-def _header(path: Path) -> tuple[str, int, int]:
-    with _opened(path) as image:
-        clear = " with transparency" if image.mode == "P" and "transparency" in image.info else ""
-        if image.mode not in _MODES or clear:
+    def _common(self) -> tuple[int, ...]:
+        sizes = [self._size(picture) for picture in self._seen]
+        (width, height), _ = Counter(sizes).most_common(1)[0]
+        odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
+        if odd is not None:
             raise InputError(
-                f"{path} has the mode {image.mode}{clear}; expected 8-bit RGB or greyscale without transparency: "
-                "convert it."
+                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are {width} x {height} "
+                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what your model takes)."
             )
-        return _MODES[image.mode], *image.size
+        return self._channels, height, width
+
+    def _size(self, picture: Picture) -> tuple[int, int]:
+        size = picture.width, picture.height
+        return size if self._resizing is None else self._resizing.size(*size)
+
+
+def _header(path: Path) -> Picture:
+    with opened(path) as image:
+        return picture_of(image, path)
 
 
 def _split(folder: Path, split: str) -> tuple[Path, list[Path]]:
@@ -106,7 +130,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(home: Path) -> list[Path]:
-    paths = sorted(p for p in home.rglob("*") if p.suffix.lower() in _ENDINGS and not p.name.startswith("."))
+    paths = sorted(p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
     if not paths:
         raise InputError(f"{home} has no images; expected at least one (PNG, JPEG, ...) in the folder of each class.")
     return paths

@@ -11,9 +11,11 @@ import numpy as np
 
 from holdfast.data.arrays import Arrays
 from holdfast.data.files import GZIP, looks_like
+from holdfast.data.source import HELD, sized
 from holdfast.errors import InputError
 
 SPLITS = {"train": "train", "test": "t10k"}
+_MOST_AXES = 8
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CLASS_NAMES = {"mnist": None, "fashion-mnist": _FASHION}
@@ -56,7 +58,9 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path} is {looks_like(path)}, with the magic number {data[:4].tobytes().hex(' ') or 'missing'}; "
             "expected an IDX file, such as 00 00 08 03 for images or 00 00 08 01 for labels."
         )
-    body = 4 + 4 * int(data[3])
+    axes, body = int(data[3]), 4 + 4 * int(data[3])
+    if axes > _MOST_AXES:
+        raise InputError(f"{path} declares {axes} dimensions; expected at most {_MOST_AXES}: it is probably damaged.")
     dtype = np.dtype(_TYPES[int(data[2])])
     sizes = [int.from_bytes(data[at : at + 4].tobytes(), "big") for at in range(4, body, 4)]
     if len(data) != body + math.prod(sizes) * dtype.itemsize:
@@ -76,9 +80,14 @@ def _bytes(path: Path) -> np.ndarray:
         return np.memmap(path, np.uint8, "r")
     try:
         with gzip.open(path) as file:
-            return np.frombuffer(file.read(), np.uint8)
+            content = file.read(HELD + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is a damaged gzip file: {error}; it is probably cut short.") from None
+    if len(content) > HELD:
+        raise InputError(
+            f"{path} holds more than {sized(HELD)}; unpack it (gunzip), so that it is read piece by piece."
+        )
+    return np.frombuffer(content, np.uint8)
 
 
 def _find(folder: Path, stem: str, axes: int) -> Path:

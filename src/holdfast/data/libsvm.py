@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.data.arrays import Arrays
 from holdfast.data.files import one_line
+from holdfast.data.source import HELD, sized
 from holdfast.errors import InputError
 
 
@@ -21,12 +23,18 @@ def open_libsvm(path: Path, name: str) -> Arrays:
     """
     from sklearn.datasets import load_svmlight_file
 
-    path.stat()  # a missing file is told as such
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; expected one of LIBSVM's text.")
     try:
         x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore[reportArgumentType]
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError, MemoryError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1.") from None
+    if 4 * x.shape[0] * x.shape[1] > HELD:
+        raise InputError(
+            f"{path} names the feature {x.shape[1] - 1:,} in {x.shape[0]:,} rows, which would take "
+            f"{sized(4 * x.shape[0] * x.shape[1])} of memory; expected at most {sized(HELD)}: is an index wrong?"
+        )
     if not np.array_equal(y, np.round(y)):
         raise InputError(f"{path} has the label {y[y != np.round(y)][0]:g}; expected class numbers.")
     labels = np.where(y < 0, 0, y) if set(np.unique(y)) <= {-1, 1} else y
-    return Arrays(x.toarray().astype(np.float32), labels.astype(np.int64), name, scale=False)
+    return Arrays(x.astype(np.float32).toarray(), labels.astype(np.int64), name, scale=False)

@@ -6,16 +6,17 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from holdfast.data.arrays import Arrays
+from holdfast.data.arrays import from_arrays
 from holdfast.data.files import looks_like, one_line
-from holdfast.data.joined import Joined
-from holdfast.data.source import Source, group_names
+from holdfast.data.source import HELD, Source, group_names, sized
 from holdfast.errors import InputError
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -39,24 +40,41 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
     """
+    with opened(path) as archive:
+        pairs = [("x", "y"), (f"x_{split}", f"y_{split}")]
+        keys = next((pair for pair in pairs if {*pair} <= {*archive.files}), None)
+        if keys is None:
+            seen = ", ".join(archive.files) or "none"
+            raise InputError(
+                f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or {' and '.join(pairs[1])}."
+            )
+        more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
+        further = [key for key in more if key in archive.files]
+        if further != more[: len(further)]:
+            raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
+        x, y, *others = (member(path, archive, key) for key in (*keys, *further))
+        groups = member(path, archive, "group") if "group" in archive.files else None
+    source = from_arrays((x, *others) if others else x, y, name, scale=scale)
+    if groups is not None:
+        source.groups = group_names(groups, len(source), name)
+    return source
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The archive, closed afterwards.
+
+    Raises:
+        InputError: there is no such file, it is no archive, or damaged, which may show only as it is read.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; expected an .npz archive.")
     if not zipfile.is_zipfile(path):
         cut = " that is cut short" if (seen := looks_like(path)) == "a zip archive" else ""
         raise InputError(f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) writes it.")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            pairs = [("x", "y"), (f"x_{split}", f"y_{split}")]
-            keys = next((pair for pair in pairs if {*pair} <= {*archive.files}), None)
-            if keys is None:
-                seen = ", ".join(archive.files) or "none"
-                raise InputError(
-                    f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or {' and '.join(pairs[1])}."
-                )
-            more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
-            further = [key for key in more if key in archive.files]
-            if further != more[: len(further)]:
-                raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
-            x, y, *others = (_member(path, archive, key) for key in (*keys, *further))
-            groups = archive["group"] if "group" in archive.files else None
+            yield archive
     except _DAMAGE as error:
         if "Object arrays" in str(error):
             seen = "Python objects (a pickle), which could run code"
@@ -64,15 +82,21 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole .npz."
         ) from None
-    source = Joined([x, *others], y, name, scale=scale) if others else Arrays(x, y, name, scale=scale)
-    if groups is not None:
-        source.groups = group_names(groups, len(source), name)
-    return source
 
 
-def _member(path: Path, archive: Any, key: str) -> np.ndarray:
+def member(path: Path, archive: Any, key: str) -> np.ndarray:
+    """One array of an archive: memory-mapped where it lies uncompressed, else read if it is not too large.
+
+    Raises:
+        InputError: compressed, and more than `HELD` bytes by its own word.
+    """
     info: zipfile.ZipInfo | None = archive.zip.NameToInfo.get(f"{key}.npy")
     if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        if info is not None and info.file_size > HELD:
+            raise InputError(
+                f"{key} of {path} is compressed and takes {sized(info.file_size)}, more than the {sized(HELD)} that "
+                "are held in memory; save it with numpy.savez, which is read piece by piece."
+            )
         return np.asarray(archive[key])
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)  # the lengths of name and extra field, which end a local zip header

@@ -1,36 +1,35 @@
-"""Parquet tables: numeric columns, or one list column `x`, with the labels in `y` or `label`; by row group."""
+"""Parquet files: numeric columns, or one list column `x`, with the labels in a column of their own; by row group."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from holdfast.data.files import looks_like, one_line
-from holdfast.data.source import Source, group_names
+from holdfast.data.source import HELD, Source, sized
+from holdfast.data.table import columns_of, groups_of, is_group, is_list, is_text, labels_of, values_of
 from holdfast.errors import InputError
-
-_INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under this name
 
 
 class Table(Source):
     """x [n_features] in the order of the columns, or [width] of `x`, or the shape in the schema's metadata `shape`.
 
     An empty cell (null) becomes NaN. The last row group read is kept. A column `group` (texts, whole numbers or
-    categories) says what group each row belongs to, and is no feature.
+    categories) says what group each row belongs to, and is no feature. Texts as labels become class numbers in their
+    sorted order.
 
     Raises:
         InputError: not a Parquet file, damaged, without labels, or with columns that are not numbers.
     """
 
-    def __init__(self, path: Path, name: str, scale: bool) -> None:
+    def __init__(self, path: Path, name: str, scale: bool, label: str | None = None) -> None:
         self._path, self.name = path, name
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
@@ -39,21 +38,28 @@ class Table(Source):
             seen = looks_like(path)
             cut = " that is damaged or cut short" if seen == "a Parquet file" else ""
             raise InputError(f"{path} is {seen}{cut}; expected a whole Parquet file.") from None
-        self._label, self._features = _columns(schema, path)
-        kinds = [_numbers_of(schema.field(column).type) for column in self._features]
+        self._label, self._features = columns_of(schema, f"{path}", label)
+        kinds = [schema.field(column).type for column in self._features]
+        kinds = [kind.value_type if is_list(kind) else kind for kind in kinds]
         self._dtype = np.float64 if any(pa.types.is_float64(kind) for kind in kinds) else np.float32
         self._divisor = 255 if scale and all(pa.types.is_uint8(kind) for kind in kinds) else 1
-        counts = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-        self._edges = list(accumulate(counts, initial=0))
+        groups = [meta.row_group(group) for group in range(meta.num_row_groups)]
+        self._edges = list(accumulate((group.num_rows for group in groups), initial=0))
         self._group: tuple[int, pa.Table] | None = None
         if not len(self):
             raise InputError(f"{path} is empty: it has no rows; expected at least one.")
-        if _is_group(schema, "group"):
-            texts = pq.read_table(path, columns=["group"]).column("group").to_pylist()
-            if None in texts:
-                raise InputError(f"{path} gives row {texts.index(None)} no group; name one for each row.")
-            self.groups = group_names(texts, len(self), name)
-        width = self._x(self._read(next(g for g, count in enumerate(counts) if count)).slice(0, 1)).shape[1]
+        held = max(max(group.total_byte_size, 8 * group.num_rows * len(kinds)) for group in groups)
+        if held > HELD:
+            raise InputError(
+                f"{path} has a row group of {sized(held)}, more than the {sized(HELD)} that are read at once; write it "
+                "with a smaller row_group_size."
+            )
+        if is_text(schema.field(self._label).type):
+            texts = labels_of(self._whole(self._label).column(0), self._label, f"{path}")
+            self.class_names = tuple(np.unique(texts).tolist())
+        if is_group(schema, "group"):
+            self.groups = groups_of(self._whole("group"), name)
+        width = self._x(self._read(next(g for g, group in enumerate(groups) if group.num_rows)).slice(0, 1)).shape[1]
         self.shape = _shape(schema, width, path)
 
     def __len__(self) -> int:
@@ -68,43 +74,38 @@ class Table(Source):
         if not tables:
             return np.empty((0, *self.shape), self._dtype), np.empty(0, np.int64)
         table = pa.concat_tables(tables)
-        x, y = self._x(table), _values(table, self._label, self._path)
+        x = self._x(table)
         if x[0].size != math.prod(self.shape):
             raise InputError(f"{self._path} has rows of {x[0].size} values; expected {math.prod(self.shape)} in each.")
-        return x.reshape(-1, *self.shape), np.array(y)
+        return x.reshape(-1, *self.shape), self._y(table)
 
     def _x(self, table: pa.Table) -> np.ndarray:
-        parts = [_values(table, column, self._path) for column in self._features]
+        parts = [values_of(table, column, f"{self._path}") for column in self._features]
         x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
         return x.astype(self._dtype) / self._dtype(self._divisor)
 
+    def _y(self, table: pa.Table) -> np.ndarray:
+        if self.class_names is None:
+            return np.array(values_of(table, self._label, f"{self._path}"))
+        texts = labels_of(table.column(self._label), self._label, f"{self._path}")
+        return np.searchsorted(np.array(self.class_names), texts).astype(np.int64)
+
     def _read(self, group: int) -> pa.Table:
         if self._group is None or self._group[0] != group:
-            try:
-                with pq.ParquetFile(self._path, memory_map=True) as file:
-                    self._group = group, file.read_row_group(group, [*self._features, self._label])
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file."
-                ) from None
+            wanted = [*self._features, self._label]
+            self._group = group, self._guarded(lambda file: file.read_row_group(group, wanted))
         return self._group[1]
 
+    def _whole(self, column: str) -> pa.Table:
+        """One column of all rows."""
+        return self._guarded(lambda file: file.read([column]))
 
-def _columns(schema: pa.Schema, path: Path) -> tuple[str, list[str]]:
-    names = [name for name in schema.names if not _INDEX.fullmatch(name) and not _is_group(schema, name)]
-    labels = [name for name in names if name in ("y", "label")]
-    if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(
-            f"{path} has the columns {', '.join(names) or 'none'}; "
-            "expected features under different names and one column of labels, y or label."
-        )
-    features = ["x"] if "x" in names and _is_list(schema.field("x").type) else [n for n in names if n not in labels]
-    for column in (*features, *labels):
-        kind = schema.field(column).type
-        plain = _numbers_of(kind) if column in ("x", *labels) else kind
-        if not (pa.types.is_integer(plain) or pa.types.is_floating(plain) or pa.types.is_boolean(plain)):
-            raise InputError(f"column {column} of {path} holds {kind}; expected numbers: encode or drop it.")
-    return labels[0], features
+    def _guarded(self, ask: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table:
+        try:
+            with pq.ParquetFile(self._path, memory_map=True) as file:
+                return ask(file)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file.") from None
 
 
 def _shape(schema: pa.Schema, width: int, path: Path) -> tuple[int, ...]:
@@ -122,28 +123,3 @@ def _shape(schema: pa.Schema, width: int, path: Path) -> tuple[int, ...]:
             "expected a JSON list with that product, such as [1, 28, 28]."
         )
     return shape
-
-
-def _values(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    """[n] of a plain column, [n, width] of a list column."""
-    cells = table.column(column)
-    if not _is_list(cells.type):
-        return cells.to_numpy()
-    widths = pc.call_function("list_value_length", [cells]).unique().to_pylist()
-    if len(widths) != 1 or not widths[0]:
-        raise InputError(f"column {column} of {path} has lists of {widths} values; expected one length for all rows.")
-    return pc.call_function("list_flatten", [cells]).to_numpy().reshape(len(cells), -1)
-
-
-def _is_group(schema: pa.Schema, name: str) -> bool:
-    kinds = [schema.field(i).type for i in schema.get_all_field_indices(name)]
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
-    return name == "group" and len(kinds) == 1 and any(test(kinds[0]) for test in tests)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _numbers_of(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if _is_list(kind) else kind

@@ -13,7 +13,7 @@ class Part(Source):
     def __init__(self, whole: Source, ids: np.ndarray, what: str) -> None:
         self._whole, self._ids = whole, ids
         self.name, self.shape, self.class_names = f"{whole.name} ({what})", whole.shape, whole.class_names
-        self.inputs = whole.inputs
+        self.inputs, self.remarks, self.loading = whole.inputs, whole.remarks, whole.loading
         self.groups = None if whole.groups is None else whole.groups[ids]
 
     def __len__(self) -> int:

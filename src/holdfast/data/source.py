@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from holdfast.errors import InputError
 
+HELD = 2 << 30  # bytes: the most that is held in memory of data that cannot be read piece by piece
 _VALUES_AT_ONCE = 1 << 20  # values of x that a pass over the whole set holds at a time
 
 
@@ -22,6 +25,8 @@ class Source(ABC):
         inputs: shapes of x, x2, ..., where a row is several arrays: then flat, x last.
         class_names: one text a class, in the order of the labels, where the data names them.
         groups: [len] of texts, where the data says what group each row belongs to.
+        remarks: what a report should say of how the data were read: check, text.
+        loading: options of `open_data` that were given: label, classes, resize, crop.
     """
 
     name: str
@@ -29,6 +34,8 @@ class Source(ABC):
     inputs: tuple[tuple[int, ...], ...] | None = None
     class_names: tuple[str, ...] | None = None
     groups: np.ndarray | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
+    loading: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int:
@@ -45,6 +52,15 @@ class Source(ABC):
         Raises:
             InputError: a row cannot be read (a damaged image, the user's own dataset raised).
         """
+
+    def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
+        """This source with its pictures made to fit a model; what holds arrays is returned as it is.
+
+        Args:
+            channels: 1 or 3, where the model's are known.
+            size: height and width of all images, where they differ in size.
+        """
+        return self
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all rows as a model sees them; one pass over the data.
@@ -67,6 +83,11 @@ def floats(x: np.ndarray, scale: bool) -> np.ndarray:
     wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     out = x.astype(np.float64 if wide else np.float32, order="C")
     return out / np.float32(255) if scale and x.dtype == np.uint8 else out
+
+
+def sized(count: int) -> str:
+    """A number of bytes, in words: 2 GiB."""
+    return f"{count / (1 << 30):.4g} GiB" if count >= 1 << 28 else f"{count / (1 << 20):.4g} MiB"
 
 
 def group_names(values: object, rows: int, name: str) -> np.ndarray:

@@ -81,7 +81,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
                 check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode."
             )
         )
-    findings += [Finding(check=check, severity="info", text=text) for check, text in target.remarks]
+    findings += [Finding(check=check, severity="info", text=text) for check, text in (*target.remarks, *data.remarks)]
     rows = torch.as_tensor(x).to(target.device, target.dtype)
     findings += _randomised(target, rows)
     if target.rewrites:

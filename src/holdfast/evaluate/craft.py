@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, check_fit, run
 from holdfast.attacks.problem import goal_classes, on_8bit
 from holdfast.attacks.result import AttackResult
-from holdfast.data import Source, as_source
+from holdfast.data import Source
 from holdfast.data.arrays import like
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import goals, judge, looks, pool
@@ -19,6 +19,7 @@ from holdfast.evaluate.contract import check_data, check_model, check_range
 from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.labels import numbered
+from holdfast.evaluate.prepare import open_for
 from holdfast.evaluate.protocols import DEFAULT_ATTACK, Trial, chosen
 from holdfast.evaluate.ways import Ways
 from holdfast.targets import wrap
@@ -63,7 +64,7 @@ def attack(
         >>> result.success.sum(), result.plot()
     """
     target = wrap(model)
-    made = craft(target, as_source((x, y), scale=target.bounds.high <= 1), threat, attack, seed=seed)
+    made = craft(target, (x, y), threat, attack, seed=seed)
     wide = str(getattr(x, "dtype", "")).endswith("float64")
     for name, value in vars(made).items():
         if isinstance(value, np.ndarray):
@@ -74,7 +75,7 @@ def attack(
 
 def craft(
     target: Target,
-    source: Source,
+    data: Any,
     threat: Threat | str,
     attack: str | Attack | Trial,
     *,
@@ -83,9 +84,13 @@ def craft(
 ) -> AttackResult:
     """Examples for rows of a source, as NumPy arrays.
 
+    Args:
+        data: what `holdfast.data.as_source` takes.
+
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
+    source = open_for(target, data)
     threat = as_threat(threat)
     trial = chosen([attack]).trials[0]
     if trial.near < 1:

@@ -22,7 +22,7 @@ import torch
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
-from holdfast.data import Source, as_source
+from holdfast.data import Source
 from holdfast.data.source import group_names
 from holdfast.decisions import UNASKED
 from holdfast.errors import InputError, SpecError
@@ -36,6 +36,7 @@ from holdfast.evaluate.graded import graded
 from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.evaluate.memory import give_back_freed
+from holdfast.evaluate.prepare import open_for
 from holdfast.evaluate.protocols import Protocol, Trial
 from holdfast.evaluate.run import Run
 from holdfast.evaluate.ways import Ways
@@ -72,7 +73,7 @@ class Names:
 
 def evaluate(
     target: Any,
-    data: Source | tuple[Any, Any],
+    data: Any,
     threat: Threat | str,
     *,
     protocol: str = "standard",
@@ -96,7 +97,8 @@ def evaluate(
 
     Args:
         target: the model; one whose inputs are not within [0, 1] is wrapped first, with its bounds.
-        data: a source, or (x [n, *shape], y [n]) with x in raw units within the target's bounds. Of a multi-label or
+        data: what `holdfast.data.as_source` takes: (x [n, *shape], y [n]) with x in raw units within the target's
+            bounds, a torch Dataset or DataLoader, a table, a text as on the command line, ... Of a multi-label or
             regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows, perhaps with a scale and a mask of the
             features. Text may also name a movement of images,
@@ -129,7 +131,7 @@ def evaluate(
     began = time.monotonic()
     give_back_freed()
     target = wrap(target)
-    source = as_source(data, scale=target.bounds.high <= 1)
+    source = open_for(target, data)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if isinstance(movement, spatial.Patch) and curve:
@@ -389,6 +391,7 @@ def _facts(
             total=len(source),
             parts=[part],
             class_names=None if source.class_names is None else list(source.class_names),
+            loading=dict(source.loading),
         ),
         threat=ThreatInfo(
             text=repr(threat),

@@ -44,6 +44,7 @@ class Truths(Source):
         self.inner, self.rule, self.k = inner, target.rule, target.k
         self.form: tuple[int, ...] = getattr(target.inner, "form", ())
         self.name, self.shape = inner.name, target.shape or ()
+        self.remarks, self.loading = inner.remarks, inner.loading
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
         names = names if names is not None and len(names) == self.k else [f"{word} {j}" for j in range(self.k)]
         self.class_names = ("right", *self.rule.ways(names))

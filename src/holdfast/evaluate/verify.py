@@ -13,6 +13,7 @@ import torch
 
 from holdfast.attacks.problem import goal_classes
 from holdfast.data import Source
+from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import corrupted, goals, judge, moved
@@ -22,6 +23,7 @@ from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
 from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.looks import PerceptualDistance, looks
+from holdfast.evaluate.prepare import open_for
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Facts, Manifest
@@ -38,7 +40,7 @@ CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
 def verify(
     folder: Path,
     target: Target,
-    source: Source,
+    data: Any,
     perceptual: str | torch.nn.Module | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> list[str]:
@@ -52,7 +54,7 @@ def verify(
     Args:
         folder: of the run.
         target: the model that was measured, wrapped as it was then.
-        source: the data that were measured, all rows.
+        data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed without it.
         groups: the groups of all rows, where the run was given them beside the data.
 
@@ -60,6 +62,9 @@ def verify(
         InputError: the folder holds no run that can be read at all, or none with distances of a network that is given.
     """
     manifest, whole = store.open_manifest(folder)
+    source = open_for(target, data)
+    if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
+        source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
         with store.untrusted(folder):

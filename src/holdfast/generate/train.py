@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from holdfast.data import Source
+from holdfast.data import Source, as_source
+from holdfast.data.laid import laid_as
 from holdfast.data.part import divide
 from holdfast.errors import InputError
 from holdfast.evaluate.contract import check_data
@@ -232,11 +234,11 @@ class Made:
 
 
 def generate(
-    data: Source,
+    data: Any,
     model: Model | str = "gan",
     *,
     out: Path | str,
-    test: Source | None = None,
+    test: Any = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     layout: str | None = None,
     resume: bool = False,
@@ -248,7 +250,8 @@ def generate(
     """Train a generative model on labelled rows, and measure what it draws.
 
     Args:
-        data: images of 8x8 to 64x64, [c, h, w], [h, w, c] or [h, w], or rows of a table [f]; classes 0..k-1.
+        data: what `holdfast.data.as_source` takes: images of 8x8 to 64x64, [c, h, w], [h, w, c] or [h, w], or rows of
+            a table [f]; classes 0..k-1.
         model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`.
         out: the folder.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
@@ -263,7 +266,10 @@ def generate(
         SpecError: the model cannot be understood.
     """
     model, box, folder = parse(model) if isinstance(model, str) else model, Bounds(*bounds), Path(out)
-    if test is None:
+    data = as_source(data, scale=box.high <= 1)
+    if test is not None:
+        test = laid_as(as_source(test, scale=box.high <= 1), data.shape, f"those of {data.name} are")
+    else:
         data, test = divide(data, 0.2, 10_000, seed, "test")
     for source in (data, test):
         check_data(source, box)

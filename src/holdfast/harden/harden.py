@@ -15,7 +15,8 @@ from torch import Tensor
 
 from holdfast import attacks
 from holdfast.attacks.attack import check_fit
-from holdfast.data import Source, as_source
+from holdfast.data import Source
+from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluate import Names, Run, evaluate
@@ -23,6 +24,7 @@ from holdfast.evaluate.chunk import Watch
 from holdfast.evaluate.contract import check_data, check_model
 from holdfast.evaluate.evaluate import rows_asked
 from holdfast.evaluate.labels import numbered
+from holdfast.evaluate.prepare import open_for
 from holdfast.harden import augment, board, objectives, recipes, workers
 from holdfast.harden.balance import balance_of, divide_fairly, labels_of
 from holdfast.harden.mix import Mix
@@ -54,14 +56,14 @@ class Hardened:
 
 def harden(
     model: Any,
-    data: Source | tuple[Any, Any],
+    data: Any,
     threat: Threat | str,
     *,
     recipe: Recipe | str = "standard",
     objective: str | None = None,
     epochs: int | None = None,
     class_weights: str | None = None,
-    test: Source | tuple[Any, Any] | None = None,
+    test: Any = None,
     out: Path | str | None = None,
     resume: bool = False,
     protocol: str = "standard",
@@ -74,7 +76,7 @@ def harden(
     watch: Watch = lambda _: None,
     tell: Callable[[Epoch], None] = lambda _: None,
     names: Names | None = None,
-    synthetic: Source | None = None,
+    synthetic: Any = None,
     synthetic_share: float = 0.7,
     devices: int = 1,
     precision: str = "float32",
@@ -87,7 +89,7 @@ def harden(
 
     Args:
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
-        data: a source to train on, or (x [n, *shape], y [n]) in raw units.
+        data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and `synthetic` are the same.
         threat: what to withstand; one eps for all rows, untargeted.
         recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
@@ -131,7 +133,7 @@ def harden(
     source = _some(source, train_samples, "train_samples")
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
     target.bind(source.shape)
-    more = [] if synthetic is None else [synthetic]
+    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
     check_network(network, target, source, recipe)
     workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
@@ -221,13 +223,14 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     """What to train on and what to measure on: checked, and never the same rows."""
 
     def opened(given: Any) -> Source:
-        source = as_source(given, scale=target.bounds.high <= 1)
+        source = open_for(target, given)
         check_data(source, target.bounds)
         return source
 
     if test is None:
         return divide_fairly(opened(data), 0.2, 10_000, seed, "test")
-    source, judged = opened(data), opened(test)
+    judged = opened(test)
+    source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
             f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."

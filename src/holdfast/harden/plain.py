@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from holdfast.data import Source
 from holdfast.evaluate.labels import numbered
+from holdfast.evaluate.prepare import open_for
 from holdfast.harden import objectives, workers
 from holdfast.harden.balance import balance_of, divide_fairly
 from holdfast.harden.harden import check_network, check_precision
@@ -26,7 +26,7 @@ from holdfast.threat import Threat
 
 def train(
     target: TorchTarget,
-    data: Source,
+    data: Any,
     *,
     epochs: int = 30,
     batch_size: int = 64,
@@ -44,6 +44,7 @@ def train(
     on the same machine.
 
     Args:
+        data: what `holdfast.data.as_source` takes.
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
         class_weights: in the loss: `balanced`, `none`, or `auto`, which balances unequal classes.
@@ -52,6 +53,7 @@ def train(
     Raises:
         InputError: the network cannot be trained, or the data do not fit it; the loss is not finite.
     """
+    data = open_for(target, data)
     recipe = Recipe(
         name="plain",
         objective="standard",

@@ -70,6 +70,7 @@ class DataInfo(Record):
     total: int  # rows of the source
     parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
     class_names: list[str] | None = None
+    loading: dict[str, str] = {}  # options with which the data were read: label, classes, resize, crop
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.rng import Keys, content
 from holdfast.tasks import Classes, Graded
+from holdfast.tensors import as_tensor
 
 T = TypeVar("T")
 Pullback = Callable[[Tensor], Tensor]
@@ -60,16 +61,20 @@ class Bounds:
 
     @staticmethod
     def of(bounds: Bounds | tuple[Any, Any]) -> Bounds:
-        """Bounds from two numbers, or from two arrays of one shape.
+        """Bounds from two numbers, or from two arrays of one shape: tensors, NumPy arrays, lists or Series.
 
         Raises:
             InputError: not finite, or a low above its high.
         """
         if isinstance(bounds, Bounds):
             return bounds
-        low, high = (torch.as_tensor(side).cpu() for side in bounds)
-        if not low.ndim and not high.ndim:
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise InputError(f"bounds are {bounds!r:.60}, but they are two numbers, or two arrays, the lower first.")
+        if all(isinstance(side, (int, float)) for side in bounds):
             return Bounds(*bounds)
+        low, high = (as_tensor(side, "bounds").cpu() for side in bounds)
+        if not low.ndim and not high.ndim:
+            return Bounds(float(low), float(high))
         low, high = torch.broadcast_tensors(low.double(), high.double())
         if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
             raise InputError(

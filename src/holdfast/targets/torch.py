@@ -58,8 +58,9 @@ class TorchTarget(Target):
             what the model itself says; of one that does not, `evaluate` finds out.
         batch_size: rows of one pass.
         device: where to run; default: where the parameters are.
-        layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default: what the model
-            wants, or what its own shape of inputs says.
+        layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default: the order of axes in
+            which the model takes them, by its own shape of inputs where it has one, else by trial. Images [h, w] gain
+            an axis of one channel, or lose it, where the model takes them so; a remark says what was done.
         output: which of several outputs are the scores, by name or place.
         classes: how many there are, for a model that gives labels.
         task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose outputs [n, k] are
@@ -109,8 +110,7 @@ class TorchTarget(Target):
         self.graded = parse_task(task) if isinstance(task, str) else task
         self.form: tuple[int, ...] = ()  # of one input's outputs, where the task is not one of classes
         self.bound = False  # the model was seen to work on inputs of its shape
-        self._layout_given = layout is not None
-        self.layout = layout or "nchw"
+        self._asked = layout
         self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
         self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
@@ -130,27 +130,7 @@ class TorchTarget(Target):
             return super().bind(shape)
         super().bind(shape)
         self.beside = 0 if self.free is None else math.prod(shape) - math.prod(self.free)
-        if not isinstance(self.model, (nn.Module, Foreign)):
-            with sealed(0):
-                self._take(by_trial(self.model, self._probe(), output=self.output, classes=self.classes))
-        self._find_layout(shape)
-        try:
-            with sealed(0):
-                try:
-                    self._find_task()
-                except Exception:
-                    if not self._may_be_turned(shape):
-                        raise
-                    self.layout = "nchw" if self.wants == "nhwc" else "nhwc"
-                    self._find_task()
-            with sealed(0):
-                self._find_ending()
-        except InputError:
-            self.shape = None
-            raise
-        except Exception as error:
-            self.shape = None
-            raise _unfit(error, shape) from error
+        self._settle(shape)
         self._try_channels_last()
         self._make_twin()
         self.bound = True
@@ -167,7 +147,9 @@ class TorchTarget(Target):
 
     def answers(self, x: Tensor) -> Tensor:
         def ask(rows: slice) -> Tensor:
-            z = chosen(self.model(self._before(x[rows])), None if isinstance(self.model, Foreign) else self.output)
+            z = chosen(
+                self._ask(self.model, self._before(x[rows])), None if isinstance(self.model, Foreign) else self.output
+            )
             return z.reshape(rows.stop - rows.start, -1)
 
         with torch.inference_mode(False), torch.no_grad():
@@ -253,6 +235,8 @@ class TorchTarget(Target):
 
     def images(self, x: Tensor) -> Tensor:
         """Raw inputs, images with their channels first."""
+        if self.axis == "added":
+            return x[:, None]
         return x.movedim(-1, 1) if self.layout == "nhwc" and x.ndim > 2 else x
 
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
@@ -313,7 +297,9 @@ class TorchTarget(Target):
         """Preprocessed images as the model wants them."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        if self.wants == "nhwc" and x.ndim > 2:
+        if self.axis == "dropped":
+            x = x[:, 0]
+        elif self.wants == "nhwc" and x.ndim > 2:
             x = x.movedim(1, -1)
         if isinstance(self.model, Foreign) and self.model.shape is not None and len(self.model.shape) == 1:
             x = x.flatten(1)
@@ -376,7 +362,8 @@ class TorchTarget(Target):
         quantised = is_quantised(model)
         self.access = Access.SCORES if quantised else self.access
         self.wants = "nchw" if foreign is None else foreign.layout  # of the model's images
-        self.layout = self.layout if self._layout_given else self.wants
+        self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
+        self.layout = self._asked or self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
         self.remarks = () if foreign is None else foreign.remarks
         self.class_labels = None if foreign is None else foreign.class_labels
@@ -389,20 +376,76 @@ class TorchTarget(Target):
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):
             raise InputError("a detector's refusal stands beside the scores of classes, and this model gives none.")
 
-    def _find_layout(self, shape: tuple[int, ...]) -> None:
-        """Where the model says its shape and the user no layout: the one in which the data fit."""
-        wanted = self.model.shape if isinstance(self.model, Foreign) else None
-        if wanted is None or self._layout_given or len(wanted) != 3 or len(shape) != 3:
-            return
-        other = "nchw" if self.wants == "nhwc" else "nhwc"
-        turned = (shape[1], shape[2], shape[0]) if other == "nchw" else (shape[2], shape[0], shape[1])
-        fits = [layout for layout, form in ((self.wants, shape), (other, turned)) if form == tuple(wanted)]
-        self.layout = fits[0] if fits else self.layout
+    def _settle(self, shape: tuple[int, ...]) -> None:
+        """Take the first of `_readings` in which the model takes inputs of this shape; say it where it was a choice.
 
-    def _may_be_turned(self, shape: tuple[int, ...]) -> bool:
-        """Whether images of another framework's model may lie otherwise than it wants them; nobody has said."""
-        foreign = isinstance(self.model, Foreign) and self.model.shape is None
-        return foreign and not self._layout_given and len(shape) == 3
+        Raises:
+            InputError: there is none; the reason is that of the first.
+        """
+        given, readings, reason = self.model, self._readings(shape), None
+        declared = given.shape if isinstance(given, Foreign) else None
+        for reading in readings:
+            try:
+                with sealed(0):
+                    self.layout, self.wants, self.axis = reading
+                    before = self._before(self._probe())
+                    if declared is not None and tuple(before.shape[1:]) != tuple(declared):
+                        continue
+                    if not isinstance(given, (nn.Module, Foreign)):
+                        self._take(by_trial(given, before, output=self.output, classes=self.classes))
+                        self.layout, self.wants, self.axis = reading
+                    self._find_task()
+                    self._find_ending()
+            except Exception as error:  # noqa: BLE001  # a model may raise anything on what it cannot take
+                reason = reason or error
+                if self.model is not given:
+                    self._take(given)
+                continue
+            self._remark(shape, reading, readings[0])
+            return
+        self.shape = None
+        if reason is None:
+            raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
+        raise reason if isinstance(reason, InputError) else _unfit(reason, shape) from reason
+
+    def _readings(self, shape: tuple[int, ...]) -> list[tuple[str, str, str]]:
+        """How inputs may lie, and how the model may want them: layout, wants, axis; the likeliest first.
+
+        Networks of torch and Keras have a convention, so images that nobody described lie in it. A plain function is
+        likeliest given what it takes.
+        """
+        convention = self.model.layout if isinstance(self.model, Foreign) else "nchw"
+        asked = self._asked
+        network = isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
+        declared = self.model.shape if isinstance(self.model, Foreign) else None
+        if declared is not None:
+            convention = _layout_of(declared) or convention
+        if len(shape) == 2:
+            layout = asked or convention
+            others = [(layout, wants, "added") for wants in dict.fromkeys((convention, "nchw", "nhwc"))]
+            return [(layout, convention, ""), *others]
+        if len(shape) != 3:
+            return [(asked or convention, convention, "")]
+        first = asked or (convention if network else _layout_of(shape) or convention)
+        other = "nchw" if first == "nhwc" else "nhwc"
+        pairs = [(first, first), (first, other), (other, first)]
+        if network or declared is not None:
+            pairs = [(first, convention), (other, convention)]
+        dropped = [(layout, convention, "dropped") for layout, end in (("nchw", 0), ("nhwc", -1)) if shape[end] == 1]
+        return [(*pair, "") for pair in dict.fromkeys(pairs)] + dropped
+
+    def _remark(self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]) -> None:
+        """Say of a reading that is not what was asked for, or not the likeliest, how the inputs were taken."""
+        layout, wants, axis = taken
+        if taken == likeliest:
+            return
+        if axis:
+            text = f"Inputs of shape {shape} had an axis of one channel {axis} for the model."
+        elif self._asked and layout != likeliest[0]:
+            text = f"Inputs of shape {shape} fit the model only as {layout} images, not as {likeliest[0]} ones."
+        else:
+            text = f"Inputs of shape {shape} were taken as {layout} images, and given to the model as {wants}."
+        self.remarks += (("layout", text),)
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:
@@ -428,7 +471,7 @@ class TorchTarget(Target):
             out = scripted(self._before(self._probe()))
         else:
             with activation.Reading():
-                out = chosen(model(self._before(self._probe())), self.output)
+                out = chosen(self._ask(model, self._before(self._probe())), self.output)
             self.ending = activation.ending(out)
         self.single = self.graded is None and out.numel() == len(self._probe())
         if self.ending is not None:
@@ -544,9 +587,14 @@ def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
             "change by a little are supported, such as images and tables of numbers."
         )
     cause = "Check the architecture, the preprocessing and the shape of the data."
-    if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
-        cause = "They look like NHWC images: say --layout nhwc (in Python: layout='nhwc')."
     return InputError(f"the model fails on inputs of shape {shape}: {first}. {cause}")
+
+
+def _layout_of(shape: tuple[int, ...]) -> str | None:
+    """The layout that a shape of images shows; None where it could be either."""
+    if len(shape) != 3 or (shape[0] in (1, 3, 4)) == (shape[-1] in (1, 3, 4)):
+        return None
+    return "nchw" if shape[0] in (1, 3, 4) else "nhwc"
 
 
 def _device_of(parameter: Tensor | None) -> torch.device:

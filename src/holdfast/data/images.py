@@ -1,0 +1,187 @@
+"""Pictures as Pillow opens them, made into arrays [channels, height, width] of bytes."""
+
+from __future__ import annotations
+
+import math
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from holdfast.data.files import one_line
+from holdfast.errors import InputError, SpecError
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # named: Pillow hands EPS to an outside program
+_GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the header of a picture says: its mode, and its size as it is shown, upright."""
+
+    mode: str
+    width: int
+    height: int
+    turned: bool = False  # the camera's tag says that it is stored otherwise than it is shown
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode in _GREY else 3
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How pictures come to one size, as torchvision's and Hugging Face's preprocessing do it.
+
+    Args:
+        resize: one number: the shorter side becomes as long, and the other follows; two: height and width.
+        crop: height and width of the middle that is then cut out.
+        filter: bilinear or bicubic, both antialiased.
+
+    Raises:
+        SpecError: no size, or an unknown filter.
+    """
+
+    resize: tuple[int, ...] = ()
+    crop: tuple[int, ...] = ()
+    filter: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        sides = (*self.resize, *self.crop)
+        if len(self.resize) > 2 or len(self.crop) not in (0, 2) or not all(0 < side <= 65_535 for side in sides):
+            raise SpecError(f"a size of images is {sides}; expected one or two whole numbers from 1 to 65535.")
+        if self.filter not in _FILTERS:
+            raise SpecError(f"the filter of a resize is {self.filter!r}; it is bilinear or bicubic.")
+
+    @staticmethod
+    def parse(resize: str | None, crop: str | None) -> Resizing | None:
+        """From texts such as `256`, `224,224` or `256,bicubic`; None where there are none.
+
+        Raises:
+            SpecError: they are no such texts.
+        """
+        if resize is None and crop is None:
+            return None
+        sides, words = _numbers(resize, "--resize 256 (the shorter side), 224,224 or 256,bicubic")
+        cut, more = _numbers(crop, "--crop 224 or 224,224")
+        if more or len(words) > 1:
+            raise SpecError(f"{more or words} is no size; expected --resize 256,bicubic and --crop 224.")
+        return Resizing(sides, cut * 2 if len(cut) == 1 else cut, *words)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height afterwards of a picture of this width and height.
+
+        Raises:
+            InputError: what is cut out is larger than the picture.
+        """
+        width, height = self._resized(width, height)
+        if self.crop and (self.crop[0] > height or self.crop[1] > width):
+            raise InputError(
+                f"a crop of {self.crop[0]} x {self.crop[1]} does not fit into an image of {height} x {width} (height x "
+                "width); give a larger --resize, or a smaller --crop."
+            )
+        return (self.crop[1], self.crop[0]) if self.crop else (width, height)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        self.size(*image.size)
+        if (size := self._resized(*image.size)) != image.size:
+            image = image.resize(size, _FILTERS[self.filter])
+        if not self.crop:
+            return image
+        height, width = self.crop
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def __str__(self) -> str:
+        shorter = "the shorter side to " if len(self.resize) == 1 else ""
+        resized = f"resized ({shorter}{' x '.join(map(str, self.resize))}, {self.filter})" if self.resize else ""
+        cut = f"cropped to the middle {' x '.join(map(str, self.crop))}" if self.crop else ""
+        return " and ".join(part for part in (resized, cut) if part)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if len(self.resize) == 2:
+            return self.resize[1], self.resize[0]
+        if not self.resize:
+            return width, height
+        short = self.resize[0]
+        long = max(1, int(short * max(width, height) / min(width, height)))
+        return (short, long) if width <= height else (long, short)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The picture of a file, not yet decoded.
+
+    Raises:
+        InputError: not a file, not readable, not a picture, or one that is too large to be decoded.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is no file but a pipe, device or folder; expected an image.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below instead
+            image = Image.open(path, formats=_FORMATS)
+        with image:
+            if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+                raise InputError(
+                    f"{path} declares {image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}; it "
+                    "was not decoded, since it could fill the memory."
+                )
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a decoder raises whatever a damaged file leads it to
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{path} cannot be read as an image ({reason}); it is probably damaged.") from None
+
+
+def picture_of(image: Image.Image, name: object) -> Picture:
+    """The header of a picture.
+
+    Raises:
+        InputError: it holds numbers that are no levels of brightness, such as 32-bit ones; `name` says which.
+    """
+    if image.mode not in (*_GREY, *_COLOUR):
+        raise InputError(
+            f"{name} has the mode {image.mode}, whose levels have no known range; expected 8 or 16 bits: convert it."
+        )
+    turned = _turn(image)
+    width, height = reversed(image.size) if turned >= 5 else image.size
+    return Picture(image.mode, width, height, turned > 1)
+
+
+def pixels_of(image: Image.Image, channels: int, resizing: Resizing | None = None) -> np.ndarray:
+    """A picture upright, in grey or in colour, as bytes [channels, height, width]; transparency is left out."""
+    if _turn(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # convert would cut off all above 255
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = image if resizing is None else resizing(image)
+    return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
+
+
+def _turn(image: Image.Image) -> int:
+    """1 to 8, where 1 is upright, and from 5 the sides are swapped."""
+    try:
+        turn = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PNG's own would decode the whole picture
+    except Exception:  # noqa: BLE001 - a broken tag says nothing of the pixels
+        return 1
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def _numbers(text: str | None, wanted: str) -> tuple[tuple[int, ...], list[str]]:
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    numbers = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
+    if text is not None and not numbers:
+        raise SpecError(f"{text!r} is no size of images; expected {wanted}.")
+    return numbers, [part for part in parts if not (part.isascii() and part.isdigit() and len(part) < 6)]

@@ -1,0 +1,168 @@
+"""Objects of Python and of its libraries as sources: datasets, loaders, tables, iterators.
+
+A library is known by the module of an object's type, and is imported by nobody but its user. What can be asked for
+any row (a map-style dataset) is read piece by piece. What cannot (a loader, an iterator) is read once and held in
+memory, up to `HELD` bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from holdfast import usercode
+from holdfast.data.arrays import from_arrays, to_numpy
+from holdfast.data.items import Items, channels_of, is_picture, numbers_of, pair_of
+from holdfast.data.source import HELD, Source, sized
+from holdfast.errors import InputError
+
+FORMS = (
+    "(x, y) arrays, a torch Dataset or DataLoader, a tf.data.Dataset, a Hugging Face dataset, a DataFrame with a "
+    "column of labels, an iterator of (x, y), or a text such as mnist:DIR"
+)
+_OVERHEAD = 128  # bytes that Python takes for an array beside its content
+_END = object()
+_REMARK = (
+    "The dataset gives other inputs when it is read again (random augmentation?), so each row was read once and kept."
+)
+
+
+def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
+    """Any object that holds labelled inputs, as a source; `name` is the type's, if none is given.
+
+    Raises:
+        InputError: it holds none, raises, or is too large to be held where it has to be.
+    """
+    if _is_pair(data):
+        return from_arrays(data[0], data[1], name or "arrays", scale=scale)
+    name, roots = name or type(data).__name__, _roots(data)
+    if "pandas" in roots or "pyarrow" in roots:
+        from holdfast.data.table import from_frame
+
+        return from_frame(data, name, scale)
+    if isinstance(data, Mapping):
+        return from_arrays(*pair_of(data, f"data ({name})"), name, scale=scale)
+    if hasattr(data, "as_numpy_iterator"):
+        if int(usercode.call(name, data.cardinality)) == -1:
+            raise InputError(f"{name} has no end; leave repeat() out, or give as many rows as you want with take(n).")
+        return hold(data.as_numpy_iterator(), name, scale, _class_names(data))
+    if "torch" in roots and hasattr(data, "batch_sampler"):
+        return _loaded(data, name, scale)
+    if "keras" in roots and hasattr(data, "__len__"):
+        return hold((data[i] for i in range(len(data))), name, scale, _class_names(data))
+    if hasattr(data, "shape") or hasattr(data, "__array__"):
+        shape = tuple(getattr(data, "shape", ()))
+        raise InputError(f"data is one array ({name}) of shape {shape}, without labels; expected {FORMS}.")
+    if hasattr(data, "__getitem__") and _has_length(data):
+        return _items(data, name, scale)
+    if hasattr(data, "__iter__") or ("torch" in roots and hasattr(data, "__getitem__")):
+        return hold(data, name, scale, _class_names(data))
+    raise InputError(f"data is {data!r:.40} ({name}); expected {FORMS}.")
+
+
+def hold(pieces: Iterable[Any], name: str, scale: bool, class_names: tuple[str, ...] | None = None) -> Source:
+    """Rows or batches of an iterable, read once and held in memory: pairs (x, y), or dicts.
+
+    A piece is a batch where its y has an axis as long as the first of x, and x has more axes than that one.
+
+    Raises:
+        InputError: more than `HELD` bytes, no rows, or pieces that are no pairs or differ in shape.
+    """
+    inputs: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    channels, size = None, 0
+    for i, piece in enumerate(_pieces(pieces, name)):
+        what = f"item {i} of {name}"
+        x, y = pair_of(piece, what)
+        channels = channels or (channels_of(x, what) if is_picture(x) else None)
+        x, y = numbers_of(x, what, channels), to_numpy(y, f"y of {what}")
+        if not (y.ndim and x.ndim > 1 and len(x) == len(y)):
+            x, y = x[None], y[None]
+        if inputs and x.shape[1:] != inputs[0].shape[1:]:
+            raise InputError(
+                f"{what} has inputs of shape {x.shape[1:]}; expected {inputs[0].shape[1:]}, as item 0 has."
+            )
+        size += x.nbytes + y.nbytes + _OVERHEAD
+        if size > HELD:
+            raise InputError(
+                f"{name} gives more than {sized(HELD)} of rows, and cannot be read piece by piece. Give a dataset that "
+                "has a length and gives any row (of a DataLoader: its dataset, or shuffle=False), a file, or "
+                "fewer rows."
+            )
+        inputs.append(np.array(x))
+        labels.append(np.array(y))
+    if not inputs:
+        raise InputError(f"{name} is empty: it gives no rows; expected at least one.")
+    return from_arrays(np.concatenate(inputs), np.concatenate(labels), name, scale=scale, class_names=class_names)
+
+
+def _pieces(pieces: Iterable[Any], name: str) -> Iterator[Any]:
+    """The pieces; whatever the user's code raises meanwhile becomes one sentence."""
+    iterator = usercode.call(f"iterating over {name}", iter, pieces)
+    i = 0
+    while (piece := usercode.call(f"item {i} of {name}", next, iterator, _END)) is not _END:
+        yield piece
+        i += 1
+
+
+def _items(data: Any, name: str, scale: bool) -> Source:
+    """A map-style dataset, read as rows are asked for; held, where its rows change or its labels are texts."""
+    source = Items(data, name, scale, _class_names(data))
+    looked = {0, len(source) // 2, len(source) - 1}
+    twice = [(source.item(row), source.item(row)) for row in sorted(looked)]
+    random = any(a.shape != b.shape or not np.array_equal(a, b, equal_nan=True) for (a, _), (b, _) in twice)
+    texts = twice[0][0][1].dtype.kind in "UO"
+    if not random and not texts:
+        return source
+    held = hold((data[i] for i in range(len(source))), name, scale, source.class_names)
+    held.remarks = (("loading", _REMARK),) if random else ()
+    return held
+
+
+def _loaded(loader: Any, name: str, scale: bool) -> Source:
+    """A torch DataLoader: read once with its own workers; where that is too large, its dataset in the same order."""
+    names = _class_names(loader)
+    dataset, sampler = loader.dataset, loader.sampler
+    if hasattr(dataset, "__getitem__") and _has_length(dataset) and type(sampler).__name__ == "SequentialSampler":
+        if loader.drop_last or getattr(loader.collate_fn, "__name__", "") != "default_collate":
+            return hold(loader, name, scale, names)
+        source = Items(dataset, name, scale, names)
+        if len(source) * source.item(0)[0].nbytes > HELD:
+            return source
+    return hold(loader, name, scale, names)
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether it is (x, y), and not two rows."""
+    if isinstance(data, tuple):
+        return len(data) == 2
+    rows = isinstance(data, list) and all(isinstance(item, (tuple, Mapping)) and len(item) == 2 for item in data)
+    return isinstance(data, list) and len(data) == 2 and not rows
+
+
+def _has_length(data: Any) -> bool:
+    try:
+        return len(data) >= 0
+    except (TypeError, NotImplementedError):
+        return False
+
+
+def _roots(data: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
+
+
+def _class_names(data: Any) -> tuple[str, ...] | None:
+    """The names that a dataset gives its classes, as torchvision, Keras and Hugging Face do."""
+    features = getattr(data, "features", None)
+    label = (
+        next((features[key] for key in features if key in ("label", "labels")), None)
+        if isinstance(features, dict)
+        else None
+    )
+    for found in (getattr(data, "classes", None), getattr(data, "class_names", None), getattr(label, "names", None)):
+        if isinstance(found, (list, tuple)) and found and all(isinstance(text, str) for text in found):
+            return tuple(found)
+    inner = getattr(data, "dataset", None)
+    return None if inner is None or inner is data else _class_names(inner)

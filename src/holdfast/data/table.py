@@ -1,0 +1,197 @@
+"""Tables: which columns are features, labels and groups; CSV files and tables in memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from holdfast.data.arrays import Arrays, from_arrays
+from holdfast.data.files import looks_like, one_line
+from holdfast.data.source import HELD, Source, group_names, sized
+from holdfast.errors import InputError, suggest
+
+LABELS = (("y", "label"), ("target", "class"))  # the first pair of which the table has one names its labels
+_INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under this name, or (CSV) under none
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> Source:
+    """A CSV file with a header, held in memory: see `from_table`. Comma, semicolon, tab or bar stand between cells.
+
+    Raises:
+        InputError: no such table, no header, rows of different length, or more than `HELD` bytes.
+    """
+    with pa.input_stream(str(path), compression="detect") as stream:
+        try:
+            content = stream.read(HELD + 1)
+        except OSError as error:
+            raise InputError(f"{path} is {looks_like(path)} that is damaged: {one_line(error)}.") from None
+    if len(content) > HELD:
+        raise InputError(f"{path} is larger than {sized(HELD)}; save it as Parquet, which is read piece by piece.")
+    first = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode(errors="replace").strip()
+    delimiter = max(_DELIMITERS, key=first.count)
+    if first and all(_is_number(cell) for cell in first.split(delimiter)):
+        raise InputError(
+            f"the first line of {path} holds numbers ({first:.40}), where the names of the columns are expected; add a "
+            "header such as a,b,c,label."
+        )
+    try:
+        table = _parsed(content, delimiter, ".")
+        if delimiter == ";" and any(pa.types.is_string(kind) for kind in table.schema.types):
+            table = _parsed(content, delimiter, ",")
+    except pa.ArrowException as error:
+        seen = looks_like(path)
+        cause = f" (it is {seen})" if seen.startswith(("a ", "empty")) else ""
+        raise InputError(
+            f"{path} cannot be read as CSV{cause}: {one_line(error).rstrip('.')}; expected UTF-8 text, a header and "
+            "as many cells in each row."
+        ) from None
+    table = table.rename_columns([column.strip() for column in table.column_names])
+    return from_table(table, f"{path}", name, scale, label)
+
+
+def from_frame(data: Any, name: str, scale: bool) -> Source:
+    """A DataFrame of pandas, or a table of pyarrow: see `from_table`.
+
+    Raises:
+        InputError: as there.
+    """
+    if isinstance(data, pa.Table):
+        return from_table(data, name, name, scale)
+    if not hasattr(data, "columns"):
+        raise InputError(f"data is a {name} without labels; expected (x, y), or a DataFrame with a column of labels.")
+    try:
+        table = pa.Table.from_pandas(data, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{name} holds what is no column of numbers: {one_line(error).rstrip('.')}.") from None
+    return from_table(table, name, name, scale)
+
+
+def from_table(table: pa.Table, what: str, name: str, scale: bool, label: str | None = None) -> Source:
+    """A table in memory: x [n, n_features] in the order of its columns, and its column of labels.
+
+    A column `group` says what group each row belongs to. Texts as labels become class numbers in their sorted order.
+
+    Raises:
+        InputError: no column of labels, features that are no numbers, no rows, or a row without a label.
+    """
+    chosen, features = columns_of(table.schema, what, label)
+    if not table.num_rows:
+        raise InputError(f"{what} is empty: it has no rows; expected at least one.")
+    parts = [values_of(table, column, what) for column in features]
+    x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
+    y = labels_of(table.column(chosen), chosen, what)
+    source = from_arrays(x.astype(np.float32) if x.dtype.kind not in "fu" else x, y, name, scale=scale)
+    assert isinstance(source, Arrays)
+    if is_group(table.schema, "group"):
+        source.groups = groups_of(table, name)
+    return source
+
+
+def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, list[str]]:
+    """The column of labels, and those of features.
+
+    Raises:
+        InputError: `label`, or one of `LABELS`, is not there once; or a feature is no number.
+    """
+    names = [name for name in schema.names if name and not _INDEX.fullmatch(name) and not is_group(schema, name)]
+    if label is not None and label not in names:
+        raise InputError(f"{what} has no column {label!r} of labels (--label); {suggest(label, names)}")
+    found = [[name for name in names if name in pair] for pair in LABELS]
+    labels = [label] if label is not None else next((some for some in found if some), [])
+    if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(
+            f"{what} has the columns {', '.join(names)[:200] or 'none'}; expected features under different names and "
+            "one column of labels: y, label, target or class, or what --label names."
+        )
+    lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
+    features = ["x"] if lists else [name for name in names if name not in labels]
+    for column in features:
+        kind = schema.field(column).type
+        if not _is_numeric(kind.value_type if column == "x" and is_list(kind) else kind):
+            raise InputError(f"column {column} of {what} holds {kind}; expected numbers: encode or drop it.")
+    kind = schema.field(labels[0]).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (is_text(kind) or _is_numeric(kind.value_type if is_list(kind) else kind)):
+        raise InputError(f"column {labels[0]} of {what} holds {kind}; expected class numbers or texts.")
+    return labels[0], features
+
+
+def values_of(table: pa.Table, column: str, what: str) -> np.ndarray:
+    """[n] of a plain column, [n, width] of a list column."""
+    cells = table.column(column)
+    if not is_list(cells.type):
+        return cells.to_numpy()
+    widths = pc.call_function("list_value_length", [cells]).unique().to_pylist()
+    if len(widths) != 1 or not widths[0]:
+        raise InputError(f"column {column} of {what} has lists of {widths} values; expected one length for all rows.")
+    return pc.call_function("list_flatten", [cells]).to_numpy().reshape(len(cells), -1)
+
+
+def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
+    """The labels of rows: whole numbers as int64, other numbers as they are, texts as texts.
+
+    Raises:
+        InputError: a row has none.
+    """
+    if cells.null_count:
+        row = cells.is_null().to_pylist().index(True)
+        raise InputError(f"row {row} of {what} has no label in its column {column}; drop it, or give it one.")
+    if is_text(cells.type):
+        return np.array([str(text) for text in cells.to_pylist()], dtype=np.str_)
+    cells = cells.cast(cells.type.value_type) if pa.types.is_dictionary(cells.type) else cells
+    y = cells.to_numpy()
+    return y.astype(np.int64) if y.dtype.kind == "f" and np.array_equal(y, np.rint(y)) else y
+
+
+def groups_of(table: pa.Table, name: str) -> np.ndarray:
+    """The group of each row.
+
+    Raises:
+        InputError: a row has none.
+    """
+    texts = table.column("group").to_pylist()
+    if None in texts:
+        raise InputError(f"{name} gives row {texts.index(None)} no group; name one for each row.")
+    return group_names(texts, len(texts), name)
+
+
+def is_group(schema: pa.Schema, name: str) -> bool:
+    kinds = [schema.field(i).type for i in schema.get_all_field_indices(name)]
+    tests = (is_text, pa.types.is_integer, pa.types.is_dictionary)
+    return name == "group" and len(kinds) == 1 and any(test(kinds[0]) for test in tests)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Texts, or categories of texts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _parsed(content: bytes, delimiter: str, point: str) -> pa.Table:
+    how = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    return csv.read_csv(
+        pa.BufferReader(content), parse_options=how, convert_options=csv.ConvertOptions(decimal_point=point)
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.strip().strip('"'))
+    except ValueError:
+        return False
+    return True
