@@ -11,13 +11,20 @@ from holdfast.cli import options
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
+    from holdfast.generate.model import Model
     from holdfast.generate.train import Round
 
 
 def train(
     data: options.Data,
     out: Annotated[Path, typer.Option(help="The folder of the generator.")],
-    model: Annotated[str, typer.Option(help='gan, wgan-gp or diffusion, or "gan(steps=2000)".')] = "gan",
+    model: Annotated[
+        str | None, typer.Option(help='gan, wgan-gp or diffusion, or "gan(steps=2000)"; of your own networks: own.')
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Your own: path/file.py:NAME of a function that builds it, of Keras or torch.")
+    ] = None,
+    discriminator: Annotated[str | None, typer.Option(help="Your own, which goes with --generator.")] = None,
     test: Annotated[
         str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
     ] = None,
@@ -37,6 +44,7 @@ def train(
     from holdfast.report import generated
 
     options.check_layout(layout)
+    chosen = _model(model, generator, discriminator)
     loading = options.loading_of(label, classes, resize, crop)
     source = options.open_source(data, bounds, split, **loading)
     judged = options.open_further(test or data, bounds, "test", **loading)
@@ -44,7 +52,7 @@ def train(
         judged = None
     made = generate(
         source,
-        model,
+        chosen,
         out=out,
         test=judged,
         bounds=options.bounds_of(bounds),
@@ -60,6 +68,12 @@ def train(
         f"precision {q.precision:.1%}, recall {q.recall:.1%}."
     )
     typer.echo(f"Trained on samples: {q.trained:.1%} right on real rows (trained on real rows: {q.trained_real:.1%}).")
+    if made.generator.reader is not None:
+        rare = [c for c, share in enumerate(q.right) if share < 1]
+        typer.echo(
+            "The generator knows no classes: a sample's class is what the classifier in the folder takes it for"
+            + (f"; hardly any sample is taken for {', '.join(map(str, rare))}." if rare else ".")
+        )
     typer.echo(f"generator: {out}\nreport: {generated.write(out)}", err=True)
     return 0
 
@@ -117,6 +131,21 @@ def sample(
     write_bytes(out, buffer.getvalue())
     typer.echo(f"{len(y):,} rows of {generator.k} classes, of {tried:,} drawn: {out}")
     return 0
+
+
+def _model(model: str | None, generator: str | None, discriminator: str | None) -> Model:
+    """The model that the options name, with the user's own networks in it."""
+    from holdfast.generate.folder import parse
+    from holdfast.generate.own import absolute
+
+    if generator is None and discriminator is None:
+        return parse(model or "gan")
+    name, _, fields = (model or "own").strip().removesuffix(")").partition("(")
+    if name != "own":
+        raise InputError(f'--generator and --discriminator go with --model "own(...)", not with --model {model}.')
+    nets = {"generator": generator, "discriminator": discriminator}
+    given = [f"{field}={absolute(spec)!r}" for field, spec in nets.items() if spec is not None]
+    return parse(f"own({', '.join([*filter(None, [fields]), *given])})")
 
 
 def tell(line: Round) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -22,11 +23,13 @@ from holdfast.generate.diffusion import Denoiser, Diffusion
 from holdfast.generate.gan import GAN
 from holdfast.generate.model import Model
 from holdfast.generate.nets import Decoder, Frame, Reader
+from holdfast.generate.own import Own, OwnGenerator
 from holdfast.rng import Keys
 
 NOTE, WEIGHTS, READER = "generate.json", "generator.safetensors", "classifier.safetensors"
-MODELS: dict[str, Callable[..., Model]] = {"gan": GAN, "diffusion": Diffusion}
+MODELS: dict[str, Callable[..., Model]] = {"gan": GAN, "diffusion": Diffusion, "own": Own}
 _AT_ONCE = {"cpu": 250, "cuda": 2000}  # samples drawn together
+_TRIES = 30  # times the number of classes: how often a generator without classes is asked for a row of one
 
 
 def parse(text: str) -> Model:
@@ -41,22 +44,43 @@ def parse(text: str) -> Model:
 
 @dataclass(frozen=True)
 class Generator:
-    """A trained generator: draws rows x [n, *shape] in raw units, of classes 0..k-1."""
+    """A trained generator: draws rows x [n, *shape] in raw units, of classes 0..k-1.
+
+    `reader` takes the place of the class where the generator knows none: it says which class a row is of.
+    """
 
     model: Model
     net: nn.Module
     frame: Frame
     k: int
+    reader: Reader | None = None
 
     def draw(self, y: Tensor, ids: Tensor, seed: int = 0) -> Tensor:
-        """New rows of the classes y [n] int64; each follows from its id ([n] int64), its class and the seed alone."""
+        """New rows of the classes y [n] int64; each follows from its id ([n] int64), its class and the seed alone.
+
+        A generator that knows no classes is asked again until its reader takes a row for its class; a row for which
+        that never happens stays as it was drawn last.
+        """
         parts = []
         with torch.no_grad():
             for at in torch.arange(len(y)).split(_AT_ONCE.get(self.device.type, 250)):
                 own, place = y[at].to(self.device), ids[at].to(self.device)
-                u = self.model.draw(self.net, tuple(self.frame.shape), own, Keys.of(seed, place).fold("sample"))
-                parts.append(self.frame.outward(u))
+                keys = Keys.of(seed, place).fold("sample")
+                parts.append(self._drawn(own, keys) if self.reader is None else self._found(own, keys, self.reader))
         return torch.cat(parts)
+
+    def _drawn(self, y: Tensor, keys: Keys) -> Tensor:
+        return self.frame.outward(self.model.draw(self.net, tuple(self.frame.shape), y, keys))
+
+    def _found(self, y: Tensor, keys: Keys, reader: Reader) -> Tensor:
+        x = y.new_zeros((len(y), *self.frame.raw), dtype=torch.float32)
+        missing = torch.arange(len(y), device=y.device)
+        for i in range(_TRIES * self.k):
+            x[missing] = self._drawn(y[missing], keys.take(missing).fold("try", i))
+            missing = missing[reader(x[missing]).argmax(1) != y[missing]]
+            if not len(missing):
+                break
+        return x
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """What a GAN makes of z [n, latent] for the classes y [n]; gradients flow to z.
@@ -108,7 +132,15 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
         ) from None
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"the generator in {folder} cannot be read: {str(error).splitlines()[0]}.") from error
-    return Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
+    generator = Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
+    if knows_classes(net):
+        return generator
+    return dataclasses.replace(generator, reader=load_reader(folder, generator))
+
+
+def knows_classes(net: nn.Module) -> bool:
+    """Whether a generator draws rows of the class asked for; only one of the user's may not."""
+    return not isinstance(net, OwnGenerator) or net.conditional
 
 
 def load_reader(folder: Path, generator: Generator) -> Reader:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from holdfast.errors import SpecError
-from holdfast.generate.model import Model
+from holdfast.generate.model import Model, descend
 from holdfast.generate.nets import Critic, Decoder
 from holdfast.rng import Keys
 
@@ -77,12 +77,12 @@ class GAN(Model):
         loss = worth
         if self.penalty and t % self.lazy == 0:
             loss = loss + self.lazy * self._penalty(critic, u, fake.detach(), y, keys)
-        _descend(optimiser, loss)  # Adam leaves alone what has no gradient: here the generator
+        descend(optimiser, loss)  # Adam leaves alone what has no gradient: here the generator
         if (t + 1) % self.critics:
             return None, worth.detach()
         critic.requires_grad_(False)
         paid = -critic(self._changed(fake, keys.fold("again")), y).mean()
-        _descend(optimiser, paid)
+        descend(optimiser, paid)
         critic.requires_grad_(True)
         return paid.detach(), worth.detach()
 
@@ -116,12 +116,6 @@ class GAN(Model):
             for axis, side in ((2, u.shape[2]), (3, u.shape[3]))
         )
         return u * ~(height[:, None, :, None] & width[:, None, None, :])
-
-
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
 
 
 def _slope(critic: nn.Module, u: Tensor, y: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ class Model(ABC):
     steps: int
     batch_size: int
     rate: float
-    width: int
     ema: float
     rounds: int
     glance: int
@@ -68,3 +67,10 @@ class Model(ABC):
 
     def __repr__(self) -> str:
         return spec.write(self)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the loss; weights without a gradient stay."""
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()

@@ -9,6 +9,7 @@ import torch
 
 from holdfast.errors import InputError
 from holdfast.generate.folder import Generator, load_reader
+from holdfast.generate.nets import Reader
 from holdfast.targets import Target, wrap
 
 _MOST = 20  # rows drawn for one that is kept, at the most
@@ -20,12 +21,15 @@ def sample(
     """As many rows of each class: x [k * per_class, *shape] float32, y [k * per_class] int64; and how many were drawn.
 
     Args:
-        target: a classifier that must take a row for its class; None: every row is kept.
+        target: a classifier that must take a row for its class; None: every row is kept, but of a generator that
+            knows no classes those that its folder's classifier takes for the class.
         confidence: the least probability that it must give the class.
 
     Raises:
         InputError: the classifier knows other classes, or is so rarely sure that drawing on is idle.
     """
+    if target is None and generator.reader is not None:
+        target = _as_target(generator.reader, generator)
     if target is not None:
         target.bind(generator.frame.raw)
         if target.task.k != generator.k:
@@ -57,5 +61,8 @@ def sample(
 
 def own_classifier(folder: Path, generator: Generator) -> Target:
     """The classifier that the folder's figures are taken with, as a target."""
-    low, high = float(generator.frame.low.min()), float(generator.frame.high.max())
-    return wrap(load_reader(folder, generator), bounds=(low, high))
+    return _as_target(load_reader(folder, generator), generator)
+
+
+def _as_target(reader: Reader, generator: Generator) -> Target:
+    return wrap(reader, bounds=(float(generator.frame.low.min()), float(generator.frame.high.max())))

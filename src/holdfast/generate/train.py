@@ -23,7 +23,7 @@ from holdfast.errors import InputError
 from holdfast.evaluate.contract import check_data
 from holdfast.evaluate.labels import numbered
 from holdfast.generate import quality
-from holdfast.generate.folder import NOTE, READER, WEIGHTS, Generator, grid, load_reader, parse
+from holdfast.generate.folder import NOTE, READER, WEIGHTS, Generator, grid, knows_classes, load_reader, parse
 from holdfast.generate.folder import load as load_generator
 from holdfast.generate.model import Model
 from holdfast.generate.nets import Frame, Reader
@@ -167,7 +167,8 @@ class Training:
     def _close(self, s: State) -> None:
         """End a round: draw, compare, keep what is best, and name what goes wrong."""
         place, k = s.place, self.reader.head.out_features
-        drawer = Generator(self.model, s.average, self.frame, k)
+        reader = None if knows_classes(s.average) else self.reader
+        drawer = Generator(self.model, s.average, self.frame, k, reader)
         place.round += 1
         y = torch.arange(k).repeat(max(2, self.model.glance // k))
         x = drawer.draw(y, torch.arange(len(y)), self.seed)
@@ -252,7 +253,8 @@ def generate(
     Args:
         data: what `holdfast.data.as_source` takes: images of 8x8 to 64x64, [c, h, w], [h, w, c] or [h, w], or rows of
             a table [f]; classes 0..k-1.
-        model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`.
+        model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or an `Own`, of your
+            own networks.
         out: the folder.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
@@ -277,10 +279,10 @@ def generate(
     if test.fingerprint() == data.fingerprint():
         raise InputError(f"{data.name} would train the generator and measure it too; give other rows (--test).")
     frame, k = _frame(data, box, layout)
+    with sealed(seed):
+        model.nets(tuple(frame.shape), k)  # networks that do not fit are refused before anything is written
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
-    with sealed(seed):
-        model.nets(tuple(frame.shape), k)  # refuses what it cannot learn from, before anything is written
     with left_as_found(folder):
         begin(folder, NOTE, asked | given, "a generator", resume=resume)
         frame = frame.to(device)
