@@ -141,9 +141,10 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
 def _effort(facts: Facts) -> Finding | None:
     if facts.protocol.name not in ("quick", "custom"):
         return None
+    measured = " (by 0 to 5 points in Linf, as measured)" if facts.protocol.name == "quick" else ""
     text = (
-        f"The attacks were those of the {facts.protocol.name} protocol: a first look, which stronger ones may lower. "
-        f"Defend the figure with --protocol standard."
+        f"The attacks were those of the {facts.protocol.name} protocol: a first look, which stronger ones may lower"
+        f"{measured}. Defend the figure with --protocol standard."
     )
     return Finding(check="effort", severity="amber", text=text)
 
