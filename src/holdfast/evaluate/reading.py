@@ -33,10 +33,11 @@ def find_reading(target: Target, source: Source) -> list[Finding]:
 
 def saturated(target: Target, z: Tensor) -> list[Finding]:
     """Whether scores z [n, k], made of probabilities, stand where these are exactly 0 or 1."""
-    if not target.probabilities or target.reads or not len(z):
+    graded = isinstance(target, WithTruth)
+    numbers = graded and not target.rule.logits
+    if not target.probabilities or target.reads or numbers or not len(z):
         return []
     most = -math.log(torch.finfo(z.dtype).tiny) - 1
-    graded = isinstance(target, WithTruth)
     lead = z.abs().amax(1) if graded else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
     share = float((lead >= most).double().mean())
     if share <= SATURATED:

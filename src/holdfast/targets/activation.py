@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
 LINEAR = "linear"  # no activation: an output that has no bounds
+_EXP, _TOTAL, _ONE_MORE = "exp", "sum of exp", "1 + exp"  # parts of a formula of the user's own
 
 _SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
 _LOG_SOFTMAXES = {"log_softmax", "_log_softmax", "special_log_softmax"}
@@ -26,6 +27,7 @@ _AFFINE = {"add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "
     "__truediv__",
     "neg",
     "__neg__",
+    "batch_norm",
     "mean",
     "sum",
     "adaptive_avg_pool2d",
@@ -42,6 +44,7 @@ _SHAPES = {"reshape", "view", "_unsafe_view", "flatten", "squeeze", "unsqueeze",
     "_to_copy",
     "cpu",
 }
+_INVERSES = {"__rdiv__", "__rtruediv__"}
 _PARTS = {"__getitem__", "select", "narrow", "slice"}
 _MOST = 64  # classes up to which a part of a softmax is turned into log-odds: that needs k x k numbers a row
 
@@ -88,9 +91,10 @@ def applied(kind: str, z: Tensor) -> Tensor:
 def ending(out: Tensor) -> str | None:
     """How a model ends that gave `out` [n] or [n, k] under `Reading`; None where that cannot be seen."""
     found = before(out)
-    if found is None or found.logits is None:
-        return None if found is None else found.kind
+    if found is None or found.kind not in (SOFTMAX, SIGMOID, LOG_SOFTMAX):
+        return LINEAR if found is not None and found.kind == LINEAR else None
     z = found.logits
+    assert z is not None
     if z.shape != out.shape or (found.kind != SIGMOID and (z.ndim != 2 or z.shape[1] < 2)):
         return None
     loose = 1e-2 if torch.finfo(out.dtype).bits < 32 or torch.finfo(z.dtype).bits < 32 else 1e-4
@@ -167,6 +171,9 @@ def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[st
     if name in ("cat", "stack"):
         return _together(func, args, kwargs)
     found = before(args[0])
+    own = _of_formula(name, found, args)
+    if own is not None:
+        return own
     if name in _AFFINE and any((b := before(a)) is not None and b.kind == LINEAR for a in args[:2]):
         return LINEAR, None
     if found is None:
@@ -189,6 +196,23 @@ def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
     dim = 1 if dim is None and z.ndim == 2 else dim  # as torch takes it
     over_rows = isinstance(dim, int) and z.ndim > 1 and dim % z.ndim > 0
     return (kind, z) if over_rows and _is_head(z) else None
+
+
+def _of_formula(name: str, found: Before | None, args: Any) -> tuple[str, Tensor] | None:
+    """The steps of exp(z) / sum(exp(z)) and of 1 / (1 + exp(-z)). Whether that is what they are, `ending` tries."""
+    if name == "exp":
+        return (_EXP, args[0]) if _is_head(args[0]) else None
+    if found is None or found.logits is None:
+        return None
+    if found.kind == _EXP and name == "sum":
+        return _TOTAL, found.logits
+    if found.kind == _EXP and name in ("add", "__add__", "__radd__") and args[1:] in ((1,), (1.0,)):
+        return _ONE_MORE, found.logits
+    if found.kind == _ONE_MORE and (name == "reciprocal" or (name in _INVERSES and args[1:] in ((1,), (1.0,)))):
+        return SIGMOID, -found.logits
+    total = before(args[1]) if name in ("div", "__truediv__") else None
+    softmax = found.kind == _EXP and total is not None and total.kind == _TOTAL and total.logits is found.logits
+    return (SOFTMAX, found.logits) if softmax else None
 
 
 def _is_head(z: Tensor) -> bool:

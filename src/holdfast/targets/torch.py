@@ -476,7 +476,8 @@ class TorchTarget(Target):
         self.single = self.graded is None and out.numel() == len(self._probe())
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
-        if says is not None and not self.said:
+        labels = self.graded is None or self.graded.logits
+        if says is not None and labels and not self.said:
             self.probabilities, self.said = says, True
         if self.reads and self.ending != activation.LOG_SOFTMAX:
             self.remarks += (("probabilities", _READ.format(self.ending)),)
