@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from holdfast.cli import options
@@ -14,6 +16,10 @@ def verify(
     arch: options.Arch = None,
     trust: options.Trust = False,
     perceptual: options.Perceptual = None,
+    preprocess: Annotated[
+        list[str],
+        typer.Option("--preprocess", help="path/file.py:function, for each that the run was measured with."),
+    ] = [],  # noqa: B006
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
@@ -22,6 +28,7 @@ def verify(
     from holdfast.evaluate.verify import verify as check
     from holdfast.report.words import plain
     from holdfast.runs.store import read_limits, read_manifest
+    from holdfast.targets.preprocess import given_again
 
     manifest, limits = read_manifest(run), read_limits(run)
     source = open_data(data, split=manifest.data.split, scale=manifest.model.bounds[1] <= 1)
@@ -30,7 +37,7 @@ def verify(
         arch=arch,
         trust=trust,
         bounds=(limits["low"], limits["high"]) if manifest.model.box else manifest.model.bounds,
-        preprocess=manifest.model.preprocess,
+        preprocess=given_again(manifest.model.preprocess, preprocess),
         layout=manifest.model.layout,
         output=manifest.model.output,
         task=manifest.model.task,
