@@ -102,6 +102,11 @@ def files() -> list[str]:
     return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_FILE) and m.__file__]
 
 
+def stem(module: str) -> str:
+    """The name of the file of a module, however it was imported."""
+    return module.rpartition(".")[2].removeprefix(_FILE)
+
+
 def run_file(path: Path) -> ModuleType:
     """The module of a .py file; its classes are found again under its name."""
     spec = importlib.util.spec_from_file_location(f"{_FILE}{path.stem}", path)

@@ -59,7 +59,8 @@ Steps = Annotated[
     list[str],
     typer.Option(
         "--preprocess",
-        help='What comes first: "normalize(0.1307, 0.3081)", or a defence: "jpeg(75)" (list defences); repeatable.',
+        help='What comes first: "normalize(0.1307, 0.3081)", a function of your own: path/file.py:function, or a '
+        'defence: "jpeg(75)" (list defences); repeatable.',
     ),
 ]
 Perceptual = Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from holdfast.cli import options
@@ -17,6 +19,10 @@ def verify(
     classes: options.Classes = None,
     perceptual: options.Perceptual = None,
     groups: options.Groups = None,
+    preprocess: Annotated[
+        list[str],
+        typer.Option("--preprocess", help="path/file.py:function, for each that the run was measured with."),
+    ] = [],  # noqa: B006
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
@@ -26,6 +32,7 @@ def verify(
     from holdfast.report import html
     from holdfast.report.words import plain
     from holdfast.runs.store import open_manifest, read_limits
+    from holdfast.targets.preprocess import given_again
 
     (manifest, _), limits = open_manifest(run), read_limits(run)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
@@ -41,7 +48,7 @@ def verify(
         arch=arch,
         trust=trust,
         bounds=(limits["low"], limits["high"]) if manifest.model.box else manifest.model.bounds,
-        preprocess=manifest.model.preprocess,
+        preprocess=given_again(manifest.model.preprocess, preprocess),
         layout=manifest.model.layout,
         output=manifest.model.output,
         task=manifest.model.task,

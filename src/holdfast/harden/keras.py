@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from holdfast import spec, usercode
+from holdfast import usercode
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.harden import workers
@@ -40,7 +41,7 @@ from holdfast.harden.state import Epoch
 from holdfast.harden.team import Team
 from holdfast.harden.trainer import Training
 from holdfast.runs.store import write_bytes
-from holdfast.targets import TorchTarget, preprocess, wrap
+from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.keras import KerasOnTorch, load
 from holdfast.threat import Threat
 
@@ -88,6 +89,8 @@ class KerasNetwork:
             workers.store(source, work, name)
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
+        workers.check_portable(target.preprocess)
+        torch.save(target.preprocess, work / "preprocess.pt")
         job = {
             "code": _own_code(),
             "door": {
@@ -99,7 +102,7 @@ class KerasNetwork:
                 "batch_size": target.batch_size,
                 "device": str(target.device),
             },
-            "preprocess": [spec.write(step, whole=True) for step in target.preprocess],
+            "files": usercode.files(),
             "probabilities": target.probabilities,
             "threat": repr(training.threat),
             "recipe": asdict(training.recipe),
@@ -174,8 +177,13 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     job = json.loads((work / "job.json").read_text())
     for where in job["code"]:
         usercode.find(where)
+    with ExitStack() as stack:
+        for file in map(Path, job["files"]):
+            stack.enter_context(usercode.importable(str(file.parent.absolute())))
+            usercode.run_file(file)
+        steps = torch.load(work / "preprocess.pt", weights_only=False)  # written by who started this process
     model = _again(work / "model.keras")
-    target = wrap(model, preprocess=preprocess.parse(job["preprocess"]), **job["door"])
+    target = wrap(model, preprocess=steps, **job["door"])
     data, held = (workers.stored(work, name) for name in ("train", "held"))
     target.bind(data.shape)
     target.probabilities = job["probabilities"]

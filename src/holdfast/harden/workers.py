@@ -92,7 +92,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
             f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave it out."
         )
     if pickled:
-        _portable(_plain(target))
+        check_portable(_plain(target))
     elif kind == "cuda":
         raise InputError(f"devices is {devices}, but a Keras model is trained on one CUDA device.")
 
@@ -247,7 +247,7 @@ def _plain(target: TorchTarget) -> TorchTarget:
     return target.live(target.model)
 
 
-def _portable(thing: Any) -> None:
+def check_portable(thing: Any) -> None:
     """Refuse what a process of its own could not read.
 
     Raises:

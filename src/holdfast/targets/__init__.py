@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,8 @@ from holdfast.targets import loading, wrappers
 from holdfast.targets.adopt import adopt
 from holdfast.targets.defences import Defence
 from holdfast.targets.detect import Detector
-from holdfast.targets.preprocess import Normalize, Preprocess
+from holdfast.targets.own import Own
+from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.several import joined
 from holdfast.targets.target import Access, Bounds, Target
 from holdfast.targets.torch import TorchTarget
@@ -38,7 +38,7 @@ def wrap(
     model: Any,
     *,
     bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
-    preprocess: Preprocess | Sequence[Preprocess] = (),
+    preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] = (),
     framework: str | None = None,
     gives: str | None = None,
     draws: int | None = None,
@@ -52,7 +52,8 @@ def wrap(
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
             of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is, with its task.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same units.
-        preprocess: what happens to raw inputs before the model, one step or several in order.
+        preprocess: what happens to raw inputs before the model, one step or several in order: Normalize, Resize, a
+            defence, or a function or module of your own that has a name (see `holdfast.targets.own.Own`).
         framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
@@ -83,13 +84,9 @@ def wrap(
         task = options.get("task")
         model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model
-    steps: Sequence[Preprocess] = (preprocess,) if isinstance(preprocess, Callable) else preprocess
-    odd = [step for step in steps if not is_dataclass(step)]
-    if odd:
-        raise InputError(
-            f"preprocess holds a {type(odd[0]).__name__}, which a manifest cannot name; give Normalize, Resize or a "
-            f"defence, or put it into the model."
-        )
+    given = (preprocess,) if isinstance(preprocess, Callable) else preprocess
+    known = (Normalize, Resize, Defence, Own)
+    steps: list[Preprocess] = [step if isinstance(step, known) else Own.of(step) for step in given]
     names = [step for step in steps if isinstance(step, (Defence, Normalize))]
     late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
     if late:

@@ -82,9 +82,8 @@ class ArrayModel(Foreign):
 
 def _libraries(model: Any) -> list[str]:
     """The modules at the top of the types of an estimator and of its parts, where it says them."""
-    parts: Any = getattr(model, "get_params", None)
-    found: Any = parts(deep=True) if callable(parts) else {}
-    items = [model, *found.values()]
+    parts: dict[str, Any] = model.get_params(deep=True) if hasattr(model, "get_params") else {}
+    items = [model, *parts.values()]
     kinds = [kind.__module__.partition(".")[0] for item in items for kind in type(item).__mro__]
     return [name for name in dict.fromkeys(kinds) if name not in ("builtins", "numpy", "torch")]
 

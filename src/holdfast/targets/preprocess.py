@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from holdfast import spec
 from holdfast.errors import SpecError
 from holdfast.targets.defences import DEFENCES, Defence
 from holdfast.targets.detect import DETECTORS, Answer, Detector
+from holdfast.targets.own import own
 from holdfast.targets.purify import PURIFIERS
 from holdfast.targets.target import Bounds
 
@@ -50,8 +53,10 @@ class Resize:
         return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
 
 
+_NAMED = re.compile(r"[^()]+:[A-Za-z_]\w*")  # path/file.py:function or package.module:function
+
 GUARDS: dict[str, type[Defence]] = {**DEFENCES, **PURIFIERS, **DETECTORS}
-MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, **GUARDS}
+MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, "own": own, **GUARDS}
 
 
 def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
@@ -75,4 +80,29 @@ def excess(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds, answer: Answe
 
 def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
     """Steps from texts such as `normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))`, in order."""
-    return tuple(spec.build(text, MAKERS, "preprocessing") for text in texts)
+    return tuple(
+        own(text) if _NAMED.fullmatch(text.strip()) else spec.build(text, MAKERS, "preprocessing") for text in texts
+    )
+
+
+def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The steps that a manifest says, with functions of the user's own as they are given now.
+
+    A manifest names such a function, but nothing in a run folder may say what code is run.
+
+    Raises:
+        SpecError: not as many are given as the manifest names.
+    """
+    names = [spec.call(text)[2] for text in said if text.startswith("own(")]
+    if len(names) != len(given):
+        listed = ", ".join(str(options.get("name")) for options in names) or "none"
+        raise SpecError(
+            f"the run was measured with {len(names)} functions as preprocessing ({listed}), but {len(given)} were "
+            f"given; give each with --preprocess path/file.py:function, in this order."
+        )
+    left = iter(zip(given, names, strict=True))
+    return [_own_again(*next(left)) if text.startswith("own(") else text for text in said]
+
+
+def _own_again(text: str, said: Mapping[str, Any]) -> str:
+    return f"own({text.strip()!r}, takes={said.get('takes', 'auto')!r})" if _NAMED.fullmatch(text.strip()) else text

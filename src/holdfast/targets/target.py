@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast import usercode
+from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.tasks import Classes, Graded
 from holdfast.tensors import as_tensor
@@ -243,6 +244,26 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice."""
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
+
+
+@contextmanager
+def asking(what: str, *, learning: bool = False) -> Iterator[None]:
+    """Within, code of the user's is asked about inputs: what it raises becomes one sentence that says `what` it was.
+
+    Running out of memory goes through, for then the same is asked in smaller parts; and while one is `learning` what
+    the code is, each Exception.
+
+    Raises:
+        InputError: it raised anything else, SystemExit too.
+    """
+    try:
+        yield
+    except (HoldfastError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a user's code may raise anything
+        if out_of_memory(error) or (learning and isinstance(error, Exception)):
+            raise
+        raise usercode.raised(what, error) from error
 
 
 _DRAWING: ContextVar[tuple[int | str, ...]] = ContextVar("drawing", default=())

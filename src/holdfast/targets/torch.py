@@ -6,23 +6,24 @@ import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast import spec, usercode
-from holdfast.errors import HoldfastError, InputError
+from holdfast import spec
+from holdfast.errors import InputError
 from holdfast.targets import activation
 from holdfast.targets.adopt import by_trial
 from holdfast.targets.defences import Defence
 from holdfast.targets.detect import Detector, refusal
 from holdfast.targets.foreign import Foreign, chosen
 from holdfast.targets.module import content_of, differentiable, frozen, half_of, is_quantised, recurrent
-from holdfast.targets.preprocess import Preprocess, applied, excess
-from holdfast.targets.target import Access, Bounds, Pullback, Target, out_of_memory, sealed
+from holdfast.targets.own import Own
+from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
+from holdfast.targets.target import Access, Bounds, Pullback, Target, asking, sealed
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
@@ -277,21 +278,9 @@ class TorchTarget(Target):
         self.rewrites |= x._version != version or (isinstance(model, Foreign) and model.rewrites)
         return z
 
-    @contextmanager
-    def _guarded(self, x: Tensor) -> Iterator[None]:
-        """Within, the model is asked about x [n, ...]: what it raises becomes one sentence.
-
-        While a target learns what the model is, it reads the model's exceptions itself.
-        """
-        try:
-            yield
-        except (HoldfastError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a user's model may raise anything, SystemExit too
-            if out_of_memory(error) or (isinstance(error, Exception) and not self.bound):
-                raise
-            what = f"the model, asked about {len(x)} inputs of shape {tuple(x.shape[1:])},"
-            raise usercode.raised(what, error) from error
+    def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
+        """Within, the model is asked about x [n, ...]; what it raises while its kind is found out is read by `bind`."""
+        return asking(f"the model, asked about {len(x)} inputs of shape {tuple(x.shape[1:])},", learning=not self.bound)
 
     def _inwards(self, x: Tensor) -> Tensor:
         """Preprocessed images as the model wants them."""
@@ -383,17 +372,23 @@ class TorchTarget(Target):
             InputError: there is none; the reason is that of the first.
         """
         given, readings, reason = self.model, self._readings(shape), None
+        steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
         declared = given.shape if isinstance(given, Foreign) else None
         for reading in readings:
             try:
                 with sealed(0):
                     self.layout, self.wants, self.axis = reading
+                    if own:
+                        self.preprocess = steps
+                        self._find_own()
                     before = self._before(self._probe())
                     if declared is not None and tuple(before.shape[1:]) != tuple(declared):
                         continue
                     if not isinstance(given, (nn.Module, Foreign)):
                         self._take(by_trial(given, before, output=self.output, classes=self.classes))
                         self.layout, self.wants, self.axis = reading
+                        if own:
+                            self._find_own()
                     self._find_task()
                     self._find_ending()
             except Exception as error:  # noqa: BLE001  # a model may raise anything on what it cannot take
@@ -446,6 +441,26 @@ class TorchTarget(Target):
         else:
             text = f"Inputs of shape {shape} were taken as {layout} images, and given to the model as {wants}."
         self.remarks += (("layout", text),)
+
+    def _find_own(self) -> None:
+        """How each step of the user's own is called and differentiated."""
+        x, steps, raw = self.images(self._spread()), list(self.preprocess), True
+        for i, step in enumerate(steps):
+            if isinstance(step, Own):
+                steps[i] = step.bound(x, self.bounds, raw=raw)
+            raw = raw and not isinstance(step, (Own, Normalize))
+            x = applied([steps[i]], x, self.bounds).detach()
+        self.preprocess = tuple(steps)
+        own = [step for step in steps if isinstance(step, Own)]
+        self.remarks = tuple(r for r in self.remarks if r[0] != "preprocess") + tuple(step.remark for step in own)
+        if not all(step.differentiable for step in own):
+            self.access = min(self.access, Access.SCORES)
+
+    def _spread(self) -> Tensor:
+        """Eight inputs at random within the bounds: [8, *shape]."""
+        assert self.shape is not None
+        unit = torch.rand((8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.dtype)
+        return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(self.device)
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:
