@@ -66,7 +66,7 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("stop", [True, False])
 @pytest.mark.parametrize("budgets", [None, BUDGETS], ids=["no budget", "budgets"])
 def test_columns_are_what_the_model_was_asked(name: str, norm: str, budgets: Tensor | None, stop: bool) -> None:
-    target = Counting(bent(), shape=(1, 4, 4), batch_size=4)
+    target = Counting(bent(), shape=(1, 4, 4), batch_size=8)
     target.pool = pool(target)
     x, y, mask = marked(target)
     target.asked.clear()
