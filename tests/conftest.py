@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Generator
 from pathlib import Path
@@ -24,6 +25,12 @@ def cases() -> Path:
     if not CASES.is_dir():
         pytest.skip(f"{CASES} is absent: this test needs its real models and data")
     return CASES
+
+
+def pytest_collection_finish() -> None:
+    """The modules and tests are here to stay: the garbage collector need not walk through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _cpu() -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,8 +20,9 @@ from holdfast.data import open_data
 from holdfast.evaluate import Run
 from holdfast.runs.compare import compare
 
-pytest.importorskip("tensorflow")
-keras = pytest.importorskip("keras")
+for package in ("tensorflow", "keras"):  # imported by the tests that need them: each worker would pay for it here
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
 
 LINF = ("--bounds", "0,255", "--threat", "linf(25)")
 ROWS = 40  # measured, before and after
@@ -40,6 +42,8 @@ def digits(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fragile(last: str = "softmax") -> Any:
     """The demo's network with all that training could get wrong: scaling, batch norm, dropout, a softmax."""
+    import keras
+
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -173,10 +177,14 @@ def test_on_torch_it_is_the_same_network_and_every_objective_trains_it() -> None
 
 
 def none() -> Any:
+    import keras
+
     return keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.AveragePooling2D(2), keras.layers.Flatten()])
 
 
 def two() -> Any:
+    import keras
+
     return keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
 
 

@@ -93,7 +93,7 @@ def asked() -> tuple[Target, torch.Tensor, torch.Tensor, list[str]]:
 
 
 def statuses(target: Target, x: torch.Tensor, y: torch.Tensor) -> list[str]:
-    run = holdfast.evaluate(target, (x, y), EPS, protocol="quick")
+    run = holdfast.evaluate(target, (x, y), EPS, attacks=["apgd(steps=20)", "square(steps=40)"])
     return run.samples.column("status").to_pylist()
 
 

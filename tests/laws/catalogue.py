@@ -23,7 +23,7 @@ from holdfast.targets import Access
 CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstance(maker, type)]
 
 
-def short(name: str, steps: int = 10, **fields: Any) -> Attack:
+def short(name: str, steps: int = 6, **fields: Any) -> Attack:
     """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
 
     Where a step is an estimate by probes and asks many questions in turn, steps are fewer, and so are the probes.

@@ -33,7 +33,7 @@ def plain_rows(target: TorchTarget, *, edge: bool = False, wrong: bool = False) 
 
 
 def attacks_of(name: str) -> list[Attack]:
-    return [short(name, **fields) for fields in losses_of(name)]
+    return [short(name, 10, **fields) for fields in losses_of(name)]
 
 
 @every
