@@ -1,0 +1,54 @@
+"""Standard error of a command holds its own lines alone, whatever framework the model is of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".keras", "saved_model", ".tflite", ".onnx"])
+def test_a_command_prints_its_own_lines_alone(tmp_path: Path, kind: str) -> None:
+    """Line 31: TensorFlow, TFLite, Keras and onnxruntime print nothing on standard error or output."""
+    x = np.random.default_rng(0).random((8, 4), np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
+    model = _model(tmp_path, kind)
+    asked = [model, "rows.npz", "--threat", "linf(0.1)", "--attack", "square(steps=2)", "--out", "run", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast.cli.main", "evaluate", *asked],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    assert [line.partition(":")[0] for line in said] == ["estimate", "report"]
+    assert done.stdout.startswith("{")
+    assert done.stdout == (tmp_path / "run" / "run.json").read_text() + "\n"
+
+
+def _model(folder: Path, kind: str) -> str:
+    """A file or folder of that kind, made in a process of its own where a framework is needed."""
+    file = folder / ("model" if kind == "saved_model" else f"model{kind}")
+    if kind == ".onnx":
+        net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        torch.onnx.export(net, (torch.rand(1, 4),), str(file), dynamo=False, dynamic_axes={"input": {0: "n"}},
+                          input_names=["input"])  # fmt: skip
+        return file.name
+    code = (
+        "import keras, sys\n"
+        "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])\n"
+        "if sys.argv[1].endswith('.keras'): model.save(sys.argv[1])\n"
+        "else: model.export(sys.argv[1].removesuffix('.tflite'))\n"
+        "if sys.argv[1].endswith('.tflite'):\n"
+        "    import tensorflow as tf\n"
+        "    made = tf.lite.TFLiteConverter.from_saved_model(sys.argv[1].removesuffix('.tflite')).convert()\n"
+        "    open(sys.argv[1], 'wb').write(made)\n"
+    )
+    env = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    subprocess.run([sys.executable, "-c", code, str(file)], env=env, capture_output=True, check=True)
+    return file.name
