@@ -62,10 +62,10 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
     _check_same(folders, *facts)
     with store.untrusted(folders[1]):
-        return _compared(folders, *facts)
+        return _compared(folders, facts)
 
 
-def _compared(folders: tuple[Path, Path], *facts: Manifest) -> Comparison:
+def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> Comparison:
     tables = [_samples(folder, one) for folder, one in zip(folders, facts, strict=True)]
     asked = np.logical_and(*(~_among(table, "skipped") for table in tables))
     tables = [table.filter(pa.array(asked)) for table in tables]
