@@ -55,7 +55,7 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def data() -> Source:
     source = from_arrays(*rows())
-    source.class_names = [f"class {i}" for i in range(4)]
+    source.class_names = tuple(f"class {i}" for i in range(4))
     return source
 
 

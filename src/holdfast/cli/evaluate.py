@@ -134,12 +134,14 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     """Say what a finished run found, and whether it is good enough."""
     from holdfast.report import html
     from holdfast.runs import gates
+    from holdfast.runs.store import untrusted
 
     page = html.write(run.folder)
     if json:
         typer.echo((run.folder / "run.json").read_text(encoding="utf-8"))
     else:
-        options.show(run.manifest)
+        with untrusted(run.folder):  # a finished run that is gone on with may be anyone's
+            options.show(run.manifest)
     typer.echo(f"report: {page}", err=True)
     if run.unfinished:
         typer.echo(

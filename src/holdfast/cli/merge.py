@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from holdfast.cli import options
+from holdfast.errors import HoldfastError
 
 
 def merge(
@@ -17,7 +19,15 @@ def merge(
     """Join runs made with --samples start:stop into the run that one process would have written."""
     from holdfast.evaluate.merge import merge as join
     from holdfast.report import html
+    from holdfast.runs.store import untrusted
 
-    options.show(join(runs, out))
-    typer.echo(f"report: {html.write(out)}", err=True)
+    fresh = not out.exists()
+    try:
+        with untrusted(out):
+            options.show(join(runs, out))
+            typer.echo(f"report: {html.write(out)}", err=True)
+    except HoldfastError:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
+        raise
     return 0

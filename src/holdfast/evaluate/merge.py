@@ -108,6 +108,9 @@ def _examples(shards: Sequence[Path], out: Path, first: Manifest, parts: Sequenc
     held = [(ids, x) for shard in shards for ids, x in store.examples(shard)]
     if not held:
         return
+    odd = [x for _, x in held if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
+    if odd:
+        raise InputError("a shard holds examples that are not finite, or of another shape; see holdfast verify.")
     ids, x = np.concatenate([i for i, _ in held]), np.concatenate([x for _, x in held])
     names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
     for name in np.unique(names):
