@@ -57,7 +57,9 @@ def evaluate(
     ] = None,
     perceptual: options.Perceptual = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, max=2**53, help="Most forward passes that a row may cost.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one under runs/.")] = None,
