@@ -321,7 +321,7 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
 
     from holdfast.report.terminal import summary
 
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=100, file=io.StringIO())
     console.print(summary(run.manifest))
     text = console.export_text()
     assert f"{run.precision.clean:.1%}".replace("%", " %") in text
