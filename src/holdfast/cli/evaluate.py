@@ -74,6 +74,8 @@ def evaluate(
     wanted = [gates.parse(text) for text in gate]
     if baseline is not None and not corruptions:
         raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
+    if max_seconds is not None and not max_seconds >= 0:
+        raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluate import Names
