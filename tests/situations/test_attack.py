@@ -217,13 +217,15 @@ def test_targets_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.
 def survivors(made: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether images still fool the demo model after the usual rounding to bytes and back."""
     back = np.rint(made * 255).astype(np.uint8).astype(np.float32) / 255
-    return (judge.rule(holdfast.wrap(demo_model()), torch.from_numpy(back)).label != torch.from_numpy(y)).numpy()
+    return (
+        judge.rule(holdfast.wrap(demo_model(), shape=(1, 8, 8)), torch.from_numpy(back)).label != torch.from_numpy(y)
+    ).numpy()
 
 
 def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
     """Line 25: accuracy after rounding, in run.json, confirmed by verify, which sees a forged one."""
     x, y = digits()
-    run = holdfast.evaluate(demo_model(), (x, y), "linf(inf)", attacks=["cw(steps=60)"], out=tmp_path / "run")
+    run = holdfast.evaluate(demo_model(), (x, y), "l2(inf)", attacks=["fmn(steps=60)"], out=tmp_path / "run")
     right = np.array(run.samples.column("clean_prediction").to_pylist()) == y
     ids, stored = (np.concatenate(part) for part in zip(*run.examples(), strict=True))
     fooled = survivors(stored, y[ids])
@@ -242,7 +244,7 @@ def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
 def test_png_images_are_still_adversarial_when_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 25: attack --png counts and writes what survives; the folder is data again, of accuracy 0."""
     monkeypatch.chdir(tmp_path)
-    asked = ("attack", "demo", "digits", "--threat", "l2(inf)", "--attack", "cw(steps=60)", "--samples", "0:30")
+    asked = ("attack", "demo", "digits", "--threat", "l2(inf)", "--attack", "fmn(steps=60)", "--samples", "0:30")
     done = command(*asked, "--png", "images")
     assert done.exit_code == 0
     files = list(Path("images").rglob("*.png"))
@@ -252,11 +254,11 @@ def test_png_images_are_still_adversarial_when_read_back(tmp_path: Path, monkeyp
 
     x = np.stack([np.asarray(Image.open(f), np.float32)[None] / 255 for f in files])
     y = np.array([int(f.parent.name) for f in files])
-    assert (holdfast.wrap(demo_model()).labels(torch.from_numpy(x)).numpy() != y).all()
+    assert (holdfast.wrap(demo_model(), shape=(1, 8, 8)).labels(torch.from_numpy(x)).numpy() != y).all()
     assert "exists" in refused(*asked, "--out", "b.npz", "--png", "images")
 
 
-@pytest.mark.parametrize("attack", ["pgd(steps=5)", "cw(steps=30)", "square(steps=50)", "nes(steps=10, probes=8)"])
+@pytest.mark.parametrize("attack", ["pgd(steps=5)", "fmn(steps=30)", "square(steps=50)", "nes(steps=10, samples=8)"])
 def test_the_grid_holds_for_every_attack(attack: str) -> None:
     """Line 25: with a grid of 8 bits each example lies on it, within eps, and rounding loses none."""
     x, y = digits()
