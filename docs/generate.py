@@ -12,7 +12,7 @@ from pathlib import Path
 from holdfast import spec
 from holdfast.attacks import CATALOGUE
 from holdfast.cli import listing
-from holdfast.evaluate.protocols import BLACK_BOX, PROTOCOLS
+from holdfast.evaluate.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
 from holdfast.runs.manifest import Manifest
 
 DOCS = Path(__file__).parent
@@ -49,6 +49,12 @@ def attacks() -> str:
             )
             if rows:
                 parts.append(f"Where the target gives {access.name.lower()} alone:\n\n{rows}\n")
+        for access, others in SMALLEST.items():
+            rows = "\n".join(
+                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}" for norm, t_ in others.get(name, {}).items()
+            )
+            if rows:
+                parts.append(f"Where eps is inf, of a target that gives {access.name.lower()}:\n\n{rows}\n")
     return "\n".join(parts)
 
 

@@ -60,7 +60,9 @@ def evaluate(
     groups: options.Groups = None,
     perceptual: options.Perceptual = None,
     max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
-    max_queries: Annotated[int | None, typer.Option(min=1, help="Most forward passes that a row may cost.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option(min=1, max=2**53, help="Most forward passes that a row may cost.")
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one under runs/.")] = None,
@@ -75,6 +77,8 @@ def evaluate(
     wanted = [gates.parse(text) for text in gate]
     if baseline is not None and not corruptions:
         raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
+    if max_seconds is not None and not max_seconds >= 0:
+        raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluate import Names

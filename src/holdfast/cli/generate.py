@@ -81,7 +81,7 @@ def train(
 def sample(
     folder: Annotated[Path, typer.Argument(help="What `generate train` left.", metavar="DIR")],
     out: Annotated[Path, typer.Option(help="Where the rows go: an .npz with x and y, which is DATA to all commands.")],
-    per_class: Annotated[int, typer.Option(min=1, help="Rows of each class.")] = 100,
+    per_class: Annotated[int, typer.Option(min=1, max=10**7, help="Rows of each class.")] = 100,
     classifier: Annotated[
         str | None, typer.Option(help="A MODEL that must take a row for its class; default: the folder's own.")
     ] = None,

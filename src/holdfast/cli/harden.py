@@ -26,7 +26,7 @@ def harden(
     objective: Annotated[
         str | None, typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).')
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=100_000, help="Instead of the recipe's.")] = None,
     min_clean: Annotated[
         float, typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96.")
     ] = 0.0,

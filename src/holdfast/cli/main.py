@@ -53,6 +53,10 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except (SystemExit, GeneratorExit) as error:  # a command raises neither: code of the user's did
             typer.echo(f"error: {usercode.raised('code of the model or of the data', error)}", err=True)
             raise typer.Exit(2) from None
+        except OSError as error:  # a name too long, a folder that nobody may write to, a full disk
+            what = f"{str(error.filename)[:80]}: " if error.filename else ""
+            typer.echo(f"error: {what}{error.strerror or error}.", err=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted; give the same command again.", err=True)
             raise typer.Exit(130) from None

@@ -88,12 +88,17 @@ Probabilities = Annotated[
 ]
 Attacked = Annotated[
     int,
-    typer.Option("--attacked", min=0, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."),
+    typer.Option(
+        "--attacked", min=0, max=1000, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."
+    ),
 ]
 Eot = Annotated[
     int | None,
     typer.Option(
-        "--eot", min=1, help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1."
+        "--eot",
+        min=1,
+        max=10_000,
+        help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1.",
     ),
 ]
 Lender = Annotated[
@@ -115,10 +120,13 @@ Crop = Annotated[
     str | None, typer.Option("--crop", help="Of a folder of images: the middle 224 x 224, after --resize.")
 ]
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows of one pass.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=2**31 - 1, help="Rows of one pass.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Devices = Annotated[
-    int, typer.Option("--devices", min=1, help="Processes that share each step of training: cores, or CUDA devices.")
+    int,
+    typer.Option(
+        "--devices", min=1, max=1024, help="Processes that share each step of training: cores, or CUDA devices."
+    ),
 ]
 ClassWeights = Annotated[
     str | None,

@@ -17,7 +17,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Where the weights go, or the Keras model; default model.safetensors or .keras.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    epochs: Annotated[int, typer.Option(min=1, max=100_000)] = 30,
     batch_size: options.BatchSize = 64,
     rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")] = 2e-3,
     bounds: options.BoundsText = None,

@@ -39,6 +39,8 @@ class Rows(Protocol):
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one, the new one or none; synced to the disk."""
+    if not path.name:
+        raise InputError(f"{path} is a folder, and cannot be the name of a file to write.")
     draft = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,6 +108,7 @@ class Patch:
         return image.flatten(2).scatter(2, cells, shown).view_as(image)
 
 
+FARTHEST = 10_000  # degrees or pixels: more than any image has, and than its coordinates can count in float32
 MOVEMENTS = {"rotation": Rotation, "flow": Flow, "patch": Patch}
 Movement = Rotation | Flow | Patch
 
@@ -219,5 +220,7 @@ def _check(movement: Movement) -> None:
     sizes = list(vars(movement).values())
     if any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf for s in sizes):
         raise SpecError(f"{spec.write(movement)} has a bound that is no finite number of at least 0.")
+    if max(sizes) > FARTHEST:
+        raise SpecError(f"{spec.write(movement)} has a bound above {FARTHEST:,}; it is in degrees, or in pixels.")
     if not any(sizes):
         raise SpecError(f"{spec.write(movement)} moves nothing; give a bound above 0.")
