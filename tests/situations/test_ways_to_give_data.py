@@ -127,7 +127,7 @@ def test_what_would_not_fit_into_memory_is_refused_and_a_map_style_dataset_strea
     monkeypatch.setattr(objects, "HELD", 2000)
     endless = ((X[0], 1) for _ in itertools.count())
     for data in (endless, DataLoader(Long(pair), shuffle=True), Rows(pair)):
-        with pytest.raises(InputError, match="more than .* of rows, and cannot be read piece by piece"):
+        with pytest.raises(InputError, match=r"more than .* of rows, and cannot be read piece by piece"):
             as_source(data)
     asked: list[int] = []
     dataset = Long(lambda i: asked.append(i) or pair(i))
