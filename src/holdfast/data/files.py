@@ -46,8 +46,8 @@ def read_whole(path: Path, most: int) -> bytes:
                 parts.append(part)
                 if len(parts) << 20 > most:
                     raise InputError(
-                        f"{path} holds more than {most / (1 << 30):.3g} GiB, which is too much for the memory; "
-                        "unpack it (gunzip) if it is gzip, or save it as Parquet or .npz, which are read piece by piece."
+                        f"{path} holds more than {most / (1 << 30):.3g} GiB, too much to hold; "
+                        "unpack it (gunzip) if it is gzip, or save it as Parquet or .npz, read piece by piece."
                     )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is a damaged gzip file: {error}; it is probably cut short.") from None
