@@ -32,7 +32,7 @@ class Targeted:
     t: int | Tensor  # or an array, list or Series
 
     def __post_init__(self) -> None:
-        if not isinstance(self.t, (int, Tensor)):
+        if not isinstance(self.t, (int, float, str, Tensor)):  # which a threat refuses with its own name
             aims = as_tensor(self.t, "a target")
             if aims.is_floating_point() or aims.dtype == torch.bool:
                 raise SpecError(f"a target holds {aims.dtype} values, but a class is a whole number.")
