@@ -82,7 +82,8 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         remarks=_remarks(*facts, int((~asked).sum())),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
         per_class=[
-            _part(names[c] if names is not None else str(c), label == c, held) for c in np.unique(label).tolist()
+            _part(names[c] if names is not None and c < len(names) else str(c), label == c, held)
+            for c in np.unique(label).tolist()
         ],
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
