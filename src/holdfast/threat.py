@@ -41,7 +41,7 @@ class Targeted:
     t: int | str | Tensor  # or an array, list or Series
 
     def __post_init__(self) -> None:
-        if isinstance(self.t, (int, str)):
+        if isinstance(self.t, (int, float, str)):  # a number that is no class is refused by the threat, by its name
             return
         aims = as_tensor(self.t, "a target")
         if aims.ndim > 1 or aims.is_floating_point() or aims.dtype == torch.bool:

@@ -122,8 +122,14 @@ NAMES = [
 FUNCTIONS = NAMES[1:2] + NAMES[4:9]
 
 
-@pytest.mark.parametrize("layout", [None, "nchw", "nhwc"])
-@pytest.mark.parametrize("name", NAMES)
+SAID = [("keras", "nhwc"), ("jax, channels last", "nhwc"), ("torch", "nhwc"), ("onnx", "nchw")]
+ALL = [(name, layout) for name in NAMES for layout in (None, "nchw", "nhwc")]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [pytest.param(*row, marks=() if row[1] is None or row in SAID else pytest.mark.slow) for row in ALL],
+)
 def test_any_order_of_the_axes(name: str, layout: str | None, tmp_path: Path) -> None:
     """Line 13: images in either order, said rightly, wrongly or not at all, give the scores of the order it takes."""
     for x in (X, X.transpose(0, 2, 3, 1)):

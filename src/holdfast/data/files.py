@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from pathlib import Path
+
+from holdfast.errors import InputError
 
 GZIP = b"\x1f\x8b"
 _PAGE = "a web page (HTML): the download probably failed"
@@ -25,6 +29,29 @@ def looks_like(path: Path) -> str:
         return "empty"
     unknown = f"of no known kind (it begins with {head[:4].hex(' ')})"
     return next((words for start, words in _STARTS.items() if head.startswith(start)), unknown)
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """The content of a file, unpacked if it is gzip.
+
+    Raises:
+        InputError: it holds more than `most` bytes, or is a damaged gzip file.
+    """
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+    parts: list[bytes] = []
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            while part := file.read(1 << 20):  # in pieces, so that no more memory is taken than there is content
+                parts.append(part)
+                if len(parts) << 20 > most:
+                    raise InputError(
+                        f"{path} holds more than {most / (1 << 30):.3g} GiB, too much to hold; "
+                        "unpack it (gunzip) if it is gzip, or save it as Parquet or .npz, read piece by piece."
+                    )
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged gzip file: {error}; it is probably cut short.") from None
+    return b"".join(parts)
 
 
 def printable(text: str) -> str:

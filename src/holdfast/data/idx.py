@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.data.arrays import Arrays
-from holdfast.data.files import GZIP, looks_like
-from holdfast.data.source import HELD, sized
+from holdfast.data.files import GZIP, looks_like, read_whole
+from holdfast.data.source import HELD
 from holdfast.errors import InputError
 
 SPLITS = {"train": "train", "test": "t10k"}
@@ -78,16 +76,7 @@ def _bytes(path: Path) -> np.ndarray:
         return np.empty(0, np.uint8)
     if head != GZIP:
         return np.memmap(path, np.uint8, "r")
-    try:
-        with gzip.open(path) as file:
-            content = file.read(HELD + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is a damaged gzip file: {error}; it is probably cut short.") from None
-    if len(content) > HELD:
-        raise InputError(
-            f"{path} holds more than {sized(HELD)}; unpack it (gunzip), so that it is read piece by piece."
-        )
-    return np.frombuffer(content, np.uint8)
+    return np.frombuffer(read_whole(path, HELD), np.uint8)
 
 
 def _find(folder: Path, stem: str, axes: int) -> Path:

@@ -73,7 +73,7 @@ def opened(path: Path) -> Iterator[Any]:
         cut = " that is cut short" if (seen := looks_like(path)) == "a zip archive" else ""
         raise InputError(f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) writes it.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaves a broken one open
             yield archive
     except _DAMAGE as error:
         if "Object arrays" in str(error):

@@ -52,7 +52,7 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         return _loaded(data, name, scale)
     if "keras" in roots and hasattr(data, "__len__"):
         return hold((data[i] for i in range(len(data))), name, scale, _class_names(data))
-    if hasattr(data, "shape") or hasattr(data, "__array__"):
+    if hasattr(data, "dtype"):
         shape = tuple(getattr(data, "shape", ()))
         raise InputError(f"data is one array ({name}) of shape {shape}, without labels; expected {FORMS}.")
     if hasattr(data, "__getitem__") and _has_length(data):

@@ -34,11 +34,12 @@ class Table(Source):
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 schema, meta = file.schema_arrow, file.metadata
-        except (pa.ArrowException, OSError):
+            columns = columns_of(schema, f"{path}", label)
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             seen = looks_like(path)
             cut = " that is damaged or cut short" if seen == "a Parquet file" else ""
             raise InputError(f"{path} is {seen}{cut}; expected a whole Parquet file.") from None
-        self._label, self._features = columns_of(schema, f"{path}", label)
+        self._label, self._features = columns
         kinds = [schema.field(column).type for column in self._features]
         kinds = [kind.value_type if is_list(kind) else kind for kind in kinds]
         self._dtype = np.float64 if any(pa.types.is_float64(kind) for kind in kinds) else np.float32

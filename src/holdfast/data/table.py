@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from holdfast.data.arrays import Arrays, from_arrays
-from holdfast.data.files import looks_like, one_line
-from holdfast.data.source import HELD, Source, group_names, sized
+from holdfast.data.files import looks_like, one_line, read_whole
+from holdfast.data.source import HELD, Source, group_names
 from holdfast.errors import InputError, suggest
 
 LABELS = (("y", "label"), ("target", "class"))  # the first pair of which the table has one names its labels
@@ -27,13 +27,9 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
     Raises:
         InputError: no such table, no header, rows of different length, or more than `HELD` bytes.
     """
-    with pa.input_stream(str(path), compression="detect") as stream:
-        try:
-            content = stream.read(HELD + 1)
-        except OSError as error:
-            raise InputError(f"{path} is {looks_like(path)} that is damaged: {one_line(error)}.") from None
-    if len(content) > HELD:
-        raise InputError(f"{path} is larger than {sized(HELD)}; save it as Parquet, which is read piece by piece.")
+    content = read_whole(path, HELD)
+    if (seen := looks_like(path)).startswith("a ") and seen != "a gzip file":
+        raise InputError(f"{path} is {seen}; expected CSV: text with a header.")
     first = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode(errors="replace").strip()
     delimiter = max(_DELIMITERS, key=first.count)
     if first and all(_is_number(cell) for cell in first.split(delimiter)):
@@ -45,14 +41,12 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
         table = _parsed(content, delimiter, ".")
         if delimiter == ";" and any(pa.types.is_string(kind) for kind in table.schema.types):
             table = _parsed(content, delimiter, ",")
-    except pa.ArrowException as error:
-        seen = looks_like(path)
-        cause = f" (it is {seen})" if seen.startswith(("a ", "empty")) else ""
+        table = table.rename_columns([column.strip() for column in table.column_names])
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read as CSV{cause}: {one_line(error).rstrip('.')}; expected UTF-8 text, a header and "
+            f"{path} cannot be read as CSV: {one_line(error).rstrip('.')}; expected UTF-8 text, a header and "
             "as many cells in each row."
         ) from None
-    table = table.rename_columns([column.strip() for column in table.column_names])
     return from_table(table, f"{path}", name, scale, label)
 
 
@@ -81,9 +75,9 @@ def from_table(table: pa.Table, what: str, name: str, scale: bool, label: str | 
     Raises:
         InputError: no column of labels, features that are no numbers, no rows, or a row without a label.
     """
-    chosen, features = columns_of(table.schema, what, label)
     if not table.num_rows:
         raise InputError(f"{what} is empty: it has no rows; expected at least one.")
+    chosen, features = columns_of(table.schema, what, label)
     parts = [values_of(table, column, what) for column in features]
     x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
     y = labels_of(table.column(chosen), chosen, what)
@@ -126,6 +120,8 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
 def values_of(table: pa.Table, column: str, what: str) -> np.ndarray:
     """[n] of a plain column, [n, width] of a list column."""
     cells = table.column(column)
+    if pa.types.is_null(cells.type):
+        return np.full(len(cells), np.nan)
     if not is_list(cells.type):
         return cells.to_numpy()
     widths = pc.call_function("list_value_length", [cells]).unique().to_pylist()
@@ -179,7 +175,9 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    """Whether a column holds numbers; one of empty cells alone holds NaN."""
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    return any(test(kind) for test in tests)
 
 
 def _parsed(content: bytes, delimiter: str, point: str) -> pa.Table:

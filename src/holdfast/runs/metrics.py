@@ -213,7 +213,7 @@ def measure(
     per_class = [
         ClassMetrics(
             label=c,
-            name=names[c],
+            name=names[c] if c < len(names) else str(c),
             clean_accuracy=interval(int((right & bears[:, c]).sum()), int(bears[:, c].sum())),
             robust_accuracy=interval(int((robust & bears[:, c]).sum()), int(bears[:, c].sum())),
             precision=pair(0, c),
