@@ -74,12 +74,12 @@ def test_skops_files_of_scikit_learns_own_estimators(model: Any) -> None:
 
 
 def test_skops_files_of_other_types_still_need_trust() -> None:
-    """Line 17: a function of another library in a .skops file is refused by name, and so is a tree that leads astray."""
+    """Line 17: what is not scikit-learn's own is refused by name, and so is a tree that leads out of its nodes."""
     io = pytest.importorskip("skops.io")
     from sklearn.preprocessing import FunctionTransformer
 
     io.dump(make_pipeline(FunctionTransformer(os.path.basename), LogisticRegression()), "model.skops")
-    with pytest.raises(InputError, match="posixpath.basename.*--trust"):
+    with pytest.raises(InputError, match=r"posixpath\.basename.*--trust"):
         load("model.skops")
     model = forest()
     state = model.estimators_[0].tree_.__getstate__()

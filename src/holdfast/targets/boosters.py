@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 
 from holdfast.errors import InputError
 from holdfast.targets.arrays import ArrayModel
-from holdfast.targets.foreign import need
 
 _CLASSIFIES = ("binary", "multi", "cross_entropy", "xentropy")  # how objectives of classifiers begin
 
@@ -29,7 +29,7 @@ def from_booster(model: Any) -> ArrayModel:
 
 
 def _from_xgboost(model: Any) -> ArrayModel:
-    xgboost = need("xgboost", "sklearn", "an XGBoost model")
+    xgboost = _library("xgboost", "an XGBoost model")
     objective = json.loads(model.save_config())["learner"]["objective"]["name"]
     classifies = objective.startswith(_CLASSIFIES)
 
@@ -61,6 +61,14 @@ def _model(ask: Any, features: int, content: bytes, objective: str, classifies: 
     return ArrayModel(ask, shape=(features,), digest=digest, numbers=None if classifies else said)
 
 
+def _library(name: str, what: str) -> Any:
+    """The library that made a booster. None of ours needs it, so no extra brings it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"{what} needs {name}, which is not installed: pip install {name}.") from None
+
+
 def holds_lightgbm(head: bytes) -> bool:
     """Whether a file begins as LightGBM's text does."""
     return head.startswith((b"tree\n", b"tree\r\n"))
@@ -80,7 +88,7 @@ def load(path: Path) -> ArrayModel:
     content = path.read_bytes()
     try:
         if holds_lightgbm(content[:64]):
-            lightgbm = need("lightgbm", "sklearn", f"{path}")
+            lightgbm = _library("lightgbm", f"{path}")
             if b"end of trees" not in content:
                 raise ValueError("its trees do not end")
             return from_booster(lightgbm.Booster(model_str=content.decode()))
@@ -88,7 +96,7 @@ def load(path: Path) -> ArrayModel:
             raise ValueError("it does not begin as such a file does")
         if content[:2] == b"{L" and b"version" not in content[-64:]:  # UBJSON; XGBoost crashes on half a file
             raise ValueError("it is truncated")
-        model = need("xgboost", "sklearn", f"{path}").Booster()
+        model = _library("xgboost", f"{path}").Booster()
         model.load_model(bytearray(content))
         return from_booster(model)
     except InputError:
