@@ -33,6 +33,7 @@ from holdfast.targets import http, load
 from holdfast.targets.endpoint import Endpoint
 from holdfast.targets.messages import BadAnswer, decode, encode
 from holdfast.targets.preprocess import Normalize
+from holdfast.targets.wire import seconds
 
 pytest.importorskip("httpx")
 
@@ -388,9 +389,9 @@ def test_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(backoff=1, retries=3) == []
     server.mishap = lambda x, number: "500"
     assert waits(rate=4, retries=4) == [0.25] * 4
-    assert http._seconds("7") == 7
-    assert http._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert http._seconds("soon") is None
+    assert seconds("7") == 7
+    assert seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert seconds("soon") is None
 
 
 def test_what_is_sent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,26 @@ def test_keras_weights_want_their_model(tmp_path: Path) -> None:
     target.bind((1, 8, 8))
     with pytest.raises(InputError, match="Keras model"):
         load(str(tmp_path / "net.weights.h5"), arch="frameworks.twins:weights")
+
+
+def test_a_sequential_of_an_old_keras(tmp_path: Path) -> None:
+    """Line 17: an .h5 by a Keras before 2.2.3, whose Sequential is a list of layers, opens, and is left as it is."""
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("keras")
+    h5py = pytest.importorskip("h5py")
+    model, path = twins.keras_model(), tmp_path / "net.h5"
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        said = json.loads(file.attrs["model_config"])
+        entry, *layers = said["config"]["layers"]
+        layers[0]["config"]["batch_input_shape"] = entry["config"]["batch_shape"]
+        file.attrs["model_config"] = json.dumps(said | {"config": layers})
+        file.attrs["keras_version"] = "2.1.6"
+    before = path.read_bytes()
+    target = load(str(path))
+    target.bind((1, 8, 8))
+    close(target.scores(X), torch.tensor(np.array(model(X.movedim(1, -1).numpy()))), rtol=1e-4, atol=1e-5)
+    assert path.read_bytes() == before
 
 
 def test_a_lambda_layer_is_not_run(tmp_path: Path) -> None:

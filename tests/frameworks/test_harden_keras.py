@@ -315,6 +315,8 @@ def test_layers_of_ones_own_come_along_or_are_refused() -> None:
 @pytest.mark.slow
 def test_unequal_classes_are_weighed_in_keras_too() -> None:
     """Line 4: a Keras model is hardened with the same class weights, and keeps its small class."""
+    import keras
+
     draw = np.random.default_rng(0)
     for name, n in (("train", 800), ("test", 200)):
         y = (np.arange(n) % 12 == 0).astype(int)

@@ -187,8 +187,8 @@ def test_torch_with_imagenet_s_normalisation_from_a_loader_and_a_folder(here: Pa
     Path("net.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n" + RESIDUAL)
     steps = [f"normalize({list(mean)}, {list(std)})"]
     holdfast_(
-        "evaluate", "net.pt", here / "photos", "--arch", "net.py:build", "--preprocess", steps[0], "--resize", 40, "--crop", 40,
-        "--classes", "classes.txt", "--threat", "linf(1/255)", "--protocol", "quick", "--out", "photos-run",
+        "evaluate", "net.pt", here / "photos", "--arch", "net.py:build", "--preprocess", steps[0],
+        "--resize", 40, "--crop", 40, "--classes", "classes.txt", "--threat", "linf(1/255)", "--protocol", "quick", "--out", "photos-run",
     )  # fmt: skip
     assert Run("photos-run").clean_accuracy.value >= 0.5  # half of the pictures are those of before
     holdfast_("verify", "photos-run", "net.pt", here / "photos", "--arch", "net.py:build", "--classes", "classes.txt")
@@ -200,16 +200,16 @@ RESIDUAL = "from test_tutorials import residual\n\n\ndef build():\n    return re
 def test_a_gan_of_one_s_own_feeds_hardening() -> None:
     Path("gan.py").write_text(GAN)
     holdfast_(
-        "generate", "train", "mnist:mnist", "--generator", "gan.py:build_generator", "--discriminator", "gan.py:build_discriminator",
-        "--model", "own(steps=300)", "--out", "gan",
+        "generate", "train", "mnist:mnist", "--generator", "gan.py:build_generator",
+        "--discriminator", "gan.py:build_discriminator", "--model", "own(steps=300)", "--out", "gan",
     )  # fmt: skip
     holdfast_("generate", "sample", "gan", "--per-class", 20, "--out", "made.npz")
     made = np.load("made.npz")
     assert made["x"].shape[0] == 200
     assert np.bincount(made["y"]).tolist() == [20] * 10
     holdfast_(
-        "harden", "model.keras", "mnist:mnist", "--test", "mnist:mnist", "--threat", "linf(0.1)", "--synthetic", "made.npz",
-        "--recipe", "fast(epochs=1)", "--test-samples", 20, "--protocol", "quick", "--out", "fed",
+        "harden", "model.keras", "mnist:mnist", "--test", "mnist:mnist", "--threat", "linf(0.1)",
+        "--synthetic", "made.npz", "--recipe", "fast(epochs=1)", "--test-samples", 20, "--protocol", "quick", "--out", "fed",
     )  # fmt: skip
     assert Path("fed/model.keras").exists()
 
@@ -219,7 +219,8 @@ def test_hardening_with_regularisation_and_augmentation(model: str) -> None:
     pytest.importorskip("kornia")
     data: Any = ("mnist:mnist", "--test", "mnist:mnist") if model != "demo" else ("digits", "--test", "digits")
     holdfast_(
-        "harden", model, *data, "--threat", "linf(0.1)", "--test-samples", 20, "--protocol", "quick", "--out", f"augmented-{model}",
-        "--recipe", "fast(epochs=1, decay=0.001, augment='flip, rotate(degrees=10), crop(padding=1), noise(sigma=0.05)')",
+        "harden", model, *data, "--threat", "linf(0.1)", "--test-samples", 20, "--protocol", "quick",
+        "--out", f"augmented-{model}", "--recipe",
+        "fast(epochs=1, decay=0.001, augment='flip, rotate(degrees=10), crop(padding=1), noise(sigma=0.05)')",
     )  # fmt: skip
     assert Run(f"augmented-{model}/after").clean_accuracy.n == 20

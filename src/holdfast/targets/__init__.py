@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -49,12 +50,14 @@ def wrap(
     """Put a model behind the door: picks the adapter by the model's kind.
 
     Args:
-        model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, or a callable
-            of one array [n, *shape] of torch, TensorFlow, JAX or numpy; a Target is returned as it is, with its task.
+        model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's kind, a `Booster` of
+            XGBoost or LightGBM, an onnx ModelProto, an InferenceSession of onnxruntime, or a callable of one array
+            [n, *shape] of torch, TensorFlow, JAX or numpy; a path or text that `load` takes; a Target is returned as
+            it is, with its task.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order: Normalize, Resize, a
             defence, or a function or module of your own that has a name (see `holdfast.targets.own.Own`).
-        framework: torch, keras, tensorflow, jax, numpy or sklearn, where the type of the model does not tell. A
+        framework: torch, keras, tensorflow, jax, onnx, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.
         draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a defence of
@@ -67,6 +70,8 @@ def wrap(
     Raises:
         InputError: no adapter takes a model of this kind.
     """
+    if isinstance(model, (str, os.PathLike)):
+        model = loading.load(os.fspath(model), output=options.get("output"))
     if isinstance(model, Target):
         idle = {"preprocess": preprocess, "framework": framework, "gives": gives, "output": options.get("output")}
         said = [name for name, value in idle.items() if value]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from holdfast import usercode
 from holdfast.errors import InputError
+from holdfast.targets import boosters, onnx
 from holdfast.targets.foreign import Foreign
 
-FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "numpy", "sklearn")
+FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "onnx", "numpy", "sklearn")
 
 
 def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module | Callable[[Tensor], Any]:
@@ -39,11 +40,15 @@ def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module
         from holdfast.targets.jax import JaxModel
 
         return JaxModel(model, **output)
+    if framework == "sklearn" and boosters.is_booster(model):
+        return boosters.from_booster(model)
     if framework == "sklearn":
         from holdfast.targets.arrays import from_estimator
 
         wanted = {name: value for name, value in options.items() if name in ("gives", "classes")}
         return from_estimator(model, **wanted)
+    if framework == "onnx":
+        return onnx.OnnxModel(model, **output)
     if framework == "numpy":
         from holdfast.targets.arrays import ArrayModel
 
@@ -85,6 +90,8 @@ def _told_by_type(model: Any) -> str | None:
         return "keras" if is_keras(model) else None
     if is_keras(model):
         return "keras"
+    if onnx.is_onnx(model):
+        return "onnx"
     if callable(model):
         found = _framework_of(model)
         return found if found in ("tensorflow", "jax") else None

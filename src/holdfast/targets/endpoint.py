@@ -124,6 +124,8 @@ class Endpoint(Settings):
         for name, value in headers.items():
             if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
                 raise ValueError("a name of a header holds signs that none may hold")
+            if not _NAMED.sub("", value).isascii() or not value.isprintable() or value != value.strip():
+                raise ValueError(f"the value of {name} holds signs that no header may hold (a line break, or no ASCII)")
             if _SECRET.search(name) and not _FROM_ENVIRONMENT.fullmatch(value):
                 raise ValueError(f"{name} looks secret; write ${{NAME}} or Bearer ${{NAME}}, and set NAME outside")
         return headers

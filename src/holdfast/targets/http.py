@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -22,6 +19,7 @@ from holdfast.targets.answers import Answers
 from holdfast.targets.endpoint import Endpoint, read
 from holdfast.targets.messages import BadAnswer, decode, encode
 from holdfast.targets.target import Access, Bounds, Target
+from holdfast.targets.wire import Reply, Wire
 from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
@@ -34,7 +32,6 @@ _FINAL = {
     410: "there is nothing at this address any more",
 }
 _LONGEST = 600  # seconds: an endpoint that asks to wait longer ends the run
-_LARGEST = 2**28  # bytes of an answer
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,6 @@ class Part:
 
     rows: list[int]  # of the question
     tries: int = 0  # how often it was tried before
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back: an answer, or what stood in its way."""
-
-    content: bytes = b""
-    trouble: str = ""
-    status: int = 0  # 0: no whole answer came
-    wait: float | None = None  # seconds to wait, as the endpoint asks
 
 
 class HttpTarget(Target):
@@ -89,10 +76,7 @@ class HttpTarget(Target):
         self.store = Answers(settings.cache_file and folder / settings.cache_file, settings.identity())
         self._heard = self.store.any()  # one good answer at least was ever given
         self._next = 0.0  # of monotonic: when the rate allows the next request
-        self._client = httpx.Client(headers=settings.filled_headers(), timeout=settings.timeout)
-        self._pool = ThreadPoolExecutor(settings.concurrency)
-        weakref.finalize(self, self._client.close)
-        weakref.finalize(self, self._pool.shutdown, wait=False)
+        self._wire = Wire(settings.filled_headers(), settings.timeout, settings.url)
 
     @property
     def sent(self) -> int:
@@ -173,7 +157,7 @@ class HttpTarget(Target):
             if granted:
                 self._pace()
                 sent = Part(part.rows[:granted], part.tries)
-                futures[self._pool.submit(self._send, x[sent.rows])] = sent
+                futures[self._wire.post(encode(self.settings, x[sent.rows]))] = sent
         for future in as_completed(futures):
             yield futures[future], future.result()
         replies = [future.result() for future in futures]
@@ -192,26 +176,6 @@ class HttpTarget(Target):
         if self.settings.rate is not None:
             _rest(self._next - monotonic())
             self._next = max(self._next, monotonic()) + 1 / self.settings.rate
-
-    def _send(self, x: np.ndarray) -> Reply:
-        """One request; runs in a thread. No text of an exception is kept: it may repeat a header."""
-        import httpx
-
-        until, body, content = monotonic() + self.settings.timeout, encode(self.settings, x), bytearray()
-        try:
-            with self._client.stream("POST", self.settings.url, content=body) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if monotonic() > until or len(content) > _LARGEST:
-                        return Reply(trouble="an answer without end")
-        except httpx.TimeoutException:
-            return Reply(trouble=f"no answer within {self.settings.timeout:g} s")
-        except (httpx.HTTPError, OSError) as error:
-            return Reply(trouble=f"the connection failed ({type(error).__name__})")
-        status = response.status_code
-        if response.is_success:
-            return Reply(bytes(content), status=status)
-        return Reply(trouble=f"status {status}", status=status, wait=_seconds(response.headers.get("retry-after", "")))
 
     def _take(self, part: Part, reply: Reply, keys: Sequence[bytes], answers: np.ndarray) -> tuple[list[int], str]:
         """Keep what is good of a reply: the rows that it left without an answer, and why."""
@@ -259,13 +223,3 @@ def load(path: Path) -> HttpTarget:
 def _rest(seconds: float) -> None:
     if seconds > 0:
         sleep(seconds)
-
-
-def _seconds(text: str) -> float | None:
-    """What Retry-After asks for: a number of seconds, or a date."""
-    if text.isascii() and text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

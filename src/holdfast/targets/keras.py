@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,8 @@ def load(path: Path, *, trust: bool = False) -> Any:
     """
     keras = need("keras", "keras", f"{path}")
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=not trust)
+        with _as_now(path) as readable:
+            return keras.models.load_model(readable, compile=False, safe_mode=not trust)
     except Exception as error:  # keras raises whatever a file leads it to
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "safe_mode" in str(error) or "lambda" in str(error).lower():
@@ -68,6 +73,47 @@ def load(path: Path, *, trust: bool = False) -> Any:
             f"{path} cannot be opened as a Keras model: {first}. If it holds weights alone, give path/file.py:factory "
             f"that builds the model and loads them."
         ) from error
+
+
+@contextmanager
+def _as_now(path: Path) -> Iterator[Path]:
+    """The file, or a copy that Keras 3 can read of one by a Keras before 2.2.3, which stored a Sequential as a list."""
+    said = _config(path)
+    if said.get("class_name") != "Sequential" or not isinstance(said.get("config"), list):
+        yield path
+        return
+    import h5py
+
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        copy = Path(shutil.copy(path, Path(folder) / "model.h5"))
+        with h5py.File(copy, "r+") as file:
+            said["config"] = {"name": "sequential", "layers": _with_entry(said["config"])}
+            file.attrs["model_config"] = json.dumps(said)
+        yield copy
+
+
+def _with_entry(layers: list[Any]) -> list[Any]:
+    """The layers of a Sequential with the shape of its inputs in a layer of its own, where the first one holds it."""
+    for layer in layers:
+        if layer["class_name"] == "Sequential" and isinstance(layer["config"], list):
+            layer["config"] = {"name": layer.get("name"), "layers": _with_entry(layer["config"])}
+    shape = layers[0]["config"].pop("batch_input_shape", None) if layers else None
+    if shape is None or layers[0]["class_name"] == "InputLayer":
+        return layers
+    entry = {"batch_shape": shape, "dtype": layers[0]["config"].get("dtype", "float32"), "name": "entry"}
+    return [{"class_name": "InputLayer", "config": entry}, *layers]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What an HDF5 file says of its model; nothing where it is another file."""
+    import h5py
+
+    if path.suffix.lower() == ".keras" or not h5py.is_hdf5(path):
+        return {}
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config", "{}")
+    said = json.loads(text)
+    return said if isinstance(said, dict) else {}
 
 
 def load_weights(model: Any, path: Path) -> Any:

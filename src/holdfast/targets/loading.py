@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import os
@@ -10,7 +9,6 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,22 @@ from torch import nn
 
 from holdfast import usercode
 from holdfast.errors import InputError
+from holdfast.targets import boosters
+from holdfast.targets.checkpoint import fitted, state_of, without_objects
 from holdfast.targets.demo import demo_model
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".ckpt", ".bin", ".model", ".net")
-FILES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pt2", ".skops", ".json")  # whole models
+WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt", ".bin", ".model", ".net")
+FILES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pt2", ".skops", ".json", ".ubj")  # whole models
+PICKLES = (".joblib", ".pkl", ".pickle")  # of estimators too, with trust
 ENDPOINTS = (".endpoint.yaml", ".endpoint.yml", ".endpoint.json")
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _LISTED = 5
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
+
+
+_HUGGING_FACE = (
+    "Give path/file.py:factory, whose function returns AutoModelForImageClassification.from_pretrained(FOLDER) or "
+    "another class of transformers."
+)
 
 
 def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str | int | None = None) -> Any:
@@ -58,6 +64,13 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
         from holdfast.targets.tensorflow import from_saved_model
 
         return from_saved_model(path, _digest(path), output)
+    if path.is_file() and path.suffix.lower() not in (".safetensors", *PICKLES):
+        with path.open("rb") as file:
+            head = file.read(64)
+        if boosters.holds_lightgbm(head) or boosters.holds_xgboost(head):
+            return boosters.load(path)
+    if (path / "config.json").is_file():
+        raise InputError(f"{path} is a folder of Hugging Face transformers. {_HUGGING_FACE}")
     if path.suffix.lower() in WEIGHTS or path.is_file():
         return _from_weights(path, arch, trust)
     where, _, name = spec.rpartition(":")
@@ -94,7 +107,10 @@ def _from_file(path: Path, arch: str | None, trust: bool, output: str | int | No
         return _exported(path)
     from holdfast.targets import arrays
 
-    return arrays.from_skops(path, trust=trust) if kind == ".skops" else arrays.from_trees(path)
+    if kind == ".skops":
+        return arrays.from_skops(path, trust=trust)
+    whole = kind == ".ubj" or path.read_bytes()[:64].lstrip().startswith(b"{")
+    return boosters.load(path) if whole else arrays.from_trees(path)
 
 
 def _exported(path: Path) -> nn.Module:
@@ -135,9 +151,16 @@ def _digest(path: Path) -> bytes:
 def _from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
     if not path.is_file():
         raise InputError(f"there is no file {path}; check its path.")
+    if path.suffix.lower() == ".joblib" and not trust:
+        raise InputError(
+            f"{path} is a pickle by joblib, which may run code, so it was not opened. Save the estimator by "
+            f"skops.io.dump, as .skops, or give --trust if you trust its maker."
+        )
     content = _read(path, trust)
-    if isinstance(content, nn.Module):
+    if isinstance(content, nn.Module) or hasattr(content, "predict"):
         return content
+    if arch is None and path.suffix.lower() == ".safetensors" and (path.parent / "config.json").is_file():
+        raise InputError(f"{path} holds the weights of a Hugging Face model. {_HUGGING_FACE}")
     if arch is None:
         raise InputError(f"{path} holds weights alone; say what they belong to with --arch path/file.py:factory.")
     model = made(arch)
@@ -188,7 +211,7 @@ def _read(path: Path, trust: bool) -> Any:
             return _read_trusted(path, head)
         with warnings.catch_warnings():  # torch warns of a pickle's protocol, then raises
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _read_safely(path)
     except pickle.UnpicklingError as error:
         wanted = _wanted(str(error), head)
         if wanted is None:
@@ -222,12 +245,29 @@ def _is_script(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def _read_safely(path: Path) -> Any:
+    """What a file of torch.save holds; of a checkpoint with objects beside its weights, the weights alone.
+
+    Raises:
+        pickle.UnpicklingError: it holds objects, and no weights that could be had without them.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        found = without_objects(path)
+        if found is None:
+            raise
+        return found
+
+
 def _read_trusted(path: Path, head: bytes) -> Any:
     with usercode.importable(os.getcwd()):
-        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not head.startswith(b"\x80"):
+        plain = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
+        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not plain:
             return torch.load(path, map_location="cpu", weights_only=False)
-        with path.open("rb") as file:  # by pickle.dump
-            return pickle.load(file)
+        import joblib
+
+        return joblib.load(path)  # by pickle.dump, or by joblib.dump
 
 
 def _wanted(refusal: str, head: bytes) -> str | None:
@@ -245,11 +285,10 @@ def _first_line(error: Exception) -> str:
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     own = model.state_dict()
     others = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
-    weights = _state(content, others)
+    weights = state_of(content, others)
     if weights is None:
         raise InputError(f"{path} holds a {type(content).__name__}, but a dict of weights (a state_dict) is expected.")
-    if weights and all(name.startswith("module.") for name in weights):  # saved from DataParallel
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = fitted(weights, own, path)
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
     bent = [
@@ -265,12 +304,3 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     if told:
         raise InputError(f"the weights of {path} do not fit --arch {arch}; {'; '.join(told)}. Is it another model?")
     model.load_state_dict(weights, strict=False)
-
-
-def _state(content: Any, others: Collection[str] = ()) -> Any:
-    """The dict of weights in what a file holds; `others` are the names of what is no tensor in it."""
-    if not isinstance(content, Mapping):
-        return None
-    if content and all(isinstance(k, str) and (isinstance(v, torch.Tensor) or k in others) for k, v in content.items()):
-        return copy.copy(content)  # with the versions of modules that torch keeps beside it
-    return next((found for key in _CONTAINERS if (found := _state(content.get(key), others)) is not None), None)

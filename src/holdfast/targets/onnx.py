@@ -24,17 +24,27 @@ TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest sco
 
 
 class OnnxModel(Foreign):
-    """One graph with one input. A graph of one fixed row is tried with more, and asked row by row if it refuses."""
+    """One graph with one input. A graph of one fixed row is tried with more, and asked row by row if it refuses.
+
+    Args:
+        model: the path of a file, a ModelProto, or an InferenceSession: its file or bytes are opened again, on the CPU.
+        output: which of several outputs are the scores, by name or place.
+
+    Raises:
+        InputError: damaged, several inputs, or a session whose model cannot be had again.
+    """
 
     approximate = True
 
-    def __init__(self, path: Path, *, output: str | int | None = None) -> None:
+    def __init__(self, model: Any, *, output: str | int | None = None) -> None:
+        path = model if isinstance(model, Path) else f"the {type(model).__name__}"
         onnx, runtime = (need(name, "onnx", f"{path}") for name in ("onnx", "onnxruntime"))
-        content = path.read_bytes()
+        content, place = _content(model)
         self._digest = hashlib.sha256(content).digest()
         try:
             proto = onnx.load_model_from_string(content)
-            onnx.load_external_data_for_model(proto, str(path.parent))
+            if place is not None:
+                onnx.load_external_data_for_model(proto, str(place.parent))
         except Exception as error:  # protobuf's own, and onnx's checks of paths
             raise InputError(f"{path} is no ONNX model, or damaged: {_first(error)}.") from error
         known = {weight.name for weight in proto.graph.initializer}
@@ -49,8 +59,8 @@ class OnnxModel(Foreign):
         self.layout = "nhwc" if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4) else "nchw"
         self.ending, linear = _without_activation(proto, self.exits, output)
         self.probabilities = False if linear else None
-        source = str(path) if self.ending is None else proto.SerializeToString()
-        self.session, self.rows = _session(runtime, proto, self.entry, sides, path, source)
+        opened = (place or content) if self.ending is None else proto.SerializeToString()
+        self.session, self.rows = _session(runtime, proto, self.entry, sides, path, opened)
         self._convert(onnx, proto)
 
     def infer(self, x: Tensor) -> Tensor:
@@ -121,16 +131,33 @@ def _without_activation(proto: Any, exits: list[str], output: str | int | None) 
     return kind, False
 
 
+def is_onnx(model: Any) -> bool:
+    """Whether a live model is a ModelProto of onnx or an InferenceSession of onnxruntime."""
+    return type(model).__name__ in ("ModelProto", "InferenceSession") and type(model).__module__.startswith("onnx")
+
+
+def _content(model: Any) -> tuple[bytes, Path | None]:
+    """The bytes of a model, and its file where it has one."""
+    path = model if isinstance(model, Path) else getattr(model, "_model_path", None)
+    if path is not None:
+        return Path(path).read_bytes(), Path(path)
+    content = getattr(model, "_model_bytes", None)
+    serialize: Any = getattr(model, "SerializeToString", None)
+    if content is None and serialize is None:
+        raise InputError("the InferenceSession does not say what it was made of; pass the path of its .onnx file.")
+    return (serialize() if content is None else content), None
+
+
 def _session(
-    runtime: Any, proto: Any, entry: str, sides: list[int], path: Path, source: str | bytes
+    runtime: Any, proto: Any, entry: str, sides: list[int], path: object, opened: Path | bytes
 ) -> tuple[Any, int | None]:
-    """A session of `source`, and the rows that it must be given at once (None: any number)."""
+    """A session, and the rows that it must be given at once (None: any number)."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     where = ["CPUExecutionProvider"]
     try:
-        session = runtime.InferenceSession(source, options, providers=where)
+        session = runtime.InferenceSession(opened, options, providers=where)
     except Exception as error:  # onnxruntime's own family
         raise InputError(f"onnxruntime cannot open {path}: {_first(error)}.") from error
     if not sides or not sides[0]:
