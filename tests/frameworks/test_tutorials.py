@@ -188,7 +188,8 @@ def test_torch_with_imagenet_s_normalisation_from_a_loader_and_a_folder(here: Pa
     steps = [f"normalize({list(mean)}, {list(std)})"]
     holdfast_(
         "evaluate", "net.pt", here / "photos", "--arch", "net.py:build", "--preprocess", steps[0],
-        "--resize", 40, "--crop", 40, "--classes", "classes.txt", "--threat", "linf(1/255)", "--protocol", "quick", "--out", "photos-run",
+        "--resize", 40, "--crop", 40, "--classes", "classes.txt",
+        "--threat", "linf(1/255)", "--protocol", "quick", "--out", "photos-run",
     )  # fmt: skip
     assert Run("photos-run").clean_accuracy.value >= 0.5  # half of the pictures are those of before
     holdfast_("verify", "photos-run", "net.pt", here / "photos", "--arch", "net.py:build", "--classes", "classes.txt")
@@ -209,7 +210,8 @@ def test_a_gan_of_one_s_own_feeds_hardening() -> None:
     assert np.bincount(made["y"]).tolist() == [20] * 10
     holdfast_(
         "harden", "model.keras", "mnist:mnist", "--test", "mnist:mnist", "--threat", "linf(0.1)",
-        "--synthetic", "made.npz", "--recipe", "fast(epochs=1)", "--test-samples", 20, "--protocol", "quick", "--out", "fed",
+        "--synthetic", "made.npz", "--recipe", "fast(epochs=1)", "--test-samples", 20,
+        "--protocol", "quick", "--out", "fed",
     )  # fmt: skip
     assert Path("fed/model.keras").exists()
 
