@@ -143,7 +143,7 @@ def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
     size = torch.full((m,), torch.inf, dtype=torch.float64)
     own, larger = plan.measured[0], dict(zip(sorted(plan.measured), sorted(plan.measured)[1:], strict=False))
     left = torch.zeros(m)
-    eps, begun = None, False
+    eps, begun = math.nan, False
     for unit in plan.units():
         trial = plan.trials[unit.trial]
         if unit.eps != eps:
