@@ -96,7 +96,7 @@ class Answers:
         unequal = self.one_class is None and share > 1.5 / np.count_nonzero(self.rows)
         if not unequal or len(self.label) < ENOUGH:
             return False
-        return binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL
+        return bool(binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL)
 
 
 def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
