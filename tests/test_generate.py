@@ -364,7 +364,7 @@ def test_the_commands_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     never = ("--classifier", "demo", "--min-confidence", "1", "--per-class", 2)
     names(refused("generate", "sample", "gen", "--out", "sure.npz", *never), "class", "sure of 0", "--min-confidence")
     names(refused("generate", "sample", "nowhere", "--out", "sure.npz"), "no generator", "nowhere")
-    small = ("--recipe", 'fast(epochs=1, judge="pgd(steps=2)")', "--protocol", "quick", "--samples", 20)
+    small = ("--recipe", 'fast(epochs=1, judge="pgd(steps=2)")', "--protocol", "quick", "--test-samples", 20)
     mixed = ("--synthetic", "made.npz", "--out", "hard", "--threat", "linf(0.1)")
     done = command("harden", "demo", "digits", *small, *mixed)
     assert done.exit_code == 0, done.output

@@ -73,9 +73,9 @@ def test_the_small_class_is_not_given_up(trained: nn.Module) -> None:
 def test_a_constant_answer_is_no_success(trained: nn.Module, tmp_path: Path) -> None:
     """Line 4: where training still ends in the majority class, the comparison says what was lost and claims no gain."""
     with torch.no_grad():
-        constant = nn.Sequential(nn.Linear(8, 2))
-        constant[0].weight.zero_()
-        constant[0].bias.copy_(torch.tensor([1.0, 0.0]))
+        constant = nn.Linear(8, 2)
+        constant.weight.zero_()
+        constant.bias.copy_(torch.tensor([1.0, 0.0]))
     for name, net in (("before", trained), ("after", constant)):
         holdfast.evaluate(net, rows(300, 1), "linf(0.06)", attacks=["pgd(steps=5)"], out=tmp_path / name)
     found = holdfast.runs.compare.compare(tmp_path / "before", tmp_path / "after")

@@ -7,6 +7,7 @@ Accuracy alone does not say: of 93 rows of one class and 7 of another, a model t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,9 +79,9 @@ class Answers:
             return False
         high = float(interval(self.right, n).high or 0)
         if n < ENOUGH:
-            return self.right <= expected * n and high < 0.5
+            return bool(self.right <= expected * n and high < 0.5)
         near = min(1.5 * expected, expected + 0.05)
-        return matches_p(self.label, self.predicted) > LEVEL or high <= near
+        return bool(matches_p(self.label, self.predicted) > LEVEL or high <= near)
 
     def never_given(self) -> list[int]:
         """Classes with enough rows, 20 (5 where the data have no other class), that are never the answer."""
@@ -158,7 +159,7 @@ def outputs_follow(truth: np.ndarray, said: np.ndarray) -> bool | None:
     def follows(t: np.ndarray, z: np.ndarray) -> bool:
         if z.std() == 0 or np.square(z - t).sum() >= 0.999 * np.square(t - t.mean()).sum():  # but for rounding
             return False
-        p = float(pearsonr(t, z, alternative="greater")[1])  # pyright: ignore[reportArgumentType]
-        return p <= LEVEL / len(varied)
+        found: Any = pearsonr(t, z, alternative="greater")
+        return bool(found.pvalue <= LEVEL / len(varied))
 
     return any(follows(truth[:, i], said[:, i]) for i in varied)
