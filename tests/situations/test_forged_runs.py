@@ -221,11 +221,12 @@ def forged(folder: Path, path: tuple[Any, ...]) -> list[str]:
     return found(folder)
 
 
-def test_the_values_of_run_json_are_held(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_values_of_run_json_are_held(whole: Path, tmp_path: Path, every: int) -> None:
     """Line 5: change any value of the facts, and make all digests and figures fit: verify does not confirm."""
     held = [f for f in forgeries(whole) if f[0].partition(".")[0] not in FIGURES]
     assert len(held) > 25
-    for name, path in held:
+    for name, path in held[::every]:
         assert forged(shutil.copytree(whole, tmp_path / str(path)), path), name
 
 

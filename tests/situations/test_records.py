@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
 from holdfast.evaluate import Run
+from holdfast.harden.state import restored, stored
 from holdfast.runs import journal, store
 
 EVALUATE = sys.modules["holdfast.evaluate.evaluate"]
@@ -73,17 +75,20 @@ def test_a_flipped_bit_of_a_record_is_done_again_or_refused(
 
 def test_exchanged_records_are_done_again(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 6: a record says its own name and its question: those of another chunk, trial or run are not taken."""
-    stopped(tmp_path / "run", monkeypatch, 13)
-    stopped(tmp_path / "other", monkeypatch, 13, seed=1)
-    names = sorted(p.name for p in (tmp_path / "run" / "journal").glob("*.safetensors"))
-    assert len(names) > 6
-    for a, b in ((names[0], names[5]), (names[1], names[2])):
-        first, second = (tmp_path / "run" / "journal" / name for name in (a, b))
-        content = first.read_bytes()
-        first.write_bytes(second.read_bytes())
-        second.write_bytes(content)
-    shutil.copy(tmp_path / "other" / "journal" / names[3], tmp_path / "run" / "journal" / names[3])
-    assert same(measure(tmp_path / "run", resume=True), known)
+    stopped(tmp_path / "run", monkeypatch, 11)
+    stopped(tmp_path / "other", monkeypatch, 11, seed=1)
+    names = {p.stem for p in (tmp_path / "run" / "journal").glob("*.safetensors")}
+    assert names >= {"000000000-done", "000000005-0000", "000000005-0001"}
+    assert "000000005-done" not in names
+    for source, name, place in (
+        ("run", "000000000-0000", "000000005-0000"),  # of another chunk
+        ("run", "000000005-0000", "000000005-0001"),  # of another trial
+        ("other", "000000005-0000", "000000005-0000"),  # of another seed
+    ):
+        again = shutil.copytree(tmp_path / "run", tmp_path / f"{source} {name}")
+        record = (tmp_path / source / "journal" / f"{name}.safetensors").read_bytes()
+        (again / "journal" / f"{place}.safetensors").write_bytes(record)
+        assert same(measure(again, resume=True), known)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "\xff\xfe", '{"eps": "0.05"}'])
@@ -93,6 +98,17 @@ def test_a_corrupt_question_is_refused_in_one_sentence(tmp_path: Path, text: str
     (tmp_path / "run" / "journal" / "question.json").write_text(text, "latin-1")
     with pytest.raises(InputError, match=r"question\.json|cannot resume"):
         measure(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("bit", [3, 700, -9])
+def test_a_damaged_state_of_a_training_is_refused(tmp_path: Path, bit: int) -> None:
+    """Line 6: what harden and generate go on from carries a digest too."""
+    path = tmp_path / "training.safetensors"
+    path.write_bytes(stored({"w": torch.zeros(4)}, {"epoch": 1}))
+    assert restored(path.read_bytes())[1] == {"epoch": 1}
+    flipped(path, bit % (8 * len(path.read_bytes())))
+    with pytest.raises(InputError, match="digest"):
+        restored(path.read_bytes())
 
 
 def test_a_run_that_time_cut_goes_on_to_the_same_end(
