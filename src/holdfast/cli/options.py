@@ -189,9 +189,7 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def loading_of(
-    label: str | None, classes: Path | None, resize: str | None, crop: str | None
-) -> dict[str, str | Path | None]:
+def loading_of(label: str | None, classes: Path | None, resize: str | None, crop: str | None) -> dict[str, Any]:
     """How data are read, as `open_source` takes it."""
     return {"label": label, "classes": classes, "resize": resize, "crop": crop}
 
