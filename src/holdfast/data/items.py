@@ -103,8 +103,8 @@ def numbers_of(x: Any, what: str, channels: int | None = None) -> np.ndarray:
     if is_picture(x):
         from holdfast.data.images import pixels_of
 
-        picture: Any = x
-        return pixels_of(picture, channels or channels_of(x, what))
+        image: Any = x
+        return pixels_of(image, channels or channels_of(image, what))
     x = to_numpy(x, f"x of {what}")
     if x.dtype.kind not in "biuf" or not x.ndim or not x.size:
         raise InputError(f"x of {what} holds {x.dtype} of shape {x.shape}; expected an array of numbers.")

@@ -36,7 +36,8 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         InputError: it holds none, raises, or is too large to be held where it has to be.
     """
     if _is_pair(data):
-        return from_arrays(data[0], data[1], name or "arrays", scale=scale)
+        x, y = data
+        return from_arrays(x, y, name or "arrays", scale=scale)
     name, roots = name or type(data).__name__, _roots(data)
     if "pandas" in roots or "pyarrow" in roots:
         from holdfast.data.table import from_frame
