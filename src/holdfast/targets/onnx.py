@@ -107,13 +107,13 @@ def is_onnx(model: Any) -> bool:
 
 def _content(model: Any) -> tuple[bytes, Path | None]:
     """The bytes of a model, and its file where it has one."""
-    path = model if isinstance(model, Path) else getattr(model, "_model_path", None)
+    path: Any = model if isinstance(model, Path) else getattr(model, "_model_path", None)
     if path is not None:
         return Path(path).read_bytes(), Path(path)
-    content = getattr(model, "_model_bytes", None)
-    if content is None and not hasattr(model, "SerializeToString"):
+    content, packed = (getattr(model, name, None) for name in ("_model_bytes", "SerializeToString"))
+    if content is None and packed is None:
         raise InputError("the InferenceSession does not say what it was made of; pass the path of its .onnx file.")
-    return (model.SerializeToString() if content is None else content), None
+    return (packed() if content is None and packed is not None else content), None
 
 
 def _session(
