@@ -36,6 +36,7 @@ _OWN_TYPES = frozenset(
     sklearn.neural_network._stochastic_optimizers.AdamOptimizer
     sklearn.neural_network._stochastic_optimizers.SGDOptimizer
     sklearn.tree._tree.Tree
+    sklearn.utils._bunch.Bunch
     """.split()
 ) | {f"sklearn.gaussian_process.kernels.{name}" for name in f"{_KERNELS} Sum WhiteKernel".split()}
 

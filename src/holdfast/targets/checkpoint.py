@@ -12,7 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    _utils,  # pyright: ignore[reportPrivateUsage]
+)
 
 from holdfast.errors import InputError
 
@@ -25,8 +28,8 @@ _BESIDE = frozenset(
 _VALUES = ("numpy", "argparse", "omegaconf", "datetime", "pathlib")  # modules whose objects are settings, wherever
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # pyright: ignore
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # pyright: ignore
+    ("torch._utils", "_rebuild_tensor_v2"): _utils._rebuild_tensor_v2,  # pyright: ignore[reportPrivateUsage]
+    ("torch._utils", "_rebuild_parameter"): _utils._rebuild_parameter,  # pyright: ignore[reportPrivateUsage]
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
 } | {("torch", str(t).removeprefix("torch.")): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}

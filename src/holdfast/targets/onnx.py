@@ -138,7 +138,7 @@ def is_onnx(model: Any) -> bool:
 
 def _content(model: Any) -> tuple[bytes, Path | None]:
     """The bytes of a model, and its file where it has one."""
-    path = model if isinstance(model, Path) else getattr(model, "_model_path", None)
+    path: Any = model if isinstance(model, Path) else getattr(model, "_model_path", None)
     if path is not None:
         return Path(path).read_bytes(), Path(path)
     content = getattr(model, "_model_bytes", None)
