@@ -226,7 +226,8 @@ def _goal(target: Any) -> Untargeted | Targeted:
     if target is None:
         return Untargeted()
     if isinstance(target, (int, float, str)) or getattr(target, "shape", None) == ():
-        return Targeted(target.item() if hasattr(target, "item") else target)
+        item: Any = getattr(target, "item", None)
+        return Targeted(target if item is None else item())  # pyright: ignore[reportArgumentType]
     column = target if isinstance(target, Tensor) else torch.as_tensor(np.asarray(target))
     if column.ndim != 1 or column.is_floating_point() or column.dtype == torch.bool:
         raise SpecError(

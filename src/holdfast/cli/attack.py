@@ -25,7 +25,7 @@ def attack(
     png: Annotated[
         Path | None, typer.Option(help="A new folder for the examples as PNG images, each judged again as read back.")
     ] = None,
-    target: options.Target = None,
+    target: options.Goal = None,
     grid: options.Grid = None,
     arch: options.Arch = None,
     trust: options.Trust = False,

@@ -30,7 +30,7 @@ def evaluate(
         list[str], typer.Option("--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.')
     ] = [],  # noqa: B006
     curve: Annotated[str | None, typer.Option(help="Further eps to run at: 0.1,0.2.")] = None,
-    target: options.Target = None,
+    target: options.Goal = None,
     grid: options.Grid = None,
     arch: options.Arch = None,
     trust: options.Trust = False,

@@ -34,7 +34,7 @@ ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
 AnyThreat = Annotated[
     str, typer.Option("--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".')
 ]
-Target = Annotated[
+Goal = Annotated[
     str | None,
     typer.Option(
         "--target",
