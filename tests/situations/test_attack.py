@@ -107,7 +107,10 @@ def test_a_search_for_the_smallest_reports_it_under_a_finite_eps() -> None:
     np.testing.assert_allclose(made.size, distance(x), rtol=0.05, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+SLOW_NORMS = [pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1")]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l0", *SLOW_NORMS])
 def test_the_smallest_changes_end_to_end(norm: str, tmp_path: Path) -> None:
     """Line 9: eps inf gives distances: a curve, quantiles, terminal and page; verify confirms it."""
     x, y = rows()
@@ -183,7 +186,10 @@ def test_targets_of_every_kind() -> None:
     assert one.samples.column("goal").to_pylist() == drawn[5:9].tolist()
 
 
-@pytest.mark.parametrize("target", ["1", "least-likely", "random", "own.txt"])
+SLOW_TARGETS = [pytest.param(target, marks=pytest.mark.slow) for target in ("least-likely", "random")]
+
+
+@pytest.mark.parametrize("target", ["1", "own.txt", *SLOW_TARGETS])
 def test_targets_on_the_command_line(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 24: the same by --target, in the run and its verification."""
     monkeypatch.chdir(tmp_path)
