@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.data.source import Source
 from holdfast.evaluate.pool import spread
 from holdfast.runs.manifest import Finding
-from holdfast.targets.target import Target, sealed
+from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import Ensemble, Surrogate
 
@@ -66,7 +66,8 @@ def _members(target: Target) -> Iterator[Target]:
         yield from _members(target.surrogate)
         yield from _members(target.inner)
         return
-    yield target
+    if target.access >= Access.SCORES:
+        yield target
 
 
 def _inside(z: Tensor) -> bool:
