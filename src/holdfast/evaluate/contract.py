@@ -91,9 +91,13 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         )
         findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
-        findings += find_reading(target, data)
+        before = target.probabilities
         with sealed(0):
             z = target.all_scores(rows)
+        findings += find_reading(target, data, z)
+        if bool(target.probabilities) != bool(before):
+            with sealed(0):
+                z = target.all_scores(rows)
         findings += saturated(target, z)
         top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
         if top > 50 and (target.reads or not target.probabilities):

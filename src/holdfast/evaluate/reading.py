@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.data.source import Source
 from holdfast.evaluate.pool import spread
 from holdfast.runs.manifest import Finding
-from holdfast.targets.target import Target, sealed
+from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import Ensemble, Surrogate
 
@@ -20,15 +20,21 @@ FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some 
 SATURATED = 0.1  # share of rows from which on it is said
 
 
-def find_reading(target: Target, source: Source) -> list[Finding]:
+def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
     """Decide whether outputs are logits or probabilities, and set `target.probabilities`; what the report should say.
 
     Only of a model of which nobody says it. Several outputs are probabilities where each row is within [0, 1] and sums
     to 1, which changes no decision. A single output within [0, 1] (or each of several labels) would decide otherwise
     under either reading: so both are held against the labels, and the better one is taken. Where they are equally good,
-    or the labels are of one class alone, that is logits.
+    or the labels are of one class alone, that is logits. `z` are the target's scores of the first rows as they are.
     """
-    return [finding for one in _members(target) if not one.said for finding in _found(one, source)]
+    plain = z if not target.probabilities and target.draws == 1 else None
+    return [
+        finding
+        for one in _members(target)
+        if not one.said
+        for finding in _found(one, source, plain if one is target else None)
+    ]
 
 
 def saturated(target: Target, z: Tensor) -> list[Finding]:
@@ -66,21 +72,24 @@ def _members(target: Target) -> Iterator[Target]:
         yield from _members(target.surrogate)
         yield from _members(target.inner)
         return
-    yield target
+    if target.access >= Access.SCORES:
+        yield target
 
 
 def _inside(z: Tensor) -> bool:
     return bool(((z >= 0) & (z <= 1)).all())
 
 
-def _found(target: Target, source: Source) -> list[Finding]:
+def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
     x = _rows(target, torch.as_tensor(source.rows(0, min(FIRST, len(source)))[0]))
     graded = isinstance(target, WithTruth)
     target.probabilities = False
     if graded and not target.rule.logits:
         return []
-    with sealed(0):
-        z = target.answers(x)
+    if z is None or graded or target.single:
+        with sealed(0):
+            z = target.answers(x)
+    z = z[:, : None if graded or target.single else target.task.k]
     z = z[z.isfinite().all(1)]
     if not len(z) or not _inside(z):
         return []

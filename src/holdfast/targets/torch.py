@@ -466,7 +466,6 @@ class TorchTarget(Target):
         if self.access >= Access.SCORES:
             refuses = bool(self.detectors)
             self.task = Classes(self.scores(self._probe()).shape[1] - refuses, refuses)
-            self.scores(self._probe()[:1])
             return
         if self.classes is None:
             raise InputError("the model gives labels alone, which do not say how many classes there are: give classes.")
@@ -477,18 +476,23 @@ class TorchTarget(Target):
         """How the model ends, and whether that says that it gives probabilities."""
         if self.access < Access.SCORES:
             return
-        model, says = self.model, None
+        model, says, probe = self.model, None, self._probe()[:1]
         if isinstance(model, Foreign):
-            out = model(self._before(self._probe()))
+            out = model(self._before(probe))
             self.ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
             self.ending, self._scripted = scripted.kind, scripted
-            out = scripted(self._before(self._probe()))
+            out = scripted(self._before(probe))
         else:
             with activation.Reading():
+<<<<<<< HEAD
                 out = chosen(self._ask(model, self._before(self._probe())), self.output)
+=======
+                out = chosen(model(self._before(probe)), self.output)
+>>>>>>> heads
             self.ending = activation.ending(out)
-        self.single = self.graded is None and out.numel() == len(self._probe())
+        self._head(out, 1)  # one row alone is a batch too
+        self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
         labels = self.graded is None or self.graded.logits
