@@ -485,11 +485,7 @@ class TorchTarget(Target):
             out = scripted(self._before(probe))
         else:
             with activation.Reading():
-<<<<<<< HEAD
-                out = chosen(self._ask(model, self._before(self._probe())), self.output)
-=======
-                out = chosen(model(self._before(probe)), self.output)
->>>>>>> heads
+                out = chosen(self._ask(model, self._before(probe)), self.output)
             self.ending = activation.ending(out)
         self._head(out, 1)  # one row alone is a batch too
         self.single = self.graded is None and out.numel() == 1
