@@ -41,7 +41,8 @@ def _model(folder: Path, kind: str) -> str:
         return file.name
     code = (
         "import keras, sys\n"
-        "model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])\n"
+        "dense = keras.layers.Dense\n"
+        "model = keras.Sequential([keras.Input((4,)), dense(3, activation='relu'), dense(2)])\n"
         "if sys.argv[1].endswith('.keras'): model.save(sys.argv[1])\n"
         "else: model.export(sys.argv[1].removesuffix('.tflite'))\n"
         "if sys.argv[1].endswith('.tflite'):\n"
