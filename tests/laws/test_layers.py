@@ -14,7 +14,7 @@ from holdfast.norms import NORMS
 
 ROOT = Path(holdfast.__file__).parent
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
-VOCABULARY = {"errors", "usercode", "quiet", "decisions", "rng", "norms", "tasks", "losses", "threat", "spec"}
+VOCABULARY = set("errors usercode quiet decisions rng norms tasks losses threat spec tensors".split())
 # What each part may import, beside itself and the vocabulary.
 MAY = {
     "data": {"errors", "usercode"},
