@@ -113,7 +113,7 @@ def _content(model: Any) -> tuple[bytes, Path | None]:
     content, packed = (getattr(model, name, None) for name in ("_model_bytes", "SerializeToString"))
     if content is None and packed is None:
         raise InputError("the InferenceSession does not say what it was made of; pass the path of its .onnx file.")
-    return (packed() if content is None and packed is not None else content), None
+    return content or packed(), None  # pyright: ignore[reportOptionalCall]
 
 
 def _session(
