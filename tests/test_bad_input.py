@@ -109,7 +109,6 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
         (lambda x, y: (x * 255, y), (), ("[0, 255]", "[0, 1]", "bytes", "divide by 255", "--bounds 0,255")),
         (lambda x, y: (x, y), ("--bounds", "0,255"), ("[0, 1]", "[0, 255]", "scaled to [0, 1] already")),
         (lambda x, y: ((x - 0.3) / 0.4, y), (), ("[-0.75, 1.75]", "[0, 1]", "normalised", "--preprocess")),
-        (lambda x, y: (x.transpose(0, 2, 3, 1), y), (), ("(8, 8, 1)", "NHWC", "--layout nhwc")),
         (
             lambda x, y: (x, put(np.eye(10)[y], (4, slice(3)), 1)),
             (),
