@@ -1,6 +1,6 @@
 """The situations of real users that once ended in a wrong figure, a crash or a dead end: one line each, with its tests.
 
-The tests stand in `tests/situations/` and `tests/frameworks/`; the docstring of each begins with the number of its line.
+The tests stand in `tests/situations/` and `tests/frameworks/`; the docstring of each begins with its number.
 """
 
 from __future__ import annotations
