@@ -135,7 +135,7 @@ TABLE: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = [
     ("turning_gradient", BROKEN["shattered"], {}),
     ("one_hot", lambda: scored(lambda z: 1000 * z), {}),
     ("one_step", lambda: cut(turned_away), {}),
-    ("more_steps", lambda: Planted(lambda x: x), {"first": "pgd(steps=8, step_size=0.05)"}),
+    ("more_steps", lambda: Planted(lambda x: x), {"first": 'pgd(steps=8, step_size=0.05, loss="margin")'}),
     ("black_box", lambda: scored(falling_lead), {}),
     ("labels", lambda: Planted(lambda x: x + 0.05 * torch.sin(60 * x)), {}),
     ("unbounded", Stubborn, {}),

@@ -19,6 +19,7 @@ from holdfast.harden.regularizers import _Bent
 from holdfast.harden.sharpness import MOVES, perturbed_weights
 from holdfast.harden.state import State
 from holdfast.harden.trainer import Training
+from holdfast.tasks import Classes
 
 __all__ = ["plain"]  # a fixture
 CRAFT = crafting()
@@ -115,7 +116,9 @@ def test_the_search_of_llr_finds_where_the_loss_bends() -> None:
 
 
 def test_gradients_of_a_linear_model_of_two_classes_are_aligned() -> None:
-    two = replace(CRAFT, live=CRAFT.live.live(nn.Linear(2, 2).double()))
+    live = CRAFT.live.live(nn.Linear(2, 2).double())
+    live.task = Classes(2)
+    two = replace(CRAFT, live=live)
     assert torch.allclose(two.aligned(X, torch.tensor([0, 1])), torch.ones(2, dtype=F64))
     assert bool((CRAFT.aligned(X, Y) < 1).all())
 

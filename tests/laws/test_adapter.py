@@ -208,7 +208,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
         np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(usual, name).numpy(), err_msg=name)
 
 
-def test_a_row_that_never_fits_is_said_and_other_errors_pass() -> None:
+def test_a_row_that_never_fits_and_other_errors_are_said() -> None:
     def never(x: Tensor) -> Tensor:
         if float(x.max()) > 0.9:
             raise torch.OutOfMemoryError("out of memory")
@@ -222,5 +222,5 @@ def test_a_row_that_never_fits_is_said_and_other_errors_pass() -> None:
             raise RuntimeError("shapes cannot be multiplied")
         return x
 
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+    with pytest.raises(InputError, match="raised RuntimeError: shapes cannot be multiplied"):
         wrap(broken, shape=(4,)).all_scores(torch.ones(5, 4))

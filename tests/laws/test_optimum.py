@@ -63,7 +63,7 @@ def test_two_classes_reach_the_optimum(spec: str, norm: str, box: tuple[float, f
 
 
 @boxes
-@each_pair(["pgd(steps=100)", 'apgd(steps=100, loss="margin")'])
+@each_pair(['pgd(steps=100, loss="margin")', 'apgd(steps=100, loss="margin")'])
 def test_many_classes_reach_the_optimum_by_their_aims(spec: str, norm: str, box: tuple[float, float]) -> None:
     attack = parse(spec)
     model, target, x, y = world(4, box)

@@ -49,7 +49,7 @@ def test_the_free_part_of_a_sparse_step_has_size_1(values: list[float], k: float
 def test_the_path_is_that_of_a_plain_rewrite(quantile: float) -> None:
     target = wrap(bent())
     x, y = rows(target, 5, edge=True)
-    attack = SLIDE(steps=15, quantile=quantile)
+    attack = SLIDE(steps=15, quantile=quantile, loss="margin")
     p = Problem(target, x, y, threat("l1", 2.0), Keys.of(0, torch.arange(5)))
     s = attack.start(p)
     for t in range(15):

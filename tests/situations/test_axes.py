@@ -69,7 +69,7 @@ def test_verify_and_attack_keep_the_datas_own_order(order: str, tmp_path: Path) 
     layout = run.manifest.model.layout
     for other in ORDERS.values():
         assert verify(tmp_path / "run", wrap(net(), layout=layout), (other, Y)) == []
-    assert craft(wrap(net()), (x, Y), LINF, "fgsm")["x"].shape == x.shape
+    assert craft(wrap(net()), (x, Y), LINF, "fgsm").x_adv.shape == x.shape
 
 
 def test_a_bound_target_takes_data_in_another_order() -> None:

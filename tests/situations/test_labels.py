@@ -79,7 +79,7 @@ def test_names_are_matched_by_name_and_not_by_order() -> None:
     assert run.manifest.data.class_names == ["ant", "cat", "dog"]
     assert verify(run.folder, wrap(model), source) == []
     found = craft(wrap(model), source, THREAT, ATTACK[0])
-    assert found["y"].tolist() == [["ant", "cat", "dog"].index(t) for t in y]
+    assert found.y.tolist() == [["ant", "cat", "dog"].index(t) for t in y]
     raw = holdfast.evaluate(model, (X, y), THREAT, attacks=ATTACK)  # the texts themselves
     assert raw.manifest.data.fingerprint == run.manifest.data.fingerprint
     strange = Arrays(X, Y, "set", scale=False, class_names=("cat", "ant", "eel"))
@@ -131,7 +131,7 @@ def test_a_model_that_predicts_its_own_names_is_right(names: list[str], rows: li
     target = wrap(model)
     data = (x, np.array([names[i] for i in rows]))
     found = craft(target, holdfast.data.as_source(data), THREAT, "square(steps=1)")
-    assert not found["wrong"].any()
+    assert not found.wrong.any()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int64, bool])

@@ -200,5 +200,5 @@ def test_a_network_is_hardened_behind_it() -> None:
     x, y = HERE["rows"]()
     x, y = np.tile(x, (9, 1, 1, 1)), np.tile(y, 9)
     target = wrap(HERE["Net"](), preprocess=bgr)
-    hard = hf.harden(target, (x, y), "linf(1/255)", recipe="fast(epochs=1, judge='')", protocol="quick", samples=8)
+    hard = hf.harden(target, (x, y), "linf(1/255)", recipe="fast(epochs=1, judge='')", protocol="quick", test_samples=8)
     assert hard.after.manifest.model.preprocess == hard.before.manifest.model.preprocess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,7 +117,7 @@ def _by_order(
         raise InputError(f"some labels are texts and some numbers ({_list(whole)}); use one of the two everywhere.")
     whole.sort()
     count = len(whole) if k is None else k
-    if all(_counts(v, count) for v in whole):
+    if all(_counts(v, math.inf if k is None else k) for v in whole):  # without a model, gaps are the caller's to judge
         return [None] * len(sources), None, []
     steps = np.diff(whole) if not isinstance(whole[0], str) else np.zeros(0)
     if len(whole) != count or count < 2 or (len(steps) and not np.allclose(steps, steps[0])):
@@ -257,7 +258,7 @@ def _called(source: Source, values: dict[Any, int]) -> list[Any]:
     return [names[v] if isinstance(v, int) and _counts(v, len(names)) else v for v in values]
 
 
-def _counts(value: Any, k: int) -> bool:
+def _counts(value: Any, k: float) -> bool:
     """Whether a label is one of 0..k-1."""
     return not isinstance(value, str) and 0 <= value < k
 

@@ -485,9 +485,10 @@ class TorchTarget(Target):
             out = scripted(self._before(probe))
         else:
             with activation.Reading():
-                out = chosen(self._ask(model, self._before(probe)), self.output)
-            self.ending = activation.ending(out)
+                out = self._ask(model, self._before(probe))
+            self.ending = activation.ending(chosen(out, self.output))
         self._head(out, 1)  # one row alone is a batch too
+        out = chosen(out, None if isinstance(model, Foreign) else self.output)
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
