@@ -214,7 +214,8 @@ def _rounds(manifest: Manifest, table: pa.Table) -> Iterator[str]:
                     f"from {low} to {high} were left."
                 )
                 return
-            low, high = low - done.broken, high - done.broken
+            left = done.broken if np.isfinite(manifest.threat.eps) else 0  # else each takes all rows anew
+            low, high = low - left, high - left
         if (trial.attacked, trial.broken) != _sums(trial):
             yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
         if everywhere and not trial.rounds and low > 0:
@@ -253,11 +254,11 @@ def _noted(
     left_out = {f.check for f in again} - notes - shown - set(LOADING)
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
-    expected = {f.check: f for f in again}
     for said in manifest.noted:
-        if said.check in expected:
-            yield from _same(said, expected[said.check])
-        elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
+        expected = [f for f in again if f.check == said.check]  # several remarks may have one name
+        if expected:
+            yield from min((list(_same(said, f)) for f in expected), key=len)
+        elif _known(said) and not (due and lent) and not {f.check for f in again} & set(said.shows_as):
             yield f"noted: run.json has {said.check}, which the model does not show."
 
 

@@ -222,11 +222,11 @@ def evaluate(
 
 @contextmanager
 def _kept(out: Path | str | None) -> Iterator[None]:
-    """Within, an error says that what was measured before it is kept."""
+    """Within, an error says that what was measured before it is kept, where anything was."""
     try:
         yield
     except InputError as error:
-        if out is None:
+        if out is None or not Journal(Path(out)).holds:
             raise
         raise InputError(
             f"{error} What was measured until then is kept in {out}: the same command with this --out goes on with "

@@ -28,6 +28,7 @@ class Numbered(Source):
         self.inner, self.values, self.positions = inner, values, np.array(positions, np.int64)
         self.name, self.shape, self.class_names = inner.name, inner.shape, class_names
         self.inputs, self.groups = inner.inputs, inner.groups
+        self.remarks, self.loading = inner.remarks, inner.loading
 
     def __len__(self) -> int:
         return len(self.inner)

@@ -201,7 +201,7 @@ def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -
     spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
     budget = np.inf if manifest.max_queries is None else manifest.max_queries
     sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
-    goal = -1 if manifest.threat.target is None else manifest.threat.target
+    goal = columns.get("goal", -1 if manifest.threat.target is None else manifest.threat.target)
     chunk = np.array([chunk_of(int(i), manifest.data.parts, manifest.model.shape) for i in ids])
     skipped, finished = status == "skipped", columns["finished"].astype(bool)
     for bad, what in (

@@ -37,6 +37,11 @@ class Journal:
         """Whether there is a journal to go on with."""
         return (self.folder / "question.json").exists()
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is a record of finished work."""
+        return any(self.folder.glob("*.safetensors"))
+
     def open(self, question: Mapping[str, str], *, resume: bool) -> None:
         """Begin a journal, or go on with one that asks the same question.
 
