@@ -14,7 +14,7 @@ import holdfast as hf
 from holdfast.data import open_data
 from holdfast.evaluate.looks import PerceptualDistance
 from holdfast.runs import store
-from holdfast.runs.metrics import SAMPLES
+from holdfast.runs.metrics import schema_of
 from holdfast.targets import TorchTarget
 
 ROWS = 12

@@ -150,7 +150,7 @@ def test_one_hot_labels_train_too() -> None:
     """Line 16: harden takes one-hot labels as evaluate does, for training and test rows alike."""
     torch.manual_seed(0)
     many, y = np.tile(X, (2, 1)), np.eye(2)[np.tile(np.minimum(Y, 1), 2)]
-    options: dict[str, Any] = {"epochs": 1, "protocol": "quick", "samples": 4}
+    options: dict[str, Any] = {"epochs": 1, "protocol": "quick", "test_samples": 4}
     hard = holdfast.harden(nn.Linear(4, 2), (many, y), THREAT, test=(X, y[:48]), **options)
     assert hard.after.samples["label"].to_pylist() == np.minimum(Y, 1)[:4].tolist()
     assert "one-hot" in said(hard.after)[0]

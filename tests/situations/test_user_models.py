@@ -303,7 +303,13 @@ def test_state_that_is_no_tensor_is_part_of_the_fingerprint(tmp_path: Path) -> N
     second.scale = 3.0
     assert wrap(first, shape=(4,)).fingerprint() != wrap(second, shape=(4,)).fingerprint()
     hard = hf.harden(
-        second, rows(200), "linf(0.05)", recipe="fast(epochs=1, judge='')", protocol="quick", test_samples=8, out=tmp_path
+        second,
+        rows(200),
+        "linf(0.05)",
+        recipe="fast(epochs=1, judge='')",
+        protocol="quick",
+        test_samples=8,
+        out=tmp_path,
     )
     assert hard.model.scale == 3.0
 

@@ -174,6 +174,9 @@ def _samples(
     ids = table.column("id").to_numpy()
     place = {int(i): row for row, i in enumerate(ids)}
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    if goals.differ(asked) and "goal" not in columns:
+        yield f"samples: they do not say which class each row was to reach, as {asked} asks."
+        return
     yield from _clean(manifest, asked, columns, ids, target, source)
     yield from _told(manifest, columns, ids)
     evidence = np.zeros(len(ids), dtype=bool)
@@ -259,7 +262,7 @@ def _clean(
         if goals.differ(asked):
             where, labels = torch.from_numpy(ids[part].copy()), torch.from_numpy(np.array(y, np.int64))
             own = goals.resolved(asked, labels, where, ruling.scores, target.task.k, manifest.seed)
-            said_goal = columns.get("goal", np.full(len(ids), -1))[part]
+            said_goal = columns["goal"][part]
             aimed += list(ids[part][goal_classes(own, labels).numpy() != said_goal])  # pyright: ignore
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
@@ -303,7 +306,7 @@ def _examples(
     legal, size = judge.within(target, threat, x, x_adv)
     ruling = judge.rule(target, x_adv.to(target.device), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
-    if goals.differ(asked) and "goal" in columns:
+    if goals.differ(asked):
         threat = threat.towards(columns["goal"][rows])
     meets = judge.meets_goal(threat, label, y) | ~stable
     own = manifest.threat.measured[0][1]

@@ -187,7 +187,7 @@ class Sizes(Record):
     median: Real
     mean: Real
     maximum: Real
-    quantiles: dict[str, float] = {}  # by their share: 0.05, 0.25, 0.5, 0.75, 0.95
+    quantiles: dict[str, Real] = {}  # by their share: 0.05, 0.25, 0.5, 0.75, 0.95
 
 
 class Errors(Record):

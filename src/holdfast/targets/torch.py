@@ -432,7 +432,8 @@ class TorchTarget(Target):
     def _remark(self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]) -> None:
         """Say of a reading that is not what was asked for, or not the likeliest, how the inputs were taken."""
         layout, wants, axis = taken
-        if taken == likeliest:
+        declared = isinstance(self.model, Foreign) and self.model.shape is not None
+        if taken == likeliest or (declared and not axis and not self._asked):  # only one reading fits
             return
         if axis:
             text = f"Inputs of shape {shape} had an axis of one channel {axis} for the model."
