@@ -350,7 +350,8 @@ def _sizes(size: np.ndarray) -> Sizes:
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
     shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
-    quantiles: dict[str, float | None] = dict(zip(shares, np.quantile(size, [float(q) for q in shares]).tolist(), strict=True))
+    values = np.quantile(size, [float(q) for q in shares]).tolist()
+    quantiles: dict[str, float | None] = dict(zip(shares, values, strict=True))
     whole = {"minimum": float(low), "median": float(middle), "mean": float(mean), "maximum": float(high)}
     return Sizes(n=len(size), **whole, quantiles=quantiles)
 
