@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from small_runs import ATTACKS, Bent, rows
+from small_runs import ATTACKS, Bent, Softmax, rows, seal
 
 import holdfast
 from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluate.verify import verify
+from holdfast.runs import store
+from holdfast.targets.wrappers import ExpectationOverTransformation, Surrogate
 from holdfast.threat import Threat
 
 SEARCHES = ("fmn(steps=5)", "fab(steps=3)")
@@ -57,6 +59,29 @@ def test_renumbered_labels_keep_how_the_data_were_read(tmp_path: Path) -> None:
     source = open_data(str(tmp_path / "data.csv"), label="kind")
     run = holdfast.evaluate(torch.nn.Linear(2, 2), source, "linf(0.05)", attacks=("fgsm",))
     assert run.manifest.data.loading == {"label": "kind"}
+
+
+class Noisy(Bent):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0.02 * torch.randn_like(x))
+
+
+def test_a_randomised_model_answers_otherwise_in_another_batch() -> None:
+    """Line 5: of a randomised model, verify holds neither one confidence nor one draw against the run."""
+    target = ExpectationOverTransformation(holdfast.wrap(Noisy()), 5)
+    run = holdfast.evaluate(target, rows(), "linf(0.05)", attacks=ATTACKS)
+    ids, found = next(iter(run.examples()))
+    store.write_tensors(run.folder / "adversarial" / "000000000.safetensors", {"id": ids[::-1], "x": found[::-1]})
+    seal(run.folder, run.manifest)
+    again = ExpectationOverTransformation(holdfast.wrap(Noisy()), 5)
+    assert verify(run.folder, again, rows()) == []
+
+
+def test_a_run_with_a_surrogate_needs_none_to_be_verified() -> None:
+    """Line 5: which further trials fit depends on the surrogate, without which a run is verified."""
+    target = Surrogate(holdfast.wrap(Softmax()), holdfast.wrap(Bent()))
+    run = holdfast.evaluate(target, rows(), "linf(0.05)", protocol="standard", samples=4)
+    assert verify(run.folder, holdfast.wrap(Softmax()), rows()) == []
 
 
 class Failing(Bent):

@@ -101,11 +101,16 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
 
 def follow(found: Sequence[Finding], protocol: Protocol, threat: Threat, ways: Ways) -> list[Trial]:
     """The trials that answer these findings, each once, in the order of the first sign that asks for it."""
+    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
+
+
+def follow_ups(found: Sequence[Finding], protocol: Protocol) -> list[Trial]:
+    """As `follow`, whether or not they fit the threat and the target."""
     if protocol.name not in FOLLOWED:
         return []
     checks = [check for f in found if f.severity != "info" for check in (f.check, *f.shows_as)]
     texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))
-    return [trial for text in texts for trial in [parse_trial(text)] if _fits(trial, threat, ways)]
+    return [parse_trial(text) for text in texts]
 
 
 def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]:

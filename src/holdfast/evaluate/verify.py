@@ -18,6 +18,7 @@ from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluate import corrupted, goals, judge, moved
 from holdfast.evaluate.claims import claims, some, threat_of
+from holdfast.evaluate.contract import randomised
 from holdfast.evaluate.evaluate import chunk_of
 from holdfast.evaluate.finish import finish
 from holdfast.evaluate.graded import graded, outputs
@@ -308,7 +309,9 @@ def _examples(
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
     if goals.differ(asked):
         threat = threat.towards(columns["goal"][rows])
-    meets = judge.meets_goal(threat, label, y) | ~stable
+    drawn = randomised(manifest.noted)  # in another batch such a model draws other noise
+    labels = [label, *_further_labels(target, x_adv, manifest.seed if drawn else None)]
+    meets = torch.stack([judge.meets_goal(threat, one, y) for one in labels]).any(0) | ~stable
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
@@ -320,11 +323,13 @@ def _examples(
         said = columns.get("lpips", np.full(len(columns["id"]), np.nan))[rows]
         again = perceptual(x[legal], x_adv[legal]).numpy()  # others may hold NaN
         other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
-    other_label = broken & stable.numpy() & (label.numpy() != columns["attacked_prediction"][rows])
+    given = torch.from_numpy(columns["attacked_prediction"][rows].copy())
+    other_label = broken & stable.numpy() & torch.stack([one != given for one in labels]).all(0).numpy()
     retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+    retold &= not drawn
     unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
     other_rounded = np.zeros(len(ids), dtype=bool)
-    if "holds_8bit" in columns and broken.any():
+    if "holds_8bit" in columns and broken.any() and not drawn:
         own_threat, at = threat.of_rows(torch.from_numpy(broken.nonzero()[0])), torch.from_numpy(broken)
         again = judge.holds_in_8bit(target, own_threat, x_adv[at], y[at], manifest.seed).numpy()
         other_rounded[broken] = (again != columns["holds_8bit"][rows][broken].astype(bool)) & stable.numpy()[broken]
@@ -384,10 +389,18 @@ def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.R
     found = ruling.confidence.cpu().double().numpy()
     if manifest.model.access == "labels" and manifest.model.surrogate is not None:
         return np.zeros(len(found), dtype=bool)  # it was made up around the label
+    if randomised(manifest.noted):
+        return np.zeros(len(found), dtype=bool)  # in another batch it draws other noise
     recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
     if recast or manifest.model.access == "labels":
         found = np.full(len(found), np.nan)
     return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
+
+
+def _further_labels(target: Target, x: torch.Tensor, seed: int | None, draws: int = 3) -> Iterator[torch.Tensor]:
+    """The labels of x [n, *shape] under further draws, of a randomised model; none where there is no seed."""
+    for further in range(draws if seed is not None else 0):
+        yield judge.rule(target, x.to(target.device), (seed or 0) + 1 + further).label.cpu()
 
 
 def _retold(
