@@ -17,6 +17,7 @@ from typing import Any
 from holdfast.errors import HoldfastError, InputError, suggest
 
 _FILE = "holdfast_user_"  # how the modules of files are called
+_CONTENT = "__holdfast_content__"  # where the module of a file holds the file's place and bytes as it was run
 
 
 def find(spec: str) -> Callable[..., Any]:
@@ -108,11 +109,18 @@ def stem(module: str) -> str:
 
 
 def run_file(path: Path) -> ModuleType:
-    """The module of a .py file; its classes are found again under its name."""
+    """The module of a .py file; its classes are found again under its name.
+
+    A file that was run and has not changed is not run again: model and data of one file share its classes.
+    """
+    known = sys.modules.get(f"{_FILE}{path.stem}")
+    if known is not None and vars(known).get(_CONTENT) == (str(path.absolute()), _bytes(path)):
+        return known
     spec = importlib.util.spec_from_file_location(f"{_FILE}{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"there is no file {path}; expected path/file.py:name.")
     module = importlib.util.module_from_spec(spec)
+    vars(module)[_CONTENT] = str(path.absolute()), _bytes(path)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up by name
     try:
         call(str(path), spec.loader.exec_module, module)
@@ -120,6 +128,12 @@ def run_file(path: Path) -> ModuleType:
         del sys.modules[spec.name]  # what did not run is no code of a model
         raise
     return module
+
+
+def _bytes(path: Path) -> bytes:
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 def _import(where: str) -> ModuleType:

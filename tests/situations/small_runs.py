@@ -61,7 +61,7 @@ def data() -> Source:
 
 def measure(out: Path, **more: Any) -> Run:
     options = {"attacks": ATTACKS, "out": out, "groups": GROUPS} | more
-    return holdfast.evaluate(Bent(), data(), "linf(0.05)", **options)
+    return holdfast.evaluate(Bent(), data(), options.pop("threat", "linf(0.05)"), **options)
 
 
 def found(folder: Path) -> list[str]:

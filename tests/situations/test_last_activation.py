@@ -217,6 +217,7 @@ def test_the_faster_twin_is_read() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which the compiler itself asks for
 def test_a_compiled_twin_is_read() -> None:
     """Line 2: torch.compile."""
     body = Body().eval()

@@ -60,7 +60,7 @@ def claims(
     ways = Ways(target, asked, source)
     yield from _noted(manifest, asked, target, source, labels, ways)
     yield from _trials(manifest, asked, ways)
-    yield from _rounds(manifest, table)
+    yield from _rounds(manifest, asked, table)
 
 
 def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
@@ -197,8 +197,11 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
         yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
 
 
-def _rounds(manifest: Manifest, table: pa.Table) -> Iterator[str]:
-    """Each round of a trial at the threat's eps goes to the rows that those before it left, and to no others."""
+def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str]:
+    """Each round of a trial at the threat's eps goes to the rows that those before it left, and to no others.
+
+    Where eps is inf, each goes to all rows, since another trial may find a smaller change.
+    """
     own = [t for t in manifest.trials if t.eps == manifest.threat.eps]
     status = table.column("status").to_numpy(zero_copy_only=False)
     label, clean = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
@@ -206,12 +209,14 @@ def _rounds(manifest: Manifest, table: pa.Table) -> Iterator[str]:
     high = low + int((np.isin(status, ["unstable", "failed"]) & (label == clean)).sum())
     whole = bool(table.column("finished").to_numpy(zero_copy_only=False).all())
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
+    right = low, high
     for trial in own:
         everywhere = whole and not smaller and "near=" not in trial.spec  # else it may leave out some rows
         for done in trial.rounds:
-            too_many = done.attacked > high and not smaller
-            too_few = done.attacked < low and everywhere
-            if too_many or too_few or done.broken > done.attacked:
+            least, most = (low, high) if threat.bounded else right
+            too_many = done.attacked > most and not smaller
+            too_few = done.attacked < least and everywhere
+            if too_many or too_few or done.broken > (done.attacked if threat.bounded else high):
                 yield (
                     f"trials: {trial.spec} is said to have attacked {done.attacked} rows and broken {done.broken}, but "
                     f"from {low} to {high} were left."
@@ -257,12 +262,20 @@ def _noted(
     left_out = {f.check for f in again} - notes - shown - set(LOADING)
     if left_out:
         yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+    expected: dict[str, list[Finding]] = {}
+    for finding in again:
+        expected.setdefault(finding.check, []).append(finding)
     for said in manifest.noted:
-        expected = [f for f in again if f.check == said.check]  # several remarks may have one name
-        if expected:
-            yield from min((list(_same(said, f)) for f in expected), key=len)
-        elif _known(said) and not (due and lent) and not {f.check for f in again} & set(said.shows_as):
+        if found := expected.get(said.check):
+            differs = [(list(_same(said, one)), one) for one in found]  # a check may have found several things
+            least, one = min(differs, key=lambda pair: len(pair[0]))
+            found.remove(one)
+            yield from least
+        elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
             yield f"noted: run.json has {said.check}, which the model does not show."
+    for check, left in expected.items():
+        if left and check in shown and check not in LOADING and any(s.check == check for s in manifest.noted):
+            yield f"noted: run.json leaves out what the model shows: {left[0].text}"
 
 
 def _paid(said: Costs, found: Costs) -> Iterator[str]:

@@ -48,8 +48,10 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
 
 def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     first = manifests[0][0]
-    parts = _join([part for manifest, _ in manifests for part in manifest.data.parts])
     tables = [store.read_samples(shard) for _, shard in manifests]
+    finished = [bool(table.column("finished").to_numpy(zero_copy_only=False).all()) for table in tables]
+    shards = zip(manifests, finished, strict=True)
+    parts = _join([(*part, whole) for (manifest, _), whole in shards for part in manifest.data.parts])
     for (manifest, shard), table in zip(manifests, tables, strict=True):
         store.ids_of(shard, manifest, table)
     table = pa.concat_tables(tables).sort_by("id")
@@ -89,17 +91,20 @@ class _Originals:
         return np.stack([self.known[i] for i in range(start, stop)]), np.zeros(stop - start)
 
 
-def _join(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _join(parts: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int]]:
+    """Neighbouring parts (start, stop, finished) as one, but for those that time cut short: their chunks stay apart."""
     joined: list[tuple[int, int]] = []
-    for start, stop in sorted(parts):
+    open_ = False  # whether the last one was cut short
+    for start, stop, finished in sorted(parts):
         if joined and start < joined[-1][1]:
             raise InputError(
                 f"rows {start} to {min(stop, joined[-1][1])} are in two of the runs; shards must not overlap."
             )
-        if joined and start == joined[-1][1]:
+        if joined and start == joined[-1][1] and finished and not open_:
             joined[-1] = (joined[-1][0], stop)
         else:
             joined.append((start, stop))
+        open_ = not finished
     return joined
 
 

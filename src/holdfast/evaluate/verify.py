@@ -64,8 +64,6 @@ def verify(
     """
     manifest, whole = store.open_manifest(folder)
     source = open_for(target, data)
-    if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
-        source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
         with store.untrusted(folder):
@@ -85,6 +83,8 @@ class NoDistances(InputError):
 def _all(
     folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
 ) -> Iterator[str]:
+    if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
+        source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(manifest.model.moved)
     if movement is not None and target.free is None:
@@ -111,6 +111,9 @@ def _all(
     ids = store.ids_of(folder, manifest, table)
     if not 0 <= ids.min(initial=0) <= ids.max(initial=-1) < len(source):
         yield f"data: they have {len(source)} rows, but the run measured row {ids.max(initial=-1)}."
+        return
+    if goals.differ(asked) != ("goal" in table.column_names):
+        yield "samples: they say the class to reach of each row, or run.json says that rows have one, and not both."
         return
     yield from claims(manifest, asked, target, source, labels, groups, table)
     if manifest.model.classes == target.task.k:  # else there may be no room for a table of so many

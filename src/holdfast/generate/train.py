@@ -184,7 +184,7 @@ class Training:
             kid=quality.kid(made, self.f_real),
             right=float(np.mean(right)),
             classes=sum(share >= 0.5 for share in right),
-            spread=float(np.nanmin(spread)),
+            spread=min((share for share in spread if not math.isnan(share)), default=float("nan")),  # NaN: too few rows
         )
         line.note = wrong(place.log, line, spread, self.model.rounds)
         place.losses, place.count = [0.0, 0.0], 0

@@ -48,6 +48,7 @@ from holdfast.threat import Threat
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
 _PROBED = 64  # held rows on which the backends are compared
 APART = 1e-3  # by which their scores may differ, relative to the largest: rounding
+_PORTABLE = "Give a model of Keras's own layers, or of layers written with keras.ops."
 
 
 class KerasNetwork:
@@ -185,10 +186,15 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     model = _again(work / "model.keras")
     target = wrap(model, preprocess=steps, **job["door"])
     data, held = (workers.stored(work, name) for name in ("train", "held"))
-    target.bind(data.shape)
-    target.probabilities = job["probabilities"]
-    assert isinstance(target, TorchTarget)
-    _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
+    rebuilt = "rebuilt on Keras's torch backend, the model gives"
+    try:
+        target.bind(data.shape)
+        target.probabilities = job["probabilities"]
+        assert isinstance(target, TorchTarget)
+        _probe(target, held)
+    except InputError as error:
+        raise InputError(f"{rebuilt} no scores: {error} {_PORTABLE}") from error
+    _agree(target, held, work / "before.npy", rebuilt)
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
@@ -279,7 +285,7 @@ def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:
     if not apart <= APART * max(1.0, float(np.abs(there).max())):
         raise InputError(
             f"{what} other scores than on the other backend (by up to {apart:.3g}); a layer of it does not do the same "
-            f"on each. Give a model of Keras's own layers, or of layers written with keras.ops."
+            f"on each. {_PORTABLE}"
         )
 
 

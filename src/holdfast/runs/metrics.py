@@ -194,7 +194,7 @@ def measure(
     if task.startswith("regression"):
         told = _outputs(table, classes)
         far = [np.abs(told[which] - told["truth"]).max(1) for which in ("clean_output", "attacked_output")]
-        clean_errors, attacked_errors = (_sizes(error[np.isfinite(error)]) for error in far)
+        clean_errors, attacked_errors = (_sizes(error) for error in far)
         return shown.model_copy(update={"errors": Errors(clean=clean_errors, attacked=attacked_errors)})
     if task == "multilabel":
         told = _outputs(table, classes)
@@ -346,6 +346,7 @@ def risk_over_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def _sizes(size: np.ndarray) -> Sizes:
+    size = size[np.isfinite(size)]
     if not len(size):
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
     low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()

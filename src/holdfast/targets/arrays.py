@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib.hashing import NumpyHasher
 from torch import Tensor
 
 from holdfast.errors import InputError
@@ -81,6 +81,15 @@ class ArrayModel(Foreign):
         return self._digest or digest_of((), name)
 
 
+class _Hasher(NumpyHasher):
+    """A hash of an estimator's values: the same for one that was fitted here and one that was read from a file."""
+
+    def save(self, obj: Any) -> None:
+        if isinstance(obj, np.ndarray) and obj.dtype.names:  # between its fields lies whatever memory held before
+            obj = [np.ascontiguousarray(obj[name]) for name in obj.dtype.names]
+        super().save(obj)
+
+
 def _libraries(model: Any) -> list[str]:
     """The modules at the top of the types of an estimator and of its parts, where it says them."""
     parts: dict[str, Any] = model.get_params(deep=True) if hasattr(model, "get_params") else {}
@@ -99,7 +108,7 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         InputError: it predicts several labels at once, in a form of scikit-learn's own.
     """
     try:
-        digest = hashlib.sha256(pickle.dumps(model)).digest()
+        digest = _Hasher("sha256").hash(model).encode()
     except Exception:  # noqa: BLE001  # a user's class that does not pickle
         digest = digest_of((), repr(model))
     kind, known = type(model).__name__, _classes(model)

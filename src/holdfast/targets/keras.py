@@ -142,10 +142,43 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
             f"the Keras model takes {whole[0].dtype} inputs, as models of text do with tokens; only inputs that can "
             f"change by a little are supported, such as images and tables of numbers."
         )
-    digest = digest_of((_array(w) for w in model.weights), model.to_json(), str(output))
+    digest = digest_of((_array(w) for w in model.weights), _architecture(model), str(output))
     adapted = _adapted(keras, _of_one(keras, model, output), output, digest)
     adapted.trainable = model
     return adapted
+
+
+def _architecture(model: Any) -> str:
+    """The architecture as text, in which layers and operations are named by their place.
+
+    Keras numbers its own names (dense, dense_1, ...) by what the process built before.
+    """
+    said = json.loads(model.to_json())
+    names: dict[str, str] = {}
+    for name in _names(said):
+        names.setdefault(name, f"layer {len(names)}")
+    return json.dumps(_renamed(said, names))
+
+
+def _names(said: Any) -> Iterator[str]:
+    """What layers and operations are called in the JSON of a model, in their order."""
+    if isinstance(said, dict):
+        config = said.get("config")
+        if isinstance(config, dict) and "DTypePolicy" not in str(said.get("class_name")):
+            name = config.get("name")
+            yield from [name] if isinstance(name, str) else []
+        said = list(said.values())
+    for part in said if isinstance(said, list) else []:
+        yield from _names(part)
+
+
+def _renamed(said: Any, names: dict[str, str]) -> Any:
+    """The same JSON with other names."""
+    if isinstance(said, dict):
+        return {key: _renamed(value, names) for key, value in said.items()}
+    if isinstance(said, list):
+        return [_renamed(value, names) for value in said]
+    return names.get(said, said) if isinstance(said, str) else said
 
 
 def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) -> Foreign:
