@@ -472,3 +472,22 @@ def test_versions_name_only_what_was_used() -> None:
         for model in asked
     ]
     assert found == [own, own, own | {"scikit-learn"}]
+
+
+def test_an_estimator_fitted_on_a_table_is_asked_with_its_columns() -> None:
+    """A Pipeline that selects columns by name, and says no word of names that are missing."""
+    pd = pytest.importorskip("pandas")
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(40, 2)).astype(np.float32)
+    table, y = pd.DataFrame(x, columns=["length", "width"]), np.where(x[:, 0] > 0.5, "long", "short")
+    by_name = ColumnTransformer([("scale", StandardScaler(), ["length", "width"])])
+    for first in (StandardScaler(), by_name):
+        model = make_pipeline(first, LogisticRegression()).fit(table, y)
+        result = hf.attack(model, x, y, "linf(0.2)")  # a warning is an error in these tests
+        assert (np.asarray(result.before) == (model.predict(table) == "short")).all()
+        assert result.success.any()

@@ -206,10 +206,14 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"Attacks that need no more: {', '.join(fits)}."
         )
     if attack.bounded and not threat.bounded:
-        fits = sorted(a.__name__.lower() for a in Attack.__subclasses__() if not a.bounded and a.needs <= target.access)
+        fits = sorted(
+            a.__name__.lower()
+            for a in Attack.__subclasses__()
+            if not a.bounded and a.needs <= target.access and threat.norm.name in a.norms
+        )
         raise SpecError(
             f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. Attacks that seek the "
-            f"smallest perturbation: {', '.join(fits)}."
+            f"smallest perturbation in {threat.norm.name}: {', '.join(fits) or 'none'}."
         )
     if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
         held = "no other images" if target.pool is None else "images of one class alone"

@@ -58,7 +58,7 @@ class AttackResult:
         attacked = ~wrong & ~skipped
         right, queries = int(attacked.sum()), _numpy(self.queries)[attacked]
         said = f"{self.attack} under {self.threat}: broke {int(success.sum()):,} of {right:,} rows"
-        left = ((wrong, "were wrong before"), (skipped, "are of the target class"))
+        left = ((wrong, "wrong before"), (skipped, "of the target class"))
         more = [f"{int(rows.sum()):,} more {why}" for rows, why in left if rows.any()]
         said += f" ({', '.join(more)})" if more else ""
         if success.any():

@@ -18,7 +18,12 @@ def attack(
     model: options.Model,
     data: options.Data,
     threat: options.ThreatText,
-    attack: Annotated[str, typer.Option("--attack", help='The attack: "apgd(steps=50)" (list attacks).')] = "pgd",
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            "--attack", help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model allows.'
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Where the examples go: an .npz with x, y, id, broken, wrong and size.")
     ] = Path("adversarial.npz"),

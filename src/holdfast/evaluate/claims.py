@@ -209,20 +209,18 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     high = low + int((np.isin(status, ["unstable", "failed"]) & (label == clean)).sum())
     whole = bool(table.column("finished").to_numpy(zero_copy_only=False).all())
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
-    right = low, high
     for trial in own:
         everywhere = whole and not smaller and "near=" not in trial.spec  # else it may leave out some rows
         for done in trial.rounds:
-            least, most = (low, high) if threat.bounded else right
-            too_many = done.attacked > most and not smaller
-            too_few = done.attacked < least and everywhere
+            too_many = done.attacked > high and not smaller
+            too_few = done.attacked < low and everywhere
             if too_many or too_few or done.broken > (done.attacked if threat.bounded else high):
                 yield (
                     f"trials: {trial.spec} is said to have attacked {done.attacked} rows and broken {done.broken}, but "
                     f"from {low} to {high} were left."
                 )
                 return
-            left = done.broken if np.isfinite(manifest.threat.eps) else 0  # else each takes all rows anew
+            left = done.broken if threat.bounded else 0
             low, high = low - left, high - left
         if (trial.attacked, trial.broken) != _sums(trial):
             yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."

@@ -20,7 +20,7 @@ from holdfast.evaluate.evaluate import rows_asked, stride_of
 from holdfast.evaluate.graded import graded
 from holdfast.evaluate.labels import numbered
 from holdfast.evaluate.prepare import open_for
-from holdfast.evaluate.protocols import DEFAULT_ATTACK, Trial, chosen
+from holdfast.evaluate.protocols import Trial, chosen, default_attack
 from holdfast.evaluate.ways import Ways
 from holdfast.targets import wrap
 from holdfast.targets.target import Target
@@ -35,7 +35,7 @@ def attack(
     x: Any,
     y: Any,
     threat: Threat | str,
-    attack: str | Attack | Trial = DEFAULT_ATTACK,
+    attack: str | Attack | Trial | None = None,
     *,
     seed: int = 0,
 ) -> AttackResult:
@@ -49,6 +49,7 @@ def attack(
         threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or a `Threat`, whose
             eps and target may be one a row.
         attack: its name, with options where wanted: `"pgd(steps=100, restarts=5)"` (`holdfast list attacks`).
+            None: PGD, or where PGD cannot run (an eps of inf, scores or labels alone), the first of protocol `quick`.
         seed: of all noise; a row's noise depends on it and on the row's place in x alone.
 
     Returns:
@@ -77,7 +78,7 @@ def craft(
     target: Target,
     data: Any,
     threat: Threat | str,
-    attack: str | Attack | Trial,
+    attack: str | Attack | Trial | None,
     *,
     samples: int | tuple[int, int] | None = None,
     seed: int = 0,
@@ -92,9 +93,7 @@ def craft(
     """
     source = open_for(target, data)
     threat = as_threat(threat)
-    trial = chosen([attack]).trials[0]
-    if trial.near < 1:
-        raise SpecError(f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the only one.")
+    named = None if attack is None else _named(attack)  # a typing error is refused before the data are read
     start, stop = rows_asked(samples, len(source), source.name)
     target, source = graded(target, source, threat)
     check_data(source, target.bounds, target.beside)
@@ -102,6 +101,7 @@ def craft(
     (source,), _ = numbered(target, source)
     check_model(target, source)
     check_range(target, source)
+    trial = named or default_attack(threat.norm.name, target.access, bounded=threat.bounded)
     _check(target, source, threat, trial)
     with pool.filled(target, source, [trial.attack]):
         way = Ways(target, threat, source)(trial.through)
@@ -114,6 +114,13 @@ def craft(
     columns = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
     bounds = (target.bounds.low, target.bounds.high)
     return AttackResult(**columns, attack=repr(trial), threat=repr(threat), bounds=bounds, layout=target.layout)
+
+
+def _named(attack: str | Attack | Trial) -> Trial:
+    trial = chosen([attack]).trials[0]
+    if trial.near < 1:
+        raise SpecError(f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the only one.")
+    return trial
 
 
 def _check(target: Target, source: Source, threat: Threat, trial: Trial) -> None:

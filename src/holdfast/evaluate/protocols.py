@@ -250,7 +250,6 @@ DRAWN: dict[str, tuple[str, ...]] = {
     ),
     "l0": ("sigmazero(steps=100)",),
 }
-DEFAULT_ATTACK = "pgd"  # of the command and the function `attack`
 # What the examination asks of rows that a protocol's first trial leaves; see `exam`.
 QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
@@ -305,6 +304,13 @@ def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]
             f"a finite eps, or a norm of {', '.join(lists[name])}."
         )
     return lists[name]
+
+
+def default_attack(norm: str, access: Access, *, bounded: bool) -> Trial:
+    """The attack where none is named: PGD, or where that cannot run, the first one of protocol `quick`."""
+    if access == Access.GRADIENTS and bounded and norm in CATALOGUE["pgd"]().norms:
+        return parse_trial("pgd")
+    return protocol("quick", norm, access=access, bounded=bounded).trials[0]
 
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:

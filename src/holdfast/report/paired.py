@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.report import figures, html, words
-from holdfast.runs.compare import Comparison, Paired, PartChange, Spread
+from holdfast.runs.compare import Average, Comparison, Paired, PartChange, Spread
 from holdfast.runs.store import write_bytes
 
 _SHOWN = 6  # losses in the summary
@@ -24,7 +24,7 @@ def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
     table.add_column("accuracy")
-    for label in ("first", "95 %", "second", "95 %", "gained", "lost"):
+    for label in ("first", "95 % interval", "second", "95 % interval", "gained", "lost"):
         table.add_column(label, justify="right", no_wrap=True)
     for f in found.figures:
         shares = (
@@ -37,11 +37,22 @@ def summary(found: Comparison) -> RenderableType:
     lines: list[RenderableType] = [Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")]
     lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
     lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
+    lines += [_averages(found.averages), ""] if found.averages else []
     lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
     lines += [Text(sentence(f, found), style="bold") for f in found.figures]
     lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
     lines += ["", _parts("class", [*found.per_class, *([found.class_mean] if found.class_mean else [])])]
     return Group(*lines, *(["", _parts("group", found.per_group)] if found.per_group else []))
+
+
+def _averages(averages: Sequence[Average]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table.add_column("mean of the classes")
+    for label in ("clean, first", "second", "under attack, first", "second"):
+        table.add_column(label, justify="right", no_wrap=True)
+    for a in averages:
+        table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
+    return table
 
 
 def _parts(kind: str, changes: Sequence[PartChange]) -> Table:

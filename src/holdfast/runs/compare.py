@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
-from holdfast.runs.manifest import Facts, Interval, Manifest
+from holdfast.runs.manifest import Facts, Interval, Manifest, Metrics
 from holdfast.runs.metrics import Z, interval
 
 
@@ -52,6 +52,14 @@ class Loss(BaseModel):
     second: float
 
 
+class Average(BaseModel):
+    """Precision, recall or F1, the mean over the classes, in the two runs; None where it is not known."""
+
+    name: str
+    clean: tuple[float | None, float | None]
+    attacked: tuple[float | None, float | None]
+
+
 class Comparison(BaseModel):
     runs: tuple[str, str]
     models: tuple[str, str]
@@ -60,6 +68,7 @@ class Comparison(BaseModel):
     n: int
     remarks: list[str]
     figures: list[Paired]
+    averages: list[Average] = []  # empty where a run has none, as a regression
     per_class: list[PartChange]
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
@@ -106,12 +115,22 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         n=len(label),
         remarks=_remarks(*facts, int((~asked).sum())),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
+        averages=_averages(*(one.metrics for one in facts)),
         per_class=classes,
         class_mean=_mean(classes),
         losses=_losses(label, held, name),
         knows_nothing=_nothing(facts[1], label, tables[1].column("clean_prediction").to_numpy(), name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
+
+
+def _averages(first: Metrics, second: Metrics) -> list[Average]:
+    found = []
+    for name in ("precision", "recall", "f1"):
+        a, b = getattr(first, name), getattr(second, name)
+        if a.clean is not None and b.clean is not None:
+            found.append(Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked)))
+    return found
 
 
 def _samples(folder: Path, manifest: Manifest) -> pa.Table:

@@ -56,6 +56,7 @@ class ArrayModel(Foreign):
         digest: bytes | None = None,
         class_labels: tuple[Any, ...] | None = None,
         numbers: str | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         if gives not in ("scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
@@ -64,11 +65,11 @@ class ArrayModel(Foreign):
         self.access = Access.SCORES if gives == "scores" else Access.LABELS
         self.shape = None if shape is None else tuple(shape)
         self.class_labels, self.numbers = class_labels, numbers
-        self._digest = digest
+        self._digest, self._columns = digest, columns
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
-        z = self.function(given)
+        z = self.function(_table(given, self._columns))
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
 
@@ -90,6 +91,25 @@ class _Hasher(NumpyHasher):
         super().save(obj)
 
 
+def _columns(model: Any) -> list[str] | None:
+    """The names of the columns that an estimator was fitted with; None where it saw none."""
+    try:
+        return [str(name) for name in model.feature_names_in_]
+    except Exception:  # noqa: BLE001  # not there, or a property that fails
+        return None
+
+
+def _table(x: np.ndarray, columns: Sequence[str] | None) -> Any:
+    """Rows as the estimator saw them when it was fitted: a DataFrame where columns had names."""
+    if columns is None or x.shape[1:] != (len(columns),):
+        return x
+    try:
+        import pandas as pd
+    except ImportError:
+        return x
+    return pd.DataFrame(x, columns=list(columns), copy=False)
+
+
 def _libraries(model: Any) -> list[str]:
     """The modules at the top of the types of an estimator and of its parts, where it says them."""
     parts: dict[str, Any] = model.get_params(deep=True) if hasattr(model, "get_params") else {}
@@ -108,18 +128,19 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         InputError: it predicts several labels at once, in a form of scikit-learn's own.
     """
     try:
-        digest = _Hasher("sha256").hash(model).encode()
+        digest = str(_Hasher("sha256").hash(model)).encode()
     except Exception:  # noqa: BLE001  # a user's class that does not pickle
         digest = digest_of((), repr(model))
     kind, known = type(model).__name__, _classes(model)
     features = getattr(model, "n_features_in_", None)
     own: dict[str, Any] = {"digest": digest, "shape": None if features is None else (int(features),)}
+    columns = own["columns"] = _columns(model)
     if known is not None:
         standard = known == list(range(len(known))) and not any(isinstance(c, (bool, str)) for c in known)
         own |= {"class_labels": None if standard else tuple(known)}
         classes = len(known)
     names = ["predict_proba", "decision_function"]
-    if _decides_alike(model, features, classes or 2):
+    if _decides_alike(model, features, columns, classes or 2):
         names.reverse()
     for name in names:
         if hasattr(model, name) and gives != "labels":
@@ -155,14 +176,14 @@ def _classes(model: Any) -> list[Any] | None:
     return np.asarray(found).tolist()
 
 
-def _decides_alike(model: Any, features: int | None, k: int) -> bool:
+def _decides_alike(model: Any, features: int | None, columns: list[str] | None, k: int) -> bool:
     """Whether an estimator's decision function, which does not round to 0 and 1, decides as its probabilities do."""
     if features is None or not (hasattr(model, "decision_function") and hasattr(model, "predict_proba")):
         return False
-    x = np.random.default_rng(0).normal(size=(64, int(features)))
+    x = _table(np.random.default_rng(0).normal(size=(64, int(features))), columns)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names of features
+            warnings.simplefilter("ignore")  # of rows that are not its own
             z, p = (np.asarray(ask(x)) for ask in (model.decision_function, model.predict_proba))
     except Exception:  # noqa: BLE001  # whatever an estimator makes of rows that are not its own
         return False
