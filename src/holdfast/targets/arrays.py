@@ -108,7 +108,7 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         InputError: it predicts several labels at once, in a form of scikit-learn's own.
     """
     try:
-        digest = _Hasher("sha256").hash(model).encode()
+        digest = str(_Hasher("sha256").hash(model)).encode()
     except Exception:  # noqa: BLE001  # a user's class that does not pickle
         digest = digest_of((), repr(model))
     kind, known = type(model).__name__, _classes(model)
