@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from situations.small_runs import found, measure, rows, seal
+import pytest
+from situations.small_runs import Bent, found, measure, rows, seal
 
 import holdfast
 from holdfast import usercode
@@ -16,6 +17,8 @@ from holdfast.evaluate.verify import verify
 from holdfast.generate import generate
 from holdfast.report import generated as html
 from holdfast.runs import store
+
+BRIEF = 'fast(epochs=1, batch_size=32, judge="pgd(steps=1)", objective="pgd(steps=1)")'
 
 
 def test_a_run_of_several_searches_for_the_smallest_size_is_confirmed(tmp_path: Path) -> None:
@@ -116,3 +119,14 @@ def test_a_generator_of_too_few_rows_says_nothing_of_their_spread(tmp_path: Path
     made = generate(data, "gan(steps=2)", out=tmp_path / "made", test=from_arrays(x[:12], np.arange(12)))
     assert all(np.isnan(made.quality.spread))
     assert "<svg" in html.write(tmp_path / "made").read_text("utf-8")
+
+
+@pytest.mark.parametrize("form", ["one-hot", "five and up"])
+def test_labels_in_any_form_are_divided_for_hardening(tmp_path: Path, form: str) -> None:
+    """Lines 4, 15 and 16: without rows to test on, a share of each class is set apart, whatever classes are called."""
+    x = np.random.default_rng(0).random((80, 1, 4, 4), dtype=np.float32)
+    y = np.arange(80) % 4
+    labels = np.eye(4, dtype=int)[y] if form == "one-hot" else y + 5
+    done = holdfast.harden(Bent(), (x, labels), "linf(0.05)", recipe=BRIEF, protocol="quick", out=tmp_path / "hard")
+    assert len(done.after.samples) == 16
+    assert set(done.after.samples.column("label").to_pylist()) == {0, 1, 2, 3}

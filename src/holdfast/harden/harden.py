@@ -228,7 +228,10 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
         return source
 
     if test is None:
-        return divide_fairly(opened(data), 0.2, 10_000, seed, "test")
+        whole = opened(data)
+        target.bind(whole.shape)
+        (whole,), _ = numbered(target, whole)  # to divide the classes fairly takes their numbers
+        return divide_fairly(whole, 0.2, 10_000, seed, "test")
     judged = opened(test)
     source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():

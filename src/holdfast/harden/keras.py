@@ -48,6 +48,7 @@ from holdfast.threat import Threat
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
 _PROBED = 64  # held rows on which the backends are compared
 APART = 1e-3  # by which their scores may differ, relative to the largest: rounding
+_HINT = "Perhaps the model cannot be trained on Keras's torch backend."
 _PORTABLE = "Give a model of Keras's own layers, or of layers written with keras.ops."
 
 
@@ -170,8 +171,7 @@ def packed(model: Any) -> bytes:
 def _in_torch(work: Path, training: Training) -> str | None:
     """Train in processes whose Keras runs on torch; why it failed, where the training itself did."""
     env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.device)}
-    hint = "Perhaps the model cannot be trained on Keras's torch backend."
-    return workers.run(__name__, work, training, env, hint)
+    return workers.run(__name__, work, training, env, _HINT)
 
 
 def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
@@ -186,15 +186,10 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     model = _again(work / "model.keras")
     target = wrap(model, preprocess=steps, **job["door"])
     data, held = (workers.stored(work, name) for name in ("train", "held"))
-    rebuilt = "rebuilt on Keras's torch backend, the model gives"
-    try:
-        target.bind(data.shape)
-        target.probabilities = job["probabilities"]
-        assert isinstance(target, TorchTarget)
-        _probe(target, held)
-    except InputError as error:
-        raise InputError(f"{rebuilt} no scores: {error} {_PORTABLE}") from error
-    _agree(target, held, work / "before.npy", rebuilt)
+    target.bind(data.shape)
+    target.probabilities = job["probabilities"]
+    assert isinstance(target, TorchTarget)
+    _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
@@ -219,6 +214,8 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     try:
         best = training.fit(net, resume=True).best_average()
     except InputError as error:
+        if not kept.exists() and error.__cause__ is not None:  # the model itself raised
+            raise InputError(f"{error} {_HINT} {_PORTABLE}") from error
         if not kept.exists():
             raise
         best, failed = load_file(kept), error

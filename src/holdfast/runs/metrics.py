@@ -329,7 +329,7 @@ def _calibration(table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins of equal width."""
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    place = np.minimum((np.nan_to_num(confidence).clip(0, 1) * BINS).astype(int), BINS - 1)
     gap = np.bincount(place, right.astype(float), BINS) - np.bincount(place, confidence, BINS)
     return float(np.abs(gap).sum() / len(confidence))
 
