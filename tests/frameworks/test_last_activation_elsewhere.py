@@ -201,3 +201,40 @@ def test_estimators_are_asked_for_what_does_not_round() -> None:
     forest = wrap(RandomForestClassifier(3).fit(X.numpy(), y))
     forest.bind((4,))
     assert forest.probabilities
+
+
+def test_a_softmax_over_groups_of_outputs_stays(tmp_path: Path) -> None:
+    """Line 2: of ONNX files, whose outputs are then taken as they are."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        make("Reshape", ["x", "pairs"], ["z"]),
+        make("Softmax", ["z"], ["p"], axis=-1),
+        make("Reshape", ["p", "row"], ["y"]),
+    ]
+    shapes = {"pairs": np.array([-1, 2, 2]), "row": np.array([-1, 4])}
+    graph = onnx.helper.make_graph(
+        nodes, "net",
+        [value("x", onnx.TensorProto.FLOAT, ["rows", 4])], [value("y", onnx.TensorProto.FLOAT, ["rows", 4])],
+        [onnx.numpy_helper.from_array(shape, name) for name, shape in shapes.items()],
+    )  # fmt: skip
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "net.onnx")
+    target = load(str(tmp_path / "net.onnx"))
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    target.bind((4,))
+    assert not target.reads
+    assert torch.allclose(target.scores(x), x.view(3, 2, 2).softmax(2).view(3, 4))
+
+
+def test_a_softmax_over_groups_of_a_graphs_outputs_stays() -> None:
+    """Line 2: of TensorFlow functions."""
+    tf = pytest.importorskip("tensorflow")
+    target = wrap(
+        tf.function(lambda x: tf.reshape(tf.nn.softmax(tf.reshape(x, (-1, 2, 2))), (-1, 4))),
+        framework="tensorflow", shape=(4,),
+    )  # fmt: skip
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    assert not target.reads
+    assert torch.allclose(target.scores(x), x.view(3, 2, 2).softmax(2).view(3, 4))

@@ -14,6 +14,7 @@ from torch import nn
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the export to ONNX by TorchScript
 @pytest.mark.parametrize("kind", [".keras", "saved_model", ".tflite", ".onnx"])
 def test_a_command_prints_its_own_lines_alone(tmp_path: Path, kind: str) -> None:
     """Line 31: TensorFlow, TFLite, Keras and onnxruntime print nothing on standard error or output."""

@@ -56,11 +56,17 @@ def formula(z: Tensor) -> Tensor:
     return e / e.sum(1, keepdim=True)
 
 
+def groups(z: Tensor) -> Tensor:
+    return z.reshape(-1, 2, 2).softmax(2).reshape(-1, 4)
+
+
 SOFTMAXES: dict[str, Callable[[nn.Module], Any]] = {
     "layer": lambda body: nn.Sequential(body, nn.Softmax(1)),
     "nested": lambda body: nn.Sequential(nn.Sequential(nn.Sequential(body), nn.Sequential(nn.Softmax(dim=-1)))),
     "function": lambda body: Then(body, lambda z: F.softmax(z, dim=1)),
     "method": lambda body: Then(body, lambda z: z.softmax(-1)),
+    "keyword": lambda body: Then(body, lambda z: torch.softmax(input=z, dim=1)),
+    "kept from 0": lambda body: Then(body, lambda z: torch.clamp(z.softmax(1), min=1e-7)),
     "plain function": lambda body: lambda x: torch.softmax(body(x), 1),
     "shaped": lambda body: Then(body, lambda z: z[:, :, None, None].softmax(1).flatten(1)),
     "dict": lambda body: Then(body, lambda z: {"features": z * 2, "logits": z.softmax(1)}),
@@ -71,6 +77,7 @@ SOFTMAXES: dict[str, Callable[[nn.Module], Any]] = {
 }
 SIGMOIDS: dict[str, Callable[[nn.Module], Any]] = {
     "layer": lambda body: nn.Sequential(body, nn.Sigmoid()),
+    "kept from 0 and 1": lambda body: Then(body, lambda z: z.sigmoid().clamp(1e-7, 1 - 1e-7)),
     "squeezed": lambda body: Then(body, lambda z: torch.sigmoid(z).squeeze(-1)),
     "formula": lambda body: Then(body, lambda z: 1 / (1 + torch.exp(-z))),
     "plain function": lambda body: lambda x: torch.special.expit(body(x))[:, 0],
@@ -153,6 +160,35 @@ def test_what_comes_after_an_activation_counts(end: Callable[[Tensor], Tensor]) 
     assert torch.equal(target.scores(X), model(X))
 
 
+def test_programs_that_end_in_another_softmax_are_taken_as_they_are() -> None:
+    """Line 2: of a TorchScript one, over groups of its outputs."""
+    model = Then(Body(4, scale=1.0), groups).eval()
+    with pytest.warns(DeprecationWarning, match="jit"):
+        script = torch.jit.trace(model, (X,))
+    target = wrap(script, shape=(1, 4, 4))
+    assert not target.reads
+    assert torch.equal(target.scores(X), model(X))
+
+
+def test_half_precision_programs_are_read() -> None:
+    """Line 2: a TorchScript one in bfloat16."""
+    whole = nn.Sequential(Body(scale=1.0), nn.Softmax(1)).eval().bfloat16()
+    with pytest.warns(DeprecationWarning, match="jit"):
+        script = torch.jit.trace(whole, (X.bfloat16(),))
+    target = wrap(script, shape=(1, 4, 4))
+    assert target.reads
+    assert torch.allclose(target.scores(X).softmax(1), whole(X.bfloat16()).float(), atol=1e-2)
+
+
+def test_probabilities_added_up_are_probabilities() -> None:
+    """Line 2: of groups of classes; the linear layer at the end says nothing of what it gives."""
+    body = Body(scale=1.0).eval()
+    model = Then(body, lambda z: z.softmax(1) @ torch.tensor([[1.0, 0], [1, 0], [0, 1]])).eval()
+    y = model(X).argmax(1)
+    run = holdfast.evaluate(model, (X, y), "linf(0.02)", attacks=["fgsm"])
+    assert run.manifest.model.probabilities
+
+
 def test_a_softmax_over_one_output_is_what_it_gives() -> None:
     """Line 2: it is 1 whatever the input, so its logit would decide otherwise."""
     target = wrap(nn.Sequential(Body(1), nn.Softmax(1)).eval(), shape=(1, 4, 4), probabilities=True)
@@ -218,10 +254,11 @@ def test_the_faster_twin_is_read() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the compiler's own imports
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which the compiler itself asks for
-def test_a_compiled_twin_is_read() -> None:
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_compiled_twin_is_read(end: nn.Module) -> None:
     """Line 2: torch.compile."""
     body = Body().eval()
-    target = wrap(nn.Sequential(body, nn.Softmax(1)), shape=(1, 4, 4), compile=True)
+    target = wrap(nn.Sequential(body, end), shape=(1, 4, 4), compile=True)
     assert target.approximate
     known = wrap(body, shape=(1, 4, 4))
     for asked in (X, X[:7]):

@@ -21,6 +21,7 @@ from holdfast.errors import InputError
 from holdfast.evaluate.judge import within
 from holdfast.runs import store
 from holdfast.targets import wrap
+from holdfast.targets.wrappers import Ensemble
 from holdfast.threat import Threat
 
 ATTACK = "pgd(steps=3, restarts=3)"
@@ -350,6 +351,26 @@ def test_modules_in_half_precision_are_cast_inside(kind: torch.dtype) -> None:
     assert bool((pull(tiny) != 0).any(1).all())
 
 
+class Casts(nn.Module):
+    """A module in half precision that casts its inputs itself."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.kind = Tiny().to(kind), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.to(self.kind)).float()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_modules_that_cast_their_inputs_themselves(kind: torch.dtype) -> None:
+    """Line 18: their copy in float32 fails, so gradients are the module's own."""
+    x = torch.from_numpy(rows()[0])
+    target = wrap(Casts(kind), shape=(4,))
+    assert torch.equal(target.scores(x), Casts(kind)(x))
+    assert bool((target.linearize(x)[1](torch.tensor([[1.0, -1]]).expand(len(x), 2)) != 0).any())
+
+
 def test_half_precision_is_hardened_in_float32() -> None:
     """Line 18: what is trained of a half-precision module is a copy in float32."""
     hard = hf.harden(
@@ -491,3 +512,11 @@ def test_an_estimator_fitted_on_a_table_is_asked_with_its_columns() -> None:
         result = hf.attack(model, x, y, "linf(0.2)")  # a warning is an error in these tests
         assert (np.asarray(result.before) == (model.predict(table) == "short")).all()
         assert result.success.any()
+
+
+def test_an_ensemble_says_of_each_member_what_there_is_to_say() -> None:
+    """Lines 7 and 18: a second member that changes its input, or computes in half precision."""
+    both = Ensemble([wrap(Tiny(), shape=(4,)), wrap(Tiny("clamp_").half(), shape=(4,))])
+    both.scores(torch.from_numpy(rows()[0]))
+    assert "half_precision" in dict(both.remarks)
+    assert both.rewrites

@@ -44,6 +44,7 @@ _SHAPES = {"reshape", "view", "_unsafe_view", "flatten", "squeeze", "unsqueeze",
     "_to_copy",
     "cpu",
 }
+_LIMITS = {"clamp", "clip", "clamp_min"}
 _INVERSES = {"__rdiv__", "__rtruediv__"}
 _PARTS = {"__getitem__", "select", "narrow", "slice"}
 _MOST = 64  # classes up to which a part of a softmax is turned into log-odds: that needs k x k numbers a row
@@ -62,7 +63,9 @@ class Reading(TorchFunctionMode):
     """While it is active, tensors that come out of a softmax or a sigmoid remember the logits: see `before`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if not args and "input" in kwargs:  # torch.softmax(input=z, dim=1)
+            args = (kwargs.pop("input"),)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and args and out.is_floating_point():
             name = getattr(func, "__name__", "").partition(".")[0]  # of an exported program: softmax.int
@@ -97,9 +100,15 @@ def ending(out: Tensor) -> str | None:
     assert z is not None
     if z.shape != out.shape or (found.kind != SIGMOID and (z.ndim != 2 or z.shape[1] < 2)):
         return None
+    return found.kind if gives(found.kind, z, out) else None
+
+
+def gives(kind: str, z: Tensor, out: Tensor) -> bool:
+    """Whether the activation of this kind of logits z [n, k] is `out`, but for rounding."""
+    if z.shape != out.shape:
+        return False
     loose = 1e-2 if torch.finfo(out.dtype).bits < 32 or torch.finfo(z.dtype).bits < 32 else 1e-4
-    same = (applied(found.kind, z.double()) - out.double()).nan_to_num(0, 0, 0).abs().amax() <= loose
-    return found.kind if bool(same) else None
+    return bool((applied(kind, z.double()) - out.double()).nan_to_num(0, 0, 0).abs().amax() <= loose)
 
 
 class Bare:
@@ -145,13 +154,18 @@ def traced(model: nn.Module, kind: str) -> nn.Module | None:
         return None
     node = next(n for n in bare.graph.nodes if n.op == "output").args[0]
     while getattr(node, "op", None) in ("call_method", "call_function") and _fx_name(bare, node) in _SHAPES:
-        node = node.args[0]
-    if not hasattr(node, "op") or _fx_name(bare, node) != kind:
+        node = _fx_source(node)
+    if not hasattr(node, "op") or _fx_name(bare, node).replace("_", "") != kind.replace("_", ""):
         return None
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(_fx_source(node))
     bare.graph.erase_node(node)
     bare.recompile()
     return bare
+
+
+def _fx_source(node: Any) -> Any:
+    """What a step is given."""
+    return node.args[0] if node.args else node.kwargs.get("input")
 
 
 def _fx_name(graph: Any, node: Any) -> str:
@@ -185,9 +199,17 @@ def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[st
     if name in _PARTS:
         whole = found if out.numel() == found.logits.numel() or found.kind == SIGMOID else _odds(found)
         return None if whole is None else (whole.kind, func(whole.logits, *args[1:], **kwargs))
+    if name in _LIMITS and found.kind in (SOFTMAX, SIGMOID) and _at_the_ends(*args[1:], **kwargs):
+        return found.kind, found.logits
     if name in ("rsub", "__rsub__") and found.kind == SIGMOID and args[1:] in ((1,), (1.0,)):
         return SIGMOID, -found.logits
     return (LOG_SOFTMAX, found.logits) if name == "log" and found.kind == SOFTMAX else None
+
+
+def _at_the_ends(min: Any = None, max: Any = None) -> bool:
+    """Whether limits of probabilities only keep them from 0 and 1, which changes no decision."""
+    low, high = 0 if min is None else min, 1 if max is None else max
+    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= 1e-4 and high >= 1 - 1e-4
 
 
 def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:

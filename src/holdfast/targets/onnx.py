@@ -57,7 +57,7 @@ class OnnxModel(Foreign):
         sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
         self.shape = tuple(sides[1:]) if len(sides) > 1 and all(sides[1:]) else None
         self.layout = "nhwc" if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4) else "nchw"
-        self.ending, linear = _without_activation(proto, self.exits, output)
+        self.ending, linear = _without_activation(onnx, proto, self.exits, output)
         self.probabilities = False if linear else None
         opened = (place or content) if self.ending is None else proto.SerializeToString()
         self.session, self.rows = _session(runtime, proto, self.entry, sides, path, opened)
@@ -107,10 +107,10 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _without_activation(proto: Any, exits: list[str], output: str | int | None) -> tuple[str | None, bool]:
+def _without_activation(onnx: Any, proto: Any, exits: list[str], output: str | int | None) -> tuple[str | None, bool]:
     """Take the last softmax or sigmoid out of a graph: which one it was, and whether the graph ends in a linear layer.
 
-    A softmax over other axes than the last of two stays.
+    A softmax over another axis than that of the classes stays.
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     only = exits[0] if len(exits) == 1 else "logits"
@@ -126,9 +126,22 @@ def _without_activation(proto: Any, exits: list[str], output: str | int | None) 
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
     if node.op_type not in ("Softmax", "Sigmoid") or (node.op_type == "Softmax" and axis not in (-1, 1)):
         return None, node.op_type in ("Gemm", "MatMul", "Conv")
+    if node.op_type == "Softmax" and wanted not in node.output and not _over_classes(onnx, proto, node, axis):
+        return None, False
     kind, node.op_type = node.op_type.lower(), "Identity"
     del node.attribute[:]
     return kind, False
+
+
+def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
+    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than one."""
+    try:
+        known = onnx.shape_inference.infer_shapes(proto).graph.value_info
+    except Exception:  # noqa: BLE001  # onnx's own of graphs that it cannot follow, or too large
+        return False
+    shape = next((value.type.tensor_type.shape.dim for value in known if value.name == node.output[0]), ())
+    other = [side.dim_value for i, side in enumerate(shape) if i not in (0, axis % len(shape))]
+    return len(shape) > 1 and all(side == 1 for side in other)
 
 
 def is_onnx(model: Any) -> bool:

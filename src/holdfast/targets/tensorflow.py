@@ -161,6 +161,8 @@ def _before(tf: Any, z: Any) -> tuple[str, Any] | None:
         z = z.op.inputs[0]
     if kind == "softmax" and (source.shape[-1] in (None, 1) or any(op.type == "StridedSlice" for op in steps)):
         return None
+    if kind == "softmax" and any(side != 1 for side in source.shape[1:-1]):  # over groups of outputs
+        return None
     logits = source.op.inputs[0]
     with logits.graph.as_default():
         for op in reversed(steps):

@@ -373,8 +373,9 @@ class TorchTarget(Target):
         """
         given, readings, reason = self.model, self._readings(shape), None
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
-        declared = given.shape if isinstance(given, Foreign) else None
+        declared, access = given.shape if isinstance(given, Foreign) else None, self.access
         for reading in readings:
+            self.access = access  # an earlier reading may have lowered it
             try:
                 with sealed(0):
                     self.layout, self.wants, self.axis = reading
@@ -478,12 +479,14 @@ class TorchTarget(Target):
         if self.access < Access.SCORES:
             return
         model, says, probe = self.model, None, self._probe()[:1]
+        self.ending = self._scripted = None
         if isinstance(model, Foreign):
             out = model(self._before(probe))
             self.ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
-            self.ending, self._scripted = scripted.kind, scripted
-            out = scripted(self._before(probe))
+            out = self._ask(model, self._before(probe))
+            if activation.gives(scripted.kind, scripted(self._before(probe).to(self.half or self.dtype)), out):
+                self.ending, self._scripted = scripted.kind, scripted
         else:
             with activation.Reading():
                 out = self._ask(model, self._before(probe))
@@ -493,6 +496,8 @@ class TorchTarget(Target):
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
+        if says is False and self.ending in (None, activation.LINEAR) and _are_shares(out):
+            says = None  # a linear layer that adds probabilities up, as of classes in groups
         labels = self.graded is None or self.graded.logits
         if says is not None and labels and not self.said:
             self.probabilities, self.said = says, True
@@ -545,10 +550,15 @@ class TorchTarget(Target):
         if not self.approximate:
             return
         self.recurrent = recurrent(self.model, self.twin)
-        with sealed(0):
-            exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
         loose = 0.1 if self.precision == "bfloat16" or self.half is not None else 1e-3
-        if not bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1)):
+        try:
+            with sealed(0), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf")  # the compiler's
+                exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
+            same = bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1))
+        except Exception:  # noqa: BLE001  # a model that casts its inputs itself fails in another precision
+            same = False
+        if not same:
             self.twin, self.precision, self.approximate = self.model, "float32", False
 
 
@@ -579,6 +589,11 @@ def _folded(model: nn.Module) -> nn.Module:
             return fuse(model, inplace=False)
     except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
         return model
+
+
+def _are_shares(z: Tensor) -> bool:
+    """Whether one row of outputs [1, k] could be probabilities of k classes."""
+    return z.numel() > 1 and bool((z >= 0).all()) and abs(float(z.double().sum()) - 1) < 1e-3
 
 
 def _no_scores(shape: tuple[int, ...], n: int) -> str:

@@ -324,6 +324,19 @@ class Ensemble(Around):
         self.passes = sum(member.passes for member in self.members)
         self.draws = max(member.draws for member in self.members)
         self.approximate = any(member.approximate for member in self.members)
+        self.remarks = tuple(dict.fromkeys(remark for member in self.members for remark in member.remarks))
+
+    @property
+    def reads(self) -> bool:
+        return all(member.reads for member in self.members)
+
+    @property
+    def rewrites(self) -> bool:
+        return any(member.rewrites for member in self.members)
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return {name: version for member in self.members for name, version in member.versions.items()}
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
