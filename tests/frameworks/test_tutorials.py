@@ -213,7 +213,8 @@ def test_a_gan_of_one_s_own_feeds_hardening() -> None:
     Path("gan.py").write_text(GAN)
     command(
         "generate", "train", "mnist:mnist", "--generator", "gan.py:build_generator",
-        "--discriminator", "gan.py:build_discriminator", "--model", "own(steps=300)", "--out", "gan",
+        "--discriminator", "gan.py:build_discriminator", "--model", "own(steps=800, rounds=2, rate=1e-3)",
+        "--out", "gan",
     )  # fmt: skip
     command("generate", "sample", "gan", "--per-class", 20, "--out", "made.npz")
     made = np.load("made.npz")

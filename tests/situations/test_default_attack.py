@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import holdfast
+from holdfast.cli.main import app
 from holdfast.errors import SpecError
 
 WEIGHTS = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
@@ -45,3 +50,23 @@ def test_a_search_in_a_ball_names_those_that_seek_the_smallest_in_this_norm() ->
     with pytest.raises(SpecError, match=r"in l0: .*sigmazero") as caught:
         holdfast.attack(linear(), X, Y, "l0(inf)", "pgd")
     assert "ddn" not in str(caught.value)
+
+
+def test_grey_images_without_an_axis_of_channels_become_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "import torch\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))\n"
+    )
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    np.savez("set.npz", x=x, y=np.arange(6) % 3)
+    line = ["net.py:build", "set.npz", "--threat", "linf(0.3)"]
+    done = CliRunner().invoke(app, ["attack", *line, "--grid", "8bit", "--png", "png"])
+    assert done.exit_code == 0, done.output
+    files = sorted(Path("png").rglob("*.png"))
+    assert files
+    assert all(np.asarray(Image.open(file)).shape == (8, 8) for file in files)
+    assert CliRunner().invoke(app, ["evaluate", *line, "--attack", "fgsm", "--out", "run"]).exit_code == 0
+    assert "data:image/png" in Path("run/report.html").read_text()

@@ -123,10 +123,11 @@ def _save_images(folder: Path, made: AttackResult) -> int:
     low, width = made.bounds[0], made.bounds[1] - made.bounds[0]
     kept = 0
     for i in np.flatnonzero(made.survives_8bit):
-        image = made.as_8bit[i] if made.layout == "nhwc" else np.moveaxis(made.as_8bit[i], 0, -1)
+        image = made.as_8bit[i]
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 and made.layout == "nchw" else image
         pixels = np.rint((image - low) / width * 255).astype(np.uint8)
         file = io.BytesIO()
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+        Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(file, "PNG")
         read = np.asarray(Image.open(file)).reshape(pixels.shape)
         if np.array_equal(
             read.astype(np.float32) / 255 * np.float32(width) + np.float32(low), image

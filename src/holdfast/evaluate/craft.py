@@ -191,7 +191,8 @@ def _judged(
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
-    if looks.pictures(target, x) and target.bounds.each is None:
+    grey = target.free is None and x.ndim == 3  # [h, w]: an image of one channel, where the user says so by --png
+    if (grey or looks.pictures(target, x)) and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {

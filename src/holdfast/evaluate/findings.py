@@ -106,6 +106,9 @@ def _skipped(table: pa.Table, metrics: Metrics) -> Finding | None:
     n = metrics.counts["skipped"]
     if not n:
         return None
+    if n == table.num_rows:
+        text = "No row was attacked: time ran out, or their class is the goal. There is no figure; give more time."
+        return Finding(check="skipped", severity="red", text=text, value=n, threshold=0)
     text = f"{n} rows were not attacked (time ran out, or their class is the goal); the figures are of the others."
     return Finding(check="skipped", severity="info", text=text, value=n, threshold=0)
 

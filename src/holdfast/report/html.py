@@ -26,6 +26,7 @@ from holdfast.runs.manifest import Manifest
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
+SMALLEST = 8  # pixels a side of rows [h, w] that are shown as a grey picture
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
     at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
     widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))
     example = Example(row, int(np.count_nonzero(difference)), widest)
-    if not words.is_image(x.shape, manifest.model.layout) or max(x.shape) > LARGEST:
+    grey = x.ndim == 2 and min(x.shape) >= SMALLEST
+    if not (grey or words.is_image(x.shape, manifest.model.layout)) or max(x.shape) > LARGEST:
         return example
     low, high = manifest.model.bounds
     reach = float(np.abs(difference[at])) / (high - low)
@@ -199,7 +201,8 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
 def _png(x: np.ndarray, layout: str) -> str:
     """An image with values in [0, 1] as a data URI."""
     pixels = np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
-    pixels = pixels if layout == "nhwc" else pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and layout == "nchw":
+        pixels = pixels.transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
