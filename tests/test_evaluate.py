@@ -100,12 +100,13 @@ def open_data_arrays():
 
 
 KILLED = """
-import os, signal, sys
+import gc, os, signal, sys
 from holdfast.runs import journal, store
 sys.path.insert(0, {tests!r})
 import test_evaluate
 
 whole_write = store.write_bytes
+gc.freeze()  # the children share these pages, which the collector would copy
 
 def killed(left, stage, **options):
     def write(path, content):
@@ -167,9 +168,9 @@ def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:
     assert store.checksums(whole.folder) == before
 
 
-def doubled(model: nn.Module, **options) -> Run:
+def doubled(model: nn.Module, *, n: int = N, **options) -> Run:
     """In float64."""
-    x, y = digits()
+    x, y = digits(n)
     return measure(model.double(), data=(x.astype(np.float64), y), **options)
 
 
@@ -181,14 +182,17 @@ def plain() -> tuple[Run, Run]:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_batch_size_changes_nothing(batch_size: int, plain: tuple[Run, Run]) -> None:
-    other = doubled(demo_model(), batch_size=batch_size)
-    assert statuses(other) == statuses(plain[0])
-    assert other.samples.column("forwards").equals(plain[0].samples.column("forwards"))
-    assert_same_but_unstable(measure(batch_size=batch_size), plain[1])
+    n = 20 if batch_size == 1 else N  # each row is a pass of its own there
+    other = doubled(demo_model(), n=n, batch_size=batch_size)
+    assert {"robust", "broken"} <= set(statuses(other))
+    assert statuses(other) == statuses(plain[0])[:n]
+    assert other.samples.column("forwards").equals(plain[0].samples.column("forwards")[:n])
+    assert_same_but_unstable(measure(n=n, batch_size=batch_size), plain[1], n)
 
 
-def assert_same_but_unstable(a: Run, b: Run) -> None:
-    pairs = zip(statuses(a), statuses(b), strict=True)
+def assert_same_but_unstable(a: Run, b: Run, n: int = N) -> None:
+    """On the first n rows."""
+    pairs = zip(statuses(a), statuses(b)[:n], strict=True)
     assert all(left == right or "unstable" in (left, right) for left, right in pairs)
 
 

@@ -63,8 +63,15 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @every
-@pytest.mark.parametrize("stop", [True, False])
-@pytest.mark.parametrize("budgets", [None, BUDGETS], ids=["no budget", "budgets"])
+@pytest.mark.parametrize(
+    ("budgets", "stop"),
+    [
+        pytest.param(None, True, id="no budget, stop"),
+        pytest.param(BUDGETS, False, id="budgets, no stop"),
+        pytest.param(None, False, id="no budget, no stop", marks=pytest.mark.slow),
+        pytest.param(BUDGETS, True, id="budgets, stop", marks=pytest.mark.slow),
+    ],
+)
 def test_columns_are_what_the_model_was_asked(name: str, norm: str, budgets: Tensor | None, stop: bool) -> None:
     target = Counting(bent(), shape=(1, 4, 4), batch_size=8)
     target.pool = pool(target)

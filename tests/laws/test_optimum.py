@@ -180,7 +180,9 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
         assert not bool((broken & ~more).any())
 
 
-@boxes
+@pytest.mark.parametrize(
+    "box", [pytest.param((0, 1), id="box active"), pytest.param((-20, 20), id="box far", marks=pytest.mark.slow)]
+)
 @each_gradient
 def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)

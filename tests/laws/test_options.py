@@ -35,7 +35,7 @@ def test_every_field_changes_the_result(cls: type[Attack], field: str) -> None:
     name = cls.__name__.lower()
     tries = values(name, field)
     assert len(tries) > 1, f"no second value is known for {field}"
-    for steps, norm, wider in itertools.product((6, 48), sorted(cls.norms), (1, 12)):  # few steps show most
+    for steps, norm, wider in itertools.product((2, 6, 48), sorted(cls.norms), (1, 12)):  # few steps show most
         # 12: shares of one feature are all alike
         first, *others = (short(name, **({"steps": steps} | {field: v})) for v in tries)
         base = still(first, norm, wider)
