@@ -37,7 +37,7 @@ def native_output() -> Iterator[None]:
     TensorFlow, TFLite and onnxruntime have no setting for some of their lines. Where the code within raises, what was
     written is printed after all, as it may say why.
     """
-    if not _silenced():
+    if not _silenced() or sys.stderr is None:  # None: the command was started with standard error closed
         yield
         return
     sys.stderr.flush()

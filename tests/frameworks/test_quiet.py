@@ -54,3 +54,11 @@ def _model(folder: Path, kind: str) -> str:
     env = os.environ | {"KERAS_BACKEND": "tensorflow"}
     subprocess.run([sys.executable, "-c", code, str(file)], env=env, capture_output=True, check=True)
     return file.name
+
+
+def test_closed_standard_error_ends_no_command() -> None:
+    """Line 31: a command started with `2>&-` has no standard error to keep quiet."""
+    code = "from holdfast import quiet\nquiet.silence_frameworks()\nwith quiet.native_output():\n    print('within')"
+    asked = ["sh", "-c", f'exec "$0" -c "{code}" 2>&-', sys.executable]
+    done = subprocess.run(asked, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "within\n")
