@@ -53,7 +53,9 @@ def test_a_forest_is_the_same_model_in_another_process(tmp_path: Path) -> None:
     model = fitted("forest", rows()[1])
     tree = model.estimators_[0].tree_  # pyright: ignore[reportAttributeAccessIssue]
     state = tree.__getstate__()
-    nodes = np.frombuffer(bytes(range(64)) * len(state["nodes"]), state["nodes"].dtype).copy()
+    nodes = np.frombuffer(
+        bytearray(range(64)) * len(state["nodes"]), state["nodes"].dtype
+    )  # no copy: it drops the rest
     for name in nodes.dtype.names:
         nodes[name] = state["nodes"][name]
     known = fingerprint(model)
