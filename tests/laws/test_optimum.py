@@ -19,6 +19,9 @@ from laws.world import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threa
 
 N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
+near_box = pytest.mark.parametrize(  # the far one in make test-all: there nothing stands in the way
+    "box", [pytest.param((0, 1), id="box active"), pytest.param((-20, 20), id="box far", marks=pytest.mark.slow)]
+)
 FIXED_EPS = ["pgd(steps=100)", "pgd(steps=60, momentum=0.5)", 'pgd(steps=100, loss="ce", start_at="zero")']
 FIXED_EPS += [f'apgd(steps=100, loss="{loss}")' for loss in ("ce", "margin", "dlr", "mifpe")]
 FIXED_EPS += ["acg(steps=100)", "slide(steps=100)"]
@@ -81,7 +84,7 @@ MEANT_FOR_OTHERS = dict.fromkeys(("mifgsm", "sifgsm", "admix", "tifgsm", "difgsm
 }
 
 
-@boxes
+@near_box
 @each_bounded
 def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
     """Within eps an attack by gradients, with its default steps, breaks the rows that 0.95 eps can break, and none
@@ -180,9 +183,7 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
         assert not bool((broken & ~more).any())
 
 
-@pytest.mark.parametrize(
-    "box", [pytest.param((0, 1), id="box active"), pytest.param((-20, 20), id="box far", marks=pytest.mark.slow)]
-)
+@near_box
 @each_gradient
 def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)

@@ -78,7 +78,12 @@ HONEST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", NOTHING)
+MANY = "0 of 1,000 right, 1,000 classes"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == MANY else ()) for case in NOTHING]
+)
 def test_a_model_that_knows_nothing_is_unreliable(case: str) -> None:
     """Line 3: answers no better than chance or the majority, or without a class that is there, are a red finding."""
     run = answering(*NOTHING[case]())

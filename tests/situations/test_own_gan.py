@@ -124,7 +124,7 @@ def train(generator: str, discriminator: str, *options: object) -> tuple[object,
     return ("generate", "train", "data.npz", *nets, "--model", f"own({FEW}, rate=2e-3)", "--out", "gan", *options)
 
 
-@pytest.mark.parametrize("kind", ["build", "flat", "conditional"])
+@pytest.mark.parametrize("kind", ["build", pytest.param("flat", marks=pytest.mark.slow), "conditional"])
 def test_two_networks_are_trained_and_sampled(kind: str) -> None:
     """Tutorials: torch modules of any of these forms; a sample is of its class, and within the bounds."""
     done = holdfast(*train(f"{kind}_generator", f"{kind}_discriminator"))
