@@ -69,7 +69,7 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
         pytest.param(None, True, id="no budget, stop"),
         pytest.param(BUDGETS, False, id="budgets, no stop"),
         pytest.param(None, False, id="no budget, no stop", marks=pytest.mark.slow),
-        pytest.param(BUDGETS, True, id="budgets, stop", marks=pytest.mark.slow),
+        pytest.param(BUDGETS, True, id="budgets, stop"),
     ],
 )
 def test_columns_are_what_the_model_was_asked(name: str, norm: str, budgets: Tensor | None, stop: bool) -> None:
