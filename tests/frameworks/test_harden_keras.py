@@ -102,7 +102,7 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(own, "APART", 1e-5)
     fragile().save("net.keras")
-    for name, split, rows in (("train", "train", 400), ("test", "test", 100)):
+    for name, split, rows in (("train", "train", 600), ("test", "test", 100)):
         x, y = digits(split, rows)
         np.savez(f"{name}.npz", x=x, y=y)
     before = Path("net.keras").read_bytes()
