@@ -310,3 +310,8 @@ def test_queries_of_a_run_in_which_nothing_fell(tmp_path: Path) -> None:
         tmp_path, manifest.model_copy(update={"model": manifest.model.model_copy(update={"access": "scores"})})
     )
     assert "The target gave scores alone. No input fell." in text_of(page(tmp_path))
+
+
+def test_a_length_of_time_reads_as_a_person_says_it() -> None:
+    said = [words.duration(s) for s in (0.2, 1.4, 2, 80, 120, 7200)]
+    assert said == ["1 second", "1 second", "2 seconds", "80 seconds", "2.0 minutes", "2.0 hours"]
