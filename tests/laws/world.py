@@ -169,12 +169,12 @@ def run_sizes(
 
 
 def copies(n: int, count: int) -> Tensor:
-    """Identities of n rows that stand there several times: a row's copies share its noise."""
+    """Identities of n rows, the whole set repeated `count` times: a row and its copies share their noise."""
     return torch.arange(n).repeat(count)
 
 
 def parts(ledger: Ledger, n: int) -> list[Ledger]:
-    """The books of each n rows."""
+    """The result of each n rows."""
     return [pick(ledger, at) for at in torch.arange(len(ledger.outcome)).split(n)]
 
 

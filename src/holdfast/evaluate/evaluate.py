@@ -426,7 +426,8 @@ def _hardware(device: torch.device) -> str:
 
 def rows_asked(samples: int | tuple[int, int] | None, total: int, name: str, what: str = "samples") -> tuple[int, int]:
     """The rows [start, stop) of a source of `total`; `what` is the option that says them."""
-    start, stop = (0, total) if samples is None else (0, samples) if isinstance(samples, int) else samples
+    asked = total if samples is None else samples
+    start, stop = (0, asked) if isinstance(asked, int) else asked
     if not 0 <= start < stop:
         raise InputError(f"{what} {start}:{stop} is no range of rows; give a count of at least 1, or start:stop.")
     if stop > total:

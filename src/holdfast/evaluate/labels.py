@@ -274,4 +274,4 @@ def _pairs(values: Any) -> str:
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) if len(shape) > 1 else f"({shape[0]},)" if shape else "()"
+    return " x ".join(map(str, shape)) if len(shape) > 1 else str(shape)

@@ -43,12 +43,12 @@ def channels_of(target: Target) -> int | None:
     if shape is None and isinstance(model, Foreign):
         shape = model.shape
     if shape is not None:
-        ends = {shape[0], shape[-1]} if len(shape) == 3 else {1} if len(shape) == 2 else set()
+        if len(shape) == 2:
+            return 1
+        ends = {shape[0], shape[-1]} if len(shape) == 3 else set()
         return next((channels for channels in (1, 3) if channels in ends), None)
-    convolutions = (
-        (m for m in model.modules() if isinstance(m, nn.Conv2d)) if isinstance(model, nn.Module) else iter(())
-    )
-    first = next(convolutions, None)
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 
 
