@@ -334,3 +334,13 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
     text = console.export_text()
     assert f"{run.precision.clean:.1%}".replace("%", " %") in text
     assert "recall, clean and under attack" in text
+
+
+def test_png_without_a_success_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 25: where nothing was broken, no image is said to be a success, and no folder is made."""
+    monkeypatch.chdir(tmp_path)
+    asked = ["attack", "demo", "digits", "--threat", "linf(0.0001)", "--attack", "fgsm", "--samples", "4"]
+    done = command(*asked, "--png", "pictures", "--out", "found.npz")
+    assert done.exit_code == 0, done.output
+    assert "images: none" in done.stdout
+    assert not Path("pictures").exists()

@@ -91,9 +91,9 @@ def attack(
         typer.echo(f"rounded to 8 bits, as in an image file, {kept:,} of these {of:,} are still successes.")
     typer.echo(f"examples: {out}")
     if png is not None:
-        typer.echo(
-            f"images: {_save_images(png, made):,} in {png}, a folder for each true class; read back, each is a success."
-        )
+        saved = _save_images(png, made)
+        where = f"{saved:,} in {png}, a folder for each true class; read back, each is a success"
+        typer.echo(f"images: {where if saved else 'none, since no success is left in 8 bits'}.")
     return 0
 
 
