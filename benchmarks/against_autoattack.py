@@ -1,6 +1,6 @@
 """Holdfast's protocols against the original AutoAttack: the same models, images, eps and device, in one run.
 
-Rows through the model are counted around it, for everyone; everybody's images are judged by holdfast.evaluate.judge.
+Rows through the model are counted around it, for everyone; everybody's images are judged by holdfast.evaluation.judge.
 Where protocol `autoattack` and the original disagree on an image, its number is listed.
 
     python benchmarks/against_autoattack.py --autoattack PATH [--models kw trades] [--norms linf l2]
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast import Threat, wrap
-from holdfast.evaluate import judge
+from holdfast.evaluation import judge
 
 BATCH = 2500
 OWN = ("autoattack", "quick", "standard", "thorough")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks.attack import perturb, run
-from holdfast.attacks.pgd import PGD
+from holdfast.attacks.gradient.pgd import PGD
 from holdfast.targets import TorchTarget
 
 EPS = {"linf": 8 / 255, "l2": 0.5}

@@ -27,7 +27,7 @@ import torch
 from common import cifar10, interleaved, options, save, table
 from torch.nn import functional
 
-from holdfast.evaluate.corruptions import KINDS, SEVERITIES, corrupt
+from holdfast.corruptions.kinds import KINDS, SEVERITIES, corrupt
 
 warnings.simplefilter("ignore")
 

@@ -25,14 +25,14 @@ from holdfast.attacks import parse
 from holdfast.attacks.attack import perturb
 from holdfast.data import open_data
 from holdfast.decisions import REFUSED
-from holdfast.evaluate import judge
+from holdfast.evaluation import judge
 from holdfast.spec import write
-from holdfast.targets.defences import JPEG, BitDepth, Defence, Median, RandomResizePad, TotalVariation
+from holdfast.targets.defences.detectors import Divergence, Reconstruction
+from holdfast.targets.defences.purify import DefenseGAN, DiffPure, Reform
+from holdfast.targets.defences.transforms import JPEG, BitDepth, Defence, Median, RandomResizePad, TotalVariation
 from holdfast.targets.demo import demo_model
-from holdfast.targets.detect import Divergence, Reconstruction
-from holdfast.targets.purify import DefenseGAN, DiffPure, Reform
 from holdfast.targets.target import Target
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 LATENT, DATA = 16, 0.5
 WAYS = ("plain", "as it is", "adaptive")

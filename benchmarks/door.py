@@ -31,7 +31,7 @@ from torch import Tensor
 
 from holdfast.attacks import PGD, run
 from holdfast.targets import Target, wrap
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 SHAPES = ((28, 28, 1), (32, 32, 3))
 

@@ -18,9 +18,9 @@ from torch import nn
 import holdfast
 from holdfast.data import from_arrays
 from holdfast.data.part import divide
-from holdfast.harden import recipes
-from holdfast.harden.trainer import Training
+from holdfast.hardening import recipes
 from holdfast.targets import TorchTarget
+from holdfast.training.loop import Training
 
 EPS = 0.3
 RECIPES = ["standard(epochs=30, batch_size=256)"]

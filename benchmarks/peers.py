@@ -7,7 +7,7 @@ Two tasks:
 
 Passes are rows through the model, forwards and backwards, counted around the model; parameters ask for no gradients,
 which spares the peers a third of a backward. `claimed` is the tool's own word, or the model's on its images where it
-returns only images; `judged` is that of holdfast.evaluate.judge, which also holds the images to the box and to eps.
+returns only images; `judged` is that of holdfast.evaluation.judge, which also holds the images to the box and to eps.
 A tool that cannot be imported, and one that crashes on a task, is listed with the reason.
 
     python benchmarks/peers.py [--quick] [--models kw trades] [--threats "linf(0.1)" l2(1)] [--images 20]
@@ -45,8 +45,8 @@ import holdfast
 from holdfast import Threat, wrap
 from holdfast.attacks import CATALOGUE
 from holdfast.attacks.attack import run
-from holdfast.evaluate import judge
-from holdfast.evaluate.protocols import PROTOCOLS
+from holdfast.evaluation import judge
+from holdfast.evaluation.protocols import PROTOCOLS
 
 BATCH, CLASSES, PGD_STEPS, FRACTION = 256, 10, 40, 1 / 30
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}

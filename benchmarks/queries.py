@@ -2,7 +2,7 @@
 
 Every input that reaches the model is a question, and one image is attacked at a time, so that each question belongs to
 an image. An example counts from the question on that asked about it, whether the tool noticed it or not, for everyone
-alike; at the budget the tool is stopped. All examples are judged by holdfast.evaluate.judge.
+alike; at the budget the tool is stopped. All examples are judged by holdfast.evaluation.judge.
 
 - searches for the smallest perturbation: its size after a twelfth, a third and all of the budget;
 - searches within eps: which question found the first example.

@@ -27,12 +27,12 @@ from torch import nn
 import holdfast
 from holdfast.data import from_arrays, open_data
 from holdfast.data.part import divide
-from holdfast.generate import generate
-from holdfast.generate.sample import own_classifier, sample
-from holdfast.harden import recipes
-from holdfast.harden.mix import Mix
-from holdfast.harden.trainer import Training
+from holdfast.generation import generate
+from holdfast.generation.sample import own_classifier, sample
+from holdfast.hardening import recipes
 from holdfast.runs.compare import compare
+from holdfast.training.loop import Training
+from holdfast.training.mixing import Mix
 
 EPS = (0.3, 0.2)  # the first is trained against
 SHARE, BATCH = 0.7, 128

@@ -28,9 +28,10 @@ from torch import nn
 import holdfast
 from holdfast.data import from_arrays
 from holdfast.data.part import divide
-from holdfast.harden import recipes, workers
-from holdfast.harden.trainer import Training
+from holdfast.hardening import recipes
 from holdfast.targets import TorchTarget
+from holdfast.training import workers
+from holdfast.training.loop import Training
 
 EPS = 0.3
 ALSO = ["adversarial-robustness-toolbox"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from holdfast import spec
 from holdfast.attacks import CATALOGUE
 from holdfast.cli import listing
-from holdfast.evaluate.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
+from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
 from holdfast.runs.manifest import Manifest
 
 DOCS = Path(__file__).parent

@@ -51,7 +51,7 @@ DEFECTS = [
     ),
     Defect(
         "APGD's best loss is the same memory as the one noted at the checkpoint",
-        "attacks/apgd.py",
+        "attacks/gradient/apgd.py",
         (
             (
                 "best_value=torch.where(up, value, s.best_value),",

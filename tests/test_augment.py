@@ -12,11 +12,11 @@ from test_harden import Killed, Normed, training
 from torch import Tensor, nn
 
 from holdfast.errors import InputError, SpecError
-from holdfast.harden import recipes
-from holdfast.harden.augment import AUGMENTATIONS, Batch, augmented, disagreement, parse
-from holdfast.harden.state import State
-from holdfast.harden.trainer import Training
+from holdfast.hardening import recipes
 from holdfast.targets import wrap
+from holdfast.training.augmentation import AUGMENTATIONS, Batch, augmented, disagreement, parse
+from holdfast.training.loop import Training
+from holdfast.training.state import State
 
 HOW = 'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="trades(steps=2)", ramp=0.1, rate=0.01'
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from holdfast.cli.main import app
 from holdfast.data import open_data
-from holdfast.evaluate import Run
+from holdfast.evaluation import Run
 from holdfast.runs import store
 
 N = 20

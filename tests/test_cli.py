@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_bad_input import holdfast, names, refused, same_run
 
 from holdfast.data import open_data
-from holdfast.evaluate import Run
+from holdfast.evaluation import Run
 from holdfast.runs import store
 
 MODELS = '''

@@ -17,9 +17,9 @@ from test_bad_input import holdfast, names, refused
 from test_evaluate import assert_same_figures
 from torch import Tensor
 
+from holdfast.corruptions import filters, kinds, measure
+from holdfast.corruptions.kinds import KINDS, SEVERITIES, corrupt
 from holdfast.errors import InputError
-from holdfast.evaluate import corrupted, corruptions, filters
-from holdfast.evaluate.corruptions import KINDS, SEVERITIES, corrupt
 from holdfast.rng import Keys
 from holdfast.runs import metrics, store
 from holdfast.runs.manifest import CorruptionInfo
@@ -89,15 +89,15 @@ def test_noise_has_the_moments_of_its_law() -> None:
 @pytest.mark.parametrize(
     ("law", "c"),
     [
-        (corruptions.gaussian_noise, 0.08),
-        (corruptions.shot_noise, 5),
-        (corruptions.impulse_noise, 0.27),
-        (corruptions.speckle_noise, 0.6),
+        (kinds.gaussian_noise, 0.08),
+        (kinds.shot_noise, 5),
+        (kinds.impulse_noise, 0.27),
+        (kinds.speckle_noise, 0.6),
     ],
 )
 def test_a_table_of_noise_holds_its_law(law: Callable[[float], np.ndarray], c: float) -> None:
     """What the places of the table give together, each with its own and its other byte."""
-    table = corruptions._alias(law, c).reshape(256, 256).astype(np.int64)
+    table = kinds._alias(law, c).reshape(256, 256).astype(np.int64)
     chance = ((table >> 8) + 2**23) / 2**24
     found = chance / 256
     np.add.at(found, (np.arange(256)[:, None], table & 255), (1 - chance) / 256)
@@ -161,7 +161,7 @@ def test_the_figures_of_a_table() -> None:
     """Two rows, right in all but fog, where the second is wrong at every severity; and a baseline."""
     label = pa.array([1, 2])
     samples = pa.table({"label": label, "clean_prediction": label})
-    wrong = {name: [1, 0 if name.startswith("fog") else 2] for name in corrupted.COLUMNS}
+    wrong = {name: [1, 0 if name.startswith("fog") else 2] for name in measure.COLUMNS}
     asked = CorruptionInfo(version=1, table="cifar", baseline="x", baseline_errors=dict.fromkeys(KINDS, 0.25))
     found = metrics.corrupted(pa.table({"id": [0, 1], **wrong}), samples, asked)
     assert found.mean_accuracy.value == pytest.approx(1 - 1 / 30)
@@ -207,4 +207,4 @@ def test_a_baseline_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     monkeypatch.setattr(store, "read_manifest", lambda _: old)
     with pytest.raises(InputError, match=r"old was measured with version 1 of the corruptions, not 2"):
-        corrupted.info(wrap(demo_model(), shape=(1, 8, 8)), (1, 8, 8), "old", "same")
+        measure.info(wrap(demo_model(), shape=(1, 8, 8)), (1, 8, 8), "old", "same")

@@ -20,7 +20,15 @@ from holdfast.data import open_data
 from holdfast.errors import InputError, SpecError
 from holdfast.spec import write
 from holdfast.targets import wrap
-from holdfast.targets.defences import DEFENCES, JPEG, BitDepth, Defence, Median, RandomResizePad, TotalVariation
+from holdfast.targets.defences.transforms import (
+    DEFENCES,
+    JPEG,
+    BitDepth,
+    Defence,
+    Median,
+    RandomResizePad,
+    TotalVariation,
+)
 from holdfast.targets.demo import demo_model
 from holdfast.targets.preprocess import Normalize, parse
 from holdfast.targets.target import drawing, sealed

@@ -19,20 +19,21 @@ from holdfast.attacks.attack import perturb, run
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.decisions import REFUSED
+from holdfast.diagnostics import probe
+from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import exam, judge
-from holdfast.evaluate.protocols import parse_trial
-from holdfast.evaluate.ways import Ways
+from holdfast.evaluation import judge
+from holdfast.evaluation.protocols import parse_trial
 from holdfast.spec import write
 from holdfast.targets import wrap
-from holdfast.targets.defences import BitDepth
+from holdfast.targets.defences.detectors import DETECTORS, Detector, Divergence, Reconstruction
+from holdfast.targets.defences.purify import Reform
+from holdfast.targets.defences.transforms import BitDepth
 from holdfast.targets.demo import demo_model
-from holdfast.targets.detect import DETECTORS, Detector, Divergence, Reconstruction
 from holdfast.targets.preprocess import Normalize
-from holdfast.targets.purify import Reform
 from holdfast.targets.wrappers import Ensemble
 from holdfast.tasks import Classes
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 
 
 class Fixed(nn.Module):
@@ -171,8 +172,8 @@ def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
 def test_a_model_of_several_passes_is_not_taken_for_a_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
     target = wrap(demo_model(), preprocess=Divergence(Main(), limit=0.1), shape=(1, 8, 8))
     source, threat = open_data("digits"), Threat.l1(1)
-    monkeypatch.setattr(exam, "_attacks", lambda *_: None)
-    found = exam.examine(target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0)
+    monkeypatch.setattr(probe, "_attacks", lambda *_: None)
+    found = probe.examine(target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0)
     assert found.slope is not None
     assert found.passes["slope"] == 5 * target.passes * len(found.ids)
 

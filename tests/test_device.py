@@ -11,11 +11,11 @@ from laws.world import bent, rows, threat, wrap
 import holdfast
 from holdfast.attacks import run
 from holdfast.data import from_arrays
-from holdfast.evaluate import judge
-from holdfast.evaluate.verify import verify
-from holdfast.generate import load, train
-from holdfast.generate.sample import own_classifier, sample
-from holdfast.harden import harden
+from holdfast.evaluation import judge
+from holdfast.evaluation.verify import verify
+from holdfast.generation import load, train
+from holdfast.generation.sample import own_classifier, sample
+from holdfast.hardening import harden
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator here")
 

@@ -14,11 +14,11 @@ import holdfast
 from holdfast.attacks import parse, run
 from holdfast.data import open_data
 from holdfast.errors import InputError
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 from holdfast.targets import Access, Target, load
-from holdfast.targets.distil import distil
+from holdfast.targets.surrogate import distil
 from holdfast.targets.wrappers import Surrogate
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 
 class Counting(world.Narrow):

@@ -20,10 +20,10 @@ import holdfast
 from holdfast.attacks import Ledger, parse
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluate import Run, judge, pool
-from holdfast.evaluate.finish import finish
-from holdfast.evaluate.merge import merge
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import Run, judge, pool
+from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.merge import merge
+from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Metrics
 from holdfast.runs.metrics import survivors
@@ -317,7 +317,7 @@ def test_a_chunk_that_time_did_not_reach_is_skipped_whole() -> None:
 def test_a_protocol_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0] * 3)  # asked before the first unit, and around it
     clock = SimpleNamespace(monotonic=lambda: next(ticks, float("inf")))
-    monkeypatch.setattr(sys.modules["holdfast.evaluate.chunk"], "time", clock)
+    monkeypatch.setattr(sys.modules["holdfast.evaluation.chunk"], "time", clock)
     run = measure(max_seconds=1000, curve=(0.04,))
     assert "robust" in statuses(run)
     assert run.verdict.status == "upper-bound"

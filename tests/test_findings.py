@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.data import from_arrays, open_data
+from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.probe import Answers, examine
 from holdfast.errors import SpecError
-from holdfast.evaluate import Run, protocols
-from holdfast.evaluate.exam import Answers, examine
-from holdfast.evaluate.merge import merge
-from holdfast.evaluate.signs import FOLLOW_UPS, answered, follow, signs
-from holdfast.evaluate.verify import verify
-from holdfast.evaluate.ways import Ways
+from holdfast.evaluation import Run, protocols
+from holdfast.evaluation.merge import merge
+from holdfast.evaluation.verify import verify
 from holdfast.runs.manifest import Finding
 from holdfast.targets import TorchTarget
-from holdfast.targets.straight import hard_steps, straightened
-from holdfast.threat import Threat
-from holdfast.zoo import BROKEN, SOUND, Defence
-from holdfast.zoo.sound import NETS, mlp, trained
+from holdfast.targets.frameworks.pytorch.bpda import hard_steps, straightened
+from holdfast.testing import BROKEN, SOUND, Defence
+from holdfast.testing.sound import NETS, mlp, trained
+from holdfast.threats.threat import Threat
 
 M = 40
-JOB = sys.modules["holdfast.evaluate.evaluate"]  # whose name is also that of its function
+JOB = sys.modules["holdfast.evaluation.evaluate"]  # whose name is also that of its function
 
 
 def sound_answers() -> Answers:
@@ -211,7 +211,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocols, "PROTOCOLS", lists)
     monkeypatch.setattr(protocols, "DRAWN", {"other": ('apgd(steps=3, loss="mifpe")',)})
     straight = 'apgd(steps=10, loss="margin", through="straight")'
-    monkeypatch.setattr("holdfast.evaluate.signs.FOLLOW_UPS", dict.fromkeys(FOLLOW_UPS, (straight, "square(steps=9)")))
+    answers = dict.fromkeys(FOLLOW_UPS, (straight, "square(steps=9)"))
+    monkeypatch.setattr("holdfast.diagnostics.checks.FOLLOW_UPS", answers)
 
 
 @pytest.mark.usefixtures("short")
@@ -261,8 +262,8 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path, m
         found = [Finding(check=check, severity="red", text="") for check in explained]
         found.append(Finding(check="binarisation", severity="info", text=""))
         asked = SimpleNamespace(costs=kept.manifest.examined)
-        other.setattr("holdfast.evaluate.claims.examine", lambda *_: asked)
-        other.setattr("holdfast.evaluate.signs.signs", lambda _: found)
+        other.setattr("holdfast.evaluation.claims.examine", lambda *_: asked)
+        other.setattr("holdfast.diagnostics.checks.signs", lambda _: found)
         assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"
     text = kept.manifest.model_copy(update={"noted": []}).model_dump_json()

@@ -19,21 +19,21 @@ from test_bad_input import names, refused
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks.advgan import advgan
+from holdfast.attacks.universal.advgan import advgan
 from holdfast.data import Source, from_arrays, open_data
 from holdfast.errors import InputError, SpecError
-from holdfast.generate import folder, quality, train
-from holdfast.generate import generate as make
-from holdfast.generate.diffusion import Denoiser, Diffusion, sample
-from holdfast.generate.gan import GAN
-from holdfast.generate.model import Model
-from holdfast.generate.nets import Critic, Decoder, Frame
-from holdfast.harden.mix import Mix
-from holdfast.harden.plan import shuffled
+from holdfast.generation import folder, quality, train
+from holdfast.generation import generate as make
+from holdfast.generation.diffusion import Denoiser, Diffusion, sample
+from holdfast.generation.gan import GAN
+from holdfast.generation.model import Model
+from holdfast.generation.nets import Critic, Decoder, Frame
 from holdfast.rng import Keys
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_model
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
+from holdfast.training.batches import shuffled
+from holdfast.training.mixing import Mix
 
 
 def keys(n: int) -> Keys:

@@ -16,8 +16,8 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import Run
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import Run
+from holdfast.evaluation.verify import verify
 from holdfast.report import html
 from holdfast.runs import store
 

@@ -24,14 +24,15 @@ import holdfast
 from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
-from holdfast.harden import objectives, recipes, trainer
-from holdfast.harden.sharpness import perturbed_weights
-from holdfast.harden.state import STATE, State, read_log
-from holdfast.harden.trainer import Training
+from holdfast.hardening import objectives, recipes
+from holdfast.hardening.sharpness import perturbed_weights
 from holdfast.runs.compare import compare, paired
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
+from holdfast.training import loop
+from holdfast.training.loop import Training
+from holdfast.training.state import STATE, State, read_log
 
 
 def test_recipes_are_calls() -> None:
@@ -131,7 +132,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
 CHILD = """
 import sys
 from test_harden import hardened
-from holdfast.harden.trainer import Training
+from holdfast.training.loop import Training
 
 step = Training._step
 
@@ -227,11 +228,11 @@ def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
 
 def test_what_counts_as_fooled() -> None:
     fast, pgd = objectives.parse("nfgsm"), objectives.parse("pgd")
-    assert trainer.fooled(fast, inner=0.9, robust=0.1, best=0.5)
-    assert not trainer.fooled(fast, inner=0.5, robust=0.45, best=0.5)  # as it should be
-    assert not trainer.fooled(fast, inner=0.3, robust=0.18, best=0.2)  # weak, but nothing was lost
-    assert not trainer.fooled(fast, inner=0.85, robust=0.69, best=0.81)  # the noise of 144 rows; measured
-    assert not trainer.fooled(pgd, inner=0.9, robust=0.1, best=0.5)  # an attack of ten steps is not fooled so
+    assert loop.fooled(fast, inner=0.9, robust=0.1, best=0.5)
+    assert not loop.fooled(fast, inner=0.5, robust=0.45, best=0.5)  # as it should be
+    assert not loop.fooled(fast, inner=0.3, robust=0.18, best=0.2)  # weak, but nothing was lost
+    assert not loop.fooled(fast, inner=0.85, robust=0.69, best=0.81)  # the noise of 144 rows; measured
+    assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)  # an attack of ten steps is not fooled so
     assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
     assert objectives.stronger(objectives.stronger(fast)).inner == 4
 
@@ -366,7 +367,7 @@ def test_the_command_from_end_to_end() -> None:
     own = demo_net()
     own.load_state_dict(load_file("hard/model.safetensors"))  # in plain torch
     again = holdfast.evaluate(wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40)
-    assert again.robust_accuracy == holdfast.evaluate.Run("hard/after").robust_accuracy  # pyright: ignore[reportFunctionMemberAccess]
+    assert again.robust_accuracy == holdfast.Run("hard/after").robust_accuracy
     page = Path("hard/report.html").read_text()
     names(page, "Trade-off", "McNemar", "epochs, on rows held out", 'href="before/report.html"', "3 epochs")
     done = command("compare", "hard/before", "hard/after", "--page", "pair.html")

@@ -26,14 +26,15 @@ from holdfast.attacks import Ledger, Outcome, parse, run
 from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays
 from holdfast.errors import AccessError, InputError
-from holdfast.evaluate import Run
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import Run
+from holdfast.evaluation.verify import verify
 from holdfast.rng import Keys
-from holdfast.targets import http, load
-from holdfast.targets.endpoint import Endpoint
-from holdfast.targets.messages import BadAnswer, decode, encode
+from holdfast.targets import load
+from holdfast.targets.http import target as http
+from holdfast.targets.http.endpoint import Endpoint
+from holdfast.targets.http.messages import BadAnswer, decode, encode
+from holdfast.targets.http.wire import seconds
 from holdfast.targets.preprocess import Normalize
-from holdfast.targets.wire import seconds
 
 pytest.importorskip("httpx")
 

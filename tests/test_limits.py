@@ -16,7 +16,7 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.errors import InputError
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 
 N, F = 60, 6

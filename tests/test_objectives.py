@@ -10,20 +10,20 @@ import torch
 from test_harden import training
 from torch import Tensor, nn
 
-from holdfast.attacks.advgan import advgan
 from holdfast.attacks.attack import _noise_of, run
-from holdfast.attacks.pgd import PGD as Ascent
+from holdfast.attacks.gradient.pgd import PGD as Ascent
+from holdfast.attacks.universal.advgan import advgan
 from holdfast.data import open_data
 from holdfast.errors import SpecError
-from holdfast.harden import objectives
-from holdfast.harden.craft import Craft
-from holdfast.harden.noise import _Smooth
-from holdfast.harden.objective import Net
-from holdfast.harden.state import State
+from holdfast.hardening import objectives
+from holdfast.hardening.noise import _Smooth
+from holdfast.hardening.objective import Net
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.demo import demo_model, demo_net
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
+from holdfast.training.inner_attack import Craft
+from holdfast.training.state import State
 
 F64 = torch.float64
 W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=F64)  # [k, features]

@@ -12,7 +12,7 @@ from test_bad_input import holdfast, names, refused
 
 import holdfast as hf
 from holdfast.data import open_data
-from holdfast.evaluate.looks import PerceptualDistance
+from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.runs import store
 from holdfast.runs.metrics import schema_of
 from holdfast.targets import TorchTarget

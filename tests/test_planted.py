@@ -12,18 +12,18 @@ from torch.nn import functional as F
 
 import holdfast
 from holdfast.data import from_arrays, open_data
-from holdfast.evaluate import protocols
-from holdfast.evaluate.contract import check_model, randomised
-from holdfast.evaluate.exam import examine
-from holdfast.evaluate.planted import Planted as PlantedHead
-from holdfast.evaluate.planted import missed
-from holdfast.evaluate.signs import signs
-from holdfast.evaluate.ways import Ways
+from holdfast.diagnostics.binarisation import Planted as PlantedHead
+from holdfast.diagnostics.binarisation import missed
+from holdfast.diagnostics.checks import signs
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.probe import examine
+from holdfast.evaluation import protocols
+from holdfast.evaluation.contract import check_model, randomised
 from holdfast.runs.manifest import Finding
 from holdfast.targets.wrappers import ExpectationOverTransformation
-from holdfast.threat import Threat
-from holdfast.zoo import BROKEN, SOUND, Defence
-from holdfast.zoo.sound import mlp, trained
+from holdfast.testing import BROKEN, SOUND, Defence
+from holdfast.testing.sound import mlp, trained
+from holdfast.threats.threat import Threat
 
 X, Y = map(torch.from_numpy, open_data("digits").rows(0, 16))
 FIRST = 'apgd(steps=10, loss="mifpe")'

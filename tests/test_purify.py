@@ -13,9 +13,9 @@ import holdfast
 from holdfast.data import open_data
 from holdfast.errors import InputError, SpecError
 from holdfast.targets import wrap
+from holdfast.targets.defences.purify import DefenseGAN, DiffPure, Reform
 from holdfast.targets.demo import demo_model
 from holdfast.targets.preprocess import parse
-from holdfast.targets.purify import DefenseGAN, DiffPure, Reform
 from holdfast.targets.target import drawing, sealed
 
 

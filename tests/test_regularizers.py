@@ -13,13 +13,14 @@ from test_objectives import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, plain, rob
 from torch import Tensor, nn
 
 from holdfast.errors import SpecError
-from holdfast.harden import recipes, regularizers, trainer
-from holdfast.harden.objective import Net
-from holdfast.harden.regularizers import _Bent
-from holdfast.harden.sharpness import MOVES, perturbed_weights
-from holdfast.harden.state import State
-from holdfast.harden.trainer import Training
+from holdfast.hardening import recipes, regularizers
+from holdfast.hardening.objective import Net
+from holdfast.hardening.regularizers import _Bent
+from holdfast.hardening.sharpness import MOVES, perturbed_weights
 from holdfast.tasks import Classes
+from holdfast.training import loop
+from holdfast.training.loop import Training
+from holdfast.training.state import State
 
 __all__ = ["plain"]  # a fixture
 CRAFT = crafting()
@@ -174,13 +175,13 @@ def test_mistakes_are_named(text: str) -> None:
 def test_the_last_steps_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """SWA: the average is the mean of the weights after each of the last steps."""
     done, net = training('standard(epochs=2, batch_size=64, objective="standard", swa=0.7, judge="pgd(steps=2)")')
-    seen, blend = [], trainer.blend
+    seen, blend = [], loop.blend
 
     def watched(average: nn.Module, now: nn.Module, share: float) -> None:
         blend(average, now, share)
         seen.append(next(now.parameters()).detach().clone())
 
-    monkeypatch.setattr(trainer, "blend", watched)
+    monkeypatch.setattr(loop, "blend", watched)
     s = done.fit(net)
     assert len(seen) == 10
     assert torch.allclose(next(s.average.parameters()), torch.stack(seen[3:]).mean(0), atol=1e-6)

@@ -15,7 +15,7 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 
 N = 40
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.evaluate.protocols import PROTOCOLS
+from holdfast.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parent
 LINES = {

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 from test_bad_input import holdfast, names
 
-from holdfast.evaluate.looks import looks, ssim
+from holdfast.evaluation.perceptual import looks, ssim
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.manifest import Round

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from holdfast.data import from_arrays
-from holdfast.harden.plain import train
 from holdfast.targets import TorchTarget, wrap
+from holdfast.training.train import train
 
 
 def test_a_last_batch_of_one_row_does_not_stop_batch_norm() -> None:

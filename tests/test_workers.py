@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.errors import InputError
-from holdfast.evaluate import memory
-from holdfast.harden import objectives, plain, workers
-from holdfast.harden.state import STATE, Epoch, State, read_log
-from holdfast.harden.team import Team
-from holdfast.harden.trainer import Training
+from holdfast.evaluation import memory
+from holdfast.hardening import objectives
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
 from holdfast.targets.loading import made
+from holdfast.training import train, workers
+from holdfast.training.distributed import Team
+from holdfast.training.loop import Training
+from holdfast.training.state import STATE, Epoch, State, read_log
 
 LINF = ("--threat", "linf(0.1)")
 LAYERED = """
@@ -193,10 +194,10 @@ def test_plain_training_keeps_its_folder_only_with_a_model(
     leaves: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(here))
-    monkeypatch.setattr(plain, "network_of", lambda *_: Failing(leaves))
+    monkeypatch.setattr(train, "network_of", lambda *_: Failing(leaves))
     target = wrap(demo_net())
     with pytest.raises(InputError, match="diverged"):
-        plain.train(target, digits(0, 60))  # pyright: ignore[reportArgumentType]
+        train.train(target, digits(0, 60))  # pyright: ignore[reportArgumentType]
     assert len(list(here.iterdir())) == leaves
 
 

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from holdfast import attacks
     from holdfast.attacks.result import AttackResult
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
-    from holdfast.evaluate import Run, evaluate
-    from holdfast.evaluate.craft import attack
-    from holdfast.harden import harden
+    from holdfast.evaluation import Run, evaluate
+    from holdfast.evaluation.attack import attack
+    from holdfast.hardening import harden
     from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
-    from holdfast.threat import Targeted, Threat, Untargeted
+    from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 _HOMES = {
     "holdfast.attacks.result": ("AttackResult",),
-    "holdfast.evaluate.craft": ("attack",),
+    "holdfast.evaluation.attack": ("attack",),
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
-    "holdfast.evaluate": ("Run", "evaluate"),
-    "holdfast.harden": ("harden",),
+    "holdfast.evaluation": ("Run", "evaluate"),
+    "holdfast.hardening": ("harden",),
     "holdfast.targets": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
-    "holdfast.threat": ("Targeted", "Threat", "Untargeted"),
+    "holdfast.threats.threat": ("Targeted", "Threat", "Untargeted"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

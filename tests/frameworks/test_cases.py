@@ -16,7 +16,7 @@ import holdfast
 from holdfast.attacks import parse, run
 from holdfast.targets import Access, Target, load, wrap
 from holdfast.targets.wrappers import Surrogate
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 
 # The loaders of the cases leave their files open.
 ignored = ("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -17,7 +17,7 @@ from test_bad_input import names, refused
 
 from frameworks import twins
 from holdfast.data import open_data
-from holdfast.evaluate import Run
+from holdfast.evaluation import Run
 from holdfast.runs.compare import compare
 
 for package in ("tensorflow", "keras"):  # imported by the tests that need them: each worker would pay for it here
@@ -98,7 +98,7 @@ def plainly(file: str) -> dict[str, Any]:
 
 def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backends agree to 1e-5 on the scores of what is saved, or the command refuses."""
-    from holdfast.harden import keras as own
+    from holdfast.training import keras as own
 
     monkeypatch.setattr(own, "APART", 1e-5)
     fragile().save("net.keras")
@@ -134,11 +134,11 @@ REBUILT = """
 import keras, numpy as np, torch
 from frameworks.test_harden_keras import digits, fragile
 from holdfast.data import from_arrays
-from holdfast.harden import recipes
-from holdfast.harden.keras import Rebuilt, _put
-from holdfast.harden.trainer import Training
+from holdfast.hardening import recipes
+from holdfast.training.keras import Rebuilt, _put
+from holdfast.training.loop import Training
 from holdfast.targets import wrap
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 assert keras.config.backend() == "torch"
 x, y = digits("train", 128)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import holdfast
-from holdfast.evaluate.prepare import open_for
+from holdfast.evaluation.prepare import open_for
 from holdfast.targets import Target, load, wrap
 
 RNG = np.random.default_rng(0)

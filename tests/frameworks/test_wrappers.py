@@ -19,7 +19,7 @@ from holdfast.targets.wrappers import (
     StraightThrough,
     Surrogate,
 )
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 
 class Noisy(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks.acg import ACG, Conjugate, _beta
+from holdfast.attacks.gradient.acg import ACG, Conjugate, _beta
 from holdfast.attacks.problem import Problem
 from holdfast.losses import ce
 from holdfast.rng import Keys

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from holdfast.attacks import run
-from holdfast.attacks.alma import ALMA, _slope
+from holdfast.attacks.minimum_norm.alma import ALMA, _slope
 from laws.plain import alone, gaps, path
 from laws.world import bent, draw, rows, threat, wrap
 

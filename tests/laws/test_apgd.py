@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import parse, run
-from holdfast.attacks.apgd import APGD, Climb, Sparse
-from holdfast.attacks.pace import check, checkpoints
+from holdfast.attacks.gradient.apgd import APGD, Climb, Sparse
 from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.checkpoints import check, checkpoints
 from holdfast.rng import Keys
 from laws.world import EPS, bent, rows, threat, wrap
 

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 
 from holdfast.attacks import run
-from holdfast.attacks.brendelbethge import INSIDE, BrendelBethge, Walk
+from holdfast.attacks.minimum_norm.brendelbethge import INSIDE, BrendelBethge, Walk
 from holdfast.attacks.problem import Problem
 from holdfast.norms import L0
 from holdfast.rng import Keys

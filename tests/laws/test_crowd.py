@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 import holdfast
-from holdfast.attacks.crowd import Crowd
-from holdfast.attacks.patch import Manner, fooled, patch
-from holdfast.attacks.universal import universal
+from holdfast.attacks.shared.common_perturbation import Crowd
+from holdfast.attacks.universal.patch import Manner, fooled, patch
+from holdfast.attacks.universal.universal import universal
 from holdfast.data import open_data
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from holdfast.targets import Target
 from holdfast.targets.demo import demo_model
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 from laws.world import draw, linear, wrap
 
 

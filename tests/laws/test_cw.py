@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from holdfast.attacks import run
-from holdfast.attacks.cw import CW
+from holdfast.attacks.minimum_norm.cw import CW
 from laws.plain import alone, gaps, path
 from laws.world import bent, rows, threat, wrap
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from holdfast.attacks import Ledger, run
-from holdfast.attacks.cw import CW
+from holdfast.attacks.minimum_norm.cw import CW
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from laws.world import Linear, bent, close, draw, linear, rows, threat, wrap

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from holdfast.attacks import run
-from holdfast.attacks.ddn import DDN
+from holdfast.attacks.minimum_norm.ddn import DDN
 from laws.plain import alone, path
 from laws.world import bent, rows, threat, wrap
 

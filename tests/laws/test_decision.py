@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Outcome, parse, run
-from holdfast.attacks.cgba import CGBA
-from holdfast.attacks.foothold import arc, foothold, normal
+from holdfast.attacks.decision.cgba import CGBA
+from holdfast.attacks.decision.rays import block
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.rays import block
+from holdfast.attacks.shared.boundary_search import arc, foothold, normal
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
 from holdfast.tasks import Classes
-from holdfast.threat import Targeted
+from holdfast.threats.threat import Targeted
 from laws.exact import distance
 from laws.world import Narrow, bent, close, draw, linear, pick, rows, same, threat, wrap
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from holdfast.attacks import run
-from holdfast.attacks.deepfool import DeepFool
-from holdfast.attacks.superdeepfool import SuperDeepFool
+from holdfast.attacks.minimum_norm.deepfool import DeepFool
+from holdfast.attacks.minimum_norm.superdeepfool import SuperDeepFool
 from laws.plain import alone, gaps, path
 from laws.world import bent, rows, threat, wrap
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from holdfast.attacks import run
-from holdfast.attacks.ead import EAD
+from holdfast.attacks.minimum_norm.ead import EAD
 from holdfast.norms import L1
 from laws.plain import alone, gaps, path
 from laws.world import bent, rows, threat, wrap

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import parse, perturb, run
 from holdfast.errors import InputError
-from holdfast.evaluate import judge
+from holdfast.evaluation import judge
 from holdfast.norms import NORMS
 from holdfast.targets.target import sealed
 from laws.catalogue import every, short

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import parse, run
-from holdfast.attacks.bandits import Bandits
-from holdfast.attacks.nes import NES
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.spsa import SPSA
+from holdfast.attacks.score.bandits import Bandits
+from holdfast.attacks.score.nes import NES
+from holdfast.attacks.score.spsa import SPSA
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from holdfast.attacks import run
-from holdfast.attacks.fab import FAB
+from holdfast.attacks.minimum_norm.fab import FAB
 from laws.plain import DUAL, ORDER, alone, gaps, onto, path
 from laws.world import CONVEX, bent, rows, threat, wrap
 

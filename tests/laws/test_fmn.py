@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.attacks.fmn import FMN
+from holdfast.attacks.minimum_norm.fmn import FMN
 from laws.plain import ORDER, alone, gaps, onto, path
 from laws.world import CONVEX, bent, rows, wrap
 

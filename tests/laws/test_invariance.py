@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import TorchTarget
-from holdfast.threat import Targeted
+from holdfast.threats.threat import Targeted
 from laws.catalogue import every, losses_of, short
 from laws.world import EPS, SHAPE, Forms, Then, bent, draw, linear, pool, rows, run_forms, threat, wrap
 

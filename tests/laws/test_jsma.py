@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.attacks.jsma import JSMA
+from holdfast.attacks.sparse.jsma import JSMA
 from laws.plain import alone, path
 from laws.world import Bent, rows, wrap
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from holdfast.attacks import parse, run
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluate import judge
+from holdfast.evaluation import judge
 from holdfast.norms import LINF, Scaled, wide
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 from laws.world import SHAPE, Linear, close, draw, linear, wrap
 
 N, EPS = 24, 0.6

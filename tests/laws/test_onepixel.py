@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import run
-from holdfast.attacks.onepixel import OnePixel, Swarm
 from holdfast.attacks.problem import Problem
+from holdfast.attacks.sparse.onepixel import OnePixel, Swarm
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin

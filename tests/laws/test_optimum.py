@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
 from holdfast.errors import SpecError
-from holdfast.evaluate.protocols import Trial
+from holdfast.evaluation.protocols import Trial
 from holdfast.targets import TorchTarget
 from laws.catalogue import bounded, each, each_bounded, each_gradient, each_smallest, short
 from laws.exact import best_margin, distance

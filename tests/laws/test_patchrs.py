@@ -9,19 +9,19 @@ from torch.nn.functional import unfold
 
 import holdfast
 from holdfast.attacks import parse, run
-from holdfast.attacks.patchrs import PatchRS
 from holdfast.attacks.problem import Problem
+from holdfast.attacks.sparse.patchrs import PatchRS
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError, SpecError
-from holdfast.evaluate.moved import suited
-from holdfast.evaluate.protocols import protocol
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.moved import suited
+from holdfast.evaluation.protocols import protocol
+from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
 from holdfast.targets.spatial import Moved, Patch
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 from laws.world import Linear, close, draw, linear, rows, wrap
 
 SHAPE, SIDE = (2, 5, 6), 2  # rows and columns differ, so that neither is taken for the other

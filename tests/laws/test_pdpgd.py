@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from holdfast.attacks import Ledger
-from holdfast.attacks.pdpgd import PDPGD
+from holdfast.attacks.minimum_norm.pdpgd import PDPGD
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from laws.world import CONVEX, close, linear, rows, threat, wrap

@@ -20,10 +20,10 @@ import holdfast
 from holdfast.attacks import Attack, parse, run
 from holdfast.attacks.attack import perturb
 from holdfast.attacks.problem import Problem
-from holdfast.evaluate.protocols import PROTOCOLS, Trial, protocol
+from holdfast.evaluation.protocols import PROTOCOLS, Trial, protocol
 from holdfast.norms import NORMS, wide
 from holdfast.targets import Access
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 from laws.exact import best_margin, distance
 from laws.world import Then, bent, close, linear, rows, same, threat, wrap
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.attacks.counts import Ledger, Outcome
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.rng import Keys
 from holdfast.targets import Access

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.attacks import Attack, Ledger, Outcome, parse, run
 from holdfast.targets import TorchTarget
-from holdfast.threat import Targeted
+from holdfast.threats.threat import Targeted
 from laws.catalogue import every, fields_of, losses_of, short
 from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from holdfast.attacks import run
-from holdfast.attacks.signhunter import SignHunter, block
+from holdfast.attacks.score.signhunter import SignHunter, block
 from laws.exact import best_margin
 from laws.world import EPS, close, linear, rows, threat, wrap
 

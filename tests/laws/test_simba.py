@@ -8,9 +8,9 @@ import torch
 from scipy.fft import idctn
 
 from holdfast.attacks import run
-from holdfast.attacks.planes import Planes
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.simba import _BASES, SimBA
+from holdfast.attacks.score.simba import _BASES, SimBA
+from holdfast.attacks.shared.image_planes import Planes
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from holdfast.attacks.gradient.slide import SLIDE
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.slide import SLIDE
 from holdfast.errors import SpecError
 from holdfast.norms import sparse
 from holdfast.rng import Keys

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from holdfast.attacks import Ledger, parse, run
 from holdfast.attacks.attack import _noise_of
-from holdfast.attacks.jsma import JSMA
 from holdfast.attacks.problem import Problem
+from holdfast.attacks.sparse.jsma import JSMA
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.tasks import without
-from holdfast.threat import Targeted
+from holdfast.threats.threat import Targeted
 from laws.world import Bent, rows, threat, wrap
 
 N = 8

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.sparsers import SparseRS
+from holdfast.attacks.sparse.sparsers import SparseRS
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin

@@ -11,15 +11,15 @@ import holdfast
 from holdfast.attacks import parse, run
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError
-from holdfast.evaluate import judge
-from holdfast.evaluate.protocols import protocol
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import judge
+from holdfast.evaluation.protocols import protocol
+from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.targets import Target
 from holdfast.targets.demo import demo_model
 from holdfast.targets.spatial import Flow, Moved, Movement, Rotation, sample
 from holdfast.targets.target import Bounds
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 from laws.world import bent, close, draw, rows, wrap
 
 LINF = ("pgd(steps=5)", "apgd(steps=5)", "fab(steps=5)", "square(steps=20)", "hopskipjump(steps=2)", "rays(steps=30)")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from holdfast import spec
 from holdfast.attacks import CATALOGUE, parse
 from holdfast.errors import SpecError
-from holdfast.evaluate.protocols import PROTOCOLS, parse_trial
+from holdfast.evaluation.protocols import PROTOCOLS, parse_trial
 from holdfast.norms import NORMS
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 from laws.catalogue import CLASSES, fields_of, values
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import run
-from holdfast.attacks.planes import Planes
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.square import _RULES, Bumps, Square
+from holdfast.attacks.score.square import _RULES, Bumps, Square
+from holdfast.attacks.shared.image_planes import Planes
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from holdfast.targets import Access

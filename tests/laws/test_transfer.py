@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse, run
 from holdfast.attacks.attack import point
-from holdfast.attacks.bsr import shuffled
-from holdfast.attacks.copies import strips
-from holdfast.attacks.difgsm import smaller
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.sia import rebuilt
-from holdfast.attacks.tifgsm import blurred
+from holdfast.attacks.shared.transformed import strips
+from holdfast.attacks.transfer.bsr import shuffled
+from holdfast.attacks.transfer.difgsm import smaller
+from holdfast.attacks.transfer.sia import rebuilt
+from holdfast.attacks.transfer.tifgsm import blurred
 from holdfast.errors import SpecError
 from holdfast.losses import ce
 from holdfast.rng import Keys

@@ -7,7 +7,7 @@ import torch
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.zoo import ZOO
+from holdfast.attacks.score.zoo import ZOO
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import distance

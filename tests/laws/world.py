@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import Access, Target, TorchTarget
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 SHAPE = (1, 4, 4)
 CONVEX = ("linf", "l2", "l1")  # the norms whose balls are

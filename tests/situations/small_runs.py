@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import Source, from_arrays
-from holdfast.evaluate import Run
-from holdfast.evaluate.finish import finish
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import Run
+from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
 

@@ -18,8 +18,8 @@ import holdfast
 from holdfast import Threat
 from holdfast.data import open_data
 from holdfast.errors import SpecError
-from holdfast.evaluate import judge
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation import judge
+from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.targets.demo import demo_model
 

@@ -13,13 +13,13 @@ import holdfast
 from holdfast.data import as_source
 from holdfast.data.laid import arranged, laid_as
 from holdfast.errors import InputError
-from holdfast.evaluate.craft import craft
-from holdfast.evaluate.prepare import open_for
-from holdfast.evaluate.verify import verify
-from holdfast.generate import generate
-from holdfast.harden import harden
-from holdfast.harden.plain import train
+from holdfast.evaluation.attack import craft
+from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.verify import verify
+from holdfast.generation import generate
+from holdfast.hardening import harden
 from holdfast.targets import wrap
+from holdfast.training.train import train
 
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 1, 6, 6), np.float32)

@@ -12,9 +12,9 @@ from situations.small_runs import Bent, found, measure, rows, seal
 import holdfast
 from holdfast import usercode
 from holdfast.data import from_arrays
-from holdfast.evaluate.merge import merge
-from holdfast.evaluate.verify import verify
-from holdfast.generate import generate
+from holdfast.evaluation.merge import merge
+from holdfast.evaluation.verify import verify
+from holdfast.generation import generate
 from holdfast.report import generated as html
 from holdfast.runs import store
 

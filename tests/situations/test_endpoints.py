@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from holdfast.errors import InputError
-from holdfast.targets.endpoint import Endpoint
-from holdfast.targets.http import HttpTarget
+from holdfast.targets.http.endpoint import Endpoint
+from holdfast.targets.http.target import HttpTarget
 
 pytest.importorskip("httpx")
 
@@ -155,7 +155,7 @@ def test_odd_answers_are_no_answers(server: Raw, said: bytes) -> None:
 
 def test_an_answer_that_unpacks_without_end_is_cut_off(server: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 27: an answer of few bytes that unpacks to many is given up at the largest size allowed."""
-    monkeypatch.setattr("holdfast.targets.wire._LARGEST", 2**16)
+    monkeypatch.setattr("holdfast.targets.http.wire._LARGEST", 2**16)
     bomb = gzip.compress(b" " * 2**22 + ANSWER)
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     server.serve = lambda connection: connection.sendall(head + bomb)

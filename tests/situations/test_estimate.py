@@ -11,8 +11,9 @@ from torch import nn
 
 import holdfast
 from holdfast.data import from_arrays
-from holdfast.evaluate import protocols, signs
-from holdfast.evaluate.forecast import Forecast
+from holdfast.diagnostics import checks
+from holdfast.evaluation import protocols
+from holdfast.evaluation.estimate import Forecast
 
 FACTOR = 2.0
 
@@ -74,11 +75,11 @@ def test_the_examination_is_counted(threat: str, curve: tuple[float, ...]) -> No
 
 def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 33: where the examination adds trials, the estimate is given anew with them."""
-    job = sys.modules["holdfast.evaluate.evaluate"]
+    job = sys.modules["holdfast.evaluation.evaluate"]
     trials = (protocols.parse_trial("pgd(steps=5)"),)
     more = [protocols.parse_trial("pgd(steps=40, restarts=3)")]
     monkeypatch.setattr(job.protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials))
-    monkeypatch.setattr(signs, "follow", lambda *_: more)
+    monkeypatch.setattr(checks, "follow", lambda *_: more)
     found, (first, second) = ratio("linf(0.02)")
     assert (first.added, second.added) == (0, 1)
     assert second.passes > 4 * first.passes
@@ -87,7 +88,7 @@ def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_costs_that_bend() -> None:
     """Line 33: of costs 10 + 3 t and 10 + t^1.5 after 2, 4 and 8 steps, those of 100 steps are known."""
-    from holdfast.evaluate.forecast import _extrapolated
+    from holdfast.evaluation.estimate import _extrapolated
 
     assert _extrapolated([16, 22, 34], [2, 4, 8], 100) == pytest.approx(310)
     assert _extrapolated([10 + t**1.5 for t in (2, 4, 8)], [2, 4, 8], 100) == pytest.approx(1010)

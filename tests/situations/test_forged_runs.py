@@ -18,8 +18,8 @@ from small_runs import N, Softmax, found, measure, refigured, rows, seal
 import holdfast
 from holdfast.data import from_arrays
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate.merge import merge
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.merge import merge
+from holdfast.evaluation.verify import verify
 from holdfast.report import html
 from holdfast.runs import store
 from holdfast.runs.compare import compare
@@ -83,7 +83,8 @@ def test_forged_facts_are_found(run: Path, change: Callable[[Manifest], Manifest
 
 def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 5: whether an examination was due follows from protocol, budget and target, not from what run.json says."""
-    monkeypatch.setattr("holdfast.evaluate.protocols.PROTOCOLS", {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})})
+    short = {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})}
+    monkeypatch.setattr("holdfast.evaluation.protocols.PROTOCOLS", short)
     made = measure(tmp_path / "run", attacks=(), protocol="autoattack")
     assert made.manifest.examined.forwards > 0
     assert found(made.folder) == []

@@ -14,10 +14,10 @@ from small_runs import ATTACKS, Bent, Softmax, rows, seal
 import holdfast
 from holdfast.data import open_data
 from holdfast.errors import InputError
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.targets.wrappers import ExpectationOverTransformation, Surrogate
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 SEARCHES = ("fmn(steps=5)", "fab(steps=3)")
 

@@ -21,7 +21,7 @@ from small_runs import command, flipped
 
 from holdfast.data import Source, open_data
 from holdfast.errors import HoldfastError
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 from holdfast.report import html
 from holdfast.runs import store
 from holdfast.runs.compare import compare

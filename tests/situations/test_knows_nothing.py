@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.data import from_arrays
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.verify import verify
 
 DRAW = np.random.default_rng(0)
 

@@ -22,10 +22,10 @@ from torch import nn
 import holdfast
 from holdfast.data.arrays import Arrays
 from holdfast.errors import InputError
-from holdfast.evaluate.craft import craft
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.attack import craft
+from holdfast.evaluation.verify import verify
 from holdfast.targets import wrap
-from holdfast.targets.arrays import ArrayModel
+from holdfast.targets.frameworks.arrays import ArrayModel
 
 DRAW = np.random.default_rng(0)
 X = DRAW.random((48, 4)).astype(np.float32)
@@ -158,7 +158,7 @@ def test_one_hot_labels_train_too() -> None:
 
 def test_rows_to_test_on_mean_what_the_training_rows_mean() -> None:
     """Line 15: a test set that lacks a class, or orders its folders otherwise, is read as the training set is."""
-    from holdfast.evaluate.labels import numbered
+    from holdfast.evaluation.labels import numbered
 
     target = wrap(nn.Linear(4, 2), shape=(4,))
     train, test = ((X, classes_of(np.array([-1, 1]), 2)), (X[:5], np.ones(5, int)))

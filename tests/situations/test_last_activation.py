@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.harden.network import network_of
 from holdfast.targets import wrap
 from holdfast.targets.target import Target
+from holdfast.training.network import network_of
 
 X = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 

@@ -16,7 +16,7 @@ from laws.world import close
 from test_bad_input import holdfast, names, refused
 
 import holdfast as package
-from holdfast.generate import load
+from holdfast.generation import load
 
 # Generators and discriminators whose shape, range and inputs fit 4x4 images in their several ways.
 TORCH = """

@@ -16,7 +16,7 @@ import holdfast as hf
 from holdfast.cli.main import app
 from holdfast.errors import InputError, SpecError
 from holdfast.targets import wrap
-from holdfast.targets.own import Own
+from holdfast.targets.own_preprocessing import Own
 
 ATTACK = "pgd(steps=5)"
 MEAN = np.array([104.0, 117.0, 123.0], np.float32)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import holdfast
 from holdfast.cli.main import app
-from holdfast.evaluate.contract import check_model
-from holdfast.evaluate.verify import verify
+from holdfast.evaluation.contract import check_model
+from holdfast.evaluation.verify import verify
 from holdfast.targets import load, wrap
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import Ensemble, ExpectationOverTransformation

@@ -15,11 +15,11 @@ import torch
 from small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
-from holdfast.evaluate import Run
-from holdfast.harden.state import restored, stored
+from holdfast.evaluation import Run
 from holdfast.runs import journal, store
+from holdfast.training.state import restored, stored
 
-EVALUATE = sys.modules["holdfast.evaluate.evaluate"]
+EVALUATE = sys.modules["holdfast.evaluation.evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_run_that_time_cut_goes_on_to_the_same_end(
     """Line 22: --resume after --max-seconds does what was left; the folder is then that of a run without a limit."""
     clock = iter(range(10**6))
     with monkeypatch.context() as slow:
-        slow.setattr("holdfast.evaluate.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        slow.setattr("holdfast.evaluation.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
         slow.setattr(EVALUATE, "time", SimpleNamespace(monotonic=lambda: 0.0))
         cut = measure(tmp_path / "run", max_seconds=8)
         assert cut.unfinished

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluate import merge
+from holdfast.evaluation import merge
 
 MODELS = """
 import torch

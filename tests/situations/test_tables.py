@@ -18,7 +18,7 @@ from holdfast import Threat
 from holdfast.data import as_source, open_data
 from holdfast.errors import InputError, SpecError
 from holdfast.targets import Bounds, wrap
-from holdfast.threat import Targeted
+from holdfast.threats.threat import Targeted
 
 ROWS = "a,b,y\n0.5,1,0\n0.25,2,1\n"
 

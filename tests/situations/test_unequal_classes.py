@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
-from holdfast.harden import objectives
-from holdfast.harden.balance import Balance, divide_fairly
-from holdfast.harden.objective import Net
-from holdfast.harden.plain import train
+from holdfast.hardening import objectives
+from holdfast.hardening.objective import Net
 from holdfast.report import paired
+from holdfast.training.balance import Balance, divide_fairly
+from holdfast.training.train import train
 
 
 def rows(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

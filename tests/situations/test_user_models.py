@@ -18,11 +18,11 @@ from typer.testing import CliRunner, Result
 import holdfast as hf
 from holdfast.cli.main import app
 from holdfast.errors import InputError
-from holdfast.evaluate.judge import within
+from holdfast.evaluation.judge import within
 from holdfast.runs import store
 from holdfast.targets import wrap
 from holdfast.targets.wrappers import Ensemble
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 ATTACK = "pgd(steps=3, restarts=3)"
 MODELS = """

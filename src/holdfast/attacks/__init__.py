@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
-from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.attacks.counts import Ledger, Outcome
 from holdfast.attacks.result import AttackResult
 
 
 def _discover() -> dict[str, Callable[..., Attack]]:
     found: dict[str, Callable[..., Attack]] = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
         for item in vars(importlib.import_module(module.name)).values():
             if isinstance(item, type) and issubclass(item, Attack) and not inspect.isabstract(item):
                 globals()[item.__name__] = item

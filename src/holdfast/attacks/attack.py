@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
-from holdfast.attacks.ledger import Ledger
+from holdfast.attacks.counts import Ledger
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
@@ -20,7 +20,7 @@ from holdfast.norms import NORMS
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.targets.truth import WithTruth
-from holdfast.threat import Threat
+from holdfast.threats.threat import Threat
 
 _KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
 State = Any  # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.attacks.ledger import Ledger, Outcome
+from holdfast.attacks.counts import Ledger, Outcome
 from holdfast.decisions import REFUSED
 from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss
@@ -21,7 +21,7 @@ from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target, together
 from holdfast.tasks import silent, without
-from holdfast.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat
 
 UNLIMITED = torch.finfo(torch.float64).max  # the largest legal size where eps is inf: that of anything found
 

@@ -58,7 +58,7 @@ def attack(
     options.check_new(out, ".npz", "examples are saved as .npz")
     if png is not None and options.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
-    from holdfast.evaluate.craft import craft
+    from holdfast.evaluation.attack import craft
 
     limited = options.limits_of(limits)
     loading = options.loading_of(label, classes, resize, crop)

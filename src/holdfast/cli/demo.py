@@ -11,7 +11,7 @@ from holdfast.cli.evaluate import progress_bar
 from holdfast.cli.harden import pages, tell
 
 if TYPE_CHECKING:
-    from holdfast.harden.state import Epoch
+    from holdfast.training.state import Epoch
 
 THREAT = "linf(0.2)"
 
@@ -25,13 +25,13 @@ def demo(
     from rich.console import Console
 
     from holdfast.data import open_data
-    from holdfast.evaluate import Names
-    from holdfast.evaluate.verify import verify
-    from holdfast.harden import harden, recipes
-    from holdfast.harden.plain import train
+    from holdfast.evaluation import Names
+    from holdfast.evaluation.verify import verify
+    from holdfast.hardening import harden, recipes
     from holdfast.report import paired
     from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.demo import demo_net
+    from holdfast.training.train import train
 
     recipes.parse(recipe)  # a mistake in it is refused before the training
     digits, test = open_data("digits", split="train"), open_data("digits")

@@ -13,10 +13,10 @@ from holdfast.cli import options
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
-    from holdfast.evaluate.chunk import Progress
-    from holdfast.evaluate.forecast import Forecast
-    from holdfast.evaluate.run import Run
+    from holdfast.evaluation.chunk import Progress
+    from holdfast.evaluation.estimate import Forecast
     from holdfast.runs.gates import Gate
+    from holdfast.runs.run import Run
 
 
 def evaluate(
@@ -81,8 +81,8 @@ def evaluate(
         raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
-    from holdfast.evaluate import Names
-    from holdfast.evaluate import evaluate as measure
+    from holdfast.evaluation import Names
+    from holdfast.evaluation import evaluate as measure
 
     limited = options.limits_of(limits)
     loading = options.loading_of(label, classes, resize, crop)

@@ -11,8 +11,8 @@ from holdfast.cli import options
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
-    from holdfast.generate.model import Model
-    from holdfast.generate.train import Round
+    from holdfast.generation.model import Model
+    from holdfast.generation.train import Round
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")] = False,
 ) -> int:
     """Train a generative model of labelled images or rows, and measure what it draws."""
-    from holdfast.generate import generate
+    from holdfast.generation import generate
     from holdfast.report import generated
 
     options.check_layout(layout)
@@ -104,8 +104,8 @@ def sample(
 
     import numpy as np
 
-    from holdfast.generate.folder import load
-    from holdfast.generate.sample import own_classifier, sample
+    from holdfast.generation.folder import load
+    from holdfast.generation.sample import own_classifier, sample
     from holdfast.runs.store import write_bytes
 
     device = options.device_of(device)
@@ -135,8 +135,8 @@ def sample(
 
 def _model(model: str | None, generator: str | None, discriminator: str | None) -> Model:
     """The model that the options name, with the user's own networks in it."""
-    from holdfast.generate.folder import parse
-    from holdfast.generate.own import absolute
+    from holdfast.generation.folder import parse
+    from holdfast.generation.own import absolute
 
     if generator is None and discriminator is None:
         return parse(model or "gan")

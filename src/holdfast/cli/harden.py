@@ -12,8 +12,8 @@ from holdfast.cli.evaluate import progress_bar
 from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
-    from holdfast.harden import Hardened
-    from holdfast.harden.state import Epoch
+    from holdfast.hardening import Hardened
+    from holdfast.training.state import Epoch
 
 
 def harden(
@@ -80,8 +80,8 @@ def harden(
         )
     from rich.console import Console
 
-    from holdfast.evaluate import Names
-    from holdfast.harden import harden as make_robust
+    from holdfast.evaluation import Names
+    from holdfast.hardening import harden as make_robust
     from holdfast.report import paired
 
     target = options.open_target(

@@ -12,8 +12,8 @@ import typer
 from holdfast.errors import SpecError, suggest
 
 if TYPE_CHECKING:
-    from holdfast.harden.objective import Objective
-    from holdfast.harden.regularizers import Regularizer
+    from holdfast.hardening.objective import Objective
+    from holdfast.hardening.regularizers import Regularizer
 
 
 def listing(
@@ -61,7 +61,7 @@ def attacks() -> str:
 
 
 def _protocols() -> None:
-    from holdfast.evaluate.protocols import PROTOCOLS
+    from holdfast.evaluation.protocols import PROTOCOLS
 
     for name, (version, doc, lists) in PROTOCOLS.items():
         typer.echo(f"{name}  version {version}: {doc}")
@@ -71,7 +71,7 @@ def _protocols() -> None:
 
 def _recipes() -> None:
     from holdfast import spec
-    from holdfast.harden.recipes import RECIPES, parse
+    from holdfast.hardening.recipes import RECIPES, parse
 
     for name, (version, doc, _) in RECIPES.items():
         typer.echo(f"{name}  version {version}: {doc}")
@@ -79,13 +79,13 @@ def _recipes() -> None:
 
 
 def _objectives() -> None:
-    from holdfast.harden.objectives import OBJECTIVES
+    from holdfast.hardening.objectives import OBJECTIVES
 
     _parts(OBJECTIVES)
 
 
 def _regularizers() -> None:
-    from holdfast.harden.regularizers import REGULARIZERS
+    from holdfast.hardening.regularizers import REGULARIZERS
 
     _parts(REGULARIZERS)
 

@@ -17,7 +17,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The folder of the merged run.")],
 ) -> int:
     """Join runs made with --samples start:stop into the run that one process would have written."""
-    from holdfast.evaluate.merge import merge as join
+    from holdfast.evaluation.merge import merge as join
     from holdfast.report import html
     from holdfast.runs.store import untrusted
 

@@ -183,7 +183,7 @@ def threat_of(text: str, limits: dict[str, Any], target: str | None = None, grid
     """The threat, with what the options say of it; else its text, which may name a movement."""
     from dataclasses import replace
 
-    from holdfast.threat import Threat
+    from holdfast.threats.threat import Threat
 
     own = {name: limits[name] for name in ("scale", "mask") if name in limits}
     if not own and target is None and grid is None:
@@ -196,7 +196,7 @@ def threat_of(text: str, limits: dict[str, Any], target: str | None = None, grid
 
 def _target_of(text: str) -> int | str | list[int]:
     """A class from `7`, a rule from `random`, or classes from the lines of a file."""
-    from holdfast.threat import RULES
+    from holdfast.threats.threat import RULES
 
     if text in RULES:
         return text

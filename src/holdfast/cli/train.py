@@ -44,15 +44,15 @@ def train(
         raise InputError(f"{out} exists; choose another --out.")
     import torch
 
-    from holdfast.evaluate.contract import check_data
-    from holdfast.evaluate.prepare import open_for
-    from holdfast.harden.plain import train as fit
-    from holdfast.harden.state import packed
+    from holdfast.evaluation.contract import check_data
+    from holdfast.evaluation.prepare import open_for
     from holdfast.runs.store import write_bytes
     from holdfast.targets import TorchTarget, load, wrap
+    from holdfast.targets.frameworks.pytorch.module import tensors_of
     from holdfast.targets.loading import made
-    from holdfast.targets.module import tensors_of
     from holdfast.targets.preprocess import parse
+    from holdfast.training.state import packed
+    from holdfast.training.train import train as fit
 
     torch.manual_seed(seed)
     options.check_layout(layout)
@@ -90,7 +90,7 @@ def train(
         ),
     )
     if keras:
-        from holdfast.harden.keras import packed as whole
+        from holdfast.training.keras import packed as whole
 
         write_bytes(out, whole(trained))
     else:

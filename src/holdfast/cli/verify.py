@@ -28,7 +28,7 @@ def verify(
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare the report."""
     from holdfast.data import READERS, kind_of, open_data
-    from holdfast.evaluate.verify import verify as check
+    from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
     from holdfast.report.words import plain
     from holdfast.runs.store import open_manifest, read_limits

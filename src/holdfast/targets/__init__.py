@@ -11,14 +11,14 @@ from typing import Any
 from holdfast.errors import InputError
 from holdfast.spec import write
 from holdfast.targets import loading, wrappers
-from holdfast.targets.adopt import adopt
-from holdfast.targets.defences import Defence
-from holdfast.targets.detect import Detector
-from holdfast.targets.own import Own
+from holdfast.targets.defences.detectors import Detector
+from holdfast.targets.defences.transforms import Defence
+from holdfast.targets.frameworks.pytorch.target import TorchTarget
+from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
-from holdfast.targets.several import joined
+from holdfast.targets.registry import adopt
+from holdfast.targets.several_inputs import joined
 from holdfast.targets.target import Access, Bounds, Target
-from holdfast.targets.torch import TorchTarget
 from holdfast.tasks import parse as parse_task
 
 __all__ = ["Access", "Bounds", "Target", "TorchTarget", "load", "wrap"]
@@ -56,7 +56,7 @@ def wrap(
             it is, with its task.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same units.
         preprocess: what happens to raw inputs before the model, one step or several in order: Normalize, Resize, a
-            defence, or a function or module of your own that has a name (see `holdfast.targets.own.Own`).
+            defence, or a function or module of your own that has a name (see `holdfast.targets.own_preprocessing.Own`).
         framework: torch, keras, tensorflow, jax, onnx, numpy or sklearn, where the type of the model does not tell. A
             callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need `classes`.

@@ -18,9 +18,9 @@ from torch import nn
 
 from holdfast import usercode
 from holdfast.errors import InputError
-from holdfast.targets import boosters
-from holdfast.targets.checkpoint import fitted, state_of, without_objects
 from holdfast.targets.demo import demo_model
+from holdfast.targets.frameworks import boosters
+from holdfast.targets.frameworks.pytorch.checkpoint import fitted, state_of, without_objects
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".pkl", ".pickle", ".joblib", ".ckpt", ".bin", ".model", ".net")
 FILES = (".keras", ".h5", ".hdf5", ".onnx", ".tflite", ".pt2", ".skops", ".json", ".ubj")  # whole models
@@ -41,8 +41,9 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
 
     Args:
         spec: a file of weights (with `arch`), a model file of `FILES`, a SavedModel folder, `path/file.py:factory`,
-            `package.module:factory`, a config of a live endpoint (`*.endpoint.yaml`, `targets/endpoint.py`), or `demo`.
-            A factory is called without arguments; a function that needs one is itself the model.
+            `package.module:factory`, a config of a live endpoint (`*.endpoint.yaml`,
+            `targets/http/endpoint.py`), or `demo`. A factory is called without arguments; a function
+            that needs one is itself the model.
         arch: where the architecture of a file of weights comes from, in the same two forms; it is called without
             arguments and given the weights.
         trust: let a file run its code. Only for files whose maker you trust.
@@ -55,13 +56,13 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, output: str
         return demo_model()
     path = Path(spec).expanduser()
     if path.name.lower().endswith(ENDPOINTS):
-        from holdfast.targets import http
+        from holdfast.targets.http import target as http
 
         return http.load(path)
     if path.suffix.lower() in FILES and ":" not in path.name:
         return _from_file(path, arch, trust, output)
     if (path / "saved_model.pb").is_file():
-        from holdfast.targets.tensorflow import from_saved_model
+        from holdfast.targets.frameworks.tensorflow import from_saved_model
 
         return from_saved_model(path, _digest(path), output)
     if path.is_file() and path.suffix.lower() not in (".safetensors", *PICKLES):
@@ -92,20 +93,20 @@ def _from_file(path: Path, arch: str | None, trust: bool, output: str | int | No
     with path.open("rb") as file:
         _refuse_strangers(path, file.read(64))
     if kind in (".keras", ".h5", ".hdf5"):
-        from holdfast.targets import keras
+        from holdfast.targets.frameworks import keras
 
         return keras.load(path, trust=trust) if arch is None else keras.load_weights(made(arch), path)
     if kind == ".tflite":
-        from holdfast.targets.tensorflow import TFLiteModel
+        from holdfast.targets.frameworks.tensorflow import TFLiteModel
 
         return TFLiteModel(path, _digest(path))
     if kind == ".onnx":
-        from holdfast.targets.onnx import OnnxModel
+        from holdfast.targets.frameworks.onnx import OnnxModel
 
         return OnnxModel(path, output=output)
     if kind == ".pt2":
         return _exported(path)
-    from holdfast.targets import arrays
+    from holdfast.targets.frameworks import arrays
 
     if kind == ".skops":
         return arrays.from_skops(path, trust=trust)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import SpecError
-from holdfast.targets.defences import DEFENCES, Defence
-from holdfast.targets.detect import DETECTORS, Answer, Detector
-from holdfast.targets.own import own
-from holdfast.targets.purify import PURIFIERS
+from holdfast.targets.defences.detectors import DETECTORS, Answer, Detector
+from holdfast.targets.defences.purify import PURIFIERS
+from holdfast.targets.defences.transforms import DEFENCES, Defence
+from holdfast.targets.own_preprocessing import own
 from holdfast.targets.target import Bounds
 
 Preprocess = Callable[[Tensor], Tensor]

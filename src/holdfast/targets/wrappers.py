@@ -15,7 +15,7 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.norms import Norm
 from holdfast.rng import Keys, content
-from holdfast.targets.answers import Answers
+from holdfast.targets.cache import Answers
 from holdfast.targets.target import Access, Pullback, Target, drawing
 
 T = TypeVar("T")

@@ -1,0 +1,77 @@
+"""RayS: flip blocks of a sign vector, and keep what lets the ray along it meet the goal sooner."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.boundary_search import bisect
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+from holdfast.targets.target import Access
+
+
+class Ray(NamedTuple):
+    d: Tensor  # the point of the ray that meets the goal, [n, *shape]; 0 where none is known
+    signs: Tensor  # the ray's direction, of -1 and 1
+    radius: Tensor  # [n]: how far along it; the box's width where no point is known
+
+
+@dataclass(frozen=True)
+class RayS(Attack):
+    """RayS (Chen and Gu 2020, arXiv:2006.12792, algorithms 2 and 3).
+
+    Cost: one forward a step and row; one that is a success takes log2(1 / tolerance) more to find the new radius.
+    Differs from the paper: the tolerance is a share of the radius, not a length.
+    """
+
+    needs = Access.LABELS
+    norms: ClassVar = frozenset({"linf"})
+    bounded: ClassVar = False
+    random: ClassVar = False
+
+    steps: int = 10000  # blocks tried, each level with twice as many as the last
+    tolerance: float = 0.001  # share of the radius within which the boundary is found
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.tolerance < 1:
+            raise SpecError(f"rays has tolerance {self.tolerance}; it is a share, between 0 and 1.")
+
+    def start(self, p: Problem) -> Ray:
+        ray = Ray(torch.zeros_like(p.x), torch.ones_like(p.x), p.norm.size(torch.full_like(p.x, p.width)))
+        return self._try(p, ray, ray.signs)
+
+    def step(self, p: Problem, s: Ray, t: int) -> Ray:
+        first, last = block(t, math.prod(p.x.shape[1:]))
+        flip = torch.ones_like(p.x[0]).flatten()
+        flip[first:last] = -1
+        return self._try(p, s, s.signs * flip.view_as(p.x[0]))
+
+    def _try(self, p: Problem, s: Ray, signs: Tensor) -> Ray:
+        """The ray along these signs, in rows where it meets the goal at the radius known already."""
+
+        def along(radius: Tensor) -> Tensor:
+            return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
+
+        met = p.adversarial(along(s.radius))
+        radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
+        d = torch.where(wide(met, signs), along(radius), s.d)
+        return Ray(d, torch.where(wide(met, signs), signs, s.signs), torch.where(met, radius, s.radius))
+
+
+def block(t: int, features: int) -> tuple[int, int]:
+    """The features, from the first to before the last, that step t flips: level by level, blocks of half the size."""
+    level = 0
+    while True:
+        size = -(-features // 2**level)
+        blocks = -(-features // size)
+        if t < blocks:
+            return t * size, min((t + 1) * size, features)
+        t, level = t - blocks, level + 1

@@ -1,0 +1,1 @@
+"""Attacks that ascend a gradient within the ball of eps."""

@@ -1,0 +1,1 @@
+"""Attacks that seek the smallest change, by gradients."""

@@ -1,0 +1,87 @@
+"""Bandits: ascent along a guess of the gradient, which lives on a coarse grid and is bettered by every two queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.image_planes import Planes
+from holdfast.errors import SpecError
+from holdfast.norms import L2, wide
+from holdfast.targets.target import Access
+
+
+class Guess(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    prior: Tensor  # what the guess of the gradient is read from, on the grid: [n, c, rows, columns]
+    unit: Tensor  # the clean margin, [n]
+
+
+class Rule(NamedTuple):
+    """The authors' settings for a norm."""
+
+    rate: float  # of the guess
+    explore: float  # how far it is varied, as a length on the grid
+    reach: float  # how far from the current point the margin is asked, as an L2 length; a share of the box's width
+    read: Callable[[Tensor], Tensor]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
+
+
+_RULES = {"linf": Rule(100.0, 1.0, 0.1, torch.tanh), "l2": Rule(0.1, 0.01, 0.01, torch.clone)}
+
+
+@dataclass(frozen=True)
+class Bandits(Attack):
+    """Bandits with time and data priors (Ilyas et al. 2019, arXiv:1807.07978, algorithms 2 and 3).
+
+    The guess is kept from step to step (the prior in time) and is constant on tiles (the prior in the data). Its
+    rates and lengths are those of the authors' settings, per norm.
+
+    Cost: three forwards a step and row (the current point is asked about too), one for the last point.
+    Differs from the paper: the loss is the margin in units of the clean one; the points beside the current one are
+    clipped to the box, and may lie outside the ball; the step is a share of eps (the authors': 0.2 in Linf, 0.1 in L2).
+    """
+
+    needs = Access.SCORES
+    norms: ClassVar = frozenset(_RULES)
+
+    steps: int = 3333  # of three queries
+    grid: int = 50  # cells along each side of the grid of the guess; where an image has fewer pixels, these
+    step_size: float = 0.2  # fraction of eps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grid < 1:
+            raise SpecError(f"bandits has grid {self.grid}; it is a number of cells, at least 1.")
+
+    def start(self, p: Problem) -> Guess:
+        planes = Planes.of(p)
+        cells = (planes.c, min(self.grid, planes.h), min(self.grid, planes.w))
+        return Guess(torch.zeros_like(p.x), p.x.new_zeros(len(p.x), *cells), p.x.new_zeros(len(p.x)))
+
+    def step(self, p: Problem, s: Guess, t: int) -> Guess:
+        rule = _RULES[p.norm.name]
+        cells, read = tuple(s.prior.shape[1:]), rule.read(s.prior)
+        u = rule.explore / math.sqrt(math.prod(cells)) * p.noise("vary").normal(cells, s.prior.dtype)
+        up, down = (rule.reach * p.width * L2.steepest(self.spread(p, v)) for v in (read + u, read - u))
+        found = p.probes(torch.stack([s.d, s.d + up, s.d + down], 1), "margin")
+        unit = s.unit if t else found[:, 0].abs()  # the first question is about x
+        slope = (found[:, 1] - found[:, 2]) / (rule.reach * rule.explore)
+        prior = s.prior + rule.rate * wide(torch.where(unit > 0, slope / unit, 0), u) * u
+        d = p.project(s.d + p.stride(self.spread(p, rule.read(prior)), self.step_size))
+        return Guess(d, prior, unit)
+
+    def spread(self, p: Problem, v: Tensor) -> Tensor:
+        """The guess [n, c, rows, columns] on all features that may move, each tile alike."""
+        planes = Planes.of(p)
+        down, across = (
+            torch.arange(pixels, device=v.device) * cells // pixels
+            for pixels, cells in ((planes.h, v.shape[2]), (planes.w, v.shape[3]))
+        )
+        return planes.join(v[:, :, down][..., across], p.x) * (p.hi > p.lo)

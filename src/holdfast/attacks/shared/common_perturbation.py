@@ -1,0 +1,56 @@
+"""Inputs that are to be fooled by one thing together: what the universal perturbation and the patch share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.problem import Problem, goal_classes
+from holdfast.errors import AccessError, SpecError
+from holdfast.rng import Keys
+from holdfast.targets.target import Access, Target
+from holdfast.threats.threat import Threat
+
+
+class Crowd:
+    """Inputs with the model's own decisions on them; with a goal, those that are not of that class already."""
+
+    def __init__(self, target: Target, x: Tensor, threat: Threat) -> None:
+        target.bind(tuple(x.shape[1:]))
+        if target.access < Access.GRADIENTS:
+            raise AccessError(f"one answer for all inputs asks for GRADIENTS; the target gives {target.access.name}.")
+        if target.free is not None:
+            raise SpecError("one answer for all inputs is searched in the whole input, and this target holds a part.")
+        self.target, self.threat = target, threat
+        x = x.to(target.device, target.dtype)
+        y = self._decide(x)
+        goal = goal_classes(threat, y)
+        keep = y >= 0 if goal is None else (y >= 0) & (y != goal)
+        self.x, self.y = x[keep], y[keep]
+
+    def drawn(self, keys: Keys, rows: int) -> Tensor:
+        """The places of some inputs, by keys of one row."""
+        return keys.uniform((len(self.x),), torch.float64)[0].argsort()[:rows]
+
+    def problem(self, at: Tensor) -> Problem:
+        """The search for the inputs at these places."""
+        return Problem(self.target, self.x[at], self.y[at], self.threat, Keys.of(0, at), stop=False)
+
+    def fooled(self, changed: Tensor) -> Tensor:
+        """Which inputs fool the model when they are changed to these: [n] bool."""
+        label, goal = self._decide(changed), goal_classes(self.threat, self.y)
+        return (label >= 0) & (label != self.y if goal is None else label == goal)
+
+    def _decide(self, x: Tensor) -> Tensor:
+        return torch.cat([x.new_zeros(0).long(), *self.target.batched(lambda at: self.target.labels(x[at]), len(x))])
+
+
+def slope(p: Problem, near: Tensor) -> Tensor:
+    """The gradient at points near p's inputs, [n, *shape], of their margin, or of how far the goal leads."""
+    return p.gradient(near - p.x, "margin")[1]
+
+
+def check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise SpecError(f"{name} is {count}, but at least 1 is needed.")

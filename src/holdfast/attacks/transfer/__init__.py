@@ -1,0 +1,1 @@
+"""Gradient attacks made to carry over to other models."""

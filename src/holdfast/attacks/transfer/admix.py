@@ -1,0 +1,54 @@
+"""Admix: the mean gradient over copies of an input into which a little of images of other classes is mixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.transformed import images, mean_gradient
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class Admix(Attack):
+    """Admix (Wang et al. 2021, arXiv:2102.00436, algorithm 1).
+
+    A copy is the input with a `share` of an image of another class over the lower bound added to it, and faded as in
+    SI-FGSM: copy i has its brightness divided by 2 ** i, from i = 0.
+    Cost: `samples` x `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
+    Differs from the paper: the images come from the target's `pool`, not from the batch; the input itself is one more
+    copy, so that it is judged; copies are cut at the bounds.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"linf", "l2"})
+    mixes: ClassVar = True
+
+    steps: int = 10  # gradient steps
+    step_size: float = 0.1  # fraction of eps
+    decay: float = 1.0  # share of the past gradients kept
+    samples: int = 3  # images that are mixed in, one at a time
+    share: float = 0.2  # of such an image
+    copies: int = 5  # of each mixture, the first of full brightness
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, samples=1, share=0, copies=1)
+
+    def start(self, p: Problem) -> Moving:
+        return begin(p)
+
+    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+        black, others = p.target.bounds.low, p.others(self.samples)
+
+        def change(image: Tensor, i: int) -> Tensor:
+            other = images(p, others[:, i // self.copies])
+            return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
+
+        return follow(p, s, mean_gradient(p, s.d, self.loss, self.samples * self.copies, change), self)

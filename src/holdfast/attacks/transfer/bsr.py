@@ -1,0 +1,86 @@
+"""BSR: momentum on gradients at copies whose blocks change places and turn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.transformed import mean_gradient, strips, warped
+from holdfast.rng import Keys
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class BSR(Attack):
+    """Block shuffle and rotation (Wang et al. 2024, arXiv:2308.10299).
+
+    Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
+    Differs from the paper: the input itself is one more copy, so that it is judged; where a turned block leaves its
+    place bare stands what lies beside the block, not black.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"linf", "l2"})
+
+    steps: int = 10  # gradient steps
+    step_size: float = 0.1  # fraction of eps
+    decay: float = 1.0  # share of the past gradients kept
+    copies: int = 20  # shuffled copies, beside the input itself
+    blocks: int = 2  # along each side
+    turn: float = 24.0  # degrees by which a block may turn either way
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, copies=0, blocks=1, turn=0)
+
+    def start(self, p: Problem) -> Moving:
+        return begin(p)
+
+    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+        def change(image: Tensor, i: int) -> Tensor:
+            if i % 2:  # columns of blocks first, then the blocks of each
+                return change(image.transpose(2, 3), i - 1).transpose(2, 3)
+            return shuffled(image, p.noise(f"copy {i}"), self.blocks, self.turn, p.target.bounds.low)
+
+        return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
+
+
+class Trade(NamedTuple):
+    """For each place of a side whose strips have changed places: [..., size] each."""
+
+    strip: Tensor  # the strip that now lies there
+    home: Tensor  # the middle of where it came from
+    off: Tensor  # how far the place lies from the middle of where it is now
+
+
+def traded(u: Tensor, size: int) -> Trade:
+    """Strips of widths and order drawn by u [..., 2, b]."""
+    _, start, width = strips(u[..., 0, :], size)
+    order = u[..., 1, :].argsort(-1)
+    ends = width.gather(-1, order).cumsum(-1)
+    place = torch.arange(size, device=u.device)
+    strip = order.gather(-1, (place[:, None] >= ends[..., None, :]).sum(-1))
+    begins = torch.zeros_like(ends).scatter(-1, order, ends - width.gather(-1, order))  # of each strip, where it is now
+    half = (width.gather(-1, strip) - 1).to(u.dtype) / 2
+    return Trade(strip, start.gather(-1, strip) + half, place - begins.gather(-1, strip) - half)
+
+
+def shuffled(image: Tensor, keys: Keys, blocks: int, turn: float, black: float) -> Tensor:
+    """Images [n, c, h, w] whose rows of blocks change places, then the blocks of each row, and each block turns."""
+    h, w = image.shape[-2:]
+    rows = traded(keys.fold("rows").uniform((2, blocks), image.dtype), h)
+    columns = traded(keys.fold("columns").uniform((blocks, 2, blocks), image.dtype), w)
+    at = rows.strip[:, :, None].expand(-1, -1, w)
+    strip, home, off = (part.gather(1, at) for part in columns)  # [n, h, w]
+    angles = (keys.fold("turns").uniform((blocks * blocks,), torch.float64) * 2 - 1) * math.radians(turn)
+    angle = angles.gather(1, (at * blocks + strip).flatten(1)).view_as(home).to(image.dtype)
+    cos, sin, up = angle.cos(), angle.sin(), rows.off[:, :, None]
+    return warped(image, rows.home[:, :, None] + cos * up - sin * off, home + sin * up + cos * off, black)

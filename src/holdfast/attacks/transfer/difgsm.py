@@ -1,0 +1,62 @@
+"""DI-FGSM: momentum on gradients at the input and at copies of it that are smaller and lie elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.transformed import mean_gradient, warped
+from holdfast.norms import wide
+from holdfast.rng import Keys
+from holdfast.targets.target import Access
+
+
+@dataclass(frozen=True)
+class DIFGSM(Attack):
+    """Diverse inputs (Xie et al. 2019, arXiv:1803.06978), with momentum.
+
+    A copy is shrunk by up to `room` and lies anywhere in a black frame of the image's own size.
+    Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
+    Differs from the paper: a step asks about the input and its copy, where there a coin chooses one of them.
+    """
+
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"linf", "l2"})
+
+    steps: int = 10  # gradient steps
+    step_size: float = 0.1  # fraction of eps
+    decay: float = 1.0  # share of the past gradients kept
+    copies: int = 1  # smaller copies, beside the input itself
+    room: float = 0.1  # share of its side by which a copy may be smaller
+    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, copies=0, room=0)
+
+    def start(self, p: Problem) -> Moving:
+        return begin(p)
+
+    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+        def change(image: Tensor, i: int) -> Tensor:
+            return smaller(image, p.noise(f"copy {i}"), self.room, p.target.bounds.low)
+
+        return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
+
+
+def smaller(image: Tensor, keys: Keys, room: float, black: float) -> Tensor:
+    """Images [n, c, h, w] shrunk to a share in (1 - room, 1], somewhere within a black frame of their size."""
+    u = keys.uniform((3,), image.dtype)
+    share = wide(1 - room * u[:, 0], image[:, 0]).clamp_min(0.01)
+    sides = [torch.arange(size, dtype=image.dtype, device=image.device) + 0.5 for size in image.shape[-2:]]
+    h, w = image.shape[-2:]
+    i = (sides[0][:, None] - wide(u[:, 1], share) * (1 - share) * h) / share - 0.5
+    j = (sides[1] - wide(u[:, 2], share) * (1 - share) * w) / share - 0.5
+    i, j = torch.broadcast_tensors(i, j)
+    return warped(image, i, j, black)

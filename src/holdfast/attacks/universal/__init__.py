@@ -1,0 +1,1 @@
+"""One perturbation, one patch or one network for many inputs."""

@@ -1,0 +1,143 @@
+"""One patch for all images, wherever it lies (Brown et al. 2017, arXiv:1712.09665).
+
+No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
+from holdfast.errors import SpecError
+from holdfast.rng import Keys
+from holdfast.targets.spatial import planes, sample, unplaned
+from holdfast.targets.target import Target, sealed
+from holdfast.threats.threat import Targeted, Threat, Untargeted
+
+ANY = Untargeted()
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a square patch may lie: anywhere within an image, turned and scaled at random."""
+
+    share: float = 0.1  # of an image's pixels that it covers at full scale
+    degrees: float = 20.0  # the largest turn, either way
+    least: float = 0.7  # the smallest scale of its side; the largest is 1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.degrees < math.inf):
+            raise SpecError(f"{self} is no manner: share and least are within 0 and 1, degrees at least 0.")
+
+    def paste(self, pixels: Tensor, image: Tensor, keys: Keys) -> Tensor:
+        """Images [n, c, h, w] with the patch [c, side, side] in them, each at its own place."""
+        h, w = image.shape[2:]
+        draws = keys.uniform((4,), image.dtype)[:, :, None, None]  # [n, 4, 1, 1]
+        angle = math.radians(self.degrees) * (2 * draws[:, 0] - 1)
+        scale = self.least + (1 - self.least) * draws[:, 1]
+        half = scale * math.sqrt(self.share * h * w) / 2
+        cos, sin = angle.cos(), angle.sin()
+        reach = half * (cos.abs() + sin.abs())
+        y = torch.arange(h).to(image)[:, None] - _between(reach, h, draws[:, 2])
+        x = torch.arange(w).to(image) - _between(reach, w, draws[:, 3])
+        own = torch.stack([cos * y - sin * x, sin * y + cos * x], 1) / half[:, None]  # within it: [-1, 1]
+        order = own.abs().amax(1).flatten(1).argsort(stable=True).argsort()
+        covered = order < (self.share * h * w * scale.flatten(1).square()).floor()  # as many as it may, and no more
+        read = sample(pixels.expand(len(image), -1, -1, -1), (own + 1) / 2 * (pixels.shape[-1] - 1))
+        return torch.where(covered.view(-1, 1, h, w), read, image)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch, and which images it fools, each at one random place."""
+
+    pixels: Tensor  # [c, side, side]
+    manner: Manner
+    fooled: Tensor  # [n] bool, of the images that it was made for
+    held_out: Tensor  # [m] bool, of others
+
+    @property
+    def rate(self) -> float:
+        """The fooling rate on images that it was not made for."""
+        return float(self.held_out.double().mean())
+
+
+def patch(
+    target: Target,
+    x: Tensor,
+    held_out: Tensor,
+    *,
+    manner: Manner = Manner(),
+    goal: Untargeted | Targeted = ANY,
+    steps: int = 200,
+    rows: int = 64,
+    step_size: float = 0.1,
+    seed: int = 0,
+) -> Patch:
+    """Search one patch that fools the model on as many images as it can, by its mean over places, turns and scales.
+
+    An image is fooled when its decision changes, or with a goal, when it becomes that class (images of that class are
+    left out).
+
+    Differs from the paper: a square, not a disc; projected ascent of the margin by signs of its gradient.
+
+    ```python
+    made = patch(holdfast.wrap(model), x[:500], x[500:], manner=Manner(share=0.05), goal=Targeted(3))
+    made.rate  # of x[500:]
+    ```
+
+    Args:
+        x: images [n, *shape] to make it for.
+        held_out: images [m, *shape] to judge it on.
+        manner: its size, and how it may lie.
+        goal: any other class, or one.
+        steps: gradient steps: one forward and one backward on each of `rows` images.
+        rows: images of a step, drawn anew each time, as their places are.
+        step_size: of the first step, as a fraction of the bounds' width; it falls to 0.
+        seed: of the draws.
+
+    Raises:
+        AccessError: the target gives no gradients.
+        InputError: the inputs are no images.
+        SpecError: steps or rows are less than 1.
+    """
+    check(steps=steps, rows=rows)
+    width = target.bounds.high - target.bounds.low
+    threat = Threat.linf(width, goal=goal)
+    with sealed(seed):
+        crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
+        c, h, w = planes(crowd.x, target.layout).shape[1:]
+        side = max(2, round(math.sqrt(manner.share * h * w)))
+        pixels = crowd.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
+        for t in range(steps):
+            keys = Keys.of(seed, crowd.x.new_zeros(1).long()).fold("patch", t)
+            at = crowd.drawn(keys, rows)
+            with torch.enable_grad():
+                leaf = pixels.clone().requires_grad_()
+                pasted = pasted_on(target, crowd.x[at], leaf, manner, Keys.of(seed, at).fold("place", t))
+                pulled = (pasted * slope(crowd.problem(at), pasted.detach())).sum()
+                g = torch.autograd.grad(pulled, leaf)[0]
+            pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
+            pixels = pixels.clamp(target.bounds.low, target.bounds.high)
+        return Patch(pixels, manner, *(fooled(c, pixels, manner, seed) for c in (crowd, others)))
+
+
+def fooled(crowd: Crowd, pixels: Tensor, manner: Manner, seed: int = 0) -> Tensor:
+    """Which images a patch fools, each at one random place: [n] bool."""
+    keys = Keys.of(seed, torch.arange(len(crowd.x), device=crowd.x.device)).fold("judged")
+    return crowd.fooled(pasted_on(crowd.target, crowd.x, pixels, manner, keys))
+
+
+def pasted_on(target: Target, x: Tensor, pixels: Tensor, manner: Manner, keys: Keys) -> Tensor:
+    """Inputs [n, *shape] with the patch on them, each where its key says."""
+    return unplaned(manner.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout)
+
+
+def _between(reach: Tensor, length: int, u: Tensor) -> Tensor:
+    """A middle from which `reach` stays within the image, or the image's own."""
+    room = (length / 2 - reach).clamp_min(0)
+    return (length - 1) / 2 + room * (2 * u - 1)

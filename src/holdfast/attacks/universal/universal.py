@@ -1,0 +1,94 @@
+"""One perturbation for all inputs (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401).
+
+No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
+from holdfast.errors import SpecError
+from holdfast.norms import wide
+from holdfast.rng import Keys
+from holdfast.targets.target import Target, sealed
+from holdfast.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class Universal:
+    """One perturbation, and which inputs it fools."""
+
+    d: Tensor  # [*shape]
+    fooled: Tensor  # [n] bool, of the inputs that it was made for
+    held_out: Tensor  # [m] bool, of others
+
+    @property
+    def rate(self) -> float:
+        """The fooling rate on inputs that it was not made for."""
+        return float(self.held_out.double().mean())
+
+
+def universal(
+    target: Target,
+    x: Tensor,
+    held_out: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 200,
+    rows: int = 64,
+    step_size: float = 0.1,
+    seed: int = 0,
+) -> Universal:
+    """Search one d of the threat's ball that fools the model on as many inputs as it can.
+
+    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs of that class are
+    left out). Inputs plus d are cut to the box.
+
+    Differs from the paper: projected ascent of the margin, summed over random inputs, where the paper adds up
+    DeepFool's steps.
+
+    ```python
+    made = universal(holdfast.wrap(model), x[:500], x[500:], Threat.linf(0.1))
+    made.rate  # of x[500:]
+    ```
+
+    Args:
+        x: inputs [n, *shape] to make it for.
+        held_out: inputs [m, *shape] to judge it on.
+        threat: norm, one finite eps, and the goal.
+        steps: gradient steps: one forward and one backward on each of `rows` inputs.
+        rows: inputs of a step, drawn anew each time.
+        step_size: of the first step, as a fraction of eps; it falls to 0.
+        seed: of the draws.
+
+    Raises:
+        AccessError: the target gives no gradients.
+        SpecError: eps is not one finite number, or steps or rows are less than 1.
+    """
+    check(steps=steps, rows=rows)
+    if isinstance(threat.eps, Tensor) or not math.isfinite(threat.eps) or threat.mask is not None:
+        raise SpecError(f"a universal perturbation needs one finite eps and no mask, but the threat is {threat}.")
+    with sealed(seed):
+        crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
+        d = torch.zeros_like(crowd.x[:1])
+        hi = torch.full_like(d, target.bounds.high - target.bounds.low)
+        eps = wide(d.new_tensor([threat.eps]), d)
+        for t in range(steps):
+            at = crowd.drawn(_keys(seed, t, d), rows)
+            g = slope(crowd.problem(at), _added(target, crowd.x[at], d)).sum(0, keepdim=True)
+            step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
+            d = threat.norm.project(d + step, eps, -hi, hi)
+        return Universal(d[0], *(c.fooled(_added(target, c.x, d)) for c in (crowd, others)))
+
+
+def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:
+    return target.bounds.clamp(x + d)
+
+
+def _keys(seed: int, t: int, like: Tensor) -> Keys:
+    return Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=like.device)).fold("universal", t)

@@ -1,0 +1,1 @@
+"""Common corruptions of images, and what a model says of them."""

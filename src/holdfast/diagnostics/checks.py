@@ -1,0 +1,327 @@
+"""Signs, seen before the protocol, that its attacks will fail; and the stronger trials that answer each.
+
+Pure functions of the examination's answers. A sign that is answered by trials of its own is amber: the figure is the
+worst case after them. One that nothing answers is red.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from holdfast.attacks.attack import check_fit
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.probe import Answers, many
+from holdfast.errors import HoldfastError
+from holdfast.evaluation.protocols import Protocol, Trial, parse_trial
+from holdfast.runs.manifest import Finding
+from holdfast.targets.target import Target
+from holdfast.threats.threat import Threat
+
+FOLLOWED = ("standard", "thorough")  # protocols that stronger trials are added to; a list to compare with stays itself
+EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
+
+
+def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
+    """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask here."""
+    return threat.bounded and protocol in EXAMINED and budget is None and target.free is None
+
+
+NO_EPS = Finding(
+    check="no_eps",
+    severity="amber",
+    text="The sizes are the smallest that were found, and the examination of the attacks needs a finite eps: the true "
+    "ones may be smaller. Evaluate again at an eps of interest.",
+)
+
+
+MISSED = 0.2  # of the planted examples: so many may be hard to find
+
+_SEARCH = (
+    "square(steps=1000)",
+    "sparsers(steps=1000)",
+    "rays(steps=600)",
+    "cgba(steps=10)",
+    'apgd(steps=50, loss="margin", through="surrogate")',
+)
+_MASKED = (
+    'apgd(steps=50, loss="margin", restarts=2, through="straight")',
+    'apgd(steps=30, loss="margin", through="blurred")',
+    'sigmazero(steps=200, through="straight")',
+    *_SEARCH,
+)
+# What answers a sign, for all norms: those trials are taken that fit the threat and the target.
+FOLLOW_UPS: dict[str, tuple[str, ...]] = {
+    "zero_gradient": _MASKED,
+    "non_finite_gradient": _MASKED,
+    "wrong_gradient": _MASKED,
+    "turning_gradient": _MASKED,
+    "non_smooth": _MASKED,
+    "one_hot": ('apgd(steps=50, loss="margin", through="straight")', 'apgd(steps=100, loss="mifpe")'),
+    "unbounded": _MASKED,
+    "larger_eps": _MASKED,
+    "one_step": ('pgd(steps=100, step_size=0.05, loss="margin", restarts=3)', *_MASKED),
+    "more_steps": ('apgd(steps=300, loss="mifpe")', 'apgd(steps=100, loss="margin", restarts=3)'),
+    "black_box": _SEARCH,
+    "labels": _SEARCH,
+    "binarisation": _MASKED,
+}
+
+
+# What a sign shows as: how attacks fare is explained by what the gradient is, and the later of the list by the earlier.
+_FARED = ("more_steps", "one_step", "black_box", "labels", "unbounded", "larger_eps", "binarisation")
+EXPLAINS: dict[str, tuple[str, ...]] = {
+    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_FARED),
+    "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_FARED),
+    "one_hot": ("zero_gradient", *_FARED),
+    "zero_gradient": _FARED,
+    "turning_gradient": ("wrong_gradient", *_FARED),
+    "wrong_gradient": _FARED,
+    **{check: _FARED[i + 1 :] for i, check in enumerate(_FARED)},
+}
+
+
+def signs(a: Answers) -> list[Finding]:
+    """Every finding that the answers give, red until something answers it; what another explains goes into that one."""
+    if not len(a.ids):
+        return []
+    found = [f for check in CHECKS for f in [check(a)] if f is not None]
+    bad = {f.check for f in found if f.severity != "info"}
+    explained = {shown for check in bad for shown in EXPLAINS[check]}
+    return [_cause(f, bad) for f in found if f.severity == "info" or f.check not in explained]
+
+
+def _cause(f: Finding, bad: set[str]) -> Finding:
+    """The finding, with those that it explains."""
+    shown = [] if f.severity == "info" else [check for check in EXPLAINS[f.check] if check in bad]
+    text = f"{f.text} It shows as {', '.join(shown)} too." if shown else f.text
+    return f.model_copy(update={"shows_as": shown, "text": text})
+
+
+def follow(found: Sequence[Finding], protocol: Protocol, threat: Threat, ways: Ways) -> list[Trial]:
+    """The trials that answer these findings, each once, in the order of the first sign that asks for it."""
+    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
+
+
+def follow_ups(found: Sequence[Finding], protocol: Protocol) -> list[Trial]:
+    """As `follow`, whether or not they fit the threat and the target."""
+    if protocol.name not in FOLLOWED:
+        return []
+    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.shows_as)]
+    texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))
+    return [parse_trial(text) for text in texts]
+
+
+def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]:
+    """The findings, amber where one of these trials answers them."""
+    run = {trial.write(whole=True) for trial in trials}
+
+    def one(f: Finding) -> Finding:
+        texts = {parse_trial(text).write(whole=True) for text in FOLLOW_UPS.get(f.check, ())}
+        return f.model_copy(update={"severity": "amber"}) if f.severity == "red" and texts & run else f
+
+    return [one(f) for f in found]
+
+
+def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
+    if not ways.open(trial.through) or threat.norm.name not in trial.attack.norms:
+        return False
+    if trial.through:
+        return True
+    try:
+        check_fit(trial.attack, ways.target, threat)
+    except HoldfastError:
+        return False
+    return True
+
+
+def _zero_gradient(a: Answers) -> Finding | None:
+    rows = np.any([flags.any(1) for flags in a.zero.values()], axis=0) if a.zero else np.zeros(len(a.ids), bool)
+    if not rows.any():
+        return None
+    losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
+    return _found(
+        a, "zero_gradient", rows, 0, "gradients",
+        f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly zero, at the input or near "
+        f"it: an attack that follows it stands still.",
+        "Typical of thresholds, rounding, detached code and saturated units.",
+        "AutoAttack's checks; arXiv:1802.00420, section 3.1",
+    )  # fmt: skip
+
+
+def _non_finite_gradient(a: Answers) -> Finding | None:
+    if a.odd is None or not a.odd.any():
+        return None
+    return _found(
+        a, "non_finite_gradient", a.odd, 0, "gradients",
+        f"On {a.odd.sum()} of {len(a.odd)} rows examined the gradient is not finite.",
+        "Look for a division by zero, a logarithm or a root at zero.", "any",
+    )  # fmt: skip
+
+
+def _wrong_gradient(a: Answers) -> Finding | None:
+    if a.slope is None or not a.zero:
+        return None
+    seen = ~a.zero["margin"][:, 1]
+    rows = seen & ~(a.slope <= 0.5)
+    if rows.mean() <= 0.25:
+        return None
+    return _found(
+        a, "wrong_gradient", rows, 0.25, "slope",
+        f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half from what small steps in "
+        f"its own direction give.",
+        "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
+        "ours: at most 4 % on the sound models of the zoo",
+    )  # fmt: skip
+
+
+def _turning_gradient(a: Answers) -> Finding | None:
+    if a.turn is None or not a.zero:
+        return None
+    seen = ~a.zero["margin"].any(1)
+    if not seen.any() or float(np.median(a.turn[seen])) >= 0.5:
+        return None
+    value = float(np.median(a.turn[seen]))
+    return _found(
+        a, "turning_gradient", seen & (a.turn < 0.5), 0.5, "gradients",
+        f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a step leads nowhere.",
+        "Shattered gradients, or activations that switch.", "ours: at least 0.8 on the sound models of the zoo", value,
+    )  # fmt: skip
+
+
+def _non_smooth(a: Answers) -> Finding | None:
+    if not a.hard:
+        return None
+    rows = a.beat.get("straight", np.zeros(len(a.ids), bool))
+    names = ", ".join(a.hard)
+    if not rows.any():
+        return _found(
+            a, "non_smooth", rows, 0, "straight",
+            f"Inputs go through steps without a gradient ({names}), but going straight through them broke no more.",
+            "", "arXiv:1802.00420, section 4",
+        ).model_copy(update={"severity": "info"})  # fmt: skip
+    return _found(
+        a, "non_smooth", rows, 0, "straight",
+        f"Inputs go through steps without a gradient ({names}); straight through them, an attack broke {rows.sum()} "
+        f"rows examined that the model's own gradient did not.",
+        "Measure with straight-through gradients.", "arXiv:1802.00420, section 4",
+    )  # fmt: skip
+
+
+def _one_hot(a: Answers) -> Finding | None:
+    if a.one_hot is None or a.one_hot.mean() <= 0.01:
+        return None
+    return _found(
+        a, "one_hot", a.one_hot, 0.01, "clean",
+        f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly one-hot in float32: a "
+        f"cross-entropy has no gradient there. Losses scaled by the gap of the scores were used.",
+        "Large logits, as of defensive distillation or a scaled head.", "arXiv:1607.04311; AutoAttack's checks",
+    )  # fmt: skip
+
+
+def _unbounded(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "whole", "unbounded", 1,
+        "free to move in the whole box, the protocol's first attack still fails on {n} of {of} rows examined, where "
+        "the image of another class would do.",
+        "arXiv:1902.06705, section 5; Athalye et al., arXiv:1802.00420, section 3.1",
+    )  # fmt: skip
+
+
+def _larger_eps(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "larger", "larger_eps", many(a),
+        "an attack that breaks {n} of {of} rows examined within eps fails on them within twice eps.",
+        "arXiv:1902.06705, section 5",
+    )  # fmt: skip
+
+
+def _one_step(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "one", "one_step", many(a),
+        "a single step breaks {n} of {of} rows examined that the protocol's first attack does not.",
+        "arXiv:1802.00420, section 3.1",
+    )  # fmt: skip
+
+
+def _more_steps(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "more", "more_steps", max(many(a), 3),
+        "twice the steps of the protocol's first attack break {n} more of {of} rows examined: it had not converged.",
+        "arXiv:2106.09947; arXiv:1902.06705, section 5",
+    )  # fmt: skip
+
+
+def _black_box(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "scores", "black_box", many(a),
+        "a search that sees only scores breaks {n} of {of} rows examined that gradients do not.",
+        "arXiv:1802.00420, section 3.1",
+    )  # fmt: skip
+
+
+def _labels(a: Answers) -> Finding | None:
+    return _beaten(
+        a, "labels", "labels", many(a),
+        "a search that sees only labels breaks {n} of {of} rows examined that gradients do not.",
+        "arXiv:2006.12792, section 4",
+    )  # fmt: skip
+
+
+def _binarisation(a: Answers) -> Finding | None:
+    source = "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of the zoo"
+    if a.planted is None or a.missed is None or a.planted.sum() < 4:
+        if not a.zero:
+            return None
+        return _found(
+            a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
+            "The binarisation test was not made: it needs a torch module that ends in a linear layer and does not "
+            "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.", "", source,
+        ).model_copy(update={"severity": "info"})  # fmt: skip
+    value = float(a.missed.sum() / a.planted.sum())
+    if value <= MISSED:
+        return None
+    return _found(
+        a, "binarisation", a.missed, MISSED, "planted",
+        f"With an adversarial example planted by way of a new last layer, the protocol's first attack misses it on "
+        f"{a.missed.sum()} of {a.planted.sum()} rows examined.",
+        "What lies before the last layer misleads gradients.", source, value,
+    )  # fmt: skip
+
+
+def _beaten(a: Answers, name: str, check: str, least: int, text: str, source: str) -> Finding | None:
+    rows = a.beat.get(name)
+    if rows is None or rows.sum() < least:
+        return None
+    text = text.format(n=int(rows.sum()), of=len(rows))
+    said = f"{text[0].upper()}{text[1:]}"
+    return _found(a, check, rows, (least - 1) / len(rows), name, said, "Gradients are masked, or too few.", source)
+
+
+def _found(
+    a: Answers, check: str, rows: np.ndarray, threshold: float, cost: str, text: str, advice: str, source: str,
+    value: float | None = None,
+) -> Finding:  # fmt: skip
+    return Finding(
+        check=check, severity="red", text=text, value=float(rows.mean()) if value is None else value,
+        threshold=threshold, ids=[int(i) for i in a.ids[rows][:16]], source=source, passes=a.passes.get(cost, 0),
+        advice=advice,
+    )  # fmt: skip
+
+
+CHECKS: tuple[Callable[[Answers], Finding | None], ...] = (
+    _zero_gradient,
+    _non_finite_gradient,
+    _wrong_gradient,
+    _turning_gradient,
+    _non_smooth,
+    _one_hot,
+    _unbounded,
+    _larger_eps,
+    _one_step,
+    _more_steps,
+    _black_box,
+    _labels,
+    _binarisation,
+)

@@ -1,0 +1,93 @@
+"""Ways round a defence: other answers to learn from, where the model's gradient misleads. The model still judges."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from holdfast.data import Source
+from holdfast.errors import SpecError
+from holdfast.evaluation import pool
+from holdfast.runs.manifest import Costs
+from holdfast.targets.frameworks.pytorch.bpda import straightened
+from holdfast.targets.surrogate import distil
+from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
+from holdfast.threats.threat import Threat
+
+SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
+LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be blurred
+QUERIES = 2048  # that it may put to the model
+
+# What follows `through=`, and what it does.
+WAYS: dict[str, str] = {
+    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax (torch models)",
+    "blurred": "gradients averaged over 10 points of the ball of half eps",
+    "estimated": "gradients estimated from 100 scores",
+    "surrogate": f"gradients of a surrogate distilled from {QUERIES} answers",
+}
+
+
+@dataclass
+class Ways:
+    """The ways around one target under one threat, each made when it is first asked for."""
+
+    target: Target
+    threat: Threat
+    source: Source
+    made: dict[str, Target] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)  # of finding out which of them are open
+
+    def __call__(self, name: str) -> Target:
+        """The target to attack in the place of the model.
+
+        Raises:
+            SpecError: this model has no such way.
+        """
+        if not name:
+            return self.target
+        if name not in self.made:
+            self.made[name] = getattr(self, f"_{name}")()
+        return self.made[name]
+
+    def open(self, name: str) -> bool:
+        """Whether the target has this way."""
+        if name == "straight":
+            return straightened(self.target) is not None
+        if name == "blurred" and not self._slopes:
+            return False
+        return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(name, Access.LABELS)
+
+    @functools.cached_property
+    def _slopes(self) -> bool:
+        """Whether the model has a gradient at all: the mean of zeros is zero."""
+        if self.target.access < Access.GRADIENTS:
+            return False
+        x = pool.spread(self.source, LOOKED)[0]
+        estimated = len(x) * self.target.pull_passes
+        self.costs.forwards += len(x) * self.target.passes + estimated
+        self.costs.queries += len(x) * self.target.passes + estimated
+        self.costs.backwards += 0 if estimated else len(x) * self.target.passes
+        with sealed(0):
+            z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
+            return bool((pull(torch.randn_like(z)) != 0).any())
+
+    def _straight(self) -> Target:
+        way = straightened(self.target)
+        if way is None:
+            raise SpecError("through='straight' needs a model of torch; try through='estimated'.")
+        return way
+
+    def _blurred(self) -> Target:
+        if self.target.access < Access.GRADIENTS:
+            raise SpecError("through='blurred' needs gradients; try through='estimated'.")
+        return Blurred(self.target, self.threat.norm, float(self.threat.eps) / 2)
+
+    def _estimated(self) -> Target:
+        return Estimated(self.target, sigma=0.05)
+
+    def _surrogate(self) -> Target:
+        x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
+        return Surrogate(self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8))

@@ -1,0 +1,180 @@
+"""The examination: a few rows are questioned before the protocol. The answers are what `signs` reads.
+
+It looks at the first rows of the source, whichever of them are measured, so that all shards of a run see the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import check_fit, run
+from holdfast.data import Source
+from holdfast.diagnostics.binarisation import missed
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.errors import HoldfastError
+from holdfast.evaluation import goals, judge
+from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
+from holdfast.losses import LOSSES
+from holdfast.rng import Keys
+from holdfast.runs.manifest import Costs
+from holdfast.targets.frameworks.pytorch.bpda import hard_steps
+from holdfast.targets.target import Access, Target, sealed
+from holdfast.tasks import without
+from holdfast.threats.threat import Threat
+
+SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
+NEAR = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
+
+
+@dataclass
+class Answers:
+    """Columns of m rows that are right clean, and what they cost."""
+
+    ids: np.ndarray
+    k: int = 2
+    hard: list[str] = field(default_factory=list)  # steps without a gradient that inputs go through
+    one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
+    zero: dict[str, np.ndarray] = field(default_factory=dict)  # by loss, [m, 2] bool: the gradient is exactly zero
+    odd: np.ndarray | None = None  # [m] bool: a gradient is not finite
+    slope: np.ndarray | None = None  # [m]: relative error near the input of the gradient against finite differences
+    turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
+    beat: dict[str, np.ndarray] = field(default_factory=dict)  # by name, [m] bool: see `examine`
+    planted: np.ndarray | None = None  # [m] bool: a solution was planted; None: the test cannot be made
+    missed: np.ndarray | None = None  # [m] bool: and the attack did not find it
+    passes: dict[str, int] = field(default_factory=dict)  # forwards and backwards of each question
+    costs: Costs = field(default_factory=Costs)
+
+    def charge(self, name: str, forwards: int, backwards: int = 0) -> None:
+        self.passes[name] = self.passes.get(name, 0) + forwards + backwards
+        self.costs.forwards += forwards
+        self.costs.queries += forwards
+        self.costs.backwards += backwards
+
+
+def rows_of(source: Source) -> int:
+    """How many rows are examined."""
+    return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
+
+
+def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int) -> Answers:
+    """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that it left alone.
+
+    `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores` a search on scores
+    alone, `labels` one on labels, `straight` the gradients straight through; and in which it failed: `whole` with the
+    whole box to move in, `larger` with twice eps though it had succeeded within eps.
+    """
+    x, y = source.rows(0, rows_of(source))
+    x = torch.from_numpy(x).to(target.device, target.dtype)
+    y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(target.device)
+    clean = judge.rule(target, x, seed)
+    right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
+    found = Answers(right.cpu().numpy(), target.task.k)
+    found.charge("clean", judge.PASSES * target.passes * len(x))
+    if not len(right) or clean.scores is None or target.access < Access.GRADIENTS:
+        return found
+    x, y, z = x[right], y[right], clean.scores[right]
+    threat = goals.resolved(threat, y, right, z, target.task.k, seed)
+    wrong = target.task.against(z, y).float().softmax(1).scatter(1, y[:, None], 0).amax(1)
+    found.one_hot = _np(wrong <= torch.finfo(torch.float32).tiny)
+    found.hard = hard_steps(target, x[:2])
+    with sealed(seed):
+        _gradients(found, target, threat, x, y, right, seed)
+    _attacks(found, target, threat, first, ways, x, y, z, right, seed)
+    planted = missed(target, x, threat, first.attack, right, seed)
+    if planted is not None:
+        found.planted, found.missed = map(_np, planted[:2])
+        found.charge("planted", *planted[2:])
+    return found
+
+
+def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> None:
+    keys = Keys.of(seed, ids).fold("exam")
+    near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
+    slopes: list[Tensor] = []
+    zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
+    odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for point in (x, near):
+        z, pull = target.linearize(point)
+        g = torch.zeros_like(point)
+        for loss, flags in zero.items():
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                cotangent = torch.autograd.grad(LOSSES[loss](target.task.against(leaf, y), y, None).sum(), leaf)[0]
+            g = pull(cotangent)
+            top = g.flatten(1).abs().amax(1)
+            flags.append(top == 0)
+            odd |= ~top.isfinite()
+        slopes.append(g)  # of the margin
+    n = len(x) * target.passes
+    found.charge("gradients", 2 * n, 6 * n)
+    found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
+    found.odd = _np(odd)
+    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
+        return
+    flat = [g.flatten(1).double() for g in slopes]
+    found.turn = _np(torch.cosine_similarity(*flat, dim=1))
+    # Not at x: where its features are equal, as in a black corner, a max-pool has no derivative.
+    rival = without(target.task.against(target.scores(near), y), y).argmax(1)
+    errors = []
+    for share in (1e-3, 1e-2):
+        h = share * (target.bounds.high - target.bounds.low)
+        up, down = (_lead(target, near + side * h * slopes[1].sign(), y, rival) for side in (1, -1))
+        errors.append(((up - down) / (2 * h * flat[1].abs().sum(1).clamp_min(1e-300)) - 1).abs())
+    found.charge("slope", 5 * n)
+    found.slope = _np(torch.minimum(*errors))
+
+
+def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
+    z = target.task.against(target.scores(x).double(), y)
+    return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
+
+
+def _attacks(
+    found: Answers, target: Target, threat: Threat, first: Trial, ways: Ways, x: Tensor, y: Tensor, z: Tensor,
+    ids: Tensor, seed: int,
+) -> None:  # fmt: skip
+    everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
+        """Which of these rows a trial breaks; none where it does not fit."""
+        hit, rows = torch.zeros_like(everything), among.nonzero()[:, 0]
+        asked = threat if eps is None else threat.at(eps)
+        try:
+            way = ways(trial.through)
+            check_fit(trial.attack, way, asked)
+        except HoldfastError:
+            return hit
+        if len(rows):
+            asked = asked.of_rows(rows)
+            books = run(trial.attack, way, x[rows], y[rows], asked, ids=ids[rows].cpu(), seed=seed, clean=z[rows])
+            hit[rows] = books.broken
+            found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
+            found.beat[name] = _np(hit)
+        return hit
+
+    fallen = broken("first", first, everything)
+    stood = ~fallen
+    found.beat["stood"] = _np(stood)
+    broken("more", Trial(replace(first.attack, steps=2 * first.attack.steps)), stood)
+    for name, text in QUESTIONS.items():
+        if name != "straight" or found.hard:
+            broken(name, parse_trial(text), stood)
+    whole = float(threat.norm.size(torch.full_like(x[:1], target.bounds.high - target.bounds.low)))
+    if first.attack.bounded:
+        found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
+        larger = broken("larger", first, fallen, eps=min(2 * float(threat.eps), whole))
+        found.beat["larger"] = _np(fallen & ~larger)
+
+
+def _np(column: Tensor) -> np.ndarray:
+    return column.detach().cpu().numpy()
+
+
+def many(answers: Answers) -> int:
+    """So many rows are no accident: 2, or 5 % of those examined."""
+    return max(2, math.ceil(0.05 * len(answers.ids)))

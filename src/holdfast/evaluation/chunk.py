@@ -1,0 +1,363 @@
+"""One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read back on resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import run
+from holdfast.attacks.counts import Outcome
+from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.decisions import REFUSED
+from holdfast.evaluation import goals, judge, perceptual
+from holdfast.evaluation.graded import outputs
+from holdfast.evaluation.perceptual import PerceptualDistance
+from holdfast.evaluation.protocols import Trial
+from holdfast.runs.journal import Journal
+from holdfast.runs.manifest import Costs
+from holdfast.targets.target import Target
+from holdfast.targets.truth import WithTruth
+from holdfast.threats.threat import Threat
+
+
+class Progress(NamedTuple):
+    """How far an evaluation is."""
+
+    share: float  # of all work, by rows and units, in [0, 1]
+    trial: str
+    live: int  # rows of the present chunk that still stand
+
+
+Watch = Callable[[Progress], None]
+
+
+class Unit(NamedTuple):
+    """One run of one attack at one eps."""
+
+    eps: float
+    trial: int
+    restart: int
+    rank: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to every chunk."""
+
+    target: Target
+    threat: Threat
+    trials: Sequence[Trial]
+    measured: Sequence[float]  # every eps to run at, the threat's own first
+    seed: int = 0
+    budget: int | None = None
+    deadline: float = float("inf")  # of time.monotonic
+    watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
+    ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
+    perceptual: PerceptualDistance | None = None  # asked how different what is found looks
+    smallest: bool = False  # a search for the smallest d goes on past a success within eps
+
+    def way(self, trial: Trial) -> Target:
+        """What a trial attacks: the target, or a way round its defence."""
+        if not trial.through:
+            return self.target
+        assert self.ways is not None
+        return self.ways(trial.through)
+
+    def units(self) -> list[Unit]:
+        """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones upwards."""
+        own, *others = self.measured
+        falling = sorted((e for e in others if e < own), reverse=True)
+        rising = sorted(e for e in others if e > own)
+        k = self.target.task.k
+        return [
+            Unit(eps, i, restart, rank)
+            for eps in (own, *falling, *rising)
+            for i, trial in enumerate(self.trials)
+            if trial.attack.bounded or eps == own  # what seeks the smallest serves every eps at once
+            for restart, rank in trial.units(k)
+        ]
+
+    def sought(self, unit: Unit) -> float:
+        """The eps within which a run may stop."""
+        return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
+
+    def stops(self, trial: Trial) -> bool:
+        """Whether its search of a row ends with the first success within eps."""
+        return trial.attack.bounded or not self.smallest
+
+    def keeps(self, eps: float) -> bool:
+        """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
+        refused = self.target.task.refuses and eps == self.measured[0]
+        return refused or any(trial.attack.warm for trial in self.trials)
+
+    def limit(self, eps: float) -> float:
+        return float(legal_size(self.threat.norm, eps, self.target, 1))
+
+
+@dataclass
+class Rows:
+    """Columns of a chunk as its search goes on; the tensors are on the CPU."""
+
+    x: Tensor  # [n, *shape]
+    y: Tensor
+    ids: Tensor
+    threat: Threat  # the plan's, with the goals of these rows
+    clean: judge.Ruling
+    best: Tensor  # smallest adversarial input known; until there is one, that of the lowest margin
+    size: Tensor  # [n] float64, its size; inf if none
+    broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
+    margin: Tensor
+    lowest: Tensor  # [n] float64: the lowest margin at the eps that is now searched
+    failed: Tensor  # [n] bool
+    queries: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    dull: Tensor
+    asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
+    costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(default_factory=dict)  # of each restart
+    missed: set[float] = field(default_factory=set)  # eps at which time ran out before every unit was run
+    begun: bool = False  # at least one unit was run
+
+    def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan) -> int:
+        """Take in what one run found on `rows`; how many of them it was the first to break at its eps."""
+        new = {name: torch.from_numpy(value) for name, value in record.items()}
+        limit, widest = plan.limit(unit.eps), plan.limit(max(plan.measured))
+        before = self.size[rows] <= limit
+        found = new["size"] <= widest  # a search for the smallest may end beyond every eps
+        better = found & (new["size"] < self.size[rows])
+        kept = better
+        if plan.keeps(unit.eps):
+            kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows]))
+        stored = torch.full((len(rows),), -1)
+        stored[new["kept"]] = torch.arange(int(new["kept"].sum()))
+        kept &= stored >= 0
+        self.best[rows[kept]] = new["best"][stored[kept]]
+        self.size[rows[better]] = new["size"][better]
+        self.lowest[rows] = torch.minimum(self.lowest[rows], new["margin"])
+        fresh = ~before & (self.size[rows] <= limit)
+        if unit.eps == own:
+            self.broken_by[rows[fresh]] = unit.trial
+            self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
+            self.failed[rows] |= new["outcome"] == Outcome.FAILED
+        for name in ("queries", "forwards", "backwards", "dull"):
+            getattr(self, name)[rows] += new[name]
+        return int(fresh.sum())
+
+
+def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+    """Run every unit of the plan on a chunk, skipping what the journal holds."""
+    rows = _begin(plan, journal, f"{name}-clean", x, y, ids)
+    own = plan.measured[0]
+    larger = _next_larger(plan.measured)
+    clean = rows.lowest.clone()
+    units = plan.units()
+    for number, unit in enumerate(units):
+        if number and unit.eps != units[number - 1].eps:
+            rows.lowest = clean.clone()
+        open_ = rows.asked.clone()
+        if plan.threat.bounded:  # else the smallest of all trials is asked for, and each takes all rows
+            open_ &= ~(rows.size <= plan.limit(plan.sought(unit)))
+        if unit.eps < own:  # what no eps above it could break is not broken here either
+            open_ &= rows.size <= plan.limit(larger[unit.eps])
+        near = plan.trials[unit.trial].near
+        if near < 1:
+            open_ &= ~(rows.lowest > near * clean)  # without scores there are no margins, and all rows are near
+        at = open_.nonzero()[:, 0]
+        place = f"{name}-{number:04d}"
+        if (stored := journal.find(place)) is not None:
+            record, seconds = stored[0], float(stored[1]["seconds"])
+            at = torch.from_numpy(record.pop("at"))
+        elif time.monotonic() > plan.deadline:
+            rows.missed.add(unit.eps)
+            continue
+        else:
+            record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
+            journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
+        rows.begun = True
+        broken = rows.fold(at, record, unit, own, plan)
+        key = (unit.eps, unit.trial, unit.restart)
+        seen, fell, spent = rows.costs.get(key, (len(at), 0, Costs()))
+        paid = Costs(
+            forwards=spent.forwards + int(record["forwards"].sum()),
+            backwards=spent.backwards + int(record["backwards"].sum()),
+            queries=spent.queries + int(record["queries"].sum()),
+            seconds=spent.seconds + seconds,
+        )
+        rows.costs[key] = (seen, fell + broken, paid)  # a later aim takes no row that the first did not
+    return rows
+
+
+def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are evidence."""
+    n = len(rows.y)
+    found = rows.size.isfinite().nonzero()[:, 0]
+    stored = rows.best[found]
+    widest = plan.threat.at(max(plan.measured))
+    ruling = judge.rule(plan.target, stored.to(plan.target.device), plan.seed)
+    label = ruling.label.cpu()
+    legal, size = judge.within(plan.target, widest, rows.x[found], stored)
+    agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
+    holds = legal & agreed & ruling.stable.cpu()
+    wavers = legal & ~holds & ~ruling.silent.cpu()
+
+    status = np.where((rows.clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
+    status[rows.clean.silent.numpy()] = "failed"
+    status[(~rows.clean.stable & ~rows.clean.silent).numpy()] = "unstable"
+    status[(rows.asked & rows.failed).numpy()] = "failed"
+    own = plan.limit(plan.measured[0])
+    broken = holds & (size <= own)
+    status[found[broken].numpy()] = "broken"
+    status[found[wavers & (size <= own)].numpy()] = "unstable"
+    status[found[~holds & ~wavers].numpy()] = "failed"
+    goal = goal_classes(rows.threat, rows.y)
+    if goal is not None:
+        status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
+    if not rows.begun and bool(rows.asked.any()):
+        status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
+
+    known = torch.full((n,), torch.nan, dtype=torch.float64)
+    known[found[holds]] = size[holds]
+    psnr, ssim = known.clone(), known.clone()
+    psnr[found[holds]], ssim[found[holds]] = perceptual.looks(plan.target, rows.x[found[holds]], stored[holds])
+    attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
+    attacked[found[broken]] = label[broken]
+    confidence[found[broken]] = ruling.confidence.cpu()[broken]
+    columns = {
+        "id": rows.ids,
+        "label": rows.y,
+        "clean_prediction": rows.clean.label,
+        "attacked_prediction": attacked,
+        "clean_confidence": rows.clean.confidence,
+        "attacked_confidence": confidence,
+        "broken_by": torch.where(torch.from_numpy(status == "broken"), rows.broken_by, -1),
+        "size": known,
+        "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
+        "queries": rows.queries,
+        "forwards": rows.forwards,
+        "backwards": rows.backwards,
+        "zero_gradients": rows.dull,
+        "psnr": psnr,
+        "ssim": ssim,
+        "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
+    }
+    if perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
+        kept = judge.holds_in_8bit(
+            plan.target, rows.threat.of_rows(found[broken]), stored[broken], rows.y[found[broken]], plan.seed
+        )
+        columns["holds_8bit"] = torch.full_like(known, torch.nan)
+        columns["holds_8bit"][found[broken]] = kept.double()
+    if goal is not None and goals.differ(plan.threat):
+        columns["goal"] = goal
+    if plan.perceptual is not None:
+        columns["lpips"] = torch.full_like(known, torch.nan)
+        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
+    table = {name: column.numpy() for name, column in columns.items()}
+    if isinstance(plan.target, WithTruth) and rows.clean.scores is not None and ruling.scores is not None:
+        for column in ("clean_confidence", "attacked_confidence"):
+            table[column] = np.full(n, np.nan, np.float32)  # the scores are recast: their softmax says nothing
+        truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
+        table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
+        attacked_output = outputs(plan.target, stored, ruling.scores.cpu())[1]
+        table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]  # one row of torch is no list
+    if plan.target.task.refuses:
+        table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
+    table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
+    return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
+
+
+def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
+    """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where nothing was asked."""
+    at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
+    ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
+    assert ruling.scores is not None  # where there is a refusal, it is one of them
+    bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
+    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
+    held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
+    column = np.full(len(robust), np.nan)
+    column[at.numpy()] = held.numpy()
+    return column
+
+
+STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
+
+
+def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+    n = len(y)
+    if (stored := journal.find(place)) is None:
+        ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
+        columns = {name: value for name, value in vars(ruling).items() if value is not None}
+        journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
+        stored = journal.read(place)
+    held = {name: torch.from_numpy(value) for name, value in stored[0].items()}
+    clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
+    asked = (clean.label == y) & clean.stable
+    threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
+    goal = goal_classes(threat, y)
+    if goal is not None:
+        asked &= y != goal
+    count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
+    far = torch.full((n,), torch.inf, dtype=torch.float64)
+    margin = far.clone()
+    if clean.scores is not None:
+        margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
+    flag = torch.zeros(n, dtype=torch.bool)
+    nobody = torch.full((n,), -1, dtype=torch.int32)
+    queries, forwards, backwards, dull = count
+    return Rows(
+        x=x,
+        y=y,
+        ids=ids,
+        threat=threat,
+        clean=clean,
+        best=x.clone(),
+        size=far,
+        broken_by=nobody,
+        margin=margin,
+        lowest=margin.clone(),
+        failed=flag,
+        queries=queries,
+        forwards=forwards,
+        backwards=backwards,
+        dull=dull,
+        asked=asked,
+    )
+
+
+def _attack(
+    plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
+) -> tuple[dict[str, np.ndarray], float]:
+    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that met the goal."""
+    trial = plan.trials[unit.trial]
+    started = time.monotonic()
+    ledger = run(
+        trial.attack,
+        plan.way(trial),
+        rows.x[at],
+        rows.y[at],
+        rows.threat.of_rows(at).at(plan.sought(unit)),
+        ids=rows.ids[at],
+        seed=plan.seed,
+        restart=unit.restart,
+        rank=unit.rank,
+        clean=None if rows.clean.scores is None else rows.clean.scores[at],
+        near=rows.best[at] if trial.attack.warm else None,
+        budget=None if plan.budget is None else plan.budget - rows.forwards[at],
+        stop=plan.stops(trial),
+        watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
+    )
+    record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
+    record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
+    record["best"] = record["best"][record["kept"]]
+    return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
+
+
+def _next_larger(measured: Sequence[float]) -> dict[float, float]:
+    rising = sorted(measured)
+    return dict(pairwise(rising))

@@ -1,0 +1,302 @@
+"""What run.json says was asked of what, held against itself, the code, the model and the data."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from holdfast.attacks.problem import legal_size
+from holdfast.data import Source
+from holdfast.diagnostics import checks
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.probe import examine
+from holdfast.errors import InputError
+from holdfast.evaluation import moved, protocols
+from holdfast.evaluation.build_manifest import add
+from holdfast.evaluation.contract import check_model, randomised
+from holdfast.evaluation.protocols import Protocol
+from holdfast.norms import NORMS
+from holdfast.runs import store
+from holdfast.runs.manifest import Costs, Finding, Manifest, ModelInfo, TrialInfo
+from holdfast.targets import spatial
+from holdfast.targets.target import Access, Target
+from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
+
+LISTED = 5
+SPREAD = 0.25  # of what an examination finds and costs: on another device other rows break, and cost no more
+LOADING = ("train_mode", "probabilities")  # what a remark says of how a model came, which another way in does not show
+
+
+def claims(
+    manifest: Manifest,
+    asked: Threat,
+    target: Target,
+    source: Source,
+    labels: list[Finding],
+    groups: np.ndarray | None,
+    table: pa.Table,
+) -> Iterator[str]:
+    """What does not hold, one sentence each.
+
+    Args:
+        manifest: run.json.
+        asked: the threat that its parts make.
+        target: the model, wrapped as it was measured.
+        source: the data, as they were measured.
+        labels: what was made of their labels.
+        groups: of all rows, where they have some.
+        table: of samples, whose ids are those of run.json.
+    """
+    yield from _model(manifest, target)
+    yield from _data(manifest, source, groups, table)
+    yield from _threat(manifest, asked, target)
+    yield from _protocol(manifest, asked, target)
+    ways = Ways(target, asked, source)
+    yield from _noted(manifest, asked, target, source, labels, ways)
+    yield from _trials(manifest, asked, ways)
+    yield from _rounds(manifest, asked, table)
+
+
+def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
+    """The threat that the parts of run.json make, with a class for each of so many rows where the samples hold them.
+
+    Raises:
+        InputError: they make none.
+    """
+    goal: Any = manifest.threat.targets or manifest.threat.target
+    if manifest.threat.norm not in NORMS:
+        raise InputError(f"run.json names an unknown norm {manifest.threat.norm!r}.")
+    if manifest.threat.targets not in (None, *RULES):
+        goal = _goals(folder, rows)
+    aim = Untargeted() if goal is None else Targeted(goal)
+    limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
+    grid = manifest.threat.grid or ""
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(**limits)
+
+
+def _goals(folder: Path, rows: int) -> torch.Tensor:
+    """The class to reach of each of so many rows, 0 for those that were not measured: [rows] int64."""
+    goal = torch.zeros(rows, dtype=torch.int64)
+    table = store.read_samples(folder)
+    if "goal" in table.column_names and table.num_rows:
+        ids = torch.from_numpy(table.column("id").to_numpy().copy())
+        known = (ids >= 0) & (ids < rows)
+        goal[ids[known]] = torch.from_numpy(table.column("goal").to_numpy().copy())[known]
+    return goal
+
+
+def some(ids: Any) -> str:
+    """The first of these rows, and how many more there are."""
+    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
+    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"
+
+
+def _model(manifest: Manifest, target: Target) -> Iterator[str]:
+    found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
+    free = {"spec", "arch", "fingerprint"}
+    if manifest.model.surrogate is not None and found.surrogate is None:
+        free |= {"surrogate", "access"}  # the model is verified without the one that lent its gradients
+    for name in ModelInfo.model_fields:
+        said, seen = getattr(manifest.model, name), getattr(found, name)
+        if name not in free and said != seen:
+            yield f"model: run.json says that its {name} is {said}, but it is {seen}."
+
+
+def _data(manifest: Manifest, source: Source, groups: np.ndarray | None, table: pa.Table) -> Iterator[str]:
+    data, names = manifest.data, source.class_names
+    if data.total != len(source):
+        yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
+    if data.class_names != (None if names is None else list(names)):
+        yield "data: the names of their classes are not those of run.json."
+    if (data.groups is not None) != ("group" in table.column_names):
+        yield "samples: they have groups, or run.json says so, and not both."
+    if ("lpips" in table.column_names) != (manifest.perceptual is not None):
+        yield "perceptual: run.json names a network, or the samples hold distances, and not both."
+    if data.groups is None or "group" not in table.column_names:
+        return
+    if groups is None:
+        yield "groups: they were given beside the data; without them (--groups) they cannot be checked."
+        return
+    ids = table.column("id").to_numpy()
+    others = ids[table.column("group").to_numpy(zero_copy_only=False) != groups[ids]]
+    if len(others):
+        yield f"samples: the groups of rows {some(others)} are not those of the data."
+    if data.groups != hashlib.sha256("\n".join(groups).encode()).hexdigest():
+        yield "data: the groups of all rows are not those of run.json."
+
+
+def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
+    said = manifest.threat
+    asked.check_shape(target.free or target.shape or ())
+    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
+    if repr(asked) != said.text:
+        yield f"threat: its text is {said.text}, but its parts make {asked}."
+    if not said.measured or said.measured[0][0] != said.eps or not np.allclose(said.measured, measured, rtol=1e-12):
+        yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
+    run = {eps: [t.spec for t in manifest.trials if t.eps == eps] for eps, _ in said.measured}
+    for eps, specs in run.items():
+        if specs != run[said.measured[0][0]]:
+            yield f"threat: eps {eps} is counted as measured, but the trials at it are not those at {said.eps}."
+
+
+def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
+    """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be randomised."""
+    name, norm, bounded = manifest.protocol.name, manifest.threat.norm, threat.bounded
+    kind: dict[str, Any] = {"aimed": isinstance(threat.goal, Targeted), "bounded": bounded, "drawn": drawn}
+    lent = manifest.model.surrogate is not None
+    given = [a for a in Access if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)]
+    movement = spatial.parse(manifest.model.moved)
+    known = [
+        protocols.protocol(name, norm, access=access, **kind)
+        for access in given
+        if bounded or protocols.seeks_smallest(name, norm, access)
+    ]
+    return [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
+
+
+def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
+    protocol = manifest.protocol
+    if protocol.name == "custom":
+        if protocol.version != 1:
+            yield f"protocol: a list of attacks has version 1, not {protocol.version}."
+        return
+    if protocol.name not in protocols.PROTOCOLS:
+        yield f"protocol: this Holdfast knows none of the name {protocol.name!r}, so it cannot be checked."
+        return
+    version = protocols.PROTOCOLS[protocol.name][0]
+    if protocol.version != version:
+        yield (
+            f"protocol: this Holdfast has {protocol.name} version {version}, so version {protocol.version} cannot be "
+            f"checked."
+        )
+        return
+    lists = [one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)]
+    if protocol.trials not in lists:
+        yield f"protocol: its trials are not those of {protocol.name} version {version}."
+
+
+def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
+    """The trials at the threat's eps: those of the protocol, then those that the findings ask for."""
+    asked = manifest.protocol.trials
+    run = [(trial.spec, trial.eps) for trial in manifest.trials]
+    if run[: len(asked)] != [(text, manifest.threat.eps) for text in asked]:
+        yield "trials: they are not those of the protocol at the threat's eps."
+    more = [text for text, eps in run[len(asked) :] if eps == manifest.threat.eps]
+    protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
+    asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
+    if manifest.model.surrogate is not None and not ways.target.lent:  # which follow-ups fit depends on the surrogate
+        known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
+        asked_for = [text for text in known if text in more]
+    if more != asked_for:
+        yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
+
+
+def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str]:
+    """Each round of a trial at the threat's eps goes to the rows that those before it left, and to no others.
+
+    Where eps is inf, each goes to all rows, since another trial may find a smaller change.
+    """
+    own = [t for t in manifest.trials if t.eps == manifest.threat.eps]
+    status = table.column("status").to_numpy(zero_copy_only=False)
+    label, clean = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
+    low = int(np.isin(status, ["robust", "broken", "certified"]).sum())
+    high = low + int((np.isin(status, ["unstable", "failed"]) & (label == clean)).sum())
+    whole = bool(table.column("finished").to_numpy(zero_copy_only=False).all())
+    smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
+    for trial in own:
+        everywhere = whole and not smaller and "near=" not in trial.spec  # else it may leave out some rows
+        for done in trial.rounds:
+            too_many = done.attacked > high and not smaller
+            too_few = done.attacked < low and everywhere
+            if too_many or too_few or done.broken > (done.attacked if threat.bounded else high):
+                yield (
+                    f"trials: {trial.spec} is said to have attacked {done.attacked} rows and broken {done.broken}, but "
+                    f"from {low} to {high} were left."
+                )
+                return
+            left = done.broken if threat.bounded else 0
+            low, high = low - left, high - left
+        if (trial.attacked, trial.broken) != _sums(trial):
+            yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
+        if everywhere and not trial.rounds and low > 0:
+            yield f"trials: {trial.spec} attacked no row, but {low} were left."
+
+
+def _sums(trial: TrialInfo) -> tuple[int, int]:
+    return trial.rounds[0].attacked if trial.rounds else 0, sum(done.broken for done in trial.rounds)
+
+
+def _noted(
+    manifest: Manifest, threat: Threat, target: Target, source: Source, labels: list[Finding], ways: Ways
+) -> Iterator[str]:
+    """What was found before the attacks, asked anew."""
+    again = [*labels, *check_model(target, source)]
+    taken = randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.draws > 1
+    if taken and manifest.protocol.trials in _lists(
+        manifest, threat, drawn=True
+    ):  # Holdfast itself took the mean, and says so
+        again = [f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again]
+    lent = manifest.model.surrogate is not None and not target.lent
+    costs = Costs()
+    again += [] if threat.bounded else [checks.NO_EPS]
+    due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
+    if due and not lent:
+        first = protocols.parse_trial(manifest.protocol.trials[0])
+        answers = examine(target, source, threat, first, ways, manifest.seed)
+        found = checks.signs(answers)
+        protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
+        again += checks.answered(found, checks.follow(found, protocol, threat, ways))
+        costs = add(answers.costs, ways.costs)
+    if not (due and lent):
+        yield from _paid(manifest.examined, costs)
+    shown = {check for finding in manifest.noted for check in (finding.check, *finding.shows_as)}
+    notes = {f.check for f in again if f.severity == "info" and f.check in checks.EXPLAINS}
+    left_out = {f.check for f in again} - notes - shown - set(LOADING)
+    if left_out:
+        yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+    expected: dict[str, list[Finding]] = {}
+    for finding in again:
+        expected.setdefault(finding.check, []).append(finding)
+    for said in manifest.noted:
+        if found := expected.get(said.check):
+            differs = [(list(_same(said, one)), one) for one in found]  # a check may have found several things
+            least, one = min(differs, key=lambda pair: len(pair[0]))
+            found.remove(one)
+            yield from least
+        elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
+            yield f"noted: run.json has {said.check}, which the model does not show."
+    for check, left in expected.items():
+        if left and check in shown and check not in LOADING and any(s.check == check for s in manifest.noted):
+            yield f"noted: run.json leaves out what the model shows: {left[0].text}"
+
+
+def _paid(said: Costs, found: Costs) -> Iterator[str]:
+    for name in ("forwards", "backwards", "queries", "judge_forwards", "corruption_forwards"):
+        a, b = getattr(said, name), getattr(found, name)
+        if abs(a - b) > SPREAD * b:
+            yield f"examined: run.json says {a} {name}, but the examination that this run asks for takes {b}."
+
+
+def _known(said: Finding) -> bool:
+    """Whether it is more than a remark on how the model was loaded, which another way of loading does not give."""
+    return (said.severity != "info" or said.check in checks.EXPLAINS) and said.check not in LOADING
+
+
+def _same(said: Finding, found: Finding) -> Iterator[str]:
+    """A finding of run.json beside the one that the model shows now. Its numbers may be another device's."""
+    if said.severity != found.severity:
+        yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
+    a, b = ([_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None] for f in (said, found))
+    if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
+        yield f"noted: run.json says otherwise of {said.check} than what is found: {found.text}"
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[\d.,]+", "#", text)

@@ -1,0 +1,205 @@
+"""The input contract: checked once, before any attack. What is wrong is refused by name; what is odd is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from holdfast.data.source import Source
+from holdfast.errors import InputError
+from holdfast.evaluation.output_kind import find_reading, saturated
+from holdfast.evaluation.pool import spread
+from holdfast.runs.manifest import Finding
+from holdfast.targets.target import Access, Bounds, Target, sealed
+from holdfast.targets.truth import WithTruth
+
+LOOK = 256  # rows shown to the model
+TOLD = 64  # rows all over the data whose labels are looked at too
+STRIDE = 1024  # rows read at once
+
+
+def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
+    """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
+
+    The bounds say nothing of the first features of a flat input that stand `beside` it.
+
+    Raises:
+        InputError: not finite, out of bounds (with the likely cause).
+    """
+    low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
+    for start, x, _ in _parts(data):
+        finite = np.isfinite(x)
+        if not finite.all():
+            row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
+            kind = "NaN" if np.isnan(x).any() else "infinity"
+            raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
+        x = x[:, beside:]
+        if bounds.each is not None:
+            _check_each(torch.from_numpy(x), bounds, start, data.name)
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+        whole = whole and bool((x == np.rint(x)).all())
+        total, count = total + float(x.sum(dtype=np.float64)), count + x.size
+        squares += float(np.power(x, 2, dtype=np.float64).sum())
+    slack = 1e-6 * (bounds.high - bounds.low)
+    span = f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
+    if low < bounds.low - slack or high > bounds.high + slack:
+        mean = total / count
+        spread = max(squares / count - mean**2, 0) ** 0.5
+        raise InputError(f"{span} {_likely(low, high, mean, spread, bounds, whole=whole)}")
+    if bounds.high >= 128 and high <= 1:
+        raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
+
+
+def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
+    """Raises InputError: a row is out of the bounds of its features."""
+    low, high = (side.flatten() for side in bounds.sides(x))
+    x = x.flatten(1)
+    slack = 1e-6 * (high - low)
+    out = (x < low - slack) | (x > high + slack) if x.shape[1] == len(low) else torch.zeros(0)
+    if bool(out.any()):
+        row, at = (int(i) for i in out.nonzero()[0])
+        raise InputError(
+            f"row {start + row} of {name} has {float(x[row, at]):.4g} at feature {at}, whose bounds are "
+            f"[{float(low[at]):g}, {float(high[at]):g}]."
+        )
+
+
+def check_model(target: Target, data: Source) -> list[Finding]:
+    """Refuse a model that does not fit the data; note what is odd. Looks at the source's first rows.
+
+    Raises:
+        InputError: the layout is wrong, or the model fails on the data.
+    """
+    target.bind(data.shape)
+    x, _ = data.rows(0, min(LOOK, len(data)))
+    findings: list[Finding] = []
+    if target.was_training:
+        findings.append(
+            Finding(
+                check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode."
+            )
+        )
+    findings += [Finding(check=check, severity="info", text=text) for check, text in (*target.remarks, *data.remarks)]
+    rows = torch.as_tensor(x).to(target.device, target.dtype)
+    findings += _randomised(target, rows)
+    if target.rewrites:
+        text = (
+            "The model changes its input in place. It is given a copy each time, so that neither the data nor an "
+            "adversarial example is changed."
+        )
+        findings.append(Finding(check="changes_input", severity="info", text=text))
+    if target.access >= Access.SCORES:
+        before = target.probabilities
+        with sealed(0):
+            z = target.all_scores(rows)
+        findings += find_reading(target, data, z)
+        if bool(target.probabilities) != bool(before):
+            with sealed(0):
+                z = target.all_scores(rows)
+        findings += saturated(target, z)
+        top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
+        if top > 50 and (target.reads or not target.probabilities):
+            findings.append(
+                Finding(
+                    check="logit_scale",
+                    severity="info",
+                    text="The logits are large: a plain cross-entropy would vanish in float32. Ours does not.",
+                    value=top,
+                    threshold=50.0,
+                )
+            )
+    return findings
+
+
+def check_range(target: Target, data: Source) -> None:
+    """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look broken, not wrong.
+
+    Asked only where the model is right on fewer than half of some rows from all parts of the data, and only of models
+    that give gradients: they are at hand, where each question to an endpoint costs.
+
+    Raises:
+        InputError: it is right far more often on the same rows in the other range.
+    """
+    box = target.bounds
+    strange = box.low < 0 or 1 < box.high < 128 or target.free is not None or isinstance(target, WithTruth)
+    if strange or target.access < Access.GRADIENTS:
+        return
+    rows, y = spread(data, TOLD)
+    rows, y = rows.to(target.device, target.dtype), y.to(target.device)
+    factor = 255 if box.high <= 1 else 1 / 255
+    if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
+        return
+    if (there := _right(target, rows * factor, y)) <= max(0.5, here + 0.3):
+        return
+    said = (
+        f"the model's accuracy on {len(rows)} rows of {data.name} in [{box.low:g}, {box.high:g}] is {here:.0%} (mean "
+        f"over the classes), but {there:.0%} on the same rows "
+    )
+    if factor > 1:
+        raise InputError(
+            f"{said}times 255: it takes bytes, perhaps since it begins with a Rescaling(1/255). Give "
+            f'--bounds 0,255 and bytes as data; for these data, --preprocess "normalize(0, 1/255)".'
+        )
+    raise InputError(
+        f"{said}divided by 255: it takes inputs in [0, 1]. Leave --bounds out, and divide by 255 what is not stored as "
+        f"bytes."
+    )
+
+
+def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is no success."""
+    with sealed(0):
+        hit = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+    return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
+
+
+def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
+    """Whether the model answers otherwise when its random state is another."""
+    answers = []
+    for seed in (0, 1):
+        with sealed(seed):
+            if target.access >= Access.SCORES:
+                answers.append(target.all_scores(x))
+            else:
+                answers.append(
+                    torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x)))).double()[:, None]
+                )
+    first, second = (torch.nan_to_num(z) for z in answers)
+    apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
+    share = float(apart.double().mean())
+    if not share:
+        return []
+    if target.draws > 1:
+        text = f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
+        return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
+    text = (
+        f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. An attack that sees "
+        f"one draw is misled, and one lucky draw is no success: measure its mean with --eot 20 (in Python: "
+        f"ExpectationOverTransformation)."
+    )
+    return [Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)]
+
+
+def randomised(noted: list[Finding]) -> bool:
+    return any(finding.check == "randomised" for finding in noted)
+
+
+def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool) -> str:
+    if whole and low >= 0 and high > 255:
+        return "They are whole numbers: if they are tokens of text, such models are not supported."
+    if bounds.high <= 1 and low >= 0 and 1.5 < high <= 255:
+        return "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
+    if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):
+        return (
+            'They look normalised: pass raw inputs and give --preprocess "normalize(mean, std)" '
+            "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
+        )
+    return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."
+
+
+def _parts(data: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    for start in range(0, len(data), STRIDE):
+        x, y = data.rows(start, min(start + STRIDE, len(data)))
+        yield start, x, np.asarray(y)

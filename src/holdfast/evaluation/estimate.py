@@ -1,0 +1,250 @@
+"""What an evaluation will cost, said before it starts: from a pilot at every eps, and a few steps of each trial.
+
+Counted are all passes: of the judge, of the examination, of every trial at every eps, of corruptions. What cannot be
+known before is left out: trials that answer the examination's findings (they are forecast once it has run), and rows
+that later trials break, which the last trials then do not see.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import run
+from holdfast.corruptions import measure
+from holdfast.data import Source
+from holdfast.diagnostics import probe
+from holdfast.diagnostics.binarisation import CHANCE, INNER, NORMS
+from holdfast.errors import HoldfastError
+from holdfast.evaluation import goals, judge
+from holdfast.evaluation.chunk import Plan
+from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
+from holdfast.targets.target import Access
+from holdfast.threats.threat import Threat
+
+ROWS = 128  # that are looked at; on all of them the longest of the short runs is timed
+PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
+FEW = 16  # rows of the short runs
+SHORT = (2, 4, 8)  # their steps
+BEND = 1.3  # from this power of the steps on, the cost of a run is taken to grow faster than they do
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An estimate. Passes are right within a factor of two: it takes later trials to break nothing.
+
+    `added` of the trials answer findings of the examination, which has run by then and is no longer counted.
+    """
+
+    rows: int
+    passes: float  # forwards and backwards, the mean of a row, with all that is asked beside the attacks
+    seconds: float  # of the whole
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run of an attack that breaks nothing costs."""
+
+    passes: float  # of a row
+    step: float  # seconds of a step, whatever its rows
+    row: float  # seconds of a step, for each row
+    steps: int
+
+    def seconds(self, rows: float, chunks: int) -> float:
+        """Of all steps on so many rows, which lie in so many chunks."""
+        return self.steps * (self.step * min(chunks, math.ceil(rows)) + self.row * rows)
+
+
+@dataclass
+class Bill:
+    """What has been counted so far, of n rows."""
+
+    n: int
+    chunks: int
+    passes: float = 0.0  # of all rows
+    seconds: float = 0.0
+    prices: dict[str, Price] = field(default_factory=dict)
+
+    def add(self, price: Price, rows: float) -> None:
+        """A whole run on so many rows."""
+        self.passes += price.passes * rows
+        self.seconds += price.seconds(rows, self.chunks)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows that are right clean, of those looked at."""
+
+    x: Tensor
+    y: Tensor
+    clean: Tensor | None  # their scores
+    threat: Threat  # with their own classes to reach
+    share: float  # of the rows looked at
+
+
+def forecast(
+    plan: Plan,
+    source: Source,
+    part: tuple[int, int],
+    *,
+    stride: int = 1024,
+    examined: bool = False,
+    corruptions: bool = False,
+    added: int = 0,
+) -> Forecast:
+    """The cost of a plan on rows `part` of the data.
+
+    Args:
+        stride: rows of a chunk.
+        examined: an examination comes first.
+        corruptions: the model is asked about corrupted inputs too.
+        added: so many of the trials, the last ones, answer findings; no row is asked about anew before them.
+    """
+    start, stop = part
+    n = stop - start
+    bill = Bill(n, math.ceil(n / stride))
+    sample, pace = _sample(plan, source, start, min(stop, start + ROWS))
+    broken, stood = _trials(plan, sample, bill) if len(sample.y) else (0.0, 0.0)
+    asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
+    bill.passes += judge.PASSES * asked * plan.target.passes
+    bill.seconds += judge.PASSES * asked * pace
+    if examined and len(sample.y):
+        _examination(plan, source, sample, stood, bill)
+    most = math.inf if plan.budget is None else 2.0 * plan.budget + judge.PASSES * 2
+    left = plan.deadline - time.monotonic()
+    return Forecast(n, min(bill.passes / n, most), min(bill.seconds, max(left, 0.0)), added)
+
+
+def _sample(plan: Plan, source: Source, start: int, stop: int) -> tuple[Sample, float]:
+    """The rows, and the seconds that one of them takes in a pass."""
+    target = plan.target
+    x, y = source.rows(start, stop)
+    x = torch.from_numpy(x).to(target.device, target.dtype)
+    y = torch.from_numpy(np.asarray(y, np.int64)).to(target.device)
+    began = time.monotonic()
+    ruling = judge.rule(target, x, 0)
+    pace = (time.monotonic() - began) / (judge.PASSES * len(y))
+    right = (ruling.label == y).nonzero()[:, 0]
+    clean = ruling.scores[right].to(target.device) if target.access >= Access.SCORES else None  # pyright: ignore[reportOptionalSubscript]
+    threat = goals.resolved(plan.threat, y[right], start + right.cpu(), clean, target.task.k, plan.seed)
+    return Sample(x[right], y[right], clean, threat, len(right) / len(y)), pace
+
+
+def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
+    """Bill every trial at every eps, in the order of the plan.
+
+    Returns the share of all rows that is broken at any eps, and of the right ones that which stands at the threat's.
+    """
+    first, m = plan.trials[0], min(PILOT, len(sample.y))
+    if plan.target.access < Access.GRADIENTS:
+        m = min(m, max(8, bill.n // 10))  # its first trial is long, and questions may be dear
+    x, y = sample.x[:m], sample.y[:m]
+    clean = None if sample.clean is None else sample.clean[:m]
+    size = torch.full((m,), torch.inf, dtype=torch.float64)
+    own, larger = plan.measured[0], dict(zip(sorted(plan.measured), sorted(plan.measured)[1:], strict=False))
+    left = torch.zeros(m)
+    eps, begun = math.nan, False
+    for unit in plan.units():
+        trial = plan.trials[unit.trial]
+        if unit.eps != eps:
+            eps, left, begun = unit.eps, torch.zeros(m), False
+        price = _priced(plan, trial, sample, bill)
+        live = ~(size <= plan.limit(plan.sought(unit))) | (not plan.threat.bounded)
+        if eps < own:
+            live &= size <= plan.limit(larger[eps])
+        weight = bill.n * sample.share / m
+        if begun or trial is not first:
+            bill.add(price, weight * float((live & ~(left > trial.near)).sum()))
+            continue
+        at, begun = live.nonzero()[:, 0], True
+        if not len(at):
+            continue
+        pilot = run(
+            first.attack, plan.way(first), x[at], y[at], sample.threat.of_rows(at).at(plan.sought(unit)),
+            clean=None if clean is None else clean[at], seed=plan.seed,
+        )  # fmt: skip
+        size[at] = torch.minimum(size[at], pilot.size.cpu().double())
+        if clean is not None:
+            left[at] = (pilot.margin / plan.target.task.margin(clean[at], y[at])).cpu().float()
+        spent = float((pilot.forwards + pilot.backwards).sum())
+        bill.passes += weight * spent
+        bill.seconds += price.seconds(weight * spent / max(price.passes, 1.0), bill.chunks)
+    found, stands = size <= plan.limit(max(plan.measured)), size > plan.limit(own)
+    return sample.share * float(found.double().mean()), float(stands.double().mean())
+
+
+def _priced(plan: Plan, trial: Trial, sample: Sample, bill: Bill) -> Price:
+    """The price of a trial, found once."""
+    text = trial.write(whole=True)
+    if text not in bill.prices:
+        bill.prices[text] = _price(plan, trial, sample)
+    return bill.prices[text]
+
+
+def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
+    """From runs of a few steps. Their cost grows with the steps, or with a power of them where each costs more."""
+    attack, way = trial.attack, plan.way(trial)
+
+    def short(steps: int, rows: int) -> tuple[float, float]:
+        """Passes of a row, and seconds of all."""
+        part = [None if v is None else v[:rows] for v in (sample.x, sample.y, sample.clean)]
+        x, y, clean = part
+        assert x is not None
+        assert y is not None
+        began = time.monotonic()
+        threat = sample.threat.of_rows(torch.arange(rows))
+        books = run(replace(attack, steps=steps), way, x, y, threat, clean=clean, seed=plan.seed, stop=False)
+        return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
+
+    few, many = min(FEW, len(sample.y)), len(sample.y)
+    steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
+    costs = [short(s, few) for s in steps]
+    cost, spent = costs[-1]
+    whole, last = cost, steps[-1]
+    if last < attack.steps:
+        whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
+    if attack.expected_passes is not None:
+        whole = attack.expected_passes * way.passes
+    row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
+    row = min(max(row, 0.0), spent / few / last)
+    scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)  # of a mean step to the first ones
+    step = max(spent / last - row * few, 0.0)
+    return Price(whole, step * scale, row * scale, attack.steps)
+
+
+def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
+    """The cost of `last` steps: on a line through the last two costs, or a power where three of them bend upwards."""
+    if len(costs) < 2:
+        return costs[-1] * last / steps[-1]
+    power = 1.0
+    if len(costs) == 3:
+        before, after = costs[1] - costs[0], costs[2] - costs[1]
+        found = math.log2(after / before) if before > 0 and after > 0 else 1.0
+        power = min(found, 1.6) if found > BEND else 1.0
+    slope = (costs[-1] - costs[-2]) / (steps[-1] ** power - steps[-2] ** power)
+    return costs[-1] + slope * (last**power - steps[-1] ** power)
+
+
+def _examination(plan: Plan, source: Source, sample: Sample, stood: float, bill: Bill) -> None:
+    """Bill the questions of `probe.examine`, most of which go to the share `stood` that the first trial leaves."""
+    m = probe.rows_of(source) * sample.share
+    own = Bill(round(m) or 1, 1, prices=bill.prices)
+    first = plan.trials[0]
+    doubled = Trial(replace(first.attack, steps=2 * first.attack.steps))
+    own.add(_priced(plan, first, sample, bill), 1.5 * m)  # again on planted examples, where it soon succeeds
+    for trial in (doubled, *(parse_trial(text) for name, text in QUESTIONS.items() if name != "straight")):
+        try:
+            own.add(_priced(plan, trial, sample, bill), stood * m)
+        except HoldfastError:  # a question that does not fit the threat is not asked
+            continue
+    price = bill.prices[first.write(whole=True)]
+    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0  # that a planted example is told from
+    asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.passes
+    bill.passes += own.passes + asked * m
+    bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

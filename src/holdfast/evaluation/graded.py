@@ -1,0 +1,80 @@
+"""Tasks other than one of k classes: model and data on which an answer is "right", or wrong in one of several ways."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from holdfast.data import Source
+from holdfast.errors import InputError, SpecError
+from holdfast.targets.target import Target
+from holdfast.targets.truth import WithTruth
+from holdfast.tasks import MultiLabel
+from holdfast.threats.threat import Targeted, Threat
+
+
+def graded(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
+    """A model and data, with the truth in front of each input if the model's task wants it there.
+
+    Raises:
+        InputError: the truths are not those of such a task, or not as many as the model's outputs.
+        SpecError: the threat aims at a class.
+    """
+    if target.graded is None:
+        return target, source
+    if isinstance(threat.goal, Targeted):
+        raise SpecError(f"{threat} aims at a class, but {target.graded} has none; leave the target out.")
+    target.bind(source.shape)
+    around = WithTruth(target)
+    return around, Truths(source, around)
+
+
+def outputs(target: WithTruth, x: torch.Tensor, scores: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The truths and the model's outputs of rows x with these scores: [n, k] each."""
+    truth = target.parts(x)[0]
+    return truth.numpy(), target.rule.outputs(scores, truth.to(scores)).numpy()
+
+
+class Truths(Source):
+    """Each row of `inner`, flat, behind its truth [k]; the label of all is 0, which is "right"."""
+
+    def __init__(self, inner: Source, target: WithTruth) -> None:
+        self.inner, self.rule, self.k = inner, target.rule, target.k
+        self.form: tuple[int, ...] = getattr(target.inner, "form", ())
+        self.name, self.shape = inner.name, target.shape or ()
+        self.remarks, self.loading = inner.remarks, inner.loading
+        names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
+        names = names if names is not None and len(names) == self.k else [f"{word} {j}" for j in range(self.k)]
+        self.class_names = ("right", *self.rule.ways(names))
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = self.inner.rows(start, stop)
+        y = np.asarray(y)
+        self._check(y, start)
+        truth = y.reshape(len(x), self.k).astype(x.dtype)
+        return np.concatenate([truth, x.reshape(len(x), -1)], 1), np.zeros(len(x), np.int64)
+
+    def _check(self, y: np.ndarray, start: int) -> None:
+        """Raises InputError: not the truths of k outputs."""
+        task = self.rule
+        other = y.ndim > 2 and len(self.form) > 1 and y.shape[1:] != self.form  # of as many numbers in another order
+        if y.dtype.kind not in "biuf" or math.prod(y.shape[1:]) != self.k or other:
+            form = self.form or (self.k,)
+            raise InputError(
+                f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but the model gives "
+                f"{' x '.join(map(str, form))} outputs, and {task} wants a truth for each: y "
+                f"[n, {', '.join(map(str, form))}]."
+            )
+        wrong = ~np.isfinite(y) if not isinstance(self.rule, MultiLabel) else (y != 0) & (y != 1)
+        if wrong.any():
+            row = int(np.argmax(wrong.reshape(len(y), -1).any(1)))
+            wanted = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
+            raise InputError(
+                f"row {start + row} of {self.name} has the truth {y[row].tolist()}, but {task} wants {wanted} for each "
+                f"output."
+            )

@@ -1,0 +1,96 @@
+"""The judge: the only one who says "broken".
+
+It looks at stored inputs, apart from every attack, with the untouched model in its full precision, and twice: in
+order, and in reverse with another batch size. What flips between the two has no stable answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.decisions import SILENT
+from holdfast.targets.target import Access, Target, drawing, sealed
+from holdfast.tasks import silent
+from holdfast.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the model says of n inputs."""
+
+    label: Tensor  # [n] int64; -1 where the scores are not finite, or the model gave no decision; or REFUSED
+    confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
+    stable: Tensor  # [n] bool: both looks agree
+    scores: Tensor | None  # [n, k], of the first look
+
+    @property
+    def silent(self) -> Tensor:
+        """Where there is no answer, and no refusal either: [n] bool."""
+        return silent(self.label)
+
+
+PASSES = 2
+
+
+def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
+    """The decisions on inputs x [n, *shape]."""
+    with sealed(seed):
+        with drawing("judge", 1):  # a random step draws for each look alone, as no search did
+            label, confidence, scores = _look(target, x)
+        usual = target.batch_size
+        target.batch_size = usual // 2 + 1
+        try:
+            with drawing("judge", 2):
+                again = _look(target, x.flip(0))[0].flip(0)
+        finally:
+            target.batch_size = min(usual, 2 * target.batch_size)  # keeps what running out of memory taught
+    return Ruling(label, confidence, label == again, scores)
+
+
+def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid, changed where they may
+    be, within eps.
+
+    And their sizes.
+
+    Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
+    """
+    held, d = target.apart(found.double() - x.double())
+    size = threat.norm.size(d)
+    legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
+    legal &= target.bounds.inside(target.apart(found)[1])
+    if held is not None:
+        legal &= (held == 0).all(1)
+    if threat.grid:
+        own = target.apart(found)[1]
+        legal &= (target.bounds.as_8bit(own) == own).flatten(1).all(1)
+    if threat.mask is not None:
+        legal &= (d * ~threat.mask.bool().to(d.device) == 0).flatten(1).all(1)
+    return legal, size
+
+
+def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
+    """Whether decisions [n] are what the adversary wants of rows of classes y [n]."""
+    goal = goal_classes(threat, y)
+    return (label >= 0) & (label != y if goal is None else label == goal)
+
+
+def holds_in_8bit(target: Target, threat: Threat, found: Tensor, y: Tensor, seed: int = 0) -> Tensor:
+    """Whether images `found` [n, *shape] still meet the goal as a file of 8 bits holds them: [n] bool, on the CPU."""
+    rounded = target.bounds.as_8bit(found).to(target.device)
+    return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
+
+
+def _look(target: Target, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    if target.access < Access.SCORES:
+        parts = list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
+        label = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)
+        return label, torch.full((len(x),), torch.nan), None
+    z = target.all_scores(x) if len(x) else torch.zeros(0, target.task.k, device=x.device)
+    finite = z.isfinite().all(1)
+    label = torch.where(finite, target.task.predict(z), SILENT)
+    return label, torch.where(finite, z.softmax(1).amax(1).float(), torch.nan), z

@@ -1,0 +1,124 @@
+"""Merge: shards of one evaluation become the run that one process would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from holdfast.errors import InputError
+from holdfast.evaluation.build_manifest import add_trials, finish
+from holdfast.evaluation.evaluate import chunk_of, question
+from holdfast.runs import store
+from holdfast.runs.journal import left_as_found, refuse_taken
+from holdfast.runs.manifest import Facts, Manifest
+
+
+def merge(shards: Sequence[Path], out: Path) -> Manifest:
+    """Join finished runs of disjoint rows of the same data under the same question.
+
+    Raises:
+        InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
+    """
+    refuse_taken(out)
+    manifests = _alike(shards)
+    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, shards)))):
+        return _merged(manifests, out)
+
+
+def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
+    """The runs in the order of their rows, all of one question."""
+    manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
+    if not manifests:
+        raise InputError("no run was given to merge.")
+    for manifest, shard in manifests:
+        if store.checksums(shard) != manifest.files:
+            raise InputError(f"{shard} was changed after its run (checksums differ); see holdfast verify.")
+    first = manifests[0][0]
+    asked = question(first) | {"rows": ""}
+    for manifest, shard in manifests[1:]:
+        for key, value in (question(manifest) | {"rows": ""}).items():
+            if value != asked[key]:
+                raise InputError(f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has {asked[key]}.")
+    return manifests
+
+
+def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
+    first = manifests[0][0]
+    tables = [store.read_samples(shard) for _, shard in manifests]
+    finished = [bool(table.column("finished").to_numpy(zero_copy_only=False).all()) for table in tables]
+    shards = zip(manifests, finished, strict=True)
+    parts = _join([(*part, whole) for (manifest, _), whole in shards for part in manifest.data.parts])
+    for (manifest, shard), table in zip(manifests, tables, strict=True):
+        store.ids_of(shard, manifest, table)
+    table = pa.concat_tables(tables).sort_by("id")
+    trials = [reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)]
+    originals = _Originals([shard for _, shard in manifests])
+    _examples([shard for _, shard in manifests], out, first, parts)
+    store.write_samples(out, table)
+    if first.corruptions is not None:
+        answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
+        store.write_corruptions(out, answers.sort_by("id"))
+    store.write_gallery(out, table, originals)
+    store.write_limits(out, store.read_limits(manifests[0][1]))
+    facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
+    measured = [pair for pair in first.threat.measured if all(pair in m.threat.measured for m, _ in manifests)]
+    facts = facts.model_copy(
+        update={
+            "data": facts.data.model_copy(update={"parts": parts}),
+            "threat": facts.threat.model_copy(update={"measured": measured}),
+        }
+    )
+    merged = finish(out, facts, table, trials)
+    store.write_manifest(out, merged)
+    return merged
+
+
+class _Originals:
+    """The originals that the shards' galleries hold; they include all that the merged gallery shows."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self.known: dict[int, np.ndarray] = {}
+        for shard in shards:
+            held = store.read_gallery(shard)
+            if held:
+                self.known |= dict(zip(held["id"].tolist(), held["x"], strict=True))
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([self.known[i] for i in range(start, stop)]), np.zeros(stop - start)
+
+
+def _join(parts: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int]]:
+    """Neighbouring parts (start, stop, finished) as one, but for those that time cut short: their chunks stay apart."""
+    joined: list[tuple[int, int]] = []
+    open_ = False  # whether the last one was cut short
+    for start, stop, finished in sorted(parts):
+        if joined and start < joined[-1][1]:
+            raise InputError(
+                f"rows {start} to {min(stop, joined[-1][1])} are in two of the runs; shards must not overlap."
+            )
+        if joined and start == joined[-1][1] and finished and not open_:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+        open_ = not finished
+    return joined
+
+
+def _examples(shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]) -> None:
+    """Store the examples again, in the pieces that one process would have cut."""
+    held = [(ids, x) for shard in shards for ids, x in store.examples(shard)]
+    if not held:
+        return
+    odd = [x for _, x in held if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
+    if odd:
+        raise InputError("a shard holds examples that are not finite, or of another shape; see holdfast verify.")
+    ids, x = np.concatenate([i for i, _ in held]), np.concatenate([x for _, x in held])
+    names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
+    for name in np.unique(names):
+        here = np.flatnonzero(names == name)
+        here = here[np.argsort(ids[here])]
+        store.write_tensors(out / "adversarial" / f"{name:09d}.safetensors", {"id": ids[here], "x": x[here]})

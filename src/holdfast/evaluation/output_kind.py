@@ -1,0 +1,130 @@
+"""What a model's outputs are, logits or probabilities, where neither the model nor the user says it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.data.source import Source
+from holdfast.evaluation.pool import spread
+from holdfast.runs.manifest import Finding
+from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.truth import WithTruth
+from holdfast.targets.wrappers import Ensemble, Surrogate
+
+FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some from all parts
+SATURATED = 0.1  # share of rows from which on it is said
+
+
+def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
+    """Decide whether outputs are logits or probabilities, and set `target.probabilities`; what the report should say.
+
+    Only of a model of which nobody says it. Several outputs are probabilities where each row is within [0, 1] and sums
+    to 1, which changes no decision. A single output within [0, 1] (or each of several labels) would decide otherwise
+    under either reading: so both are held against the labels, and the better one is taken. Where they are equally good,
+    or the labels are of one class alone, that is logits. `z` are the target's scores of the first rows as they are.
+    """
+    plain = z if not target.probabilities and target.draws == 1 else None
+    return [
+        finding
+        for one in _members(target)
+        if not one.said
+        for finding in _found(one, source, plain if one is target else None)
+    ]
+
+
+def saturated(target: Target, z: Tensor) -> list[Finding]:
+    """Whether scores z [n, k], made of probabilities, stand where these are exactly 0 or 1."""
+    graded = isinstance(target, WithTruth)
+    numbers = graded and not target.rule.logits
+    if not target.probabilities or target.reads or numbers or not len(z):
+        return []
+    most = -math.log(torch.finfo(z.dtype).tiny) - 1
+    lead = z.abs().amax(1) if graded else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
+    share = float((lead >= most).double().mean())
+    if share <= SATURATED:
+        return []
+    text = (
+        f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows examined, and the logits before "
+        f"them cannot be read: there an attack cannot see what brings it nearer. Robust accuracy is an upper bound; "
+        f"give a model without its last softmax or sigmoid."
+    )
+    return [Finding(check="saturated_probabilities", severity="amber", text=text, value=share, threshold=SATURATED)]
+
+
+def sum_to_one(z: Tensor) -> bool:
+    """Whether all finite rows of outputs [n, k], of which there is one at least, are within [0, 1] and sum to 1."""
+    z = z[z.isfinite().all(1)]
+    slack = 0.02  # of probabilities in 8 bits
+    return bool(len(z)) and z.shape[1] > 1 and _inside(z) and bool(((z.sum(1) - 1).abs() < slack).all())
+
+
+def _members(target: Target) -> Iterator[Target]:
+    if isinstance(target, Ensemble):
+        for member in target.members:
+            yield from _members(member)
+        return
+    if isinstance(target, Surrogate):
+        yield from _members(target.surrogate)
+        yield from _members(target.inner)
+        return
+    if target.access >= Access.SCORES:
+        yield target
+
+
+def _inside(z: Tensor) -> bool:
+    return bool(((z >= 0) & (z <= 1)).all())
+
+
+def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
+    x = _rows(target, torch.as_tensor(source.rows(0, min(FIRST, len(source)))[0]))
+    graded = isinstance(target, WithTruth)
+    target.probabilities = False
+    if graded and not target.rule.logits:
+        return []
+    if z is None or graded or target.single:
+        with sealed(0):
+            z = target.answers(x)
+    z = z[:, : None if graded or target.single else target.task.k]
+    z = z[z.isfinite().all(1)]
+    if not len(z) or not _inside(z):
+        return []
+    if not graded and not target.single:
+        target.probabilities = sum_to_one(z)
+        text = "The model gives probabilities; their logarithms serve as logits."
+        return [Finding(check="probabilities", severity="info", text=text)] if target.probabilities else []
+    return [_by_labels(target, source)]
+
+
+def _by_labels(target: Target, source: Source) -> Finding:
+    """Both readings of outputs within [0, 1], held against the labels."""
+    first, y = source.rows(0, min(FIRST, len(source)))
+    more, classes = spread(source, SPREAD)
+    x = _rows(target, torch.cat([torch.as_tensor(first).to(more), more]))
+    y = torch.cat([torch.from_numpy(np.asarray(y, dtype=np.int64)), classes]).to(x.device)
+    right = {}
+    for reading in (False, True):
+        target.probabilities = reading
+        with sealed(0):
+            right[reading] = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+    truths = target.parts(x)[0] if isinstance(target, WithTruth) else y
+    varied = len(truths.unique()) > 1
+    as_logits, as_chances = (float(right[reading].double().mean()) for reading in (False, True))
+    target.probabilities = varied and as_chances > as_logits
+    differ = int((right[True] != right[False]).sum())
+    clear = varied and abs(int(right[True].sum()) - int(right[False].sum())) > 3 * math.sqrt(differ)
+    taken, other = ("probabilities", "--no-probabilities") if target.probabilities else ("logits", "--probabilities")
+    text = (
+        f"All outputs on {len(x)} rows are within [0, 1], and nothing says what they are. Taken for logits (1 above 0) "
+        f"they are right on {as_logits:.0%}, for probabilities (1 above 0.5) on {as_chances:.0%}: they were taken for "
+        f"{taken}. If that is wrong, say {other} (in Python: wrap(..., probabilities={not target.probabilities}))."
+    )
+    return Finding(check="probabilities", severity="info" if clear else "amber", text=text)
+
+
+def _rows(target: Target, x: Tensor) -> Tensor:
+    return x.to(target.device, target.dtype)

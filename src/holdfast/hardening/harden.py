@@ -1,0 +1,298 @@
+"""Harden: measure a network, train it against the threat, measure it again by the same judge, compare."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast import attacks
+from holdfast.attacks.attack import check_fit
+from holdfast.data import Source
+from holdfast.data.laid import laid_as
+from holdfast.data.part import Part
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluation import Names, Run, evaluate
+from holdfast.evaluation.chunk import Watch
+from holdfast.evaluation.contract import check_data, check_model
+from holdfast.evaluation.evaluate import rows_asked
+from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.prepare import open_for
+from holdfast.hardening import objectives, recipes
+from holdfast.hardening.recipes import Recipe
+from holdfast.runs.compare import Comparison, compare
+from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.store import write_bytes
+from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.target import sealed
+from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats.threat import Targeted, Threat
+from holdfast.training import augmentation, workers
+from holdfast.training import tensorboard as tensorboard_log
+from holdfast.training.balance import balance_of, divide_fairly, labels_of
+from holdfast.training.loop import Training
+from holdfast.training.mixing import Mix
+from holdfast.training.network import Network, behind, network_of
+from holdfast.training.state import STATE, Epoch, read_log
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What hardening leaves."""
+
+    model: Any  # the best averaged weights: a torch module in eval mode, or a Keras model
+    before: Run
+    after: Run
+    comparison: Comparison
+    log: list[Epoch]
+    folder: Path
+    file: Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
+
+
+def harden(
+    model: Any,
+    data: Any,
+    threat: Threat | str,
+    *,
+    recipe: Recipe | str = "standard",
+    objective: str | None = None,
+    epochs: int | None = None,
+    class_weights: str | None = None,
+    test: Any = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    protocol: str = "standard",
+    train_samples: int | tuple[int, int] | None = None,
+    test_samples: int | tuple[int, int] | None = None,
+    min_clean: float = 0.0,
+    min_recall: float = 0.0,
+    seed: int = 0,
+    every: float = 30.0,
+    watch: Watch = lambda _: None,
+    tell: Callable[[Epoch], None] = lambda _: None,
+    names: Names | None = None,
+    synthetic: Any = None,
+    synthetic_share: float = 0.7,
+    devices: int = 1,
+    precision: str = "float32",
+    tensorboard: bool = False,
+) -> Hardened:
+    """Train a network until it withstands a threat, and show by how much it does.
+
+    The model given is not changed. Of its weights, training makes new ones; those are kept that stand best on rows
+    held out of the training data, under an attack that does not train.
+
+    Args:
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
+        data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and `synthetic` are the same.
+        threat: what to withstand; one eps for all rows, untargeted.
+        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
+        objective: in place of the recipe's: `trades(beta=6)`.
+        epochs: in place of what the recipe says of epochs and steps.
+        class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss), `none`, or `auto`:
+            balanced where a class has 3 times the rows of another or more.
+        test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.
+        out: the folder; None: a new temporary one, which is the caller's to delete.
+        resume: go on with an unfinished hardening in `out`.
+        protocol: of the judge, before and after.
+        train_samples: the first so many rows to train on, or a range of them: of `data` without what measures.
+        test_samples: the first so many rows to measure on, or a range of them: of `test`, else of that fifth.
+        min_clean: the least clean accuracy, on rows held out, of the weights chosen.
+        min_recall: the least clean recall of any class, on the same rows.
+        every: seconds from one stored state to the next.
+        watch: told of the progress of the two measurements.
+        tell: told of each finished epoch.
+        names: what the manifests call things.
+        synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
+        synthetic_share: of each step, above 0 and below 1.
+        devices: processes that share each step, on cores or CUDA devices; the steps are those of one.
+        precision: of the passes that train, the inner attack's too: float32, or bfloat16 (mixed); not the judge's.
+        tensorboard: write event files into `out` too.
+
+    Raises:
+        InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
+            diverged.
+        SpecError: the recipe, the objective or the threat cannot be understood.
+    """
+    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    recipe = _recipe(recipe, objective, epochs, class_weights)
+    given = wrap(model)
+    target = given.inner if isinstance(given, ExpectationOverTransformation) else given  # one draw trains, many judge
+    network = network_of(model, target)
+    assert isinstance(target, TorchTarget)
+    if target.graded is not None:
+        raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
+    if target.free is not None:
+        raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
+    source, judged = _sources(target, data, test, seed)
+    source = _some(source, train_samples, "train_samples")
+    rows_asked(test_samples, len(judged), judged.name, "test_samples")
+    target.bind(source.shape)
+    more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
+    (source, judged, *more), _ = numbered(target, source, judged, *more)
+    check_network(network, target, source, recipe)
+    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    check_precision(precision)
+    if tensorboard:
+        tensorboard_log.writer()
+    _check_counts(source, target.task.k)
+    _check_threat(threat, target, recipe)
+    train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
+    balance = balance_of(train, target.task.k, recipe.class_weights)
+    mix = Mix(more[0], synthetic_share) if more else None
+    if mix is not None:
+        mix.check(source)
+        check_data(mix.data, target.bounds)
+    if len(train) < recipe.batch_size:
+        recipe = replace(recipe, batch_size=len(train))
+    recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
+
+    asked = {
+        "threat": repr(threat),
+        "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
+        "floor": str(min_clean),
+        "seed": str(seed),
+        "model": target.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
+    }
+    if min_recall:
+        asked["floor of recall"] = str(min_recall)
+    if balance.weights:
+        asked["class weights"] = "balanced"
+    if precision != "float32":
+        asked["precision"] = precision
+    if mix is not None:
+        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
+    called = names or Names(type(target.model).__name__)
+    judge: dict[str, Any] = {
+        "protocol": protocol,
+        "samples": test_samples,
+        "seed": seed,
+        "resume": True,
+        "watch": watch,
+    }
+    with left_as_found(folder):
+        begin(folder, "harden.json", asked, "a hardening", resume=resume)
+        before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
+    if not (folder / "comparison.json").exists():  # or it is finished
+        tell = tensorboard_log.written(folder, tell) if tensorboard else tell
+        how = Training(
+            target,
+            train,
+            held,
+            threat,
+            recipe,
+            seed=seed,
+            floor=min_clean,
+            min_recall=min_recall,
+            balance=balance,
+            folder=folder,
+            every=every,
+            watch=tell,
+            mix=mix,
+            precision=precision,
+            devices=devices,
+        )
+        network.train(how)
+    hardened = network.read(folder)
+    hard: Target = behind(target, hardened)
+    if isinstance(given, ExpectationOverTransformation):
+        hard = ExpectationOverTransformation(hard, given.draws)
+    after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
+    found = compare(folder / "before", folder / "after")
+    write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
+    (folder / STATE).unlink(missing_ok=True)
+    return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
+
+
+def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None) -> Recipe:
+    made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    made = made if objective is None else replace(made, objective=objective)
+    made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
+    made = made if class_weights is None else replace(made, class_weights=class_weights)
+    return replace(made, objective=repr(objectives.parse(made.objective)))
+
+
+def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
+    """What to train on and what to measure on: checked, and never the same rows."""
+
+    def opened(given: Any) -> Source:
+        source = open_for(target, given)
+        check_data(source, target.bounds)
+        return source
+
+    if test is None:
+        whole = opened(data)
+        target.bind(whole.shape)
+        (whole,), _ = numbered(target, whole)  # to divide the classes fairly takes their numbers
+        return divide_fairly(whole, 0.2, 10_000, seed, "test")
+    judged = opened(test)
+    source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
+    if source.fingerprint() == judged.fingerprint():
+        raise InputError(
+            f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
+        )
+    return source, judged
+
+
+def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
+    """These rows of a source."""
+    start, stop = rows_asked(samples, len(source), source.name, name)
+    return source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
+
+
+def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
+    """Refuse a network that cannot be trained on these rows, or has nothing to train.
+
+    Raises:
+        InputError: that.
+    """
+    check_model(target, source)
+    if target.task.refuses:
+        raise InputError("the model stands behind a detector, which training does not know of; leave it out.")
+    x, _ = source.rows(0, 256)
+    if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
+        raise InputError(
+            f"the {network.kind} gives scores that are not finite on the first rows of {source.name}, "
+            f"so its loss is not either; repair its weights or its preprocessing."
+        )
+    if not network.trains:
+        raise InputError(f"the {network.kind} has no parameters to train.")
+    if recipe.batch_size == 1 and network.normed:
+        raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
+    x, y = source.rows(0, 2)  # what does not suit the rows shall not come to light after the first measurement
+    rows = torch.from_numpy(x).to(target.device, target.dtype), torch.from_numpy(np.asarray(y, np.int64))
+    augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
+    with sealed(0):
+        objectives.parse(recipe.objective).rival(target)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("float32", "bfloat16"):
+        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
+
+
+def _check_counts(source: Source, k: int) -> None:
+    least = 10
+    counts = np.bincount(labels_of(source), minlength=k)
+    if int(counts.min()) < least:
+        raise InputError(
+            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
+            f"{least} of each of the {k} classes that the model knows."
+        )
+
+
+def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
+    if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
+        raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
+    threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
+    if recipe.judge:
+        check_fit(attacks.parse(recipe.judge), target, threat)

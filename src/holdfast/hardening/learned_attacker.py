@@ -1,0 +1,49 @@
+"""An attacker that learns: a network that makes the points to train at, one step of it for one of the network's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.universal.advgan import changed, perturber, priced
+from holdfast.hardening.objective import Net, Objective, crossed
+from holdfast.targets import TorchTarget
+from holdfast.training.inner_attack import Craft, Rival, evaluating
+
+
+@dataclass(frozen=True)
+class AdvGAN(Objective):
+    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that learns beside (AdvGAN: arXiv:1801.02610).
+
+    Trained in turns, as the generative adversarial trainer is (Lee et al. 2017, arXiv:1705.03387): one step of Adam
+    towards a larger margin of the wrong classes, then one of the network. Differs from AdvGAN: no second network asks
+    for realism. It costs what one step of ascent does, and what it makes is one point a row, which other attacks pass.
+    """
+
+    asks = 2
+    width: int = 16  # channels of the perturbing network's first layer
+    rate: float = 1e-3  # of its Adam
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    def rival(self, target: TorchTarget) -> Rival:
+        assert target.shape is not None
+        net = perturber(target, torch.zeros(1, *target.shape, device=target.device, dtype=target.dtype), self.width)
+        return Rival(net, torch.optim.Adam(net.parameters(), self.rate))
+
+    def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
+        assert craft.rival is not None
+        craft.rival.optimiser.zero_grad()
+        with evaluating(craft.live.model):
+            priced(craft.rival.net, craft.problem(x, y), craft.threat)[1].backward()
+        craft.rival.optimiser.step()
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        assert craft.rival is not None
+        with torch.no_grad():
+            return changed(craft.rival.net, craft.live, craft.threat, x)
+
+    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
+        return (clean + crafted) / 2, there

@@ -1,0 +1,108 @@
+"""An objective: where a network is trained, and what it pays there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.attacks.gradient.pgd import PGD as Ascent
+from holdfast.errors import SpecError
+from holdfast.targets import TorchTarget
+from holdfast.training.inner_attack import Craft, Rival
+
+_KINDS = {"int": (int, "a whole number from 1"), "float": ((int, float), "a number from 0"), "str": (str, "a text")}
+
+
+@dataclass(frozen=True)
+class Net:
+    """The network that is trained: scores [n, k] of x that gradients flow through."""
+
+    now: Callable[[Tensor], Tensor]
+    given: Callable[[Tensor], Tensor]  # its scores as it was given, which training does not change
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.now(x)
+
+
+class Part:
+    """What a recipe is made of: a dataclass whose fields are its hyperparameters; they only store."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # pyright: ignore[reportArgumentType]
+            value, (kind, words) = getattr(self, field.name), _KINDS[str(field.type)]
+            right = isinstance(value, kind) and not isinstance(value, bool)
+            if not right or (isinstance(value, (int, float)) and not (field.type == "int") <= value < float("inf")):
+                raise SpecError(f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}.")
+
+    def __repr__(self) -> str:
+        return spec.write(self)
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = Part.__repr__  # or dataclass would write its own
+
+
+class Objective(Part):
+    """One way to train: `near` crafts the points x' to train at, `loss` is what is then minimised.
+
+    Below, p = softmax f(x) and p' = softmax f(x'). Where a subclass says no more than its fields, x' is the end of
+    projected ascent of the cross-entropy, and the loss is the cross-entropy there.
+    """
+
+    asks: ClassVar[int] = 1  # points a row that the loss asks about
+    steps: int  # of the inner attack
+    step_size: float  # fraction of eps
+    smoothing: float  # share of a label spread over all classes
+
+    @property
+    def inner(self) -> int:
+        """Gradient steps of the inner attack."""
+        return getattr(self, "steps", 1)
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes that a row of one training step costs."""
+        return 2 * self.inner + 2 * self.asks
+
+    @property
+    def replays(self) -> int:
+        """Steps of the optimiser that one batch takes."""
+        return 1
+
+    def rival(self, target: TorchTarget) -> Rival | None:
+        """An attacker that learns beside the network, freshly drawn; None: there is none."""
+        return None
+
+    def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
+        """One step of that attacker, before the network's."""
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points come first."""
+        return craft(Ascent(steps=self.inner, step_size=self.step_size, loss="ce"), x, y)
+
+    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each point, and the scores at x': [n] and [n, k], or [m n] and [m n, k].
+
+        Whoever trains takes the mean, in which rows of some classes may count more.
+        """
+        return crossed(net, near, y.repeat(len(near) // len(y)), self.smoothing)
+
+
+def crossed(net: Net, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each row at x, [n], and the scores there, [n, k]."""
+    z = net(x)
+    return F.cross_entropy(z, y, label_smoothing=smoothing, reduction="none"), z
+
+
+def divergence(there: Tensor, z: Tensor) -> Tensor:
+    """KL(p, p') of scores z at x and `there` at x': [n]."""
+    return F.kl_div(there.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def distance(there: Tensor, z: Tensor) -> Tensor:
+    """|p' - p|^2 of the same: [n]."""
+    return (there.softmax(1) - z.softmax(1)).square().sum(1)

@@ -1,0 +1,1 @@
+"""Steps before a model that change or refuse an input."""

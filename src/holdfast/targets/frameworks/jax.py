@@ -1,0 +1,155 @@
+"""JAX: functions of one array. Flax and Equinox models are such functions of their parameters and the array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.targets.frameworks.bridge import Foreign, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.target import Pullback
+
+
+class JaxModel(Foreign):
+    """A function from a jax array [n, *shape] to scores.
+
+    Compiled for numbers of rows that are powers of two, the last rows repeated to fill them: a search asks about
+    ever fewer rows, and each new number would be compiled anew. The pullback keeps what the forward left behind.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        shape: Sequence[int] | None = None,
+        layout: str = "nchw",
+        output: str | int | None = None,
+        digest: bytes | None = None,
+        remarks: tuple[tuple[str, str], ...] = (),
+        libraries: tuple[str, ...] = (),
+    ) -> None:
+        self.libraries = libraries  # beside jax, as of Keras
+        self.jax = jax = need("jax", "jax", "a JAX function")
+        need("jax.extend", "jax", "a JAX function")
+        self.function, self.layout, self.remarks = function, layout, remarks
+        self.shape = None if shape is None else tuple(shape)
+        self._digest = digest
+
+        def scores(x: Any) -> Any:
+            plain = jax.make_jaxpr(lambda x: chosen(function(x), output))(x)
+            found = _before(jax, plain, [x])
+            self.ending, z = (None, None) if found is None else found
+            self.probabilities = False if found is None and _is_linear(plain.jaxpr) else None
+            return chosen(function(x), output) if z is None else z
+
+        self._infer = jax.jit(scores)
+        self._both = jax.jit(lambda x: jax.vjp(scores, x))  # the pullback is a tree of arrays, so it can be returned
+        self._back = jax.jit(lambda pullback, cotangent: pullback(cotangent)[0])
+
+    def infer(self, x: Tensor) -> Tensor:
+        return tensor(self._infer(self._in(x)))[: len(x)]
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        z, pullback = self._both(self._in(x))
+        kind = z.dtype
+
+        def back(cotangent: Tensor) -> Tensor:
+            rows = torch.cat([cotangent, cotangent.new_zeros(len(z) - len(x), *cotangent.shape[1:])])
+            return tensor(self._back(pullback, rows.numpy().astype(kind, copy=False)))[: len(x)]
+
+        return tensor(z)[: len(x)], back
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions_of("jax", *self.libraries)
+
+    def digest(self) -> bytes:
+        if self._digest is not None:
+            return self._digest
+        leaves = self.jax.tree_util.tree_leaves(getattr(self.function, "args", ()))  # parameters bound by a partial
+        return digest_of(leaves, getattr(self.function, "__qualname__", type(self.function).__qualname__))
+
+    def _in(self, x: Tensor) -> Any:
+        n = 1 << max(len(x) - 1, 0).bit_length()
+        x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])]) if n > len(x) else x
+        return x.detach().contiguous().numpy()
+
+
+_SHAPES = ("reshape", "squeeze", "expand_dims", "convert_element_type", "slice")
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str, Any] | None:
+    """The activation that gives a function's only result at these arguments, and the logits before it, in its shape."""
+    jaxpr, shapes = closed.jaxpr, []
+    made, var = _made(jaxpr), jaxpr.outvars[0]
+
+    def value(wanted: Any) -> Any:
+        return jax.extend.core.jaxpr_as_fun(closed.replace(jaxpr=_giving(jaxpr, wanted)))(*args)[0]
+
+    while (step := made.get(id(var))) is not None and step.primitive.name in _SHAPES:
+        shapes.append(step)
+        var = step.invars[0]
+    if step is None:
+        return None
+    if step.primitive.name in ("jit", "pjit"):  # a function within it
+        inner, place = step.params["jaxpr"], [id(out) for out in step.outvars].index(id(var))
+        inner = inner.replace(jaxpr=_giving(inner.jaxpr, inner.jaxpr.outvars[place]))
+        found = _before(jax, inner, [value(given) for given in step.invars])
+    else:
+        kind, source = _activation(step, made)
+        found = None if kind is None else (kind, value(source))
+    if found is None:
+        return None
+    kind, z = found
+    if kind == "softmax" and any(step.primitive.name == "slice" for step in shapes):
+        return None
+    for step in reversed(shapes):
+        z = step.primitive.bind(z, **step.params)
+    return kind, z
+
+
+def _made(jaxpr: Any) -> dict[int, Any]:
+    """Which step gives a variable."""
+    return {id(out): step for step in jaxpr.eqns for out in step.outvars}
+
+
+def _giving(jaxpr: Any, wanted: Any) -> Any:
+    """The same steps with another result."""
+    return jaxpr.replace(outvars=[wanted], debug_info=jaxpr.debug_info.with_unknown_names())
+
+
+def _activation(step: Any, made: dict[int, Any]) -> tuple[str | None, Any]:
+    """Whether a step is the end of a sigmoid or of a softmax, which is exp(z) / sum(exp(z)); and its logits."""
+    if step.primitive.name == "logistic":
+        return "sigmoid", step.invars[0]
+    exp = made.get(id(step.invars[0]))
+    total = made.get(id(step.invars[1])) if step.primitive.name == "div" else None
+    while total is not None and total.primitive.name in ("broadcast_in_dim", *_SHAPES):
+        total = made.get(id(total.invars[0]))
+    if exp is None or total is None or (exp.primitive.name, total.primitive.name) != ("exp", "reduce_sum"):
+        return None, None
+    shape = step.outvars[0].aval.shape
+    if total.invars[0] is not exp.outvars[0] or total.params["axes"] != (len(shape) - 1,) or len(shape) != 2:
+        return None, None
+    shifted = made.get(id(exp.invars[0]))
+    top = made.get(id(shifted.invars[1])) if shifted is not None and shifted.primitive.name == "sub" else None
+    shift = top is not None and top.primitive.name in ("stop_gradient", "broadcast_in_dim") and _is_column(top)
+    return "softmax", shifted.invars[0] if shifted is not None and shift else exp.invars[0]
+
+
+def _is_column(step: Any) -> bool:
+    return step.outvars[0].aval.shape[1:] == (1,)
+
+
+def _is_linear(jaxpr: Any) -> bool:
+    """Whether the result is that of a linear layer, which has no bounds."""
+    made = _made(jaxpr)
+    step = made.get(id(jaxpr.outvars[0]))
+    while step is not None and step.primitive.name in _SHAPES:
+        step = made.get(id(step.invars[0]))
+    if step is not None and step.primitive.name == "add":
+        step = made.get(id(step.invars[0])) or made.get(id(step.invars[1]))
+    return step is not None and step.primitive.name in _PRODUCTS

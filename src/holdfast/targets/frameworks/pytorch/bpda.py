@@ -1,0 +1,196 @@
+"""Straight through: gradients of a torch model as if its steps were slopes, and which steps it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from holdfast.errors import InputError
+from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.frameworks.pytorch.target import TorchTarget
+from holdfast.targets.target import Access, Pullback, Target, sealed
+from holdfast.targets.wrappers import Around, ExpectationOverTransformation
+
+_ROUND = {"round", "floor", "ceil", "trunc", "fix"}
+_SIGN = {"sign", "sgn", "heaviside"}
+_ABOVE = {"gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"}
+_BELOW = {"lt", "le", "less", "less_equal", "__lt__", "__le__"}
+_CAST = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int", "short", "byte"}
+_SELECT = {"argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "bucketize", "searchsorted", "one_hot"}
+_CUT = {"detach", "detach_", "numpy", "tolist"}
+_WITHIN = {"grad", "backward"}  # autograd inside the model: what it gives is cut from the graph
+_HARD = _ROUND | _SIGN | _ABOVE | _BELOW | _SELECT | _CUT | _WITHIN
+_MIXES = {"where", "mul", "__mul__", "__rmul__", "multiply", "cat", "stack", "sum", "mean", "matmul", "sub", "__rsub__"}
+_STEEP = 30.0  # a lead of the best score over the next, past which a softmax has no gradient worth following
+
+
+class Straightened(Around):
+    """A torch model whose gradient goes straight through what has none.
+
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420), found for the model instead of
+    written for it: rounding passes the gradient on as it is, thresholds and signs as that of a slope around the step,
+    `detach` and `no_grad` as if they were not there, autograd inside the model with a graph of its own, and a softmax
+    that is all zeros and ones as that of a flatter one. What it takes for a success is asked of the model itself.
+
+    Raises:
+        InputError: the model is not one of torch.
+    """
+
+    def __init__(self, inner: Target) -> None:
+        if not isinstance(inner, TorchTarget) or isinstance(inner.model, Foreign) or inner.access < Access.GRADIENTS:
+            raise InputError("only a torch model can be differentiated straight through its steps.")
+        self.torch = inner
+        super().__init__(inner)
+
+    def _follow(self) -> None:
+        super()._follow()
+        self.approximate, self.lent = True, True
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            with _Straight():
+                z = self.torch.outputs(leaf)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            if not z.requires_grad:
+                return torch.zeros_like(leaf)
+            with torch.inference_mode(False), torch.enable_grad():
+                g = torch.autograd.grad((z * cotangent.to(z.dtype)).sum(), leaf, retain_graph=True, allow_unused=True)
+            return torch.zeros_like(leaf) if g[0] is None else g[0]
+
+        return z.detach(), pullback
+
+
+def straightened(target: Target) -> Target | None:
+    """A target straight through its steps, also where it is a mean of draws; None where that cannot be."""
+    if isinstance(target, ExpectationOverTransformation):
+        inner = straightened(target.inner)
+        if inner is None:
+            return None
+        return ExpectationOverTransformation(inner, target.times)
+    try:
+        return Straightened(target)
+    except InputError:
+        return None
+
+
+def hard_steps(target: Target, x: Tensor) -> list[str]:
+    """The functions without a useful gradient that a torch model puts its inputs x [n, *shape] through, in order."""
+    while isinstance(target, Around):
+        target = target.inner
+    if not isinstance(target, TorchTarget) or isinstance(target.model, Foreign):
+        return []
+    with sealed(0), torch.enable_grad():
+        seen = _Seen()
+        with seen:
+            target.outputs(x.detach().clone().requires_grad_())
+    return list(dict.fromkeys(seen.names))
+
+
+class _Seen(TorchFunctionMode):
+    """Notes the steps that depend on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = _name(func)
+        depends = any(t.requires_grad for t in _tensors(args, kwargs))
+        out = func(*args, **kwargs)
+        if depends and (name in _HARD or (name in _CAST and isinstance(out, Tensor) and not out.is_floating_point())):
+            self.names.append(name.strip("_"))
+        elif name.endswith("_like") or name.startswith("new_"):  # which take the shape alone
+            return out
+        elif depends and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
+            self.names.append("no_grad")
+        return out
+
+
+class _Straight(TorchFunctionMode):
+    """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, _name(func)
+        with torch.enable_grad():
+            if name in _CUT and name.startswith("detach"):
+                return args[0]
+            if name == "grad":
+                return func(*args, **{**kwargs, "create_graph": True})
+            if name in _ROUND and args[0].is_floating_point():
+                return _as_if(func(*args, **kwargs), args[0])
+            if name in _SIGN:
+                return _as_if(func(*args, **kwargs), args[0] / (1 + args[0].abs()))
+            if name in _ABOVE | _BELOW and len(args) > 1:
+                gap = (args[0] - args[1]) if name in _ABOVE else (args[1] - args[0])
+                return _marked(func(*args, **kwargs), gap / (1 + gap.abs()) / 2)
+            if name in _CAST and isinstance(args[0], Tensor) and args[0].requires_grad:
+                out = func(*args, **kwargs)
+                return out if out.is_floating_point() else _marked(out, args[0])
+            if name in _CAST:
+                out = func(*args, **kwargs)
+                soft = _soft(args[0])
+                if soft is None or out.dtype == torch.bool:
+                    return out
+                return soft.to(out.dtype) if out.is_floating_point() else _marked(out, soft)
+            if name in ("logical_not", "bitwise_not", "__invert__") and _soft(args[0]) is not None:
+                return _marked(func(*args, **kwargs), -_soft(args[0]))
+            if name == "where" and _soft(args[0]) is not None and len(args) == 3:
+                return _soft(args[0]) * args[1] + (1 - _soft(args[0])) * args[2]
+            if name in _MIXES:
+                args = _swapped(args)
+            if name in ("softmax", "log_softmax"):
+                args = (_flatter(args[0]), *args[1:])
+            return func(*args, **kwargs)
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", "")
+
+
+def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (v for v in value if isinstance(v, Tensor))
+
+
+def _as_if(value: Tensor, slope: Tensor) -> Tensor:
+    """A value with the gradient of another."""
+    return slope + (value - slope).detach()
+
+
+def _marked(step: Any, slope: Tensor) -> Any:
+    """A tensor of bool or integers that remembers which numbers it would be if it had a gradient."""
+    if isinstance(step, Tensor) and slope.requires_grad:
+        step.soft = _as_if(step.to(slope.dtype), slope)  # pyright: ignore[reportAttributeAccessIssue]
+    return step
+
+
+def _soft(value: Any) -> Any:
+    return getattr(value, "soft", None) if isinstance(value, Tensor) else None
+
+
+def _swapped(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def one(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(one(v) for v in value)
+        soft = _soft(value)
+        return value if soft is None else soft
+
+    return tuple(one(value) for value in args)
+
+
+def _flatter(z: Tensor) -> Tensor:
+    """Scores [n, k] whose softmax is not all zeros and ones, in the same order."""
+    if z.ndim != 2 or z.shape[1] < 2:
+        return z
+    top = z.detach().topk(2, 1).values
+    return z / ((top[:, :1] - top[:, 1:]) / _STEEP).clamp_min(1)

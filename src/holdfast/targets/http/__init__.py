@@ -1,0 +1,1 @@
+"""A live endpoint as a model."""

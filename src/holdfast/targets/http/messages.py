@@ -1,0 +1,109 @@
+"""What goes over the wire: inputs as the body of a request, the body of an answer as numbers a row."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from holdfast.targets.http.endpoint import ALL, EACH, ONE, Endpoint
+
+
+class BadAnswer(Exception):
+    """An answer that cannot be read; its text repeats nothing of the answer, which may echo a secret."""
+
+
+def encode(e: Endpoint, x: np.ndarray) -> bytes:
+    """The body of a request for inputs x [n, *shape]."""
+    if e.request.body:
+        return _file(e, x if e.request.body == "npy" else x[0], e.request.body)
+    kind = e.request.inputs
+    rows = x.tolist() if kind == "lists" else [base64.b64encode(_file(e, row, kind)).decode() for row in x]
+    return json.dumps(_fill(e.request.template, rows)).encode()
+
+
+def decode(e: Endpoint, content: bytes, n: int) -> np.ndarray:
+    """The answer for n inputs: [n, width] float32; NaN in a row that cannot be read.
+
+    Raises:
+        BadAnswer: there are not n rows in it.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BadAnswer("it is not JSON") from None
+    try:
+        found = _walk(found, e.response.split(".") if e.response else [])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise BadAnswer(f"there is nothing at {e.response!r}") from None
+    if n == 1 and not (isinstance(found, list) and len(found) == 1):
+        found = [found]
+    if not isinstance(found, list) or len(found) != n:
+        held = f"{len(found)} rows stand" if isinstance(found, list) else "no list stands"
+        raise BadAnswer(f"{held} at {e.response!r} for {n} inputs")
+    with np.errstate(over="ignore"):
+        return np.array([_row(e, value) for value in found]).astype(np.float32)
+
+
+def _row(e: Endpoint, value: Any) -> np.ndarray:
+    unread = np.full(e.width, np.nan)
+    try:
+        if e.gives == "labels":
+            (value,) = value if isinstance(value, list) else [value]
+            label = e.names.index(value) if isinstance(value, str) else value
+            return np.array([label], float) if label in range(e.k) else unread
+        if isinstance(value, dict):
+            value = [value[name] for name in e.names] if len(value) == e.k else None
+        row = np.asarray(value, dtype=np.float64)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return unread
+    if row.size == 1 and row.ndim < 2 and e.k == 2:  # a single output, served as two classes
+        row = np.array([0, row.item()])
+    chances = e.gives == "probabilities"
+    fits = row.shape == (e.k,) and bool(np.isfinite(row.astype(np.float32)).all())
+    return row if fits and not (chances and (row.min() < -1e-3 or row.max() > 1 + 1e-3)) else unread
+
+
+def _file(e: Endpoint, x: np.ndarray, kind: str) -> bytes:
+    """An array as the bytes of a file; a picture has 256 levels from the lower bound to the upper."""
+    file = io.BytesIO()
+    if kind == "npy":
+        np.save(file, x, allow_pickle=False)
+        return file.getvalue()
+    from PIL import Image
+
+    low, high = e.bounds
+    levels = np.rint((x - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+    if levels.ndim == 3:
+        levels = levels if e.layout == "nhwc" else levels.transpose(1, 2, 0)
+        levels = levels[..., 0] if levels.shape[-1] == 1 else levels
+    Image.fromarray(levels).save(file, kind.upper())
+    return file.getvalue()
+
+
+def _fill(template: Any, rows: list[Any]) -> Any:
+    if template == ALL:
+        return rows
+    if template == ONE:
+        return rows[0]
+    if isinstance(template, list):
+        return [_fill(item, rows) for item in template]
+    if isinstance(template, dict):
+        if set(template) == {EACH}:
+            return [_fill(template[EACH], [row]) for row in rows]
+        return {name: _fill(item, rows) for name, item in template.items()}
+    return template
+
+
+def _walk(value: Any, steps: list[str]) -> Any:
+    """What stands at a path: names, numbers of a list's entries, and * for each of them."""
+    for i, step in enumerate(steps):
+        if step == "*":
+            if not isinstance(value, list):
+                raise TypeError
+            return [_walk(item, steps[i + 1 :]) for item in value]
+        value = value[int(step)] if isinstance(value, list) else value[step]
+    return value

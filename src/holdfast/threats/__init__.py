@@ -1,0 +1,1 @@
+"""What the adversary may do."""

@@ -1,0 +1,109 @@
+"""What objectives and regularisers find points with: attacks on the network as it stands, and keyed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast.attacks.attack import Attack, perturb
+from holdfast.attacks.problem import Problem
+from holdfast.rng import Keys
+from holdfast.targets import Target, TorchTarget
+from holdfast.targets.target import together
+from holdfast.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class Rival:
+    """An attacker that learns beside the network: its own network, and what moves it."""
+
+    net: nn.Module
+    optimiser: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class Craft:
+    """Calls run an attack's rule on rows: x [n, *shape], y [n] to points near x.
+
+    The network is in eval mode meanwhile, so that its batch norms neither see nor learn the search.
+    """
+
+    live: TorchTarget  # around the network that is trained
+    given: Target  # the network as it was given
+    threat: Threat  # at the eps that is trained against now
+    seed: int  # of this step's noise
+    share: float = 1.0  # of the whole eps that the threat has reached
+    start: int = 0  # the place in its step of the first row: a row's noise hangs on its place
+    rival: Rival | None = None  # an attacker that learns beside
+
+    def __call__(
+        self,
+        attack: Attack,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat | None = None,
+        on: Target | None = None,
+        among: Tensor | None = None,
+    ) -> Tensor:
+        """Under another threat, `on` another target, of rows that stand at `among` ([n], from 0): where given."""
+        ids = self.start + (torch.arange(len(x), device=x.device) if among is None else among)
+        with evaluating(self.live.model):
+            return perturb(attack, on or self.live, x, y, threat or self.threat, ids=ids, seed=self.seed)
+
+    def threats(self, also: Sequence[Threat]) -> list[Threat]:
+        """The threat, and others that have reached the same share of theirs."""
+        return [self.threat, *(other.at(float(other.eps) * self.share) for other in also)]
+
+    def worst(self, points: list[Tensor], y: Tensor) -> Tensor:
+        """Of several points a row, each [n, *shape], the one where the cross-entropy is highest."""
+        with evaluating(self.live.model), torch.no_grad():
+            losses = [F.cross_entropy(self.live.all_scores(at), y, reduction="none") for at in points]
+        return torch.stack(points)[torch.stack(losses).argmax(0), torch.arange(len(y), device=y.device)]
+
+    def keys(self, x: Tensor, name: str) -> Keys:
+        """Random keys of the rows; each name gives an independent draw."""
+        return Keys.of(self.seed, self.start + torch.arange(len(x), device=x.device)).fold(name)
+
+    def around(self, x: Tensor, name: str) -> Tensor:
+        """Points uniform in the ball, drawn into the box."""
+        p = self.problem(x)
+        return self._legal(p, p.eps * p.norm.sample(self.keys(x, name), p.x))
+
+    def ascend(self, x: Tensor, near: Tensor, g: Tensor, step_size: float) -> Tensor:
+        """One step of this share of eps from points near x along the gradient g there, all [n, *shape]."""
+        p, apart = self.problem(x), self.live.apart
+        return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
+
+    def aligned(self, x: Tensor, y: Tensor) -> Tensor:
+        """The cosine between the gradients of the cross-entropy at x and at points uniform in the ball: [n]."""
+        p = self.problem(x, y)
+        with evaluating(self.live.model), torch.no_grad():
+            _, here = p.gradient(torch.zeros_like(p.x), "ce")
+            _, there = p.gradient(p.random_start(), "ce")
+        return F.cosine_similarity(here.flatten(1), there.flatten(1))
+
+    def problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
+        """The search for points near x, [n, *shape], of labels y [n]."""
+        y = x.new_zeros(len(x), dtype=torch.int64) if y is None else y
+        return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
+
+    def _legal(self, p: Problem, d: Tensor) -> Tensor:
+        return together(p.held, self.live.bounds.clamp(p.x + p.project(d)))
+
+
+@contextmanager
+def evaluating(net: object) -> Iterator[None]:
+    """Eval mode, each module's own flag restored afterwards."""
+    assert isinstance(net, nn.Module)
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,338 @@
+"""The loop that trains: one network, one recipe, one adversary, from the first step or from where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from holdfast import attacks
+from holdfast.attacks.attack import run
+from holdfast.data import Source
+from holdfast.errors import InputError
+from holdfast.evaluation.memory import keep_freed
+from holdfast.hardening import objectives, regularizers
+from holdfast.hardening.objective import Net, Objective
+from holdfast.hardening.recipes import Recipe
+from holdfast.hardening.sharpness import perturbed_weights
+from holdfast.runs.store import write_bytes
+from holdfast.targets import TorchTarget
+from holdfast.targets.target import sealed
+from holdfast.threats.threat import Threat
+from holdfast.training import augmentation
+from holdfast.training.augmentation import Batch
+from holdfast.training.balance import Balance
+from holdfast.training.batches import Plan, read, shuffled
+from holdfast.training.distributed import Team
+from holdfast.training.inner_attack import Craft, Rival, evaluating
+from holdfast.training.mixing import Mix
+from holdfast.training.schedules import share_of_rate
+from holdfast.training.state import STATE, Epoch, Place, State, blend, packed, table
+
+_GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
+
+
+@dataclass
+class Training:
+    """A training to be done: `fit` does it.
+
+    Args:
+        target: the network's door, bound; its own copy of the network is not used.
+        data: rows to train on.
+        held: rows that choose the weights.
+        threat: what the network shall withstand.
+        recipe: how.
+        seed: of the order of rows, of all noise, and of what the network draws itself.
+        floor: the least clean accuracy on `held` of the weights chosen.
+        min_recall: the least clean recall there of any class.
+        balance: of the classes in `data`; None: all count alike.
+        folder: where log.csv and the state are written; None: nowhere.
+        every: seconds from one stored state to the next; 0: after each step; inf: none is.
+        watch: told of each finished epoch.
+        mix: generated rows to train on beside.
+        precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the judge's are float32.
+        devices: processes that share every step; on accelerators each has one of its own. `workers.train` starts them.
+        team: which of these processes this is.
+    """
+
+    target: TorchTarget
+    data: Source
+    held: Source
+    threat: Threat
+    recipe: Recipe
+    seed: int = 0
+    floor: float = 0.0
+    min_recall: float = 0.0
+    balance: Balance | None = None
+    folder: Path | None = None
+    every: float = 30.0
+    watch: Callable[[Epoch], None] = lambda _: None
+    mix: Mix | None = None
+    precision: str = "float32"
+    devices: int = 1
+    team: Team = field(default_factory=Team)
+    rival: Rival | None = field(default=None, init=False)
+
+    @cached_property
+    def penalties(self) -> list[regularizers.Regularizer]:
+        return regularizers.parse(self.recipe.regularize)
+
+    @cached_property
+    def changes(self) -> list[augmentation.Augmentation]:
+        return augmentation.parse(self.recipe.augment)
+
+    def fit(self, net: nn.Module, *, resume: bool = False) -> State:
+        """Train `net`, in place; the best weights are the `best_average()` of what comes back.
+
+        Raises:
+            InputError: the loss is not finite. After the first epoch, the best weights until then are kept on disk.
+        """
+        recipe, self.began = self.recipe, time.monotonic()
+        x, y = self.held.rows(0, len(self.held))
+        self.judged = self._tensors(x, y)
+        keep_freed()
+        if self.target.channels_last:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        with sealed(self.seed + self.team.rank), torch.enable_grad():
+            self.rival = objectives.parse(recipe.objective).rival(self.target)
+            s = State(net, recipe, self.rival)
+            if resume and self.folder is not None and (self.folder / STATE).exists():
+                s.restore((self.folder / STATE).read_bytes())
+                if not self.team.leads:  # whose random state it is; the others draw on from seeds of their own
+                    torch.manual_seed(int(torch.randint(2**62, ())) + self.team.rank)
+            while s.place.epoch < recipe.epochs and not self._settled(s.place):
+                plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
+                for x, y in self._read(plan, s):
+                    self._step(s, *self._tensors(x, y), total=recipe.epochs * len(plan))
+                    self._store(s)
+                self._close(s)
+        return s
+
+    def _read(self, plan: Plan, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rows of the steps that are left of an epoch."""
+        if self.mix is None:
+            return read(self.data, plan[s.place.batch :])
+        return self.mix.read(self.data, plan, s.place.batch, self.seed + s.place.epoch + 1)
+
+    def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
+        """One step on rows x [n, *shape], y [n]."""
+        place = s.place
+        done = (place.step + 1) / total
+        rate, eps = self._pace(done)
+        for group in s.optimiser.param_groups:
+            group["lr"] = rate
+        objective = objectives.parse(place.objective)
+        n, mine = len(y), self.team.share(len(y))
+        craft = self._craft(self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start)
+        size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
+        batch = augmentation.augmented(self.changes, x, y, self.target, self.seed + place.step)
+        batch = batch.part(mine) if self.team.size > 1 else batch
+        x, y = batch.x, batch.y
+        objective.teach(craft, x, y)
+        near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
+        loss, z = self._update(s, objective, craft, batch, near, size, n)
+        for _ in range(objective.replays - 1):
+            assert near.grad is not None
+            near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
+            loss, z = self._update(s, objective, craft, batch, near, size, n)
+        right = unbroken(z.argmax(1), y)
+        self.team.follow([part for part in s.net.buffers() if part.is_floating_point()])
+        blend(s.average, s.net, self._past(place.step, total))
+
+        place.step, place.batch = place.step + 1, place.batch + 1
+        place.rows += n
+        beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
+        beside += 2 * batch.beside(objective.asks)
+        place.passes += n * (objective.passes + objective.replays * beside)
+        place.loss += float(loss) * n
+        place.right += round(self.team.shares([right])[0] * n)
+
+    def _update(
+        self, s: State, objective: Objective, craft: Craft, batch: Batch, near: Tensor, size: float, n: int
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser, at points near x: the loss of all n rows there, and the scores of this share."""
+
+        def mean(tensors: list[Tensor]) -> None:
+            self.team.mean(tensors, n)
+
+        net = Net(craft.live.outputs, self.target.scores)
+
+        def ask(y: Tensor) -> tuple[Tensor, Tensor]:
+            rows, z = objective.loss(net, batch.x, near, y)
+            return self._weighed(rows, y).mean(), z
+
+        s.net.train()
+        with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size, mean):
+            loss, z = batch.loss(ask, net)
+            with evaluating(s.net):
+                loss = loss + sum(part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties)
+            s.optimiser.zero_grad()
+            loss.backward()
+        loss = loss.detach()
+        mean([loss, *(w.grad for w in s.net.parameters() if w.grad is not None)])
+        length = nn.utils.clip_grad_norm_(s.net.parameters(), self.recipe.clip or math.inf)
+        if not bool(loss.isfinite() & length.isfinite()):
+            raise InputError(self._diverged(s, float(loss), float(length)))
+        s.optimiser.step()
+        return loss, z.detach()
+
+    def _weighed(self, rows: Tensor, y: Tensor) -> Tensor:
+        """The losses of points [m n], all first points first, of classes y [n], each times the weight of its class."""
+        if self.balance is None or not self.balance.weights:
+            return rows
+        return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
+
+    def _past(self, step: int, total: int) -> float:
+        """The share that the average keeps of itself at this step."""
+        alike = step - round(total * (1 - self.recipe.swa))  # steps of the last ones before
+        if self.recipe.swa and alike >= 0:
+            return alike / (alike + 1)
+        return min(self.recipe.ema, (1 + step) / (10 + step))
+
+    def _pace(self, done: float) -> tuple[float, float]:
+        """Learning rate and eps where this share of the training is done."""
+        rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
+        return rate, float(self.threat.eps) * (min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0)
+
+    def _settled(self, place: Place) -> bool:
+        """Whether so many epochs at full eps have brought nothing better that it ends early."""
+        return 0 < self.recipe.patience <= min(place.full, place.epoch - place.best_epoch)
+
+    def _close(self, s: State) -> None:
+        """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
+        place, recipe = s.place, self.recipe
+        objective = objectives.parse(place.objective)
+        clean, inner, robust, accuracy, recall = self._judge(s, objective)
+        rate, eps = self._pace((place.epoch + 1) / recipe.epochs)
+        line = Epoch(
+            epoch=place.epoch + 1,
+            objective=place.objective,
+            rate=rate,
+            eps=eps,
+            loss=place.loss / place.rows,
+            trained=place.right / place.rows,
+            clean=clean,
+            inner=inner,
+            robust=robust,
+            aligned=self._aligned(s) if recipe.judge else math.nan,
+            passes=place.passes,
+            note=self.balance.note if self.balance is not None and not place.epoch else "",
+            recall=recall,
+        )
+        place.epoch, place.batch, place.rows, place.loss, place.right = place.epoch + 1, 0, 0, 0.0, 0
+        place.full = place.full + 1 if eps == self.threat.eps else 0
+        score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
+        if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
+            harder = objectives.stronger(objective)
+            s.back_to_best(recipe)
+            place.objective, place.full = repr(harder), 0
+            line.note = (
+                f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under the judge; "
+                f"back to the weights of epoch {place.best_epoch}, on with {harder!r}"
+            )
+        elif score >= place.best:
+            place.best, place.best_epoch = score, place.epoch
+            s.keep()
+        place.log.append(line)
+        self._store(s, now=True)
+        if self.team.leads:
+            self.watch(line)
+
+    @property
+    def _least_recall(self) -> float:
+        """The least clean recall of any class of weights that may be chosen.
+
+        Where classes are unequal it is half of a guess's at least: a constant answer is right on all of one class under
+        every attack, which can be a higher mean over the classes than that of a network that tells them apart.
+        """
+        unequal = self.balance is not None and self.balance.unequal
+        return max(self.min_recall, 0.5 / self.target.task.k if unequal else 0.0)
+
+    def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
+        """Of the averaged weights on the rows held out: accuracy clean, under the inner attack, under the judge.
+
+        Means over the classes where these are unequal; then the plain clean accuracy, and the least recall of a class.
+        """
+        mine = self.team.share(len(self.judged[1]))
+        x, y = (column[mine] for column in self.judged)
+        door = self.target.live(s.average)
+        with torch.no_grad():
+            right = door.task.predict(door.all_scores(x)) == y
+            near = objective.near(self._craft(door, float(self.threat.eps), self.seed, mine.start), x, y)
+            inner = unbroken(door.task.predict(door.all_scores(near)), y)
+        stood = right
+        if self.recipe.judge:
+            ids = torch.arange(mine.start, mine.stop)
+            books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed)
+            stood = (books.outcome == attacks.Outcome.SURVIVED) & right
+        each = self._per_class(self.judged[1])[mine]  # [n, classes there]
+        weight = each.mean(1) if self.balance is not None and self.balance.unequal else torch.ones_like(each[:, 0])
+        columns = [held * weight for held in (right, inner & right, stood)]
+        recalls = [right * column for column in each.unbind(1)]
+        *figures, accuracy = self.team.shares([*columns, *recalls, right])
+        return *figures[:3], accuracy, min(figures[3:])  # pyright: ignore[reportReturnType]
+
+    def _per_class(self, y: Tensor) -> Tensor:
+        """Weights [n, classes there] whose mean with a column of rows is that of each class, float64."""
+        there, place, count = y.unique(return_inverse=True, return_counts=True)
+        return F.one_hot(place, len(there)).double() * (len(y) / count)
+
+    def _aligned(self, s: State) -> float:
+        """How far gradients at those rows and at random points near them point the same way: their mean cosine."""
+        mine = self.team.share(len(self.judged[1]))
+        craft = self._craft(self.target.live(s.average), float(self.threat.eps), self.seed, mine.start)
+        return self.team.shares([craft.aligned(*(column[mine] for column in self.judged))])[0]
+
+    def _craft(self, live: TorchTarget, eps: float, seed: int, start: int = 0) -> Craft:
+        share = eps / float(self.threat.eps)
+        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.rival)
+
+    def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
+        return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
+
+    def _store(self, s: State, *, now: bool = False) -> None:
+        if self.folder is None or not self.team.leads or math.isinf(self.every):
+            return
+        if not now and time.monotonic() - self.began < self.every:
+            return
+        self.began = time.monotonic()
+        write_bytes(self.folder / STATE, s.dump())
+        if now:
+            write_bytes(self.folder / "log.csv", table(s.place.log).encode())
+
+    def _diverged(self, s: State, loss: float, length: float) -> str:
+        rate = s.optimiser.param_groups[0]["lr"]
+        what = f"the loss is {loss:g} and the gradient's length {length:g}"
+        if s.place.step == 0:
+            return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
+        where = f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
+        if not s.place.best_epoch or self.folder is None or not self.team.leads:
+            return f"{where} Try a lower rate."
+        kept = self.folder / "model.safetensors"
+        write_bytes(kept, packed(s.best_average()))
+        return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
+
+
+def unbroken(labels: Tensor, y: Tensor) -> Tensor:
+    """Which rows have the right label at all of their points, [m n] of labels, all first points first: [n]."""
+    return (labels.view(-1, len(y)) == y).all(0)
+
+
+def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
+    """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
+
+    A gap alone is no proof (a weak network has one too), and some points up or down are noise: a third of what was
+    reached must be lost, or half of what the inner attack leaves standing must fall. On training rows, plain
+    overfitting would look the same.
+    """
+    short = 0 < objective.inner <= 4
+    return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)

@@ -1,0 +1,108 @@
+"""The network that hardening trains: an own copy of it, in its own framework."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import load_file
+from torch import nn
+
+from holdfast.errors import InputError
+from holdfast.runs.store import write_bytes
+from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.frameworks.pytorch.module import half_of, put_tensors
+from holdfast.training import workers
+from holdfast.training.loop import Training
+from holdfast.training.state import packed
+
+
+class Network(Protocol):
+    """What the framework of a network has to answer."""
+
+    file: str  # what a folder holds once it is trained
+    kind: str  # its class
+    trains: bool  # whether it has anything to train
+    normed: bool  # whether it has batch norm
+    pickled: bool  # whether it goes to other processes as it stands
+
+    def train(self, training: Training) -> None:
+        """Train it, and leave it as `file` in the training's folder.
+
+        Raises:
+            InputError: the training diverged.
+        """
+        ...
+
+    def read(self, folder: Path) -> Any:
+        """What `file` holds there: what `wrap` takes, in eval mode."""
+        ...
+
+
+class TorchNetwork:
+    """A torch module. Parameters that the given one froze stay as they are."""
+
+    file, pickled = "model.safetensors", True
+
+    def __init__(self, given: Any, target: TorchTarget) -> None:
+        assert isinstance(target.model, nn.Module)
+        self.net = copy.deepcopy(target.model)
+        if half_of(self.net) is not None:
+            self.net.float()  # half precision cannot be trained
+        fixed = {n for n, w in given.named_parameters() if not w.requires_grad} if isinstance(given, nn.Module) else {}
+        for name, weight in self.net.named_parameters():
+            weight.requires_grad_(name not in fixed and weight.is_floating_point())
+        self.kind = type(self.net).__name__
+        self.trains = any(weight.requires_grad for weight in self.net.parameters())
+        self.normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+
+    def train(self, training: Training) -> None:
+        assert training.folder is not None
+        write_bytes(training.folder / self.file, packed(workers.train(training, self.net)))
+
+    def read(self, folder: Path) -> nn.Module:
+        put_tensors(self.net, load_file(folder / self.file))
+        return self.net.eval()
+
+
+def network_of(given: Any, target: Target) -> Network:
+    """The network behind a target, to be trained.
+
+    Args:
+        given: what the target was made of, or the target itself.
+
+    Raises:
+        InputError: it is neither a torch module nor a Keras model.
+    """
+    model = getattr(target, "model", target)
+    if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
+        return TorchNetwork(given, target)
+    own = model.trainable if isinstance(model, Foreign) else None
+    if own is None:
+        raise InputError(
+            f"hardening trains a torch module or a Keras model, but the model is a {type(model).__name__}."
+        )
+    from holdfast.training.keras import KerasNetwork
+
+    return KerasNetwork(own)
+
+
+def behind(like: TorchTarget, model: Any) -> TorchTarget:
+    """A trained model behind the same door as the one that it came from."""
+    own = wrap(
+        model,
+        bounds=like.bounds,
+        preprocess=like.preprocess,
+        probabilities=like.probabilities,
+        batch_size=like.batch_size,
+        device=like.device,
+        layout=like.layout,
+        output=like.output,
+        draws=1,
+    )
+    assert isinstance(own, TorchTarget)
+    assert like.shape is not None
+    own.bind(like.shape)
+    return own

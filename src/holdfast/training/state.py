@@ -1,0 +1,209 @@
+"""What a training goes on from: weights, their average, the optimiser, the random state, the place in the epoch.
+
+It is stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from holdfast.errors import InputError
+from holdfast.hardening.recipes import Recipe
+from holdfast.runs.store import NO_DIGEST, digest_holds, with_digest
+from holdfast.targets.frameworks.pytorch.module import put_tensors, tensors_of
+from holdfast.training.inner_attack import Rival
+
+STATE = "training.safetensors"
+
+
+@dataclass
+class Epoch:
+    """One line of log.csv."""
+
+    epoch: int
+    objective: str
+    rate: float  # of learning, at the end
+    eps: float  # trained against, at the end
+    loss: float  # mean over the epoch
+    trained: float  # accuracy at the points trained at
+    clean: float  # accuracy of the averaged weights on the rows held out
+    inner: float  # the same under the inner attack
+    robust: float  # the same under the recipe's judge
+    aligned: float  # cosine between the gradients at x and at a random point of the ball, on those rows
+    passes: int  # forward and backward passes spent, so far
+    note: str = ""
+    recall: float = math.nan  # the least clean recall of any class, of the averaged weights on those rows
+
+
+@dataclass
+class Place:
+    """Where a training stands, beside its tensors."""
+
+    epoch: int = 0
+    batch: int = 0  # steps done of this epoch
+    step: int = 0  # steps done of all
+    objective: str = ""  # as it is now: a guard may have changed it
+    loss: float = 0.0  # sums over this epoch's rows
+    right: int = 0
+    rows: int = 0
+    passes: int = 0
+    best: tuple[bool, float, float] = (False, -1.0, -1.0)  # whether above the floor, robust, clean; of what is kept
+    best_epoch: int = 0
+    full: int = 0  # epochs since the objective or eps last changed
+    log: list[Epoch] = field(default_factory=list)
+
+
+class State:
+    """All that a training goes on from."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe, rival: Rival | None = None) -> None:
+        self.net, self.rival = net, rival
+        self.average = copy.deepcopy(net).eval().requires_grad_(False)
+        self.optimiser = _optimiser(net, recipe)
+        self.place = Place(objective=recipe.objective)
+        self.keep()
+
+    def keep(self) -> None:
+        """These weights are the best so far."""
+        self.best = {name: value.clone() for name, value in self._weights().items()}
+
+    def back_to_best(self, recipe: Recipe) -> None:
+        self._put(self.best)
+        self.optimiser = _optimiser(self.net, recipe)
+
+    def best_average(self) -> dict[str, Tensor]:
+        """The state_dict of the best averaged weights."""
+        return {k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")}
+
+    def dump(self) -> bytes:
+        tensors = {f"now.{name}": value for name, value in self._weights().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= slots(self.optimiser)
+        if self.rival is not None:
+            own = {f"net.{name}": value for name, value in tensors_of(self.rival.net).items()}
+            tensors |= {f"rival.{name}": value for name, value in (own | slots(self.rival.optimiser)).items()}
+        tensors["random"] = torch.get_rng_state()
+        if (device := _device(self.net)).type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        return stored(tensors, asdict(self.place))
+
+    def restore(self, content: bytes) -> None:
+        tensors, place = restored(content)
+        place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
+        self.place = Place(**place, log=log)
+        self._put(under("now.", tensors))
+        self.best = under("best.", tensors)
+        put_slots(self.optimiser, tensors)
+        if self.rival is not None:
+            own = under("rival.", tensors)
+            put_tensors(self.rival.net, under("net.", own))
+            put_slots(self.rival.optimiser, own)
+        torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and (device := _device(self.net)).type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = {f"net.{name}": value for name, value in tensors_of(self.net).items()}
+        return own | {f"average.{name}": value for name, value in tensors_of(self.average).items()}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        put_tensors(self.net, under("net.", weights))
+        put_tensors(self.average, under("average.", weights))
+
+
+def blend(average: nn.Module, net: nn.Module, share: float) -> None:
+    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
+    with torch.no_grad():
+        for old, new in zip(tensors_of(average).values(), tensors_of(net).values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new.to(old), 1 - share)
+            else:
+                old.copy_(new)
+
+
+def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers, by name."""
+    kept = optimiser.state_dict()["state"].items()
+    return {f"optimiser.{i}.{name}": v for i, own in kept for name, v in own.items() if isinstance(v, Tensor)}
+
+
+def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Have an optimiser remember the `slots` among these tensors."""
+    weights = [w for group in optimiser.param_groups for w in group["params"]]
+    kept: dict[int, dict[str, Tensor]] = {}
+    for name, value in under("optimiser.", tensors).items():
+        i, _, slot = name.partition(".")
+        w = weights[int(i)]  # whose layout in memory decides the last bit of a step
+        kept.setdefault(int(i), {})[slot] = torch.empty_like(w).copy_(value) if value.shape == w.shape else value
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
+
+
+def stored(tensors: dict[str, Tensor], place: dict[str, Any]) -> bytes:
+    """A state as the bytes of a file that carries a digest of itself."""
+    return with_digest(save(tensors, metadata={"place": json.dumps(place), "digest": NO_DIGEST}))
+
+
+def restored(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the place, as JSON holds it, in the bytes of a stored state.
+
+    Raises:
+        InputError: they are not what was stored.
+    """
+    if not digest_holds(content):
+        raise InputError(
+            f"{STATE} is damaged: its content does not fit its digest. Delete that file, and --resume trains from the "
+            f"start."
+        )
+    meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return load(content), json.loads(meta["place"])
+
+
+def table(log: list[Any], kind: type = Epoch) -> str:
+    """log.csv: one line for each of `log`, which are dataclasses of this kind."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    for line in log:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
+    return text.getvalue()
+
+
+def read_log(folder: Path) -> list[Epoch]:
+    """log.csv of a folder, read back."""
+    kinds = {"epoch": int, "passes": int, "objective": str, "note": str}
+    with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
+        return [Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()}) for line in csv.DictReader(file)]
+
+
+def packed(weights: dict[str, Tensor]) -> bytes:
+    """A state_dict as the bytes of a .safetensors file."""
+    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((w.device for w in net.parameters()), torch.device("cpu"))
+
+
+def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [w for w in net.parameters() if w.requires_grad]
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(weights, recipe.rate, weight_decay=recipe.decay)
+    return torch.optim.SGD(
+        weights, recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=recipe.momentum > 0
+    )
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,35 @@
+"""Board: the epochs of a training as TensorBoard's event files, beside log.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast.targets.frameworks.bridge import need
+from holdfast.training.state import Epoch
+
+
+def writer() -> Any:
+    """The class that writes event files.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    return need("torch.utils.tensorboard", "tensorboard", "--tensorboard").SummaryWriter
+
+
+def written(folder: Path, tell: Callable[[Epoch], None]) -> Callable[[Epoch], None]:
+    """`tell` that writes each epoch first: its numbers as scalars, its note as text."""
+    board = writer()(str(folder))
+
+    def write(line: Epoch) -> None:
+        for name, value in vars(line).items():
+            if name != "epoch" and not isinstance(value, str):
+                board.add_scalar(name, value, line.epoch)
+        if line.note:
+            board.add_text("note", line.note, line.epoch)
+        board.flush()
+        tell(line)
+
+    return write
