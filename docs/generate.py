@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -59,10 +58,8 @@ def attacks() -> str:
 
 
 def fields_of(kind: type) -> list[tuple[str, object, str]]:
-    """(name, default, trailing comment) of each field."""
-    source = inspect.getsource(kind)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))
-    return [(f.name, f.default, comments.get(f.name, "")) for f in dataclasses.fields(kind)]
+    """(name, default, help) of each option."""
+    return [(f.name, f.default, f.metadata.get("help", "")) for f in dataclasses.fields(kind)]
 
 
 PAGES = {

@@ -38,6 +38,11 @@ _EXAMPLES = {  # of each kind, for a message about a text that is no call
 }
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of a dataclass that a spec can set: its default, and what it is in one line of text."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def call(text: str, kind: str = "attack") -> tuple[str, list[Any], dict[str, Any]]:
     """Split `name(1, key=2)` into its name, positional and keyword values; a bare `name` is `name()`.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import re
 import zlib
@@ -104,9 +103,7 @@ def values(name: str, field: str) -> list[Any]:
 
 
 def help_of(name: str, field: str) -> str:
-    """The comment behind a field, which is its help text."""
-    found = re.search(rf"^    {field}: .*?#\s*(.+)$", inspect.getsource(class_of(name)), re.MULTILINE)
-    return found.group(1) if found else ""
+    return fields_of(name)[field].metadata["help"]
 
 
 def accepts(name: str, field: str, value: Any) -> bool:

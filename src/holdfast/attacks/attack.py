@@ -18,9 +18,12 @@ from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS
 from holdfast.rng import Keys
+from holdfast.spec import option
 from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
+
+__all__ = ["Access", "Attack", "Problem", "State", "option", "perturb", "run"]
 
 _KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
 State = Any  # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point

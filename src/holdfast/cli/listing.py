@@ -51,10 +51,9 @@ def attacks() -> str:
     lines: list[str] = []
     for name, maker in CATALOGUE.items():
         example = maker()
-        doc = (inspect.getdoc(type(example)) or "").splitlines()[0]
         lines += [
             f"{name}  needs {example.needs.name.lower()}; {', '.join(sorted(example.norms))}",
-            f"    {doc}",
+            f"    {_summary(type(example))}",
             f"    {spec.write(example, whole=True)}",
         ]
     return "\n".join(lines) + "\n"
@@ -96,7 +95,7 @@ def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> No
     for name, maker in catalogue.items():
         example = maker()
         typer.echo(f"{name}  {example.passes} passes a row and step")
-        typer.echo(f"    {(inspect.getdoc(type(example)) or '').splitlines()[0]}")
+        typer.echo(f"    {_summary(type(example))}")
         typer.echo(f"    {spec.write(example, whole=True)}")
 
 
@@ -104,8 +103,13 @@ def _defences() -> None:
     from holdfast.targets.preprocess import GUARDS
 
     for name, kind in GUARDS.items():
-        typer.echo(f"{name}  {(inspect.getdoc(kind) or '').splitlines()[0]}")
+        typer.echo(f"{name}  {_summary(kind)}")
         typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
+
+
+def _summary(kind: type) -> str:
+    """The first sentence or two of a class's docstring, on one line."""
+    return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
 
 
 def _data() -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import across, check_start, foothold, nearer
 from holdfast.errors import SpecError
@@ -42,10 +42,12 @@ class Boundary(Attack):
     norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
-    steps: int = 25000  # proposals
-    step_size: float = 0.01  # first length of a step on the sphere and of one towards x, shares of the distance to x
-    adaptation: float = 1.5  # how fast both lengths follow their successes; 1: not at all
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(25000, "proposals")
+    step_size: float = option(
+        0.01, "first lengths of a step on the sphere and of one towards x, as shares of the distance to x"
+    )
+    adaptation: float = option(1.5, "how fast both lengths follow their successes; 1: not at all")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

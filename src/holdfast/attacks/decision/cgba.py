@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import (
     across,
@@ -42,10 +42,10 @@ class CGBA(Attack):
     norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
-    steps: int = 60  # estimates of the normal
-    probes: int = 30  # of the first estimate; that of step t has sqrt(t) times as many
-    radius: float = 0.0002  # of the probes, in each feature, a share of the box's width
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(60, "estimates of the normal")
+    probes: int = option(30, "of the first estimate; that of step t has sqrt(t) times as many")
+    radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

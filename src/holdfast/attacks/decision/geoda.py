@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import ball, bisect, check_start, foothold, nearer, normal, within
 from holdfast.errors import SpecError
@@ -32,10 +32,10 @@ class GeoDA(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
     bounded: ClassVar = False
 
-    steps: int = 20  # estimates of the normal
-    probes: int = 200  # of one estimate, on average: the later, the more
-    radius: float = 0.0002  # of the probes, in each feature, a share of the box's width
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(20, "estimates of the normal")
+    probes: int = option(200, "of one estimate, on average: the later, the more")
+    radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

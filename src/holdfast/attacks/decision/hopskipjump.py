@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import check_start, finest, foothold, nearer, normal
 from holdfast.errors import SpecError
@@ -40,11 +40,11 @@ class HopSkipJump(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
     bounded: ClassVar = False
 
-    steps: int = 64  # estimates of the normal
-    probes: int = 100  # of the first estimate; that of step t has sqrt(t) times as many
-    most: int = 10000  # probes of one estimate
-    gamma: float = 1.0  # scale of the probes' radius and of the gap left to the boundary
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(64, "estimates of the normal")
+    probes: int = option(100, "of the first estimate; that of step t has sqrt(t) times as many")
+    most: int = option(10000, "probes of one estimate")
+    gamma: float = option(1.0, "scale of the probes' radius and of the gap left to the boundary")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

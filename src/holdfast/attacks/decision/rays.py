@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import bisect
 from holdfast.errors import SpecError
@@ -36,8 +36,8 @@ class RayS(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 10000  # blocks tried, each level with twice as many as the last
-    tolerance: float = 0.001  # share of the radius within which the boundary is found
+    steps: int = option(10000, "blocks tried, each level with twice as many as the last")
+    tolerance: float = option(0.001, "share of the radius within which the boundary is found")
 
     def __post_init__(self) -> None:
         super().__post_init__()

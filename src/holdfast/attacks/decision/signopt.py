@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import bisect, check_start, directions, foothold
 from holdfast.errors import SpecError
@@ -47,11 +47,11 @@ class SignOPT(Attack):
     norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
-    steps: int = 100  # gradient steps of the direction
-    probes: int = 200  # signs for one step
-    alpha: float = 0.2  # first length of a step, of a direction of size 1
-    beta: float = 0.001  # first size of the probes' change of the direction
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(100, "gradient steps of the direction")
+    probes: int = option(200, "signs for one step")
+    alpha: float = option(0.2, "first length of a step, of a direction of size 1")
+    beta: float = option(0.001, "first size of the probes' change of the direction")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

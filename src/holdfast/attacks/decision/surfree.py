@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import across, arc, bisect, check_start, foothold, nearer
 from holdfast.errors import SpecError
@@ -40,11 +40,11 @@ class SurFree(Attack):
     norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
-    steps: int = 1000  # directions
-    angle: float = 30.0  # first angle that is tried, in degrees
-    growth: float = 0.02  # share by which it grows after a success, and shrinks after none
-    memory: int = 100  # last directions to which a new one is orthogonal
-    start_at: str = "noise"  # noise, or best: the best point known before, where it meets the goal
+    steps: int = option(1000, "directions")
+    angle: float = option(30.0, "first angle that is tried, in degrees")
+    growth: float = option(0.02, "share by which it grows after a success, and shrinks after none")
+    memory: int = option(100, "last directions to which a new one is orthogonal")
+    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.checkpoints import check
 from holdfast.norms import L2, wide
@@ -48,9 +48,9 @@ class ACG(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 100  # gradient steps
-    loss: str = "margin"  # ascended: ce, margin, dlr, mifpe
-    rho: float = 0.75  # halve the step where at most this share of the steps raised the loss
+    steps: int = option(100, "gradient steps")
+    loss: str = option("margin", "ascended: ce, margin, dlr, mifpe")
+    rho: float = option(0.75, "halve the step where at most this share of the steps raised the loss")
 
     def start(self, p: Problem) -> Conjugate:
         d = p.random_start("ball")

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.checkpoints import check
 from holdfast.errors import SpecError
@@ -46,10 +46,10 @@ class APGD(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2", "l1"})
 
-    steps: int = 100  # gradient steps
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
-    rho: float = 0.75  # halve the step where at most this share of the steps raised the loss (not in L1)
-    eot: int = 1  # gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)
+    steps: int = option(100, "gradient steps")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    rho: float = option(0.75, "halve the step where at most this share of the steps raised the loss (not in L1)")
+    eot: int = option(1, "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -35,11 +35,11 @@ class PGD(Attack):
     needs = Access.GRADIENTS
     also: ClassVar = {"bim": {"start_at": "zero"}, "fgsm": {"steps": 1, "step_size": 1.0, "start_at": "zero"}}
 
-    steps: int = 40  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
-    start_at: str = "ball"  # ball, sphere, zero, or best: the best point known before
-    momentum: float = 0.0  # share of the past gradients kept
+    steps: int = option(40, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    start_at: str = option("ball", "ball, sphere, zero, or best: the best point known before")
+    momentum: float = option(0.0, "share of the past gradients kept")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import sparse
@@ -28,10 +28,10 @@ class SLIDE(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"l1"})
 
-    steps: int = 100  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    quantile: float = 0.99  # share of the features that a step leaves alone
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(100, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    quantile: float = option(0.99, "share of the features that a step leaves alone")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

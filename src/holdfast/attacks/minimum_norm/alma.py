@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -46,9 +46,9 @@ class ALMA(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 1000  # gradient steps
-    first: float = 0.5  # size of the first step
-    memory: float = 0.5  # share of the past in the momentum and the means
+    steps: int = option(1000, "gradient steps")
+    first: float = option(0.5, "size of the first step")
+    memory: float = option(0.5, "share of the past in the momentum and the means")
 
     def __post_init__(self) -> None:
         super().__post_init__()

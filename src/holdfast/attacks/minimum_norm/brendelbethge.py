@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import L2, NORMS, wide
@@ -43,12 +43,12 @@ class BrendelBethge(Attack):
     bounded: ClassVar = False
     norms: ClassVar = frozenset(NORMS)
 
-    steps: int = 1000  # gradient steps
-    walks: int = 2  # which share the steps; the first begins at x, others at noise that meets the goal
-    radius: float = 0.5  # first radius of the trust region, a share of the point's length
-    last: float = 0.001  # last radius of a walk, a share of the first
-    overshoot: float = 0.1  # how far past the boundary a step aims, a share of the way to it
-    momentum: float = 0.8  # share of the past gradients kept
+    steps: int = option(1000, "gradient steps")
+    walks: int = option(2, "which share the steps; the first begins at x, others at noise that meets the goal")
+    radius: float = option(0.5, "first radius of the trust region, a share of the point's length")
+    last: float = option(0.001, "last radius of a walk, a share of the first")
+    overshoot: float = option(0.1, "how far past the boundary a step aims, a share of the way to it")
+    momentum: float = option(0.8, "share of the past gradients kept")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -81,10 +81,10 @@ class CW(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 1000  # gradient steps of all searches
-    searches: int = 20  # which share the steps; more where some end early
-    c: float = 1e-3  # first weight of the margin
-    rate: float = 0.01  # Adam's, in tanh space
+    steps: int = option(1000, "gradient steps of all searches")
+    searches: int = option(20, "which share the steps; more where some end early")
+    c: float = option(1e-3, "first weight of the margin")
+    rate: float = option(0.01, "Adam's, in tanh space")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
 from holdfast.targets.target import Access
@@ -33,10 +33,10 @@ class DDN(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 100  # gradient steps
-    gamma: float = 0.05  # share by which the norm shrinks or grows
-    radius: float = 1.0  # first norm
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(100, "gradient steps")
+    gamma: float = option(0.05, "share by which the norm shrinks or grows")
+    radius: float = option(1.0, "first norm")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def start(self, p: Problem) -> Ray:
         return Ray(torch.zeros_like(p.x), torch.full_like(p.eps.flatten(), self.radius * p.width))

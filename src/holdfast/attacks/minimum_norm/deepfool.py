@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -31,9 +31,9 @@ class DeepFool(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 50  # most points at which the boundaries are linearised
-    overshoot: float = 0.02  # share of its length by which the first step goes beyond the boundary
-    rivals: int = 9  # best wrong classes whose boundaries are compared
+    steps: int = option(50, "most points at which the boundaries are linearised")
+    overshoot: float = option(0.02, "share of its length by which the first step goes beyond the boundary")
+    rivals: int = option(9, "best wrong classes whose boundaries are compared")
 
     def __post_init__(self) -> None:
         super().__post_init__()

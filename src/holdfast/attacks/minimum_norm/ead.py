@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -48,11 +48,11 @@ class EAD(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 1000  # gradient steps of all searches
-    searches: int = 9  # searches for c; more where some end early
-    c: float = 1e-3  # first weight of the margin
-    beta: float = 0.01  # what a step takes off the size of every entry
-    rate: float = 0.0005  # first step of a search; falls with the root of the steps left
+    steps: int = option(1000, "gradient steps of all searches")
+    searches: int = option(9, "searches for c; more where some end early")
+    c: float = option(1e-3, "first weight of the margin")
+    beta: float = option(0.01, "what a step takes off the size of every entry")
+    rate: float = option(0.0005, "first step of a search; falls with the root of the steps left")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -38,10 +38,10 @@ class FAB(Attack):
     needs = Access.GRADIENTS
     bounded: ClassVar = False
 
-    steps: int = 100  # points at which the boundary is linearised
-    alpha_max: float = 0.1  # largest share of the point nearest to x in the next one
-    eta: float = 1.05  # length of a step, in distances to the boundary
-    beta: float = 0.9  # share of d that is kept after a success
+    steps: int = option(100, "points at which the boundary is linearised")
+    alpha_max: float = option(0.1, "largest share of the point nearest to x in the next one")
+    eta: float = option(1.05, "length of a step, in distances to the boundary")
+    beta: float = option(0.9, "share of d that is kept after a success")
 
     def __post_init__(self) -> None:
         super().__post_init__()

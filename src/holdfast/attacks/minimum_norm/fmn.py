@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
@@ -40,9 +40,9 @@ class FMN(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 100  # gradient steps
-    alpha: float = 1.0  # first L2 length of a step; the last is a hundredth
-    gamma: float = 0.05  # first share by which the radius shrinks or grows; the last is a fiftieth
+    steps: int = option(100, "gradient steps")
+    alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth")
+    gamma: float = option(0.05, "first share by which the radius shrinks or grows; the last is a fiftieth")
 
     def __post_init__(self) -> None:
         super().__post_init__()

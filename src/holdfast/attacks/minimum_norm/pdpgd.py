@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import NORMS, wide
@@ -50,11 +50,11 @@ class PDPGD(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 1000  # gradient steps
-    rate: float = 0.1  # first step of a feature, as a share of the box's width
-    swing: float = 0.2  # first step of the dual variable
-    fade: float = 60.0  # steps after which both have halved
-    ratio: float = 1.0  # first weight of the size over that of the loss
+    steps: int = option(1000, "gradient steps")
+    rate: float = option(0.1, "first step of a feature, as a share of the box's width")
+    swing: float = option(0.2, "first step of the dual variable")
+    fade: float = option(60.0, "steps after which both have halved")
+    ratio: float = option(1.0, "first weight of the size over that of the loss")
 
     def __post_init__(self) -> None:
         super().__post_init__()

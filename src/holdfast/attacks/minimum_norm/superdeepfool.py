@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -40,9 +40,9 @@ class SuperDeepFool(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 50  # steps and turns
-    overshoot: float = 0.02  # share of the gap by which a step goes on beyond the boundary
-    rivals: int = 9  # best wrong classes whose boundaries are compared
+    steps: int = option(50, "steps and turns")
+    overshoot: float = option(0.02, "share of the gap by which a step goes on beyond the boundary")
+    rivals: int = option(9, "best wrong classes whose boundaries are compared")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes
 from holdfast.errors import SpecError
@@ -51,9 +51,9 @@ class Bandits(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset(_RULES)
 
-    steps: int = 3333  # of three queries
-    grid: int = 50  # cells along each side of the grid of the guess; where an image has fewer pixels, these
-    step_size: float = 0.2  # fraction of eps
+    steps: int = option(3333, "of three queries")
+    grid: int = option(50, "cells along each side of the grid of the guess; where an image has fewer pixels, these")
+    step_size: float = option(0.2, "fraction of eps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

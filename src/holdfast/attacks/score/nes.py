@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.targets.target import Access
@@ -27,10 +27,10 @@ class NES(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 200  # gradient steps
-    samples: int = 50  # points of an estimate, in pairs on either side of the current one
-    sigma: float = 0.001  # their standard deviation, a share of the box's width
-    step_size: float = 0.2  # fraction of eps
+    steps: int = option(200, "gradient steps")
+    samples: int = option(50, "points of an estimate, in pairs on either side of the current one")
+    sigma: float = option(0.001, "their standard deviation, a share of the box's width")
+    step_size: float = option(0.2, "fraction of eps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

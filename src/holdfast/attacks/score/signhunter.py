@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
 from holdfast.targets.target import Access
@@ -37,7 +37,7 @@ class SignHunter(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
     random: ClassVar = False
 
-    steps: int = 10000  # flips
+    steps: int = option(10000, "flips")
 
     def start(self, p: Problem) -> Signs:
         signs = (p.hi > p.lo).to(p.x)

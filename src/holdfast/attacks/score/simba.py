@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes
 from holdfast.errors import SpecError
@@ -40,9 +40,9 @@ class SimBA(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 10000  # points asked about
-    basis: str = "pixel"  # directions: pixel or dct
-    step_size: float = 0.2  # length of a step, a share of the box's width
+    steps: int = option(10000, "points asked about")
+    basis: str = option("pixel", "directions: pixel or dct")
+    step_size: float = option(0.2, "length of a step, a share of the box's width")
 
     def __post_init__(self) -> None:
         super().__post_init__()

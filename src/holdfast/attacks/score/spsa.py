@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.targets.target import Access
@@ -32,10 +32,10 @@ class SPSA(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 100  # steps of Adam
-    samples: int = 128  # points of an estimate, in pairs on either side of the current one
-    delta: float = 0.01  # how far every feature moves for them, a share of the box's width
-    rate: float = 0.01  # Adam's, a share of the box's width
+    steps: int = option(100, "steps of Adam")
+    samples: int = option(128, "points of an estimate, in pairs on either side of the current one")
+    delta: float = option(0.01, "how far every feature moves for them, a share of the box's width")
+    rate: float = option(0.01, "Adam's, a share of the box's width")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes, halved
 from holdfast.errors import SpecError
@@ -52,7 +52,7 @@ class Bumps:
 
     power: int  # of the norm
     fade: int  # how fast a mound falls off
-    over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
+    over: float = option(1.0, "how far a proposal exceeds the ball; the projection makes it sparse")
 
     least: ClassVar = 3
     odd: ClassVar = True
@@ -121,10 +121,10 @@ class Square(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset(_RULES)
 
-    steps: int = 5000  # proposals
-    p: float = 0.8  # share of an image that the first squares cover
-    schedule: int = 10000  # queries over which that share falls to p / 512, whatever the steps
-    start_at: str = "stripes"  # stripes (in L2 and L1 a grid of bumps), or best: the best point known before
+    steps: int = option(5000, "proposals")
+    p: float = option(0.8, "share of an image that the first squares cover")
+    schedule: int = option(10000, "queries over which that share falls to p / 512, whatever the steps")
+    start_at: str = option("stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,13 +171,13 @@ class Relay(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset(_RULES)
 
-    steps: int = 4200  # proposals and gradient steps
-    climb: int = 20  # gradient steps of a climb
-    leg: int = 400  # proposals between two climbs
-    p: float = 0.05  # share of an image that the first squares of a leg cover
-    step_size: float = 0.25  # of every other climb, a fraction of eps; a fifth of it in those between
-    loss: str = "margin"  # climbed: ce, margin, dlr, mifpe
-    start_at: str = "stripes"  # stripes (in L2 and L1 a grid of bumps), or best: the best point known before
+    steps: int = option(4200, "proposals and gradient steps")
+    climb: int = option(20, "gradient steps of a climb")
+    leg: int = option(400, "proposals between two climbs")
+    p: float = option(0.05, "share of an image that the first squares of a leg cover")
+    step_size: float = option(0.25, "of every other climb, a fraction of eps; a fifth of it in those between")
+    loss: str = option("margin", "climbed: ce, margin, dlr, mifpe")
+    start_at: str = option("stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before")
 
     def __post_init__(self) -> None:
         super().__post_init__()

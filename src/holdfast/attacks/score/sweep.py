@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.targets.target import Access
@@ -25,8 +25,8 @@ class Sweep(Attack):
 
     needs = Access.LABELS
 
-    steps: int = 100  # points tried
-    order: str = "random"  # random, exhaustive or grid
+    steps: int = option(100, "points tried")
+    order: str = option("random", "random, exhaustive or grid")
 
     def __post_init__(self) -> None:
         super().__post_init__()

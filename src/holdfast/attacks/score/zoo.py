@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.targets.target import Access
@@ -44,12 +44,12 @@ class ZOO(Attack):
     norms: ClassVar = frozenset({"l2"})
     bounded: ClassVar = False
 
-    steps: int = 3000  # steps of all searches
-    samples: int = 128  # features measured and moved a step
-    searches: int = 9  # searches for c
-    c: float = 0.01  # first weight of the margin
-    rate: float = 0.01  # Adam's, a share of the box's width
-    h: float = 0.0001  # how far the points on either side lie, a share of the box's width
+    steps: int = option(3000, "steps of all searches")
+    samples: int = option(128, "features measured and moved a step")
+    searches: int = option(9, "searches for c")
+    c: float = option(0.01, "first weight of the margin")
+    rate: float = option(0.01, "Adam's, a share of the box's width")
+    h: float = option(0.0001, "how far the points on either side lie, a share of the box's width")
 
     def __post_init__(self) -> None:
         super().__post_init__()

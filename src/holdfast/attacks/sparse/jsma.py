@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.losses import LOSSES
@@ -41,9 +41,9 @@ class JSMA(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 100  # pairs of features changed, beginnings anew included
-    theta: float = 1.0  # how far a feature moves a step, a share of the box's width; 1: to its edge
-    loss: str = "ce"  # of the rival, ascended: ce, margin, dlr, mifpe
+    steps: int = option(100, "pairs of features changed, beginnings anew included")
+    theta: float = option(1.0, "how far a feature moves a step, a share of the box's width; 1: to its edge")
+    loss: str = option("ce", "of the rival, ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

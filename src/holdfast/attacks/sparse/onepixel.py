@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes
 from holdfast.errors import SpecError
@@ -36,9 +36,9 @@ class OnePixel(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"l0"})
 
-    steps: int = 10000  # members tried
-    population: int = 50  # members
-    scale: float = 0.5  # of the difference of two members that a third is moved by
+    steps: int = option(10000, "members tried")
+    population: int = option(50, "members")
+    scale: float = option(0.5, "of the difference of two members that a third is moved by")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes, halved
 from holdfast.errors import SpecError
@@ -43,9 +43,9 @@ class PatchRS(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"linf"})
 
-    steps: int = 10000  # proposals
-    alpha: float = 0.4  # share of the patch that the first proposal paints
-    schedule: int = 10000  # queries over which that share falls to alpha / 512 and the moves to 0, whatever the steps
+    steps: int = option(10000, "proposals")
+    alpha: float = option(0.4, "share of the patch that the first proposal paints")
+    schedule: int = option(10000, "queries over which that share falls to alpha / 512 and the moves to 0")
 
     def __post_init__(self) -> None:
         super().__post_init__()

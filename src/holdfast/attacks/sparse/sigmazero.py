@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import scaled, wide
@@ -37,12 +37,12 @@ class SigmaZero(Attack):
     bounded: ClassVar = False
     random: ClassVar = False
 
-    steps: int = 1000  # gradient steps
-    eta: float = 1.0  # first step of Adam, a share of the box's width; the last is a tenth of it
-    sigma: float = 0.001  # the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)
-    tau: float = 0.3  # first threshold, a share of the box's width
-    pace: float = 0.01  # how far the threshold moves, a share of Adam's step
-    loss: str = "margin"  # ascended where the goal is not met: ce, margin, dlr, mifpe
+    steps: int = option(1000, "gradient steps")
+    eta: float = option(1.0, "first step of Adam, a share of the box's width; the last is a tenth of it")
+    sigma: float = option(0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)")
+    tau: float = option(0.3, "first threshold, a share of the box's width")
+    pace: float = option(0.01, "how far the threshold moves, a share of Adam's step")
+    loss: str = option("margin", "ascended where the goal is not met: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

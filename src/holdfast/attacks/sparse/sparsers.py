@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -40,9 +40,9 @@ class SparseRS(Attack):
     needs = Access.SCORES
     norms: ClassVar = frozenset({"l0"})
 
-    steps: int = 10000  # proposals
-    alpha: float = 0.3  # share of the set that the first proposal swaps
-    schedule: int = 10000  # queries over which that share falls to alpha / 20, whatever the steps
+    steps: int = option(10000, "proposals")
+    alpha: float = option(0.3, "share of the set that the first proposal swaps")
+    schedule: int = option(10000, "queries over which that share falls to alpha / 20, whatever the steps")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -30,9 +30,9 @@ class VFGA(Attack):
     norms: ClassVar = frozenset({"l0"})
     bounded: ClassVar = False
 
-    steps: int = 100  # features changed, beginnings anew included
-    draws: int = 10  # moves tried of the feature to raise, and as many of that to lower
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(100, "features changed, beginnings anew included")
+    draws: int = option(10, "moves tried of the feature to raise, and as many of that to lower")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

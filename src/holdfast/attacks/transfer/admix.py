@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import images, mean_gradient
@@ -29,13 +29,13 @@ class Admix(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
     mixes: ClassVar = True
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    samples: int = 3  # images that are mixed in, one at a time
-    share: float = 0.2  # of such an image
-    copies: int = 5  # of each mixture, the first of full brightness
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    samples: int = option(3, "images that are mixed in, one at a time")
+    share: float = option(0.2, "of such an image")
+    copies: int = option(5, "of each mixture, the first of full brightness")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient, strips, warped
@@ -29,13 +29,13 @@ class BSR(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    copies: int = 20  # shuffled copies, beside the input itself
-    blocks: int = 2  # along each side
-    turn: float = 24.0  # degrees by which a block may turn either way
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    copies: int = option(20, "shuffled copies, beside the input itself")
+    blocks: int = option(2, "along each side")
+    turn: float = option(24.0, "degrees by which a block may turn either way")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.targets.target import Access
@@ -24,11 +24,11 @@ class MIFGSM(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
     also: ClassVar = {"nifgsm": {"ahead": 1.0}}
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    ahead: float = 0.0  # how far along the past gradients the next is asked for, in steps
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    ahead: float = option(0.0, "how far along the past gradients the next is asked for, in steps")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

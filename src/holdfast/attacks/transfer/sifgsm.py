@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient
@@ -23,11 +23,11 @@ class SIFGSM(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    copies: int = 4  # faded copies, beside the input itself
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    copies: int = option(4, "faded copies, beside the input itself")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

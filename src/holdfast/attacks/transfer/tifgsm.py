@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import images, joined
@@ -29,11 +29,11 @@ class TIFGSM(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    width: float = 0.05  # of the Gaussian out to three deviations, as a share of the image's side
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    width: float = option(0.05, "of the Gaussian out to three deviations, as a share of the image's side")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

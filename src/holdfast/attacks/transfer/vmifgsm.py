@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.targets.target import Access
@@ -30,12 +30,12 @@ class VMIFGSM(Attack):
     needs = Access.GRADIENTS
     norms: ClassVar = frozenset({"linf", "l2"})
 
-    steps: int = 10  # gradient steps
-    step_size: float = 0.1  # fraction of eps
-    decay: float = 1.0  # share of the past gradients kept
-    neighbours: int = 20  # random points around each iterate
-    radius: float = 1.5  # how far they lie at most, in multiples of eps
-    loss: str = "ce"  # ascended: ce, margin, dlr, mifpe
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps")
+    decay: float = option(1.0, "share of the past gradients kept")
+    neighbours: int = option(20, "random points around each iterate")
+    radius: float = option(1.5, "how far they lie at most, in multiples of eps")
+    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,7 @@ from torch import Tensor
 from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
+from holdfast.spec import option
 from holdfast.targets.spatial import planes, sample, unplaned
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Targeted, Threat, Untargeted
@@ -25,9 +26,9 @@ ANY = Untargeted()
 class Manner:
     """How a square patch may lie: anywhere within an image, turned and scaled at random."""
 
-    share: float = 0.1  # of an image's pixels that it covers at full scale
-    degrees: float = 20.0  # the largest turn, either way
-    least: float = 0.7  # the smallest scale of its side; the largest is 1
+    share: float = option(0.1, "of an image's pixels that it covers at full scale")
+    degrees: float = option(20.0, "the largest turn, either way")
+    least: float = option(0.7, "the smallest scale of its side; the largest is 1")
 
     def __post_init__(self) -> None:
         if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.degrees < math.inf):
