@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from holdfast.cli.main import app
 from holdfast.data import open_data
-from holdfast.evaluation import Run
 from holdfast.runs import store
+from holdfast.runs.run import Run
 
 N = 20
 PGD = ("--attack", "pgd(steps=2)")

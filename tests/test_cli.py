@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from test_bad_input import holdfast, names, refused, same_run
 
 from holdfast.data import open_data
-from holdfast.evaluation import Run
 from holdfast.runs import store
+from holdfast.runs.run import Run
 
 MODELS = '''
 import torch

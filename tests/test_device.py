@@ -15,7 +15,7 @@ from holdfast.evaluation import judge
 from holdfast.evaluation.verify import verify
 from holdfast.generation import load, train
 from holdfast.generation.sample import own_classifier, sample
-from holdfast.hardening import harden
+from holdfast.hardening.harden import harden
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator here")
 

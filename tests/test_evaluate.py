@@ -20,13 +20,14 @@ import holdfast
 from holdfast.attacks import Ledger, parse
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluation import Run, judge, pool
+from holdfast.evaluation import judge, pool
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Metrics
 from holdfast.runs.metrics import survivors
+from holdfast.runs.run import Run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
 

@@ -21,10 +21,11 @@ from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, examine
 from holdfast.errors import SpecError
-from holdfast.evaluation import Run, protocols
+from holdfast.evaluation import protocols
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs.manifest import Finding
+from holdfast.runs.run import Run
 from holdfast.targets import TorchTarget
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps, straightened
 from holdfast.testing import BROKEN, SOUND, Defence

@@ -16,10 +16,10 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import Run
 from holdfast.evaluation.verify import verify
 from holdfast.report import html
 from holdfast.runs import store
+from holdfast.runs.run import Run
 
 N, K = 60, 3
 TASKS = {"multilabel": "linf(0.04)", "regression(tolerance=0.3)": "linf(0.05)"}

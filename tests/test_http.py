@@ -26,9 +26,9 @@ from holdfast.attacks import Ledger, Outcome, parse, run
 from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays
 from holdfast.errors import AccessError, InputError
-from holdfast.evaluation import Run
 from holdfast.evaluation.verify import verify
 from holdfast.rng import Keys
+from holdfast.runs.run import Run
 from holdfast.targets import load
 from holdfast.targets.http import target as http
 from holdfast.targets.http.endpoint import Endpoint

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from holdfast import attacks
     from holdfast.attacks.result import AttackResult
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
-    from holdfast.evaluation import Run, evaluate
     from holdfast.evaluation.attack import attack
-    from holdfast.hardening import harden
+    from holdfast.evaluation.evaluate import evaluate
+    from holdfast.hardening.harden import harden
+    from holdfast.runs.run import Run
     from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.threats.threat import Targeted, Threat, Untargeted
@@ -28,8 +29,9 @@ _HOMES = {
     "holdfast.attacks.result": ("AttackResult",),
     "holdfast.evaluation.attack": ("attack",),
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
-    "holdfast.evaluation": ("Run", "evaluate"),
-    "holdfast.hardening": ("harden",),
+    "holdfast.evaluation.evaluate": ("evaluate",),
+    "holdfast.runs.run": ("Run",),
+    "holdfast.hardening.harden": ("harden",),
     "holdfast.targets": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.threats.threat": ("Targeted", "Threat", "Untargeted"),

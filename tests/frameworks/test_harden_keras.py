@@ -17,8 +17,8 @@ from test_bad_input import names, refused
 
 from frameworks import twins
 from holdfast.data import open_data
-from holdfast.evaluation import Run
 from holdfast.runs.compare import compare
+from holdfast.runs.run import Run
 
 for package in ("tensorflow", "keras"):  # imported by the tests that need them: each worker would pay for it here
     if importlib.util.find_spec(package) is None:

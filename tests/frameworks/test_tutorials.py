@@ -21,7 +21,7 @@ import holdfast
 from frameworks import twins
 from holdfast.cli.main import app
 from holdfast.data import open_data
-from holdfast.evaluation import Run
+from holdfast.runs.run import Run
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")

@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import Source, from_arrays
-from holdfast.evaluation import Run
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
+from holdfast.runs.run import Run
 
 N = 20
 GROUPS = ["odd" if i % 2 else "even" for i in range(N)]

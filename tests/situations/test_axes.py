@@ -17,7 +17,7 @@ from holdfast.evaluation.attack import craft
 from holdfast.evaluation.prepare import open_for
 from holdfast.evaluation.verify import verify
 from holdfast.generation import generate
-from holdfast.hardening import harden
+from holdfast.hardening.harden import harden
 from holdfast.targets import wrap
 from holdfast.training.train import train
 

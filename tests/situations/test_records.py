@@ -15,8 +15,8 @@ import torch
 from small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
-from holdfast.evaluation import Run
 from holdfast.runs import journal, store
+from holdfast.runs.run import Run
 from holdfast.training.state import restored, stored
 
 EVALUATE = sys.modules["holdfast.evaluation.evaluate"]

@@ -25,9 +25,10 @@ def demo(
     from rich.console import Console
 
     from holdfast.data import open_data
-    from holdfast.evaluation import Names
+    from holdfast.evaluation.evaluate import Names
     from holdfast.evaluation.verify import verify
-    from holdfast.hardening import harden, recipes
+    from holdfast.hardening import recipes
+    from holdfast.hardening.harden import harden
     from holdfast.report import paired
     from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.demo import demo_net

@@ -12,7 +12,7 @@ from holdfast.cli.evaluate import progress_bar
 from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
-    from holdfast.hardening import Hardened
+    from holdfast.hardening.harden import Hardened
     from holdfast.training.state import Epoch
 
 
@@ -80,8 +80,8 @@ def harden(
         )
     from rich.console import Console
 
-    from holdfast.evaluation import Names
-    from holdfast.hardening import harden as make_robust
+    from holdfast.evaluation.evaluate import Names
+    from holdfast.hardening.harden import harden as make_robust
     from holdfast.report import paired
 
     target = options.open_target(

@@ -19,16 +19,16 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import Names, Run, evaluate
 from holdfast.evaluation.chunk import Watch
 from holdfast.evaluation.contract import check_data, check_model
-from holdfast.evaluation.evaluate import rows_asked
+from holdfast.evaluation.evaluate import Names, evaluate, rows_asked
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.hardening import objectives, recipes
 from holdfast.hardening.recipes import Recipe
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.target import sealed
