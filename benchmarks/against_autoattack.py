@@ -1,7 +1,9 @@
-"""Holdfast's protocols against the original AutoAttack: the same models, images, eps and device, in one run.
+"""Holdfast's protocols against the original AutoAttack: the same models, images, eps and device, in
+one run.
 
-Rows through the model are counted around it, for everyone; everybody's images are judged by holdfast.evaluation.judge.
-Where protocol `autoattack` and the original disagree on an image, its number is listed.
+Rows through the model are counted around it, for everyone; everybody's images are judged by
+holdfast.evaluation.judge. Where protocol `autoattack` and the original disagree on an image, its
+number is listed.
 
     python benchmarks/against_autoattack.py --autoattack PATH [--models kw trades] [--norms linf l2]
         [--protocols standard] [--images 1000] [--first 0] [--device cuda] [--workers 8]
@@ -35,11 +37,16 @@ OWN = ("autoattack", "quick", "standard", "thorough")
 Row = dict[str, Any]
 
 
-def original(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, device: str) -> tuple[Tensor, list[int]]:
-    """The standard version, one attack after the other on what still stands: which rows fell to judged images."""
+def original(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, device: str
+) -> tuple[Tensor, list[int]]:
+    """The standard version, one attack after the other on what still stands: which rows fell to
+    judged images."""
     from autoattack import AutoAttack
 
-    attack = AutoAttack(model, norm=upper(threat, 0), eps=threat.eps, device=device, verbose=False, seed=0)
+    attack = AutoAttack(
+        model, norm=upper(threat, 0), eps=threat.eps, device=device, verbose=False, seed=0
+    )
     names, attack.version = attack.attacks_to_run, "custom"
     target = wrap(model, shape=tuple(x.shape[1:]), batch_size=BATCH, device=device)
     fell, counts = judge.rule(target, x.to(device)).label.cpu() != y, []
@@ -50,7 +57,11 @@ def original(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, device: str
         before = Counted.forwards, Counted.backwards
         ruling = judge.rule(target, images.to(device))
         Counted.forwards, Counted.backwards = before
-        hit = judge.within(target, threat, x[rows], images)[0] & ruling.stable.cpu() & (ruling.label.cpu() != y[rows])
+        hit = (
+            judge.within(target, threat, x[rows], images)[0]
+            & ruling.stable.cpu()
+            & (ruling.label.cpu() != y[rows])
+        )
         fell[rows[hit]] = True
         counts.append(int(hit.sum()))
     return fell, counts
@@ -65,13 +76,17 @@ def by_us(
     return torch.from_numpy(~stands), [trial.broken for trial in run.manifest.trials]
 
 
-def cell(name: str, norm: str, first: int, images: int, device: str, protocols: Sequence[str], path: str) -> list[Row]:
+def cell(
+    name: str, norm: str, first: int, images: int, device: str, protocols: Sequence[str], path: str
+) -> list[Row]:
     """One model under one threat, by everybody."""
     torch.set_num_threads(1)
     if path:
         sys.path.insert(0, path)
     kind = "cifar" if "cifar" in MODELS[name][0] else "mnist"
-    threat = next(Threat.parse(text) for text in THREATS.get(name, THREATS[kind]) if text.startswith(norm))
+    threat = next(
+        Threat.parse(text) for text in THREATS.get(name, THREATS[kind]) if text.startswith(norm)
+    )
     x, y = (part[first:] for part in (cifar10 if kind == "cifar" else mnist)(first + images))
     model = Counted(case(*MODELS[name]).eval().requires_grad_(False)).to(device)
     right = int(
@@ -95,16 +110,33 @@ def cell(name: str, norm: str, first: int, images: int, device: str, protocols: 
             fallen[who], counts = by_us(model, x, y, threat, who, device)
         seconds = time.perf_counter() - began
         left = int((~fallen[who]).sum())
-        row = {"model": name, "threat": str(threat), "who": who, "robust %": f"{100 * left / len(y):.2f}", "left": left}
+        row = {
+            "model": name,
+            "threat": str(threat),
+            "who": who,
+            "robust %": f"{100 * left / len(y):.2f}",
+            "left": left,
+        }
         row |= {"broken by each": "/".join(map(str, counts))}
         row |= {"passes": (Counted.forwards + Counted.backwards) / right, "wall s": seconds}
         base = rows[0] if path and rows else None
         if base is not None:
-            row |= {"of its passes": row["passes"] / base["passes"], "of its time": seconds / base["wall s"]}
+            row |= {
+                "of its passes": row["passes"] / base["passes"],
+                "of its time": seconds / base["wall s"],
+            }
         rows.append(row)
-        print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        print(
+            " ".join(
+                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
+            ),
+            flush=True,
+        )
     if {"original", "autoattack"} <= fallen.keys():
-        ours, its = (fallen[a] & ~fallen[b] for a, b in (("autoattack", "original"), ("original", "autoattack")))
+        ours, its = (
+            fallen[a] & ~fallen[b]
+            for a, b in (("autoattack", "original"), ("original", "autoattack"))
+        )
         rows[0]["apart"] = f"here alone: {_ids(ours, first)}; original alone: {_ids(its, first)}"
         print(name, norm, rows[0]["apart"], flush=True)
     return rows
@@ -125,12 +157,23 @@ def main() -> None:
             "--models": {"nargs": "*", "default": list(MODELS), "choices": list(MODELS)},
             "--norms": {"nargs": "*", "default": ["linf", "l2"], "choices": ["linf", "l2"]},
             "--protocols": {"nargs": "*", "default": list(OWN), "choices": list(OWN)},
-            "--autoattack": {"default": "", "help": "a checkout of the original AutoAttack; none: ours alone"},
+            "--autoattack": {
+                "default": "",
+                "help": "a checkout of the original AutoAttack; none: ours alone",
+            },
             "--device": {"default": "cpu"},
         },
     )
     jobs = [
-        (name, norm, chosen.first, chosen.images, chosen.device, tuple(chosen.protocols), chosen.autoattack)
+        (
+            name,
+            norm,
+            chosen.first,
+            chosen.images,
+            chosen.device,
+            tuple(chosen.protocols),
+            chosen.autoattack,
+        )
         for norm in chosen.norms
         for name in chosen.models
     ]
@@ -140,22 +183,32 @@ def main() -> None:
         for future in as_completed(waiting):
             done[waiting[future]] = future.result()
     rows = [row for number in sorted(done) for row in done[number]]
-    names = "model, threat, who, robust %, left, broken by each, passes, wall s, of its passes, of its time".split(", ")
+    names = "model, threat, who, robust %, left, broken by each, passes, wall s, of its passes, of its time".split(
+        ", "
+    )
     where = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (
-        f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, {chosen.workers} processes "
-        "side by side. Passes: forwards and backwards of an image that was right at first, counted around the model; "
-        "ours with the examination, the checks and the judge."
+        f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, "
+        f"{chosen.workers} processes "
+        "side by side. Passes: forwards and backwards of an image that was right at first, counted "
+        "around the model; ours with the examination, the checks and the judge."
     )
     means = []
     for who in dict.fromkeys(row["who"] for row in rows):
         mine = [row for row in rows if row["who"] == who]
         means.append([who, len(mine), f"{np.mean([float(r['robust %']) for r in mine]):.2f}"])
         means[-1] += [
-            f"{np.mean([r[c] for r in mine if c in r]):.3f}" if any(c in r for r in mine) else "" for c in names[-2:]
+            f"{np.mean([r[c] for r in mine if c in r]):.3f}" if any(c in r for r in mine) else ""
+            for c in names[-2:]
         ]
-    apart = "\n".join(f"- {row['model']}, {row['threat']}: {row['apart']}" for row in rows if "apart" in row)
-    checkout = [f"The original is at commit {commit(Path(chosen.autoattack))}."] if chosen.autoattack else []
+    apart = "\n".join(
+        f"- {row['model']}, {row['threat']}: {row['apart']}" for row in rows if "apart" in row
+    )
+    checkout = (
+        [f"The original is at commit {commit(Path(chosen.autoattack))}."]
+        if chosen.autoattack
+        else []
+    )
     save(
         chosen.save,
         "The protocols against the original AutoAttack",
@@ -164,7 +217,11 @@ def main() -> None:
             table(names, [[row.get(column, "") for column in names] for row in rows]),
             "Means over these cells:",
             table(["who", "cells", "robust %", *names[-2:]], means),
-            *(["Rows on which protocol `autoattack` and the original disagree:", apart] if apart else []),
+            *(
+                ["Rows on which protocol `autoattack` and the original disagree:", apart]
+                if apart
+                else []
+            ),
             *checkout,
         ],
     )

@@ -1,4 +1,5 @@
-"""What the benchmarks share: the shared cases, interleaved timing, and a table with what it was measured on."""
+"""What the benchmarks share: the shared cases, interleaved timing, and a table with what it was
+measured on."""
 
 from __future__ import annotations
 
@@ -37,13 +38,26 @@ class Seconds:
 
 
 def options(
-    doc: str | None, *, repeats: int = 5, also: Mapping[str, Mapping[str, Any]] | None = None, **counts: int
+    doc: str | None,
+    *,
+    repeats: int = 5,
+    also: Mapping[str, Mapping[str, Any]] | None = None,
+    **counts: int,
 ) -> argparse.Namespace:
-    """The command line of a benchmark: threads, repeats, where to write, the counts that it names, and what else."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads, the same for everyone (default 1)")
-    parser.add_argument("--repeats", type=int, default=repeats, help=f"interleaved rounds (default {repeats})")
-    parser.add_argument("--save", default=Path(sys.argv[0]).stem, help="the name under benchmarks/results/")
+    """The command line of a benchmark: threads, repeats, where to write, the counts that it names,
+    and what else."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads, the same for everyone (default 1)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"interleaved rounds (default {repeats})"
+    )
+    parser.add_argument(
+        "--save", default=Path(sys.argv[0]).stem, help="the name under benchmarks/results/"
+    )
     for name, usual in counts.items():
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"default {usual}")
     for name, how in (also or {}).items():
@@ -54,7 +68,8 @@ def options(
 
 
 def interleaved(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Seconds]:
-    """Time every task once a round, A B C A B C, so that a busy minute of the machine falls on all of them."""
+    """Time every task once a round, A B C A B C, so that a busy minute of the machine falls on all
+    of them."""
     cpu: dict[str, list[float]] = {name: [] for name in tasks}
     wall: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
@@ -67,11 +82,17 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 
 def spread(
-    work: Callable[..., list[Any]], jobs: Sequence[tuple[Any, ...]], workers: int, begin: Callable[..., None], *how: Any
+    work: Callable[..., list[Any]],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    begin: Callable[..., None],
+    *how: Any,
 ) -> list[Any]:
-    """The rows of all jobs in their order, each `work(*job)`, printed when done; `begin(*how)` is called first.
+    """The rows of all jobs in their order, each `work(*job)`, printed when done; `begin(*how)` is
+    called first.
 
-    With more than one worker in so many processes, each with one torch thread; both functions are then module-level.
+    With more than one worker in so many processes, each with one torch thread; both functions are
+    then module-level.
     """
     if workers == 1:
         begin(*how)
@@ -91,7 +112,12 @@ def _begin_alone(begin: Callable[..., None], how: tuple[Any, ...]) -> None:
 
 def _told(rows: list[Any]) -> list[Any]:
     for row in rows:
-        print(" ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+        print(
+            " ".join(
+                f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()
+            ),
+            flush=True,
+        )
     return rows
 
 
@@ -125,13 +151,18 @@ def mnist(n: int, folder: Path = CASES / "data_mnist") -> tuple[Tensor, Tensor]:
 def cifar10(n: int) -> tuple[Tensor, Tensor]:
     """The first n test images [n, 3, 32, 32] in [0, 1], and their classes; there are 1,000."""
     x, y = case("data_cifar10", "first1000")
-    return torch.tensor(x[:n]).permute(0, 3, 1, 2).contiguous().float() / 255, torch.tensor(y[:n]).long()
+    return torch.tensor(x[:n]).permute(0, 3, 1, 2).contiguous().float() / 255, torch.tensor(
+        y[:n]
+    ).long()
 
 
 def need(folder: Path) -> Path:
     """A folder of the shared cases; without it there is nothing to measure, which is no failure."""
     if not folder.is_dir():
-        print(f"skipped: there is no {folder.name} under ../shared/cases, and this benchmark measures on it.")
+        print(
+            f"skipped: there is no {folder.name} under ../shared/cases, and this benchmark "
+            "measures on it."
+        )
         raise SystemExit(0)
     return folder
 
@@ -150,7 +181,9 @@ class Basic(nn.Module):
         )
         same = stride == 1 and wide == out
         self.skip = (
-            nn.Identity() if same else nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(wide, out, 1, stride, bias=False), nn.BatchNorm2d(out))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,10 +191,15 @@ class Basic(nn.Module):
 
 
 def resnet18(seed: int = 0) -> nn.Module:
-    """ResNet-18 as used at 32x32, with random weights: time does not depend on what it has learnt."""
+    """ResNet-18 as used at 32x32, with random weights: time does not depend on what it has
+    learnt."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 64, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+        ]
         wide = 64
         for out, first in ((64, 1), (128, 2), (256, 2), (512, 2)):
             for stride in (first, 1):
@@ -173,8 +211,12 @@ def resnet18(seed: int = 0) -> nn.Module:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; floats to three digits."""
-    body = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *body])
+    body = [
+        [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+    ]
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *body]
+    )
 
 
 def save(name: str, title: str, parts: Sequence[str], *, also: Sequence[str] = ()) -> None:
@@ -183,11 +225,14 @@ def save(name: str, title: str, parts: Sequence[str], *, also: Sequence[str] = (
     Args:
         also: further distributions whose versions matter.
     """
-    versions = ", ".join(f"{lib} {importlib.metadata.version(lib)}" for lib in ("holdfast", "torch", *also))
+    versions = ", ".join(
+        f"{lib} {importlib.metadata.version(lib)}" for lib in ("holdfast", "torch", *also)
+    )
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
     settings = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}, {versions}; "
-        f"{platform.machine()} CPU with {os.cpu_count()} cores{card}, torch threads: {torch.get_num_threads()}."
+        f"Measured {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}, "
+        f"{versions}; {platform.machine()} CPU with {os.cpu_count()} cores{card}, torch threads: "
+        f"{torch.get_num_threads()}."
     )
     text = "\n\n".join([f"# {title}", settings, *parts]) + "\n"
     print(text)

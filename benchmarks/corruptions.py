@@ -1,11 +1,14 @@
-"""Common corruptions against their reference: mean and variance of what comes out, and the time it takes.
+"""Common corruptions against their reference: mean and variance of what comes out, and the time it
+takes.
 
-The parameters of ImageNet-C are compared with imagecorruptions (64 x 64 pixels: at 32 its motion blur loses the end of
-the kernel), those of CIFAR-10-C with the authors' own script, whose file --cifar-c names (hendrycks/robustness,
-ImageNet-C/create_c/make_cifar_c.py). Its motion blur asks ImageMagick; that of imagecorruptions, which follows it,
-stands in. Both are older than the libraries here: names that numpy, scipy and scikit-image dropped are put back.
+The parameters of ImageNet-C are compared with imagecorruptions (64 x 64 pixels: at 32 its motion
+blur loses the end of the kernel), those of CIFAR-10-C with the authors' own script, whose file
+--cifar-c names (hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py). Its motion blur asks
+ImageMagick; that of imagecorruptions, which follows it, stands in. Both are older than the
+libraries here: names that numpy, scipy and scikit-image dropped are put back.
 
-    python benchmarks/corruptions.py [--images 300] [--repeats 3] [--threads 1] [--cifar-c make_cifar_c.py]
+    python benchmarks/corruptions.py [--images 300] [--repeats 3] [--threads 1] [--cifar-c
+    make_cifar_c.py]
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from holdfast.corruptions.kinds import KINDS, SEVERITIES, corrupt
 
 warnings.simplefilter("ignore")
 
-ONE_DRAW = ("motion_blur", "snow", "frost", "fog", "elastic_transform")  # a cloud or an angle sets the whole image's
+# a cloud or an angle sets the whole image's
+ONE_DRAW = ("motion_blur", "snow", "frost", "fog", "elastic_transform")
 DRAWS = 8
 
 
@@ -39,7 +43,10 @@ def revived() -> Any:
     """imagecorruptions, under libraries that no longer have all it imports."""
     found = importlib.util.find_spec("imagecorruptions")
     if found is None or found.submodule_search_locations is None:
-        print("skipped: imagecorruptions is not installed (with opencv-python-headless and scikit-image).")
+        print(
+            "skipped: imagecorruptions is not installed (with opencv-python-headless and "
+            "scikit-image)."
+        )
         raise SystemExit(0)
     root = Path(found.submodule_search_locations[0])
     import scipy.ndimage
@@ -53,7 +60,9 @@ def revived() -> Any:
     vars(np).update(float_=np.float64, fromstring=np.frombuffer)
     blur = skimage.filters.gaussian
 
-    def gaussian(image: np.ndarray, sigma: Any, multichannel: bool = False, **more: Any) -> np.ndarray:
+    def gaussian(
+        image: np.ndarray, sigma: Any, multichannel: bool = False, **more: Any
+    ) -> np.ndarray:
         return blur(image, sigma, channel_axis=-1 if multichannel else None, **more)
 
     skimage.filters.gaussian = gaussian
@@ -75,12 +84,21 @@ def authors(path: Path, peer: Any) -> dict[str, Any]:
             self.x = cv2.imdecode(np.frombuffer(blob, np.uint8), cv2.IMREAD_UNCHANGED)
 
         def motion_blur(self, radius: float, sigma: float, angle: float) -> None:
-            self.x = np.rint(peer.corruptions._motion_blur(self.x, radius, sigma, angle)).astype(np.uint8)
+            self.x = np.rint(peer.corruptions._motion_blur(self.x, radius, sigma, angle)).astype(
+                np.uint8
+            )
 
         def make_blob(self) -> bytes:
             return cv2.imencode(".png", self.x)[1].tobytes()
 
-    absent = ("torchvision", "torchvision.datasets", "torchvision.transforms", "wand", "wand.api", "wand.color")
+    absent = (
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.transforms",
+        "wand",
+        "wand.api",
+        "wand.color",
+    )
     stand_in = {name: mock.MagicMock() for name in absent}
     stand_in["wand.image"] = types.ModuleType("wand.image")
     stand_in["wand.image"].Image = object  # pyright: ignore
@@ -101,7 +119,8 @@ Apart = tuple[tuple[float, float], tuple[float, float]]
 
 
 def apart(ours: torch.Tensor, theirs: np.ndarray) -> Apart:
-    """How far mean and variance are from the reference's, each with its standard error, in per cent of it.
+    """How far mean and variance are from the reference's, each with its standard error, in per cent
+    of it.
 
     Both are of the same images, so the error is that of the differences image by image.
     """
@@ -115,14 +134,21 @@ def apart(ours: torch.Tensor, theirs: np.ndarray) -> Apart:
 
 def main() -> None:
     chosen = options(
-        __doc__, repeats=3, images=300, timed=64, also={"--cifar-c": {"type": Path, "help": "make_cifar_c.py"}}
+        __doc__,
+        repeats=3,
+        images=300,
+        timed=64,
+        also={"--cifar-c": {"type": Path, "help": "make_cifar_c.py"}},
     )
     peer = revived()
     np.random.seed(0)  # noqa: NPY002
     cv2 = sys.modules["cv2"]
-    read, kept = cv2.imread, lru_cache(cv2.imread)  # photographs of frost are read once but where time is measured
+    # photographs of frost are read once but where time is measured
+    read, kept = cv2.imread, lru_cache(cv2.imread)
     x, _ = cifar10(chosen.images)
-    large = functional.interpolate(x, scale_factor=2, mode="bicubic").clamp(0, 1).mul(255).round() / 255
+    large = (
+        functional.interpolate(x, scale_factor=2, mode="bicubic").clamp(0, 1).mul(255).round() / 255
+    )
     pictures = {size: to_bytes(images) for size, images in ((32, x), (64, large))}
     script = authors(chosen.cifar_c.resolve(), peer) if chosen.cifar_c else None
     frost = Path(str(peer.__file__)).parent / "frost"
@@ -134,7 +160,8 @@ def main() -> None:
         vars(cv2).update(imread=kept)
         for severity in SEVERITIES:
             theirs = by_one(
-                partial(peer.corrupt, severity=severity, corruption_name=kind), np.tile(pictures[64], (times, 1, 1, 1))
+                partial(peer.corrupt, severity=severity, corruption_name=kind),
+                np.tile(pictures[64], (times, 1, 1, 1)),
             )
             ours = corrupt(large.repeat(times, 1, 1, 1), kind, severity, ids, table="imagenet")
             worst["imagenet"].append(apart(ours, theirs))
@@ -175,19 +202,26 @@ def main() -> None:
         "CIFAR-10-C: mean, variance",
     ]
     lines = [
-        [kind, f"{a:.0f}", f"{b:.0f}", f"{b / a:.1f}", f"{d / c:.1f}", *rest] for kind, ((a, b), (c, d)), *rest in rows
+        [kind, f"{a:.0f}", f"{b:.0f}", f"{b / a:.1f}", f"{d / c:.1f}", *rest]
+        for kind, ((a, b), (c, d)), *rest in rows
     ]
     save(
         chosen.save,
         "Common corruptions against the reference",
         [
-            f"CPU time an image of 32 x 32 pixels, the mean of five severities, medians of {chosen.repeats} "
-            f"interleaved rounds of {chosen.timed} images, with the parameters of ImageNet-C for both.",
-            "By the clock: how much sooner the batch is done than the loop over images, with as many threads as said "
-            "for both. The last columns: the largest difference of the mean and of the variance of all pixels from "
+            "CPU time an image of 32 x 32 pixels, the mean of five severities, medians of "
+            f"{chosen.repeats} "
+            f"interleaved rounds of {chosen.timed} images, with the parameters of ImageNet-C for "
+            "both.",
+            "By the clock: how much sooner the batch is done than the loop over images, with as "
+            "many threads as said "
+            "for both. The last columns: the largest difference of the mean and of the variance of "
+            "all pixels from "
             "those of the reference, over five severities, with its standard error, on "
-            f"{chosen.images} images of CIFAR-10; kinds that draw one thing for a whole image are drawn {DRAWS} times "
-            "for each. The ice of frost is made, not photographed; its mean and deviations are the photographs'. "
+            f"{chosen.images} images of CIFAR-10; kinds that draw one thing for a whole image are "
+            f"drawn {DRAWS} times "
+            "for each. The ice of frost is made, not photographed; its mean and deviations are the "
+            "photographs'. "
             "imagecorruptions' elastic_transform lacks the affine part of the authors'.",
             table(head, lines),
         ],

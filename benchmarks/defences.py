@@ -1,9 +1,11 @@
-"""What defences before a model are worth: to an attack that does not know of them, and to one that does.
+"""What defences before a model are worth: to an attack that does not know of them, and to one that
+does.
 
-The demo network on digits. Plain: examples crafted against the network alone, then shown to the defended one. As it
-is: the attack on the defended model by automatic differentiation alone, where that gives nothing. Adaptive: the same
-through the defence, as the judge sees to it. The generative ones are trained here on the training rows, small and
-short: it is the columns' difference that speaks, not the best of any.
+The demo network on digits. Plain: examples crafted against the network alone, then shown to the
+defended one. As it is: the attack on the defended model by automatic differentiation alone, where
+that gives nothing. Adaptive: the same through the defence, as the judge sees to it. The generative
+ones are trained here on the training rows, small and short: it is the columns' difference that
+speaks, not the best of any.
 
     python benchmarks/defences.py [--rows 60] [--steps 30] [--draws 5]
 """
@@ -29,7 +31,14 @@ from holdfast.evaluation import judge
 from holdfast.spec import write
 from holdfast.targets.defences.detectors import Divergence, Reconstruction
 from holdfast.targets.defences.purify import DefenseGAN, DiffPure, Reform
-from holdfast.targets.defences.transforms import JPEG, BitDepth, Defence, Median, RandomResizePad, TotalVariation
+from holdfast.targets.defences.transforms import (
+    JPEG,
+    BitDepth,
+    Defence,
+    Median,
+    RandomResizePad,
+    TotalVariation,
+)
 from holdfast.targets.demo import demo_model
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
@@ -57,7 +66,9 @@ class Denoiser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(65, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64))
+        self.net = nn.Sequential(
+            nn.Linear(65, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64)
+        )
 
     def forward(self, u: Tensor, sigma: Tensor) -> Tensor:
         s = sigma[:, None]
@@ -91,7 +102,8 @@ def magnet(x: Tensor) -> nn.Module:
 
 
 def detectors(x: Tensor) -> list[Defence]:
-    """MagNet whole: its autoencoder never sees the last 200 rows, of which each detector refuses at most 2 %."""
+    """MagNet whole: its autoencoder never sees the last 200 rows, of which each detector refuses at
+    most 2 %."""
     torch.manual_seed(0)
     net, alone, held = magnet(x[:-200]), holdfast.wrap(demo_model()), x[-200:]
     fitted = [one.fitted(alone, held, 0.02) for one in (Reconstruction(net), Divergence(net))]
@@ -100,7 +112,10 @@ def detectors(x: Tensor) -> list[Defence]:
 
 def apegan(x: Tensor, bad: Tensor) -> nn.Module:
     """From adversarial examples to their originals, by distance and by a critic."""
-    net, critic = Images(64, 128, 128), nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    net, critic = (
+        Images(64, 128, 128),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1)),
+    )
     adam = torch.optim.Adam(critic.parameters(), 2e-3)
     for rows, update in steps(x, [net], 2000):
         real, fake = critic(x[rows]), critic(net(bad[rows]).detach())
@@ -133,7 +148,11 @@ def denoiser(x: Tensor) -> nn.Module:
         sigma = (1.2 * torch.randn(64) - 1.0).exp()
         s = sigma.view(-1, 1, 1, 1)
         weight = (s**2 + DATA**2) / (s * DATA) ** 2
-        update((weight * (net(u[rows] + s * torch.randn_like(u[rows]), sigma) - u[rows]).square()).mean())
+        update(
+            (
+                weight * (net(u[rows] + s * torch.randn_like(u[rows]), sigma) - u[rows]).square()
+            ).mean()
+        )
     return net
 
 
@@ -148,8 +167,11 @@ class Inside(nn.Module):
         return self.net(self.defence(x).detach())
 
 
-def figures(before: Sequence[Defence], x: Tensor, y: Tensor, eps: float, attack: str, draws: int) -> list[float]:
-    """Clean accuracy, and robust accuracy under the plain attack, the one without a gradient, and the adaptive one.
+def figures(
+    before: Sequence[Defence], x: Tensor, y: Tensor, eps: float, attack: str, draws: int
+) -> list[float]:
+    """Clean accuracy, and robust accuracy under the plain attack, the one without a gradient, and
+    the adaptive one.
 
     What is refused is not right on clean inputs, and stands under attack.
     """
@@ -163,10 +185,21 @@ def figures(before: Sequence[Defence], x: Tensor, y: Tensor, eps: float, attack:
     as_is = math.nan
     if before and isinstance(before[0], (JPEG, BitDepth)):
         hidden = holdfast.wrap(Inside(before[0]))
-        as_is = holdfast.evaluate(hidden, (x.numpy(), y.numpy()), threat, attacks=[attack]).robust_accuracy.value
-    print("refused, clean and plain:", *(int((label == REFUSED).sum()) for label in (clean, shown)), flush=True)
+        as_is = holdfast.evaluate(
+            hidden, (x.numpy(), y.numpy()), threat, attacks=[attack]
+        ).robust_accuracy.value
+    print(
+        "refused, clean and plain:",
+        *(int((label == REFUSED).sum()) for label in (clean, shown)),
+        flush=True,
+    )
     stood = (clean == y) & ((shown == y) | (shown == REFUSED))
-    return [float((clean == y).double().mean()), float(stood.double().mean()), as_is, known.robust_accuracy.value]
+    return [
+        float((clean == y).double().mean()),
+        float(stood.double().mean()),
+        as_is,
+        known.robust_accuracy.value,
+    ]
 
 
 def main() -> None:
@@ -174,7 +207,12 @@ def main() -> None:
     torch.manual_seed(0)
     x, _ = (torch.from_numpy(part) for part in open_data("digits", split="train").rows(0, 1437))
     y = torch.from_numpy(open_data("digits", split="train").rows(0, 1437)[1])
-    bad = torch.cat([parse("pgd(steps=5)")(holdfast.wrap(demo_model()), x, y, Threat.linf(e)) for e in (0.1, 0.2)])
+    bad = torch.cat(
+        [
+            parse("pgd(steps=5)")(holdfast.wrap(demo_model()), x, y, Threat.linf(e))
+            for e in (0.1, 0.2)
+        ]
+    )
     defences: dict[str, list[Defence]] = {
         "none": [],
         "JPEG": [JPEG(75)],
@@ -194,7 +232,9 @@ def main() -> None:
         line = [name, ", ".join(f"`{write(step)}`" for step in before) or "-"]
         for eps in (0.1, 0.2):
             began = time.process_time()
-            clean, *stood = figures(before, tx, ty.long(), eps, f"apgd(steps={asked.steps})", asked.draws)
+            clean, *stood = figures(
+                before, tx, ty.long(), eps, f"apgd(steps={asked.steps})", asked.draws
+            )
             line += ["-" if math.isnan(share) else f"{100 * share:.0f}" for share in stood]
             print(name, eps, clean, *stood, f"{time.process_time() - began:.1f} s", flush=True)
         rows.append([*line[:2], f"{100 * clean:.0f}", *line[2:]])
@@ -204,7 +244,10 @@ def main() -> None:
         "clean",
         *(f"{how}, {eps}" for eps in (0.1, 0.2) for how in WAYS),
     ]
-    how = f"{asked.rows} test rows, linf, apgd(steps={asked.steps}), means of {asked.draws} draws. Per cent."
+    how = (
+        f"{asked.rows} test rows, linf, apgd(steps={asked.steps}), means of {asked.draws} draws. "
+        "Per cent."
+    )
     save(asked.save, "Defences before a model", [how, table(head, rows)])
 
 

@@ -1,8 +1,10 @@
-"""The door's price: a gradient step through a target against the framework's own compiled one, in one run.
+"""The door's price: a gradient step through a target against the framework's own compiled one, in
+one run.
 
-A step is scores, cross-entropy and its gradient on the input. `native` knows the loss and is compiled as a whole by
-the framework; `target` is what a `Problem` asks, with the loss in torch. PGD steps of ART and Foolbox on the same
-TensorFlow model are measured where these are installed (early exit plays no part: eps is 0 there and here).
+A step is scores, cross-entropy and its gradient on the input. `native` knows the loss and is
+compiled as a whole by the framework; `target` is what a `Problem` asks, with the loss in torch. PGD
+steps of ART and Foolbox on the same TensorFlow model are measured where these are installed (early
+exit plays no part: eps is 0 there and here).
 
     python benchmarks/door.py [--batch 128] [--steps 20] [--repeats 7] [--threads 1]
 """
@@ -58,7 +60,9 @@ def jax_model(shape: tuple[int, ...]) -> Callable[[Any], Any]:
     w = [jnp.asarray(v) for v in keras_model(shape).get_weights()]
 
     def conv(x: Any, k: Any) -> Any:
-        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     def pool(x: Any) -> Any:
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
@@ -100,12 +104,16 @@ def ours(target: Target, x: np.ndarray, y: np.ndarray) -> Callable[[], object]:
     def slope(z: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
-            return torch.autograd.grad(torch.nn.functional.cross_entropy(leaf, of, reduction="sum"), leaf)[0]
+            return torch.autograd.grad(
+                torch.nn.functional.cross_entropy(leaf, of, reduction="sum"), leaf
+            )[0]
 
     return lambda: target.pull(at, slope)[1]
 
 
-def pgd_steps(model: Any, x: np.ndarray, y: np.ndarray, steps: int) -> dict[str, Callable[[], object]]:
+def pgd_steps(
+    model: Any, x: np.ndarray, y: np.ndarray, steps: int
+) -> dict[str, Callable[[], object]]:
     """PGD with nothing to gain, so that no one stops early."""
     target, threat = wrap(model), Threat.linf(1e-6)
     target.bind(x.shape[1:])
@@ -120,13 +128,19 @@ def pgd_steps(model: Any, x: np.ndarray, y: np.ndarray, steps: int) -> dict[str,
 
         theirs = foolbox.TensorFlowModel(model, bounds=(0, 1))
         attack = foolbox.attacks.LinfPGD(steps=steps, abs_stepsize=1e-7)
-        tasks["Foolbox"] = lambda: attack(theirs, tf.constant(x), tf.constant(of.numpy()), epsilons=1e-6)
+        tasks["Foolbox"] = lambda: attack(
+            theirs, tf.constant(x), tf.constant(of.numpy()), epsilons=1e-6
+        )
     if importlib.util.find_spec("art"):
         from art.attacks.evasion import ProjectedGradientDescent
         from art.estimators.classification import TensorFlowV2Classifier
 
         classifier = TensorFlowV2Classifier(
-            model, 10, x.shape[1:], loss_object=tf.keras.losses.SparseCategoricalCrossentropy(True), clip_values=(0, 1)
+            model,
+            10,
+            x.shape[1:],
+            loss_object=tf.keras.losses.SparseCategoricalCrossentropy(True),
+            clip_values=(0, 1),
         )
         pgd = ProjectedGradientDescent(
             classifier, eps=1e-6, eps_step=1e-7, max_iter=steps, batch_size=len(x), verbose=False
@@ -147,12 +161,18 @@ def main() -> None:
         size = "x".join(map(str, shape))
         for name, native, door in (
             ("TensorFlow", native_tensorflow(net, x, y), ours(wrap(net), x, y)),
-            ("JAX", native_jax(function, x, y), ours(wrap(function, framework="jax", layout="nchw"), x, y)),
+            (
+                "JAX",
+                native_jax(function, x, y),
+                ours(wrap(function, framework="jax", layout="nchw"), x, y),
+            ),
         ):
             tasks = {"native": native, "door": door}
             for task in tasks.values():
                 task()
-            spent = interleaved({k: lambda f=f: [f() for _ in range(5)] for k, f in tasks.items()}, chosen.repeats)
+            spent = interleaved(
+                {k: lambda f=f: [f() for _ in range(5)] for k, f in tasks.items()}, chosen.repeats
+            )
             base, door_ = spent["native"].cpu, spent["door"].cpu
             rows.append([name, size, 1000 * base / 5, 1000 * door_ / 5, door_ / base])
         tasks = pgd_steps(net, x, y, chosen.steps)
@@ -160,15 +180,20 @@ def main() -> None:
             task()
         spent = interleaved(tasks, chosen.repeats)
         for name, took in spent.items():
-            attacks.append([name, size, 1000 * took.cpu / chosen.steps, took.cpu / spent["holdfast"].cpu])
+            attacks.append(
+                [name, size, 1000 * took.cpu / chosen.steps, took.cpu / spent["holdfast"].cpu]
+            )
     save(
         "door",
         "The price of the door",
         [
-            f"A gradient step on {chosen.batch} images, CPU time, medians of {chosen.repeats} interleaved rounds.",
+            (
+                f"A gradient step on {chosen.batch} images, CPU time, medians of {chosen.repeats} "
+                "interleaved rounds."
+            ),
             table(["framework", "images", "native, ms", "through a target, ms", "ratio"], rows),
-            f"PGD, {chosen.steps} steps, on the same Keras model on TensorFlow: CPU time of a step with all that a "
-            "tool does around it.",
+            f"PGD, {chosen.steps} steps, on the same Keras model on TensorFlow: CPU time of a step "
+            "with all that a tool does around it.",
             table(["tool", "images", "ms a step", "against holdfast"], attacks),
         ],
         also=("tensorflow-cpu", "jax", "keras"),

@@ -1,7 +1,9 @@
-"""Channels-last against contiguous: the time of a gradient step and of a forward, through TorchTarget.
+"""Channels-last against contiguous: the time of a gradient step and of a forward, through
+TorchTarget.
 
-Float32 convolutional models on a CPU. Both targets are the same frozen copy of one model; a step is `linearize` and a
-pullback, with contiguous inputs as attacks have them, so the conversion is in the price.
+Float32 convolutional models on a CPU. Both targets are the same frozen copy of one model; a step is
+`linearize` and a pullback, with contiguous inputs as attacks have them, so the conversion is in the
+price.
 
     python benchmarks/layout.py [--batch 64] [--repeats 7] [--threads 1]
 """
@@ -54,7 +56,11 @@ def main() -> None:
         channels = next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
         shape = (1, 28, 28) if channels == 1 else (3, 32, 32)
         both = targets(model, shape)
-        times, batches = (1, [chosen.batch]) if name.startswith("ResNet") else (5, [chosen.batch, 4 * chosen.batch])
+        times, batches = (
+            (1, [chosen.batch])
+            if name.startswith("ResNet")
+            else (5, [chosen.batch, 4 * chosen.batch])
+        )
         for batch in batches:
             x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
             tasks = {
@@ -63,13 +69,25 @@ def main() -> None:
                 for way, t in both.items()
             }
             interleaved(tasks, 1)  # warm-up
-            spent = {task: 1e3 * got.cpu / times / batch for task, got in interleaved(tasks, chosen.repeats).items()}
+            spent = {
+                task: 1e3 * got.cpu / times / batch
+                for task, got in interleaved(tasks, chosen.repeats).items()
+            }
             plain, last = spent["step plain"], spent["step last"]
             ahead = spent["forward plain"] / spent["forward last"]
-            rows.append([name, batch, f"{plain:.3f}", f"{last:.3f}", f"{plain / last:.2f}", f"{ahead:.2f}"])
+            rows.append(
+                [name, batch, f"{plain:.3f}", f"{last:.3f}", f"{plain / last:.2f}", f"{ahead:.2f}"]
+            )
     head = "model, batch, contiguous ms, channels-last ms, times faster, forward alone".split(", ")
-    first = f"CPU milliseconds of a gradient step an image, medians of {chosen.repeats} interleaved rounds."
-    absent = "" if len(models) == len(MODELS) + 1 else " The shared cases are absent, so their models are left out."
+    first = (
+        f"CPU milliseconds of a gradient step an image, medians of {chosen.repeats} interleaved "
+        "rounds."
+    )
+    absent = (
+        ""
+        if len(models) == len(MODELS) + 1
+        else " The shared cases are absent, so their models are left out."
+    )
     save(chosen.save, "Channels-last against contiguous", [first + absent, table(head, rows)])
 
 

@@ -1,12 +1,13 @@
 """Peak memory of an evaluation of 1,000 against 10,000 images.
 
-`holdfast.evaluate` with `pgd(steps=2)` on the shared MNIST model, data read from the gzip IDX files through
-`holdfast.data.open_data`; each in a fresh process, whose peak resident size is what the kernel says. Zero images: what
-importing, opening the data and wrapping the model take. The goal: 10,000 images take at most 10 % more than 1,000.
+`holdfast.evaluate` with `pgd(steps=2)` on the shared MNIST model, data read from the gzip IDX files
+through `holdfast.data.open_data`; each in a fresh process, whose peak resident size is what the
+kernel says. Zero images: what importing, opening the data and wrapping the model take. The goal:
+10,000 images take at most 10 % more than 1,000.
 
-What is resident is not what is held: the C allocator keeps and splits freed blocks. So the same is measured with the
-allocator as it comes, with torch's huge pages, and with these and blocks from 1 MiB on given back as soon as they are
-free; where the last is flat, nothing is held.
+What is resident is not what is held: the C allocator keeps and splits freed blocks. So the same is
+measured with the allocator as it comes, with torch's huge pages, and with these and blocks from 1
+MiB on given back as soon as they are free; where the last is flat, nothing is held.
 
     python benchmarks/memory.py [--repeats 2] [--threads 1]
 """
@@ -37,7 +38,8 @@ ALLOCATORS: dict[str, dict[str, str]] = {
 
 
 def once(n: int, threads: int) -> None:
-    """One evaluation of n images; prints the peak in KiB, the seconds, and the bytes of the run folder."""
+    """One evaluation of n images; prints the peak in KiB, the seconds, and the bytes of the run
+    folder."""
     torch.set_num_threads(threads)
     source = open_data(f"mnist:{CASES / 'data_mnist'}")
     target = holdfast.wrap(case("torch_advertorch_lenet5", "adv"), shape=(1, 28, 28))
@@ -45,7 +47,9 @@ def once(n: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if n:
             out = Path(folder) / "run"
-            holdfast.evaluate(target, source, "linf(0.3)", attacks=["pgd(steps=2)"], samples=n, out=out)
+            holdfast.evaluate(
+                target, source, "linf(0.3)", attacks=["pgd(steps=2)"], samples=n, out=out
+            )
             size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time() - began, size)
 
@@ -63,7 +67,9 @@ def main() -> None:
         for allocator, n in keys:
             command = [sys.executable, __file__, "--only", str(n), "--threads", str(chosen.threads)]
             env = os.environ | ALLOCATORS[allocator]
-            said = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.split()
+            said = subprocess.run(
+                command, check=True, capture_output=True, text=True, env=env
+            ).stdout.split()
             peaks[allocator, n].append(int(said[0]) / 1024)
             seconds[allocator, n].append(float(said[1]))
             folder[allocator, n] = int(said[2]) / 2**20
@@ -72,10 +78,19 @@ def main() -> None:
         peak, base = median(peaks[allocator, n]), median(peaks[allocator, 1_000])
         spent = median(seconds[allocator, n])
         rows.append(
-            [allocator, f"{n:,}", f"{peak:.0f}", f"{peak / base:.2f}", f"{spent:.1f}", f"{folder[allocator, n]:.1f}"]
+            [
+                allocator,
+                f"{n:,}",
+                f"{peak:.0f}",
+                f"{peak / base:.2f}",
+                f"{spent:.1f}",
+                f"{folder[allocator, n]:.1f}",
+            ]
         )
     head = ["allocator", "images", "peak MiB", "of 1,000 images", "CPU s", "run folder MiB"]
-    first = f"`evaluate` with pgd(steps=2) at linf(0.3), fresh processes, medians of {chosen.repeats}."
+    first = (
+        f"`evaluate` with pgd(steps=2) at linf(0.3), fresh processes, medians of {chosen.repeats}."
+    )
     save(chosen.save, "Memory of an evaluation", [first, table(head, rows)])
     return None
 

@@ -1,10 +1,11 @@
-"""The smallest perturbation that each search finds: ours and the best peer's of the same algorithm, and all together.
+"""The smallest perturbation that each search finds: ours and the best peer's of the same algorithm,
+and all together.
 
-Everybody's passes are counted around the model and everybody's images are judged, as in peers.py; ours has as many
-steps as make its passes equal to the peer's. A failure counts as infinitely far.
+Everybody's passes are counted around the model and everybody's images are judged, as in peers.py;
+ours has as many steps as make its passes equal to the peer's. A failure counts as infinitely far.
 
-    python benchmarks/minimum_norm.py [--models adv cln] [--norms l2] [--attacks ddn fmn] [--tools adv-lib Foolbox]
-        [--images 100] [--threads 1] [--workers 1]
+    python benchmarks/minimum_norm.py [--models adv cln] [--norms l2] [--attacks ddn fmn] [--tools
+        adv-lib Foolbox] [--images 100] [--threads 1] [--workers 1]
 """
 
 from __future__ import annotations
@@ -69,19 +70,24 @@ def main() -> None:
                 continue
             best = nearest([row for row in same if "size" in row], model, norm, "median size")
             passes = (f"{best['F'] + best['B']:.0f}", f"{best['our F + B']:.0f}")
-            pairs.append([model, norm, attack, best["tool"], best["median size"], best["our size"], *passes])
+            pairs.append(
+                [model, norm, attack, best["tool"], best["median size"], best["our size"], *passes]
+            )
             pairs[-1].append(f"{best['size']:.3f}")
         theirs, ours = (nearest(rows, model, norm, size) for size in ("median size", "our size"))
         share = ours["our size"] / theirs["median size"]
         overall.append([model, norm, f"{theirs['tool']} {theirs['attack']}", theirs["median size"]])
         overall[-1] += [ours["attack"], ours["our size"], f"{share:.3f}"]
     heads = "model, norm, attack, best peer, its median, ours, its passes, ours, ratio".split(", ")
-    best_heads = "model, norm, best peer attack, its median, our best attack, our median, ratio".split(", ")
+    best_heads = (
+        "model, norm, best peer attack, its median, our best attack, our median, ratio".split(", ")
+    )
     save(
         chosen.save,
         "The smallest perturbation, ours and the peers'",
         [
-            f"`torch_advertorch_lenet5`, the first {chosen.images} test images that each net gets right. "
+            f"`torch_advertorch_lenet5`, the first {chosen.images} test images that each net gets "
+            "right. "
             "Passes: forwards and backwards an image. Median sizes; a failure is infinitely far.",
             table(heads, pairs),
             "All searches of a norm together:",

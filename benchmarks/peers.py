@@ -1,17 +1,20 @@
-"""Holdfast against its peers: the same models, images and eps, everybody's examples judged, everybody's passes counted.
+"""Holdfast against its peers: the same models, images and eps, everybody's examples judged,
+everybody's passes counted.
 
 Two tasks:
 
 - fixed eps: PGD-40 of all who have it, and the strongest bundled routine of each, against Holdfast's protocols;
 - minimum norm: each of Holdfast's attacks that a peer has too, ours with as many steps as make the passes equal.
 
-Passes are rows through the model, forwards and backwards, counted around the model; parameters ask for no gradients,
-which spares the peers a third of a backward. `claimed` is the tool's own word, or the model's on its images where it
-returns only images; `judged` is that of holdfast.evaluation.judge, which also holds the images to the box and to eps.
-A tool that cannot be imported, and one that crashes on a task, is listed with the reason.
+Passes are rows through the model, forwards and backwards, counted around the model; parameters ask
+for no gradients, which spares the peers a third of a backward. `claimed` is the tool's own word, or
+the model's on its images where it returns only images; `judged` is that of
+holdfast.evaluation.judge, which also holds the images to the box and to eps. A tool that cannot be
+imported, and one that crashes on a task, is listed with the reason.
 
-    python benchmarks/peers.py [--quick] [--models kw trades] [--threats "linf(0.1)" l2(1)] [--images 20]
-        [--tools Foolbox ART] [--attacks pgd strong ddn] [--autoattack PATH] [--threads 1] [--workers 1] [--readme]
+    python benchmarks/peers.py [--quick] [--models kw trades] [--threats "linf(0.1)" l2(1)]
+        [--images 20] [--tools Foolbox ART] [--attacks pgd strong ddn] [--autoattack PATH]
+        [--threads 1] [--workers 1] [--readme]
 """
 
 from __future__ import annotations
@@ -134,7 +137,9 @@ def split(parts: int) -> Value:
     return lambda _, n: max(1, n // parts)
 
 
-def _each(attack: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor) -> Found:
+def _each(
+    attack: Callable[[Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor
+) -> Found:
     """The images of an attack that returns only images, and what the model says of them."""
     images = [attack(a, b).detach() for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
     with torch.no_grad():
@@ -152,7 +157,10 @@ def foolbox(kinds: str, **how: Any) -> Tool:
         attack = getattr(library.attacks, (fits or names)[0])(**_options(how, threat, n))
         size = threat.eps if math.isfinite(threat.eps) else None
         wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        got = [attack(wrapped, a, b, epsilons=size) for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        got = [
+            attack(wrapped, a, b, epsilons=size)
+            for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)
+        ]
         return torch.cat([images for _, images, _ in got]), ~torch.cat([hit for _, _, hit in got])
 
     return call
@@ -179,11 +187,21 @@ def art(kind: str, *, aimed: bool = False, **how: Any) -> Tool:
         from art.estimators.classification import PyTorchClassifier
 
         classifier = PyTorchClassifier(
-            model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), CLASSES, clip_values=(0, 1), device_type="cpu"
+            model,
+            nn.CrossEntropyLoss(),
+            tuple(x.shape[1:]),
+            CLASSES,
+            clip_values=(0, 1),
+            device_type="cpu",
         )
         attack = getattr(evasion, kind)(classifier, batch_size=BATCH, **_options(how, threat, n))
         return _each(
-            lambda a, b: torch.from_numpy(attack.generate(a.numpy(), ((b + aimed) % CLASSES).numpy())), model, x, y
+            lambda a, b: torch.from_numpy(
+                attack.generate(a.numpy(), ((b + aimed) % CLASSES).numpy())
+            ),
+            model,
+            x,
+            y,
         )
 
     return call
@@ -199,7 +217,9 @@ def cleverhans(kind: str, **how: Any) -> Tool:
 
 def secml(place: str, kind: str, **how: Any) -> Tool:
     def call(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: int) -> Found:
-        attack = getattr(importlib.import_module(f"secmlt.adv.evasion.{place}"), kind)(**_options(how, threat, n))
+        attack = getattr(importlib.import_module(f"secmlt.adv.evasion.{place}"), kind)(
+            **_options(how, threat, n)
+        )
 
         def images(a: Tensor, b: Tensor) -> Tensor:
             found = attack(model, DataLoader(TensorDataset(a, b), batch_size=BATCH))
@@ -221,7 +241,9 @@ def advlib(kind: str, **how: Any) -> Tool:
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, _: int) -> Found:
     from autoattack import AutoAttack
 
-    attack = AutoAttack(model, norm=upper(threat, 0), eps=threat.eps, device="cpu", verbose=False, seed=0)
+    attack = AutoAttack(
+        model, norm=upper(threat, 0), eps=threat.eps, device="cpu", verbose=False, seed=0
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         return _each(partial(attack.run_standard_evaluation, bs=BATCH), model, x, y)
 
@@ -230,7 +252,14 @@ def autoattack_fab(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: in
     from autoattack.fab_pt import FABAttack_PT
 
     attack = FABAttack_PT(
-        model, norm=upper(threat, 0), n_restarts=1, n_iter=n, eps=math.inf, seed=0, verbose=False, device="cpu"
+        model,
+        norm=upper(threat, 0),
+        n_restarts=1,
+        n_iter=n,
+        eps=math.inf,
+        seed=0,
+        verbose=False,
+        device="cpu",
     )
     return _each(attack.perturb, model, x, y)
 
@@ -257,7 +286,9 @@ def holdfast_protocol(protocol: str) -> Tool:
         images = x.clone()
         for ids, found in done.examples():
             images[torch.from_numpy(ids)] = torch.from_numpy(found)
-        return images, torch.from_numpy(done.samples["status"].to_numpy(zero_copy_only=False) == "robust")
+        return images, torch.from_numpy(
+            done.samples["status"].to_numpy(zero_copy_only=False) == "robust"
+        )
 
     return call
 
@@ -297,50 +328,106 @@ ART = {"norm": order, "eps": eps, "eps_step": lambda t, _: 2 * t.eps}
 DLR = "difference_logits_ratio"
 SECML = {"perturbation_model": name, "num_steps": steps}
 PGD: dict[str, tuple[str, Tool]] = {
-    "Foolbox": ("linf l2", foolbox("LinfPGD L2PGD", abs_stepsize=stride, steps=steps, random_start=False)),
+    "Foolbox": (
+        "linf l2",
+        foolbox("LinfPGD L2PGD", abs_stepsize=stride, steps=steps, random_start=False),
+    ),
     "ART": (
         "linf l2",
-        art("ProjectedGradientDescent", norm=order, eps=eps, eps_step=stride, max_iter=steps, verbose=False),
+        art(
+            "ProjectedGradientDescent",
+            norm=order,
+            eps=eps,
+            eps_step=stride,
+            max_iter=steps,
+            verbose=False,
+        ),
     ),
     "torchattacks": ("linf l2", torchattacks("PGD PGDL2", alpha=stride, steps=steps, **BALL)),
     "CleverHans": (
         "linf l2",
-        cleverhans("projected_gradient_descent", eps=eps, eps_iter=stride, nb_iter=steps, norm=order, **CLEVERHANS),
+        cleverhans(
+            "projected_gradient_descent",
+            eps=eps,
+            eps_iter=stride,
+            nb_iter=steps,
+            norm=order,
+            **CLEVERHANS,
+        ),
     ),
     "secml-torch": (
         "linf l2",
         secml("pgd", "PGDNative", epsilon=eps, step_size=stride, random_start=False, **SECML),
     ),
-    "adv-lib": ("linf", advlib("pgd_linf", ε=eps, steps=steps, random_init=False, relative_step_size=FRACTION)),
+    "adv-lib": (
+        "linf",
+        advlib("pgd_linf", ε=eps, steps=steps, random_init=False, relative_step_size=FRACTION),
+    ),
 }
 STRONG: list[tuple[str, str, str, Tool]] = [
-    ("ART", "strong", "APGD, DLR, 5 starts", art("AutoProjectedGradientDescent", loss_type=DLR, verbose=False, **ART)),
+    (
+        "ART",
+        "strong",
+        "APGD, DLR, 5 starts",
+        art("AutoProjectedGradientDescent", loss_type=DLR, verbose=False, **ART),
+    ),
     ("ART", "slow", "AutoAttack", art("AutoAttack", **ART)),  # minutes for a handful of images
-    ("torchattacks", "strong", "AutoAttack", torchattacks("AutoAttack", norm=upper, eps=eps, seed=0)),
+    (
+        "torchattacks",
+        "strong",
+        "AutoAttack",
+        torchattacks("AutoAttack", norm=upper, eps=eps, seed=0),
+    ),
     ("adv-lib", "strong", "APGD, targeted", advlib("apgd_targeted", norm=order, eps=eps)),
     ("AutoAttack", "strong", "standard", autoattack),
 ]
-FIXED = [Entry(tool, "pgd", norms, call, 40, "PGD-40", ("PGD-40",)) for tool, (norms, call) in PGD.items()]
+FIXED = [
+    Entry(tool, "pgd", norms, call, 40, "PGD-40", ("PGD-40",))
+    for tool, (norms, call) in PGD.items()
+]
 FIXED += [
-    Entry(tool, kind, "linf l2", call, 0, label, ("autoattack", "standard")) for tool, kind, label, call in STRONG
+    Entry(tool, kind, "linf l2", call, 0, label, ("autoattack", "standard"))
+    for tool, kind, label, call in STRONG
 ]
 
 _e = Entry
 _search5: dict[str, Any] = {"binary_search_steps": 5}
 MINIMUM = [
-    _e("Foolbox", "deepfool", "linf l2", foolbox("LinfDeepFoolAttack L2DeepFoolAttack", steps=steps), 50),
+    _e(
+        "Foolbox",
+        "deepfool",
+        "linf l2",
+        foolbox("LinfDeepFoolAttack L2DeepFoolAttack", steps=steps),
+        50,
+    ),
     _e("ART", "deepfool", "l2", art("DeepFool", max_iter=steps, verbose=False), 50),
     _e("torchattacks", "deepfool", "l2", torchattacks("DeepFool", steps=steps), 50),
     _e("adv-lib", "deepfool", "linf l2", advlib("df", norm=order, steps=steps), 50),
     _e("adv-lib", "superdeepfool", "l2", advlib("sdf", steps=steps), 50),
     _e("Foolbox", "cw", "l2", foolbox("L2CarliniWagnerAttack", steps=split(5), **_search5), 500),
-    _e("ART", "cw", "l2", art("CarliniL2Method", max_iter=split(5), verbose=False, **_search5), 500),
+    _e(
+        "ART", "cw", "l2", art("CarliniL2Method", max_iter=split(5), verbose=False, **_search5), 500
+    ),
     _e("torchattacks", "cw", "l2", torchattacks("CW", steps=steps), 500),
-    _e("CleverHans", "cw", "l2", cleverhans("carlini_wagner_l2", n_classes=CLASSES, max_iterations=split(5)), 500),
-    _e("adv-lib", "cw", "l2", advlib("carlini_wagner_l2", max_iterations=split(5), **_search5), 500),
+    _e(
+        "CleverHans",
+        "cw",
+        "l2",
+        cleverhans("carlini_wagner_l2", n_classes=CLASSES, max_iterations=split(5)),
+        500,
+    ),
+    _e(
+        "adv-lib", "cw", "l2", advlib("carlini_wagner_l2", max_iterations=split(5), **_search5), 500
+    ),
     _e("ART", "cw", "linf", art("CarliniLInfMethod", max_iter=split(10), verbose=False), 500),
     _e("adv-lib", "cw", "linf", advlib("carlini_wagner_linf", max_iterations=split(10)), 500),
-    _e("ART", "cw", "l0", art("CarliniL0Method", max_iter=split(50), verbose=False, **_search5), 500),
+    _e(
+        "ART",
+        "cw",
+        "l0",
+        art("CarliniL0Method", max_iter=split(50), verbose=False, **_search5),
+        500,
+    ),
     _e("Foolbox", "ddn", "l2", foolbox("DDNAttack", steps=steps), 100),
     _e("secml-torch", "ddn", "l2", secml("ddn", "DDNNative", num_steps=steps, eps_init=1.0), 100),
     _e("adv-lib", "ddn", "l2", advlib("ddn", steps=steps, levels=None), 100),
@@ -351,27 +438,69 @@ MINIMUM = [
         foolbox("LInfFMNAttack L2FMNAttack L1FMNAttack L0FMNAttack", steps=steps),
         100,
     ),
-    _e("secml-torch", "fmn", "linf l2 l1 l0", secml("fmn", "FMNNative", max_step_size=1.0, **SECML), 100),
+    _e(
+        "secml-torch",
+        "fmn",
+        "linf l2 l1 l0",
+        secml("fmn", "FMNNative", max_step_size=1.0, **SECML),
+        100,
+    ),
     _e("adv-lib", "fmn", "linf l2 l1 l0", advlib("fmn", norm=order, steps=steps), 100),
-    _e("torchattacks", "fab", "linf l2 l1", torchattacks("FAB", norm=upper, eps=1e6, steps=steps), 50),
+    _e(
+        "torchattacks",
+        "fab",
+        "linf l2 l1",
+        torchattacks("FAB", norm=upper, eps=1e6, steps=steps),
+        50,
+    ),
     _e("adv-lib", "fab", "linf l2 l1", advlib("fab", norm=order, n_iter=steps), 50),
     _e("AutoAttack", "fab", "linf l2 l1", autoattack_fab, 50),
     _e("adv-lib", "pdpgd", "linf l2 l1", advlib("pdpgd", norm=order, num_steps=steps), 200),
-    _e("adv-lib", "pdpgd", "l0", advlib("pdpgd", norm=order, num_steps=steps, proximal_operator=23), 200),
+    _e(
+        "adv-lib",
+        "pdpgd",
+        "l0",
+        advlib("pdpgd", norm=order, num_steps=steps, proximal_operator=23),
+        200,
+    ),
     _e("adv-lib", "alma", "l2 l1", advlib("alma", distance=name, num_steps=steps), 200),
-    _e("Foolbox", "ead", "l1", foolbox("EADAttack", steps=split(5), decision_rule="L1", **_search5), 500),
-    _e("ART", "ead", "l1", art("ElasticNet", max_iter=split(5), decision_rule="L1", verbose=False, **_search5), 500),
-    _e("torchattacks", "ead", "l1", torchattacks("EADL1", max_iterations=split(5), **_search5), 500),
+    _e(
+        "Foolbox",
+        "ead",
+        "l1",
+        foolbox("EADAttack", steps=split(5), decision_rule="L1", **_search5),
+        500,
+    ),
+    _e(
+        "ART",
+        "ead",
+        "l1",
+        art("ElasticNet", max_iter=split(5), decision_rule="L1", verbose=False, **_search5),
+        500,
+    ),
+    _e(
+        "torchattacks", "ead", "l1", torchattacks("EADL1", max_iterations=split(5), **_search5), 500
+    ),
     _e("adv-lib", "sigmazero", "l0", advlib("sigma_zero", num_steps=steps), 200),
     _e("adv-lib", "vfga", "l0", advlib("vfga", targeted=False, max_iter=steps), 100),
     _e(
         "Foolbox",
         "brendelbethge",
-        "linf l2 l1 l0",  # each norm is first compiled for about 45 CPU seconds, outside what is timed
-        foolbox(" ".join(f"{n}BrendelBethgeAttack" for n in ("Linfinity", "L2", "L1", "L0")), steps=steps),
+        # each norm is first compiled for about 45 CPU seconds, outside what is timed
+        "linf l2 l1 l0",
+        foolbox(
+            " ".join(f"{n}BrendelBethgeAttack" for n in ("Linfinity", "L2", "L1", "L0")),
+            steps=steps,
+        ),
         100,
     ),
-    _e("ART", "jsma", "l0", art("SaliencyMapMethod", aimed=True, theta=1.0, gamma=1.0, verbose=False), 100),
+    _e(
+        "ART",
+        "jsma",
+        "l0",
+        art("SaliencyMapMethod", aimed=True, theta=1.0, gamma=1.0, verbose=False),
+        100,
+    ),
     _e("torchattacks", "jsma", "l0", torchattacks("JSMA", gamma=1.0), 100),
 ]
 
@@ -410,7 +539,8 @@ def once(cell: Cell, call: Tool, n: int) -> Outcome | str:
 
 
 def timed(cell: Cell, call: Tool, n: int, repeats: int = 1) -> Outcome | str:
-    """The same with its time: the median over repeats, after a short run that pays for what later ones find ready."""
+    """The same with its time: the median over repeats, after a short run that pays for what later
+    ones find ready."""
     model, x, y, threat = cell
     if n:
         once((model, x[:2], y[:2], threat), call, 2)
@@ -453,12 +583,16 @@ def fixed(cell: Cell, entries: Sequence[Entry], repeats: int) -> Iterator[dict[s
         if entry.tool == "Holdfast":
             done[entry.title] = got
         elif mine is not None:
-            row |= {"against": next(name for name in entry.against if name in done), **_ratios(mine, got)}
+            row |= {
+                "against": next(name for name in entry.against if name in done),
+                **_ratios(mine, got),
+            }
         yield row
 
 
 def minimum(cell: Cell, entries: Sequence[Entry], repeats: int) -> Iterator[dict[str, Any]]:
-    """The rows of one model and norm for the smallest perturbation: a peer, and ours at equal passes."""
+    """The rows of one model and norm for the smallest perturbation: a peer, and ours at equal
+    passes."""
     threat = cell[3]
     for entry in entries:
         row: dict[str, Any] = {"norm": threat.norm.name, "attack": entry.title, "tool": entry.tool}
@@ -473,7 +607,9 @@ def minimum(cell: Cell, entries: Sequence[Entry], repeats: int) -> Iterator[dict
             "median size": size,
             **_costs(got),
         }
-        mine = _equal(cell, entry, got.passes, repeats) if entry.attack in CATALOGUE else "not there"
+        mine = (
+            _equal(cell, entry, got.passes, repeats) if entry.attack in CATALOGUE else "not there"
+        )
         if isinstance(mine, str):
             yield row | {"note": f"ours: {mine}"}
             continue
@@ -501,11 +637,19 @@ def _sizes(got: Outcome, cell: Cell) -> tuple[float, float]:
 
 
 def _costs(got: Outcome) -> dict[str, Any]:
-    return {"F": got.forwards, "B": got.backwards, "CPU s": got.seconds.cpu, "wall s": got.seconds.wall}
+    return {
+        "F": got.forwards,
+        "B": got.backwards,
+        "CPU s": got.seconds.cpu,
+        "wall s": got.seconds.wall,
+    }
 
 
 def _ratios(mine: Outcome, theirs: Outcome) -> dict[str, Any]:
-    return {"passes": _over(mine.passes, theirs.passes), "CPU": _over(mine.seconds.cpu, theirs.seconds.cpu)}
+    return {
+        "passes": _over(mine.passes, theirs.passes),
+        "CPU": _over(mine.seconds.cpu, theirs.seconds.cpu),
+    }
 
 
 def _over(mine: float, theirs: float) -> float:
@@ -519,14 +663,22 @@ COLUMNS = {
     "minimum": "model, norm, attack, tool, claimed %, judged %, median size, F, B, CPU s, wall s, our %, our size, "
     "our F + B, size, passes, CPU, note",
 }
-FORMAT = {"claimed %": ".1f", "judged %": ".1f", "our %": ".1f", "F": ".0f", "B": ".0f", "our F + B": ".0f"}
+FORMAT = {
+    "claimed %": ".1f",
+    "judged %": ".1f",
+    "our %": ".1f",
+    "F": ".0f",
+    "B": ".0f",
+    "our F + B": ".0f",
+}
 FORMAT |= {"CPU s": ".2f", "wall s": ".2f", "size": ".2f", "passes": ".2f", "CPU": ".2f"}
 
 
 def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     given = [row.get(column, "") for column in columns]
     return [
-        format(v, FORMAT.get(c, ".3g")) if isinstance(v, float) else str(v) for c, v in zip(columns, given, strict=True)
+        format(v, FORMAT.get(c, ".3g")) if isinstance(v, float) else str(v)
+        for c, v in zip(columns, given, strict=True)
     ]
 
 
@@ -535,8 +687,14 @@ def _table(rows: Sequence[dict[str, Any]], columns: str) -> str:
     return table(names, [_cells(row, names) for row in rows])
 
 
-def _mean(rows: Sequence[dict[str, Any]], column: str, how: Callable[..., float] = mean) -> dict[str, float]:
-    seen = [row[column] for row in rows if 0 < row.get(column, math.nan) < math.inf or row.get(column) == 0]
+def _mean(
+    rows: Sequence[dict[str, Any]], column: str, how: Callable[..., float] = mean
+) -> dict[str, float]:
+    seen = [
+        row[column]
+        for row in rows
+        if 0 < row.get(column, math.nan) < math.inf or row.get(column) == 0
+    ]
     seen = [value for value in seen if value > 0] if how is geometric_mean else seen
     return {column: how(seen)} if seen else {}
 
@@ -567,7 +725,10 @@ def short(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def commit(checkout: Path) -> str:
     command = ["git", "--git-dir", str(checkout / ".git"), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return (
+        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        or "unknown"
+    )
 
 
 def into_readme(parts: Sequence[str]) -> None:
@@ -575,7 +736,10 @@ def into_readme(parts: Sequence[str]) -> None:
     text = path.read_text(encoding="utf-8")
     inner = "\n\n".join(parts)
     new, times = re.subn(
-        r"(<!-- bench -->\n).*?(<!-- /bench -->)", lambda m: f"{m[1]}\n{inner}\n\n{m[2]}", text, flags=re.DOTALL
+        r"(<!-- bench -->\n).*?(<!-- /bench -->)",
+        lambda m: f"{m[1]}\n{inner}\n\n{m[2]}",
+        text,
+        flags=re.DOTALL,
     )
     assert times == 1, "README.md has no place for the table: <!-- bench --> ... <!-- /bench -->"
     path.write_text(new, encoding="utf-8")
@@ -602,19 +766,25 @@ authors' 10,000 and more."""
 
 
 def report(
-    rows: dict[str, list[dict[str, Any]]], reasons: dict[str, str], images: int, chosen: argparse.Namespace
+    rows: dict[str, list[dict[str, Any]]],
+    reasons: dict[str, str],
+    images: int,
+    chosen: argparse.Namespace,
 ) -> None:
     """Save the full tables, and put the short ones into the README where asked."""
     notes = NOTES.format(batch=BATCH, repeats=chosen.repeats, workers=chosen.workers)
     absent = missing(reasons)
     if STAND_INS and reasons.get("adv-lib") == "":
         absent.append(
-            f"- adv-lib imports {' and '.join(STAND_INS)}, and uses neither here: empty modules stand in for them"
+            f"- adv-lib imports {' and '.join(STAND_INS)}, and uses neither here: empty modules "
+            "stand in for them"
         )
     if chosen.autoattack:
         absent.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")
     full = [_table(rows[task], COLUMNS[task]) for task in COLUMNS if rows[task]]
-    installed = [PACKAGES.get(tool, tool) for tool in reasons if not reasons[tool] and tool != "AutoAttack"]
+    installed = [
+        PACKAGES.get(tool, tool) for tool in reasons if not reasons[tool] and tool != "AutoAttack"
+    ]
     save(
         chosen.save,
         "Holdfast and its peers",
@@ -629,7 +799,8 @@ def report(
 
 
 def prepare(tools: Sequence[str], checkout: Path | None) -> dict[str, str]:
-    """Import these tools into this process, and make them quiet. Why one cannot be measured; empty where it can."""
+    """Import these tools into this process, and make them quiet. Why one cannot be measured; empty
+    where it can."""
     warnings.simplefilter("ignore")
     os.environ["TQDM_DISABLE"] = "1"
     if checkout is not None:
@@ -652,7 +823,8 @@ STAND_INS = [name for name in ("torchvision", "visdom") if importlib.util.find_s
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Empty modules for what adv-lib imports (for LPIPS and for plots) and, in what is measured here, never uses."""
+    """Empty modules for what adv-lib imports (for LPIPS and for plots) and, in what is measured
+    here, never uses."""
     for module in STAND_INS:
         sys.modules[module] = types.ModuleType(module)
         sys.modules[module].models = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -663,7 +835,9 @@ def stand_ins() -> Iterator[None]:
             del sys.modules[module]
 
 
-def measure(task: str, name: str, threat: str, images: int, places: Sequence[int], repeats: int) -> list[dict]:
+def measure(
+    task: str, name: str, threat: str, images: int, places: Sequence[int], repeats: int
+) -> list[dict]:
     """The rows of these entries of FIXED or MINIMUM on one of MODELS."""
     model = case(*MODELS[name].place).eval().requires_grad_(False)
     x, y = MODELS[name].data(images)
@@ -671,7 +845,9 @@ def measure(task: str, name: str, threat: str, images: int, places: Sequence[int
         found = fixed((model, x, y, Threat.parse(threat)), [FIXED[i] for i in places], repeats)
     else:
         right = (model(x).argmax(1) == y).nonzero()[:, 0]
-        found = minimum((model, x[right], y[right], Threat.parse(threat)), [MINIMUM[i] for i in places], repeats)
+        found = minimum(
+            (model, x[right], y[right], Threat.parse(threat)), [MINIMUM[i] for i in places], repeats
+        )
     return [{"model": name} | row for row in found]
 
 
@@ -683,7 +859,11 @@ def main() -> None:
         workers=1,
         also={
             "--models": {"nargs": "*", "default": list(MODELS)[:2], "choices": list(MODELS)},
-            "--threats": {"nargs": "*", "default": [], "help": "default: each model's own, and all norms"},
+            "--threats": {
+                "nargs": "*",
+                "default": [],
+                "help": "default: each model's own, and all norms",
+            },
             "--tools": {"nargs": "*", "default": list(MODULES), "choices": list(MODULES)},
             "--attacks": {
                 "nargs": "*",
@@ -701,19 +881,35 @@ def main() -> None:
     images, names = (10, chosen.models[:1]) if chosen.quick else (chosen.images, chosen.models)
 
     def able(entries: Sequence[Entry], norm: str) -> list[int]:
-        fits = [e.tool in tools and e.attack in attacks and norm in e.norms.split() for e in entries]
+        fits = [
+            e.tool in tools and e.attack in attacks and norm in e.norms.split() for e in entries
+        ]
         return [i for i, fit in enumerate(fits) if fit]
 
     jobs = []
     for name in names:
         threats = chosen.threats or MODELS[name].threats
-        norms = {Threat.parse(text).norm.name for text in threats} if chosen.threats or chosen.quick else set(NORMS)
-        shared = [(text, able(FIXED, Threat.parse(text).norm.name)) for text in threats]  # whose rows are held together
-        jobs += [("fixed", name, text, images, places, chosen.repeats) for text, places in shared if places]
+        norms = (
+            {Threat.parse(text).norm.name for text in threats}
+            if chosen.threats or chosen.quick
+            else set(NORMS)
+        )
+        # whose rows are held together
+        shared = [(text, able(FIXED, Threat.parse(text).norm.name)) for text in threats]
+        jobs += [
+            ("fixed", name, text, images, places, chosen.repeats)
+            for text, places in shared
+            if places
+        ]
         alone = [(norm, i) for norm in NORMS if norm in norms for i in able(MINIMUM, norm)]
-        jobs += [("minimum", name, f"{norm}(inf)", images, [i], chosen.repeats) for norm, i in alone]
+        jobs += [
+            ("minimum", name, f"{norm}(inf)", images, [i], chosen.repeats) for norm, i in alone
+        ]
     found = spread(measure, jobs, chosen.workers, prepare, tools, chosen.autoattack)
-    rows = {task: [row for row in found if key in row] for task, key in (("fixed", "threat"), ("minimum", "norm"))}
+    rows = {
+        task: [row for row in found if key in row]
+        for task, key in (("fixed", "threat"), ("minimum", "norm"))
+    }
     report(rows, reasons, images, chosen)
 
 

@@ -25,7 +25,11 @@ MODELS = {
     "marabou_medium": ("torch_marabou_cifar", "medium"),
     "sigmoid_cifar": ("torch_sigmoid_cifar",),
 }
-THREATS = {"kw": ("linf(0.1)", "l2(1.0)"), "mnist": ("linf(0.3)", "l2(1.5)"), "cifar": ("linf(2/255)", "l2(0.25)")}
+THREATS = {
+    "kw": ("linf(0.1)", "l2(1.0)"),
+    "mnist": ("linf(0.3)", "l2(1.5)"),
+    "cifar": ("linf(2/255)", "l2(0.25)"),
+}
 PROTOCOLS = ("quick", "standard")
 
 
@@ -41,16 +45,36 @@ def main() -> None:
                 spent = time.process_time()
                 run = holdfast.evaluate(target, (x.numpy(), y.numpy()), threat, protocol=protocol)
                 spent = time.process_time() - spent
-                right = max(int(np.sum(run.samples.column("status").to_numpy(zero_copy_only=False) != "wrong")), 1)
+                right = max(
+                    int(
+                        np.sum(
+                            run.samples.column("status").to_numpy(zero_copy_only=False) != "wrong"
+                        )
+                    ),
+                    1,
+                )
                 cost = run.manifest.costs
                 trials = ", ".join(str(trial.broken) for trial in run.manifest.trials)
                 robust = 100 * run.robust_accuracy.value
                 passes = (cost.forwards + cost.backwards) / right
-                rows.append([name, threat, protocol, f"{robust:.1f}", trials, f"{passes:.0f}", f"{spent:.1f}"])
+                rows.append(
+                    [
+                        name,
+                        threat,
+                        protocol,
+                        f"{robust:.1f}",
+                        trials,
+                        f"{passes:.0f}",
+                        f"{spent:.1f}",
+                    ]
+                )
                 print(*rows[-1], sep="  ", flush=True)
                 gc.collect()
     head = "model, threat, protocol, robust %, broken by each trial, passes, CPU s".split(", ")
-    first = f"First {chosen.images} test images. Passes: forwards and backwards of an image that was right at first."
+    first = (
+        f"First {chosen.images} test images. Passes: forwards and backwards of an image that was "
+        "right at first."
+    )
     save(chosen.save, "The protocols, trial by trial", [first, table(head, rows)])
 
 

@@ -1,14 +1,16 @@
-"""Holdfast's black-box attacks and its peers' of the same name: what each finds with how many questions.
+"""Holdfast's black-box attacks and its peers' of the same name: what each finds with how many
+questions.
 
-Every input that reaches the model is a question, and one image is attacked at a time, so that each question belongs to
-an image. An example counts from the question on that asked about it, whether the tool noticed it or not, for everyone
-alike; at the budget the tool is stopped. All examples are judged by holdfast.evaluation.judge.
+Every input that reaches the model is a question, and one image is attacked at a time, so that each
+question belongs to an image. An example counts from the question on that asked about it, whether
+the tool noticed it or not, for everyone alike; at the budget the tool is stopped. All examples are
+judged by holdfast.evaluation.judge.
 
 - searches for the smallest perturbation: its size after a twelfth, a third and all of the budget;
 - searches within eps: which question found the first example.
 
-    python benchmarks/queries.py [--models lenet cnn_a] [--attacks hopskipjump square] [--tools ART] [--images 20]
-        [--budget 3000] [--autoattack PATH] [--workers 1]
+    python benchmarks/queries.py [--models lenet cnn_a] [--attacks hopskipjump square] [--tools ART]
+        [--images 20] [--budget 3000] [--autoattack PATH] [--workers 1]
 
 The work is cut into (model, threat, attack, tool, a few images) and shared among processes.
 """
@@ -69,9 +71,15 @@ class Model:
 
 
 MODELS = {
-    "lenet": Model(("torch_advertorch_lenet5", "cln"), mnist, {"linf": "0.15", "l2": "2", "l0": "25", "simba": "8"}),
+    "lenet": Model(
+        ("torch_advertorch_lenet5", "cln"),
+        mnist,
+        {"linf": "0.15", "l2": "2", "l0": "25", "simba": "8"},
+    ),
     "cnn_a": Model(("torch_cnn_a_cifar",), cifar10, {"linf": "8/255", "l2": "0.75", "simba": "4"}),
-    "marabou": Model(("torch_marabou_cifar", "small"), cifar10, {"linf": "4/255", "l2": "0.5", "simba": "4"}),
+    "marabou": Model(
+        ("torch_marabou_cifar", "small"), cifar10, {"linf": "4/255", "l2": "0.5", "simba": "4"}
+    ),
 }
 
 # ------------------------------------------------------------------ listening
@@ -110,7 +118,9 @@ class Log:
 
     def by(self, question: int) -> Tensor:
         """The smallest example found by then, or x."""
-        return next((find.image for find in reversed(self.found) if find.question <= question), self.x[0])
+        return next(
+            (find.image for find in reversed(self.found) if find.question <= question), self.x[0]
+        )
 
 
 class Watched(nn.Module):
@@ -152,9 +162,15 @@ def bare(kind: str, **how: Any) -> Tool:
         from art.estimators.classification import PyTorchClassifier
 
         net, shape = nn.Sequential(model, nn.Softmax(1)), tuple(x.shape[1:])
-        net = PyTorchClassifier(net, nn.NLLLoss(), shape, CLASSES, clip_values=(0, 1), device_type="cpu")
-        given = {name: value(threat, budget) if callable(value) else value for name, value in how.items()}
-        return getattr(evasion, kind)(net, **given, verbose=False).generate(x.numpy(), one_hot(y, CLASSES).numpy())
+        net = PyTorchClassifier(
+            net, nn.NLLLoss(), shape, CLASSES, clip_values=(0, 1), device_type="cpu"
+        )
+        given = {
+            name: value(threat, budget) if callable(value) else value for name, value in how.items()
+        }
+        return getattr(evasion, kind)(net, **given, verbose=False).generate(
+            x.numpy(), one_hot(y, CLASSES).numpy()
+        )
 
     return call
 
@@ -163,7 +179,9 @@ def autoattack_square(model: Watched, x: Tensor, y: Tensor, threat: Threat, budg
     from autoattack.square import SquareAttack
 
     size = float(threat.eps)
-    return SquareAttack(model, norm=upper(threat, 0), n_queries=budget, eps=size, seed=0, device="cpu").perturb(x, y)
+    return SquareAttack(
+        model, norm=upper(threat, 0), n_queries=budget, eps=size, seed=0, device="cpu"
+    ).perturb(x, y)
 
 
 def geoda(model: Watched, x: Tensor, y: Tensor, threat: Threat, budget: int) -> object:
@@ -186,7 +204,13 @@ class Contest:
 
 HOPS = "HopSkipJumpAttack"
 QUIET: dict[str, Any] = {"verbose": False}
-ZOO = {"learning_rate": 0.1, "initial_const": 10.0, "nb_parallel": 32, "use_resize": False, "use_importance": False}
+ZOO = {
+    "learning_rate": 0.1,
+    "initial_const": 10.0,
+    "nb_parallel": 32,
+    "use_resize": False,
+    "use_importance": False,
+}
 CONTESTS = {
     "hopskipjump": Contest(
         "l2 linf",
@@ -247,7 +271,11 @@ CONTESTS = {
     "zoo": Contest(
         "l2",
         lambda n: f"zoo(steps={n // 65}, samples=32, searches=1, c=100.0, rate=0.1)",
-        {"ART": art("ZooAttack", max_iter=lambda _, n: n // 65 - 1, abort_early=False, **ZOO, **QUIET)},
+        {
+            "ART": art(
+                "ZooAttack", max_iter=lambda _, n: n // 65 - 1, abort_early=False, **ZOO, **QUIET
+            )
+        },
     ),
     "onepixel": Contest(
         "l0",  # pixels are features only where there is one plane
@@ -265,7 +293,8 @@ CONTESTS = {
 
 @dataclass(frozen=True)
 class Score:
-    """What a tool found: sizes [marks, n] by each mark of the budget, and the first question within eps, [n]."""
+    """What a tool found: sizes [marks, n] by each mark of the budget, and the first question within
+    eps, [n]."""
 
     sizes: Tensor
     first: Tensor
@@ -308,7 +337,13 @@ def measure(cell: Cell, marks: Sequence[int]) -> Score:
         log = Log(x[i : i + 1], y[i : i + 1], threat, float(limit), marks[-1])
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                call(Watched(model, log).eval(), x[i : i + 1].clone(), y[i : i + 1].clone(), threat, marks[-1])
+                call(
+                    Watched(model, log).eval(),
+                    x[i : i + 1].clone(),
+                    y[i : i + 1].clone(),
+                    threat,
+                    marks[-1],
+                )
         except Spent:
             pass
         except Exception as error:  # noqa: BLE001 - a peer's crash is a result
@@ -316,11 +351,15 @@ def measure(cell: Cell, marks: Sequence[int]) -> Score:
         found.append([log.by(mark) for mark in marks])
         if log.found:
             first[i] = log.found[0].question
-    rulings = [ruled(model, x, y, threat, [images[j] for images in found]) for j in range(len(marks))]
+    rulings = [
+        ruled(model, x, y, threat, [images[j] for images in found]) for j in range(len(marks))
+    ]
     return Score(torch.stack(rulings), first.where(rulings[-1].isfinite(), torch.inf), note)
 
 
-def ruled(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, images: Sequence[Tensor]) -> Tensor:
+def ruled(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, images: Sequence[Tensor]
+) -> Tensor:
     """The sizes of what the judge takes for an example; inf for the rest."""
     stack = torch.stack(list(images))
     fell, size = judged(Outcome(stack, y, 0, 0), (model, x, y, threat))
@@ -330,7 +369,9 @@ def ruled(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, images: Sequen
 def joined(parts: Sequence[Score]) -> Score:
     """The scores of all images."""
     notes = [part.note for part in parts if part.note]
-    return Score(torch.cat([p.sizes for p in parts], 1), torch.cat([p.first for p in parts]), *notes[:1])
+    return Score(
+        torch.cat([p.sizes for p in parts], 1), torch.cat([p.first for p in parts]), *notes[:1]
+    )
 
 
 def over(mine: float, theirs: float) -> float:
@@ -338,8 +379,11 @@ def over(mine: float, theirs: float) -> float:
 
 
 def of_sizes(mine: Score, its: Score, marks: Sequence[int]) -> dict[str, object]:
-    """Medians by each mark, ours over theirs; and the mean of the ratios image by image at the last."""
-    row: dict[str, object] = {f"size at {m}": median(s.tolist()) for m, s in zip(marks, its.sizes, strict=True)}
+    """Medians by each mark, ours over theirs; and the mean of the ratios image by image at the
+    last."""
+    row: dict[str, object] = {
+        f"size at {m}": median(s.tolist()) for m, s in zip(marks, its.sizes, strict=True)
+    }
     if mine is its:
         return row
     for m, a, b in zip(marks, mine.sizes, its.sizes, strict=True):
@@ -353,7 +397,10 @@ def of_sizes(mine: Score, its: Score, marks: Sequence[int]) -> dict[str, object]
 def of_questions(mine: Score, its: Score, _: Sequence[int]) -> dict[str, object]:
     """Medians over the quickest k images of each, where k is what the weaker of the two broke."""
     broke = [sorted(q for q in score.first.tolist() if q < math.inf) for score in (mine, its)]
-    row: dict[str, object] = {"broken %": 100 * len(broke[1]) / len(its.first), "median": median(its.first.tolist())}
+    row: dict[str, object] = {
+        "broken %": 100 * len(broke[1]) / len(its.first),
+        "median": median(its.first.tolist()),
+    }
     k = min(len(part) for part in broke)
     if mine is its or not k:
         return row
@@ -362,12 +409,15 @@ def of_questions(mine: Score, its: Score, _: Sequence[int]) -> dict[str, object]
 
 
 def cells(place: str, attacks: Sequence[str], tools: Sequence[str], n: int) -> Iterator[Cell]:
-    """All that is measured of a model; Holdfast comes before its peers, and images in their order."""
+    """All that is measured of a model; Holdfast comes before its peers, and images in their
+    order."""
     spec, parts = MODELS[place], [range(i, min(i + PART, n)) for i in range(0, n, PART)]
     for attack in attacks:
         contest = CONTESTS[attack]
         for norm in contest.norms.split():
-            eps = spec.eps.get(attack.split(",")[0], spec.eps.get(norm)) if contest.bounded else "inf"
+            eps = (
+                spec.eps.get(attack.split(",")[0], spec.eps.get(norm)) if contest.bounded else "inf"
+            )
             if eps is None:
                 continue
             threat = str(Threat.parse(f"{norm}({eps})"))
@@ -379,7 +429,9 @@ def measured(cell: Cell, marks: Sequence[int]) -> list[dict[str, Any]]:
     return [{"cell": cell, "score": measure(cell, marks)}]
 
 
-def compared(scores: Mapping[Cell, Score], marks: Sequence[int]) -> Iterator[tuple[bool, dict[str, object]]]:
+def compared(
+    scores: Mapping[Cell, Score], marks: Sequence[int]
+) -> Iterator[tuple[bool, dict[str, object]]]:
     """A line for each tool, and whether it is about a search within eps."""
     mine: Score | None = None
     for key, parts in itertools.groupby(scores, lambda cell: cell[:4]):
@@ -392,9 +444,14 @@ def compared(scores: Mapping[Cell, Score], marks: Sequence[int]) -> Iterator[tup
 
 
 def batches(n: int, norm: str, foolbox_too: bool) -> list[dict[str, object]]:
-    """HopSkipJump on the same images, 1, 10 and all at a time: median sizes, and how many rows are not those of 1."""
+    """HopSkipJump on the same images, 1, 10 and all at a time: median sizes, and how many rows are
+    not those of 1."""
     model, x, y = right("lenet", n)
-    attack, ids, lines = parse("hopskipjump(steps=4, probes=30)"), torch.arange(n), list[dict[str, object]]()
+    attack, ids, lines = (
+        parse("hopskipjump(steps=4, probes=30)"),
+        torch.arange(n),
+        list[dict[str, object]](),
+    )
     threat = Threat.parse(f"{norm}(inf)")
 
     def mine(net: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> Tensor:
@@ -408,7 +465,9 @@ def batches(n: int, norm: str, foolbox_too: bool) -> list[dict[str, object]]:
     kinds = [("Holdfast, float64", mine, torch.float64), ("Holdfast, float32", mine, torch.float32)]
     for tool, find, dtype in kinds + [("Foolbox", foolbox_its, torch.float32)] * foolbox_too:
         net, rows = model.to(dtype), x.to(dtype)
-        found = [torch.cat([find(net, rows, y, at) for at in ids.split(size)]) for size in (1, 10, n)]
+        found = [
+            torch.cat([find(net, rows, y, at) for at in ids.split(size)]) for size in (1, 10, n)
+        ]
         sizes = [float(threat.norm.size(part - rows).median()) for part in found]
         apart = [int((part != found[0]).flatten(1).any(1).sum()) for part in found[1:]]
         lines.append({"threat": str(threat), "tool": tool} | dict(enumerate((*sizes, *apart))))
@@ -484,7 +543,9 @@ def main() -> None:
     norms = ("l2", "linf") if "hopskipjump" in chosen.attacks else ()
     jobs: list[tuple[Any, ...]] = [(batches, 50, norm, "Foolbox" in tools) for norm in norms]
     for name in chosen.models:
-        jobs += [(measured, cell, marks) for cell in cells(name, chosen.attacks, tools, chosen.images)]
+        jobs += [
+            (measured, cell, marks) for cell in cells(name, chosen.attacks, tools, chosen.images)
+        ]
     with tempfile.TemporaryDirectory() as place:
         found = spread(call, jobs, chosen.workers, begin, tools, checkout, place)
         os.chdir(ROOT)
@@ -493,12 +554,21 @@ def main() -> None:
     kept: dict[bool, list[dict[str, object]]] = {False: [], True: []}
     for bounded, row in compared(scores, marks):
         kept[bounded].append(row)
-    parts = [f"{text}\n\n{told(kept[within])}" for within, text in ((False, SIZES), (True, QUESTIONS)) if kept[within]]
+    parts = [
+        f"{text}\n\n{told(kept[within])}"
+        for within, text in ((False, SIZES), (True, QUESTIONS))
+        if kept[within]
+    ]
     if lines:
         head = ["threat", "tool", "at 1", "at 10", "at 50", "rows apart at 10", "rows apart at 50"]
         parts.append(f"{BATCHES.format(images=50)}\n\n{table(head, lines)}")
     notes = NOTES.format(images=chosen.images, budget=chosen.budget)
-    save(chosen.save, "Questions that black-box attacks need", [notes, *parts, "\n".join(last)], also=also)
+    save(
+        chosen.save,
+        "Questions that black-box attacks need",
+        [notes, *parts, "\n".join(last)],
+        also=also,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Our trainer against ART's: the same network, rows, epochs and inner attack, each in processes of its own.
+"""Our trainer against ART's: the same network, rows, epochs and inner attack, each in processes of
+its own.
 
-ART has Adam at 1e-3, as its examples do, and as many torch threads as ours has processes of one thread (`--devices`);
-ours has what the recipe says. Both are timed from the first step to the last, without imports, and then measured by our
-judge. With `--device cuda` both train on the one GPU.
+ART has Adam at 1e-3, as its examples do, and as many torch threads as ours has processes of one
+thread (`--devices`); ours has what the recipe says. Both are timed from the first step to the last,
+without imports, and then measured by our judge. With `--device cuda` both train on the one GPU.
 
-    python benchmarks/training.py [--rows 6000] [--epochs 6] [--steps 10] [--samples 300] [--devices 2] [--repeats 1]
-        [--device cuda] [--data FOLDER]
+    python benchmarks/training.py [--rows 6000] [--epochs 6] [--steps 10] [--samples 300] [--devices
+        2] [--repeats 1] [--device cuda] [--data FOLDER]
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def network() -> nn.Module:
     )
 
 
-def by_art(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int, asked: argparse.Namespace) -> None:
+def by_art(
+    net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int, asked: argparse.Namespace
+) -> None:
     import art.attacks.evasion
     import art.defences.trainer
     import art.estimators.classification
@@ -69,19 +72,31 @@ def by_art(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int
         device_type="gpu" if asked.device == "cuda" else "cpu",
     )
     trainer = art.defences.trainer.AdversarialTrainerMadryPGD(
-        model, nb_epochs=epochs, batch_size=asked.batch, eps=EPS, eps_step=0.25 * EPS, max_iter=steps, num_random_init=1
+        model,
+        nb_epochs=epochs,
+        batch_size=asked.batch,
+        eps=EPS,
+        eps_step=0.25 * EPS,
+        max_iter=steps,
+        num_random_init=1,
     )
     trainer.fit(x, np.eye(10, dtype=np.float32)[y])
 
 
-def by_us(net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int, asked: argparse.Namespace) -> None:
+def by_us(
+    net: nn.Module, x: np.ndarray, y: np.ndarray, epochs: int, steps: int, asked: argparse.Namespace
+) -> None:
     net.to(asked.device)
     target = holdfast.wrap(net, device=asked.device)
     assert isinstance(target, TorchTarget)
     target.bind((1, 28, 28))
     rows, held = divide(from_arrays(x, y), 0.1, 1000, 0, "held-out")
-    recipe = recipes.parse(f'standard(epochs={epochs}, batch_size={asked.batch}, objective="pgd(steps={steps})")')
-    training = Training(target, rows, held, holdfast.Threat.linf(EPS), recipe, devices=asked.devices)
+    recipe = recipes.parse(
+        f'standard(epochs={epochs}, batch_size={asked.batch}, objective="pgd(steps={steps})")'
+    )
+    training = Training(
+        target, rows, held, holdfast.Threat.linf(EPS), recipe, devices=asked.devices
+    )
     net.load_state_dict(workers.train(training, net))
 
 
@@ -91,12 +106,16 @@ MAKERS = {"ART": by_art, "holdfast": by_us}
 def alone(name: str, asked: argparse.Namespace) -> None:
     """In a process of its own: train, and leave the weights and the seconds."""
     x, y = mnist_train(asked.rows, asked.data)
-    MAKERS[name](network(), x[:256], y[:256], 1, 1, argparse.Namespace(**(vars(asked) | {"devices": 1})))  # warm-up
+    # warm-up
+    MAKERS[name](
+        network(), x[:256], y[:256], 1, 1, argparse.Namespace(**(vars(asked) | {"devices": 1}))
+    )
     net, began = network(), time.perf_counter()
     MAKERS[name](net, x, y, asked.epochs, asked.steps, asked)
     spent = time.perf_counter() - began
     save_file(
-        {k: v.cpu().contiguous() for k, v in net.state_dict().items()} | {"seconds": torch.tensor(spent)},
+        {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+        | {"seconds": torch.tensor(spent)},
         asked.only_into,
     )
 
@@ -108,7 +127,17 @@ def main() -> None:
         "--only": {"default": "", "help": argparse.SUPPRESS},
         "--only-into": {"type": Path, "help": argparse.SUPPRESS},
     }
-    asked = options(__doc__, repeats=1, also=also, rows=6000, epochs=6, steps=10, samples=300, devices=1, batch=64)
+    asked = options(
+        __doc__,
+        repeats=1,
+        also=also,
+        rows=6000,
+        epochs=6,
+        steps=10,
+        samples=300,
+        devices=1,
+        batch=64,
+    )
     if asked.only:
         return alone(asked.only, asked)
     nets, spent = {name: network() for name in MAKERS}, {name: [] for name in MAKERS}
@@ -117,7 +146,9 @@ def main() -> None:
             for name, net in nets.items():  # A B A B, so that a busy minute falls on both
                 into = Path(folder) / f"{name}.safetensors"
                 own = [sys.executable, *sys.argv, "--only", name, "--only-into", str(into)]
-                subprocess.run(own, check=True, env=os.environ | {"OMP_NUM_THREADS": str(asked.devices)})
+                subprocess.run(
+                    own, check=True, env=os.environ | {"OMP_NUM_THREADS": str(asked.devices)}
+                )
                 weights = load_file(into)
                 spent[name].append(float(weights.pop("seconds")))
                 net.load_state_dict(weights)
@@ -127,13 +158,23 @@ def main() -> None:
         run = holdfast.evaluate(hard, test, holdfast.Threat.linf(EPS), protocol="standard")
         clean, robust = run.manifest.metrics.clean_accuracy.value, run.robust_accuracy.value
         each = ", ".join(f"{s:.0f}" for s in spent[name])
-        lines.append([name, f"{clean:.1%}", f"{robust:.1%}", each, median(spent[name]) / median(spent["ART"])])
+        lines.append(
+            [
+                name,
+                f"{clean:.1%}",
+                f"{robust:.1%}",
+                each,
+                median(spent[name]) / median(spent["ART"]),
+            ]
+        )
     head = ["trainer", "clean", "robust (standard)", "seconds", "of ART's (medians)"]
     said = (
-        f"MNIST, {asked.rows} training rows, linf({EPS}), {asked.epochs} epochs of PGD-{asked.steps} in steps of "
-        f"{asked.batch} rows, one seed, on {asked.device}; {asked.samples} test rows. ART has {asked.devices} torch "
-        f"threads, ours {asked.devices} processes of one thread; starting them is in the time shown, as are the "
-        f"rows that choose the weights: a tenth, on which ours does not train."
+        f"MNIST, {asked.rows} training rows, linf({EPS}), {asked.epochs} epochs of "
+        f"PGD-{asked.steps} in steps of "
+        f"{asked.batch} rows, one seed, on {asked.device}; {asked.samples} test rows. ART has "
+        f"{asked.devices} torch "
+        f"threads, ours {asked.devices} processes of one thread; starting them is in the time "
+        f"shown, as are the rows that choose the weights: a tenth, on which ours does not train."
     )
     save(asked.save, "Adversarial training against ART's", [said, table(head, lines)], also=ALSO)
 

@@ -1,4 +1,5 @@
-"""Write the pages that follow from the code: the attacks and the schema of run.json. `make docs` runs this."""
+"""Write the pages that follow from the code: the attacks and the schema of run.json. `make docs`
+runs this."""
 
 from __future__ import annotations
 
@@ -30,30 +31,43 @@ def attacks() -> str:
         if kind in seen:
             continue
         seen.add(kind)
-        also = "".join(f"\n\nAlso `{name}`: `{spec.write(kind(**fields))}`." for name, fields in kind.also.items())
-        doc = (inspect.getdoc(inspect.getmodule(kind)) or "") + "\n\n" + (inspect.getdoc(kind) or "")
+        also = "".join(
+            f"\n\nAlso `{name}`: `{spec.write(kind(**fields))}`."
+            for name, fields in kind.also.items()
+        )
+        doc = (
+            (inspect.getdoc(inspect.getmodule(kind)) or "") + "\n\n" + (inspect.getdoc(kind) or "")
+        )
         norms = ", ".join(sorted(kind.norms))
-        table = "\n".join(f"| `{name}` | `{default!r}` | {text} |" for name, default, text in fields_of(kind))
+        table = "\n".join(
+            f"| `{name}` | `{default!r}` | {text} |" for name, default, text in fields_of(kind)
+        )
         parts.append(
-            f"## {kind.__name__.lower()}\n\n{doc}{also}\n\nNeeds {kind.needs.name.lower()}. Norms: {norms}.\n\n"
-            f"| field | default | meaning |\n|---|---|---|\n{table}\n"
+            f"## {kind.__name__.lower()}\n\n{doc}{also}\n\nNeeds {kind.needs.name.lower()}. Norms: "
+            f"{norms}.\n\n| field | default | meaning |\n|---|---|---|\n{table}\n"
         )
     parts.append("## Protocols\n")
     for name, (version, text, lists) in PROTOCOLS.items():
-        rows = "\n".join(f"- {norm}: {'; '.join(f'`{t}`' for t in trials)}" for norm, trials in lists.items())
+        rows = "\n".join(
+            f"- {norm}: {'; '.join(f'`{t}`' for t in trials)}" for norm, trials in lists.items()
+        )
         parts.append(f"**{name}**, version {version}: {text}.\n\n{rows}\n")
         for access, others in BLACK_BOX.items():
             rows = "\n".join(
-                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}" for norm, t_ in others.get(name, {}).items()
+                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"
+                for norm, t_ in others.get(name, {}).items()
             )
             if rows:
                 parts.append(f"Where the target gives {access.name.lower()} alone:\n\n{rows}\n")
         for access, others in SMALLEST.items():
             rows = "\n".join(
-                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}" for norm, t_ in others.get(name, {}).items()
+                f"- {norm}: {'; '.join(f'`{t}`' for t in t_)}"
+                for norm, t_ in others.get(name, {}).items()
             )
             if rows:
-                parts.append(f"Where eps is inf, of a target that gives {access.name.lower()}:\n\n{rows}\n")
+                parts.append(
+                    f"Where eps is inf, of a target that gives {access.name.lower()}:\n\n{rows}\n"
+                )
     return "\n".join(parts)
 
 
@@ -69,7 +83,11 @@ PAGES = {
 }
 
 if __name__ == "__main__":
-    stale = [name for name, make in PAGES.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != make()]
+    stale = [
+        name
+        for name, make in PAGES.items()
+        if not (DOCS / name).exists() or (DOCS / name).read_text() != make()
+    ]
     if "--check" in sys.argv:
         sys.exit(f"out of date: {', '.join(stale)}; run make docs" if stale else 0)
     for name in stale:

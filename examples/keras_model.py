@@ -27,7 +27,8 @@ model.compile("adam", "sparse_categorical_crossentropy")
 model.fit(x, y, epochs=5, verbose=0)
 
 target = holdfast.wrap(model)
-test = open_data("digits", split="test")  # [1, 8, 8] images: turned for the model, since its shape says how
+# [1, 8, 8] images: turned for the model, since its shape says how
+test = open_data("digits", split="test")
 run = holdfast.evaluate(target, test, "linf(0.1)", protocol="standard", samples=100)
 print(run.robust_accuracy)
 print(*(finding.text for finding in run.verdict.findings), sep="\n")

@@ -1,6 +1,7 @@
 """Your own model and data for the command line.
 
-holdfast evaluate examples/own_model.py:model examples/own_model.py:data --threat "linf(0.1)" --samples 100
+holdfast evaluate examples/own_model.py:model examples/own_model.py:data --threat "linf(0.1)"
+--samples 100
 """
 
 from __future__ import annotations

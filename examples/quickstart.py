@@ -7,7 +7,9 @@ from own_model import data, model
 import holdfast
 
 target = holdfast.wrap(model(), bounds=(0, 1))
-run = holdfast.evaluate(target, data(), holdfast.Threat.linf(0.1), protocol="quick", out="runs/quickstart")
+run = holdfast.evaluate(
+    target, data(), holdfast.Threat.linf(0.1), protocol="quick", out="runs/quickstart"
+)
 
 print(run)
 for finding in run.verdict.findings:

@@ -1,4 +1,5 @@
-"""What every test shares: one torch thread a worker, reproducible hypothesis, and the way to real cases."""
+"""What every test shares: one torch thread a worker, reproducible hypothesis, and the way to real
+cases."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
-settings.register_profile("holdfast", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile(
+    "holdfast", deadline=None, derandomize=True, database=None, max_examples=40
+)
 settings.load_profile("holdfast")
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -28,7 +31,8 @@ def cases() -> Path:
 
 
 def pytest_collection_finish() -> None:
-    """The modules and tests are here to stay: the garbage collector need not walk through them again and again."""
+    """The modules and tests are here to stay: the garbage collector need not walk through them
+    again and again."""
     gc.collect()
     gc.freeze()
 
@@ -43,7 +47,9 @@ _STARTED = pytest.StashKey[float]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Any, Any]:
     """What a test cost, its fixtures included, stands in the report of its teardown."""
     report = yield
     if call.when == "teardown":
@@ -57,7 +63,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The tests that cost most, and the whole: the allowance stands in CONTRIBUTING.md; no test fails by it."""
+    """The tests that cost most, and the whole: the allowance stands in CONTRIBUTING.md; no test
+    fails by it."""
     spent = {
         report.nodeid: seconds
         for reports in terminalreporter.stats.values()
@@ -70,4 +77,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for nodeid, seconds in dearest:
         terminalreporter.write_line(f"{seconds:7.1f}  {nodeid}")
     tests, whole = sum(spent.values()), _cpu()
-    terminalreporter.write_line(f"{whole:7.1f}  in all; {tests:.1f} of them in {len(spent):,} tests")
+    terminalreporter.write_line(
+        f"{whole:7.1f}  in all; {tests:.1f} of them in {len(spent):,} tests"
+    )

@@ -1,4 +1,5 @@
-"""Plants known defects into a copy of the source, one at a time, and asks the laws to find each (make test-mutants).
+"""Plants known defects into a copy of the source, one at a time, and asks the laws to find each
+(make test-mutants).
 
 The defects are those that other tools have shipped. Prints which law caught which; exits with 1
 where a defect survives, or where what "caught" it fails without the defect too.
@@ -25,7 +26,9 @@ FIRST = "losses norms geometry apgd books success optimum invariance rows".split
 class Defect:
     name: str
     file: str  # under src/holdfast
-    changes: tuple[tuple[str, str], ...]  # text that stands there exactly once, and what replaces it
+    changes: tuple[
+        tuple[str, str], ...
+    ]  # text that stands there exactly once, and what replaces it
 
 
 DEFECTS = [
@@ -47,7 +50,12 @@ DEFECTS = [
     Defect(
         "steepest normalises over the whole batch",
         "norms.py",
-        (("length = wide(g.flatten(1).square().sum(1).sqrt(), g)", "length = g.square().sum().sqrt()"),),
+        (
+            (
+                "length = wide(g.flatten(1).square().sum(1).sqrt(), g)",
+                "length = g.square().sum().sqrt()",
+            ),
+        ),
     ),
     Defect(
         "APGD's best loss is the same memory as the one noted at the checkpoint",
@@ -67,7 +75,12 @@ DEFECTS = [
     Defect(
         "the true class is masked by a product with 0",
         "tasks.py",
-        (("return z.scatter(1, c[:, None], -torch.inf)", "return z * torch.ones_like(z).scatter(1, c[:, None], 0)"),),
+        (
+            (
+                "return z.scatter(1, c[:, None], -torch.inf)",
+                "return z * torch.ones_like(z).scatter(1, c[:, None], 0)",
+            ),
+        ),
     ),
     Defect(
         "pixels exactly at the bounds never move",
@@ -86,7 +99,10 @@ DEFECTS = [
         "norms.py",
         (
             ("        g = scaled(g)\n        length", "        length"),
-            ("return g / torch.where(length > 0, length, 1)", "return g / (length.square() + 1e-12).sqrt()"),
+            (
+                "return g / torch.where(length > 0, length, 1)",
+                "return g / (length.square() + 1e-12).sqrt()",
+            ),
         ),
     ),
     Defect(
@@ -112,7 +128,11 @@ def main() -> int:
         copies = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
         untouched = plant(None, Path(folder) / "untouched")
         files = [str(ROOT / "tests" / "laws" / f"test_{name}.py") for name in FIRST]
-        files += [str(p) for p in sorted((ROOT / "tests" / "laws").glob("test_*.py")) if str(p) not in files]
+        files += [
+            str(p)
+            for p in sorted((ROOT / "tests" / "laws").glob("test_*.py"))
+            if str(p) not in files
+        ]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             caught = list(pool.map(lambda copy: failure(copy, files), copies))
         control = failure(untouched, sorted({test for test in caught if test}))
@@ -128,14 +148,17 @@ def main() -> int:
 
 def plant(defect: Defect | None, folder: Path) -> Path:
     """A copy of the package, with the defect in it."""
-    shutil.copytree(ROOT / "src" / "holdfast", folder / "holdfast", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "src" / "holdfast", folder / "holdfast", ignore=shutil.ignore_patterns("__pycache__")
+    )
     if defect is not None:
         file = folder / "holdfast" / defect.file
         text = file.read_text()
         for old, new in defect.changes:
             if text.count(old) != 1:
                 raise SystemExit(
-                    f"cannot plant {defect.name!r}: {old!r} stands {text.count(old)} times in {defect.file}"
+                    f"cannot plant {defect.name!r}: {old!r} stands {text.count(old)} times in "
+                    f"{defect.file}"
                 )
             text = text.replace(old, new)
         file.write_text(text)
@@ -154,13 +177,25 @@ def failure(copy: Path, tests: list[str]) -> str | None:
     if not where.startswith(str(copy)):
         raise SystemExit(f"the copy in {copy} is not the one imported: {where}")
     # A known defect (xfail) that another defect hides counts for nothing.
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "xfail_strict=false", "--tb=no", "--no-header"]
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "xfail_strict=false",
+        "--tb=no",
+        "--no-header",
+    ]
     done = run(["-m", "pytest", *options, *tests], env)
     if done.returncode == 0:
         return None
     found = re.search(r"^FAILED (\S+?::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if done.returncode != 1 or found is None:
-        raise SystemExit(f"pytest ended with {done.returncode} on {copy}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"pytest ended with {done.returncode} on "
+            f"{copy}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
+        )
     return found.group(1)
 
 

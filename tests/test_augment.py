@@ -31,7 +31,9 @@ def asked(text: str, x: Tensor, seed: int = 3, **options: object) -> Batch:
 def test_each_changes_rows_within_the_box_and_by_the_seed(name: str, dtype: torch.dtype) -> None:
     x = (draw(8, 8, 8, 3) * 255).to(dtype)
     torch.manual_seed(0)
-    first, again, other = (asked(name, x, seed, bounds=(0, 255), layout="nhwc") for seed in (3, 3, 4))
+    first, again, other = (
+        asked(name, x, seed, bounds=(0, 255), layout="nhwc") for seed in (3, 3, 4)
+    )
     assert torch.initial_seed() == 0
     seen = first.views[0] if name == "augmix" else first.x
     assert seen.shape == x.shape
@@ -46,7 +48,11 @@ def test_each_changes_rows_within_the_box_and_by_the_seed(name: str, dtype: torc
 
 def test_gray_images_are_changed_too_and_steps_add_up() -> None:
     x = draw(6, 1, 8, 8).float()
-    for text in ("augmix", "randaugment(n=4)", "flip, rotate(10), crop(2), noise(0.1), speckle, saltpepper, cutmix"):
+    for text in (
+        "augmix",
+        "randaugment(n=4)",
+        "flip, rotate(10), crop(2), noise(0.1), speckle, saltpepper, cutmix",
+    ):
         batch = asked(text, x)
         assert batch.x.shape == x.shape
     with pytest.raises(InputError, match="three channels, but these have 1"):
@@ -90,7 +96,8 @@ def test_the_divergence_is_that_of_jensen_and_shannon() -> None:
 
 
 def bits(state: State) -> list[Tensor]:
-    best = [state.best[name] for name in sorted(state.best)]  # read from a file, they come in another order
+    # read from a file, they come in another order
+    best = [state.best[name] for name in sorted(state.best)]
     return [*state.net.state_dict().values(), *state.average.state_dict().values(), *best]
 
 

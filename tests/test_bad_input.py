@@ -1,4 +1,5 @@
-"""Mistakes and mishaps at the command line: one sentence says what was seen, nothing is lost, no traceback."""
+"""Mistakes and mishaps at the command line: one sentence says what was seen, nothing is lost, no
+traceback."""
 
 from __future__ import annotations
 
@@ -74,7 +75,11 @@ def holdfast(*args: object) -> Result:
 def refused(*args: object) -> str:
     """The sentence that the command line refuses a mistake with."""
     done = holdfast(*args)
-    text = "\n".join(line for line in done.stderr.strip().splitlines() if line and not line.startswith("estimate: "))
+    text = "\n".join(
+        line
+        for line in done.stderr.strip().splitlines()
+        if line and not line.startswith("estimate: ")
+    )
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
     assert text.startswith("error: ")
@@ -106,15 +111,31 @@ def put(array: np.ndarray, at: object, value: float) -> np.ndarray:
     [
         (lambda x, y: (put(x, 3, np.nan), y), (), ("row 3 ", "NaN", "must be finite")),
         (lambda x, y: (put(x, 4, np.inf), y), (), ("row 4 ", "infinity", "must be finite")),
-        (lambda x, y: (x * 255, y), (), ("[0, 255]", "[0, 1]", "bytes", "divide by 255", "--bounds 0,255")),
-        (lambda x, y: (x, y), ("--bounds", "0,255"), ("[0, 1]", "[0, 255]", "scaled to [0, 1] already")),
-        (lambda x, y: ((x - 0.3) / 0.4, y), (), ("[-0.75, 1.75]", "[0, 1]", "normalised", "--preprocess")),
+        (
+            lambda x, y: (x * 255, y),
+            (),
+            ("[0, 255]", "[0, 1]", "bytes", "divide by 255", "--bounds 0,255"),
+        ),
+        (
+            lambda x, y: (x, y),
+            ("--bounds", "0,255"),
+            ("[0, 1]", "[0, 255]", "scaled to [0, 1] already"),
+        ),
+        (
+            lambda x, y: ((x - 0.3) / 0.4, y),
+            (),
+            ("[-0.75, 1.75]", "[0, 1]", "normalised", "--preprocess"),
+        ),
         (
             lambda x, y: (x, put(np.eye(10)[y], (4, slice(3)), 1)),
             (),
             ("20 x 10", "row 4", "one-hot", "--task multilabel"),
         ),
-        (lambda x, y: (x, put(y, 5, 10)), (), ("row 5 ", "label 10", "10 classes", "0 to 9", "count from 1")),
+        (
+            lambda x, y: (x, put(y, 5, 10)),
+            (),
+            ("row 5 ", "label 10", "10 classes", "0 to 9", "count from 1"),
+        ),
         (lambda x, y: (x, put(y, 5, -1)), (), ("row 5 ", "label -1", "count from 0")),
         (lambda x, y: (x, y / 2), (), ("float64", "integers", "astype(int)")),
         (lambda x, y: (x, y[:7]), (), ("20 inputs", "7 labels")),
@@ -145,7 +166,16 @@ def test_a_model_in_another_range_is_no_broken_model() -> None:
             "--bounds 0,255",
             '"normalize(0, 1/255)"',
         )
-        said = refused(command, "models.py:Narrow", "bytes.npz", "--threat", "linf(1)", *PGD, "--bounds", "0,255")
+        said = refused(
+            command,
+            "models.py:Narrow",
+            "bytes.npz",
+            "--threat",
+            "linf(1)",
+            *PGD,
+            "--bounds",
+            "0,255",
+        )
         names(said, "[0, 255]", "93% on the same rows divided by 255", "Leave --bounds out")
     for out, model, options in (
         ("remedy", "models.py:Rescaled", ("set.npz", "--preprocess", "normalize(0, 1/255)")),
@@ -231,7 +261,8 @@ def test_options(row: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [("linf(8)", "larger than the whole box"), ("linf(0.1, target=10)", "class 10", "0 to 9")]
+    "row",
+    [("linf(8)", "larger than the whole box"), ("linf(0.1, target=10)", "class 10", "0 to 9")],
 )
 def test_threat_of_one_attack(row: tuple[str, ...]) -> None:
     names(refused("attack", "demo", "digits", "--threat", row[0], *PGD, "--samples", N), *row[1:])
@@ -250,11 +281,20 @@ def test_threat_of_one_attack(row: tuple[str, ...]) -> None:
         (("merge", "none", "--out", "m"), ("none", "no run", "run.json")),
         (("attack", "demo", "digits", *LINF, "--out", "x.csv"), ("x.csv", ".npz")),
         (("attack", "demo", "digits", *LINF, "--out", "models.py"), ("models.py", "exists")),
-        (("train", "holdfast.targets.demo:demo_net", "digits", "--out", "w.pt"), ("w.pt", ".safetensors")),
-        (("train", "holdfast.targets.demo:demo_net", "digits", "--device", "gpu"), ("--device gpu", "cannot be used")),
+        (
+            ("train", "holdfast.targets.demo:demo_net", "digits", "--out", "w.pt"),
+            ("w.pt", ".safetensors"),
+        ),
+        (
+            ("train", "holdfast.targets.demo:demo_net", "digits", "--device", "gpu"),
+            ("--device gpu", "cannot be used"),
+        ),
         (("train", "builtins:dict", "digits"), ("dict", "torch module")),
         (("train", "torch.nn:Flatten", "digits"), ("Flatten", "no parameters")),
-        (("train", "holdfast.targets.demo:demo_net", "digits", "--rate", "1e30"), ("the loss is", "lower rate")),
+        (
+            ("train", "holdfast.targets.demo:demo_net", "digits", "--rate", "1e30"),
+            ("the loss is", "lower rate"),
+        ),
     ],
     ids=" ".join,
 )
@@ -338,7 +378,9 @@ def test_ctrl_c_while_one_attack_runs() -> None:
 
 
 @pytest.mark.parametrize("syncs", [0, 2, 6, 7, 12, 14])
-def test_a_full_disk_loses_nothing(syncs: int, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_nothing(
+    syncs: int, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = iter(range(syncs))
 
     def fsync(_: int) -> None:
@@ -355,7 +397,9 @@ def test_a_full_disk_loses_nothing(syncs: int, whole: Path, monkeypatch: pytest.
 
 
 def test_effort_that_cannot_be_spent_is_refused_before_any_pass() -> None:
-    text = refused("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "apgd(targets=20)")
+    text = refused(
+        "evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "apgd(targets=20)"
+    )
     names(text, "20", "9")
     text = refused("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--max-queries", 1)
     names(text, "1", "2")

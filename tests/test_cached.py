@@ -38,7 +38,9 @@ class Seen(Narrow):
     ("access", "spec"), [(Access.SCORES, "signhunter(steps=20)"), (Access.LABELS, "rays(steps=30)")]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_question_is_put_twice(access: Access, spec: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_no_question_is_put_twice(
+    access: Access, spec: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     seen = Seen(wrap(bent(dtype=dtype)), access)
     x, y = rows(seen.inner, 12)
     x, y = torch.cat([x, x[:4]]), torch.cat([y, y[:4]])
@@ -61,11 +63,16 @@ def test_another_model_gets_no_answer_of_the_first(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_the_same(tmp_path: Path) -> None:
     """Also of a model that turns out to give probabilities only after its first answers."""
-    for model in (bent(dtype=torch.float32), torch.nn.Sequential(bent(dtype=torch.float32), torch.nn.Softmax(1))):
+    for model in (
+        bent(dtype=torch.float32),
+        torch.nn.Sequential(bent(dtype=torch.float32), torch.nn.Softmax(1)),
+    ):
         x, y = rows(wrap(model), 20)
         attacks = ["apgd(steps=5)", "signhunter(steps=10)"]
         plain = holdfast.evaluate(wrap(model), (x, y), "linf(0.08)", attacks=attacks)
-        cached = holdfast.evaluate(Cached(wrap(model), tmp_path / "answers"), (x, y), "linf(0.08)", attacks=attacks)
+        cached = holdfast.evaluate(
+            Cached(wrap(model), tmp_path / "answers"), (x, y), "linf(0.08)", attacks=attacks
+        )
         assert cached.samples.equals(plain.samples)
         assert cached.manifest.model.fingerprint == plain.manifest.model.fingerprint
 

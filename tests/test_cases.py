@@ -55,12 +55,15 @@ def clean_percent(target: Target, x: np.ndarray, y: np.ndarray) -> float:
         ("torch_abs_cnn_mnist", {"binarize": True}, 98.82),
     ],
 )
-def test_clean_accuracy_on_mnist_is_the_tables(cases: Path, name: str, options: dict, percent: float) -> None:
+def test_clean_accuracy_on_mnist_is_the_tables(
+    cases: Path, name: str, options: dict, percent: float
+) -> None:
     target = holdfast.wrap(case(cases, name).load(**options))
     assert clean_percent(target, *mnist(cases)) == pytest.approx(percent, abs=1e-9)
 
 
-# The other 9,000 test images are not there: the bound is how far 1,000 of 10,000 images may lie off (4 sigma).
+# The other 9,000 test images are not there: the bound is how far 1,000 of 10,000 images may lie off
+# (4 sigma).
 @pytest.mark.parametrize(
     ("name", "options", "percent"),
     [
@@ -70,7 +73,9 @@ def test_clean_accuracy_on_mnist_is_the_tables(cases: Path, name: str, options: 
         ("torch_sigmoid_cifar", {}, 63.17),
     ],
 )
-def test_clean_accuracy_on_cifar_is_near_the_tables(cases: Path, name: str, options: dict, percent: float) -> None:
+def test_clean_accuracy_on_cifar_is_near_the_tables(
+    cases: Path, name: str, options: dict, percent: float
+) -> None:
     model = case(cases, name).load(**options)
     x, y = cifar(cases)
     with torch.no_grad():
@@ -105,7 +110,9 @@ def test_pgd_40_breaks_what_is_known(cases: Path, k: str, broken: float) -> None
         ("adv", "l2", "ddn(steps=100)", 1.872),
     ],
 )
-def test_no_median_is_above_the_known_one(cases: Path, k: str, norm: str, attack: str, median: float) -> None:
+def test_no_median_is_above_the_known_one(
+    cases: Path, k: str, norm: str, attack: str, median: float
+) -> None:
     """Sizes of what was right, of 100 images; the known medians are of all 10,000."""
     target = holdfast.wrap(case(cases, "torch_advertorch_lenet5").load(k))
     x, y = (torch.from_numpy(a[:100]) for a in mnist(cases))
@@ -124,7 +131,9 @@ def test_standard_on_trades(cases: Path) -> None:
 
 @pytest.mark.slow
 def test_standard_on_kw_lies_between_attack_and_certificate(cases: Path) -> None:
-    result = holdfast.evaluate(holdfast.wrap(case(cases, "torch_kw_mnist").load()), mnist(cases), "linf(0.1)")
+    result = holdfast.evaluate(
+        holdfast.wrap(case(cases, "torch_kw_mnist").load()), mnist(cases), "linf(0.1)"
+    )
     assert 0.041 <= 1 - result.robust_accuracy.value <= 0.058
 
 
@@ -150,14 +159,18 @@ def test_thorough_finds_what_an_exact_solver_found(cases: Path) -> None:
     module = case(cases, "torch_cnn_a_mnist")
     x, y = mnist(cases)
     at = np.loadtxt(cases / "torch_cnn_a_mnist" / "mip_unsafe_idx.txt", dtype=int)
-    result = holdfast.evaluate(holdfast.wrap(module.load()), (x[at], y[at]), "linf(0.3)", protocol="thorough")
+    result = holdfast.evaluate(
+        holdfast.wrap(module.load()), (x[at], y[at]), "linf(0.3)", protocol="thorough"
+    )
     assert result.robust_accuracy.value <= 15 / 20
 
 
 def test_masked_gradients_are_said(cases: Path) -> None:
     # The input is thresholded: gradient attacks leave about 98.8 %, and the truth is below 50.6 %.
     target = holdfast.wrap(case(cases, "torch_abs_cnn_mnist").load(binarize=True))
-    result = holdfast.evaluate(target, mnist(cases), "linf(0.3)", attacks=["apgd(steps=3)"], samples=100)
+    result = holdfast.evaluate(
+        target, mnist(cases), "linf(0.3)", attacks=["apgd(steps=3)"], samples=100
+    )
     assert result.verdict.status == "unreliable"
     assert "zero_gradients" in [finding.check for finding in result.verdict.findings]
 
@@ -173,5 +186,9 @@ def test_batch_size_and_shards_change_no_status_of_a_real_model(cases: Path) -> 
 
     base = statuses(64)
     assert {"broken", "robust"} <= set(base)
-    for other in (statuses(7), statuses(256), [s for a in (0, 30, 60) for s in statuses(64, (a, a + 30))]):
+    for other in (
+        statuses(7),
+        statuses(256),
+        [s for a in (0, 30, 60) for s in statuses(64, (a, a + 30))],
+    ):
         assert all(a == b or "unstable" in (a, b) for a, b in zip(base, other, strict=True))

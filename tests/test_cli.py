@@ -1,4 +1,5 @@
-"""The commands, end to end: exit codes, what is printed where, and runs made, checked and merged."""
+"""The commands, end to end: exit codes, what is printed where, and runs made, checked and
+merged."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ def test_the_demo_leaves_a_run_folder() -> None:
     assert done.exit_code == 0
     names(done.stdout, "robust accuracy", "clean accuracy", "40")
     run = Run("runs/a")
-    assert {"adversarial", "report.html", "run.json", "samples.parquet"} <= set(os.listdir(run.folder))
+    assert {"adversarial", "report.html", "run.json", "samples.parquet"} <= set(
+        os.listdir(run.folder)
+    )
     assert run.samples.num_rows == run.robust_accuracy.n == 40
     assert 0 < run.metrics.counts["broken"] == sum(len(ids) for ids, _ in run.examples())
     assert run.manifest.model.spec == "demo"
@@ -106,7 +109,14 @@ def test_json_is_run_json_alone() -> None:
     ],
 )
 def test_gates(gates: list[str], code: int) -> None:
-    done = holdfast("evaluate", *ASKED, "--out", "run", "--resume", *(part for g in gates for part in ("--gate", g)))
+    done = holdfast(
+        "evaluate",
+        *ASKED,
+        "--out",
+        "run",
+        "--resume",
+        *(part for g in gates for part in ("--gate", g)),
+    )
     assert done.exit_code == code
     assert ("gate not held" in done.stderr) == bool(code)
     assert code == 0 or gates[-1].split("<")[0].split(">")[0] in done.stderr
@@ -133,18 +143,24 @@ def test_attack_writes_what_evaluate_reads() -> None:
         broken, wrong = int(made["broken"].sum()), int(made["wrong"].sum())
     assert broken > 0
     names(done.stdout, f"broke {broken} of {30 - wrong} rows", "adversarial.npz")
-    again = holdfast("evaluate", "models.py:means", "adversarial.npz", *LINF, *PGD, "--out", "again")
+    again = holdfast(
+        "evaluate", "models.py:means", "adversarial.npz", *LINF, *PGD, "--out", "again"
+    )
     assert again.exit_code == 0
     assert Run("again").metrics.counts["wrong"] == broken + wrong
 
 
 def test_train_writes_what_evaluate_reads() -> None:
     net = "holdfast.targets.demo:demo_net"
-    done = holdfast("train", net, "digits", "--epochs", 2, "--rate", 0.01, "--out", "net.safetensors")
+    done = holdfast(
+        "train", net, "digits", "--epochs", 2, "--rate", 0.01, "--out", "net.safetensors"
+    )
     assert done.exit_code == 0
     assert done.stdout == "weights: net.safetensors\n"
     names(done.stderr, "epoch 2/2", "training accuracy")
-    done = holdfast("evaluate", "net.safetensors", "digits", "--arch", net, *LINF, *PGD, "--out", "trained")
+    done = holdfast(
+        "evaluate", "net.safetensors", "digits", "--arch", net, *LINF, *PGD, "--out", "trained"
+    )
     assert done.exit_code == 0
     assert (Run("trained").clean_accuracy.value or 0) > 0.3
     assert Run("trained").manifest.model.arch == net
@@ -162,7 +178,9 @@ def shard() -> Path:
 
 def put_back_an_original() -> None:
     tensors = load_file(shard())
-    tensors["x"][0] = open_data("digits").rows(int(tensors["id"][0]), int(tensors["id"][0]) + 1)[0][0]
+    tensors["x"][0] = open_data("digits").rows(int(tensors["id"][0]), int(tensors["id"][0]) + 1)[0][
+        0
+    ]
     save_file(tensors, shard())
 
 
@@ -192,12 +210,22 @@ def change_a_figure() -> None:
         (put_back_an_original, "adversarial/000000000.safetensors", "do not fool the model"),
         (push_an_example_out, "adversarial/000000000.safetensors", "are outside the threat"),
         (change_a_status, "samples.parquet", "metrics.robust_accuracy.value"),
-        (change_a_figure, "metrics.robust_accuracy.value: run.json says 0.875", "run.json says 0.875"),
-        (lambda: shard().unlink(), "adversarial/000000000.safetensors: missing", "no stored example for broken rows"),
+        (
+            change_a_figure,
+            "metrics.robust_accuracy.value: run.json says 0.875",
+            "run.json says 0.875",
+        ),
+        (
+            lambda: shard().unlink(),
+            "adversarial/000000000.safetensors: missing",
+            "no stored example for broken rows",
+        ),
     ],
     ids=["original", "outside", "status", "figure", "shard"],
 )
-def test_verify_names_what_was_tampered_with(tamper: Callable[[], None], seen: str, sealed: str) -> None:
+def test_verify_names_what_was_tampered_with(
+    tamper: Callable[[], None], seen: str, sealed: str
+) -> None:
     tamper()
     done = holdfast("verify", "run", "models.py:means", "digits")
     assert done.exit_code == 1
@@ -243,7 +271,17 @@ def test_merge_is_the_run_of_one_process() -> None:
     assert holdfast("verify", "merged", "models.py:means", "digits").exit_code == 0
     names(refused("merge", "a", "overlap", "--out", "m"), "rows 20 to 25", "overlap")
     names(refused("merge", "a", "b", "--out", "run"), "run holds a finished run", "--out")
-    wider = ("models.py:means", "digits", "--threat", "linf(0.2)", *PGD, "--samples", "20:40", "--out", "wide")
+    wider = (
+        "models.py:means",
+        "digits",
+        "--threat",
+        "linf(0.2)",
+        *PGD,
+        "--samples",
+        "20:40",
+        "--out",
+        "wide",
+    )
     assert holdfast("evaluate", *wider).exit_code == 0
     names(refused("merge", "b", "wide", "--out", "m"), "cannot merge wide", "eps is 0.2", "0.1")
     assert not Path("m").exists()
@@ -274,9 +312,16 @@ def test_list(what: str, words: tuple[str, ...]) -> None:
 
 
 def test_startup_imports_no_framework() -> None:
-    script = "import sys, holdfast.cli.main as m\ntry: m.main()\nexcept SystemExit as e: assert not e.code\n"
-    script += "print(sorted({'torch', 'scipy', 'sklearn', 'matplotlib', 'pyarrow'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, holdfast.cli.main as m\ntry: m.main()\nexcept SystemExit as e: assert not "
+        "e.code\n"
+    )
+    script += (
+        "print(sorted({'torch', 'scipy', 'sklearn', 'matplotlib', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     names(done.stdout, "evaluate", "verify", "merge")
 
@@ -299,7 +344,9 @@ def test_a_misspelt_option_is_named_with_the_nearest() -> None:
 
 def test_a_run_with_borrowed_gradients_holds_for_the_model_alone() -> None:
     asked = ("models.py:means", "digits", *LINF, "--samples", "0:40", "--out", "lent")
-    done = holdfast("evaluate", *asked, "--surrogate", "models.py:other", "--attack", "mifgsm(steps=4)")
+    done = holdfast(
+        "evaluate", *asked, "--surrogate", "models.py:other", "--attack", "mifgsm(steps=4)"
+    )
     assert done.exit_code == 0
     assert store.read_manifest(Path("lent")).metrics.counts["broken"] > 0
     assert holdfast("verify", "lent", "models.py:means", "digits").exit_code == 0

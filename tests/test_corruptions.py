@@ -1,4 +1,5 @@
-"""Common corruptions: of the row alone, on the grid of bytes, of any size, and in a run that can be checked."""
+"""Common corruptions: of the row alone, on the grid of bytes, of any size, and in a run that can be
+checked."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def test_a_row_is_corrupted_alike_alone_and_in_company(kind: str, table: str) ->
     whole = corrupt(x, kind, 4, ids, table=table)
     order = torch.tensor([4, 2, 0, 1, 3])
     assert torch.equal(
-        whole, torch.cat([corrupt(x[i : i + 1], kind, 4, ids[i : i + 1], table=table) for i in range(5)])
+        whole,
+        torch.cat([corrupt(x[i : i + 1], kind, 4, ids[i : i + 1], table=table) for i in range(5)]),
     )
     assert torch.equal(whole[order], corrupt(x[order], kind, 4, ids[order], table=table))
     assert not torch.equal(whole, x)
@@ -61,7 +63,9 @@ def test_any_size_and_one_channel(kind: str, shape: tuple[int, int, int]) -> Non
 
 def test_another_seed_or_id_gives_other_noise() -> None:
     x = pictures(1, 3, 16, 16)
-    first, id_, seed = (corrupt(x, "snow", 3, torch.tensor([i]), s) for i, s in ((0, 0), (1, 0), (0, 1)))
+    first, id_, seed = (
+        corrupt(x, "snow", 3, torch.tensor([i]), s) for i, s in ((0, 0), (1, 0), (0, 1))
+    )
     assert not torch.equal(first, id_)
     assert not torch.equal(first, seed)
 
@@ -73,10 +77,15 @@ def test_what_is_no_image_is_refused() -> None:
 
 
 def test_noise_has_the_moments_of_its_law() -> None:
-    """On even grey, mid-range, where nothing is cut off: photons as Poisson has them, the rest as normal."""
+    """On even grey, mid-range, where nothing is cut off: photons as Poisson has them, the rest as
+    normal."""
     x, ids = torch.full((40, 3, 32, 32), 128 / 255), torch.arange(40)
     level = 128 / 255
-    expected = {"gaussian_noise": 0.08, "speckle_noise": 0.12 * level, "shot_noise": np.sqrt(level / 100)}
+    expected = {
+        "gaussian_noise": 0.08,
+        "speckle_noise": 0.12 * level,
+        "shot_noise": np.sqrt(level / 100),
+    }
     for kind, spread in expected.items():
         made = corrupt(x, kind, 3, ids, table="cifar").double()
         assert float(made.mean()) == pytest.approx(level - 0.5 / 255, abs=0.002)
@@ -116,21 +125,31 @@ def test_filters_are_those_of_scipy() -> None:
     x = torch.from_numpy(np.random.default_rng(0).random((2, 3, 12, 19)))
     kernel = filters.disc(3, 0.5)
     for image, ours in zip(x.flatten(0, 1), filters.convolve(x, kernel).flatten(0, 1), strict=True):
-        assert np.abs(ndimage.correlate(image.numpy(), kernel, mode="mirror") - ours.numpy()).max() < 1e-12
+        assert (
+            np.abs(ndimage.correlate(image.numpy(), kernel, mode="mirror") - ours.numpy()).max()
+            < 1e-12
+        )
     marked = x[:, :1] < 0.02
     marked[:, :, 3, 4] = True
-    for image, ours in zip(marked[:, 0].numpy(), filters.distance(marked, 6)[:, 0].numpy(), strict=True):
+    for image, ours in zip(
+        marked[:, 0].numpy(), filters.distance(marked, 6)[:, 0].numpy(), strict=True
+    ):
         assert np.abs(ndimage.distance_transform_edt(~image).clip(max=6) - ours).max() < 1e-6
 
 
 @pytest.mark.parametrize("quality", [7, 25, 80])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 37, 26), (1, 24, 24)], ids=str)
 def test_jpeg_is_that_of_libjpeg(shape: tuple[int, int, int], quality: int, tmp_path: Path) -> None:
-    """Up to single coefficients: libjpeg computes in fixed point, and near a half it may round the other way."""
+    """Up to single coefficients: libjpeg computes in fixed point, and near a half it may round the
+    other way."""
     x = (pictures(9, *shape) * 255).round()
     far = []
-    for image, ours in zip(x.movedim(1, -1).byte().numpy(), filters.jpeg(x, quality).movedim(1, -1), strict=True):
-        Image.fromarray(image[..., 0] if shape[0] == 1 else image).save(tmp_path / "a.jpg", quality=quality)
+    for image, ours in zip(
+        x.movedim(1, -1).byte().numpy(), filters.jpeg(x, quality).movedim(1, -1), strict=True
+    ):
+        Image.fromarray(image[..., 0] if shape[0] == 1 else image).save(
+            tmp_path / "a.jpg", quality=quality
+        )
         theirs = np.asarray(Image.open(tmp_path / "a.jpg"), dtype=float).reshape(image.shape)
         far.append(np.abs(ours.numpy() - theirs).mean())
     assert np.median(far) < 0.5
@@ -158,11 +177,14 @@ def test_scatter_takes_what_a_walk_would_take() -> None:
 
 
 def test_the_figures_of_a_table() -> None:
-    """Two rows, right in all but fog, where the second is wrong at every severity; and a baseline."""
+    """Two rows, right in all but fog, where the second is wrong at every severity; and a
+    baseline."""
     label = pa.array([1, 2])
     samples = pa.table({"label": label, "clean_prediction": label})
     wrong = {name: [1, 0 if name.startswith("fog") else 2] for name in measure.COLUMNS}
-    asked = CorruptionInfo(version=1, table="cifar", baseline="x", baseline_errors=dict.fromkeys(KINDS, 0.25))
+    asked = CorruptionInfo(
+        version=1, table="cifar", baseline="x", baseline_errors=dict.fromkeys(KINDS, 0.25)
+    )
     found = metrics.corrupted(pa.table({"id": [0, 1], **wrong}), samples, asked)
     assert found.mean_accuracy.value == pytest.approx(1 - 1 / 30)
     assert found.relative_drop == pytest.approx(1 / 30)
@@ -171,10 +193,21 @@ def test_the_figures_of_a_table() -> None:
     assert len(found.points) == 95
 
 
-ASKED = ("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "fgsm()", "--corruptions")
+ASKED = (
+    "evaluate",
+    "demo",
+    "digits",
+    "--threat",
+    "linf(0.1)",
+    "--attack",
+    "fgsm()",
+    "--corruptions",
+)
 
 
-def test_a_run_holds_and_shards_merge_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_holds_and_shards_merge_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for rows, out in (("0:24", "whole"), ("0:10", "a"), ("10:24", "b")):
         assert holdfast(*ASKED, "--samples", rows, "--out", out).exit_code == 0
@@ -193,7 +226,11 @@ def test_a_run_holds_and_shards_merge_to_it(tmp_path: Path, monkeypatch: pytest.
     store.write_corruptions(Path("both"), table.set_column(at, "fog 5", other))
     done = holdfast("verify", "both", "demo", "digits")
     assert done.exit_code == 1
-    names(done.stdout, "corruptions.parquet: its content was changed", "under fog 5 the model's decisions on rows 0")
+    names(
+        done.stdout,
+        "corruptions.parquet: its content was changed",
+        "under fog 5 the model's decisions on rows 0",
+    )
 
 
 def test_a_baseline_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,5 +243,7 @@ def test_a_baseline_must_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         data=SimpleNamespace(fingerprint="same"),
     )
     monkeypatch.setattr(store, "read_manifest", lambda _: old)
-    with pytest.raises(InputError, match=r"old was measured with version 1 of the corruptions, not 2"):
+    with pytest.raises(
+        InputError, match=r"old was measured with version 1 of the corruptions, not 2"
+    ):
         measure.info(wrap(demo_model(), shape=(1, 8, 8)), (1, 8, 8), "old", "same")

@@ -1,4 +1,5 @@
-"""Every form of data gives the rows that were written, streams them, and refuses what it should by name."""
+"""Every form of data gives the rows that were written, streams them, and refuses what it should by
+name."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ HTML = b"<!DOCTYPE html>\n<html><body>Not found</body></html>"
 
 def idx_bytes(x: np.ndarray) -> bytes:
     codes = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
-    head = bytes([0, 0, codes[x.dtype.str[1:]], x.ndim]) + b"".join(size.to_bytes(4, "big") for size in x.shape)
+    head = bytes([0, 0, codes[x.dtype.str[1:]], x.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in x.shape
+    )
     return head + x.astype(x.dtype.newbyteorder(">")).tobytes()
 
 
@@ -75,7 +78,9 @@ def make_folder(at: Path, x: np.ndarray) -> str:
     for row, (image, label) in enumerate(zip(x, LABELS, strict=True)):
         home = at / "images" / "abc"[label]
         home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(home / f"{row}.png")
+        Image.fromarray(image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)).save(
+            home / f"{row}.png"
+        )
     (at / "images" / "a" / "notes.txt").write_text("no image")
     return str(at / "images")
 
@@ -91,7 +96,10 @@ def make_parquet(at: Path) -> str:
 def make_code(at: Path, body: str) -> str:
     np.save(at / "x.npy", PIXELS)
     np.save(at / "y.npy", LABELS)
-    text = f"import numpy as np\nX, Y = np.load({str(at / 'x.npy')!r}), np.load({str(at / 'y.npy')!r})\n"
+    text = (
+        f"import numpy as np\nX, Y = np.load({str(at / 'x.npy')!r}), "
+        f"np.load({str(at / 'y.npy')!r})\n"
+    )
     (at / "mine.py").write_text(text + body)
     return f"{at / 'mine.py'}:make"
 
@@ -174,8 +182,15 @@ def test_fingerprint_follows_the_content_and_not_the_file(form: tuple[str, np.nd
     assert len(bytes.fromhex(prints)) == 32
     other = form[1].copy()
     other[-1, 0, 0, 0] ^= 1
-    seen = {prints, from_arrays(other, LABELS).fingerprint(), from_arrays(form[1], LABELS[::-1]).fingerprint()}
-    seen |= {open_data(form[0], scale=False).fingerprint(), from_arrays(form[1][:-1], LABELS[:-1]).fingerprint()}
+    seen = {
+        prints,
+        from_arrays(other, LABELS).fingerprint(),
+        from_arrays(form[1], LABELS[::-1]).fingerprint(),
+    }
+    seen |= {
+        open_data(form[0], scale=False).fingerprint(),
+        from_arrays(form[1][:-1], LABELS[:-1]).fingerprint(),
+    }
     assert len(seen) == 5
 
 
@@ -192,7 +207,9 @@ def test_an_npz_with_splits(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **parts)
     np.savez(tmp_path / "b.npz", x=PIXELS[:1], y=LABELS[:1], **parts)
     found = [
-        len(open_data(str(tmp_path / name), split=split)) for name in ("a.npz", "b.npz") for split in ("train", "test")
+        len(open_data(str(tmp_path / name), split=split))
+        for name in ("a.npz", "b.npz")
+        for split in ("train", "test")
     ]
     assert found == [len(PIXELS), 2, 1, 1]
     np.savez(tmp_path / "c.npz", x_train=PIXELS, y_train=LABELS)
@@ -204,7 +221,9 @@ def test_an_npz_with_splits(tmp_path: Path) -> None:
 def test_plain_files_are_mapped_and_not_held(make: Callable[[Path], str], tmp_path: Path) -> None:
     source = open_data(make(tmp_path))
     before = whole(source)[0]
-    path = next(path for path in tmp_path.rglob("*") if path.name in ("set.npz", "x", "test_batch.bin"))
+    path = next(
+        path for path in tmp_path.rglob("*") if path.name in ("set.npz", "x", "test_batch.bin")
+    )
     data = path.read_bytes()
     at = data.index(PIXELS[2, 0, 0].tobytes())
     with path.open("r+b") as file:
@@ -216,13 +235,18 @@ def test_plain_files_are_mapped_and_not_held(make: Callable[[Path], str], tmp_pa
 @settings(deadline=None)
 @given(
     st.sampled_from(["u1", "i4", ">i8", "f2", ">f4", "f8", "?"]).flatmap(
-        lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=2, max_dims=4))
+        lambda kind: arrays_of.arrays(
+            np.dtype(kind), arrays_of.array_shapes(min_dims=2, max_dims=4)
+        )
     ),
     st.sampled_from(["C", "F"]),
     st.sampled_from([np.savez, np.savez_compressed]),
 )
 def test_npz_of_any_type_order_and_packing(
-    tmp_path_factory: pytest.TempPathFactory, x: np.ndarray, order: Literal["C", "F"], save: Callable[..., None]
+    tmp_path_factory: pytest.TempPathFactory,
+    x: np.ndarray,
+    order: Literal["C", "F"],
+    save: Callable[..., None],
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "set.npz"
     save(path, x=np.asarray(x, order=order), y=np.arange(len(x), dtype=">i4"))
@@ -243,10 +267,22 @@ def test_floats_are_never_rescaled_and_nan_passes() -> None:
 
 
 def test_tensors_become_rows_and_odd_ones_are_refused() -> None:
-    source = from_arrays(torch.ones(2, 3, requires_grad=True), torch.tensor([[0, 1], [1, 0]]), "mine")
+    source = from_arrays(
+        torch.ones(2, 3, requires_grad=True), torch.tensor([[0, 1], [1, 0]]), "mine"
+    )
     x, y = whole(source)
-    assert (source.name, x.tolist(), y.tolist()) == ("mine", [[1, 1, 1], [1, 1, 1]], [[0, 1], [1, 0]])
-    for bad in (torch.ones(2, 3, dtype=torch.bfloat16), [[1], [2, 3]], [["a"], ["b"]], np.array([[{}], [{}]]), [1, 2]):
+    assert (source.name, x.tolist(), y.tolist()) == (
+        "mine",
+        [[1, 1, 1], [1, 1, 1]],
+        [[0, 1], [1, 0]],
+    )
+    for bad in (
+        torch.ones(2, 3, dtype=torch.bfloat16),
+        [[1], [2, 3]],
+        [["a"], ["b"]],
+        np.array([[{}], [{}]]),
+        [1, 2],
+    ):
         with pytest.raises(InputError, match=r"x of arrays|arrays has x of shape"):
             from_arrays(bad, [0, 1])
 
@@ -264,7 +300,9 @@ def test_digits_are_split_by_writer() -> None:
 def test_splits_choose_files(tmp_path: Path) -> None:
     make_mnist(tmp_path, "train", slice(3))
     make_mnist(tmp_path, "t10k", slice(4))
-    assert [len(open_data(f"fashion-mnist:{tmp_path}", split=split)) for split in ("train", "test")] == [3, 4]
+    assert [
+        len(open_data(f"fashion-mnist:{tmp_path}", split=split)) for split in ("train", "test")
+    ] == [3, 4]
     (tmp_path / "test_batch.bin").write_bytes(cifar_bytes(PIXELS[:2], LABELS[:2]))
     for part, rows in ((2, slice(4, 6)), (1, slice(1))):
         (tmp_path / f"data_batch_{part}.bin").write_bytes(cifar_bytes(PIXELS[rows], LABELS[rows]))
@@ -277,8 +315,14 @@ def test_folder_splits_number_classes_over_both(tmp_path: Path) -> None:
     for name, shade in (("train/a", 1), ("train/b", 2), ("test/b", 3)):
         (tmp_path / name).mkdir(parents=True)
         Image.new("L", (2, 2), shade).save(tmp_path / name / "one.png")
-    test, train = (open_data(str(tmp_path), split=split, scale=False) for split in ("test", "train"))
-    assert (test.class_names, whole(test)[1].tolist(), test.rows(0, 1)[0].max()) == (("a", "b"), [1], 3)
+    test, train = (
+        open_data(str(tmp_path), split=split, scale=False) for split in ("test", "train")
+    )
+    assert (test.class_names, whole(test)[1].tolist(), test.rows(0, 1)[0].max()) == (
+        ("a", "b"),
+        [1],
+        3,
+    )
     assert whole(train)[1].tolist() == [0, 1]
     assert "no split 'tset'; did you mean test?" in refusal(str(tmp_path), split="tset")
     (tmp_path / "test").rename(tmp_path / "bus")
@@ -296,7 +340,12 @@ def test_folder_decodes_only_the_rows_asked_for(tmp_path: Path) -> None:
 
 
 def test_parquet_of_columns_is_tabular_and_empty_cells_are_nan(tmp_path: Path) -> None:
-    columns = {"b": [1, 2, None], "label": [0, 1, 1], "a": [0.5, 1.5, 2.5], "__index_level_0__": [7, 8, 9]}
+    columns = {
+        "b": [1, 2, None],
+        "label": [0, 1, 1],
+        "a": [0.5, 1.5, 2.5],
+        "__index_level_0__": [7, 8, 9],
+    }
     pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=2)
     source = open_data(str(tmp_path / "t.parquet"))
     x, y = whole(source)
@@ -313,20 +362,27 @@ def test_parquet_may_begin_with_an_empty_row_group(tmp_path: Path) -> None:
     assert whole(open_data(str(tmp_path / "t.parquet")))[0].tolist() == [[1, 2]]
 
 
-def test_parquet_reads_each_row_group_once_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_reads_each_row_group_once_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, read = make_parquet(tmp_path), []
     real = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *args: read.append(args[1]) or real(*args))
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda *args: read.append(args[1]) or real(*args)
+    )
     source = open_data(spec)
     for row in range(N):
         source.rows(row, row + 1)
     assert read == [0, 1, 2]
 
 
-def test_package_modules_come_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_modules_come_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "holdfast_case").mkdir()
     (tmp_path / "holdfast_case" / "sets.py").write_text(
-        "from holdfast.data import from_arrays\ndef make():\n    return from_arrays([[1.0]], [0], 'own')\n"
+        "from holdfast.data import from_arrays\ndef make():\n    return from_arrays([[1.0]], [0], "
+        "'own')\n"
     )
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
@@ -338,8 +394,7 @@ def test_package_modules_come_from_the_current_folder(tmp_path: Path, monkeypatc
 def test_a_factory_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "holdfast_neighbour.py").write_text("VALUE = 4.0\n")
     body = (
-        "from dataclasses import dataclass\n"
-        "@dataclass\nclass Size:\n    n: 'int' = 1\n"
+        "from dataclasses import dataclass\n@dataclass\nclass Size:\n    n: 'int' = 1\n"
         "def make():\n    from holdfast_neighbour import VALUE\n    return [[VALUE]], [Size().n]\n"
     )
     assert open_data(make_code(tmp_path, body)).rows(0, 1)[0].item() == 4
@@ -355,7 +410,10 @@ def test_a_factory_may_import_its_neighbours(tmp_path: Path) -> None:
         ("def make():\n    raise OSError('no disk')\n", "raised OSError: no disk"),
         ("raise SystemExit(3)\n", "raised SystemExit: 3"),
         ("def make(:\n", "raised SyntaxError"),
-        ("import holdfast_absent\n", "raised ModuleNotFoundError: No module named 'holdfast_absent'"),
+        (
+            "import holdfast_absent\n",
+            "raised ModuleNotFoundError: No module named 'holdfast_absent'",
+        ),
         ("make = 3\n", "has no callable 'make'"),
         ("def make():\n    return X, Y[1:]\n", "7 inputs and 6 labels"),
         ("def make():\n    return X, ['a', None, 1, 2, 3, 4, {}]\n", "y of"),
@@ -383,7 +441,9 @@ def test_a_failing_factory_is_one_sentence(body: str, seen: str, tmp_path: Path)
         ("x" * 300, "File name too long"),
     ],
 )
-def test_a_spec_that_names_nothing(spec: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spec_that_names_nothing(
+    spec: str, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert seen in refusal(spec)
 
@@ -418,7 +478,11 @@ def parquet_with_a_flaw() -> bytes:
         ("a.npz", npz_bytes(x=PIXELS, y=LABELS)[:-50], "a zip archive that is cut short"),
         ("a.npz", packed_with_a_flaw(), "probably damaged"),
         ("a.npz", b"\x80\x04\x95abc", "a pickle"),
-        ("a.npz", npz_bytes(images=PIXELS, labels=LABELS), "holds the arrays images, labels; expected x"),
+        (
+            "a.npz",
+            npz_bytes(images=PIXELS, labels=LABELS),
+            "holds the arrays images, labels; expected x",
+        ),
         ("a.npz", npz_bytes(x=PIXELS, y=LABELS[:-1]), "7 inputs and 6 labels"),
         ("a.npz", npz_bytes(x=PIXELS[:0], y=LABELS[:0]), "is empty"),
         ("a.npz", npz_bytes(x=np.array([["a"]]), y=LABELS[:1]), "holds <U1; expected numbers"),
@@ -434,7 +498,9 @@ def parquet_with_a_flaw() -> bytes:
         ("a.txt", b"1,2,3\n", "is not a kind of data"),
     ],
 )
-def test_a_damaged_file_is_named_with_its_cause(name: str, data: bytes, seen: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_with_its_cause(
+    name: str, data: bytes, seen: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(data)
     text = refusal(str(tmp_path / name))
     assert seen in text
@@ -444,7 +510,11 @@ def test_a_damaged_file_is_named_with_its_cause(name: str, data: bytes, seen: st
 @pytest.mark.parametrize(
     ("images", "labels", "seen"),
     [
-        (HTML, idx_bytes(LABELS), "a web page (HTML): the download probably failed, with the magic number 3c 21 44 4f"),
+        (
+            HTML,
+            idx_bytes(LABELS),
+            "a web page (HTML): the download probably failed, with the magic number 3c 21 44 4f",
+        ),
         (b"", idx_bytes(LABELS), "is empty, with the magic number missing"),
         (b"\1" + idx_bytes(GREY[:, 0])[1:], idx_bytes(LABELS), "magic number 01 00 08 03"),
         (gzip.compress(idx_bytes(GREY[:, 0]))[:-3000], idx_bytes(LABELS), "damaged gzip file"),
@@ -464,7 +534,9 @@ def test_damaged_idx(images: bytes, labels: bytes, seen: str, tmp_path: Path) ->
 @pytest.mark.parametrize("data", [b"", HTML, cifar_bytes()[:-1]])
 def test_damaged_cifar10(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "test_batch.bin").write_bytes(data)
-    assert f"has {len(data)} bytes; expected records of 3073 bytes" in refusal(f"cifar10:{tmp_path}")
+    assert f"has {len(data)} bytes; expected records of 3073 bytes" in refusal(
+        f"cifar10:{tmp_path}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -496,7 +568,10 @@ def test_unfit_folders_name_the_image(tmp_path: Path) -> None:
     root = Path(make_folder(tmp_path, PIXELS))
     odd = root / "a" / "0.png"
     for image, seen in (
-        (Image.new("RGB", (8, 32)), "8 x 32 and most images are 32 x 32 (width, height); expected one size"),
+        (
+            Image.new("RGB", (8, 32)),
+            "8 x 32 and most images are 32 x 32 (width, height); expected one size",
+        ),
         (Image.new("F", (32, 32)), "has the mode F"),
     ):
         image.save(odd, "TIFF")
@@ -513,7 +588,9 @@ def test_unfit_folders_name_the_image(tmp_path: Path) -> None:
     assert f"{root / 'a'} has no images" in refusal(str(root))
 
 
-def test_an_image_beyond_pillows_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_beyond_pillows_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = make_folder(tmp_path, GREY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "DecompressionBombError" in refusal(spec)
@@ -542,7 +619,9 @@ def test_a_pickle_inside_an_npz_never_runs(save: Callable[..., None], tmp_path: 
 
 def test_raw_addresses_are_never_taken_for_objects(tmp_path: Path) -> None:
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "|O", "fortran_order": False, "shape": (1, 1)})
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|O", "fortran_order": False, "shape": (1, 1)}
+    )
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for key in "xy":
             archive.writestr(f"{key}.npy", head.getvalue() + bytes(8))
@@ -563,7 +642,9 @@ def test_heavy_libraries_are_imported_only_on_use() -> None:
         "print({'torch', 'pyarrow', 'PIL', 'sklearn'} & sys.modules.keys())"
     )
     home = Path(errors.__file__).parent
-    shown = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(home)], capture_output=True, text=True, check=True
+    )
     assert shown.stdout.strip() == "set()"
 
 

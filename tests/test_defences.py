@@ -33,7 +33,14 @@ from holdfast.targets.demo import demo_model
 from holdfast.targets.preprocess import Normalize, parse
 from holdfast.targets.target import drawing, sealed
 
-ALL = [JPEG(), BitDepth(3), Median(), RandomResizePad(9, 12), TotalVariation(), TotalVariation(keep=0.6)]
+ALL = [
+    JPEG(),
+    BitDepth(3),
+    Median(),
+    RandomResizePad(9, 12),
+    TotalVariation(),
+    TotalVariation(keep=0.6),
+]
 
 
 class Inside(nn.Module):
@@ -116,7 +123,9 @@ def test_the_gradient_is_that_of_the_model_behind(defence: Defence) -> None:
 def test_what_fools_a_plain_attack_is_seen_through(defence: Defence) -> None:
     data = tuple(open_data("digits").rows(0, 60))
     plain = holdfast.evaluate(wrap(Inside(defence)), data, "linf(0.2)", attacks=["apgd(steps=20)"])
-    adaptive = holdfast.evaluate(wrap(demo_model(), preprocess=defence), data, "linf(0.2)", attacks=["apgd(steps=20)"])
+    adaptive = holdfast.evaluate(
+        wrap(demo_model(), preprocess=defence), data, "linf(0.2)", attacks=["apgd(steps=20)"]
+    )
     assert plain.metrics.clean_accuracy == adaptive.metrics.clean_accuracy  # one model
     assert plain.robust_accuracy.value > 0.8
     assert plain.verdict.status == "unreliable"
@@ -135,7 +144,9 @@ def test_a_random_defence_is_judged_by_its_mean() -> None:
     assert {"defence", "randomised"} <= {f.check for f in run.verdict.findings}
     assert not any(f.check == "randomised" and f.severity != "info" for f in run.verdict.findings)
     assert run.robust_accuracy.value < 0.2
-    part = holdfast.evaluate(target, data, "linf(0.3)", attacks=["pgd(steps=4, step_size=0.5)"], samples=(4, 8))
+    part = holdfast.evaluate(
+        target, data, "linf(0.3)", attacks=["pgd(steps=4, step_size=0.5)"], samples=(4, 8)
+    )
     whole = run.samples.to_pylist()[4:8]
     columns = ("status", "forwards", "backwards")
     assert [[row[c] for c in columns] for row in part.samples.to_pylist()] == [
@@ -144,8 +155,25 @@ def test_a_random_defence_is_judged_by_its_mean() -> None:
 
 
 def test_from_the_command_line_to_the_verified_run(tmp_path: Path) -> None:
-    asked = ["evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=3)", "--samples", "12"]
-    steps = ["--preprocess", "randomresizepad(7, 8)", "--preprocess", "bitdepth(bits=4)", "--eot", "4"]
+    asked = [
+        "evaluate",
+        "demo",
+        "digits",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "pgd(steps=3)",
+        "--samples",
+        "12",
+    ]
+    steps = [
+        "--preprocess",
+        "randomresizepad(7, 8)",
+        "--preprocess",
+        "bitdepth(bits=4)",
+        "--eot",
+        "4",
+    ]
     cli = CliRunner()
     assert cli.invoke(app, [*asked, *steps, "--out", str(tmp_path / "a")]).exit_code == 0
     assert cli.invoke(app, ["verify", str(tmp_path / "a"), "demo", "digits"]).exit_code == 0

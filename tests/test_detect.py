@@ -1,4 +1,5 @@
-"""Detectors: a refusal is no right answer and no success, and attacks come below the limits by their gradients."""
+"""Detectors: a refusal is no right answer and no success, and attacks come below the limits by
+their gradients."""
 
 from __future__ import annotations
 
@@ -77,7 +78,12 @@ def test_a_refusal_is_no_answer_and_stands_with_the_right_class_against_an_adver
     assert task.predict(z).tolist() == [0, REFUSED, REFUSED, 1]
     assert task.margin(z, y).tolist() == [1, 2, 0.5, -1]
     assert task.margin(task.against(z, y), y).tolist() == [1, 2, 0.5, -1]
-    assert judge.meets_goal(Threat.linf(1), task.predict(z), y).tolist() == [False, False, False, True]
+    assert judge.meets_goal(Threat.linf(1), task.predict(z), y).tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_distances_are_those_of_their_definitions_and_limits_decide() -> None:
@@ -88,7 +94,9 @@ def test_distances_are_those_of_their_definitions_and_limits_decide() -> None:
     assert torch.allclose(squares, (seen - x).square().flatten(1).mean(1))
     p, q = ((alone.scores(u) / 4).softmax(1).double().numpy() for u in (x, seen.clamp(0, 1)))
     apart = Divergence(net, temperature=4).distance(x, alone.scores)
-    assert torch.allclose(apart.double(), torch.from_numpy(jensenshannon(p, q, axis=1) ** 2), atol=1e-6)
+    assert torch.allclose(
+        apart.double(), torch.from_numpy(jensenshannon(p, q, axis=1) ** 2), atol=1e-6
+    )
     limit = float(squares.median())
     target = wrap(demo_model(), preprocess=[Reconstruction(net, limit, power=2)], shape=(1, 8, 8))
     refused = target.labels(x) == REFUSED
@@ -110,7 +118,10 @@ def test_fitted_limits_refuse_the_share_of_clean_rows_that_was_asked_for(rate: f
 
 @pytest.mark.parametrize("kind", DETECTORS.values())
 def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector]) -> None:
-    x, way = torch.from_numpy(open_data("digits").rows(0, 6)[0]).double() * 0.8 + 0.1, draw(6, 1, 8, 8) - 0.5
+    x, way = (
+        torch.from_numpy(open_data("digits").rows(0, 6)[0]).double() * 0.8 + 0.1,
+        draw(6, 1, 8, 8) - 0.5,
+    )
     one = kind(Main().double(), limit=0.01)
     target = wrap(demo_model().double(), preprocess=one, shape=(1, 8, 8))
     z, pullback = target.linearize(x)
@@ -125,21 +136,32 @@ def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector])
 
 @pytest.mark.parametrize(("limit", "held"), [(0.035, True), (0.055, False)])
 def test_an_adversary_has_to_come_below_the_limit_too(limit: float, held: bool) -> None:
-    """From (0.5, 0.5) by 0.12: the sum passes 1.2 only where the second feature moves by 0.08, a distance of 0.04."""
+    """From (0.5, 0.5) by 0.12: the sum passes 1.2 only where the second feature moves by 0.08, a
+    distance of 0.04."""
     x, y = torch.full((5, 2), 0.5), torch.zeros(5).long()
     target = wrap(Sum(), preprocess=Reconstruction(Fixed(), limit), shape=(2,))
-    for attack in ("pgd(steps=20)", "apgd(steps=20)", "fab(steps=20)", "square(steps=200)", "rays(steps=200)"):
+    for attack in (
+        "pgd(steps=20)",
+        "apgd(steps=20)",
+        "fab(steps=20)",
+        "square(steps=200)",
+        "rays(steps=200)",
+    ):
         books = run(parse(attack), target, x, y, Threat.linf(0.12))
         falls = not held and "steps=20)" in attack  # the others move by all of eps, or not at all
         assert books.broken.tolist() == [falls] * 5, attack
-    seen = holdfast.evaluate(target, (x.numpy(), y.numpy()), "linf(0.12)", attacks=["pgd(steps=20)"])
+    seen = holdfast.evaluate(
+        target, (x.numpy(), y.numpy()), "linf(0.12)", attacks=["pgd(steps=20)"]
+    )
     assert seen.robust_accuracy.value == held
     assert seen.metrics.refusals is not None
     assert seen.metrics.refusals.attacked.value == held  # wrong, were it not refused
     assert seen.metrics.refusals.clean.value == 0
 
 
-@pytest.mark.parametrize("attack", ["deepfool", "fab(steps=10)", "apgd(steps=20)", "cw(steps=30)", "square(steps=80)"])
+@pytest.mark.parametrize(
+    "attack", ["deepfool", "fab(steps=10)", "apgd(steps=20)", "cw(steps=30)", "square(steps=80)"]
+)
 @pytest.mark.parametrize("goal", [None, 3])
 def test_what_is_called_a_success_is_wrong_and_not_refused(attack: str, goal: int | None) -> None:
     data = open_data("digits").rows(0, 24)
@@ -155,7 +177,8 @@ def test_what_is_called_a_success_is_wrong_and_not_refused(attack: str, goal: in
 
 
 def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
-    """All of 0.08 is refused above 0.035, but the sum stays below 1.2; each worst input is looked at twice."""
+    """All of 0.08 is refused above 0.035, but the sum stays below 1.2; each worst input is looked
+    at twice."""
     x, y = np.full((5, 2), 0.5, np.float32), np.zeros(5, np.int64)
     target = wrap(Sum(), preprocess=Reconstruction(Fixed(), 0.035), shape=(2,))
     seen = holdfast.evaluate(target, (x, y), "linf(0.08)", attacks=["pgd(steps=20)"])
@@ -163,17 +186,24 @@ def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
     assert seen.metrics.refusals.attacked.value == 0
     assert seen.samples.column("refused").null_count == 0
     assert seen.manifest.costs.judge_forwards == judge.PASSES * (5 + 5)
-    flat = wrap(lambda x: 0 * x + torch.tensor([1.0, 0]), preprocess=Reconstruction(Fixed(), 1), shape=(2,))
-    still = holdfast.evaluate(flat, (x, y), "linf(0.08)", attacks=["pgd(steps=2)"])  # nothing is worse than the clean
+    flat = wrap(
+        lambda x: 0 * x + torch.tensor([1.0, 0]), preprocess=Reconstruction(Fixed(), 1), shape=(2,)
+    )
+    # nothing is worse than the clean
+    still = holdfast.evaluate(flat, (x, y), "linf(0.08)", attacks=["pgd(steps=2)"])
     assert still.samples.column("refused").null_count == 5
     assert still.manifest.costs.judge_forwards == judge.PASSES * 5
 
 
-def test_a_model_of_several_passes_is_not_taken_for_a_random_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_several_passes_is_not_taken_for_a_random_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     target = wrap(demo_model(), preprocess=Divergence(Main(), limit=0.1), shape=(1, 8, 8))
     source, threat = open_data("digits"), Threat.l1(1)
     monkeypatch.setattr(probe, "_attacks", lambda *_: None)
-    found = probe.examine(target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0)
+    found = probe.examine(
+        target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0
+    )
     assert found.slope is not None
     assert found.passes["slope"] == 5 * target.passes * len(found.ids)
 
@@ -182,7 +212,9 @@ def test_magnet_refuses_a_blind_attack_and_falls_to_one_that_knows_of_it() -> No
     data, threat = open_data("digits").rows(0, 40), Threat.linf(0.2)
     x, y = (torch.from_numpy(part) for part in data)
     target = wrap(demo_model(), preprocess=magnet(), shape=(1, 8, 8))
-    blind = judge.rule(target, perturb(parse("apgd(steps=20)"), wrap(demo_model()), x, y.long(), threat)).label
+    blind = judge.rule(
+        target, perturb(parse("apgd(steps=20)"), wrap(demo_model()), x, y.long(), threat)
+    ).label
     assert float((blind == REFUSED).double().mean()) > 0.7
     seen = holdfast.evaluate(target, data, threat, attacks=["apgd(steps=40)"])
     assert seen.metrics.clean_accuracy.value >= 0.85
@@ -193,7 +225,17 @@ def test_magnet_refuses_a_blind_attack_and_falls_to_one_that_knows_of_it() -> No
 def test_from_the_command_line_to_the_verified_run(tmp_path: Path) -> None:
     x = torch.from_numpy(open_data("digits").rows(0, 12)[0])
     one = Reconstruction(f"{__file__}:Main").fitted(wrap(demo_model()), x, 0.2)
-    asked = ["evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=5)", "--samples", "12"]
+    asked = [
+        "evaluate",
+        "demo",
+        "digits",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "pgd(steps=5)",
+        "--samples",
+        "12",
+    ]
     cli = CliRunner()
     done = cli.invoke(app, [*asked, "--preprocess", write(one), "--out", str(tmp_path / "a")])
     assert done.exit_code == 0, done.output
@@ -222,4 +264,6 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(InputError, match="10 classes and 10 classes or a refusal"):
         Ensemble(both).bind((1, 8, 8))
     with pytest.raises(InputError, match="training does not know"):
-        holdfast.harden(wrap(demo_model(), preprocess=Reconstruction(net, 1)), open_data("digits"), "linf(0.1)")
+        holdfast.harden(
+            wrap(demo_model(), preprocess=Reconstruction(net, 1)), open_data("digits"), "linf(0.1)"
+        )

@@ -1,4 +1,5 @@
-"""What runs on an accelerator says what a CPU says. (In float64, on models whose rows do not feel their neighbours.)"""
+"""What runs on an accelerator says what a CPU says. (In float64, on models whose rows do not feel
+their neighbours.)"""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from holdfast.generation import load, train
 from holdfast.generation.sample import own_classifier, sample
 from holdfast.hardening.harden import harden
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no accelerator here")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no accelerator here"
+)
 
 
 @every
@@ -29,14 +32,17 @@ def test_an_attack_finds_on_an_accelerator_what_it_finds_on_a_cpu(name: str, nor
     assert its.best.device.type == "cuda"
     fell = its.broken.cpu()
     assert judge.within(here, limits, x, its.best.cpu())[0][fell].all()
-    # Sums may differ in their last bits, and a search with many branches may then take another: one row may.
+    # Sums may differ in their last bits, and a search with many branches may then take another: one
+    # row may.
     assert int((mine.broken != fell).sum()) <= 1
 
 
 def test_an_evaluation_on_an_accelerator_is_verified_on_a_cpu(tmp_path) -> None:
     model = bent(dtype=torch.float32)
     x, y = rows(wrap(model), 32)
-    there = holdfast.evaluate(wrap(model, device="cuda"), (x.numpy(), y.numpy()), "linf(0.08)", out=tmp_path / "run")
+    there = holdfast.evaluate(
+        wrap(model, device="cuda"), (x.numpy(), y.numpy()), "linf(0.08)", out=tmp_path / "run"
+    )
     here = holdfast.evaluate(wrap(model), (x.numpy(), y.numpy()), "linf(0.08)")
     assert abs(there.robust_accuracy.value - here.robust_accuracy.value) <= 1 / 32
     assert not verify(tmp_path / "run", wrap(model), from_arrays(x.numpy(), y.numpy()))
@@ -57,11 +63,14 @@ def test_a_generator_of_an_accelerator_draws_on_a_cpu(name: str, tmp_path, monke
     monkeypatch.setattr(train, "wrong", lambda *_: "")
     x = np.random.default_rng(0).random((200, 1, 8, 8), np.float32)
     model = f"{name}(steps=24, rounds=3, width=8, batch_size=16, glance=40, judged=60)"
-    made = train.generate(from_arrays(x, np.arange(200) % 2), model, out=tmp_path / "made", device="cuda", every=0)
+    made = train.generate(
+        from_arrays(x, np.arange(200) % 2), model, out=tmp_path / "made", device="cuda", every=0
+    )
     assert made.generator.device.type == "cuda"
     assert np.isfinite(made.quality.fid)
     y, ids = torch.tensor([0, 1]), torch.tensor([3, 5])
     there, here = made.generator.draw(y, ids), load(made.folder).draw(y, ids)
     assert torch.allclose(there.cpu(), here, atol=0.01)
-    target = own_classifier(made.folder, load(made.folder))  # on a CPU, of rows drawn on the accelerator
+    # on a CPU, of rows drawn on the accelerator
+    target = own_classifier(made.folder, load(made.folder))
     assert len(sample(made.generator, 2, target=target)[0]) == 4

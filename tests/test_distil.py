@@ -50,7 +50,9 @@ def victim() -> Target:
 
 
 @pytest.mark.parametrize(("access", "queries"), [(Access.SCORES, 2000), (Access.LABELS, 800)])
-def test_a_surrogate_agrees_and_its_attacks_transfer(victim: Target, access: Access, queries: int) -> None:
+def test_a_surrogate_agrees_and_its_attacks_transfer(
+    victim: Target, access: Access, queries: int
+) -> None:
     counting = Counting(victim, access)
     twin = distil(counting, digits("train", 200)[0], queries=queries, epochs=5)
     assert sum(len(x) for x in counting.asked) == queries
@@ -89,7 +91,9 @@ def test_one_seed_gives_one_surrogate_and_a_given_module_is_left_alone() -> None
     module = nn.Sequential(nn.Linear(16, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 5))
     weights = [value.clone() for value in module.state_dict().values()]
     own = distil(target, x, queries=65, module=module, epochs=40, batch_size=16, rate=0.01)
-    assert all(torch.equal(a, b) for a, b in zip(weights, module.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights, module.state_dict().values(), strict=True)
+    )
     assert float((own.labels(x) == target.labels(x)).double().mean()) > 0.8
 
 
@@ -99,7 +103,9 @@ def test_images_with_channels_last_and_refusals_are_learnt_from() -> None:
         shape: tuple[int, ...] | None
 
         def labels(self, x: Tensor) -> Tensor:
-            return torch.where(x[:, 0, 0, 0] > 0.5, -1, (x[..., 1].mean((1, 2)) > x[..., 0].mean((1, 2))).long())
+            return torch.where(
+                x[:, 0, 0, 0] > 0.5, -1, (x[..., 1].mean((1, 2)) > x[..., 0].mean((1, 2))).long()
+            )
 
     x = world.draw(200, 4, 10, 2, dtype=torch.float32)
     target = Refusing(world.wrap(world.bent(2, dtype=torch.float32)), Access.LABELS)
@@ -116,7 +122,9 @@ def test_images_with_channels_last_and_refusals_are_learnt_from() -> None:
         distil(target, x, queries=20)
 
 
-def test_a_run_through_a_surrogate_holds_for_the_plain_victim(victim: Target, tmp_path: Path) -> None:
+def test_a_run_through_a_surrogate_holds_for_the_plain_victim(
+    victim: Target, tmp_path: Path
+) -> None:
     """The gradients were another model's; the evidence is the victim's own."""
     twin = distil(victim, digits("train", 300)[0], queries=300, epochs=5)
     lent = Surrogate(world.Narrow(victim, Access.LABELS), twin)
@@ -124,7 +132,12 @@ def test_a_run_through_a_surrogate_holds_for_the_plain_victim(victim: Target, tm
     for name, target in (("scores", Surrogate(victim, twin)), ("labels", lent)):
         folder = tmp_path / name
         made = holdfast.evaluate(
-            target, data, "linf(0.15)", attacks=["mifgsm", "difgsm(steps=4)"], samples=60, out=folder
+            target,
+            data,
+            "linf(0.15)",
+            attacks=["mifgsm", "difgsm(steps=4)"],
+            samples=60,
+            out=folder,
         )
         counts = made.manifest.metrics.counts
         assert counts["broken"] > 10

@@ -33,11 +33,15 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 def test_every_field_of_an_attack_is_explained() -> None:
     fields_of = load(ROOT / "docs" / "generate.py").fields_of
     kinds = {type(maker()) for maker in holdfast.attacks.CATALOGUE.values()}
-    assert not [(kind.__name__, name) for kind in kinds for name, _, text in fields_of(kind) if not text]
+    assert not [
+        (kind.__name__, name) for kind in kinds for name, _, text in fields_of(kind) if not text
+    ]
 
 
 def test_the_example_runs() -> None:
     own = load(ROOT / "examples" / "own_model.py")
     x, y = own.data()
-    run = holdfast.evaluate(holdfast.wrap(own.model()), (x[:40], y[:40]), "linf(0.1)", protocol="quick")
+    run = holdfast.evaluate(
+        holdfast.wrap(own.model()), (x[:40], y[:40]), "linf(0.1)", protocol="quick"
+    )
     assert run.robust_accuracy.value < run.clean_accuracy.value

@@ -31,7 +31,11 @@ from holdfast.runs.run import Run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
 
-ATTACKS = ('apgd(steps=6, loss="mifpe")', 'apgd(steps=6, loss="dlr", targets=2)', "pgd(steps=5, restarts=2)")
+ATTACKS = (
+    'apgd(steps=6, loss="mifpe")',
+    'apgd(steps=6, loss="dlr", targets=2)',
+    "pgd(steps=5, restarts=2)",
+)
 N = 60
 
 
@@ -39,11 +43,15 @@ def digits(n: int = N) -> tuple[np.ndarray, np.ndarray]:
     return open_data("digits").rows(0, n)
 
 
-def measure(model: nn.Module | None = None, *, n: int = N, threat: str = "linf(0.08)", **options) -> Run:
+def measure(
+    model: nn.Module | None = None, *, n: int = N, threat: str = "linf(0.08)", **options
+) -> Run:
     batch_size = options.pop("batch_size", 64)
     target = holdfast.wrap(model or demo_model(), batch_size=batch_size)
     attacks = options.pop("attacks", ATTACKS)
-    return holdfast.evaluate(target, options.pop("data", digits(n)), threat, attacks=attacks, **options)
+    return holdfast.evaluate(
+        target, options.pop("data", digits(n)), threat, attacks=attacks, **options
+    )
 
 
 def statuses(run: Run) -> list[str]:
@@ -137,9 +145,17 @@ for left, stage, resume in {moments}:
 
 def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    moments = [(2, "after", False), (2, "half", True), (3, "before", True), (1, "half", True), (4, "after", True)]
+    moments = [
+        (2, "after", False),
+        (2, "half", True),
+        (3, "before", True),
+        (1, "half", True),
+        (4, "after", True),
+    ]
     script = KILLED.format(tests=str(Path(__file__).parent), out=str(out), moments=moments)
-    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+    )
     assert done.stdout.splitlines() == [f"{-signal.SIGKILL} False"] * 5
     again = measure(out=out, curve=(0.04,), resume=True)
     assert again.samples.equals(whole.samples)
@@ -198,7 +214,8 @@ def assert_same_but_unstable(a: Run, b: Run, n: int = N) -> None:
 
 
 def assert_same_figures(a: Metrics, b: Metrics) -> None:
-    """To the bit, but for calibration: it averages scores, which some machines' kernels round by the batch."""
+    """To the bit, but for calibration: it averages scores, which some machines' kernels round by
+    the batch."""
     assert a.model_copy(update={"calibration": b.calibration}) == b
     assert a.calibration is not None
     assert b.calibration is not None
@@ -225,12 +242,20 @@ def test_rounds_say_what_one_more_would_break() -> None:
     (trial,), (more,) = two.manifest.trials, three.manifest.trials
     assert more.rounds[:2] == trial.rounds
     assert more.rounds[2].attacked == trial.attacked - trial.broken > 0
-    assert (trial.attacked, trial.broken) == (trial.rounds[0].attacked, sum(r.broken for r in trial.rounds))
+    assert (trial.attacked, trial.broken) == (
+        trial.rounds[0].attacked,
+        sum(r.broken for r in trial.rounds),
+    )
     assert two.metrics.survivors == survivors(trial.rounds[1])
     assert more.rounds[2].broken <= two.metrics.survivors.high
-    alone, still = measure(attacks=["pgd(steps=2)"]), measure(attacks=["pgd(steps=2)", "fmn(steps=3)"])
-    assert alone.metrics.survivors is None  # nothing says how the rows that a first round leaves differ from the others
-    assert still.metrics.survivors == survivors(still.manifest.trials[0].rounds[0])  # FMN draws nothing
+    alone, still = (
+        measure(attacks=["pgd(steps=2)"]),
+        measure(attacks=["pgd(steps=2)", "fmn(steps=3)"]),
+    )
+    # nothing says how the rows that a first round leaves differ from the others
+    assert alone.metrics.survivors is None
+    # FMN draws nothing
+    assert still.metrics.survivors == survivors(still.manifest.trials[0].rounds[0])
 
 
 def test_a_shard_mixes_in_the_same_images() -> None:
@@ -263,7 +288,9 @@ def test_order_changes_nothing() -> None:
     threat = holdfast.Threat.linf(0.08)
 
     def books(rows: Tensor) -> Ledger:
-        return holdfast.attacks.run(attack, target, x.double()[rows], y.long()[rows], threat, ids=ids[rows])
+        return holdfast.attacks.run(
+            attack, target, x.double()[rows], y.long()[rows], threat, ids=ids[rows]
+        )
 
     straight, shuffled = books(ids), books(order)
     assert torch.equal(shuffled.outcome, straight.outcome[order])
@@ -271,7 +298,9 @@ def test_order_changes_nothing() -> None:
     assert torch.allclose(shuffled.size, straight.size[order], rtol=1e-12)
 
 
-@pytest.mark.parametrize("change", [lambda z, x: z + 100, lambda z, x: z * 300], ids=["+100", "x300"])
+@pytest.mark.parametrize(
+    "change", [lambda z, x: z + 100, lambda z, x: z * 300], ids=["+100", "x300"]
+)
 def test_shift_and_scale_of_the_logits_change_no_status(change, plain: tuple[Run, Run]) -> None:
     assert statuses(doubled(Wrapped(change))) == statuses(plain[0])
     assert_same_but_unstable(measure(Wrapped(change)), plain[1])
@@ -377,7 +406,9 @@ def edit_rounds(run: dict) -> None:
     run["trials"][0]["rounds"][0]["broken"] -= 1
 
 
-@pytest.mark.parametrize("edit", [edit_manifest, edit_protocol, edit_trial, edit_limit, edit_rounds])
+@pytest.mark.parametrize(
+    "edit", [edit_manifest, edit_protocol, edit_trial, edit_limit, edit_rounds]
+)
 def test_verify_does_not_believe_run_json(whole: Run, tmp_path: Path, edit) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole.folder, folder)
@@ -387,8 +418,12 @@ def test_verify_does_not_believe_run_json(whole: Run, tmp_path: Path, edit) -> N
     assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
 
 
-@pytest.mark.parametrize("status", ["robust", "certified", "skipped", "unstable", "failed", "wrong"])
-def test_verify_finds_a_broken_row_that_is_called_something_else(whole: Run, tmp_path: Path, status: str) -> None:
+@pytest.mark.parametrize(
+    "status", ["robust", "certified", "skipped", "unstable", "failed", "wrong"]
+)
+def test_verify_finds_a_broken_row_that_is_called_something_else(
+    whole: Run, tmp_path: Path, status: str
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole.folder, folder)
     table = whole.samples
@@ -397,7 +432,8 @@ def test_verify_finds_a_broken_row_that_is_called_something_else(whole: Run, tmp
     table = table.set_column(at, "status", [edited])
     store.write_samples(folder, table)
     facts = Facts(**{name: getattr(whole.manifest, name) for name in Facts.model_fields})
-    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))  # every figure made to fit
+    # every figure made to fit
+    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))
     assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
 
 
@@ -469,7 +505,9 @@ def test_one_search_for_the_smallest_serves_every_eps() -> None:
     assert [t.attacked > 0 for t in run.manifest.trials] == [True, False, False]
     size = run.samples.column("size").to_numpy(zero_copy_only=False)
     assert not bool((size > 0.16 * 1.001).any())
-    alone = [measure(threat=f"linf({e})", attacks=["fmn(steps=40)"]).robust_accuracy.value for e in eps]
+    alone = [
+        measure(threat=f"linf({e})", attacks=["fmn(steps=40)"]).robust_accuracy.value for e in eps
+    ]
     assert alone == sorted(alone, reverse=True)
     wrong = sum(s == "wrong" for s in statuses(run))
     found = [1 - (wrong + int((size <= e * 1.000001).sum())) / N for e in eps]
@@ -486,7 +524,10 @@ def test_an_attack_goes_on_from_the_best_point_known() -> None:
 
 def test_the_cost_is_estimated_before_the_start() -> None:
     told = []
-    for attacks in (["pgd(steps=20)"], ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"]):
+    for attacks in (
+        ["pgd(steps=20)"],
+        ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
+    ):
         run = measure(attacks=attacks, announce=told.append)
         right = sum(s != "wrong" for s in statuses(run))
         spent = (run.manifest.costs.forwards + run.manifest.costs.backwards) / max(right, 1)

@@ -1,4 +1,5 @@
-"""Findings: what is planted is seen, what is sound is left in peace, and the figure is what a strong attack finds."""
+"""Findings: what is planted is seen, what is sound is left in peace, and the figure is what a
+strong attack finds."""
 
 from __future__ import annotations
 
@@ -87,7 +88,13 @@ def test_a_planted_answer_raises_exactly_its_finding(check: str) -> None:
 
 def test_what_changes_little_is_let_pass() -> None:
     answers = sound_answers()
-    answers.beat |= {"one": some(1), "more": some(2), "scores": some(1), "labels": some(1), "larger": some(1)}
+    answers.beat |= {
+        "one": some(1),
+        "more": some(2),
+        "scores": some(1),
+        "labels": some(1),
+        "larger": some(1),
+    }
     answers.slope, answers.hard = np.where(some(10), 0.9, 0.01), ["sort"]
     (found,) = signs(answers)
     assert (found.check, found.severity) == ("non_smooth", "info")
@@ -103,7 +110,9 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     threat, source = Threat.linf(0.1), open_data("digits")
     ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
     trials = follow([found], protocols.protocol("standard", "linf"), threat, ways)
-    assert {protocols.parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {*trials}
+    assert {
+        protocols.parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")
+    } <= {*trials}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
@@ -126,11 +135,14 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
 
 
 def test_steps_are_found_in_the_graph() -> None:
-    target = TorchTarget(Planted(lambda x: (x > 0.5).to(x.dtype) + x.floor() + (4 * x).long() / 4), shape=(1, 8, 8))
+    target = TorchTarget(
+        Planted(lambda x: (x > 0.5).to(x.dtype) + x.floor() + (4 * x).long() / 4), shape=(1, 8, 8)
+    )
     assert set(hard_steps(target, torch.rand(2, 1, 8, 8))) >= {"gt", "floor", "long"}
     shaped = Planted(lambda x: x + 0.1 * torch.randn_like(x) + x.new_zeros(8))
     assert hard_steps(TorchTarget(shaped, shape=(1, 8, 8)), torch.rand(2, 1, 8, 8)) == []
-    constant = Planted(lambda x: x * (torch.arange(8) > 3).to(x.dtype))  # a mask that no input moves
+    # a mask that no input moves
+    constant = Planted(lambda x: x * (torch.arange(8) > 3).to(x.dtype))
     assert hard_steps(TorchTarget(constant, shape=(1, 8, 8)), torch.rand(2, 1, 8, 8)) == []
 
 
@@ -147,7 +159,9 @@ def test_steps_are_found_in_the_graph() -> None:
         lambda x: x * (x > 0.2),
     ],
 )
-def test_straight_through_gives_the_same_scores_and_a_gradient(step: Callable[[Tensor], Tensor]) -> None:
+def test_straight_through_gives_the_same_scores_and_a_gradient(
+    step: Callable[[Tensor], Tensor],
+) -> None:
     target = TorchTarget(Planted(step), shape=(1, 8, 8))
     way = straightened(target)
     assert way is not None
@@ -184,15 +198,17 @@ def test_autograd_inside_the_model_is_found_and_gone_through() -> None:
 
 
 def test_a_flatter_softmax_keeps_the_order() -> None:
-    target = TorchTarget(Planted(lambda x: x, lambda z: (500 * z).softmax(1)), shape=(1, 8, 8), probabilities=True)
+    target = TorchTarget(
+        Planted(lambda x: x, lambda z: (500 * z).softmax(1)), shape=(1, 8, 8), probabilities=True
+    )
     way = straightened(target)
     assert way is not None
     x = torch.rand(5, 1, 8, 8)
     z, pull = way.linearize(x)
     assert torch.equal(z.argmax(1), target.scores(x).argmax(1))
-    cotangent = torch.nn.functional.one_hot(z.topk(2, 1).indices[:, 1], 10) - torch.nn.functional.one_hot(
-        z.argmax(1), 10
-    )
+    cotangent = torch.nn.functional.one_hot(
+        z.topk(2, 1).indices[:, 1], 10
+    ) - torch.nn.functional.one_hot(z.argmax(1), 10)
     assert (pull(cotangent.float()).flatten(1).abs().amax(1) > 0).all()
 
 
@@ -232,11 +248,15 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     merged = merge([part.folder for part in parts], tmp_path / "merged")
     apart = {"calibration"}  # of confidences, whose last bit may depend on the batch
     assert merged.metrics.model_dump(exclude=apart) == whole.metrics.model_dump(exclude=apart)
-    assert merged.verdict.model_dump(exclude={"findings"}) == whole.verdict.model_dump(exclude={"findings"})
+    assert merged.verdict.model_dump(exclude={"findings"}) == whole.verdict.model_dump(
+        exclude={"findings"}
+    )
 
 
 @pytest.mark.usefixtures("short")
-def test_an_unfinished_run_goes_on_with_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_run_goes_on_with_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Planted(lambda x: (4 * x).round() / 4)
     whole = measure(model)
     with monkeypatch.context() as broken:
@@ -254,12 +274,15 @@ def test_an_unfinished_run_goes_on_with_what_was_found(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("short")
-def test_verify_misses_findings_and_trials_that_were_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_misses_findings_and_trials_that_were_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Planted(lambda x: (4 * x).round() / 4)
     kept = measure(model, out=tmp_path / "run")
     explained = [check for finding in kept.manifest.noted for check in finding.shows_as]
     assert explained
-    with monkeypatch.context() as other:  # neither a note nor what a finding explains has to be there
+    # neither a note nor what a finding explains has to be there
+    with monkeypatch.context() as other:
         found = [Finding(check=check, severity="red", text="") for check in explained]
         found.append(Finding(check="binarisation", severity="info", text=""))
         asked = SimpleNamespace(costs=kept.manifest.examined)
@@ -333,7 +356,9 @@ RANDOM = ("resized", "noisy", "pruning")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in BROKEN if name not in RANDOM])
-def test_a_broken_defence_is_flagged_and_its_figure_is_that_of_an_attack_made_for_it(name: str) -> None:
+def test_a_broken_defence_is_flagged_and_its_figure_is_that_of_an_attack_made_for_it(
+    name: str,
+) -> None:
     model = BROKEN[name]()
     x, y = map(torch.from_numpy, open_data("digits").rows(0, 100))
     found = holdfast.evaluate(holdfast.wrap(model), open_data("digits"), "linf(0.1)", samples=100)
@@ -358,7 +383,9 @@ def test_a_randomised_defence_is_flagged_and_its_figure_is_that_of_its_mean(name
         leaf = (x + d).clamp(0, 1).detach().requires_grad_()
         z = mean(leaf, 20)
         lead = z.scatter(1, y[:, None], -1e9).amax(1) - z.gather(1, y[:, None])[:, 0]
-        d = (d + 0.02 * (1 - t / 60) * torch.autograd.grad(lead.sum(), leaf)[0].sign()).clamp(-0.1, 0.1)
+        d = (d + 0.02 * (1 - t / 60) * torch.autograd.grad(lead.sum(), leaf)[0].sign()).clamp(
+            -0.1, 0.1
+        )
     with torch.no_grad():
         stands = (mean(x, 100).argmax(1) == y) & (mean((x + d).clamp(0, 1), 100).argmax(1) == y)
     assert found.robust_accuracy.value <= stands.double().mean() + 0.02  # pyright: ignore
@@ -366,13 +393,20 @@ def test_a_randomised_defence_is_flagged_and_its_figure_is_that_of_its_mean(name
 
 SOUND_CASES = [(name, seed, "linf(0.08)") for name in NETS for seed in (0, 1)]
 SOUND_CASES += [(name, 0, "linf(0.1)") for name in ("hardened-mlp", "hardened-cnn", "hardened-l2")]
-SOUND_CASES += [("mlp", 0, "l2(0.5)"), ("cnn", 0, "l2(0.5)"), ("tanh", 0, "l1(2)"), ("gelu", 0, "l0(3)")]
+SOUND_CASES += [
+    ("mlp", 0, "l2(0.5)"),
+    ("cnn", 0, "l2(0.5)"),
+    ("tanh", 0, "l1(2)"),
+    ("gelu", 0, "l0(3)"),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed", "threat"), SOUND_CASES)
 def test_a_sound_model_is_trusted(name: str, seed: int, threat: str) -> None:
-    found = holdfast.evaluate(holdfast.wrap(SOUND[name](seed)), open_data("digits"), threat, samples=40)
+    found = holdfast.evaluate(
+        holdfast.wrap(SOUND[name](seed)), open_data("digits"), threat, samples=40
+    )
     assert [f.check for f in found.verdict.findings if f.severity != "info"] == []
 
 
@@ -398,10 +432,21 @@ def test_a_thresholded_input_falls_without_a_hint(cases: Path) -> None:
 def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
     """There each max-pool has ties, and no derivative; the gradient is right a little beside."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    layers = [
+        nn.Conv2d(1, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3)).eval()
     x = torch.rand(30, 1, 1, 1).expand(30, 1, 14, 14).clone()
-    source, target, threat = from_arrays(x, model(x).argmax(1)), holdfast.wrap(model), Threat.linf(0.3)
+    source, target, threat = (
+        from_arrays(x, model(x).argmax(1)),
+        holdfast.wrap(model),
+        Threat.linf(0.3),
+    )
     target.bind((1, 14, 14))
     trial = protocols.protocol("standard", "linf").trials[0]
     answers = examine(target, source, threat, trial, Ways(target, threat, source), 0)

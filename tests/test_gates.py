@@ -1,4 +1,5 @@
-"""What build servers and auditors read of a run: gates, JUnit, SARIF, Markdown, the model card, and the workflow."""
+"""What build servers and auditors read of a run: gates, JUnit, SARIF, Markdown, the model card, and
+the workflow."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from holdfast.report import audit, html
 from holdfast.runs import gates
 from holdfast.runs.manifest import Manifest
 
-TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}}
+TEXT = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {"text": {"type": "string", "minLength": 1}},
+}
 # The parts of SARIF 2.1.0 (its sections 3.13 to 3.49) that Holdfast writes; nothing else may be.
 SARIF: dict[str, Any] = {
     "type": "object",
@@ -58,7 +63,10 @@ SARIF: dict[str, Any] = {
                                             "type": "object",
                                             "required": ["id"],
                                             "additionalProperties": False,
-                                            "properties": {"id": {"type": "string"}, "shortDescription": TEXT},
+                                            "properties": {
+                                                "id": {"type": "string"},
+                                                "shortDescription": TEXT,
+                                            },
                                         },
                                     },
                                 },
@@ -74,7 +82,10 @@ SARIF: dict[str, Any] = {
                             "properties": {
                                 "executionSuccessful": {"type": "boolean"},
                                 "commandLine": {"type": "string"},
-                                "endTimeUtc": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
+                                "endTimeUtc": {
+                                    "type": "string",
+                                    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$",
+                                },
                             },
                         },
                     },
@@ -103,7 +114,10 @@ SARIF: dict[str, Any] = {
                                                     "artifactLocation": {
                                                         "type": "object",
                                                         "properties": {
-                                                            "uri": {"type": "string", "pattern": r"^[\w/.%~-]+$"}
+                                                            "uri": {
+                                                                "type": "string",
+                                                                "pattern": r"^[\w/.%~-]+$",
+                                                            }
                                                         },
                                                     }
                                                 },
@@ -120,8 +134,9 @@ SARIF: dict[str, Any] = {
         },
     },
 }
-# What the JUnit schemas of Ant (windyroad/JUnit-Schema) and of Jenkins' xunit plugin (junit-10) both allow: for each
-# element its attributes (all of them required here), and what may be in it, in this order.
+# What the JUnit schemas of Ant (windyroad/JUnit-Schema) and of Jenkins' xunit plugin (junit-10)
+# both allow: for each element its attributes (all of them required here), and what may be in it, in
+# this order.
 JUNIT = {
     "testsuites": (set(), ["testsuite*"]),
     "testsuite": (
@@ -141,7 +156,9 @@ def check(element: xml.Element) -> None:
     """An element and all in it against `JUNIT`."""
     attributes, inside = JUNIT[element.tag]
     assert set(element.attrib) == attributes
-    pattern = "".join(f"(?:{part.rstrip('*?')};){part[-1] if part[-1] in '*?' else ''}" for part in inside)
+    pattern = "".join(
+        f"(?:{part.rstrip('*?')};){part[-1] if part[-1] in '*?' else ''}" for part in inside
+    )
     assert re.fullmatch(pattern, "".join(f"{child.tag};" for child in element))
     for child in element:
         check(child)
@@ -153,7 +170,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     return make(tmp_path / "run")
 
 
-HELD = ("clean_accuracy>0", "robust_accuracy.low<=1", "verdict>=unreliable", "attack_success_rate!=2")
+HELD = (
+    "clean_accuracy>0",
+    "robust_accuracy.low<=1",
+    "verdict>=unreliable",
+    "attack_success_rate!=2",
+)
 FALLEN = ("robust_accuracy>=1", "corruptions.mce<1", "certified_accuracy>=0")
 
 
@@ -164,14 +186,22 @@ def test_gates_hold_or_fall(run: Manifest) -> None:
     names(fallen[1].sentence, "corruptions.mce is not measured")
     run.verdict.status = "upper-bound"
     seen = {
-        t: gates.judge([gates.parse(f"verdict{t}")], run)[0].held for t in ("==trusted", "!=unreliable", "<trusted")
+        t: gates.judge([gates.parse(f"verdict{t}")], run)[0].held
+        for t in ("==trusted", "!=unreliable", "<trusted")
     }
     assert seen == {"==trusted": False, "!=unreliable": True, "<trusted": True}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["robust>=0.4", "verdict==fine", "robust_accuracy=>1", "robust_accuracy>=x", "", "worst_group.clean_accuracy>=0.5"],
+    [
+        "robust>=0.4",
+        "verdict==fine",
+        "robust_accuracy=>1",
+        "robust_accuracy>=x",
+        "",
+        "worst_group.clean_accuracy>=0.5",
+    ],
 )
 def test_a_gate_that_says_nothing_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="gate"):
@@ -186,7 +216,10 @@ def test_junit_and_sarif(run: Manifest) -> None:
     root = xml.parse("out/a.xml").getroot()
     check(root)
     suite = root[0]
-    cases = {(c.get("classname"), c.get("name")): c.find("failure") is not None for c in suite.iter("testcase")}
+    cases = {
+        (c.get("classname"), c.get("name")): c.find("failure") is not None
+        for c in suite.iter("testcase")
+    }
     assert int(suite.get("tests") or 0) == len(cases) == 3 + len(run.verdict.findings)
     assert int(suite.get("failures") or 0) == sum(cases.values())
     assert cases["holdfast.gate", HELD[0]] is False
@@ -200,7 +233,10 @@ def test_junit_and_sarif(run: Manifest) -> None:
     assert len(results) == len(run.verdict.findings) + 1
     assert all(rules[r["ruleIndex"]]["id"] == r["ruleId"] for r in results)
     levels = {"red": "error", "amber": "warning", "info": "note"}
-    assert [r["level"] for r in results] == [*(levels[f.severity] for f in run.verdict.findings), "error"]
+    assert [r["level"] for r in results] == [
+        *(levels[f.severity] for f in run.verdict.findings),
+        "error",
+    ]
 
 
 def test_markdown_and_the_model_card(run: Manifest) -> None:
@@ -223,7 +259,9 @@ def test_every_scheme_and_what_is_not_tested_stand_on_the_page(run: Manifest) ->
         assert place.name in page
     assert {p.scheme.split()[0] for p in audit.places(run)} == {"MITRE", "OWASP", "NIST", "EU"}
     topics = [topic for topic, _ in audit.untested(run)]
-    assert {"Poisoning", "Privacy", "Extraction", "Corruptions", "Black box, transfer"} <= set(topics)
+    assert {"Poisoning", "Privacy", "Extraction", "Corruptions", "Black box, transfer"} <= set(
+        topics
+    )
     names(page, *topics, "Sign-off", "Limits")
     run.model.access = "labels"
     assert "White box" in [topic for topic, _ in audit.untested(run)]
@@ -242,7 +280,8 @@ def workflow() -> tuple[list[dict[str, Any]], list[list[str]]]:
 def test_the_workflow_fails_by_the_codes_it_is_to(
     model: str, codes: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own commands, on a small model: the gates fall, and a model that gives NaN is `unreliable`."""
+    """Its own commands, on a small model: the gates fall, and a model that gives NaN is
+    `unreliable`."""
     monkeypatch.chdir(tmp_path)
     Path("models.py").write_text(MODELS)
     ours = {"$MODEL": f"models.py:{model}", "$DATA": "digits", "linf(8/255)": "linf(0.2)"}
@@ -250,11 +289,14 @@ def test_the_workflow_fails_by_the_codes_it_is_to(
     for (_, *words), code in zip(workflow()[1], codes, strict=True):
         assert holdfast(*(ours.get(word, word) for word in words)).exit_code == code
     check(xml.parse("robustness.xml").getroot())
-    Draft7Validator(SARIF).validate(json.loads(Path("robustness.sarif").read_text(encoding="utf-8")))
+    Draft7Validator(SARIF).validate(
+        json.loads(Path("robustness.sarif").read_text(encoding="utf-8"))
+    )
 
 
 def test_the_workflow_says_what_the_command_line_knows() -> None:
-    """Every `holdfast` command of the example: it exists, its options exist, its gates can be read."""
+    """Every `holdfast` command of the example: it exists, its options exist, its gates can be
+    read."""
     steps, commands = workflow()
     assert "--strict" in commands[0]
     assert [c[1] for c in commands] == ["evaluate", "report"]
@@ -276,6 +318,11 @@ def test_a_bad_gate_is_refused_before_the_run() -> None:
 def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "run", spec=HOSTILE)
-    assert holdfast("report", "run", "--junit", "a.xml", "--sarif", "a.sarif", "--model-card", "a.md").exit_code == 0
+    assert (
+        holdfast(
+            "report", "run", "--junit", "a.xml", "--sarif", "a.sarif", "--model-card", "a.md"
+        ).exit_code
+        == 0
+    )
     check(xml.parse("a.xml").getroot())
     Draft7Validator(SARIF).validate(json.loads(Path("a.sarif").read_text(encoding="utf-8")))

@@ -1,4 +1,5 @@
-"""Generative models: their parts by hand, the loop's bits, its guards, and the commands from end to end."""
+"""Generative models: their parts by hand, the loop's bits, its guards, and the commands from end to
+end."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def blobs(n: int, shape: tuple[int, ...] = (3,), seed: int = 0) -> Source:
 # ---------------------------------------------------------------------- parts
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 12, 20), (5,)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 12, 20), (5,)]
+)
 def test_every_shape_is_drawn_judged_and_denoised(shape: tuple[int, ...]) -> None:
     y = torch.tensor([0, 2])
     drawer, critic = Decoder(shape, 3, 8, 16).eval(), Critic(shape, 3, 8, nn.Sequential)
@@ -64,7 +67,9 @@ def test_every_shape_is_drawn_judged_and_denoised(shape: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 3), (3,)])
 def test_a_frame_is_undone(shape: tuple[int, ...]) -> None:
-    frame = Frame(shape, "nhwc" if shape[-1] == 3 else "nchw", torch.tensor(-1.0), torch.tensor(3.0))
+    frame = Frame(
+        shape, "nhwc" if shape[-1] == 3 else "nchw", torch.tensor(-1.0), torch.tensor(3.0)
+    )
     x = 4 * torch.rand(5, *shape) - 1
     assert float(frame.inward(x).abs().max()) <= 1
     assert torch.allclose(frame.outward(frame.inward(x)), x, atol=1e-6)
@@ -91,9 +96,14 @@ def test_augmentation_moves_each_row_by_its_own_key() -> None:
     plain = torch.equal(GAN(augment=0.0)._changed(u, keys(40)), u)
     assert plain
     kept = torch.stack(
-        [(changed == u.roll((i, j), (2, 3))).double().mean((1, 2, 3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        [
+            (changed == u.roll((i, j), (2, 3))).double().mean((1, 2, 3))
+            for i in (-1, 0, 1)
+            for j in (-1, 0, 1)
+        ]
     )
-    assert float(kept.amax(0).min()) > 0.5  # each row is moved by one pixel at most, a part of it cut out
+    # each row is moved by one pixel at most, a part of it cut out
+    assert float(kept.amax(0).min()) > 0.5
     assert len(set(kept.argmax(0).tolist())) > 5
 
 
@@ -107,7 +117,9 @@ def test_heun_draws_from_the_normal_distribution_whose_denoiser_is_known() -> No
             return (s**2 * u + v * m) / (s**2 + v)
 
     model = Diffusion(heun=40)
-    drawn = sample(Known(), model.high * keys(4000).normal((1,), torch.float64), None, model.sigmas())
+    drawn = sample(
+        Known(), model.high * keys(4000).normal((1,), torch.float64), None, model.sigmas()
+    )
     assert float(drawn.mean()) == pytest.approx(m, abs=0.02)
     assert float(drawn.std()) == pytest.approx(s, rel=0.05)
 
@@ -133,7 +145,10 @@ def test_models_are_calls() -> None:
 
 def test_distances_of_normal_distributions() -> None:
     """Of N(0, diag(1, 4)) and N((3, 0), diag(4, 4)): 9 + (1 - 2)^2."""
-    a, b = np.random.default_rng(0).normal(size=(2, 200_000, 2)) * [[[1, 2]], [[2, 2]]] + [[[0, 0]], [[3, 0]]]
+    a, b = np.random.default_rng(0).normal(size=(2, 200_000, 2)) * [[[1, 2]], [[2, 2]]] + [
+        [[0, 0]],
+        [[3, 0]],
+    ]
     assert quality.fid(a, b) == pytest.approx(10, rel=0.02)
     assert quality.fid(a, a) == pytest.approx(0, abs=1e-6)
 
@@ -208,7 +223,9 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
     again = make(blobs(200, shape), TINY[name], out=tmp_path / "cut", resume=True)
     first, second = (load_file(made.folder / "generator.safetensors") for made in (whole, again))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert (tmp_path / "whole" / "log.csv").read_bytes() == (tmp_path / "cut" / "log.csv").read_bytes()
+    assert (tmp_path / "whole" / "log.csv").read_bytes() == (
+        tmp_path / "cut" / "log.csv"
+    ).read_bytes()
     assert whole.quality == again.quality
     assert (tmp_path / "whole" / "samples" / "round-003.png").exists() == (len(shape) == 3)
     part = again.generator.draw(torch.tensor([1, 0]), torch.tensor([5, 9]))
@@ -237,11 +254,15 @@ SHAPE = (1, 8, 8)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_kill_9_costs_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own is killed by the system; going on ends as a training of images that never stopped."""
+    """A process of its own is killed by the system; going on ends as a training of images that
+    never stopped."""
     paths = [str(Path(holdfast.__file__).parents[1]), str(Path(__file__).parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, name, "cut"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+        [sys.executable, "-c", CHILD, name, "cut"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=env,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"here\n"
@@ -287,7 +308,8 @@ def line(number: int, fid: float, spread: float) -> train.Round:
 
 def test_collapse_and_divergence_have_names() -> None:
     log = [line(1, 1.0, 0.1), line(2, 0.4, 0.8)]
-    assert train.wrong([], line(1, 1.0, 0.1), [0.9, 0.1], 20) == ""  # nothing has learnt to differ yet
+    # nothing has learnt to differ yet
+    assert train.wrong([], line(1, 1.0, 0.1), [0.9, 0.1], 20) == ""
     names(train.wrong(log, line(3, 0.5, 0.1), [0.9, 0.1], 20), "mode collapse", "class 1", "10%")
     names(train.wrong(log, line(3, 1.2, 0.9), [0.9, 0.9], 20), "divergence", "1.2", "0.4")
     assert train.wrong(log, line(3, 0.8, 0.9), [0.9, 0.9], 20) == ""
@@ -295,19 +317,25 @@ def test_collapse_and_divergence_have_names() -> None:
 
 
 @pytest.mark.parametrize("name", SLOWER)
-def test_a_collapse_keeps_the_last_good_generator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collapse_keeps_the_last_good_generator(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second round on, the generator forgets its noise."""
     kind = type(folder.parse(name))
     draw = kind.draw
     calls = []
 
-    def forgetful(self: Model, net: nn.Module, shape: tuple[int, ...], y: Tensor, own: Keys) -> Tensor:
+    def forgetful(
+        self: Model, net: nn.Module, shape: tuple[int, ...], y: Tensor, own: Keys
+    ) -> Tensor:
         calls.append(len(y))
         return draw(self, net, shape, y, own if len(calls) < 2 else Keys(own.rows * 0))
 
     monkeypatch.setattr(kind, "draw", forgetful)
     wrong = train.wrong
-    monkeypatch.setattr(train, "wrong", lambda log, line, spread, _: wrong(log, line, spread, 2 * (len(log) > 0)))
+    monkeypatch.setattr(
+        train, "wrong", lambda log, line, spread, _: wrong(log, line, spread, 2 * (len(log) > 0))
+    )
     with pytest.raises(InputError, match=r"round 3: mode collapse.*generator of round 1 is in"):
         make(blobs(200), TINY[name], out="out")
     assert folder.load("out").draw(torch.tensor([0]), torch.tensor([0])).shape == (1, 3)
@@ -317,14 +345,20 @@ def test_a_collapse_keeps_the_last_good_generator(name: str, monkeypatch: pytest
 def test_a_training_without_a_good_round_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     few = "gan(steps=2, rounds=1, width=8, batch_size=16, glance=40)"
     monkeypatch.setattr(train, "wrong", lambda *_: "mode collapse")
-    with pytest.raises(InputError, match=r"ended with a mode collapse.*No generator was good enough to keep"):
+    with pytest.raises(
+        InputError, match=r"ended with a mode collapse.*No generator was good enough to keep"
+    ):
         make(blobs(200), few, out="out")
-    with pytest.raises(InputError, match=r"holds no generator \(generator.safetensors is missing\)"):
+    with pytest.raises(
+        InputError, match=r"holds no generator \(generator.safetensors is missing\)"
+    ):
         folder.load("out")
 
 
 @pytest.mark.parametrize("name", SLOWER)
-def test_divergence_is_named_and_the_last_good_generator_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_named_and_the_last_good_generator_kept(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind = type(folder.parse(name))
     learn = kind.learn
     monkeypatch.setattr(train, "wrong", lambda *_: "")
@@ -335,7 +369,9 @@ def test_divergence_is_named_and_the_last_good_generator_kept(name: str, monkeyp
         return learn(self, nets, *args)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(kind, "learn", poisoned)
-    with pytest.raises(InputError, match=r"step 18: the training diverged. The generator of round [12] is in"):
+    with pytest.raises(
+        InputError, match=r"step 18: the training diverged. The generator of round [12] is in"
+    ):
         make(blobs(200), TINY[name], out="out")
     assert all(value.isfinite().all() for value in load_file("out/generator.safetensors").values())
 
@@ -351,9 +387,16 @@ def test_the_commands_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path("gen/report.html").read_text()
     names(page, "data:image/png", "Recall", "Trained on samples")
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
-    assert set(json.loads(Path("gen/quality.json").read_text())) >= {"fid", "kid", "copies", "trained"}
+    assert set(json.loads(Path("gen/quality.json").read_text())) >= {
+        "fid",
+        "kid",
+        "copies",
+        "trained",
+    }
     names(refused("generate", "train", "digits", "--out", "gen"), "--resume")
-    names(refused("generate", "train", "digits", "--out", "gen", "--resume"), "model", "cannot resume")
+    names(
+        refused("generate", "train", "digits", "--out", "gen", "--resume"), "model", "cannot resume"
+    )
     done = command("generate", "sample", "gen", "--per-class", 30, "--out", "made.npz")
     assert done.exit_code == 0, done.output
     source = open_data("made.npz")
@@ -362,14 +405,29 @@ def test_the_commands_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= x.min() < x.max() <= 1
     names(refused("generate", "sample", "gen", "--out", "made.npz"), "exists")
     never = ("--classifier", "demo", "--min-confidence", "1", "--per-class", 2)
-    names(refused("generate", "sample", "gen", "--out", "sure.npz", *never), "class", "sure of 0", "--min-confidence")
+    names(
+        refused("generate", "sample", "gen", "--out", "sure.npz", *never),
+        "class",
+        "sure of 0",
+        "--min-confidence",
+    )
     names(refused("generate", "sample", "nowhere", "--out", "sure.npz"), "no generator", "nowhere")
-    small = ("--recipe", 'fast(epochs=1, judge="pgd(steps=2)")', "--protocol", "quick", "--test-samples", 20)
+    small = (
+        "--recipe",
+        'fast(epochs=1, judge="pgd(steps=2)")',
+        "--protocol",
+        "quick",
+        "--test-samples",
+        20,
+    )
     mixed = ("--synthetic", "made.npz", "--out", "hard", "--threat", "linf(0.1)")
     done = command("harden", "demo", "digits", *small, *mixed)
     assert done.exit_code == 0, done.output
     names(json.loads(Path("hard/harden.json").read_text())["synthetic"], "0.7 of ")
-    names(refused("harden", "demo", "digits", *small, *mixed, "--resume", "--synthetic-share", 0.5), "synthetic")
+    names(
+        refused("harden", "demo", "digits", *small, *mixed, "--resume", "--synthetic-share", 0.5),
+        "synthetic",
+    )
 
 
 def test_data_that_cannot_be_learnt_is_refused() -> None:
@@ -395,7 +453,8 @@ def test_each_step_mixes_and_the_real_rows_still_come_round() -> None:
     later = list(Mix(made, 0.7).read(real, plan, 4, 1))
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(steps[4:], later, strict=True))
     few = Mix(from_arrays(-1.0 - np.arange(20.0)[:, None], np.ones(20, int)), 0.5)
-    assert [len(x) for x, _ in few.read(real, plan, 0, 1)] == [10] * 10  # fewer rows than an epoch asks for: again
+    # fewer rows than an epoch asks for: again
+    assert [len(x) for x, _ in few.read(real, plan, 0, 1)] == [10] * 10
     uneven = list(Mix(made, 0.7).read(real, shuffled(100, 16, 1), 0, 1))
     assert [(len(y), int(y.sum())) for _, y in uneven] == [(16, 11)] * 6 + [(4, 3)]
     with pytest.raises(SpecError, match="share"):

@@ -57,7 +57,9 @@ def measure(task: str, **options: Any) -> Run:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_figures_follow_from_the_outputs_and_the_evidence_verifies(task: str, tmp_path: Path) -> None:
+def test_figures_follow_from_the_outputs_and_the_evidence_verifies(
+    task: str, tmp_path: Path
+) -> None:
     run = measure(task, out=tmp_path / "run")
     x, y = data(task)
     m, table = run.metrics, run.samples
@@ -96,18 +98,25 @@ def test_figures_follow_from_the_outputs_and_the_evidence_verifies(task: str, tm
 def test_changed_outputs_are_noticed(task: str, tmp_path: Path) -> None:
     run = measure(task, out=tmp_path / "run")
     table = run.samples
-    for column, word in (("clean_output", "rows"), ("attacked_output", "stored examples of rows"), ("truth", "rows")):
+    for column, word in (
+        ("clean_output", "rows"),
+        ("attacked_output", "stored examples of rows"),
+        ("truth", "rows"),
+    ):
         values = table.column(column).to_pylist()
         at = table.column("status").to_pylist().index("broken")
         values[at] = [v + 1 for v in values[at]]
-        store.write_samples(run.folder, table.set_column(table.column_names.index(column), column, [values]))
+        store.write_samples(
+            run.folder, table.set_column(table.column_names.index(column), column, [values])
+        )
         wrong = verify(run.folder, holdfast.wrap(Net(), task=task), from_arrays(*data(task)))
         assert any(word in sentence and "output" in sentence for sentence in wrong)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_kind_of_model_gives_one_verdict(task: str) -> None:
-    """numpy and torch functions: the same statuses by score attacks; torch and jax: by gradient attacks."""
+    """numpy and torch functions: the same statuses by score attacks; torch and jax: by gradient
+    attacks."""
     jax = pytest.importorskip("jax")
     w = Net().w.detach().numpy()
 
@@ -133,7 +142,9 @@ def test_every_kind_of_model_gives_one_verdict(task: str) -> None:
 def test_probabilities_of_labels_become_logits() -> None:
     run = measure("multilabel", model=nn.Sequential(Net(), nn.Sigmoid()))
     plain = measure("multilabel")
-    assert [f.check for f in run.verdict.findings if f.check == "probabilities"] == ["probabilities"]
+    assert [f.check for f in run.verdict.findings if f.check == "probabilities"] == [
+        "probabilities"
+    ]
     assert run.samples.column("status").to_pylist() == plain.samples.column("status").to_pylist()
 
 
@@ -141,7 +152,9 @@ def test_one_output_is_a_number() -> None:
     x, _ = data("multilabel")
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
     y = net(torch.from_numpy(x)).detach().numpy()
-    run = holdfast.evaluate(holdfast.wrap(net, task="regression(0.1)"), (x, y), "linf(0.01)", attacks=["fgsm"])
+    run = holdfast.evaluate(
+        holdfast.wrap(net, task="regression(0.1)"), (x, y), "linf(0.01)", attacks=["fgsm"]
+    )
     assert run.clean_accuracy.value == 1
     assert run.metrics.errors is not None
     assert run.metrics.errors.clean.maximum == pytest.approx(0, abs=1e-6)
@@ -150,14 +163,20 @@ def test_one_output_is_a_number() -> None:
 def test_a_wrong_truth_is_refused() -> None:
     x, y = data("multilabel")
     target = holdfast.wrap(Net(), task="multilabel")
-    for bad, word in ((y[:, :2], "3 outputs"), (y * 2, "wants 0 or 1"), (y.argmax(1), r"y \[n, 3\]")):
+    for bad, word in (
+        (y[:, :2], "3 outputs"),
+        (y * 2, "wants 0 or 1"),
+        (y.argmax(1), r"y \[n, 3\]"),
+    ):
         with pytest.raises(InputError, match=word):
             holdfast.evaluate(target, (x, bad), "linf(0.1)", attacks=["fgsm"])
     with pytest.raises(SpecError, match="has none"):
         holdfast.evaluate(target, (x, y), "linf(0.1, target=1)", attacks=["fgsm"])
     numbers = np.where(np.arange(N)[:, None] == 4, np.nan, data("regression")[1])
     with pytest.raises(InputError, match="finite number"):
-        holdfast.evaluate(holdfast.wrap(Net(), task="regression(1)"), (x, numbers), "linf(0.1)", attacks=["fgsm"])
+        holdfast.evaluate(
+            holdfast.wrap(Net(), task="regression(1)"), (x, numbers), "linf(0.1)", attacks=["fgsm"]
+        )
     for text in ("regression(0)", "regression(inf)", "ranking"):
         with pytest.raises(SpecError):
             holdfast.wrap(Net(), task=text)
@@ -168,16 +187,21 @@ def test_a_wrong_truth_is_refused() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_command_line_does_the_whole_job(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_does_the_whole_job(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = data(task)
     np.savez(tmp_path / "set.npz", x=x, y=y)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_graded import Net as make\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_graded import "
+        "Net as make\n"
     )
     monkeypatch.chdir(tmp_path)
     model = ["net.py:make", "set.npz"]
     common = ["--threat", TASKS[task], "--task", task, "--attack", "apgd(steps=10)"]
-    done = command("evaluate", *model, *common, "--out", "run", "--json", "--gate", "robust_accuracy>=0.99")
+    done = command(
+        "evaluate", *model, *common, "--out", "run", "--json", "--gate", "robust_accuracy>=0.99"
+    )
     said = json.loads(done.stdout)
     assert done.exit_code == 1
     assert said["model"]["task"] == task

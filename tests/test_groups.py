@@ -33,7 +33,18 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(data: str, out: str, *more: str) -> None:
-    asked = ("evaluate", "demo", data, "--threat", "linf(0.1)", "--attack", "fgsm()", "--out", out, *more)
+    asked = (
+        "evaluate",
+        "demo",
+        data,
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "fgsm()",
+        "--out",
+        out,
+        *more,
+    )
     assert holdfast(*asked).exit_code == 0
 
 
@@ -53,7 +64,14 @@ def test_the_figures_of_groups(at: Path) -> None:
     names(page, "By group", "The worst of 3 groups")
     assert "<b>dusk" not in page
     names(" ".join(holdfast("report", "whole").stdout.split()), f"groups is “{worst.name}”")
-    done = holdfast("report", "whole", "--gate", "worst_group.robust_accuracy.low>=0.99", "--model-card", "card.md")
+    done = holdfast(
+        "report",
+        "whole",
+        "--gate",
+        "worst_group.robust_accuracy.low>=0.99",
+        "--model-card",
+        "card.md",
+    )
     assert done.exit_code == 1
     names(done.stderr, "worst_group.robust_accuracy.low is ")
     names(Path("card.md").read_text(encoding="utf-8"), "## By group", "| night | 8 |")
@@ -63,12 +81,19 @@ def test_groups_beside_the_data_are_checked_merged_and_compared(at: Path) -> Non
     for rows, out in (("0:24", "whole"), ("0:10", "a"), ("10:24", "b")):
         run("bare.npz", out, "--groups", "groups.txt", "--samples", rows)
     assert holdfast("merge", "a", "b", "--out", "both").exit_code == 0
-    assert store.read_manifest(Path("both")).metrics.per_group == store.read_manifest(Path("whole")).metrics.per_group
+    assert (
+        store.read_manifest(Path("both")).metrics.per_group
+        == store.read_manifest(Path("whole")).metrics.per_group
+    )
     (at / "other.txt").write_text("\n".join(GROUPS[::-1]))
     run("bare.npz", "c", "--groups", "other.txt", "--samples", "10:24")
     names(refused("merge", "a", "c", "--out", "x"), "cannot merge", "groups")
     told = json.loads(holdfast("compare", "whole", "both", "--json").stdout)
-    assert [(g["name"], g["n"]) for g in told["per_group"]] == [("<b>dusk", 8), ("day", 8), ("night", 8)]
+    assert [(g["name"], g["n"]) for g in told["per_group"]] == [
+        ("<b>dusk", 8),
+        ("day", 8),
+        ("night", 8),
+    ]
     names(holdfast("compare", "whole", "both").stdout, "group", "night")
 
 
@@ -90,7 +115,10 @@ def test_a_parquet_column_of_text_or_whole_numbers_is_the_group(tmp_path: Path) 
     assert source.groups is not None
     assert source.groups.tolist() == ["north", "south"]
     assert source.shape == (2,)
-    for values, seen in ((pa.array([7, 3]), ["7", "3"]), (pa.array(["e", "w"]).dictionary_encode(), ["e", "w"])):
+    for values, seen in (
+        (pa.array([7, 3]), ["7", "3"]),
+        (pa.array(["e", "w"]).dictionary_encode(), ["e", "w"]),
+    ):
         pq.write_table(pa.table(columns | {"group": values}), tmp_path / "c.parquet")
         other = open_data(str(tmp_path / "c.parquet"))
         assert other.groups is not None

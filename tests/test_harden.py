@@ -64,13 +64,23 @@ def fresh(make: Callable[[], nn.Module] = demo_net) -> nn.Module:
 
 
 def training(
-    recipe: str, *, eps: float = 0.15, rows: int = 320, make: Callable[[], nn.Module] = demo_net, **options
+    recipe: str,
+    *,
+    eps: float = 0.15,
+    rows: int = 320,
+    make: Callable[[], nn.Module] = demo_net,
+    **options,
 ) -> tuple[Training, nn.Module]:
     net = fresh(make)
     target = wrap(net)
     target.bind((1, 8, 8))
     return Training(
-        target, digits(0, rows), digits(1000, 1060), Threat.linf(eps), recipes.parse(recipe), **options
+        target,
+        digits(0, rows),
+        digits(1000, 1060),
+        Threat.linf(eps),
+        recipes.parse(recipe),
+        **options,
     ), net  # pyright: ignore[reportArgumentType]
 
 
@@ -88,7 +98,9 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2)
+        )
         self.head = nn.Linear(144, 10)
         self.head.bias.requires_grad_(False)
 
@@ -101,7 +113,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("optimiser", "objective"), [("sgd", "trades(steps=2)"), ("adam", "trades(steps=2)"), ("sgd", "advgan(width=2)")]
+    ("optimiser", "objective"),
+    [("sgd", "trades(steps=2)"), ("adam", "trades(steps=2)"), ("sgd", "advgan(width=2)")],
 )
 def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     optimiser: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,12 +185,16 @@ def hardened(out: Path | str) -> bytes:
 
 
 def test_kill_9_in_mid_epoch_costs_nothing(tmp_path: Path) -> None:
-    """A process of its own is killed by the system; going on ends with the weights of a training that never stopped."""
+    """A process of its own is killed by the system; going on ends with the weights of a training
+    that never stopped."""
     paths = [str(Path(holdfast.__file__).parents[1]), str(Path(__file__).parent)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "cut"
     with subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+        [sys.executable, "-c", CHILD, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=env,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"here\n"
@@ -191,7 +208,8 @@ def test_kill_9_in_mid_epoch_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_batch_norms_do_not_learn_from_the_search() -> None:
-    """One step of training moves the running mean by one batch; the attack's own passes leave it alone."""
+    """One step of training moves the running mean by one batch; the attack's own passes leave it
+    alone."""
     done, net = training("standard(epochs=1, batch_size=320, ramp=0)", make=Normed, rows=320)
     done.fit(net)
     assert int(net.body[1].num_batches_tracked) == 1  # pyright: ignore[reportIndexIssue]
@@ -231,16 +249,21 @@ def test_what_counts_as_fooled() -> None:
     assert loop.fooled(fast, inner=0.9, robust=0.1, best=0.5)
     assert not loop.fooled(fast, inner=0.5, robust=0.45, best=0.5)  # as it should be
     assert not loop.fooled(fast, inner=0.3, robust=0.18, best=0.2)  # weak, but nothing was lost
-    assert not loop.fooled(fast, inner=0.85, robust=0.69, best=0.81)  # the noise of 144 rows; measured
-    assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)  # an attack of ten steps is not fooled so
+    # the noise of 144 rows; measured
+    assert not loop.fooled(fast, inner=0.85, robust=0.69, best=0.81)
+    # an attack of ten steps is not fooled so
+    assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
     assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
     assert objectives.stronger(objectives.stronger(fast)).inner == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge's word in the third epoch is planted; the training goes on from the best weights, harder."""
+    """The judge's word in the third epoch is planted; the training goes on from the best weights,
+    harder."""
     done, net = training('fast(epochs=5, ramp=0, objective="fast")', rows=128)
-    answers = iter([(0.9, 0.5, 0.4), (0.9, 0.5, 0.45), (0.9, 0.95, 0.02), (0.9, 0.5, 0.5), (0.9, 0.5, 0.4)])
+    answers = iter(
+        [(0.9, 0.5, 0.4), (0.9, 0.5, 0.45), (0.9, 0.95, 0.02), (0.9, 0.5, 0.5), (0.9, 0.5, 0.4)]
+    )
     seen: list[list[Tensor]] = []
 
     def judge(self: Training, s: State, objective: objectives.Objective) -> tuple[float, ...]:
@@ -256,7 +279,10 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(State, "back_to_best", checked)
     place = done.fit(net).place
-    assert [line.objective for line in place.log] == [*["fast"] * 3, *["pgd(steps=2, step_size=0.5)"] * 2]
+    assert [line.objective for line in place.log] == [
+        *["fast"] * 3,
+        *["pgd(steps=2, step_size=0.5)"] * 2,
+    ]
     names(place.log[2].note, "catastrophic overfitting", "95%", "2%", "epoch 2", "pgd(steps=2")
     assert (place.best_epoch, place.best[1]) == (4, 0.5)
     assert not any(line.note for line in place.log if line.epoch != 3)
@@ -266,12 +292,18 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     """FGSM without noise, at a large eps, a high rate and no decay.
 
-    Measured: under the judge accuracy fell from 24 to 16 % while it rose to 38 % under the inner attack; two steps
-    from the weights before that ended at 37 %.
+    Measured: under the judge accuracy fell from 24 to 16 % while it rose to 38 % under the inner
+    attack; two steps from the weights before that ended at 37 %.
     """
     torch.manual_seed(0)
     net = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ),
         *(nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10)),
     )
     target = wrap(net)
@@ -281,7 +313,9 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     done = Training(target, digits(0, 1200), digits(1200, 1437), Threat.linf(0.3), recipe)  # pyright: ignore
     log = done.fit(net).place.log
     fallen = next(i for i, line in enumerate(log) if line.note)
-    names(log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2")
+    names(
+        log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2"
+    )
     before = max(line.robust for line in log[:fallen])
     assert log[fallen].inner - log[fallen].robust > 0.1
     assert log[fallen].robust < before
@@ -297,12 +331,16 @@ def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_divergence_is_named_and_the_last_good_weights_stay(tmp_path: Path) -> None:
-    done, net = training('standard(epochs=4, objective="standard", rate=1e30, clip=0)', rows=128, folder=tmp_path)
+    done, net = training(
+        'standard(epochs=4, objective="standard", rate=1e30, clip=0)', rows=128, folder=tmp_path
+    )
     with pytest.raises(InputError, match=r"the loss is .* at learning rate .*training diverged"):
         done.fit(net)
 
 
-def test_a_loss_that_dies_later_leaves_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_dies_later_leaves_the_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done, net = training('standard(epochs=3, objective="standard")', rows=128, folder=tmp_path)
     step = Training._step
 
@@ -312,9 +350,13 @@ def test_a_loss_that_dies_later_leaves_the_best_weights(tmp_path: Path, monkeypa
         step(self, s, *args, **options)
 
     monkeypatch.setattr(Training, "_step", poisoned)
-    with pytest.raises(InputError, match=r"epoch 2.*training diverged.*weights of epoch 1.*model.safetensors"):
+    with pytest.raises(
+        InputError, match=r"epoch 2.*training diverged.*weights of epoch 1.*model.safetensors"
+    ):
         done.fit(net)
-    assert all(value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values())
+    assert all(
+        value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values()
+    )
 
 
 # ---------------------------------------------------------------------- parts and pairs
@@ -345,7 +387,14 @@ def test_a_pair_by_hand() -> None:
 
 # ---------------------------------------------------------------------- end to end
 
-SMALL = ("--recipe", 'fast(epochs=3, judge="pgd(steps=3)")', "--protocol", "quick", "--test-samples", 40)
+SMALL = (
+    "--recipe",
+    'fast(epochs=3, judge="pgd(steps=3)")',
+    "--protocol",
+    "quick",
+    "--test-samples",
+    40,
+)
 LINF = ("--threat", "linf(0.1)")
 
 
@@ -358,18 +407,37 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command_from_end_to_end() -> None:
     done = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard")
     assert done.exit_code == 0, done.output
-    files = {"model.safetensors", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
+    files = {
+        "model.safetensors",
+        "log.csv",
+        "before",
+        "after",
+        "comparison.json",
+        "harden.json",
+        "report.html",
+    }
     assert set(os.listdir("hard")) == files
-    names(done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)")
+    names(
+        done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)"
+    )
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")
     assert found.figures[1].second.value > found.figures[1].first.value  # pyright: ignore[reportOptionalOperand]
     own = demo_net()
     own.load_state_dict(load_file("hard/model.safetensors"))  # in plain torch
-    again = holdfast.evaluate(wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40)
+    again = holdfast.evaluate(
+        wrap(own), open_data("digits"), "linf(0.1)", protocol="quick", samples=40
+    )
     assert again.robust_accuracy == holdfast.Run("hard/after").robust_accuracy
     page = Path("hard/report.html").read_text()
-    names(page, "Trade-off", "McNemar", "epochs, on rows held out", 'href="before/report.html"', "3 epochs")
+    names(
+        page,
+        "Trade-off",
+        "McNemar",
+        "epochs, on rows held out",
+        'href="before/report.html"',
+        "3 epochs",
+    )
     done = command("compare", "hard/before", "hard/after", "--page", "pair.html")
     assert "epochs" not in Path("pair.html").read_text()
     done = command("compare", "hard/before", "hard/after", "--json")
@@ -378,7 +446,11 @@ def test_the_command_from_end_to_end() -> None:
     same = command("harden", "demo", "digits", *LINF, *SMALL, "--out", "hard", "--resume", "--json")
     assert (same.exit_code, json.loads(same.stdout)) == (0, json.loads(found.model_dump_json()))
     assert "epoch" not in same.stderr
-    names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--resume"), "recipe", "cannot resume")
+    names(
+        refused("harden", "demo", "digits", *LINF, "--out", "hard", "--resume"),
+        "recipe",
+        "cannot resume",
+    )
 
 
 def test_a_floor_that_is_missed_is_exit_code_1() -> None:
@@ -391,7 +463,9 @@ def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
     net = fresh()
     before = [w.detach().clone() for w in net.parameters()]
     x, y = open_data("digits", split="train").rows(0, 300)
-    made = holdfast.harden(net, (x, y), "linf(0.1)", recipe="fast(epochs=1)", protocol="quick", out="here")
+    made = holdfast.harden(
+        net, (x, y), "linf(0.1)", recipe="fast(epochs=1)", protocol="quick", out="here"
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert made.before.robust_accuracy.n == made.after.robust_accuracy.n == 60
     assert not made.model.training
@@ -423,7 +497,10 @@ def explosive():
         (("models.py:two", "digits", *LINF), ("2 classes",)),
         (("models.py:function", "digits", *LINF), ("a torch module or a Keras model", "function")),
         (("models.py:broken", "digits", *LINF), ("not finite",)),
-        (("models.py:normed", "digits", *LINF, "--recipe", "fast(batch_size=1)"), ("batch norm", "batch_size")),
+        (
+            ("models.py:normed", "digits", *LINF, "--recipe", "fast(batch_size=1)"),
+            ("batch norm", "batch_size"),
+        ),
         (("models.py:normed", "few.npz", *LINF), ("class 9 has 2 rows", "at least 10")),
         (("models.py:normed", "digits", "--threat", "linf(2)"), ("eps 2", "whole box")),
         (("models.py:normed", "digits", "--threat", "linf(0.1, target=3)"), ("untargeted",)),
@@ -447,16 +524,24 @@ def test_mistakes_are_one_sentence_and_write_nothing(
 
 def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model(here: Path) -> None:
     (here / "models.py").write_text(MODELS)
-    names(refused("harden", "models.py:explosive", "digits", *LINF, *SMALL, "--out", "hard"), "loss", "the first step")
+    names(
+        refused("harden", "models.py:explosive", "digits", *LINF, *SMALL, "--out", "hard"),
+        "loss",
+        "the first step",
+    )
     assert set(os.listdir("hard")) == {"before", "harden.json"}
 
 
 def test_runs_of_other_threats_or_data_are_not_compared() -> None:
     pgd = ("--attack", "pgd(steps=1)")
     command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--out", "a")
-    command("evaluate", "demo", "digits", "--threat", "linf(0.2)", *pgd, "--samples", 20, "--out", "b")
+    command(
+        "evaluate", "demo", "digits", "--threat", "linf(0.2)", *pgd, "--samples", 20, "--out", "b"
+    )
     command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 21, "--out", "c")
-    command("evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--split", "train", "--out", "d")
+    command(
+        "evaluate", "demo", "digits", *LINF, *pgd, "--samples", 20, "--split", "train", "--out", "d"
+    )
     names(refused("compare", "a", "b"), "threat", "linf(0.1)", "linf(0.2)")
     names(refused("compare", "a", "c"), "rows", "0:20", "0:21")
     names(refused("compare", "a", "d"), "data")
@@ -468,10 +553,14 @@ def test_runs_of_other_threats_or_data_are_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "epochs", "done"), [("fast(steps=9)", None, 2), ("fast(epochs=2)", None, 2), ("fast", 1, 1)]
+    ("recipe", "epochs", "done"),
+    [("fast(steps=9)", None, 2), ("fast(epochs=2)", None, 2), ("fast", 1, 1)],
 )
-def test_many_rows_need_few_epochs(recipe: str, epochs: int | None, done: int, tmp_path: Path) -> None:
-    """288 rows in steps of 64 are four and a half steps an epoch; an explicit count of epochs holds."""
+def test_many_rows_need_few_epochs(
+    recipe: str, epochs: int | None, done: int, tmp_path: Path
+) -> None:
+    """288 rows in steps of 64 are four and a half steps an epoch; an explicit count of epochs
+    holds."""
     made = holdfast.harden(
         fresh(),
         digits(0, 320),

@@ -1,4 +1,5 @@
-"""A live endpoint as a target: whatever it does, every row gets what it is due, and no input is sent in vain."""
+"""A live endpoint as a target: whatever it does, every row gets what it is due, and no input is
+sent in vain."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def failed(found: tuple[str, ...]) -> list[str]:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the model; `mishap` says, from the inputs of a request and its number, what goes wrong with it."""
+    """Serves the model; `mishap` says, from the inputs of a request and its number, what goes wrong
+    with it."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -83,7 +85,9 @@ class Server(ThreadingHTTPServer):
         self.seen: list[bytes] = []  # every input that came over the wire
         self.headers: list[dict[str, str]] = []
         self.lock, self.over, self.number = threading.Lock(), threading.Event(), 0
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def handle_error(self, *_: Any) -> None:
         """Clients that hang up are part of the game."""
@@ -128,7 +132,10 @@ class Handler(BaseHTTPRequestHandler):
         z = model(x)
         rows = [{"scores": row, "label": NAMES[int(np.argmax(row))]} for row in z.tolist()]
         if kind == "nan":
-            rows = [{"scores": [float("nan"), *row["scores"][1:]], "label": float("nan")} for row in rows]
+            rows = [
+                {"scores": [float("nan"), *row["scores"][1:]], "label": float("nan")}
+                for row in rows
+            ]
         said = json.dumps({"outputs": rows[1:] if kind == "rows" else rows})
         if kind == "garbage":
             said = f"<html>{self.headers.get('Authorization')}</html>"
@@ -175,13 +182,17 @@ def test_a_misbehaving_endpoint_costs_only_the_guilty_row(server: Server, kind: 
 def test_an_endpoint_is_measured_like_its_twin(server: Server, gives: str, tmp_path: Path) -> None:
     tried = ATTACKS if gives == "scores" else ("sweep(steps=12)",)
     changes = {} if gives == "scores" else {"gives": "labels", "response": "outputs.*.label"}
-    run = holdfast.evaluate(server.target(**changes), (X, Y), THREAT, attacks=tried, out=tmp_path / "run")
+    run = holdfast.evaluate(
+        server.target(**changes), (X, Y), THREAT, attacks=tried, out=tmp_path / "run"
+    )
     assert statuses(run) == list(twin(tried))
     assert verify(run.folder, server.target(**changes), from_arrays(X, Y)) == []
     if gives == "labels":
         server.mishap = lambda x, number: "nan" if near_victim(x) else ""
         target = server.target(retries=1, **changes)
-        assert statuses(holdfast.evaluate(target, (X, Y), THREAT, attacks=tried)) == failed(twin(tried))
+        assert statuses(holdfast.evaluate(target, (X, Y), THREAT, attacks=tried)) == failed(
+            twin(tried)
+        )
         with pytest.raises(AccessError, match="labels alone"):
             target.scores(torch.from_numpy(X))
 
@@ -194,7 +205,14 @@ def test_no_decision_is_neither_a_success_nor_a_survival(server: Server) -> None
     books = run(parse("sweep(steps=12)"), target, x, y, threat)
     assert books.outcome[VICTIM] == Outcome.FAILED
     assert books.size[VICTIM].isinf()
-    probed = Problem(target, x, y, threat, Keys.of(0, torch.arange(N)), ledger=Ledger.open(x, torch.full((N,), 1.0)))
+    probed = Problem(
+        target,
+        x,
+        y,
+        threat,
+        Keys.of(0, torch.arange(N)),
+        ledger=Ledger.open(x, torch.full((N,), 1.0)),
+    )
     assert not probed.probes(torch.full((N, 2, *SHAPE), 0.01))[VICTIM].any()
     assert probed.ledger is not None
     assert probed.ledger.outcome[VICTIM] == Outcome.FAILED
@@ -234,7 +252,9 @@ def test_no_input_is_asked_about_twice(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stopped_by", ["user", "401", "403", "404", "307"])
-def test_a_stopped_run_goes_on_without_asking_again(server: Server, tmp_path: Path, stopped_by: str) -> None:
+def test_a_stopped_run_goes_on_without_asking_again(
+    server: Server, tmp_path: Path, stopped_by: str
+) -> None:
     folder, cache_file = tmp_path / "run", tmp_path / "answers.sqlite"
     asked = {"attacks": ATTACKS, "out": folder}
 
@@ -252,7 +272,8 @@ def test_a_stopped_run_goes_on_without_asking_again(server: Server, tmp_path: Pa
             holdfast.evaluate(target, (X, Y), THREAT, **asked)
     before = len(server.seen)
     assert before > N
-    target = server.target(cache_file=cache_file, retries=9)  # gentler settings are still the same endpoint
+    # gentler settings are still the same endpoint
+    target = server.target(cache_file=cache_file, retries=9)
     assert target.sent == before
     run = holdfast.evaluate(target, (X, Y), THREAT, resume=True, **asked)
     assert statuses(run) == list(twin())
@@ -265,15 +286,20 @@ def test_a_stopped_run_goes_on_without_asking_again(server: Server, tmp_path: Pa
 
 
 def test_secrets_stay_in_the_environment(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Even where the endpoint echoes them."""
     secret = "s3cr3t-0123456789"
     monkeypatch.setenv("MODEL_TOKEN", secret)
     path = tmp_path / "it.endpoint.yaml"
     path.write_text(
-        f"url: http://127.0.0.1:{server.server_address[1]}/predict\nshape: [1, 4, 4]\nclasses: 3\ngives: scores\n"
-        "request: {json: {instances: $inputs}}\nresponse: outputs.*.scores\nbatch: 4\ncache_file: answers.sqlite\n"
+        f"url: http://127.0.0.1:{server.server_address[1]}/predict\nshape: [1, 4, 4]\nclasses: "
+        "3\ngives: scores\n"
+        "request: {json: {instances: $inputs}}\nresponse: outputs.*.scores\nbatch: 4\ncache_file: "
+        "answers.sqlite\n"
         'retries: 1\nbackoff: 0\nheaders: {Authorization: "Bearer ${MODEL_TOKEN}"}\n'
     )
     caplog.set_level(logging.DEBUG)
@@ -284,7 +310,13 @@ def test_secrets_stay_in_the_environment(
     server.mishap = lambda x, number: "garbage" if number % 3 == 0 else ""
     asked = {"attacks": ATTACKS, "out": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):
-        holdfast.evaluate(target, (X, Y), THREAT, watch=lambda _: (_ for _ in ()).throw(KeyboardInterrupt), **asked)
+        holdfast.evaluate(
+            target,
+            (X, Y),
+            THREAT,
+            watch=lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
+            **asked,
+        )
     held = [file for file in tmp_path.rglob("*") if file.is_file()]
     run = holdfast.evaluate(target, (X, Y), THREAT, resume=True, **asked)
     held += [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -304,11 +336,15 @@ def test_a_literal_secret_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "hunter2\n", "hünter2"])
-def test_a_variable_must_hold_what_a_header_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+def test_a_variable_must_hold_what_a_header_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
     monkeypatch.delenv("MODEL_TOKEN", raising=False)
     if value is not None:
         monkeypatch.setenv("MODEL_TOKEN", value)
-    with pytest.raises(InputError, match=r"variable MODEL_TOKEN, which (is not set|holds)") as caught:
+    with pytest.raises(
+        InputError, match=r"variable MODEL_TOKEN, which (is not set|holds)"
+    ) as caught:
         load(str(write(tmp_path, headers={"Authorization": "${MODEL_TOKEN}"})))
     assert "nter2" not in str(caught.value)
 
@@ -327,7 +363,10 @@ def write(folder: Path, **changes: Any) -> Path:
         ({"request": {"jsn": 1}}, "request: there is no setting 'jsn'; did you mean json?"),
         ({"gives": "logits"}, "gives: Input should be 'scores', 'probabilities' or 'labels'"),
         ({"request": {"json": {"x": 1}}}, "exactly once"),
-        ({"request": {"json": {"x": "$inputs", "password": "hunter2"}}}, "'password', which looks secret"),
+        (
+            {"request": {"json": {"x": "$inputs", "password": "hunter2"}}},
+            "'password', which looks secret",
+        ),
         ({"request": {"body": "png"}, "batch": 2}, "place for one row"),
         ({"request": {"body": "png"}, "shape": [5, 4, 4]}, "no images"),
         ({"url": "http://me:hunter2@host/p"}, "user or password"),
@@ -349,7 +388,10 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, changes: dict[str, Any], sai
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in (("a.endpoint.json", '{"url": \n hunter2'), ("a.endpoint.yml", "url: [\n hunter2: '")):
+    for name, text in (
+        ("a.endpoint.json", '{"url": \n hunter2'),
+        ("a.endpoint.yml", "url: [\n hunter2: '"),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=r"is no (JSON|YAML) text \(line \d\)"):
             load(str(tmp_path / name))
@@ -366,11 +408,14 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}/p"
         with pytest.raises(InputError, match=r"no good answer .* connection failed"):
-            load(str(write(tmp_path, url=url, retries=1, backoff=0))).scores(torch.from_numpy(X[:2]))
+            load(str(write(tmp_path, url=url, retries=1, backoff=0))).scores(
+                torch.from_numpy(X[:2])
+            )
 
 
 def test_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that only sleep moves: backoff doubles, is spread and repeats; the rate holds; Retry-After counts."""
+    """On a clock that only sleep moves: backoff doubles, is spread and repeats; the rate holds;
+    Retry-After counts."""
     slept: list[float] = []
     monkeypatch.setattr(http, "sleep", slept.append)
     monkeypatch.setattr(http, "monotonic", lambda: sum(slept))
@@ -397,7 +442,13 @@ def test_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_sent() -> None:
     def sent(x: np.ndarray = X[:2], **changes: Any) -> bytes:
-        plain = {"url": "http://h/p", "shape": x.shape[1:], "classes": 3, "gives": "scores", "batch": 2}
+        plain = {
+            "url": "http://h/p",
+            "shape": x.shape[1:],
+            "classes": 3,
+            "gives": "scores",
+            "batch": 2,
+        }
         return encode(Endpoint.model_validate(plain | changes), x)
 
     def picture(content: bytes) -> np.ndarray:
@@ -414,7 +465,13 @@ def test_what_is_sent() -> None:
     colour = np.repeat(X[:1], 3, axis=1) * [[[[1.0]], [[0.5]], [[0.0]]]]
     shown = picture(sent(colour, request={"body": "png"}, batch=1))
     assert np.array_equal(shown, np.rint(colour[0] * 255).astype(np.uint8).transpose(1, 2, 0))
-    wide = sent(colour.transpose(0, 2, 3, 1) * 2 - 1, request={"body": "png"}, batch=1, layout="nhwc", bounds=[-1, 1])
+    wide = sent(
+        colour.transpose(0, 2, 3, 1) * 2 - 1,
+        request={"body": "png"},
+        batch=1,
+        layout="nhwc",
+        bounds=[-1, 1],
+    )
     assert np.abs(picture(wide).astype(int) - shown).max() <= 1
     photo = picture(sent(np.full((1, 3, 8, 8), 0.4), request={"body": "jpeg"}, batch=1))
     assert photo.shape == (8, 8, 3)
@@ -439,15 +496,25 @@ def test_what_is_read() -> None:
     labels = read(["bee", 2, [0], 3, -1, 1.5, "dog", {}], 8, gives="labels")
     assert labels == [[1], [2], [0], unread, unread, unread, unread, unread]
     assert read({"label": "cat"}, 1, gives="labels", response="label") == [[2]]
-    for answer, path in (([[1, 2, 3]], ""), ({"a": 1}, "b"), ([1, 2], "*.x"), ({"a": 1}, "a"), ([1], "x")):
+    for answer, path in (
+        ([[1, 2, 3]], ""),
+        ({"a": 1}, "b"),
+        ([1, 2], "*.x"),
+        ({"a": 1}, "a"),
+        ([1], "x"),
+    ):
         with pytest.raises(BadAnswer, match=r"for 2 inputs|nothing at"):
             read(answer, response=path)
 
 
-def test_probabilities_become_log_probabilities(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+def test_probabilities_become_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
     target = server.target(classes=2, gives="probabilities")
     monkeypatch.setattr(target, "_answers", lambda x: np.array([[0, 0.9], [0.3, 0.7]], np.float32))
-    assert torch.allclose(target.scores(torch.zeros(2, *SHAPE)).exp(), torch.tensor([[0.1, 0.9], [0.3, 0.7]]))
+    assert torch.allclose(
+        target.scores(torch.zeros(2, *SHAPE)).exp(), torch.tensor([[0.1, 0.9], [0.3, 0.7]])
+    )
 
 
 def test_what_decides_the_answers_is_the_fingerprint(server: Server) -> None:

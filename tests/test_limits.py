@@ -27,7 +27,9 @@ LIMITS = {
     "scale": np.array([0.1, 0.2, 5, 1, 0, 0.1], np.float32),
     "mask": np.array([1, 1, 1, 1, 1, 0], bool),
 }
-X = (LIMITS["low"] + RNG.random((N, F), np.float32) * (LIMITS["high"] - LIMITS["low"])).astype(np.float32)
+X = (LIMITS["low"] + RNG.random((N, F), np.float32) * (LIMITS["high"] - LIMITS["low"])).astype(
+    np.float32
+)
 
 
 def make() -> nn.Module:
@@ -51,14 +53,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "set.npz", x=X, y=Y)
     np.savez(tmp_path / "limits.npz", **LIMITS)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_limits import make\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_limits import "
+        "make\n"
     )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
-    asked = ("net.py:make", "set.npz", "--threat", "linf(0.5)", "--limits", "limits.npz", "--attack", "apgd(steps=10)")
+    asked = (
+        "net.py:make",
+        "set.npz",
+        "--threat",
+        "linf(0.5)",
+        "--limits",
+        "limits.npz",
+        "--attack",
+        "apgd(steps=10)",
+    )
     done = command("evaluate", *asked, "--out", "run", "--curve", "1.0")
     assert done.exit_code == 0, done.output
     run = holdfast.Run("run")
@@ -78,7 +90,9 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
     for ids, found in run.examples():
         moved = np.abs(found.astype(float) - X[ids])
         assert (moved[:, 4:] == 0).all()
-        np.testing.assert_allclose((moved[:, :4] / LIMITS["scale"][:4]).max(1), size[ids], rtol=1e-6)
+        np.testing.assert_allclose(
+            (moved[:, :4] / LIMITS["scale"][:4]).max(1), size[ids], rtol=1e-6
+        )
         assert (found >= LIMITS["low"]).all()
         assert (found <= LIMITS["high"]).all()
     assert command("verify", "run", "net.py:make", "set.npz").exit_code == 0
@@ -94,7 +108,9 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
 def test_changed_limits_are_noticed(tmp_path: Path) -> None:
     target = holdfast.wrap(make(), bounds=(LIMITS["low"], LIMITS["high"]))
     threat = holdfast.Threat.linf(0.5, scale=torch.from_numpy(LIMITS["scale"]))
-    run = holdfast.evaluate(target, (X, Y), threat, attacks=["apgd(steps=10)"], out=tmp_path / "run")
+    run = holdfast.evaluate(
+        target, (X, Y), threat, attacks=["apgd(steps=10)"], out=tmp_path / "run"
+    )
     assert verify(run.folder, target, from_arrays(X, Y)) == []
     wider = tmp_path / "wider"
     shutil.copytree(run.folder, wider)
@@ -109,13 +125,33 @@ def test_changed_limits_are_noticed(tmp_path: Path) -> None:
 def test_wrong_limits_are_refused(here: Path) -> None:
     target = holdfast.wrap(make(), bounds=(LIMITS["low"], LIMITS["high"]))
     with pytest.raises(InputError, match=r"row 7 .* at feature 3, whose bounds are \[10, 20\]"):
-        holdfast.evaluate(target, (np.where((np.arange(N) == 7)[:, None] & (np.arange(F) == 3), 9, X), Y), "linf(0.1)")
-    for name, limits in (("odd", {"eps": Y}), ("half", {"low": LIMITS["low"]}), ("shape", {"mask": np.ones(3, bool)})):
+        holdfast.evaluate(
+            target,
+            (np.where((np.arange(N) == 7)[:, None] & (np.arange(F) == 3), 9, X), Y),
+            "linf(0.1)",
+        )
+    for name, limits in (
+        ("odd", {"eps": Y}),
+        ("half", {"low": LIMITS["low"]}),
+        ("shape", {"mask": np.ones(3, bool)}),
+    ):
         np.savez(f"{name}.npz", **limits)
         done = command(
-            "evaluate", "net.py:make", "set.npz", "--bounds=-1,50", "--threat", "linf(1)", "--limits", f"{name}.npz"
+            "evaluate",
+            "net.py:make",
+            "set.npz",
+            "--bounds=-1,50",
+            "--threat",
+            "linf(1)",
+            "--limits",
+            f"{name}.npz",
         )
         assert done.exit_code == 2
         assert done.stderr.strip().startswith("error: ")
         assert done.stderr.strip().count("\n") == 0
-    assert command("evaluate", "net.py:make", "set.npz", "--threat", "linf(1)", "--limits", "none.npz").exit_code == 2
+    assert (
+        command(
+            "evaluate", "net.py:make", "set.npz", "--threat", "linf(1)", "--limits", "none.npz"
+        ).exit_code
+        == 2
+    )

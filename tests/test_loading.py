@@ -86,12 +86,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def evaluate(*args: str) -> str:
     """The sentence that an evaluation of this model is refused with."""
-    return refused("evaluate", *args, "digits", "--threat", "linf(0.1)", "--attack", "pgd(steps=2)", "--samples", 10)
+    return refused(
+        "evaluate",
+        *args,
+        "digits",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "pgd(steps=2)",
+        "--samples",
+        10,
+    )
 
 
 def weights(**changes: Tensor | None) -> dict[str, Tensor]:
     """The demo's weights with some changed, added, or left out (None)."""
-    state = demo_model().state_dict() | {name.replace("_", "."): value for name, value in changes.items()}
+    state = demo_model().state_dict() | {
+        name.replace("_", "."): value for name, value in changes.items()
+    }
     return {name: value for name, value in state.items() if value is not None}
 
 
@@ -126,7 +138,9 @@ def test_weights_in_safetensors() -> None:
     assert same(load("net.safetensors", arch="nets.py:Net"))
 
 
-@pytest.mark.parametrize("spec", ["nets.py:net", "nets:net", "nets.py:ready", "nets.py:neighbourly", "demo"])
+@pytest.mark.parametrize(
+    "spec", ["nets.py:net", "nets:net", "nets.py:ready", "nets.py:neighbourly", "demo"]
+)
 def test_models_from_code(spec: str) -> None:
     assert same(load(spec))
 
@@ -144,7 +158,10 @@ def test_code_elsewhere_imports_its_neighbours(here: Path, monkeypatch: pytest.M
     [
         (b"<!DOCTYPE html><html><body>404</body></html>", ("web page", "HTML", "download")),
         (b"\n  <html lang='en'>", ("web page", "HTML", "download")),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ("Git LFS pointer", "never fetched")),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            ("Git LFS pointer", "never fetched"),
+        ),
         (b"", ("truncated or no checkpoint",)),
         (b"hello, world" * 20, ("no checkpoint",)),
     ],
@@ -189,7 +206,8 @@ def test_a_pickle_that_wants_to_run_code(raw: bool, protocol: int) -> None:
     names(text, "net.pkl", "wants to run code", "--trust", "state_dict", "skops")
     assert protocol > 2 or "posix.mkdir" in text
     assert not Path("ran").exists()
-    names(evaluate("net.pkl", "--arch", ARCH, "--trust"), "dict of weights")  # the payload's result is no tensor
+    # the payload's result is no tensor
+    names(evaluate("net.pkl", "--arch", ARCH, "--trust"), "dict of weights")
     assert Path("ran").is_dir()
 
 
@@ -259,8 +277,14 @@ def test_wrong_code_as_the_model(model: str, words: tuple[str, ...]) -> None:
         (weights(**{"0_bias": None}), ("missing: 0.bias",)),
         (weights(head_bias=torch.zeros(3)), ("unexpected: head.bias",)),
         (weights(**{"0_bias": torch.zeros(3)}), ("of another shape: 0.bias (3,) for (16,)",)),
-        (weights(**{"0_bias": None, "1_bias": torch.zeros(3)}), ("missing: 0.bias", "unexpected: 1.bias")),
-        ({f"w{i}": torch.zeros(1) for i in range(9)}, ("missing: 0.weight", "unexpected: w0", "and 4 more")),
+        (
+            weights(**{"0_bias": None, "1_bias": torch.zeros(3)}),
+            ("missing: 0.bias", "unexpected: 1.bias"),
+        ),
+        (
+            {f"w{i}": torch.zeros(1) for i in range(9)},
+            ("missing: 0.weight", "unexpected: w0", "and 4 more"),
+        ),
     ],
     ids=["missing", "unexpected", "shape", "both", "many"],
 )
@@ -272,7 +296,12 @@ def test_weights_that_do_not_fit(content: dict, words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "seen"),
-    [(torch.zeros(3), "Tensor"), ([1, 2], "list"), ({"epoch": 3}, "dict"), ({0: torch.ones(1)}, "dict")],
+    [
+        (torch.zeros(3), "Tensor"),
+        ([1, 2], "list"),
+        ({"epoch": 3}, "dict"),
+        ({0: torch.ones(1)}, "dict"),
+    ],
 )
 def test_a_checkpoint_without_weights(content: object, seen: str) -> None:
     torch.save(content, "net.pt")

@@ -1,4 +1,5 @@
-"""The planted defects still fit the code that they are planted into; `make test-mutants` shows that each is caught."""
+"""The planted defects still fit the code that they are planted into; `make test-mutants` shows that
+each is caught."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Objectives: their gradients and their points by hand, and what attacks achieve after training with them."""
+"""Objectives: their gradients and their points by hand, and what attacks achieve after training
+with them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from holdfast.training.state import State
 
 F64 = torch.float64
 W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=F64)  # [k, features]
-GIVEN = torch.tensor([[0.1, 0.2], [2.0, 0.3], [-1.0, 4.0]], dtype=F64)  # of the network as it was before
+# of the network as it was before
+GIVEN = torch.tensor([[0.1, 0.2], [2.0, 0.3], [-1.0, 4.0]], dtype=F64)
 X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=F64)
 NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=F64)
 Y = torch.tensor([0, 2])
@@ -45,7 +47,8 @@ def bent(p: Tensor, v: Tensor) -> Tensor:
 
 
 def slopes(text: str) -> Tensor:
-    """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T x."""
+    """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T
+    x."""
     p, q = softmax(X @ W.T), softmax(NEAR @ W.T)  # p at x, q at x'
     ratio = (p / q).log()
     kl = (p * ratio).sum(1, keepdim=True)
@@ -54,7 +57,19 @@ def slopes(text: str) -> Tensor:
         return (q - ONE).T @ NEAR / 2  # what it is given as x' is x
     if text == "pgd(smoothing=0.3)":
         return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
-    if text in ("fgsm", "fast", "nfgsm", "free", "pgd", "avg", "max", "eat", "msd", "noise", "smoothadv"):
+    if text in (
+        "fgsm",
+        "fast",
+        "nfgsm",
+        "free",
+        "pgd",
+        "avg",
+        "max",
+        "eat",
+        "msd",
+        "noise",
+        "smoothadv",
+    ):
         return (q - ONE).T @ NEAR / 2
     if text in ("ensemble", "advgan"):
         return ((q - ONE).T @ NEAR + (p - ONE).T @ X) / 4
@@ -82,7 +97,13 @@ def slopes(text: str) -> Tensor:
 
 SPECS = [
     *"standard fgsm fast nfgsm free pgd avg max eat msd ensemble advgan noise smoothadv pgd(smoothing=0.3)".split(),
-    *("alp(weight=2)", "trades(beta=3)", "mart(beta=3)", "hat(beta=3, gamma=2, reach=4)", "lse(beta=3, smoothing=0.3)"),
+    *(
+        "alp(weight=2)",
+        "trades(beta=3)",
+        "mart(beta=3)",
+        "hat(beta=3, gamma=2, reach=4)",
+        "lse(beta=3, smoothing=0.3)",
+    ),
 ]
 
 
@@ -98,7 +119,9 @@ def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> N
 
 def test_several_points_a_row_weigh_alike() -> None:
     w = W.clone().requires_grad_()
-    loss, z = objectives.parse("avg").loss(Net(lambda x: x @ w.T, lambda x: x), X, torch.cat([X, NEAR]), Y)
+    loss, z = objectives.parse("avg").loss(
+        Net(lambda x: x @ w.T, lambda x: x), X, torch.cat([X, NEAR]), Y
+    )
     loss.mean().backward()
     assert w.grad is not None
     assert torch.allclose(w.grad, slopes("ensemble"), atol=1e-12)
@@ -116,7 +139,9 @@ def linear(weight: Tensor) -> TorchTarget:
 
 def crafting(threat: Threat | None = None, share: float = 1.0) -> Craft:
     target = linear(W)
-    return Craft(target.live(target.model), linear(GIVEN), threat or Threat.linf(0.05), seed=1, share=share)  # pyright: ignore[reportArgumentType]
+    return Craft(
+        target.live(target.model), linear(GIVEN), threat or Threat.linf(0.05), seed=1, share=share
+    )  # pyright: ignore[reportArgumentType]
 
 
 def ce(x: Tensor, y: Tensor = Y) -> Tensor:
@@ -129,7 +154,10 @@ def corner(w: Tensor = W) -> Tensor:
 
 @pytest.mark.parametrize(
     ("text", "reach"),
-    [*((name, 1) for name in "fgsm fast pgd trades mart alp lse hat avg max eat msd".split()), ("nfgsm", 3)],
+    [
+        *((name, 1) for name in "fgsm fast pgd trades mart alp lse hat avg max eat msd".split()),
+        ("nfgsm", 3),
+    ],
 )
 def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
     near = objectives.parse(text).near(crafting(), X, Y)
@@ -152,12 +180,15 @@ def test_distances_grow_where_an_objective_pays_for_them() -> None:
 
     start = 1e-5
     assert bool((apart("lse", "square") > start).all())
-    assert bool((apart("lse(steps=30)", "square") >= apart("trades(steps=30)", "square") - 1e-9).all())
+    assert bool(
+        (apart("lse(steps=30)", "square") >= apart("trades(steps=30)", "square") - 1e-9).all()
+    )
     assert bool((apart("trades(steps=30)", "kl") >= apart("lse(steps=30)", "kl") - 1e-9).all())
 
 
 def test_several_threats() -> None:
-    """Ends under each threat are legal there; max takes the worse one, eat one of them, msd does as well as each."""
+    """Ends under each threat are legal there; max takes the worse one, eat one of them, msd does as
+    well as each."""
     text = 'also="l2(0.06), l1(0.09)", steps=30'
     threats = [Threat.linf(0.05), Threat.l2(0.06), Threat.l1(0.09)]
 
@@ -167,13 +198,16 @@ def test_several_threats() -> None:
     ends = objectives.parse(f"avg({text})").near(crafting(), X, Y)
     assert bool(legal(ends - X.repeat(3, 1)).view(3, 3, 2).diagonal().all())
     losses = torch.stack([ce(part) for part in ends.split(2)])
-    assert torch.allclose(ce(objectives.parse(f"max({text})").near(crafting(), X, Y)), losses.amax(0))
+    assert torch.allclose(
+        ce(objectives.parse(f"max({text})").near(crafting(), X, Y)), losses.amax(0)
+    )
     drawn = ce(objectives.parse(f"eat({text})").near(crafting(), X, Y))
     assert bool(((drawn - losses).abs() < 1e-3).any(0).all())
     steepest = objectives.parse(f"msd({text})").near(crafting(), X, Y)
     assert bool(legal(steepest - X).any(0).all())
     assert bool((ce(steepest) >= losses.amax(0) - 1e-3).all())
-    half = objectives.parse(f"avg({text})").near(crafting(threats[0].at(0.025), share=0.5), X, Y)  # in the ramp
+    # in the ramp
+    half = objectives.parse(f"avg({text})").near(crafting(threats[0].at(0.025), share=0.5), X, Y)
     assert bool(legal(2 * (half - X.repeat(3, 1))).view(3, 3, 2).diagonal().all())
 
 
@@ -183,12 +217,18 @@ def test_noise_is_gaussian_and_leaves_the_box() -> None:
     assert abs(float(noise.mean())) < 0.06
     assert float(noise.std()) == pytest.approx(0.5, rel=0.08)
     assert float((x + noise).max()) > 1.2
-    again = objectives.parse("noise(sigma=0.5)").near(replace(crafting(), seed=2), x, torch.zeros(500).long()) - x
+    again = (
+        objectives.parse("noise(sigma=0.5)").near(
+            replace(crafting(), seed=2), x, torch.zeros(500).long()
+        )
+        - x
+    )
     assert abs(float((noise * again).mean())) < 0.05
 
 
 def test_smoothadv_ascends_the_loss_of_the_mean_under_noise() -> None:
-    """Its first step, against autograd through the mean softmax at the same draws; and the noise around its points."""
+    """Its first step, against autograd through the mean softmax at the same draws; and the noise
+    around its points."""
     sigma = 0.8
     attack = _Smooth(1, 1.0, sigma, 3, 0.0, 1.0)
     keys = Keys.of(1, torch.arange(2)).fold(_noise_of(attack))
@@ -206,7 +246,8 @@ def test_smoothadv_ascends_the_loss_of_the_mean_under_noise() -> None:
 
 
 def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
-    """A linear margin's gradient is the difference of two rows of weights; Adam's first step, its sign."""
+    """A linear margin's gradient is the difference of two rows of weights; Adam's first step, its
+    sign."""
     objective = objectives.parse("advgan(width=2, rate=0.01)")
     craft = crafting()
     torch.manual_seed(0)
@@ -241,7 +282,9 @@ def test_free_takes_two_steps_by_hand() -> None:
     """One backward at x' gives the step of the weights and the next x'."""
     recipe = 'standard(epochs=1, batch_size=64, objective="free(batch_replays=2, step_size=0.5)", warmup=0, ramp=0, '
     recipe += 'schedule="flat", momentum=0, decay=0, clip=0, rate=0.5)'
-    done, net = training(recipe, make=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), eps=0.15)
+    done, net = training(
+        recipe, make=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), eps=0.15
+    )
     x, y = (torch.from_numpy(part).float() for part in done.data.rows(0, 64))
     y, w, s = y.long(), next(net.parameters()), State(net, done.recipe)
     craft = done._craft(done.target.live(net), 0.15, 0)
@@ -268,10 +311,19 @@ def test_objectives_are_calls() -> None:
     for text in SPECS:
         assert repr(objectives.parse(repr(objectives.parse(text)))) == repr(objectives.parse(text))
     bad = "trade trades(gamma=1) pgd(steps=0) pgd(steps=2.5) mart(beta=-1) max(also=3) free(batch_replays=True)".split()
-    for text in (*bad, 'fast(step_size="1")', 'max(also="l0(3)")', 'avg(also="l2(1, target=2)")', 'msd(also="l2(")'):
+    for text in (
+        *bad,
+        'fast(step_size="1")',
+        'max(also="l0(3)")',
+        'avg(also="l2(1, target=2)")',
+        'msd(also="l2(")',
+    ):
         with pytest.raises(SpecError):
             objectives.parse(text)
-    assert repr(objectives.stronger(objectives.parse('max("l2(1)", steps=2)'))) == "max(also='l2(1)', steps=4)"
+    assert (
+        repr(objectives.stronger(objectives.parse('max("l2(1)", steps=2)')))
+        == "max(also='l2(1)', steps=4)"
+    )
     assert objectives.parse('max(also="l2(2), l1(10)")').passes == 3 * 21 + 2
 
 
@@ -285,7 +337,10 @@ def plain() -> float:
 
 
 def robust(objective: str, more: str = "", given: bool = False) -> float:
-    how = 'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, judge="pgd(steps=2)"' + more
+    how = (
+        'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, judge="pgd(steps=2)"'
+        + more
+    )
     make = demo_model if given else demo_net
     done, net = training(f"fast({how}, objective='{objective}')", eps=0.1, make=make)
     net.load_state_dict(done.fit(net).best_average())
@@ -301,7 +356,9 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("text", [*QUICK, *(pytest.param(text, marks=pytest.mark.slow) for text in LONG)])
+@pytest.mark.parametrize(
+    "text", [*QUICK, *(pytest.param(text, marks=pytest.mark.slow) for text in LONG)]
+)
 def test_every_objective_makes_attacks_fail(text: str, plain: float) -> None:
     # Noise and a single step from x are weak, as measured: 5 and 10 points on these 100 rows.
     gain = {"noise(sigma=0.3)": 0.03, "fgsm": 0.08}.get(text, 0.1)

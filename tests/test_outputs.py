@@ -1,4 +1,5 @@
-"""What models return: outputs of Hugging Face's kind are taken, detectors and models of text refused in a sentence."""
+"""What models return: outputs of Hugging Face's kind are taken, detectors and models of text
+refused in a sentence."""
 
 from __future__ import annotations
 
@@ -76,7 +77,12 @@ class Text(nn.Module):
 
 def refused(model: Any, x: np.ndarray, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
-        holdfast.evaluate(holdfast.wrap(model, **options), (x, np.zeros(len(x), int)), "linf(0.1)", attacks=["fgsm"])
+        holdfast.evaluate(
+            holdfast.wrap(model, **options),
+            (x, np.zeros(len(x), int)),
+            "linf(0.1)",
+            attacks=["fgsm"],
+        )
     said = str(caught.value)
     assert "\n" not in said
     assert re.search(r"not supported|only inputs that can change", said)
@@ -91,5 +97,7 @@ def test_detectors_and_models_of_text_are_refused() -> None:
     assert "tokens" in refused(Text(), tokens, bounds=(0, 999))
     keras = pytest.importorskip("keras")
     entry = keras.Input((10,), dtype="int32")
-    model = keras.Model(entry, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Embedding(1000, 4)(entry))))
+    model = keras.Model(
+        entry, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Embedding(1000, 4)(entry)))
+    )
     assert "int32" in refused(model, tokens, bounds=(0, 999))

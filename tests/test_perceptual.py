@@ -75,7 +75,13 @@ def test_the_distance_is_that_of_the_network_and_verified(at: Path) -> None:
     source, found = open_data("digits"), {}
     for ids, x in store.examples(Path("r")):
         for i, row in zip(ids.tolist(), x, strict=True):
-            found[i] = 7 * 2 * float(np.abs(row.astype(float) - source.rows(i, i + 1)[0][0].astype(float)).mean())
+            found[i] = (
+                7
+                * 2
+                * float(
+                    np.abs(row.astype(float) - source.rows(i, i + 1)[0][0].astype(float)).mean()
+                )
+            )
     assert 0 < len(found) < ROWS
     assert {i: d for i, d in told.items() if d is not None} == pytest.approx(found, rel=1e-9)
     assert metrics.perceptual is not None
@@ -113,12 +119,18 @@ def test_shards_of_one_network_merge(at: Path) -> None:
     run("b", "--samples", "6:12", *near)
     run("whole", "--samples", "0:12", *near)
     assert holdfast("merge", "a", "b", "--out", "both").exit_code == 0
-    both, whole = (store.read_samples(Path(name)).column("lpips").to_numpy() for name in ("both", "whole"))
+    both, whole = (
+        store.read_samples(Path(name)).column("lpips").to_numpy() for name in ("both", "whole")
+    )
     np.testing.assert_allclose(both, whole, rtol=1e-6)
     manifest = store.read_manifest(Path("b"))
-    store.write_manifest(Path("b"), manifest.model_copy(update={"perceptual": "of another network"}))
+    store.write_manifest(
+        Path("b"), manifest.model_copy(update={"perceptual": "of another network"})
+    )
     names(refused("merge", "a", "b", "--out", "x"), "perceptual network")
-    names(refused(*ASKED, "--samples", "0:6", "--out", "a", "--resume"), "perceptual network", "none")
+    names(
+        refused(*ASKED, "--samples", "0:6", "--out", "a", "--resume"), "perceptual network", "none"
+    )
 
 
 def test_what_is_no_such_network_is_refused(at: Path) -> None:
@@ -138,12 +150,18 @@ def test_colours_keep_their_order_and_other_inputs_are_refused() -> None:
             return (a - b)[:, 0].flatten(1).sum(1)
 
     module = Red()
-    target = TorchTarget(torch.nn.Flatten(), shape=(2, 2, 3), layout="nhwc", bounds=(0, 255), batch_size=2)
+    target = TorchTarget(
+        torch.nn.Flatten(), shape=(2, 2, 3), layout="nhwc", bounds=(0, 255), batch_size=2
+    )
     x = torch.zeros(5, 2, 2, 3)
     found = x.clone()
     found[..., 0] = torch.arange(5.0)[:, None, None] * 51
-    assert PerceptualDistance(module, target)(x, found).tolist() == pytest.approx([-1.6 * i for i in range(5)])
+    assert PerceptualDistance(module, target)(x, found).tolist() == pytest.approx(
+        [-1.6 * i for i in range(5)]
+    )
     assert module.training  # the caller's own is not touched
     flat = TorchTarget(torch.nn.Flatten(), shape=(12,))
-    with pytest.raises(hf.InputError, match=r"images of one or three channels, not of inputs \(12,\)"):
+    with pytest.raises(
+        hf.InputError, match=r"images of one or three channels, not of inputs \(12,\)"
+    ):
         PerceptualDistance(module, flat)

@@ -1,4 +1,5 @@
-"""Models with a planted failure: each raises its finding and no other; and the test that plants a solution itself."""
+"""Models with a planted failure: each raises its finding and no other; and the test that plants a
+solution itself."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Cut(torch.autograd.Function):
 
 
 class Planted(Defence):
-    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor] = lambda z: z) -> None:
+    def __init__(
+        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
         super().__init__(trained(mlp))
         self.first, self.last = before, after
         self.eval()
@@ -114,7 +117,11 @@ class OwnHeadOnly(nn.Module):
 
 def seen(model: nn.Module, eps: float = 0.1, first: str = FIRST) -> list[Finding]:
     """The findings before the protocol."""
-    source, threat, target = from_arrays(X.numpy(), Y.numpy()), Threat.linf(eps), holdfast.wrap(model)
+    source, threat, target = (
+        from_arrays(X.numpy(), Y.numpy()),
+        Threat.linf(eps),
+        holdfast.wrap(model),
+    )
     noted = check_model(target, source)
     if randomised(noted):
         target = ExpectationOverTransformation(target, 4)
@@ -135,7 +142,11 @@ TABLE: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = [
     ("turning_gradient", BROKEN["shattered"], {}),
     ("one_hot", lambda: scored(lambda z: 1000 * z), {}),
     ("one_step", lambda: cut(turned_away), {}),
-    ("more_steps", lambda: Planted(lambda x: x), {"first": 'pgd(steps=8, step_size=0.05, loss="margin")'}),
+    (
+        "more_steps",
+        lambda: Planted(lambda x: x),
+        {"first": 'pgd(steps=8, step_size=0.05, loss="margin")'},
+    ),
     ("black_box", lambda: scored(falling_lead), {}),
     ("labels", lambda: Planted(lambda x: x + 0.05 * torch.sin(60 * x)), {}),
     ("unbounded", Stubborn, {}),
@@ -167,10 +178,13 @@ def test_a_sound_model_raises_nothing(name: str) -> None:
 
 
 def asked(model: nn.Module, threat: str = "linf(0.1)") -> tuple[int, int, int, int] | None:
-    """Of the binarisation test: rows with a solution, those that were missed, forwards, backwards."""
+    """Of the binarisation test: rows with a solution, those that were missed, forwards,
+    backwards."""
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
-    found = missed(target, X[:6], Threat.parse(threat), protocols.parse_trial(FIRST).attack, torch.arange(6), 0)
+    found = missed(
+        target, X[:6], Threat.parse(threat), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
+    )
     return None if found is None else (int(found[0].sum()), int(found[1].sum()), *found[2:])
 
 
@@ -182,7 +196,8 @@ class Twice(Defence):
 
 
 class Counted(nn.Module):
-    """Counts the rows that are put to a network which ends in a convolution as wide as its input."""
+    """Counts the rows that are put to a network which ends in a convolution as wide as its
+    input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +217,9 @@ def test_what_is_planted_is_found_at_the_cost_that_is_said() -> None:
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
     before, weight = model.rows[0], model.net[2].weight.clone()
-    found = missed(target, X[:6], Threat.linf(0.1), protocols.parse_trial(FIRST).attack, torch.arange(6), 0)
+    found = missed(
+        target, X[:6], Threat.linf(0.1), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
+    )
     assert found is not None
     assert (int(found[0].sum()), int(found[1].sum())) == (6, 0)
     assert model.rows[0] - before == found[2]
@@ -214,7 +231,9 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     target = holdfast.wrap(SOUND[name]())
     target.bind((1, 8, 8))
     before = target.fingerprint()
-    found = missed(target, X[:6], Threat.l2(0.5), protocols.parse_trial(FIRST).attack, torch.arange(6), 0)
+    found = missed(
+        target, X[:6], Threat.l2(0.5), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
+    )
     assert found is not None
     assert int(found[1].sum()) == 0
     assert target.fingerprint() == before

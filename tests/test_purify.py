@@ -1,4 +1,5 @@
-"""Generative defences: known answers for what they make of an input, and gradients that come through."""
+"""Generative defences: known answers for what they make of an input, and gradients that come
+through."""
 
 from __future__ import annotations
 
@@ -66,7 +67,9 @@ def test_a_search_ends_at_the_nearest_image_and_its_gradient_runs_along_them() -
     assert torch.allclose(seen, wanted, atol=1e-4)
     assert torch.allclose(again, seen[1:2], atol=1e-6)
     g = draw(5, 16).float()
-    assert torch.allclose(torch.autograd.grad(seen, leaf, g.view_as(x))[0].flatten(1), g @ onto, atol=1e-4)
+    assert torch.allclose(
+        torch.autograd.grad(seen, leaf, g.view_as(x))[0].flatten(1), g @ onto, atol=1e-4
+    )
 
 
 def test_a_search_goes_through_the_classes() -> None:
@@ -74,7 +77,11 @@ def test_a_search_goes_through_the_classes() -> None:
     net = Plane()
     x = (net(torch.zeros(1, 3), torch.tensor([2])) + 1) / 2
     far = [
-        float((DefenseGAN(net, latent=3, classes=k, restarts=3, steps=300, rate=200.0)(x) - x).abs().max())
+        float(
+            (DefenseGAN(net, latent=3, classes=k, restarts=3, steps=300, rate=200.0)(x) - x)
+            .abs()
+            .max()
+        )
         for k in (2, 3)
     ]
     assert far[1] < 1e-4
@@ -82,7 +89,8 @@ def test_a_search_goes_through_the_classes() -> None:
 
 
 def test_diffusion_there_and_back_is_what_normal_data_make_of_it() -> None:
-    """The way back of normal data is known: u shrinks by 0.2 / sqrt(0.04 + sigma^2); and so does its gradient."""
+    """The way back of normal data is known: u shrinks by 0.2 / sqrt(0.04 + sigma^2); and so does
+    its gradient."""
     x = draw(4, 1, 4, 4).float() * 0.2 + 0.4
     defence = DiffPure(Shrink(), sigma=0.3, steps=400, least=0.001)
     with sealed(1), torch.enable_grad():
@@ -110,7 +118,8 @@ def test_a_network_counts_in_the_fingerprint_and_in_the_manifest() -> None:
 
 
 def test_an_attack_that_knows_of_a_reformer_breaks_what_it_mends() -> None:
-    """The smoother takes most of what was made against the network alone, and nothing of what was made against both."""
+    """The smoother takes most of what was made against the network alone, and nothing of what was
+    made against both."""
     (step,) = parse([f"reform({__file__ + ':Blur'!r})"])
     assert torch.equal(step(x := draw(3, 1, 8, 8).float()), Blur()(x).clamp(0, 1))
     assert float(step(torch.ones(1, 1, 8, 8)).max()) == 1
@@ -118,7 +127,9 @@ def test_an_attack_that_knows_of_a_reformer_breaks_what_it_mends() -> None:
     target = wrap(demo_model(), preprocess=step)
     run = holdfast.evaluate(target, data, "linf(0.1)", attacks=["pgd(steps=10)"])
     images, y = (torch.from_numpy(part) for part in data)
-    blind = holdfast.attacks.PGD(steps=10)(wrap(demo_model()), images, y, holdfast.Threat.linf(0.1)).x_adv
+    blind = holdfast.attacks.PGD(steps=10)(
+        wrap(demo_model()), images, y, holdfast.Threat.linf(0.1)
+    ).x_adv
     right = (target.labels(images) == y) & (target.labels(blind) == y)
     assert float(right.double().mean()) > run.robust_accuracy.value + 0.1
     assert [f.check for f in run.verdict.findings if f.check == "defence"] == ["defence"]

@@ -1,4 +1,5 @@
-"""Penalties and perturbed weights: values and gradients by hand, and what attacks achieve after training with them."""
+"""Penalties and perturbed weights: values and gradients by hand, and what attacks achieve after
+training with them."""
 
 from __future__ import annotations
 
@@ -41,13 +42,18 @@ def gradalign(w: Tensor) -> Tensor:
 
 
 def elle(w: Tensor) -> Tensor:
-    u, v, a = CRAFT.around(X, "first"), CRAFT.around(X, "second"), CRAFT.keys(X, "between").uniform((), F64)
+    u, v, a = (
+        CRAFT.around(X, "first"),
+        CRAFT.around(X, "second"),
+        CRAFT.keys(X, "between").uniform((), F64),
+    )
     middle = (1 - a)[:, None] * u + a[:, None] * v
     return 3 * (loss(w, middle) - (1 - a) * loss(w, u) - a * loss(w, v)).square().mean()
 
 
 def jacobian(w: Tensor) -> Tensor:
-    v = torch.stack([CRAFT.keys(X, f"projection {i}").normal((3,), F64) for i in range(2)])  # [2, n, k]
+    # [2, n, k]
+    v = torch.stack([CRAFT.keys(X, f"projection {i}").normal((3,), F64) for i in range(2)])
     v = v / v.norm(dim=2, keepdim=True)
     return 3 / 2 * 3 * (v @ w).square().sum(2).mean()
 
@@ -83,7 +89,9 @@ BY_HAND: list[tuple[str, Callable[[Tensor], Tensor]]] = [
 
 
 @pytest.mark.parametrize(("text", "wanted"), BY_HAND)
-def test_a_penalty_and_its_gradient_are_those_by_hand(text: str, wanted: Callable[[Tensor], Tensor]) -> None:
+def test_a_penalty_and_its_gradient_are_those_by_hand(
+    text: str, wanted: Callable[[Tensor], Tensor]
+) -> None:
     (part,) = regularizers.parse(text)
     assert regularizers.parse(repr(part)) == [part]
     w, v = (W.clone().requires_grad_() for _ in range(2))
@@ -91,7 +99,10 @@ def test_a_penalty_and_its_gradient_are_those_by_hand(text: str, wanted: Callabl
     if text.startswith("spectral"):  # it asks the weights themselves
         craft = crafting()
         w = next(craft.live.model.parameters()).requires_grad_()  # pyright: ignore[reportAttributeAccessIssue]
-    found, hand = part.penalty(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), craft, X, Y, NEAR @ w.T), wanted(v)
+    found, hand = (
+        part.penalty(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), craft, X, Y, NEAR @ w.T),
+        wanted(v),
+    )
     assert float(found.detach()) == pytest.approx(float(hand.detach()), rel=1e-9)
     assert float(hand.detach()) > 1e-8
     found.backward()
@@ -127,11 +138,16 @@ def test_gradients_of_a_linear_model_of_two_classes_are_aligned() -> None:
 def test_weights_move_as_by_hand() -> None:
     weights = [torch.tensor([[3.0, 4.0]]), torch.tensor([2.0])]
     slopes = [torch.tensor([[0.0, 2.0]]), torch.tensor([1.0])]
-    moves = {kind: [m.flatten().tolist() for m in MOVES[kind](weights, slopes, 0.1)] for kind in MOVES}
+    moves = {
+        kind: [m.flatten().tolist() for m in MOVES[kind](weights, slopes, 0.1)] for kind in MOVES
+    }
     assert moves["awp"] == [pytest.approx([0, 0.5]), [0.0]]
     assert moves["sam"] == [pytest.approx([0, 0.2 / 5**0.5]), pytest.approx([0.1 / 5**0.5])]
     scaled = (8**2 + 2**2) ** 0.5  # |w| |g|: (0, 8) and 2
-    assert moves["asam"] == [pytest.approx([0, 0.1 * 16 * 2 / scaled]), pytest.approx([0.1 * 4 / scaled])]
+    assert moves["asam"] == [
+        pytest.approx([0, 0.1 * 16 * 2 / scaled]),
+        pytest.approx([0.1 * 4 / scaled]),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["sam", "asam"])
@@ -162,7 +178,14 @@ def test_penalties_and_perturbed_weights_are_counted() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['regularize="gradaling"', 'regularize="cure("', "regularize=3", "awp=0.1, sam=0.1", "patience=-1", "swa=1.5"],
+    [
+        'regularize="gradaling"',
+        'regularize="cure("',
+        "regularize=3",
+        "awp=0.1, sam=0.1",
+        "patience=-1",
+        "swa=1.5",
+    ],
 )
 def test_mistakes_are_named(text: str) -> None:
     with pytest.raises(SpecError):
@@ -174,7 +197,9 @@ def test_mistakes_are_named(text: str) -> None:
 
 def test_the_last_steps_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """SWA: the average is the mean of the weights after each of the last steps."""
-    done, net = training('standard(epochs=2, batch_size=64, objective="standard", swa=0.7, judge="pgd(steps=2)")')
+    done, net = training(
+        'standard(epochs=2, batch_size=64, objective="standard", swa=0.7, judge="pgd(steps=2)")'
+    )
     seen, blend = [], loop.blend
 
     def watched(average: nn.Module, now: nn.Module, share: float) -> None:
@@ -223,8 +248,13 @@ def test_perturbed_weights_train_too(text: str, plain: float) -> None:
 
 def test_penalties_learn_nothing_from_noise() -> None:
     """Batch norms see the batch once, whatever a penalty asks about."""
-    make = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))  # noqa: E731
-    done, net = training('standard(epochs=1, batch_size=320, ramp=0, regularize="elle, cure, llr")', make=make)
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+
+    done, net = training(
+        'standard(epochs=1, batch_size=320, ramp=0, regularize="elle, cure, llr")', make=make
+    )
     s = State(net, done.recipe)
     done.fit(net)
     assert int(net[1].num_batches_tracked) == 1  # pyright: ignore

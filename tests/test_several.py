@@ -1,4 +1,5 @@
-"""Models of several inputs, one of which is attacked: the others follow their row wherever it goes."""
+"""Models of several inputs, one of which is attacked: the others follow their row wherever it
+goes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from holdfast.evaluation.verify import verify
 N = 40
 RNG = np.random.default_rng(0)
 IMAGE, TABLE = RNG.random((N, 1, 4, 4), np.float32), RNG.normal(50, 20, (N, 3)).astype(np.float32)
-W, V = (RNG.normal(size=(16, 2)).astype(np.float32), RNG.normal(size=(3, 2)).astype(np.float32) / 50)
+W, V = (
+    RNG.normal(size=(16, 2)).astype(np.float32),
+    RNG.normal(size=(3, 2)).astype(np.float32) / 50,
+)
 SHAPES = ((3,), (1, 4, 4))  # the table first, so that the attacked input is the second
 
 
@@ -65,9 +69,14 @@ def test_the_others_follow_their_rows(kind: str, tmp_path: Path) -> None:
     elif kind == "keras":
         keras = pytest.importorskip("keras")
         table, image = keras.Input((3,)), keras.Input((1, 4, 4))
-        parts = [(keras.layers.Flatten()(image) - 0.5) @ keras.ops.array(W), (table - 50) @ keras.ops.array(V)]
+        parts = [
+            (keras.layers.Flatten()(image) - 0.5) @ keras.ops.array(W),
+            (table - 50) @ keras.ops.array(V),
+        ]
         model = keras.Model([table, image], keras.layers.Add()(parts))
-    target = holdfast.wrap(model, inputs=SHAPES, attacked=1, batch_size=7, framework=kind if kind == "numpy" else None)
+    target = holdfast.wrap(
+        model, inputs=SHAPES, attacked=1, batch_size=7, framework=kind if kind == "numpy" else None
+    )
     data = from_arrays((IMAGE, TABLE), Y)
     run = holdfast.evaluate(target, data, "linf(0.15)", attacks=[attack], out=tmp_path / "run")
     status = np.array(run.samples.column("status").to_pylist())
@@ -79,10 +88,13 @@ def test_the_others_follow_their_rows(kind: str, tmp_path: Path) -> None:
     assert verify(run.folder, target, data) == []
 
 
-def test_the_command_line_takes_further_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_takes_further_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.savez(tmp_path / "set.npz", x=IMAGE, x2=TABLE, y=Y)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_several import make\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_several import "
+        "make\n"
     )
     monkeypatch.chdir(tmp_path)
     asked = [

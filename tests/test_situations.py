@@ -1,6 +1,8 @@
-"""The situations of real users that once ended in a wrong figure, a crash or a dead end: one line each, with its tests.
+"""The situations of real users that once ended in a wrong figure, a crash or a dead end: one line
+each, with its tests.
 
-The tests stand in `tests/situations/` and `tests/frameworks/`; the docstring of each begins with its number.
+The tests stand in `tests/situations/` and `tests/frameworks/`; the docstring of each begins with
+its number.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ LINES = {
 def documented() -> dict[int, list[str]]:
     """The tests of each line, by what their docstrings say."""
     found: dict[int, list[str]] = {line: [] for line in LINES}
-    for path in sorted([*ROOT.glob("situations/test_*.py"), *ROOT.glob("frameworks/test_*.py"), Path(__file__)]):
+    for path in sorted(
+        [*ROOT.glob("situations/test_*.py"), *ROOT.glob("frameworks/test_*.py"), Path(__file__)]
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 said = re.match(r"Line (\d+):", ast.get_docstring(node) or "")
@@ -70,6 +74,9 @@ def test_every_line_has_its_tests(line: int) -> None:
 
 def test_quick_says_what_it_is_worth() -> None:
     """Line 11: `quick` says what was measured, also on networks that it was not tuned on."""
-    for text in (PROTOCOLS["quick"][1], (ROOT.parent / "docs" / "protocols.md").read_text(encoding="utf-8")):
+    for text in (
+        PROTOCOLS["quick"][1],
+        (ROOT.parent / "docs" / "protocols.md").read_text(encoding="utf-8"),
+    ):
         assert "within about a point" not in text
     assert "4 to 5" in (ROOT.parent / "docs" / "protocols.md").read_text(encoding="utf-8")

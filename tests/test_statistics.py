@@ -1,4 +1,5 @@
-"""Statistics: intervals that cover, tests that agree with statsmodels, and what confidence is worth."""
+"""Statistics: intervals that cover, tests that agree with statsmodels, and what confidence is
+worth."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def test_the_interval_of_a_change_covers() -> None:
 
 
 def test_what_another_round_would_break_is_not_underestimated() -> None:
-    """Rows of which each falls with a probability of its own; after three rounds the truth about a fourth is known."""
+    """Rows of which each falls with a probability of its own; after three rounds the truth about a
+    fourth is known."""
     none = survivors(Round(attacked=60, broken=0))
     assert (none.expected, none.high) == (0, pytest.approx(60 * (1 - 0.05 ** (1 / 60))))
     assert survivors(Round(attacked=8, broken=8)).high == survivors(Round()).high == 0
@@ -76,7 +78,9 @@ def test_what_another_round_would_break_is_not_underestimated() -> None:
     assert np.mean([(f.high or 0) >= true for f, true in zip(last, truth, strict=True)]) >= 0.95
 
 
-@pytest.mark.parametrize(("gained", "lost", "same"), [(12, 3, 85), (0, 7, 20), (40, 41, 300), (0, 0, 9)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "same"), [(12, 3, 85), (0, 7, 20), (40, 41, 300), (0, 0, 9)]
+)
 def test_mcnemar_is_that_of_statsmodels(gained: int, lost: int, same: int) -> None:
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     first = np.repeat([False, True, True], [gained, lost, same])
@@ -95,7 +99,11 @@ def test_how_many_samples_a_width_takes(width: float, share: float) -> None:
 
     def wide(n: int) -> float:  # Wilson's, at a count that need not be whole
         centre = (share + 1.959964**2 / (2 * n)) / (1 + 1.959964**2 / n)
-        low = share * n - 1.959964 * np.sqrt(n * share * (1 - share) + 1.959964**2 / 4) + 1.959964**2 / 2
+        low = (
+            share * n
+            - 1.959964 * np.sqrt(n * share * (1 - share) + 1.959964**2 / 4)
+            + 1.959964**2 / 2
+        )
         return 2 * (centre - low / (n + 1.959964**2))
 
     assert wide(n) <= width * (1 + 1e-9)
@@ -112,13 +120,24 @@ def test_calibration_on_known_cases() -> None:
     sure = np.array([0.9, 0.8, 0.7, 0.6])
     assert risk_over_coverage(sure, right) == pytest.approx((0 + 0 + 1 / 3 + 1 / 4) / 4)
     assert risk_over_coverage(sure, np.ones(4, bool)) == 0
-    assert risk_over_coverage(np.ones(4), right) == pytest.approx(0.25)  # ties: the order of rows says nothing
+    # ties: the order of rows says nothing
+    assert risk_over_coverage(np.ones(4), right) == pytest.approx(0.25)
     assert risk_over_coverage(np.ones(4), right[::-1]) == pytest.approx(0.25)
 
 
 def test_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ("evaluate", "demo", "digits", "--threat", "linf(0.1)", "--attack", "fgsm()", "--samples", "40")
+    asked = (
+        "evaluate",
+        "demo",
+        "digits",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "fgsm()",
+        "--samples",
+        "40",
+    )
     assert holdfast(*asked, "--out", "a").exit_code == 0
     shutil.copytree("a", "b")
     manifest, table = store.read_manifest(Path("b")), store.read_samples(Path("b"))
@@ -129,7 +148,9 @@ def test_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     store.write_manifest(Path("b"), manifest.model_copy(update={"seed": 5}))
     done = holdfast("compare", "a", "b")
     assert done.exit_code == 0
-    names(" ".join(done.stdout.split()), "2 seeds (0: ", "5: ", "97.5 % of the inputs have one fate")
+    names(
+        " ".join(done.stdout.split()), "2 seeds (0: ", "5: ", "97.5 % of the inputs have one fate"
+    )
     assert "seeds" not in holdfast("compare", "a", "a").stdout
 
 
@@ -145,8 +166,14 @@ def test_looks_are_those_of_the_definition() -> None:
         for j in range(12):
             p, q = (w[i : i + 11, j : j + 11] for w in wide)
             m, k = (window * p).sum(), (window * q).sum()
-            vp, vq, c = (window * (p - m) ** 2).sum(), (window * (q - k) ** 2).sum(), (window * (p - m) * (q - k)).sum()
-            value.append((2 * m * k + 1e-4) * (2 * c + 9e-4) / ((m * m + k * k + 1e-4) * (vp + vq + 9e-4)))
+            vp, vq, c = (
+                (window * (p - m) ** 2).sum(),
+                (window * (q - k) ** 2).sum(),
+                (window * (p - m) * (q - k)).sum(),
+            )
+            value.append(
+                (2 * m * k + 1e-4) * (2 * c + 9e-4) / ((m * m + k * k + 1e-4) * (vp + vq + 9e-4))
+            )
     first, second = torch.from_numpy(a), torch.from_numpy(b)
     assert float(ssim(first, second, 1.0)) == pytest.approx(np.mean(value), rel=1e-9)
     assert float(ssim(first, first, 1.0)) == pytest.approx(1)

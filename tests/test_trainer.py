@@ -18,7 +18,8 @@ def test_a_last_batch_of_one_row_does_not_stop_batch_norm() -> None:
     before = net[0].weight.detach().clone()
     target = wrap(net)
     assert isinstance(target, TorchTarget)
-    trained = train(target, from_arrays(x, np.arange(17) % 2), epochs=2, batch_size=7)  # of 15 rows: two are held out
+    # of 15 rows: two are held out
+    trained = train(target, from_arrays(x, np.arange(17) % 2), epochs=2, batch_size=7)
     assert isinstance(trained, nn.Sequential)
     assert not trained.training
     assert not torch.equal(trained[0].weight, before)

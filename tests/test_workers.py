@@ -1,4 +1,5 @@
-"""Trainings in several processes: the steps of one, and none that outlives another; precision and event files."""
+"""Trainings in several processes: the steps of one, and none that outlives another; precision and
+event files."""
 
 from __future__ import annotations
 
@@ -73,10 +74,18 @@ def test_few_rows_are_everybodys() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "objective", ["pgd(steps=2)", "trades(steps=2)", "ensemble", "eat(also='l2(1)', steps=2)", "free(batch_replays=2)"]
+    "objective",
+    [
+        "pgd(steps=2)",
+        "trades(steps=2)",
+        "ensemble",
+        "eat(also='l2(1)', steps=2)",
+        "free(batch_replays=2)",
+    ],
 )
 def test_two_processes_take_the_steps_of_one(objective: str) -> None:
-    """99 rows in steps of 32: the last has three, which both take. Weights are perturbed, noise is drawn."""
+    """99 rows in steps of 32: the last has three, which both take. Weights are perturbed, noise is
+    drawn."""
     how = f'fast(epochs=2, batch_size=32, ramp=0, rate=0.05, awp=0.01, judge="pgd(steps=2)", objective="{objective}")'
     found, logs = [], []
     for devices in (1, 2):
@@ -88,7 +97,9 @@ def test_two_processes_take_the_steps_of_one(objective: str) -> None:
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], atol=2e-5), name
     assert [line.passes for line in logs[0]] == [line.passes for line in logs[1]]
-    assert [line.loss for line in logs[0]] == pytest.approx([line.loss for line in logs[1]], rel=1e-4)
+    assert [line.loss for line in logs[0]] == pytest.approx(
+        [line.loss for line in logs[1]], rel=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -108,7 +119,9 @@ def test_one_process_that_dies_ends_all_with_one_sentence() -> None:
 @pytest.mark.slow
 def test_the_command_shares_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network comes from a file; what one process began, two end."""
-    (here / "models.py").write_text(f"{MODELS}\ndef seeded():\n    torch.manual_seed(0)\n    return normed()\n")
+    (here / "models.py").write_text(
+        f"{MODELS}\ndef seeded():\n    torch.manual_seed(0)\n    return normed()\n"
+    )
     asked = ("harden", "models.py:seeded", "digits", *LINF, *SMALL, "--out", "hard")
     close = Training._close
 
@@ -127,12 +140,29 @@ def test_the_command_shares_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPa
     assert "epoch 1:" not in done.stderr
 
 
-def test_what_cannot_go_to_other_processes_is_refused_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_go_to_other_processes_is_refused_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = ("harden", "demo", "digits", *LINF, "--out", "hard", "--devices", 1000)
     names(refused(*many), "devices is 1000", "cores")
-    names(refused("harden", "demo", "digits", *LINF, "--out", "hard", "--precision", "half"), "half", "bfloat16")
+    names(
+        refused("harden", "demo", "digits", *LINF, "--out", "hard", "--precision", "half"),
+        "half",
+        "bfloat16",
+    )
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    learns = ("harden", "demo", "digits", *LINF, "--objective", "advgan", "--out", "hard", "--devices", 2)
+    learns = (
+        "harden",
+        "demo",
+        "digits",
+        *LINF,
+        "--objective",
+        "advgan",
+        "--out",
+        "hard",
+        "--devices",
+        2,
+    )
     names(refused(*learns), "advgan", "one process")
     monkeypatch.setattr(Dying, "__module__", "__main__")
     with pytest.raises(InputError, match=r"Dying is defined in the script that runs"):
@@ -148,23 +178,34 @@ def test_what_cannot_go_to_other_processes_is_refused_at_once(here: Path, monkey
     assert not (here / "hard").exists()
 
 
-def test_a_worker_finds_what_the_file_of_the_model_imports(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_finds_what_the_file_of_the_model_imports(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "code").mkdir()
-    (here / "code" / "neighbour.py").write_text("from torch import nn\nclass Head(nn.Linear): pass\n")
-    (here / "code" / "lazy_neighbour.py").write_text("from torch import nn\nclass Flat(nn.Flatten): pass\n")
+    (here / "code" / "neighbour.py").write_text(
+        "from torch import nn\nclass Head(nn.Linear): pass\n"
+    )
+    (here / "code" / "lazy_neighbour.py").write_text(
+        "from torch import nn\nclass Flat(nn.Flatten): pass\n"
+    )
     (here / "code" / "layered.py").write_text(LAYERED)
 
     def run(module: str, work: Path, done: Training) -> None:
-        for name in ("holdfast_user_layered", "neighbour", "lazy_neighbour"):  # as if in a process of its own
+        # as if in a process of its own
+        for name in ("holdfast_user_layered", "neighbour", "lazy_neighbour"):
             monkeypatch.delitem(sys.modules, name)
         workers._fit(work, Team(), done.watch)
 
     monkeypatch.setattr(workers, "run", run)
-    done, net = training('fast(epochs=1, judge="")', rows=64, make=lambda: made("code/layered.py:build"), devices=2)
+    done, net = training(
+        'fast(epochs=1, judge="")', rows=64, make=lambda: made("code/layered.py:build"), devices=2
+    )
     assert set(workers.train(done, net)) == {"1.weight", "1.bias"}
 
 
-def test_a_death_tells_of_resuming_only_where_something_is_stored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_tells_of_resuming_only_where_something_is_stored(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     done, _ = training("fast", folder=here)
     with pytest.raises(InputError, match=r"died: it ended with code 1\. Perhaps\.$"):
@@ -201,7 +242,9 @@ def test_plain_training_keeps_its_folder_only_with_a_model(
     assert len(list(here.iterdir())) == leaves
 
 
-def test_the_evaluation_undoes_what_training_asks_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluation_undoes_what_training_asks_of_the_allocator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kept: dict[int, int] = {}
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=kept.__setitem__))
@@ -212,13 +255,20 @@ def test_the_evaluation_undoes_what_training_asks_of_the_allocator(monkeypatch: 
 
 
 def test_dropout_goes_on_apart_in_each_process(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done, net = training('fast(epochs=1, batch_size=16, judge="")', rows=64, make=Normed, folder=here)
+    done, net = training(
+        'fast(epochs=1, batch_size=16, judge="")', rows=64, make=Normed, folder=here
+    )
     done.fit(net)
-    monkeypatch.setattr(Team, "share", lambda self, n: slice(0, n))  # dropout is all that is left to differ
+    # dropout is all that is left to differ
+    monkeypatch.setattr(Team, "share", lambda self, n: slice(0, n))
     found = []
     for rank in (1, 1, 0):
         again, net = training(
-            'fast(epochs=2, batch_size=16, judge="")', rows=64, make=Normed, folder=here, team=Team(rank)
+            'fast(epochs=2, batch_size=16, judge="")',
+            rows=64,
+            make=Normed,
+            folder=here,
+            team=Team(rank),
         )
         found.append(again.fit(net, resume=True).net.state_dict()["head.weight"])
     assert torch.equal(found[0], found[1])
@@ -228,9 +278,13 @@ def test_dropout_goes_on_apart_in_each_process(here: Path, monkeypatch: pytest.M
 def test_bfloat16_trains_otherwise_and_is_judged_alike() -> None:
     found = []
     for precision in ("float32", "bfloat16"):
-        done, net = training('fast(epochs=1, batch_size=64, judge="")', rows=128, precision=precision)
+        done, net = training(
+            'fast(epochs=1, batch_size=64, judge="")', rows=128, precision=precision
+        )
         found.append(done.fit(net).best_average())
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values())
+    assert all(
+        value.dtype == torch.float32 and value.isfinite().all() for value in found[1].values()
+    )
     assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert all(torch.allclose(found[0][name], found[1][name], atol=0.05) for name in found[0])
 

@@ -5,8 +5,8 @@ HoldfastError
 ├── AccessError    an attack asks for more than the target gives
 └── InputError     a model, data or folder is not what it should be
 
-Each message is one sentence of fact (what was seen, what was expected, the likely cause) and, where there
-is one, a sentence of remedy. The command line prints it and exits with 2; no traceback.
+Each message is one sentence of fact (what was seen, what was expected, the likely cause) and, where
+there is one, a sentence of remedy. The command line prints it and exits with 2; no traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Losses that attacks ascend: functions of scores z [n, k], true classes y [n] and aims t [n] or None: [n].
+"""Losses that attacks ascend: functions of scores z [n, k], true classes y [n] and aims t [n] or
+None: [n].
 
-With an aim the loss pulls class t up (over y), without one it pulls any wrong class over y. All are invariant to
-a shift of the scores. An attack uses a loss's gradient direction and its order, never its units.
+With an aim the loss pulls class t up (over y), without one it pulls any wrong class over y. All are
+invariant to a shift of the scores. An attack uses a loss's gradient direction and its order, never
+its units.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def ce(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     """Cross-entropy as log-odds: log((1 - p_y) / p_y), or log(p_t / (1 - p_t)).
 
-    A monotone function of the cross-entropy with the same gradient direction, so order and direction are those of
-    the original; but it stays exact where the softmax saturates in float32 and the original's gradient vanishes.
+    A monotone function of the cross-entropy with the same gradient direction, so order and
+    direction are those of the original; but it stays exact where the softmax saturates in float32
+    and the original's gradient vanishes.
     """
     c, sign = (y, 1) if t is None else (t, -1)
     return sign * (without(z, c).logsumexp(1) - _at(z, c))
@@ -33,9 +36,11 @@ def margin(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
 
 
 def dlr(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
-    """Difference of logits ratio, invariant to scale (Croce and Hein 2020, arXiv:2003.01690, eq. 6 and 7).
+    """Difference of logits ratio, invariant to scale (Croce and Hein 2020, arXiv:2003.01690, eq. 6
+    and 7).
 
-    Untargeted it needs 3 classes, targeted 4; with fewer it is the margin, which an attack follows alike.
+    Untargeted it needs 3 classes, targeted 4; with fewer it is the margin, which an attack follows
+    alike.
     """
     if z.shape[1] < (3 if t is None else 4):
         return margin(z, y, t)
@@ -45,11 +50,13 @@ def dlr(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
 
 
 def mifpe(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
-    """Gap-scaled cross-entropy: its gradient is that of `ce` on z / (gap of the top two), gap held fixed.
+    """Gap-scaled cross-entropy: its gradient is that of `ce` on z / (gap of the top two), gap held
+    fixed.
 
-    Minimises the impact of floating-point errors (Yu and Xu 2023, "Efficient Loss Function by Minimizing the
-    Detrimental Effect of Floating-Point Errors on Gradient-Based Attacks"). The gap changes from point to point, so
-    the loss does not order points; its value here is the margin, which does.
+    Minimises the impact of floating-point errors (Yu and Xu 2023, "Efficient Loss Function by
+    Minimizing the Detrimental Effect of Floating-Point Errors on Gradient-Based Attacks"). The gap
+    changes from point to point, so the loss does not order points; its value here is the margin,
+    which does.
     """
     top = z.detach().topk(2, 1).values
     gap = (top[:, :1] - top[:, 1:]).clamp_min(torch.finfo(z.dtype).tiny)

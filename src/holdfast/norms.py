@@ -1,7 +1,9 @@
-"""The geometry of Linf, L2, L1 and L0: size, dual, projection, steepest step, nearest hyperplane, sampling.
+"""The geometry of Linf, L2, L1 and L0: size, dual, projection, steepest step, nearest hyperplane,
+sampling.
 
-The only place that knows a norm. Perturbations are [n, *shape]; everything is per row; `eps` broadcasts against
-them as [n, 1, ...]. A box is a pair (lo, hi) of bounds on the perturbation with lo <= 0 <= hi.
+The only place that knows a norm. Perturbations are [n, *shape]; everything is per row; `eps`
+broadcasts against them as [n, 1, ...]. A box is a pair (lo, hi) of bounds on the perturbation with
+lo <= 0 <= hi.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from holdfast.rng import Keys
 
 
 class Norm(ABC):
-    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or `Scaled(scale)`."""
+    """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or
+    `Scaled(scale)`."""
 
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
@@ -41,11 +44,13 @@ class Norm(ABC):
 
     @abstractmethod
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """The smallest v in the box with <g, v> = gap ([n], of either sign), exactly; the nearest to it if none is."""
+        """The smallest v in the box with <g, v> = gap ([n], of either sign), exactly; the nearest
+        to it if none is."""
 
     @abstractmethod
     def shrink(self, d: Tensor, share: Tensor) -> Tensor:
-        """The path from d (share 1) to 0 (share 0; [n]) that lowers the size most for how far it leaves d."""
+        """The path from d (share 1) to 0 (share 0; [n]) that lowers the size most for how far it
+        leaves d."""
 
     @abstractmethod
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
@@ -60,7 +65,8 @@ class Norm(ABC):
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """The step of size share * eps that leads fastest to where <g, d> is largest in the ball and box."""
+        """The step of size share * eps that leads fastest to where <g, d> is largest in the ball
+        and box."""
         return share * eps * self.steepest(g)
 
     def across(self, g: Tensor, gap: Tensor) -> Tensor:
@@ -68,8 +74,11 @@ class Norm(ABC):
         slope = self.dual(g)
         return wide(torch.where(slope > 0, gap / slope, 0), g) * self.steepest(g)
 
-    def along(self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """From d towards 0 by at most this share [n] of its length, then to where <g, v - d> >= gap [n], in the box."""
+    def along(
+        self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor
+    ) -> Tensor:
+        """From d towards 0 by at most this share [n] of its length, then to where <g, v - d> >= gap
+        [n], in the box."""
         v = self.shrink(d, self._long(d, share))
         gap = gap - ((v - d) * g).flatten(1).sum(1)  # below 0 where v, so near 0, is there already
         return (v + self.reach(g, gap.clamp_min(0), lo - v, hi - v)).clamp(lo, hi)
@@ -90,7 +99,9 @@ class Norm(ABC):
 
     def rounding(self, features: int, ulp: float | Tensor) -> float:
         """The most that an error of `ulp` (one, or [*shape]) in every feature adds to a size."""
-        return float(self.size(torch.as_tensor(ulp, dtype=torch.float64).flatten().expand(features)[None]))
+        return float(
+            self.size(torch.as_tensor(ulp, dtype=torch.float64).flatten().expand(features)[None])
+        )
 
     def sphere(self, keys: Keys, like: Tensor) -> Tensor:
         """A point of size exactly 1, in the direction of a uniform one."""
@@ -107,13 +118,15 @@ def wide(column: Tensor, like: Tensor) -> Tensor:
 
 
 def scaled(g: Tensor) -> Tensor:
-    """g over its largest entry, so that sums and squares of tiny or huge gradients neither vanish nor overflow."""
+    """g over its largest entry, so that sums and squares of tiny or huge gradients neither vanish
+    nor overflow."""
     top = wide(g.flatten(1).abs().amax(1), g)
     return g / torch.where(top > 0, top, 1)
 
 
 def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Tensor:
-    """Move every entry at its own pace [n, *shape], each until the box stops it, until <g, v> = gap."""
+    """Move every entry at its own pace [n, *shape], each until the box stops it, until <g, v> =
+    gap."""
     g, gap = g * wide(gap.sign(), g), gap.abs()
     top = g.flatten(1).abs().amax(1)
     steep, pace = scaled(g).flatten(1).abs(), pace.flatten(1)
@@ -133,7 +146,8 @@ def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Ten
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
-    """Move entries to the box one by one, the steepest (or that which gives most) first, until <g, v> = gap."""
+    """Move entries to the box one by one, the steepest (or that which gives most) first, until <g,
+    v> = gap."""
     g, gap = g * wide(gap.sign(), g), gap.abs()
     top = g.flatten(1).abs().amax(1)
     steep = scaled(g).flatten(1).abs()
@@ -148,9 +162,11 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
 
 
 def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
-    """The L1 unit step that the k [n] steepest entries with room [n, *shape] share evenly, k rounded down, at least 1.
+    """The L1 unit step that the k [n] steepest entries with room [n, *shape] share evenly, k
+    rounded down, at least 1.
 
-    Steeper entries without room step as far as all of those together: so a projection leaves them where they are.
+    Steeper entries without room step as far as all of those together: so a projection leaves them
+    where they are.
     """
     free, steep = (room > 0).flatten(1), g.flatten(1).abs()
     ranked = steep.masked_fill(~free, 0).sort(1, descending=True).values
@@ -194,7 +210,8 @@ class _Linf(Norm):
 
 
 class Scaled(Norm):
-    """Linf in which each feature has a unit of its own: size(d) = max |d_i| / scale_i, with scale [*shape] above 0."""
+    """Linf in which each feature has a unit of its own: size(d) = max |d_i| / scale_i, with scale
+    [*shape] above 0."""
 
     name = "linf"
 
@@ -224,8 +241,9 @@ class Scaled(Norm):
         return d.clamp(-level, level)
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
-        # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of d. That one takes
-        # one amount a row times the scale off every entry; of the amounts that its kinks give, the largest is it.
+        # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of
+        # d. That one takes one amount a row times the scale off every entry; of the amounts that
+        # its kinks give, the largest is it.
         flat, units = d.flatten(1).abs(), self.units(d).expand_as(d).flatten(1)
         order = (flat / units).argsort(dim=1, descending=True, stable=True)
         mass, square = ((units * part).gather(1, order).cumsum(1) for part in (flat, units))
@@ -264,8 +282,9 @@ class _L2(Norm):
         return g / torch.where(length > 0, length, 1)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        # The nearest point is clip(s d) for one scale s in [0, 1] a row. With the clipped entries of the last s
-        # held fixed, the next s solves a quadratic from below, so s rises to the root in finitely many rounds.
+        # The nearest point is clip(s d) for one scale s in [0, 1] a row. With the clipped entries
+        # of the last s held fixed, the next s solves a quadratic from below, so s rises to the root
+        # in finitely many rounds.
         inside = d.clamp(lo, hi)
         budget = eps.flatten().expand(len(d)).square()
         legal = inside.flatten(1).square().sum(1) <= budget
@@ -293,7 +312,8 @@ class _L2(Norm):
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         direction = self.steepest(keys.normal(like.shape[1:], like.dtype))
-        # The largest of f uniforms is one to the power 1 / f; a power's last bits would depend on the batch.
+        # The largest of f uniforms is one to the power 1 / f; a power's last bits would depend on
+        # the batch.
         radius = keys.fold("length").uniform(like.shape[1:], like.dtype).flatten(1).amax(1)
         return direction * wide(radius, like)
 
@@ -319,34 +339,46 @@ class _L1(Norm):
         return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(g)
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        # The best point fills entries to the box in the order of their gradients until eps is spent. One entry alone
-        # would soon stand at the box, so all those entries share the step: half of it by their gradients, half by
-        # how far these exceed the best entry left out, which is what shifts size between them.
+        # The best point fills entries to the box in the order of their gradients until eps is
+        # spent. One entry alone would soon stand at the box, so all those entries share the step:
+        # half of it by their gradients, half by how far these exceed the best entry left out, which
+        # is what shifts size between them.
         cap = torch.where(g > 0, hi, -lo).flatten(1)
         steep = scaled(g).flatten(1).abs().masked_fill(cap <= 0, 0)
         order = steep.argsort(dim=1, descending=True, stable=True)
         ranked = cap.gather(1, order)
-        chosen = torch.zeros_like(cap).scatter(1, order, (ranked.cumsum(1) - ranked < eps.flatten()[:, None]).to(cap))
+        chosen = torch.zeros_like(cap).scatter(
+            1, order, (ranked.cumsum(1) - ranked < eps.flatten()[:, None]).to(cap)
+        )
         excess = steep - (steep * (1 - chosen)).amax(1, keepdim=True)
-        parts = [part / part.sum(1, keepdim=True).clamp_min(1e-12) for part in (steep * chosen, excess * chosen)]
+        parts = [
+            part / part.sum(1, keepdim=True).clamp_min(1e-12)
+            for part in (steep * chosen, excess * chosen)
+        ]
         return share * eps * (parts[0] + parts[1]).view_as(g) / 2 * g.sign()
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row, then cap it at
-        # the box. The capped sum falls piecewise linearly in that amount; sort its kinks and solve on one piece.
+        # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row,
+        # then cap it at the box. The capped sum falls piecewise linearly in that amount; sort its
+        # kinks and solve on one piece.
         size = d.flatten(1).abs()
         cap = torch.where(d > 0, hi, -lo).expand_as(d).flatten(1)
         budget = eps.flatten().expand(len(d))
         kinks, order = torch.cat([size, size - cap], 1).sort(1, descending=True)
         bend = torch.where(order < size.shape[1], 1, -1)
-        # Downwards from the largest kink the slope of the sum is the number of entries between floor and cap.
+        # Downwards from the largest kink the slope of the sum is the number of entries between
+        # floor and cap.
         slope = bend.cumsum(1)
         rise = slope[:, :-1] * (kinks[:, :-1] - kinks[:, 1:])
         total = torch.cat([torch.zeros_like(rise[:, :1]), rise.cumsum(1)], 1)
-        piece = (torch.searchsorted(total, budget[:, None].contiguous(), right=True) - 1).clamp_min(0)
+        piece = (torch.searchsorted(total, budget[:, None].contiguous(), right=True) - 1).clamp_min(
+            0
+        )
         left = budget[:, None] - total.gather(1, piece)
         climb = slope.gather(1, piece)
-        shrink = kinks.gather(1, piece) - torch.where(climb > 0, left / climb.clamp_min(1), math.inf)
+        shrink = kinks.gather(1, piece) - torch.where(
+            climb > 0, left / climb.clamp_min(1), math.inf
+        )
         short = (size - shrink.clamp_min(0)).clamp_min(0).minimum(cap)
         return (short.view_as(d) * d.sign()).clamp(lo, hi)
 
@@ -360,7 +392,11 @@ class _L1(Norm):
         # Exponentials over their sum and one more are uniform in the simplex (Devroye 1986).
         e = -torch.log1p(-keys.uniform(like.shape[1:], like.dtype))
         rest = -torch.log1p(-keys.fold("rest").uniform((), like.dtype))
-        return e * keys.fold("signs").signs(like.shape[1:], like.dtype) / wide(e.flatten(1).sum(1) + rest, like)
+        return (
+            e
+            * keys.fold("signs").signs(like.shape[1:], like.dtype)
+            / wide(e.flatten(1).sum(1) + rest, like)
+        )
 
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:
         at = keys.integers(math.prod(like.shape[1:]))[:, None]
@@ -374,7 +410,8 @@ class _L1(Norm):
 
 
 class _L0(Norm):
-    """The number of features that change. Not convex; dual, steepest step and samples are those of one feature."""
+    """The number of features that change. Not convex; dual, steepest step and samples are those of
+    one feature."""
 
     name = "l0"
     scales = False
@@ -396,16 +433,20 @@ class _L0(Norm):
         order = spared.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(spared.shape[1], device=d.device)
         kept = (place < eps.flatten().expand(len(d))[:, None].floor()).expand_as(order)
-        few = self.size(inside) <= eps.flatten()  # or the squares of tiny entries would tie with zeros
+        # or the squares of tiny entries would tie with zeros
+        few = self.size(inside) <= eps.flatten()
         nearest = inside * torch.zeros_like(spared).scatter(1, order, kept.to(spared)).view_as(d)
         return torch.where(wide(few, d), inside, nearest)
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _in_order(g, gap, lo, hi, by_gain=True)
 
-    def along(self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        # This share of the changed entries, those that lead least far, fall to 0. Of the others those that are changed
-        # move first, which costs nothing, then as few more as the gap asks for.
+    def along(
+        self, d: Tensor, g: Tensor, gap: Tensor, share: Tensor, lo: Tensor, hi: Tensor
+    ) -> Tensor:
+        # This share of the changed entries, those that lead least far, fall to 0. Of the others
+        # those that are changed move first, which costs nothing, then as few more as the gap asks
+        # for.
         worth = torch.where(d != 0, g * d, torch.inf).flatten(1)
         rank = worth.argsort(dim=1, stable=True).argsort(dim=1)
         falls = (rank < (share * self.size(d)).ceil()[:, None]).view_as(d) & (d != 0)
@@ -413,17 +454,19 @@ class _L0(Norm):
         for free in (v != 0, v == 0):
             low, high = torch.where(free, lo - v, 0), torch.where(free, hi - v, 0)
             v = (v + self.reach(g, gap.clamp_min(0), low, high)).clamp(lo, hi)
-            gap = gap - torch.maximum(g * low, g * high).flatten(1).sum(1)  # what not even all of them give
+            # what not even all of them give
+            gap = gap - torch.maximum(g * low, g * high).flatten(1).sum(1)
         return v
 
     def shrink(self, d: Tensor, share: Tensor) -> Tensor:
         return torch.where(d.abs() > wide((1 - share) * LINF.size(d), d), d, 0)
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
-        """Of the sum of |v|^(2/3) in size's place: also what is kept shrinks, so that a search goes on.
+        """Of the sum of |v|^(2/3) in size's place: also what is kept shrinks, so that a search goes
+        on.
 
-        v = s^3 solves s^4 - |d| s + 2/3 weight = 0: Newton from above the largest root, with operations that round
-        alike in every place of a batch.
+        v = s^3 solves s^4 - |d| s + 2/3 weight = 0: Newton from above the largest root, with
+        operations that round alike in every place of a batch.
         """
         far = d.abs()
         s = far.sqrt().maximum(far.sqrt().sqrt())

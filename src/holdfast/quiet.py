@@ -1,5 +1,6 @@
-"""What frameworks print on standard error for themselves is kept out of what a command prints. The command line alone
-asks for it: it changes the environment and imports of the whole process, which no library may do."""
+"""What frameworks print on standard error for themselves is kept out of what a command prints. The
+command line alone asks for it: it changes the environment and imports of the whole process, which
+no library may do."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
-NOISY = ("tensorflow", "onnxruntime", "jax", "lightgbm")  # print from native code while they are imported
+# print from native code while they are imported
+NOISY = ("tensorflow", "onnxruntime", "jax", "lightgbm")
 # Of TensorFlow (and of absl, which it logs with): errors alone. One that the user has set stays.
 _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "ABSL_MIN_LOG_LEVEL": "2", "GLOG_minloglevel": "2"}
 
@@ -32,12 +34,14 @@ def silence_frameworks() -> None:
 
 @contextmanager
 def native_output() -> Iterator[None]:
-    """Within, what native code writes to standard error is dropped, if `silence_frameworks` was called.
+    """Within, what native code writes to standard error is dropped, if `silence_frameworks` was
+    called.
 
-    TensorFlow, TFLite and onnxruntime have no setting for some of their lines. Where the code within raises, what was
-    written is printed after all, as it may say why.
+    TensorFlow, TFLite and onnxruntime have no setting for some of their lines. Where the code
+    within raises, what was written is printed after all, as it may say why.
     """
-    if not _silenced() or sys.stderr is None:  # None: the command was started with standard error closed
+    # None: the command was started with standard error closed
+    if not _silenced() or sys.stderr is None:
         yield
         return
     sys.stderr.flush()
@@ -62,7 +66,8 @@ def _silenced() -> bool:
 
 
 class _QuietImports(importlib.abc.MetaPathFinder):
-    """Finds the noisy modules as Python does, and imports them within `native_output`; the user's code does it too."""
+    """Finds the noisy modules as Python does, and imports them within `native_output`; the user's
+    code does it too."""
 
     def __init__(self) -> None:
         self.left = set(NOISY)

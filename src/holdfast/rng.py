@@ -1,8 +1,9 @@
 """Keys: random numbers as a column.
 
-A draw is a function of (seed, sample id, path of names, element) and of nothing else: not of the batch, its
-order, the device or what was drawn before. So one sample can be run again alone, and every batch size, shard
-and resume sees the same noise. The generator is SplitMix64 (Steele, Lea, Flood 2014) with one stream a row.
+A draw is a function of (seed, sample id, path of names, element) and of nothing else: not of the
+batch, its order, the device or what was drawn before. So one sample can be run again alone, and
+every batch size, shard and resume sees the same noise. The generator is SplitMix64 (Steele, Lea,
+Flood 2014) with one stream a row.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Keys:
         """Keys of a place further down: an attack, a restart, a step, the name of a draw."""
         rows = self.rows
         for part in path:
-            word = int.from_bytes(hashlib.blake2b(repr(part).encode(), digest_size=8).digest(), "big")
+            word = int.from_bytes(
+                hashlib.blake2b(repr(part).encode(), digest_size=8).digest(), "big"
+            )
             rows = _mix(rows ^ _signed(word))
         return Keys(rows)
 
@@ -60,7 +63,8 @@ class Keys:
         return (torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)).to(dtype)
 
     def words(self, shape: tuple[int, ...]) -> Tensor:
-        """32 random bits each: [n, *shape] int32. Two share a number of the stream, for they are for whole images."""
+        """32 random bits each: [n, *shape] int32. Two share a number of the stream, for they are
+        for whole images."""
         size = math.prod(shape)
         return self._bits(((size + 1) // 2,)).view(torch.int32)[:, :size].reshape(-1, *shape)
 
@@ -71,7 +75,8 @@ class Keys:
         """
         size = math.prod(shape)
         u, v = self.words((2, (size + 1) // 2)).float().unbind(1)
-        far = torch.sqrt(-2 * torch.log((u * 2.0**-32 + 0.5).clamp_min(2.0**-26)))  # the least word gives 0
+        # the least word gives 0
+        far = torch.sqrt(-2 * torch.log((u * 2.0**-32 + 0.5).clamp_min(2.0**-26)))
         turn = v * (math.pi * 2.0**-31)
         pair = torch.cat([far * torch.cos(turn), far * torch.sin(turn)], 1)
         return pair[:, :size].reshape(-1, *shape)

@@ -1,7 +1,8 @@
 """The constructor-call language: `apgd(steps=100, loss="dlr")`.
 
-What a user types, what a protocol holds, what the manifest stores and what `repr` prints are one text. It is
-read over `ast` as literals and arithmetic only; nothing in it is ever evaluated as code.
+What a user types, what a protocol holds, what the manifest stores and what `repr` prints are one
+text. It is read over `ast` as literals and arithmetic only; nothing in it is ever evaluated as
+code.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ _EXAMPLES = {  # of each kind, for a message about a text that is no call
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of a dataclass that a spec can set: its default, and what it is in one line of text."""
+    """A field of a dataclass that a spec can set: its default, and what it is in one line of
+    text."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def call(text: str, kind: str = "attack") -> tuple[str, list[Any], dict[str, Any]]:
-    """Split `name(1, key=2)` into its name, positional and keyword values; a bare `name` is `name()`.
+    """Split `name(1, key=2)` into its name, positional and keyword values; a bare `name` is
+    `name()`.
 
     `kind` is the word for what was asked for; a message gives an example of it.
 
@@ -80,7 +83,10 @@ def parts(text: str) -> list[str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         nodes = None
     if not isinstance(nodes, ast.List):
-        raise SpecError(f"cannot read {text!r}; expected calls with commas between them, such as linf(0.3), l2(2).")
+        raise SpecError(
+            f"cannot read {text!r}; expected calls with commas between them, such as linf(0.3), "
+            "l2(2)."
+        )
     return [ast.unparse(node) for node in nodes.elts]
 
 
@@ -93,7 +99,8 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
         kind: the word for these objects in messages ("attack", "norm").
 
     Raises:
-        SpecError: unknown name or option (with the nearest known ones), or a value that the maker refuses.
+        SpecError: unknown name or option (with the nearest known ones), or a value that the maker
+            refuses.
     """
     name, args, options = call(text, kind)
     maker = makers.get(name.lower())
@@ -102,7 +109,9 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
     signature = inspect.signature(maker)
     for option in options:
         if option not in signature.parameters:
-            raise SpecError(f"{name} has no option {option!r}; {suggest(option, signature.parameters)}")
+            raise SpecError(
+                f"{name} has no option {option!r}; {suggest(option, signature.parameters)}"
+            )
     try:
         signature.bind(*args, **options)
     except TypeError as error:
@@ -114,12 +123,15 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
 
 
 def write(item: Any, *, whole: bool = False) -> str:
-    """The spec of a dataclass instance: the fields that differ from their defaults, or all of them."""
+    """The spec of a dataclass instance: the fields that differ from their defaults, or all of
+    them."""
     shown = []
     for field in dataclasses.fields(item):
         value = getattr(item, field.name)
         if field.repr and (whole or value != field.default):
-            shown.append(f"{field.name}={number(value) if isinstance(value, float) else repr(value)}")
+            shown.append(
+                f"{field.name}={number(value) if isinstance(value, float) else repr(value)}"
+            )
     return f"{type(item).__name__.lower()}({', '.join(shown)})"
 
 
@@ -138,7 +150,10 @@ def _unreadable(text: str, kind: str) -> str:
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     article = "an" if kind[0] in "aeiou" else "a"
     what = "a threat" if kind == "norm" else f"{article} {kind}"
-    return f"cannot read {shown!r} as {what}; expected a call such as {_EXAMPLES.get(kind, 'pgd(steps=40)')}."
+    return (
+        f"cannot read {shown!r} as {what}; expected a call such as "
+        f"{_EXAMPLES.get(kind, 'pgd(steps=40)')}."
+    )
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -152,7 +167,9 @@ def _value(node: ast.expr, text: str) -> Any:
 
 
 def _value_of(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, (bool, int, float, str))):
+    if isinstance(node, ast.Constant) and (
+        node.value is None or isinstance(node.value, (bool, int, float, str))
+    ):
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_value(item, text) for item in node.elts)

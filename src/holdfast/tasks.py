@@ -18,10 +18,12 @@ from holdfast.errors import SpecError
 
 @dataclass(frozen=True)
 class Classes:
-    """One of k classes, the largest score wins. (A one-logit head is served as two classes by its target.)
+    """One of k classes, the largest score wins. (A one-logit head is served as two classes by its
+    target.)
 
-    A model that `refuses` has one score more, the last, which wins where it will not answer. To refuse is no right
-    answer to a clean input; but an adversary wants a wrong answer, and for it to be refused is as bad as the right one.
+    A model that `refuses` has one score more, the last, which wins where it will not answer. To
+    refuse is no right answer to a clean input; but an adversary wants a wrong answer, and for it to
+    be refused is as bad as the right one.
     """
 
     k: int
@@ -33,7 +35,8 @@ class Classes:
         return torch.where(label < self.k, label, REFUSED)
 
     def against(self, z: Tensor, y: Tensor) -> Tensor:
-        """Scores [n, k] as an adversary of class y [n] meets them: y's is the refusal's, where that is higher."""
+        """Scores [n, k] as an adversary of class y [n] meets them: y's is the refusal's, where that
+        is higher."""
         if not self.refuses or z.shape[1] == self.k:
             return z
         z, refusal = z.split([self.k, 1], 1)
@@ -46,11 +49,14 @@ class Classes:
 
     def rank(self, z: Tensor, y: Tensor, r: int) -> Tensor:
         """The r-th best wrong class, from 1: [n]."""
-        return torch.sort(without(self.against(z, y), y), dim=1, descending=True, stable=True).indices[:, r - 1]
+        return torch.sort(
+            without(self.against(z, y), y), dim=1, descending=True, stable=True
+        ).indices[:, r - 1]
 
 
 def without(z: Tensor, c: Tensor) -> Tensor:
-    """Scores with class c [n] at -inf. (A product with a 0/1 mask would let 0 win over negative scores.)"""
+    """Scores with class c [n] at -inf. (A product with a 0/1 mask would let 0 win over negative
+    scores.)"""
     return z.scatter(1, c[:, None], -torch.inf)
 
 
@@ -61,17 +67,20 @@ def odds(p: Tensor) -> Tensor:
 
 
 class Graded(ABC):
-    """A head whose answer is right or wrong only beside a truth of several numbers, and not one of k classes.
+    """A head whose answer is right or wrong only beside a truth of several numbers, and not one of
+    k classes.
 
-    `recast` says it in scores again, of a class that stands for "right" and of rivals that each stand for a way to be
-    wrong. So every loss and every attack works as it is, and the margin of class 0 is that of the answer.
+    `recast` says it in scores again, of a class that stands for "right" and of rivals that each
+    stand for a way to be wrong. So every loss and every attack works as it is, and the margin of
+    class 0 is that of the answer.
     """
 
     logits: ClassVar[bool] = False  # the outputs are logits of labels, or probabilities
 
     @abstractmethod
     def recast(self, z: Tensor, truth: Tensor) -> Tensor:
-        """Outputs z and truths, [n, k] each, as scores [n, 1 + r]: 0 for "right", above it where wrong; affine in z."""
+        """Outputs z and truths, [n, k] each, as scores [n, 1 + r]: 0 for "right", above it where
+        wrong; affine in z."""
 
     @abstractmethod
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
@@ -87,7 +96,8 @@ class Graded(ABC):
 
 @dataclass(frozen=True)
 class MultiLabel(Graded):
-    """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the least signed score."""
+    """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the
+    least signed score."""
 
     logits: ClassVar[bool] = True
 
@@ -114,11 +124,15 @@ class Regression(Graded):
     def __post_init__(self) -> None:
         t = self.tolerance
         if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < math.inf:
-            raise SpecError(f"the tolerance of a regression is {t!r}, but it is a finite number above 0.")
+            raise SpecError(
+                f"the tolerance of a regression is {t!r}, but it is a finite number above 0."
+            )
 
     def recast(self, z: Tensor, truth: Tensor) -> Tensor:
         off = z - truth
-        return torch.cat([torch.zeros_like(z[:, :1]), off - self.tolerance, -off - self.tolerance], 1)
+        return torch.cat(
+            [torch.zeros_like(z[:, :1]), off - self.tolerance, -off - self.tolerance], 1
+        )
 
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
         high, low = scores[:, 1:].chunk(2, 1)
@@ -132,7 +146,8 @@ TASKS: dict[str, Callable[..., Graded]] = {"multilabel": MultiLabel, "regression
 
 
 def parse(text: str | None) -> Graded | None:
-    """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and where none is said.
+    """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and
+    where none is said.
 
     Raises:
         SpecError: there is no head of this name, or an option is wrong.

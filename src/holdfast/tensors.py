@@ -22,9 +22,13 @@ def as_tensor(value: Any, what: str) -> Tensor:
     try:
         array = np.array(value)
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{what} ({type(value).__name__}) is no array of numbers: {error}.") from None
+        raise SpecError(
+            f"{what} ({type(value).__name__}) is no array of numbers: {error}."
+        ) from None
     if array.dtype.kind not in "biuf":
-        raise SpecError(f"{what} holds {array.dtype} values ({type(value).__name__}); expected numbers.")
+        raise SpecError(
+            f"{what} holds {array.dtype} values ({type(value).__name__}); expected numbers."
+        )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)  # torch has few whole numbers without a sign
     return torch.from_numpy(array)

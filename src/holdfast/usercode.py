@@ -1,4 +1,5 @@
-"""The user's own code: what `path/file.py:name` or `package.module:name` stands for. Finding it runs it."""
+"""The user's own code: what `path/file.py:name` or `package.module:name` stands for. Finding it
+runs it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from typing import Any
 from holdfast.errors import HoldfastError, InputError, suggest
 
 _FILE = "holdfast_user_"  # how the modules of files are called
-_CONTENT = "__holdfast_content__"  # where the module of a file holds the file's place and bytes as it was run
+# where the module of a file holds the file's place and bytes as it was run
+_CONTENT = "__holdfast_content__"
 
 
 def find(spec: str) -> Callable[..., Any]:
@@ -32,7 +34,11 @@ def find(spec: str) -> Callable[..., Any]:
         module = run_file(Path(where)) if where.endswith(".py") else _import(where)
     item = getattr(module, name, None)
     if not callable(item):
-        public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+        public = [
+            word
+            for word, value in vars(module).items()
+            if callable(value) and not word.startswith("_")
+        ]
         raise InputError(f"{where} has no callable {name!r}; {suggest(name, public)}")
     return item
 
@@ -45,7 +51,8 @@ def call(what: str, function: Callable[..., Any], *args: Any) -> Any:
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Within, the user's own code runs: whatever it raises becomes one sentence that names the place.
+    """Within, the user's own code runs: whatever it raises becomes one sentence that names the
+    place.
 
     Ctrl-C, running out of memory and Holdfast's own errors go through as they are.
 
@@ -66,7 +73,8 @@ def raised(what: str, error: BaseException) -> InputError:
     where = "" if frame is None else f" ({frame.filename}:{frame.lineno})"
     if isinstance(error, SystemExit):
         return InputError(
-            f"{what} raised SystemExit: {error.code}, as sys.exit() does{where}. That would end the program without a "
+            f"{what} raised SystemExit: {error.code}, as sys.exit() does{where}. That would end "
+            "the program without a "
             f"result: let it return a value, or raise an exception that says what is wrong."
         )
     text = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
@@ -76,13 +84,19 @@ def raised(what: str, error: BaseException) -> InputError:
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
     """The innermost place of an error in the user's code; else the innermost of all."""
     frames = traceback.extract_tb(error.__traceback__)
-    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), os.path.dirname(__file__), "<frozen")
+    libraries = (
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("stdlib"),
+        os.path.dirname(__file__),
+        "<frozen",
+    )
     own = [frame for frame in frames if not frame.filename.startswith(libraries)]
     return (own or frames or [None])[-1]
 
 
 def home(spec: str) -> str:
-    """The folder whose modules the code of `spec` may import: its file's own, or the current one."""
+    """The folder whose modules the code of `spec` may import: its file's own, or the current
+    one."""
     where = os.path.expanduser(spec.rpartition(":")[0])
     return str(Path(where).parent.absolute()) if where.endswith(".py") else os.getcwd()
 
@@ -100,7 +114,9 @@ def importable(folder: str) -> Iterator[None]:
 
 def files() -> list[str]:
     """The files that were run, in their order: what a process of its own has to run too."""
-    return [str(m.__file__) for name, m in sys.modules.items() if name.startswith(_FILE) and m.__file__]
+    return [
+        str(m.__file__) for name, m in sys.modules.items() if name.startswith(_FILE) and m.__file__
+    ]
 
 
 def stem(module: str) -> str:
@@ -111,7 +127,8 @@ def stem(module: str) -> str:
 def run_file(path: Path) -> ModuleType:
     """The module of a .py file; its classes are found again under its name.
 
-    A file that was run and has not changed is not run again: model and data of one file share its classes.
+    A file that was run and has not changed is not run again: model and data of one file share its
+    classes.
     """
     known = sys.modules.get(f"{_FILE}{path.stem}")
     if known is not None and vars(known).get(_CONTENT) == (str(path.absolute()), _bytes(path)):
@@ -141,6 +158,10 @@ def _import(where: str) -> ModuleType:
         return call(where, importlib.import_module, where)
     except InputError as error:
         cause = error.__cause__
-        if not (isinstance(cause, ModuleNotFoundError) and f"{where}.".startswith(f"{cause.name}.")):
+        if not (
+            isinstance(cause, ModuleNotFoundError) and f"{where}.".startswith(f"{cause.name}.")
+        ):
             raise
-    raise InputError(f"there is no module {where!r}; expected path/file.py:name or package.module:name.")
+    raise InputError(
+        f"there is no module {where!r}; expected path/file.py:name or package.module:name."
+    )

@@ -1,4 +1,5 @@
-"""Models of other frameworks that others trained, and the answers that are proved of them (../shared/cases)."""
+"""Models of other frameworks that others trained, and the answers that are proved of them
+(../shared/cases)."""
 
 from __future__ import annotations
 
@@ -42,11 +43,14 @@ def test_clean_accuracy_on_mnist_is_the_tables(
 ) -> None:
     for module in modules:
         pytest.importorskip(module)
-    assert clean_percent(load(f"{cases}/{model}", **options), *mnist(cases)) == pytest.approx(percent, abs=1e-9)
+    assert clean_percent(load(f"{cases}/{model}", **options), *mnist(cases)) == pytest.approx(
+        percent, abs=1e-9
+    )
 
 
 def test_resnet8_takes_bytes_and_ends_in_a_softmax(cases: Path) -> None:
-    """The table's 87.19 % is of 10,000 images, of which 1,000 are here: equal to plain Keras on these."""
+    """The table's 87.19 % is of 10,000 images, of which 1,000 are here: equal to plain Keras on
+    these."""
     pytest.importorskip("tensorflow")
     x, y = cifar_bytes(cases)
     target = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
@@ -67,7 +71,8 @@ def test_its_tflite_twin_gives_scores_alone(cases: Path) -> None:
 
 @pytest.mark.slow
 def test_its_tflite_twin_falls_by_the_gradients_of_the_float_network(cases: Path) -> None:
-    """Integers have no gradient: the figure by queries alone is said to be an upper bound (docs/limits.md)."""
+    """Integers have no gradient: the figure by queries alone is said to be an upper bound
+    (docs/limits.md)."""
     pytest.importorskip("tensorflow")
     x, y = (part[:40] for part in cifar_bytes(cases))
     whole = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
@@ -92,14 +97,27 @@ def test_trees_score_as_their_dump_says(cases: Path) -> None:
 
 
 def test_the_tutorial_pipeline_gives_the_honest_figure(cases: Path, tmp_path: Path) -> None:
-    """An MNIST network with a softmax output, saved as .h5, under FGSM at eps .3: one line, and a note."""
+    """An MNIST network with a softmax output, saved as .h5, under FGSM at eps .3: one line, and a
+    note."""
     tf = pytest.importorskip("tensorflow")
     keras = pytest.importorskip("keras")
     logits = case(cases, "keras_aa_mnist").load()
     keras.Model(logits.inputs, keras.layers.Softmax()(logits.outputs[0])).save(tmp_path / "net.h5")
-    line = [f"{tmp_path}/net.h5", f"mnist:{cases}/data_mnist", "--threat", "linf(0.3)", "--attack", "fgsm", "--json"]
-    told = json.loads(cli("evaluate", *line, "--samples", "500", "--out", str(tmp_path / "run")).stdout)
-    assert "log-probabilities" in next(f["text"] for f in told["verdict"]["findings"] if f["check"] == "probabilities")
+    line = [
+        f"{tmp_path}/net.h5",
+        f"mnist:{cases}/data_mnist",
+        "--threat",
+        "linf(0.3)",
+        "--attack",
+        "fgsm",
+        "--json",
+    ]
+    told = json.loads(
+        cli("evaluate", *line, "--samples", "500", "--out", str(tmp_path / "run")).stdout
+    )
+    assert "log-probabilities" in next(
+        f["text"] for f in told["verdict"]["findings"] if f["check"] == "probabilities"
+    )
     x, y = mnist(cases)
     x, y = np.moveaxis(x[:500], 1, -1), y[:500]
     at = tf.constant(x)
@@ -115,29 +133,45 @@ def test_the_tutorial_pipeline_gives_the_honest_figure(cases: Path, tmp_path: Pa
 
 
 def boxed(target: Target, low: torch.Tensor, high: torch.Tensor) -> Target:
-    """The model on u in [0, 1] that spans a box of its own inputs: linf(0.5) around the middle is the box."""
+    """The model on u in [0, 1] that spans a box of its own inputs: linf(0.5) around the middle is
+    the box."""
     found = wrap(lambda u: target.model(low + u * (high - low)), framework="torch")  # pyright: ignore
     found.bind(tuple(low.shape[1:]))
-    found.approximate = True  # gradients are of the graph in torch: what it calls a success is asked of onnxruntime
+    # gradients are of the graph in torch: what it calls a success is asked of onnxruntime
+    found.approximate = True
     return found
 
 
 def solve(cases: Path, folder: str, truth: str, attack: str, nth: int = 1) -> list[bool]:
-    """Whether each nth instance of this truth falls to an attack, as onnxruntime and the instance's own check say."""
+    """Whether each nth instance of this truth falls to an attack, as onnxruntime and the instance's
+    own check say."""
     module, nets, fell = case(cases, folder), {}, []
-    asked = [(at, instance) for at, instance in enumerate(module.instances()) if instance["truth"] == truth]
+    asked = [
+        (at, instance)
+        for at, instance in enumerate(module.instances())
+        if instance["truth"] == truth
+    ]
     for at, instance in asked[::nth]:
         name = instance["net"]
         if name not in nets:
             nets[name] = (load(f"{cases}/{folder}/{name}"), module.session(name))
         target, session = nets[name]
-        low, high = (torch.tensor(side).reshape(1, *target.model.shape) for side in module.boxes()[at])
+        low, high = (
+            torch.tensor(side).reshape(1, *target.model.shape) for side in module.boxes()[at]
+        )
         inner, middle = boxed(target, low, high), torch.full_like(low, 0.5)
         y = inner.labels(middle)
         goals = instance["targets"]
         if goals is None:  # unsafe where one class stands above all others
             [terms] = instance["unsafe_any_of"]
-            goals = sorted({int(name[2:]) for weights, _ in terms for name, weight in weights.items() if weight < 0})
+            goals = sorted(
+                {
+                    int(name[2:])
+                    for weights, _ in terms
+                    for name, weight in weights.items()
+                    if weight < 0
+                }
+            )
         fell.append(False)
         for goal in goals:
             books = run(parse(attack), inner, middle, y, Threat.linf(0.5, goal=Targeted(goal)))
@@ -146,21 +180,30 @@ def solve(cases: Path, folder: str, truth: str, attack: str, nth: int = 1) -> li
             if legal and module.violates(instance, module.run(session, x.numpy())):
                 fell[-1] = True
                 break
-            assert not bool(books.broken), f"{folder} {at}: the books say broken, and onnxruntime does not"
+            assert not bool(books.broken), (
+                f"{folder} {at}: the books say broken, and onnxruntime does not"
+            )
     return fell
 
 
 def test_every_sat_instance_of_marabou_is_found(cases: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    assert solve(cases, "vnn_marabou_cifar10", "sat", 'apgd(steps=100, loss="margin")') == [True] * 51
+    assert (
+        solve(cases, "vnn_marabou_cifar10", "sat", 'apgd(steps=100, loss="margin")') == [True] * 51
+    )
 
 
-@pytest.mark.parametrize(("folder", "count"), [("vnn_eran", 13), ("vnn_oval21", 6), ("vnn_cifar10_resnet", 12)])
-def test_nothing_succeeds_where_it_is_proved_that_nothing_can(cases: Path, folder: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("folder", "count"), [("vnn_eran", 13), ("vnn_oval21", 6), ("vnn_cifar10_resnet", 12)]
+)
+def test_nothing_succeeds_where_it_is_proved_that_nothing_can(
+    cases: Path, folder: str, count: int
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    assert solve(cases, folder, "unsat", "apgd(steps=5)", nth=4) == [False] * count  # of each network some
+    # of each network some
+    assert solve(cases, folder, "unsat", "apgd(steps=5)", nth=4) == [False] * count
 
 
 @pytest.mark.slow
@@ -181,7 +224,8 @@ def test_none_of_the_proved_images_of_colt_falls(cases: Path, images: int) -> No
 
 @pytest.mark.slow
 def test_rsl18a_lies_between_what_is_proved(cases: Path) -> None:
-    """All 10,000 images: the adversarial error is at least 14.36 % and at most 30.81 %; plain PGD finds 11.5 %."""
+    """All 10,000 images: the adversarial error is at least 14.36 % and at most 30.81 %; plain PGD
+    finds 11.5 %."""
     jnp = pytest.importorskip("jax.numpy")
     module = case(cases, "npz_rsl18a_mnist")
     weights = [jnp.asarray(w) for w in module.params()]
@@ -194,13 +238,22 @@ def test_rsl18a_lies_between_what_is_proved(cases: Path) -> None:
 def test_labels_alone_find_the_exact_distance_of_trees(cases: Path, attack: str) -> None:
     """Of the rows whose exact minimal distance a solver found; no attack may go below it."""
     folder = cases / "trees_lt_attack"
-    exact = {row: size for row, _, size, _ in json.loads((folder / "exact_linf_breast_cancer.json").read_text())}
+    exact = {
+        row: size
+        for row, _, size, _ in json.loads((folder / "exact_linf_breast_cancer.json").read_text())
+    }
     _, x, y = case(cases, "trees_lt_attack").load("breast_cancer")
     rows = [row for row, size in exact.items() if size > 0][:40]
     inner = load(str(folder / "breast_cancer_rf.json"))
     inner.bind(x.shape[1:])
     target = Narrow(inner, Access.LABELS)
-    found = run(parse(attack), target, torch.tensor(x[rows]).float(), torch.tensor(y[rows]).long(), Threat.linf(np.inf))
+    found = run(
+        parse(attack),
+        target,
+        torch.tensor(x[rows]).float(),
+        torch.tensor(y[rows]).long(),
+        Threat.linf(np.inf),
+    )
     size, least = found.size.numpy(), np.array([exact[row] for row in rows])
     assert float(np.median(size)) <= 1.1 * float(np.median(least))
     assert bool((size >= least * (1 - 1e-5)).all())

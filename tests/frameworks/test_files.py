@@ -20,7 +20,9 @@ from holdfast.targets import Access, load, wrap
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["net.keras", "net.h5", "net.onnx", "net.tflite", "net.pt2", "net.skops", "net.json"])
+@pytest.mark.parametrize(
+    "name", ["net.keras", "net.h5", "net.onnx", "net.tflite", "net.pt2", "net.skops", "net.json"]
+)
 def test_a_damaged_file_is_one_sentence(name: str, tmp_path: Path) -> None:
     if name.endswith("tflite"):
         pytest.importorskip("tensorflow")
@@ -43,7 +45,12 @@ def test_keras_files(suffix: str, tmp_path: Path) -> None:
     model.save(tmp_path / f"net.{suffix}")
     target = load(str(tmp_path / f"net.{suffix}"))
     target.bind((1, 8, 8))
-    close(target.scores(X).softmax(1), torch.tensor(np.array(model(X.movedim(1, -1).numpy()))), rtol=1e-4, atol=1e-6)
+    close(
+        target.scores(X).softmax(1),
+        torch.tensor(np.array(model(X.movedim(1, -1).numpy()))),
+        rtol=1e-4,
+        atol=1e-6,
+    )
     assert [check for check, _ in target.remarks] == ["probabilities"]
     again = load(str(tmp_path / f"net.{suffix}"))
     again.bind((1, 8, 8))
@@ -67,7 +74,8 @@ def test_keras_weights_want_their_model(tmp_path: Path) -> None:
 
 
 def test_a_sequential_of_an_old_keras(tmp_path: Path) -> None:
-    """Line 17: an .h5 by a Keras before 2.2.3, whose Sequential is a list of layers, opens, and is left as it is."""
+    """Line 17: an .h5 by a Keras before 2.2.3, whose Sequential is a list of layers, opens, and is
+    left as it is."""
     pytest.importorskip("tensorflow")
     pytest.importorskip("keras")
     h5py = pytest.importorskip("h5py")
@@ -82,7 +90,12 @@ def test_a_sequential_of_an_old_keras(tmp_path: Path) -> None:
     before = path.read_bytes()
     target = load(str(path))
     target.bind((1, 8, 8))
-    close(target.scores(X), torch.tensor(np.array(model(X.movedim(1, -1).numpy()))), rtol=1e-4, atol=1e-5)
+    close(
+        target.scores(X),
+        torch.tensor(np.array(model(X.movedim(1, -1).numpy()))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert path.read_bytes() == before
 
 
@@ -145,7 +158,10 @@ def test_plain_functions_of_numpy_arrays() -> None:
     scores.bind((1, 8, 8))
     assert scores.access == Access.SCORES
     labels = wrap(
-        lambda x: (np.asarray(x).reshape(len(x), -1) @ w).argmax(1), classes=3, framework="numpy", gives="labels"
+        lambda x: (np.asarray(x).reshape(len(x), -1) @ w).argmax(1),
+        classes=3,
+        framework="numpy",
+        gives="labels",
     )
     labels.bind((1, 8, 8))
     assert labels.access == Access.LABELS
@@ -210,8 +226,8 @@ def test_an_absent_framework_is_one_sentence_that_names_the_extra(
 def test_no_framework_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys, holdfast, holdfast.targets, holdfast.cli.main\n"
-        "names = {'tensorflow', 'keras', 'jax', 'onnx', 'onnxruntime', 'xgboost', 'lightgbm', 'httpx', 'skops'}\n"
-        "print(*sorted(names & set(sys.modules)))"
+        "names = {'tensorflow', 'keras', 'jax', 'onnx', 'onnxruntime', 'xgboost', 'lightgbm', "
+        "'httpx', 'skops'}\nprint(*sorted(names & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -20,7 +20,8 @@ from holdfast.data import open_data
 from holdfast.runs.compare import compare
 from holdfast.runs.run import Run
 
-for package in ("tensorflow", "keras"):  # imported by the tests that need them: each worker would pay for it here
+# imported by the tests that need them: each worker would pay for it here
+for package in ("tensorflow", "keras"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
@@ -41,7 +42,8 @@ def digits(split: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fragile(last: str = "softmax") -> Any:
-    """The demo's network with all that training could get wrong: scaling, batch norm, dropout, a softmax."""
+    """The demo's network with all that training could get wrong: scaling, batch norm, dropout, a
+    softmax."""
     import keras
 
     layers = keras.layers
@@ -61,7 +63,9 @@ def fragile(last: str = "softmax") -> Any:
         ]
     )
     trained = twins.weights()
-    for place, layer in enumerate(part for part in model.layers if isinstance(part, (layers.Conv2D, layers.Dense))):
+    for place, layer in enumerate(
+        part for part in model.layers if isinstance(part, (layers.Conv2D, layers.Dense))
+    ):
         layer.set_weights(trained[2 * place : 2 * place + 2])
     return model
 
@@ -89,9 +93,17 @@ print(json.dumps({
 
 def plainly(file: str) -> dict[str, Any]:
     """What TensorFlow alone makes of a file."""
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "KERAS_BACKEND")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "KERAS_BACKEND")
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, file, str(ROWS)], capture_output=True, text=True, check=True, env=env
+        [sys.executable, "-c", PLAIN, file, str(ROWS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=env,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -107,10 +119,28 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
         np.savez(f"{name}.npz", x=x, y=y)
     before = Path("net.keras").read_bytes()
     recipe = 'fast(epochs=4, batch_size=32, rate=0.05, judge="pgd(steps=3)")'
-    asked = ("--test", "test.npz", *LINF, "--recipe", recipe, "--protocol", "quick", "--test-samples", ROWS)
+    asked = (
+        "--test",
+        "test.npz",
+        *LINF,
+        "--recipe",
+        recipe,
+        "--protocol",
+        "quick",
+        "--test-samples",
+        ROWS,
+    )
     done = command("harden", "net.keras", "train.npz", *asked, "--out", "hard")
     assert done.exit_code == 0, done.output
-    files = {"model.keras", "log.csv", "before", "after", "comparison.json", "harden.json", "report.html"}
+    files = {
+        "model.keras",
+        "log.csv",
+        "before",
+        "after",
+        "comparison.json",
+        "harden.json",
+        "report.html",
+    }
     assert set(os.listdir("hard")) == files
     assert Path("net.keras").read_bytes() == before
     names(done.stderr, "model: hard/model.keras")
@@ -125,7 +155,9 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
     assert told["moving"] > 1e-3  # the statistics moved, and came back
     assert told["right"] / ROWS == Run("hard/after").clean_accuracy.value
 
-    again = command("harden", "net.keras", "train.npz", *asked, "--out", "hard", "--resume", "--json")
+    again = command(
+        "harden", "net.keras", "train.npz", *asked, "--out", "hard", "--resume", "--json"
+    )
     assert (again.exit_code, json.loads(again.stdout)) == (0, json.loads(found.model_dump_json()))
     names(refused("harden", "net.keras", "train.npz", *asked, "--out", "hard"), "--resume")
 
@@ -171,20 +203,26 @@ print("all of it")
 @pytest.mark.slow
 def test_on_torch_it_is_the_same_network_and_every_objective_trains_it() -> None:
     env = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", REBUILT], capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", REBUILT], capture_output=True, text=True, check=False, env=env
+    )
     assert done.stdout.endswith("all of it\n"), done.stderr
 
 
 def none() -> Any:
     import keras
 
-    return keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.AveragePooling2D(2), keras.layers.Flatten()])
+    return keras.Sequential(
+        [keras.layers.Input((8, 8, 1)), keras.layers.AveragePooling2D(2), keras.layers.Flatten()]
+    )
 
 
 def two() -> Any:
     import keras
 
-    return keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    return keras.Sequential(
+        [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
 
 
 def broken() -> Any:
@@ -220,10 +258,24 @@ def test_mistakes_are_one_sentence_and_write_nothing(
 ) -> None:
     MODELS.get(model, fragile)().save("net.keras")
     x, y = digits("train", 300)
-    keep = np.arange(300) if model != "few" else np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:3]])
+    keep = (
+        np.arange(300)
+        if model != "few"
+        else np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:3]])
+    )
     np.savez("train.npz", x=x[keep], y=y[keep])
     np.savez("test.npz", x=x[:50], y=y[:50])
-    asked = ("harden", "net.keras", "train.npz", "--test", "test.npz", *LINF, *options, "--out", "hard")
+    asked = (
+        "harden",
+        "net.keras",
+        "train.npz",
+        "--test",
+        "test.npz",
+        *LINF,
+        *options,
+        "--out",
+        "hard",
+    )
     names(refused(*asked), *words)
     assert not Path("hard").exists()
 
@@ -234,7 +286,16 @@ def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model() -> None:
     x, y = digits("train", 300)
     np.savez("train.npz", x=x[y < 2], y=y[y < 2])
     text = refused(
-        "harden", "net.keras", "train.npz", *LINF, "--recipe", "fast(held=0.2)", "--protocol", "quick", "--out", "hard"
+        "harden",
+        "net.keras",
+        "train.npz",
+        *LINF,
+        "--recipe",
+        "fast(held=0.2)",
+        "--protocol",
+        "quick",
+        "--out",
+        "hard",
     )
     names(text, "the loss is", "at the first step")
     assert set(os.listdir("hard")) == {"before", "harden.json"}
@@ -247,7 +308,14 @@ def stored(model: Any, file: str) -> None:
         np.savez(f"{name}.npz", x=x, y=y)
 
 
-BRIEF = ("--recipe", 'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")', "--protocol", "quick", "--test-samples", 20)
+BRIEF = (
+    "--recipe",
+    'fast(epochs=2, batch_size=32, judge="pgd(steps=2)")',
+    "--protocol",
+    "quick",
+    "--test-samples",
+    20,
+)
 
 
 @pytest.mark.slow
@@ -260,7 +328,11 @@ def test_a_legacy_file_and_another_backend_go_in(file: str, backend: str) -> Non
     env = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
     code = "from holdfast.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, asked)], capture_output=True, text=True, check=False, env=env
+        [sys.executable, "-c", code, *map(str, asked)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
     )
     assert done.returncode == 0, done.stderr
     assert plainly("hard/model.keras")["last"] == "softmax"
@@ -270,7 +342,17 @@ def test_a_legacy_file_and_another_backend_go_in(file: str, backend: str) -> Non
 def test_plain_training_takes_a_keras_file() -> None:
     stored(fragile(), "net.keras")
     names(refused("train", "net.keras", "train.npz", "--out", "weights.safetensors"), ".keras")
-    done = command("train", "net.keras", "train.npz", "--bounds", "0,255", "--epochs", 2, "--out", "new/trained.keras")
+    done = command(
+        "train",
+        "net.keras",
+        "train.npz",
+        "--bounds",
+        "0,255",
+        "--epochs",
+        2,
+        "--out",
+        "new/trained.keras",
+    )
     assert done.exit_code == 0, done.output
     told = plainly("new/trained.keras")
     assert told["moving"] > 1e-3
@@ -323,9 +405,20 @@ def test_unequal_classes_are_weighed_in_keras_too() -> None:
         np.savez(f"{name}.npz", x=np.clip(x, 0, 1).astype(np.float32), y=y)
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    keras.Sequential([layers.Input((8,)), layers.Dense(16, activation="relu"), layers.Dense(2)]).save("net.keras")
+    keras.Sequential(
+        [layers.Input((8,)), layers.Dense(16, activation="relu"), layers.Dense(2)]
+    ).save("net.keras")
     brief = ("--recipe", 'standard(epochs=6, judge="pgd(steps=3)")', "--protocol", "quick")
-    line = ("harden", "net.keras", "train.npz", "--test", "test.npz", "--threat", "linf(0.04)", *brief)
+    line = (
+        "harden",
+        "net.keras",
+        "train.npz",
+        "--test",
+        "test.npz",
+        "--threat",
+        "linf(0.04)",
+        *brief,
+    )
     done = command(*line, "--out", "hard", "--min-recall", 0.4)
     assert done.exit_code == 0, done.output
     names(done.stderr, "Class weights: balanced")

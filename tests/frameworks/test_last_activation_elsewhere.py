@@ -1,4 +1,5 @@
-"""A softmax or a sigmoid at the end changes nothing in other frameworks either: the logits before it are read."""
+"""A softmax or a sigmoid at the end changes nothing in other frameworks either: the logits before
+it are read."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def keras_model(place: str, *, nested: bool = True) -> Any:
 
     layers = keras.layers
     k = 3 if place == "softmax" else 1
-    inner = keras.Sequential([layers.Input((8,)), layers.Dense(k, use_bias=False, activation=place)])
+    inner = keras.Sequential(
+        [layers.Input((8,)), layers.Dense(k, use_bias=False, activation=place)]
+    )
     rest = [inner] if nested else [layers.Dense(k, use_bias=False), layers.Activation(place)]
     model = keras.Sequential([layers.Input((4,)), layers.Dense(8, activation="relu"), *rest])
     model.set_weights([W[0], B, W[1][:, :k]])
@@ -70,7 +73,11 @@ def jax_function(place: str) -> Callable[[Any], Any]:
 
     def scores(x: Any) -> Any:
         h = jax.nn.relu(x @ W[0] + B)
-        return jax.nn.softmax(h @ W[1]) if place == "softmax" else jax.nn.sigmoid(h @ W[1][:, :1])[:, 0]
+        return (
+            jax.nn.softmax(h @ W[1])
+            if place == "softmax"
+            else jax.nn.sigmoid(h @ W[1][:, :1])[:, 0]
+        )
 
     return scores
 
@@ -149,10 +156,15 @@ def test_onnx_files(place: str, tmp_path: Path) -> None:
         "net",
         [value("x", onnx.TensorProto.FLOAT, ["rows", 4])],
         [value("z", onnx.TensorProto.FLOAT, ["rows", k])],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(w), name) for name, w in weights.items()],
+        [
+            onnx.numpy_helper.from_array(np.ascontiguousarray(w), name)
+            for name, w in weights.items()
+        ],
     )
     opset = onnx.helper.make_opsetid("", 17)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "net.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "net.onnx"
+    )
     same(load(str(tmp_path / "net.onnx")), place)
     whole = load(str(tmp_path / "net.onnx"), probabilities=False)
     whole.bind((4,))
@@ -166,10 +178,15 @@ def test_onnx_files(place: str, tmp_path: Path) -> None:
 def test_keras_on_every_backend(backend: str) -> None:
     """Line 2: the backend is chosen when Keras is imported, so in a process of its own."""
     pytest.importorskip("keras")
-    script = "from frameworks.test_last_activation_elsewhere import *\nfor p in PLACES: same(wrap(keras_model(p)), p)"
+    script = (
+        "from frameworks.test_last_activation_elsewhere import *\nfor p in PLACES: "
+        "same(wrap(keras_model(p)), p)"
+    )
     path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
     env = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -178,12 +195,16 @@ def test_the_protocol_leaves_what_it_leaves_of_logits() -> None:
     """Line 2: the law, with Keras's sigmoid: at most one point."""
     pytest.importorskip("keras")
     y = logits(1).labels(X)
-    runs = [holdfast.evaluate(wrap(keras_model(end)), (X, y), "linf(0.05)") for end in ("linear", "sigmoid")]
+    runs = [
+        holdfast.evaluate(wrap(keras_model(end)), (X, y), "linf(0.05)")
+        for end in ("linear", "sigmoid")
+    ]
     assert runs[0].samples.column("status").equals(runs[1].samples.column("status"))
 
 
 def test_estimators_are_asked_for_what_does_not_round() -> None:
-    """Line 2: a decision function where it decides as predict_proba does; else the probabilities."""
+    """Line 2: a decision function where it decides as predict_proba does; else the
+    probabilities."""
     pytest.importorskip("sklearn")
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -193,11 +214,15 @@ def test_estimators_are_asked_for_what_does_not_round() -> None:
     target = wrap(fitted)
     target.bind((4,))
     assert not target.probabilities
-    np.testing.assert_allclose(target.scores(X)[:, 1].numpy(), fitted.decision_function(X.numpy()), rtol=1e-5)
+    np.testing.assert_allclose(
+        target.scores(X)[:, 1].numpy(), fitted.decision_function(X.numpy()), rtol=1e-5
+    )
     three = LogisticRegression().fit(X.numpy(), np.arange(20) % 3)
     several = wrap(three)
     several.bind((4,))
-    np.testing.assert_allclose(several.scores(X).numpy(), three.decision_function(X.numpy()), rtol=1e-5)
+    np.testing.assert_allclose(
+        several.scores(X).numpy(), three.decision_function(X.numpy()), rtol=1e-5
+    )
     forest = wrap(RandomForestClassifier(3).fit(X.numpy(), y))
     forest.bind((4,))
     assert forest.probabilities
@@ -220,7 +245,9 @@ def test_a_softmax_over_groups_of_outputs_stays(tmp_path: Path) -> None:
         [onnx.numpy_helper.from_array(shape, name) for name, shape in shapes.items()],
     )  # fmt: skip
     opset = onnx.helper.make_opsetid("", 17)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "net.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "net.onnx"
+    )
     target = load(str(tmp_path / "net.onnx"))
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     target.bind((4,))

@@ -1,4 +1,5 @@
-"""Images in any order of their axes, for a model of any framework: the same scores as in the order that it takes."""
+"""Images in any order of their axes, for a model of any framework: the same scores as in the order
+that it takes."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def tf_function() -> Any:
 def saved(folder: Path) -> Target:
     tf = pytest.importorskip("tensorflow")
     module = tf.Module()
-    module.ask = tf.function(tf_function(), input_signature=[tf.TensorSpec([None, 5, 6, 3], tf.float32)])
+    module.ask = tf.function(
+        tf_function(), input_signature=[tf.TensorSpec([None, 5, 6, 3], tf.float32)]
+    )
     tf.saved_model.save(module, str(folder / "saved"), signatures={"serving_default": module.ask})
     return load(str(folder / "saved"))
 
@@ -67,22 +70,34 @@ def tflite(folder: Path) -> Target:
 
 def jax_function(first: bool) -> Any:
     jnp = pytest.importorskip("jax.numpy")
-    return lambda x: jnp.einsum("nchw,chwk->nk" if first else "nhwc,hwck->nk", x, W if first else LAST)
+    return lambda x: jnp.einsum(
+        "nchw,chwk->nk" if first else "nhwc,hwck->nk", x, W if first else LAST
+    )
 
 
-def onnx_net(folder: Path, shape: tuple[Any, ...], weights: np.ndarray, layout: str | None = None) -> Target:
+def onnx_net(
+    folder: Path, shape: tuple[Any, ...], weights: np.ndarray, layout: str | None = None
+) -> Target:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper = onnx.helper
     nodes = [
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 2, 3] if shape[0] == 3 else [0, 3, 1, 2]),
+        helper.make_node(
+            "Transpose", ["x"], ["t"], perm=[0, 1, 2, 3] if shape[0] == 3 else [0, 3, 1, 2]
+        ),
         helper.make_node("Conv", ["t", "w"], ["c"], kernel_shape=[5, 6]),
         helper.make_node("Flatten", ["c"], ["z"]),
     ]
-    kinds = [helper.make_tensor_value_info("x", 1, ["n", *shape]), helper.make_tensor_value_info("z", 1, ["n", 2])]
+    kinds = [
+        helper.make_tensor_value_info("x", 1, ["n", *shape]),
+        helper.make_tensor_value_info("z", 1, ["n", 2]),
+    ]
     weight = onnx.numpy_helper.from_array(np.ascontiguousarray(W.transpose(3, 0, 1, 2)), "w")
     graph = helper.make_graph(nodes, "net", [kinds[0]], [kinds[1]], [weight])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "net.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        folder / "net.onnx",
+    )
     return load(str(folder / "net.onnx"), layout=layout)
 
 
@@ -90,13 +105,17 @@ def by_name(name: str, folder: Path, layout: str | None) -> Target:
     given = {} if layout is None else {"layout": layout}
     makers = {
         "torch": lambda: wrap(Net(), **given),
-        "torch function": lambda: wrap(lambda x: torch.einsum("nchw,chwk->nk", x, torch.from_numpy(W)), **given),
+        "torch function": lambda: wrap(
+            lambda x: torch.einsum("nchw,chwk->nk", x, torch.from_numpy(W)), **given
+        ),
         "keras": lambda: wrap(keras_net(), **given),
         "keras of any size": lambda: wrap(keras_net(free=True), **given),
         "tensorflow": lambda: wrap(tf_function(), framework="tensorflow", **given),
         "jax, channels first": lambda: wrap(jax_function(True), framework="jax", **given),
         "jax, channels last": lambda: wrap(jax_function(False), framework="jax", **given),
-        "numpy": lambda: wrap(lambda x: np.einsum("nhwc,hwck->nk", x, LAST), framework="numpy", **given),
+        "numpy": lambda: wrap(
+            lambda x: np.einsum("nhwc,hwck->nk", x, LAST), framework="numpy", **given
+        ),
         "undeclared": lambda: wrap(jax_function(False), **given),
         "onnx": lambda: onnx_net(folder, (3, 5, 6), W, layout),
         "onnx, channels last": lambda: onnx_net(folder, (5, 6, 3), LAST, layout),
@@ -128,10 +147,14 @@ ALL = [(name, layout) for name in NAMES for layout in (None, "nchw", "nhwc")]
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [pytest.param(*row, marks=() if row[1] is None or row in SAID else pytest.mark.slow) for row in ALL],
+    [
+        pytest.param(*row, marks=() if row[1] is None or row in SAID else pytest.mark.slow)
+        for row in ALL
+    ],
 )
 def test_any_order_of_the_axes(name: str, layout: str | None, tmp_path: Path) -> None:
-    """Line 13: images in either order, said rightly, wrongly or not at all, give the scores of the order it takes."""
+    """Line 13: images in either order, said rightly, wrongly or not at all, give the scores of the
+    order it takes."""
     for x in (X, X.transpose(0, 2, 3, 1)):
         target = by_name(name, tmp_path, layout)
         source = open_for(target, (x, Y))

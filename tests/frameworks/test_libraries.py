@@ -1,4 +1,5 @@
-"""Models of libraries on top of a framework, as users have them: Hugging Face's classifiers, Equinox's modules."""
+"""Models of libraries on top of a framework, as users have them: Hugging Face's classifiers,
+Equinox's modules."""
 
 from __future__ import annotations
 
@@ -46,8 +47,11 @@ def pulled(target: Target, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tens
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_classifiers_of_hugging_face_go_as_they_are(kind: str, tmp_path: Path) -> None:
-    """Randomly initialised and tiny: scores and gradients are the library's own, from Python and by a factory."""
-    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'holdfast[frameworks]'")
+    """Randomly initialised and tiny: scores and gradients are the library's own, from Python and by
+    a factory."""
+    pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install 'holdfast[frameworks]'"
+    )
     text = FACTORY.format(kind=kind, shape=KINDS[kind])
     model = made(text).eval()
     mean = holdfast.Normalize([0.4], [0.2])
@@ -62,7 +66,11 @@ def test_classifiers_of_hugging_face_go_as_they_are(kind: str, tmp_path: Path) -
     (tmp_path / "hub.py").write_text(text)
     np.savez(tmp_path / "set.npz", x=x.numpy(), y=z.argmax(1).numpy())
     line = [f"{tmp_path}/hub.py:make", f"{tmp_path}/set.npz", "--preprocess", "normalize(0.4, 0.2)"]
-    told = json.loads(cli("evaluate", *line, "--threat", "linf(0.3)", "--attack", "pgd(steps=20)", "--json").stdout)
+    told = json.loads(
+        cli(
+            "evaluate", *line, "--threat", "linf(0.3)", "--attack", "pgd(steps=20)", "--json"
+        ).stdout
+    )
     assert told["metrics"]["clean_accuracy"]["value"] == 1
     assert told["model"]["access"] == "gradients"
     assert told["metrics"]["robust_accuracy"]["value"] < 1
@@ -70,7 +78,9 @@ def test_classifiers_of_hugging_face_go_as_they_are(kind: str, tmp_path: Path) -
 
 def test_modules_of_equinox_are_functions_of_jax() -> None:
     pytest.importorskip("jax")
-    eqx = pytest.importorskip("equinox", reason="equinox is not installed: pip install 'holdfast[frameworks]'")
+    eqx = pytest.importorskip(
+        "equinox", reason="equinox is not installed: pip install 'holdfast[frameworks]'"
+    )
     import jax
 
     class Net(eqx.Module):  # of one image, as Equinox's layers are
@@ -98,6 +108,9 @@ def test_modules_of_equinox_are_functions_of_jax() -> None:
 
     parameters, static = eqx.partition(net, eqx.is_array)
     other = jax.tree.map(lambda w: w + 1, parameters)
-    bound = [holdfast.wrap(functools.partial(ask, p), framework="jax", shape=(1, 8, 8)) for p in (parameters, other)]
+    bound = [
+        holdfast.wrap(functools.partial(ask, p), framework="jax", shape=(1, 8, 8))
+        for p in (parameters, other)
+    ]
     close(bound[0].scores(x), found[0], rtol=1e-5, atol=1e-6)
     assert bound[0].fingerprint() != bound[1].fingerprint()

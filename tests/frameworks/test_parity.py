@@ -77,11 +77,23 @@ def exported(folder: Path) -> Target:
 def scripted(folder: Path) -> Target:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(demo_model(), torch.zeros(2, 1, 8, 8)), str(folder / "net.pt"))
+        torch.jit.save(
+            torch.jit.trace(demo_model(), torch.zeros(2, 1, 8, 8)), str(folder / "net.pt")
+        )
     return load(str(folder / "net.pt"))
 
 
-FORMS = [scripted, keras, keras_softmax, tensorflow, saved_model, jax, onnx, onnx_of_one_row, exported]
+FORMS = [
+    scripted,
+    keras,
+    keras_softmax,
+    tensorflow,
+    saved_model,
+    jax,
+    onnx,
+    onnx_of_one_row,
+    exported,
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +110,8 @@ def statuses(target: Target, x: torch.Tensor, y: torch.Tensor) -> list[str]:
 
 
 def agree(target: Target, reference: Target, x: torch.Tensor) -> None:
-    """The same scores within 1e-5 and the same pullback within 1e-4 of the largest, by each way of asking."""
+    """The same scores within 1e-5 and the same pullback within 1e-4 of the largest, by each way of
+    asking."""
     target.bind(tuple(x.shape[1:]))
     reference.bind(tuple(x.shape[1:]))
     cotangent = torch.from_numpy(np.random.default_rng(0).standard_normal((len(x), 10), np.float32))
@@ -132,20 +145,20 @@ def test_keras_on_other_backends(backend: str, asked: Any, tmp_path: Path) -> No
     _, x, y, known = asked
     script = tmp_path / "ask.py"
     script.write_text(
-        "import sys, torch\n"
-        "from frameworks import test_parity as t, twins\n"
-        "from holdfast.targets import wrap\n"
-        "from holdfast.targets.demo import demo_model\n"
-        "x, y = torch.load(sys.argv[1])\n"
-        "target = wrap(twins.keras_model())\n"
-        "t.agree(target, wrap(demo_model()), x)\n"
-        "print(*t.statuses(target, x, y))\n"
+        "import sys, torch\nfrom frameworks import test_parity as t, twins\n"
+        "from holdfast.targets import wrap\nfrom holdfast.targets.demo import demo_model\n"
+        "x, y = torch.load(sys.argv[1])\ntarget = wrap(twins.keras_model())\n"
+        "t.agree(target, wrap(demo_model()), x)\nprint(*t.statuses(target, x, y))\n"
     )
     torch.save((x, y), tmp_path / "asked.pt")
     path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
     told = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "asked.pt")], env=told, capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(tmp_path / "asked.pt")],
+        env=told,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == known
@@ -163,7 +176,9 @@ def test_layouts_are_turned(make: Callable[[Path], Target], asked: Any, tmp_path
 
 
 @pytest.mark.parametrize("make", [keras, jax, onnx])
-def test_a_poisoned_row_leaves_its_neighbours_alone(make: Callable[[Path], Target], asked: Any, tmp_path: Path) -> None:
+def test_a_poisoned_row_leaves_its_neighbours_alone(
+    make: Callable[[Path], Target], asked: Any, tmp_path: Path
+) -> None:
     _, x, _, _ = asked
     target = make(tmp_path)
     target.bind((1, 8, 8))

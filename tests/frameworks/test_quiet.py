@@ -17,11 +17,22 @@ from torch import nn
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the export to ONNX by TorchScript
 @pytest.mark.parametrize("kind", [".keras", "saved_model", ".tflite", ".onnx"])
 def test_a_command_prints_its_own_lines_alone(tmp_path: Path, kind: str) -> None:
-    """Line 31: TensorFlow, TFLite, Keras and onnxruntime print nothing on standard error or output."""
+    """Line 31: TensorFlow, TFLite, Keras and onnxruntime print nothing on standard error or
+    output."""
     x = np.random.default_rng(0).random((8, 4), np.float32)
     np.savez(tmp_path / "rows.npz", x=x, y=(x[:, 0] > 0.5).astype(np.int64))
     model = _model(tmp_path, kind)
-    asked = [model, "rows.npz", "--threat", "linf(0.1)", "--attack", "square(steps=2)", "--out", "run", "--json"]
+    asked = [
+        model,
+        "rows.npz",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        "square(steps=2)",
+        "--out",
+        "run",
+        "--json",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "holdfast.cli.main", "evaluate", *asked],
         cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ | {"KERAS_BACKEND": "tensorflow"},
@@ -41,24 +52,27 @@ def _model(folder: Path, kind: str) -> str:
                           input_names=["input"])  # fmt: skip
         return file.name
     code = (
-        "import keras, sys\n"
-        "dense = keras.layers.Dense\n"
+        "import keras, sys\ndense = keras.layers.Dense\n"
         "model = keras.Sequential([keras.Input((4,)), dense(3, activation='relu'), dense(2)])\n"
         "if sys.argv[1].endswith('.keras'): model.save(sys.argv[1])\n"
         "else: model.export(sys.argv[1].removesuffix('.tflite'))\n"
-        "if sys.argv[1].endswith('.tflite'):\n"
-        "    import tensorflow as tf\n"
-        "    made = tf.lite.TFLiteConverter.from_saved_model(sys.argv[1].removesuffix('.tflite')).convert()\n"
+        "if sys.argv[1].endswith('.tflite'):\n    import tensorflow as tf\n    made = "
+        "tf.lite.TFLiteConverter.from_saved_model(sys.argv[1].removesuffix('.tflite')).convert()\n"
         "    open(sys.argv[1], 'wb').write(made)\n"
     )
     env = os.environ | {"KERAS_BACKEND": "tensorflow"}
-    subprocess.run([sys.executable, "-c", code, str(file)], env=env, capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(file)], env=env, capture_output=True, check=True
+    )
     return file.name
 
 
 def test_closed_standard_error_ends_no_command() -> None:
     """Line 31: a command started with `2>&-` has no standard error to keep quiet."""
-    code = "from holdfast import quiet\nquiet.silence_frameworks()\nwith quiet.native_output():\n    print('within')"
+    code = (
+        "from holdfast import quiet\nquiet.silence_frameworks()\nwith quiet.native_output():\n    "
+        "print('within')"
+    )
     asked = ["sh", "-c", f'exec "$0" -c "{code}" 2>&-', sys.executable]
     done = subprocess.run(asked, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "within\n")

@@ -16,7 +16,9 @@ def built(activation: str = "relu") -> Any:
     x = layers.Input((3,))
     h = layers.Dense(4, kernel_initializer="ones")(x)
     h = layers.Dense(4, kernel_initializer="ones")(h) + h
-    inner = keras.Sequential([layers.Input((4,)), layers.Dense(2, activation, kernel_initializer="ones")])
+    inner = keras.Sequential(
+        [layers.Input((4,)), layers.Dense(2, activation, kernel_initializer="ones")]
+    )
     return keras.Model(x, inner(h))
 
 

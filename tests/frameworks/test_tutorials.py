@@ -1,4 +1,5 @@
-"""The tutorials that people follow, from end to end: each as they would type it, on digits in the shape of MNIST."""
+"""The tutorials that people follow, from end to end: each as they would type it, on digits in the
+shape of MNIST."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def holdfast_(*args: object) -> Result:
 
 
 def command(*args: object) -> None:
-    """The command in a process of its own: a GAN of Keras wants another backend than this process has."""
+    """The command in a process of its own: a GAN of Keras wants another backend than this process
+    has."""
     env = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
     line = [sys.executable, "-m", "holdfast.cli.main", *map(str, args)]
     done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
@@ -70,12 +72,16 @@ def images(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with MNIST's four files, and with Keras's tutorial model trained on them, saved in both formats."""
+    """A folder with MNIST's four files, and with Keras's tutorial model trained on them, saved in
+    both formats."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "mnist").mkdir()
     for split, stem in (("train", "train"), ("test", "t10k")):
         x, y = images(split)
-        for name, array in ((f"{stem}-images-idx3-ubyte.gz", x), (f"{stem}-labels-idx1-ubyte.gz", y)):
+        for name, array in (
+            (f"{stem}-images-idx3-ubyte.gz", x),
+            (f"{stem}-labels-idx1-ubyte.gz", y),
+        ):
             head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
             (folder / "mnist" / name).write_bytes(gzip.compress(head + array.tobytes()))
     x, y = images("train")
@@ -150,7 +156,10 @@ def test_one_line_gives_the_same_statuses_in_three_frameworks() -> None:
     ):
         for attack in ("fgsm", "pgd(steps=10)"):
             result = holdfast.attack(model, own, y, "linf(0.1)", attack)
-            assert type(result.x_adv) is type(own) or name == "tensorflow" == type(result.x_adv).__module__[:10]
+            assert (
+                type(result.x_adv) is type(own)
+                or name == "tensorflow" == type(result.x_adv).__module__[:10]
+            )
             found[name, attack] = np.asarray(result.success)
     for attack in ("fgsm", "pgd(steps=10)"):
         assert found["torch", attack].any()
@@ -171,7 +180,9 @@ def residual() -> nn.Module:
             return torch.relu(self.norm(self.two(torch.relu(self.one(x)))) + self.skip(x))
 
     torch.manual_seed(0)
-    return nn.Sequential(Block(3, 8), Block(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    return nn.Sequential(
+        Block(3, 8), Block(8, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    )
 
 
 def test_torch_with_imagenet_s_normalisation_from_a_loader_and_a_folder(here: Path) -> None:
@@ -195,7 +206,9 @@ def test_torch_with_imagenet_s_normalisation_from_a_loader_and_a_folder(here: Pa
     names = sorted(p.name for p in (here / "photos").iterdir())
     (here / "classes.txt").write_text("".join(f"{name} {name[5:]}\n" for name in names))
     torch.save(net.state_dict(), "net.pt")
-    Path("net.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n" + RESIDUAL)
+    Path("net.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n" + RESIDUAL
+    )
     steps = [f"normalize({list(mean)}, {list(std)})"]
     holdfast_(
         "evaluate", "net.pt", here / "photos", "--arch", "net.py:build", "--preprocess", steps[0],
@@ -203,7 +216,16 @@ def test_torch_with_imagenet_s_normalisation_from_a_loader_and_a_folder(here: Pa
         "--threat", "linf(1/255)", "--protocol", "quick", "--out", "photos-run",
     )  # fmt: skip
     assert Run("photos-run").clean_accuracy.value >= 0.5  # half of the pictures are those of before
-    holdfast_("verify", "photos-run", "net.pt", here / "photos", "--arch", "net.py:build", "--classes", "classes.txt")
+    holdfast_(
+        "verify",
+        "photos-run",
+        "net.pt",
+        here / "photos",
+        "--arch",
+        "net.py:build",
+        "--classes",
+        "classes.txt",
+    )
 
 
 RESIDUAL = "from test_tutorials import residual\n\n\ndef build():\n    return residual()\n"
@@ -231,10 +253,17 @@ def test_a_gan_of_one_s_own_feeds_hardening() -> None:
 @pytest.mark.parametrize("model", ["model.keras", "demo"])
 def test_hardening_with_regularisation_and_augmentation(model: str) -> None:
     pytest.importorskip("kornia")
-    data: Any = ("mnist:mnist", "--test", "mnist:mnist") if model != "demo" else ("digits", "--test", "digits")
+    data: Any = (
+        ("mnist:mnist", "--test", "mnist:mnist")
+        if model != "demo"
+        else ("digits", "--test", "digits")
+    )
     holdfast_(
         "harden", model, *data, "--threat", "linf(0.1)", "--test-samples", 20, "--protocol", "quick",
         "--out", f"augmented-{model}", "--recipe",
-        "fast(epochs=1, decay=0.001, augment='flip, rotate(degrees=10), crop(padding=1), noise(sigma=0.05)')",
+        (
+            "fast(epochs=1, decay=0.001, augment='flip, rotate(degrees=10), crop(padding=1), "
+            "noise(sigma=0.05)')"
+        ),
     )  # fmt: skip
     assert Run(f"augmented-{model}/after").clean_accuracy.n == 20

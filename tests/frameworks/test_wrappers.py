@@ -23,7 +23,8 @@ from holdfast.threats.threat import Threat
 
 
 class Noisy(nn.Module):
-    """A linear model of one logit behind noise that hides it: the sign of w x is right in the mean."""
+    """A linear model of one logit behind noise that hides it: the sign of w x is right in the
+    mean."""
 
     def __init__(self, spread: float) -> None:
         super().__init__()
@@ -37,10 +38,12 @@ class Noisy(nn.Module):
 
 
 def test_expectation_finds_what_one_draw_does_not() -> None:
-    """Known answer: the mean decision of a row at distance m from the boundary flips at eps = m / 16, not before."""
+    """Known answer: the mean decision of a row at distance m from the boundary flips at eps = m /
+    16, not before."""
     x = torch.full((20, 1, 4, 4), 0.5) + torch.linspace(0.02, 0.1, 20).view(-1, 1, 1, 1)
     y = torch.ones(20, dtype=torch.int64)
-    exact = int((torch.linspace(0.02, 0.1, 20) > 0.06).sum())  # these keep the right mean under linf(0.06)
+    # these keep the right mean under linf(0.06)
+    exact = int((torch.linspace(0.02, 0.1, 20) > 0.06).sum())
     noisy = wrap(Noisy(0.1))
     plain = holdfast.evaluate(noisy, (x, y), "linf(0.06)", attacks=["pgd(steps=30)"])
     mean = ExpectationOverTransformation(wrap(Noisy(0.1)), draws=200)
@@ -64,8 +67,12 @@ def test_straight_through_sees_past_a_threshold() -> None:
     through = run(PGD(steps=10), open_, x, y, threat)
     assert int(naive.dull.sum()) > 0
     assert int(through.broken.sum()) > int(naive.broken.sum())
-    smooth = StraightThrough(world.wrap(net), lambda x: (x > 0.5).to(x.dtype), lambda x: torch.sigmoid(8 * (x - 0.5)))
-    assert not torch.equal(smooth.linearize(x)[1](torch.ones(32, 5)), open_.linearize(x)[1](torch.ones(32, 5)))
+    smooth = StraightThrough(
+        world.wrap(net), lambda x: (x > 0.5).to(x.dtype), lambda x: torch.sigmoid(8 * (x - 0.5))
+    )
+    assert not torch.equal(
+        smooth.linearize(x)[1](torch.ones(32, 5)), open_.linearize(x)[1](torch.ones(32, 5))
+    )
     assert torch.equal(smooth.scores(x), hidden.scores(x))
 
 
@@ -76,7 +83,8 @@ def test_estimated_gradients_point_the_right_way_and_are_charged() -> None:
     cotangent = torch.eye(3, dtype=x.dtype)[[0, 1, 2, 0]]
     exact, found = inner.linearize(x)[1](cotangent), target.linearize(x)[1](cotangent)
     assert bool((torch.cosine_similarity(exact.flatten(1), found.flatten(1)) > 0.95).all())
-    assert torch.equal(target.linearize(x[2:3])[1](cotangent[2:3])[0], found[2])  # a row's probes depend on it alone
+    # a row's probes depend on it alone
+    assert torch.equal(target.linearize(x[2:3])[1](cotangent[2:3])[0], found[2])
     ledger = run(PGD(steps=2), Estimated(inner, probes=3), x, y, Threat.linf(1e-6))
     assert ledger.forwards.tolist() == [1 + 2 * (1 + 6) + 1] * 4
     assert ledger.backwards.tolist() == [0] * 4
@@ -98,7 +106,8 @@ def test_a_surrogate_lends_gradients_and_the_target_judges() -> None:
     assert same.fingerprint() == victim.fingerprint()
     open_ = run(PGD(steps=10), Surrogate(world.wrap(net), other), x, y, threat)
     margin = twin.task.margin(twin.scores(open_.best), y).double()
-    world.close(open_.margin[~open_.broken], margin[~open_.broken])  # the target's own, at a point it was asked about
+    # the target's own, at a point it was asked about
+    world.close(open_.margin[~open_.broken], margin[~open_.broken])
     with pytest.raises(InputError, match="gradients"):
         Surrogate(victim, victim)
 
@@ -107,7 +116,9 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
     members = [world.wrap(world.bent(seed=s)) for s in (0, 3)]
     both = Ensemble(members)
     x, _ = world.rows(members[0], 6)
-    world.close(both.scores(x).softmax(1), sum(m.scores(x).softmax(1) for m in members) / 2, rtol=1e-12)
+    world.close(
+        both.scores(x).softmax(1), sum(m.scores(x).softmax(1) for m in members) / 2, rtol=1e-12
+    )
     z, pullback = both.linearize(x)
     world.close(z, both.scores(x))
     leaf = x.clone().requires_grad_()
@@ -118,7 +129,8 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
 
 
 def test_a_wrapper_follows_what_its_target_learns_when_bound() -> None:
-    """A function of numpy arrays is known by trial; a batch norm gives a twin that may differ in the last digits."""
+    """A function of numpy arrays is known by trial; a batch norm gives a twin that may differ in
+    the last digits."""
 
     def by_numpy(x: np.ndarray) -> np.ndarray:
         return np.asarray(x).reshape(len(x), -1)[:, :3] * 5
@@ -126,7 +138,9 @@ def test_a_wrapper_follows_what_its_target_learns_when_bound() -> None:
     function = ExpectationOverTransformation(wrap(by_numpy), draws=2)
     function.bind((1, 4, 4))
     assert function.access == Access.SCORES
-    inner = wrap(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)))
+    inner = wrap(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    )
     folded = ExpectationOverTransformation(inner, draws=2)
     folded.bind((1, 4, 4))
     assert folded.approximate == inner.approximate

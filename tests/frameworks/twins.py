@@ -12,11 +12,21 @@ from holdfast.targets.demo import demo_model
 
 
 def weights() -> list[np.ndarray]:
-    """Two convolutions and two dense layers as channels-last frameworks hold them: HWIO and [in, out]."""
+    """Two convolutions and two dense layers as channels-last frameworks hold them: HWIO and [in,
+    out]."""
     state = [w.detach().numpy() for w in demo_model().parameters()]
     first, b1, second, b2, wide, b3, last, b4 = state
     wide = wide.reshape(-1, 32, 4, 4).transpose(0, 2, 3, 1).reshape(len(wide), -1)
-    return [first.transpose(2, 3, 1, 0), b1, second.transpose(2, 3, 1, 0), b2, wide.T, b3, last.T, b4]
+    return [
+        first.transpose(2, 3, 1, 0),
+        b1,
+        second.transpose(2, 3, 1, 0),
+        b2,
+        wide.T,
+        b3,
+        last.T,
+        b4,
+    ]
 
 
 def keras_model(*, softmax: bool = False) -> Any:
@@ -59,7 +69,9 @@ def jax_function() -> Any:
     w = weights()
 
     def conv(x: Any, k: Any) -> Any:
-        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     def scores(x: Any) -> Any:
         x = jnp.transpose(x, (0, 2, 3, 1))
@@ -108,5 +120,7 @@ def onnx_file(folder: Path, *, rows: int | str = "rows", last: str = "Gemm") -> 
 def torch_exported(folder: Path) -> Path:
     path = folder / "demo.pt2"
     rows = {0: torch.export.Dim("rows")}
-    torch.export.save(torch.export.export(demo_model(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=(rows,)), path)
+    torch.export.save(
+        torch.export.export(demo_model(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=(rows,)), path
+    )
     return path

@@ -1,1 +1,2 @@
-"""The laws: what holds for every attack, norm, loss and adapter, tested without their authors' help."""
+"""The laws: what holds for every attack, norm, loss and adapter, tested without their authors'
+help."""

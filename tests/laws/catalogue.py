@@ -23,9 +23,11 @@ CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstan
 
 
 def short(name: str, steps: int = 6, **fields: Any) -> Attack:
-    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients, gets more.
+    """The attack of that name, in few steps; one that seeks the smallest d, or sees no gradients,
+    gets more.
 
-    Where a step is an estimate by probes and asks many questions in turn, steps are fewer, and so are the probes.
+    Where a step is an estimate by probes and asks many questions in turn, steps are fewer, and so
+    are the probes.
     """
     maker = CATALOGUE[name]
     if "probes" in fields_of(name):
@@ -34,11 +36,14 @@ def short(name: str, steps: int = 6, **fields: Any) -> Attack:
         steps *= (1 if bounded(name) else 3) + (class_of(name).needs < Access.GRADIENTS)
     fixed = maker.keywords if isinstance(maker, functools.partial) else {}
     known = fields_of(name)
-    cheap = {"steps": steps} | {field: min(few, known[field].default) for field, few in FEW.items() if field in known}
+    cheap = {"steps": steps} | {
+        field: min(few, known[field].default) for field, few in FEW.items() if field in known
+    }
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
-FEW = {"probes": 8, "samples": 8, "copies": 2, "neighbours": 2}  # fields that say how many points a step asks about
+# fields that say how many points a step asks about
+FEW = {"probes": 8, "samples": 8, "copies": 2, "neighbours": 2}
 
 
 def bounded(name: str) -> bool:
@@ -51,21 +56,29 @@ def class_of(name: str) -> Any:
 
 
 def every(test: Any) -> Any:
-    """Parametrise over every attack and every norm that it supports: arguments `name` and `norm`."""
+    """Parametrise over every attack and every norm that it supports: arguments `name` and
+    `norm`."""
     return _in_turn(test, {name: sorted(short(name).norms) for name in CATALOGUE})
 
 
 def _in_turn(test: Any, norms: dict[str, list[str]]) -> Any:
-    """One norm of each attack in every run, another one for another law; the others are slow (make test-all)."""
+    """One norm of each attack in every run, another one for another law; the others are slow (make
+    test-all)."""
     pairs = []
     for name, all_ in norms.items():
         turn = zlib.crc32(f"{test.__name__} {name}".encode()) % max(len(all_), 1)
-        pairs += [pytest.param(name, n, marks=() if i == turn else pytest.mark.slow) for i, n in enumerate(all_)]
+        pairs += [
+            pytest.param(name, n, marks=() if i == turn else pytest.mark.slow)
+            for i, n in enumerate(all_)
+        ]
     return pytest.mark.parametrize(("name", "norm"), pairs)(test)
 
 
-def each(test: Any, *, needs: tuple[Access, ...] = tuple(Access), kinds: tuple[bool, ...] = (True, False)) -> Any:
-    """Parametrise over the classes alone (other names only preset fields), and their norms; `kinds` of `bounded`."""
+def each(
+    test: Any, *, needs: tuple[Access, ...] = tuple(Access), kinds: tuple[bool, ...] = (True, False)
+) -> Any:
+    """Parametrise over the classes alone (other names only preset fields), and their norms; `kinds`
+    of `bounded`."""
     chosen = [c for c in CLASSES if c.needs in needs and c.bounded in kinds]
     return _in_turn(test, {c.__name__.lower(): sorted(c.norms) for c in chosen})
 
@@ -87,7 +100,8 @@ def fields_of(name: str) -> dict[str, dataclasses.Field[Any]]:
 
 @functools.cache
 def values(name: str, field: str) -> list[Any]:
-    """Values worth trying for a field: for text the words of its own help that the attack accepts."""
+    """Values worth trying for a field: for text the words of its own help that the attack
+    accepts."""
     default = getattr(short(name), field)
     if isinstance(default, bool):
         return [False, True]

@@ -1,4 +1,5 @@
-"""The farthest legal point in a direction, in closed form, by other means than `holdfast.norms`: numpy, one row."""
+"""The farthest legal point in a direction, in closed form, by other means than `holdfast.norms`:
+numpy, one row."""
 
 from __future__ import annotations
 
@@ -33,11 +34,16 @@ def farthest(norm: str, c: np.ndarray, eps: float, lo: np.ndarray, hi: np.ndarra
     high = 1.0
     while np.linalg.norm(at(high)) < eps:
         high *= 2
-    return at(brentq(lambda s: np.linalg.norm(at(s)) - eps, 0, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
+    return at(
+        brentq(
+            lambda s: np.linalg.norm(at(s)) - eps, 0, high, xtol=1e-300, rtol=8.9e-16, maxiter=500
+        )
+    )
 
 
 def distance(norm: str, c: np.ndarray, gap: float, lo: np.ndarray, hi: np.ndarray) -> float:
-    """The least eps at which <c, d> reaches gap > 0 within the box, by bisection; inf where the box forbids it."""
+    """The least eps at which <c, d> reaches gap > 0 within the box, by bisection; inf where the box
+    forbids it."""
     widest = float(len(c) if norm == "l0" else (hi - lo).sum())
 
     def short(eps: float) -> bool:
@@ -54,9 +60,17 @@ def distance(norm: str, c: np.ndarray, gap: float, lo: np.ndarray, hi: np.ndarra
 
 
 def best_margin(
-    norm: str, w: np.ndarray, b: np.ndarray, x: np.ndarray, y: int, eps: float, low: float = 0, high: float = 1
+    norm: str,
+    w: np.ndarray,
+    b: np.ndarray,
+    x: np.ndarray,
+    y: int,
+    eps: float,
+    low: float = 0,
+    high: float = 1,
 ) -> float:
-    """The least margin z_y - max of the others that a linear model w x + b can be driven to around x."""
+    """The least margin z_y - max of the others that a linear model w x + b can be driven to around
+    x."""
     worst = math.inf
     for j in range(len(w)):
         if j != y:

@@ -1,4 +1,5 @@
-"""What a plain rewrite of an attack needs: one row, and in numpy a model's gaps, norms and the way to a hyperplane."""
+"""What a plain rewrite of an attack needs: one row, and in numpy a model's gaps, norms and the way
+to a hyperplane."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def alone(target: TorchTarget, x: Tensor, y: Tensor, i: int, norm: str) -> Probl
     """The search for the smallest d of row i, with empty books."""
     x, y = x[i : i + 1], y[i : i + 1]
     books = Ledger.open(x, torch.full((1,), math.inf, dtype=torch.float64))
-    return Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), ledger=books)
+    return Problem(
+        target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), ledger=books
+    )
 
 
 def path(attack: Attack, p: Problem) -> Iterator[Any]:
@@ -38,7 +41,8 @@ def path(attack: Attack, p: Problem) -> Iterator[Any]:
 
 
 def gaps(target: TorchTarget, x: np.ndarray, y: int) -> Iterator[tuple[float, np.ndarray]]:
-    """How far each wrong class is from winning at x [f] (above 0: won) and that gap's gradient, the best first."""
+    """How far each wrong class is from winning at x [f] (above 0: won) and that gap's gradient, the
+    best first."""
     leaf = torch.from_numpy(x).view(1, *(target.shape or ())).requires_grad_()
     z = target.model(leaf)[0]
     for j in sorted(set(range(len(z))) - {y}, key=lambda j: -z[j].item()):
@@ -47,6 +51,7 @@ def gaps(target: TorchTarget, x: np.ndarray, y: int) -> Iterator[tuple[float, np
 
 
 def onto(norm: str, w: np.ndarray, gap: float, at: np.ndarray) -> np.ndarray:
-    """The smallest move from `at` within [0, 1] that changes <w, .> by the gap; as far as the box lets it."""
+    """The smallest move from `at` within [0, 1] that changes <w, .> by the gap; as far as the box
+    lets it."""
     w, gap = (w, gap) if gap > 0 else (-w, -gap)
     return farthest(norm, w, min(distance(norm, w, gap, -at, 1 - at), len(at)), -at, 1 - at)

@@ -1,4 +1,5 @@
-"""ACG against a plain rewrite of its loop, and the share of the last direction against numbers by hand."""
+"""ACG against a plain rewrite of its loop, and the share of the last direction against numbers by
+hand."""
 
 from __future__ import annotations
 
@@ -32,13 +33,20 @@ def smooth_loss(z: Tensor, y: Tensor, t: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_path_is_that_of_a_plain_rewrite(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss whose gradient turns at every point: conjugate steps differ from plain ones, and halvings go back."""
+    """A loss whose gradient turns at every point: conjugate steps differ from plain ones, and
+    halvings go back."""
     target = wrap(bent())
     x, y = rows(target, 3)
     attack = ACG(steps=50)
     bends = 0
     for i in range(len(x)):
-        p = Problem(target, x[i : i + 1], y[i : i + 1], threat(norm, 4 * EPS[norm]), Keys.of(3, torch.tensor([i])))
+        p = Problem(
+            target,
+            x[i : i + 1],
+            y[i : i + 1],
+            threat(norm, 4 * EPS[norm]),
+            Keys.of(3, torch.tensor([i])),
+        )
         asked = p.gradient
         monkeypatch.setattr(p, "gradient", lambda d, _, asked=asked: asked(d, smooth_loss))
         state, twin = attack.start(p), Twin(p)
@@ -47,7 +55,9 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str, monkeypatch: pytest.Monk
             state = attack.step(p, state, t)
             twin.step(t)
             assert float(state.size) == twin.size, f"step size of row {i} after step {t}"
-            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), f"point of row {i} after step {t}"
+            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), (
+                f"point of row {i} after step {t}"
+            )
             twin.follow(state)
         bends += twin.bends
         assert twin.size < 2
@@ -72,7 +82,13 @@ class Twin:
 
     def follow(self, s: Conjugate) -> None:
         """Steps are compared one by one: a conjugate direction enlarges what rounding differs."""
-        self.value, self.d, self.g, self.before, self.way = float(s.value), s.d, s.g, s.before, s.way
+        self.value, self.d, self.g, self.before, self.way = (
+            float(s.value),
+            s.d,
+            s.g,
+            s.before,
+            s.way,
+        )
         self.best = (float(s.best_value), s.best_d, s.best_g, s.best_before, s.best_way)
 
     def step(self, t: int) -> None:

@@ -66,7 +66,9 @@ def plain(model: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> tu
     return z.detach(), torch.autograd.grad(z, leaf, cotangent)[0]
 
 
-def agree(target: TorchTarget, model: Callable[[Tensor], Tensor], x: Tensor, *, atol: float = 1e-5) -> None:
+def agree(
+    target: TorchTarget, model: Callable[[Tensor], Tensor], x: Tensor, *, atol: float = 1e-5
+) -> None:
     k = target.task.k if target.shape else 5
     cotangent = (draw(len(x), k, seed=9) - 0.5).to(target.dtype)
     z, g = plain(model, x, cotangent)
@@ -82,11 +84,18 @@ def agree(target: TorchTarget, model: Callable[[Tensor], Tensor], x: Tensor, *, 
 @pytest.mark.parametrize("make", [convolutional, dense, viewing])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(n=st.integers(1, 9), seed=st.integers(0, 50))
-def test_scores_and_pullback_are_the_models(make: Any, dtype: torch.dtype, n: int, seed: int) -> None:
+def test_scores_and_pullback_are_the_models(
+    make: Any, dtype: torch.dtype, n: int, seed: int
+) -> None:
     model = make(seed).to(dtype)
     target = wrap(model, shape=SHAPE)
     assert target.dtype == dtype
-    agree(target, model, draw(n, *SHAPE, seed=seed, dtype=dtype), atol=1e-5 if dtype == torch.float32 else 1e-12)
+    agree(
+        target,
+        model,
+        draw(n, *SHAPE, seed=seed, dtype=dtype),
+        atol=1e-5 if dtype == torch.float32 else 1e-12,
+    )
 
 
 def test_convolutions_run_channels_last_and_views_do_not() -> None:
@@ -120,7 +129,9 @@ def test_preprocessing_inside_is_preprocessing_outside(make: Any, steps: tuple[A
             if isinstance(step, Resize):
                 x = torch.nn.functional.interpolate(x, (8, 8), mode="bilinear", antialias=True)
             else:
-                mean, std = (torch.tensor(v).float().reshape(-1, 1, 1) for v in (step.mean, step.std))
+                mean, std = (
+                    torch.tensor(v).float().reshape(-1, 1, 1) for v in (step.mean, step.std)
+                )
                 x = (x - mean) / std
         return model(x)
 
@@ -131,7 +142,11 @@ def test_nhwc_inputs_reach_an_nchw_model() -> None:
     model = convolutional()
     x = draw(4, 8, 8, 3, dtype=torch.float32)
     target = wrap(model, shape=(8, 8, 3), layout="nhwc", preprocess=Normalize((0.1, 0.2, 0.3), 0.5))
-    agree(target, lambda r: model((r.movedim(-1, 1) - torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1)) / 0.5), x)
+    agree(
+        target,
+        lambda r: model((r.movedim(-1, 1) - torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1)) / 0.5),
+        x,
+    )
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -152,7 +167,9 @@ def test_one_logit_is_its_two_logit_twin(flat: bool, probabilities: bool) -> Non
     assert target.task.k == 2
     agree(target, two, x)
     twin = wrap(two, shape=SHAPE)
-    ledgers = [run(parse("pgd(steps=5)"), t, x, twin.labels(x), threat("linf")) for t in (target, twin)]
+    ledgers = [
+        run(parse("pgd(steps=5)"), t, x, twin.labels(x), threat("linf")) for t in (target, twin)
+    ]
     assert torch.equal(ledgers[0].broken, ledgers[1].broken)
 
 
@@ -170,7 +187,9 @@ def test_probabilities_become_their_logarithms() -> None:
 
 
 def test_a_probability_of_zero_is_finite() -> None:
-    target = wrap(lambda x: torch.stack([x[:, 0] * 0 + 1, x[:, 0] * 0], 1), shape=(3,), probabilities=True)
+    target = wrap(
+        lambda x: torch.stack([x[:, 0] * 0 + 1, x[:, 0] * 0], 1), shape=(3,), probabilities=True
+    )
     z, pullback = target.linearize(torch.rand(2, 3))
     assert bool(z.isfinite().all())
     assert bool(pullback(torch.ones(2, 2)).isfinite().all())
@@ -205,7 +224,9 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
     found, usual = (run(parse("pgd(steps=6)"), t, x, y, threat("linf")) for t in (small, large))
     assert small.batch_size <= 3
     for name in ("size", "best", "forwards", "queries", "margin", "outcome"):
-        np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(usual, name).numpy(), err_msg=name)
+        np.testing.assert_array_equal(
+            getattr(found, name).numpy(), getattr(usual, name).numpy(), err_msg=name
+        )
 
 
 def test_a_row_that_never_fits_and_other_errors_are_said() -> None:

@@ -18,11 +18,14 @@ N, STEPS = 4, 60
 
 def penalty(y: torch.Tensor, rho: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
     """P2 of table 1: mu y + mu rho y^2 + rho^2 y^3 / 6 above 0, mu y / (1 - rho y) below."""
-    return torch.where(y > 0, mu * y + mu * rho * y**2 + rho**2 * y**3 / 6, mu * y / (1 - rho * y.clamp(max=0)))
+    return torch.where(
+        y > 0, mu * y + mu * rho * y**2 + rho**2 * y**3 / 6, mu * y / (1 - rho * y.clamp(max=0))
+    )
 
 
 def test_the_slope_is_that_of_the_penalty() -> None:
-    """And it is mu where the goal is just met, never below 0, and steeper the farther the goal is."""
+    """And it is mu where the goal is just met, never below 0, and steeper the farther the goal
+    is."""
     y, rho, mu = draw(200) * 6 - 3, draw(200, seed=1) * 4 + 0.1, draw(200, seed=2) * 4 + 0.1
     y = y.sort().values.requires_grad_()
     slope = _slope(y.detach(), rho, mu)
@@ -41,16 +44,27 @@ def rise(y: float, rho: float, mu: float) -> float:
 
 @pytest.mark.parametrize(("norm", "memory"), [("l2", 0.5), ("l1", 0.9)])
 def test_the_path_is_that_of_a_plain_rewrite(norm: str, memory: float) -> None:
-    """mu is a running mean of the penalty's slopes in [1e-6, 1e12]; rho grows by 1.2 each ten steps that neither met
-    the goal nor came 5 % nearer; steps fall to a hundredth of the first from the first success on."""
+    """mu is a running mean of the penalty's slopes in [1e-6, 1e12]; rho grows by 1.2 each ten steps
+    that neither met the goal nor came 5 % nearer; steps fall to a hundredth of the first from the
+    first success on."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     grown = met = 0
     for i in range(N):
         clean, label = x[i].flatten().numpy(), int(y[i])
-        d, mean, square, mu, rho, found, checked = np.zeros(16), np.zeros(16), np.ones(16), 1.0, 1.0, STEPS, 1.0
+        d, mean, square, mu, rho, found, checked = (
+            np.zeros(16),
+            np.zeros(16),
+            np.ones(16),
+            1.0,
+            1.0,
+            STEPS,
+            1.0,
+        )
         unit = first = 0.0
-        for t, state in enumerate(path(ALMA(steps=STEPS, memory=memory, first=0.1), alone(target, x, y, i, norm))):
+        for t, state in enumerate(
+            path(ALMA(steps=STEPS, memory=memory, first=0.1), alone(target, x, y, i, norm))
+        ):
             gap, g = next(gaps(target, clean + d, label))
             unit = unit if t else -gap / 0.7  # the DLR at x is about 0.7
             v = -gap / unit

@@ -33,7 +33,8 @@ def test_the_first_step_is_two_eps_and_costs_are_as_stated() -> None:
     state = APGD().start(p)
     assert bool((state.size == 2).all())
     ledger = run(parse("apgd(steps=20)"), target, x, y, threat("linf", 1e-4), stop=False)
-    # One for the clean scores, one for the start, one a step; the last point is asked again where a check moved it.
+    # One for the clean scores, one for the start, one a step; the last point is asked again where a
+    # check moved it.
     assert bool(((ledger.forwards == 22) | (ledger.forwards == 23)).all())
     assert bool((ledger.backwards == 21).all())
 
@@ -46,7 +47,13 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str, loss: str) -> None:
     x, y = rows(target, 8)
     attack = APGD(steps=50, loss=loss)
     for i in range(len(x)):
-        p = Problem(target, x[i : i + 1], y[i : i + 1], threat(norm, 2 * EPS[norm]), Keys.of(3, torch.tensor([i])))
+        p = Problem(
+            target,
+            x[i : i + 1],
+            y[i : i + 1],
+            threat(norm, 2 * EPS[norm]),
+            Keys.of(3, torch.tensor([i])),
+        )
         state, twin = attack.start(p), Twin(attack, p)
         for t in range(attack.steps):
             p.t = t + 1
@@ -54,7 +61,9 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str, loss: str) -> None:
             twin.step(t)
             assert float(state.size) == twin.size, f"step size of row {i} after step {t}"
             assert float(state.best_value) == pytest.approx(twin.best[0], rel=1e-9)
-            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), f"point of row {i} after step {t}"
+            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), (
+                f"point of row {i} after step {t}"
+            )
         assert twin.halvings >= 1
 
 
@@ -68,7 +77,8 @@ class Twin:
         self.value, self.g = self.ask(self.d)
         self.best = (self.value, self.d, self.g)
         self.last_best, self.last_halved, self.rises = self.value, True, 0
-        self.marks = {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}  # of N = 50: the first .22 N, each next one less
+        # of N = 50: the first .22 N, each next one less
+        self.marks = {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}
 
     def ask(self, d: Tensor) -> tuple[float, Tensor]:
         value, g = self.p.gradient(d, self.attack.loss)
@@ -77,7 +87,8 @@ class Twin:
     def step(self, t: int) -> None:
         p = self.p
         ahead = p.project(self.d + self.size * p.eps * p.steepest(self.g))
-        a = 0.75 if t else 1.0  # the sum also where a is 1: an ulp off the box's edge frees a coordinate
+        # the sum also where a is 1: an ulp off the box's edge frees a coordinate
+        a = 0.75 if t else 1.0
         new = p.project(self.d + a * (ahead - self.d) + (1 - a) * (self.d - self.before))
         value, g = self.ask(new)
         self.rises += value > self.value
@@ -118,20 +129,31 @@ def test_the_l1_path_is_that_of_a_plain_rewrite() -> None:
     x, y = rows(target, 3, edge=True)
     attack = APGD(steps=60)
     for i in range(len(x)):
-        p = Problem(target, x[i : i + 1], y[i : i + 1], threat("l1", 2 * EPS["l1"]), Keys.of(3, torch.tensor([i])))
+        p = Problem(
+            target,
+            x[i : i + 1],
+            y[i : i + 1],
+            threat("l1", 2 * EPS["l1"]),
+            Keys.of(3, torch.tensor([i])),
+        )
         state, twin = attack.start(p), SparseTwin(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
             twin.step(t)
-            assert float(state.size) == pytest.approx(twin.size), f"step size of row {i} after step {t}"
-            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), f"point of row {i} after step {t}"
+            assert float(state.size) == pytest.approx(twin.size), (
+                f"step size of row {i} after step {t}"
+            )
+            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), (
+                f"point of row {i} after step {t}"
+            )
             assert float(p.norm.size(state.d)) <= twin.radius * (1 + 1e-9)
         assert twin.radius == float(p.eps)
 
 
 class SparseTwin:
-    """Algorithm 1 of arXiv:2103.01208 for one row, in 60 steps: stages of 18, 18 and 24, a check at every step."""
+    """Algorithm 1 of arXiv:2103.01208 for one row, in 60 steps: stages of 18, 18 and 24, a check at
+    every step."""
 
     def __init__(self, p: Problem) -> None:
         self.p, self.radius, self.size = p, 3 * float(p.eps), 1.0
@@ -139,7 +161,9 @@ class SparseTwin:
         self.enter(self.project(noise))
 
     def project(self, d: Tensor) -> Tensor:
-        return self.p.norm.project(d, torch.full_like(self.p.eps, self.radius), self.p.lo, self.p.hi)
+        return self.p.norm.project(
+            d, torch.full_like(self.p.eps, self.radius), self.p.lo, self.p.hi
+        )
 
     def enter(self, d: Tensor) -> None:
         self.d, self.size = d, 1.0

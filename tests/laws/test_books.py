@@ -1,4 +1,5 @@
-"""Every question is charged once, to the row that it was about, and budgets are hard; the last point is judged."""
+"""Every question is charged once, to the row that it was about, and budgets are hard; the last
+point is judged."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
         pytest.param(BUDGETS, True, id="budgets, stop"),
     ],
 )
-def test_columns_are_what_the_model_was_asked(name: str, norm: str, budgets: Tensor | None, stop: bool) -> None:
+def test_columns_are_what_the_model_was_asked(
+    name: str, norm: str, budgets: Tensor | None, stop: bool
+) -> None:
     target = Counting(bent(), shape=(1, 4, 4), batch_size=8)
     target.pool = pool(target)
     x, y, mask = marked(target)
@@ -91,11 +94,15 @@ def test_columns_are_what_the_model_was_asked(name: str, norm: str, budgets: Ten
 
 @every
 @pytest.mark.parametrize("budgets", [None, BUDGETS], ids=["no budget", "budgets"])
-def test_a_question_of_many_passes_costs_them_all(name: str, norm: str, budgets: Tensor | None) -> None:
+def test_a_question_of_many_passes_costs_them_all(
+    name: str, norm: str, budgets: Tensor | None
+) -> None:
     target = wrap(bent())
     target.passes = 3
     x, y = rows(target, N)
-    ledger = run(short(name, 10 if budgets is None else 40), target, x, y, threat(norm), budget=budgets)
+    ledger = run(
+        short(name, 10 if budgets is None else 40), target, x, y, threat(norm), budget=budgets
+    )
     assert torch.equal(ledger.forwards, 3 * ledger.queries)
     assert bool((ledger.backwards % 3 == 0).all())
     assert budgets is None or bool((ledger.forwards <= budgets).all())
@@ -157,13 +164,21 @@ def test_less_access_finds_the_same(name: str, norm: str) -> None:
 @pytest.mark.parametrize("start", ["ball", "sphere", "zero"])
 @pytest.mark.parametrize("norm", ["linf", "l1", "l2"])
 def test_bug_9_one_long_step_is_judged(norm: str, start: str) -> None:
-    """From any start one step of 2 eps ends at the optimum of a linear model, in two forwards after the clean one."""
+    """From any start one step of 2 eps ends at the optimum of a linear model, in two forwards after
+    the clean one."""
     if norm == "l2":
         start = "zero"  # elsewhere the start bends the direction
     model = linear(2)
     target = wrap(model, bounds=(-9, 10))
     x, y = rows(target, 60)
-    ledger = run(parse(f"pgd(steps=1, step_size=2, start_at='{start}')"), target, x, y, threat(norm), stop=False)
+    ledger = run(
+        parse(f"pgd(steps=1, step_size=2, start_at='{start}')"),
+        target,
+        x,
+        y,
+        threat(norm),
+        stop=False,
+    )
     w = model.w.detach()
     fall = threat(norm).norm.dual(w[:1] - w[1:])
     breakable = target.task.margin(target.scores(x), y) < EPS[norm] * fall

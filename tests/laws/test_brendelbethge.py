@@ -20,7 +20,8 @@ from laws.world import CONVEX, bent, close, draw, linear, rows, threat, wrap
 
 @pytest.mark.parametrize("radius", [0.05, 0.3])
 def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
-    """Of all points on the hyperplane, in the box and as near to the current point, none is nearer to x (SLSQP)."""
+    """Of all points on the hyperplane, in the box and as near to the current point, none is nearer
+    to x (SLSQP)."""
     model = linear(2, features=6)
     target = wrap(model, (1, 2, 3))
     x, y = rows(target, 8)
@@ -45,7 +46,10 @@ def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
             bounds=list(zip(p.lo[i].flatten().tolist(), p.hi[i].flatten().tolist(), strict=True)),
             constraints=[
                 {"type": "eq", "fun": lambda v, c=c, at=at, past=past: c @ (v - at) - past},
-                {"type": "ineq", "fun": lambda v, at=at, to=to: (to - at) @ (to - at) - (v - at) @ (v - at)},
+                {
+                    "type": "ineq",
+                    "fun": lambda v, at=at, to=to: (to - at) @ (to - at) - (v - at) @ (v - at),
+                },
             ],
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 200},
@@ -55,18 +59,26 @@ def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
 
 
 def test_an_l0_step_lets_the_least_useful_fall() -> None:
-    """Where all may fall, no set of features smaller than the step's reaches the plane (every set tried)."""
+    """Where all may fall, no set of features smaller than the step's reaches the plane (every set
+    tried)."""
     lo, hi = -draw(20, 1, 2, 3, seed=1), draw(20, 1, 2, 3, seed=2)
     d, g = lo + (hi - lo) * draw(20, 1, 2, 3, seed=3), draw(20, 1, 2, 3, seed=4) - 0.5
     most = torch.maximum(g * lo, g * hi).flatten(1)
     gap = (0.7 * most.sum(1) - (g * d).flatten(1).sum(1)).clamp_min(0)
-    every, few = (L0.along(d, g, gap, torch.full((20,), s, dtype=d.dtype), lo, hi) for s in (1.0, 0.1))
+    every, few = (
+        L0.along(d, g, gap, torch.full((20,), s, dtype=d.dtype), lo, hi) for s in (1.0, 0.1)
+    )
     for v in (every, few):
         assert bool(((lo <= v) & (v <= hi)).all())
         assert bool((((v - d) * g).flatten(1).sum(1) >= gap - 1e-9).all())
     need = gap + (g * d).flatten(1).sum(1)
     for i in range(20):
-        sets = (s for k in range(7) for s in itertools.combinations(most[i].tolist(), k) if sum(s) >= need[i] - 1e-12)
+        sets = (
+            s
+            for k in range(7)
+            for s in itertools.combinations(most[i].tolist(), k)
+            if sum(s) >= need[i] - 1e-12
+        )
         assert int(L0.size(every)[i]) == len(next(sets))
     assert bool((L0.size(few) >= 5).all())  # one of six may fall
     assert int((L0.size(few) == 5).sum()) > 5
@@ -94,7 +106,8 @@ def test_the_second_walk_begins_on_the_boundary_in_noise(norm: str) -> None:
     assert not bool(d[~met].any())
     noise = p.lo + (p.hi - p.lo) * p.noise("start 0").uniform(x.shape[1:], x.dtype)
     ray = [p.norm.shrink(noise, torch.full((20,), k / 32, dtype=d.dtype)) for k in range(33)]
-    for row in p.adversarial(noise).nonzero()[:, 0]:  # five halvings: the point before it on the ray does not meet it
+    # five halvings: the point before it on the ray does not meet it
+    for row in p.adversarial(noise).nonzero()[:, 0]:
         k = next(k for k in range(1, 33) if torch.allclose(ray[k][row], d[row]))
         assert not bool(p.adversarial(ray[k - 1])[row])
 

@@ -47,15 +47,21 @@ def test_it_stays_in_the_ball_and_beats_noise(norm: str, eps: float) -> None:
     noise = eps * threat.norm.extreme(Keys.of(0, torch.arange(5)), x[:5])
     chance = [float(crowd.fooled((held_out + d).clamp(0, 1)).double().mean()) for d in noise]
     assert made.rate > 2 * max(chance)
-    assert made.rate == pytest.approx(float(crowd.fooled((held_out + made.d).clamp(0, 1)).double().mean()))
+    assert made.rate == pytest.approx(
+        float(crowd.fooled((held_out + made.d).clamp(0, 1)).double().mean())
+    )
 
 
 def test_seeds_decide() -> None:
     target, x, held_out = digits()
-    first, again, other = (universal(target, x, held_out, Threat.l2(1.0), steps=5, seed=s).d for s in (1, 1, 2))
+    first, again, other = (
+        universal(target, x, held_out, Threat.l2(1.0), steps=5, seed=s).d for s in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    small, twin, third = (patch(target, x, held_out, steps=3, rows=8, step_size=0.1, seed=s).pixels for s in (1, 1, 2))
+    small, twin, third = (
+        patch(target, x, held_out, steps=3, rows=8, step_size=0.1, seed=s).pixels for s in (1, 1, 2)
+    )
     assert torch.equal(small, twin)
     assert not torch.equal(small, third)
 
@@ -84,7 +90,8 @@ def test_a_patch_beats_random_ones() -> None:
     assert float(made.pixels.max()) <= 1
     crowd = Crowd(target, held_out, Threat.linf(1.0))
     chance = [
-        float(fooled(crowd, draw(1, 4, 4, seed=s, dtype=x.dtype).round(), manner).double().mean()) for s in range(5)
+        float(fooled(crowd, draw(1, 4, 4, seed=s, dtype=x.dtype).round(), manner).double().mean())
+        for s in range(5)
     ]
     assert made.rate > 1.3 * max(chance)
     assert torch.equal(made.held_out, fooled(crowd, made.pixels, manner))

@@ -1,4 +1,5 @@
-"""Carlini and Wagner's attack against a plain rewrite, one row at a time, in numpy; and its search for c."""
+"""Carlini and Wagner's attack against a plain rewrite, one row at a time, in numpy; and its search
+for c."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ EDGE = 0.9  # tanh at the box's edges
 
 @pytest.mark.parametrize(("steps", "searches"), [(120, 8), (60, 1)])
 def test_the_path_is_that_of_a_plain_rewrite(steps: int, searches: int) -> None:
-    """Adam on |d|^2 + c max(margin, 0) in tanh space. A search ends after its steps, or where a tenth of them brought
-    less than 1e-4; c then falls by its factor after a success, rises after none, and each turn takes the root of it."""
+    """Adam on |d|^2 + c max(margin, 0) in tanh space. A search ends after its steps, or where a
+    tenth of them brought less than 1e-4; c then falls by its factor after a success, rises after
+    none, and each turn takes the root of it."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     span = steps // searches
@@ -52,7 +54,12 @@ def test_the_path_is_that_of_a_plain_rewrite(steps: int, searches: int) -> None:
             bend = (1 - np.tanh(w) ** 2) / (2 * EDGE)  # d x / d w
             g = (2 * d - pull / unit * slope) * bend
             mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
-            step = 0.05 * mean / (1 - 0.9 ** (age + 1)) / (np.sqrt(square / (1 - 0.999 ** (age + 1))) + 1e-8)
+            step = (
+                0.05
+                * mean
+                / (1 - 0.9 ** (age + 1))
+                / (np.sqrt(square / (1 - 0.999 ** (age + 1))) + 1e-8)
+            )
             step *= min(1, 0.1 * best / np.linalg.norm(step * bend))
             w = np.clip(w - step, -np.arctanh(EDGE), np.arctanh(EDGE))
             d = (np.tanh(w) / EDGE + 1) / 2 - clean

@@ -42,7 +42,8 @@ def test_in_linf_what_exceeds_the_limit_returns_and_no_other() -> None:
 
 
 def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
-    """Three tenths of 16 features are 4: those for which the change times the margin's gradient is least."""
+    """Three tenths of 16 features are 4: those for which the change times the margin's gradient is
+    least."""
     model, p, d = beyond("l0")
     d = draw(*d.shape, seed=1) * d.abs().amax() * p.gradient(d, "margin")[1].sign()
     attack = CW()
@@ -53,7 +54,9 @@ def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
     worth = slope * d.flatten(1).abs()
     assert bool(((~after.free).flatten(1).sum(1) == 4).all())
     for i in range(N):
-        assert set((~after.free[i]).flatten().nonzero()[:, 0].tolist()) == set(worth[i].argsort()[:4].tolist())
+        assert set((~after.free[i]).flatten().nonzero()[:, 0].tolist()) == set(
+            worth[i].argsort()[:4].tolist()
+        )
     assert bool((after.walk.d[~after.free] == 0).all())
 
 

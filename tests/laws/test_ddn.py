@@ -18,14 +18,17 @@ N = 6
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_the_norm_shrinks_and_grows_and_the_step_fades(width: int) -> None:
-    """(1 - gamma) of the norm where the point was adversarial, (1 + gamma) where not; a cosine from 1 to .01."""
+    """(1 - gamma) of the norm where the point was adversarial, (1 + gamma) where not; a cosine from
+    1 to .01."""
     target = wrap(bent(), bounds=(0, width))
     x, y = rows(target, N, edge=True)
     steps = 40
     hits = 0
     for i in range(N):
         d, radius = torch.zeros_like(x[i]), 0.5 * width
-        for t, state in enumerate(path(DDN(steps=steps, gamma=0.1, radius=0.5), alone(target, x, y, i, "l2"))):
+        for t, state in enumerate(
+            path(DDN(steps=steps, gamma=0.1, radius=0.5), alone(target, x, y, i, "l2"))
+        ):
             leaf = (x[i] + d).clone().requires_grad_()
             z = target.model(leaf[None])
             (g,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y[i : i + 1]), leaf)

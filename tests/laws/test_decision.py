@@ -1,4 +1,5 @@
-"""Searches by labels: a flat boundary and a staircase, where the distance is known; and a peer's bug."""
+"""Searches by labels: a flat boundary and a staircase, where the distance is known; and a peer's
+bug."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ BOUNDS = {  # size over exact distance, at most
     "geoda(steps=10)": 1.3,
     "boundary(steps=600)": 1.1,
 }
-LABELS = [name for name in CATALOGUE if CATALOGUE[name]().needs == Access.LABELS and not CATALOGUE[name]().bounded]
+LABELS = [
+    name
+    for name in CATALOGUE
+    if CATALOGUE[name]().needs == Access.LABELS and not CATALOGUE[name]().bounded
+]
 each_norm = [(spec, norm) for spec in BOUNDS for norm in sorted(parse(spec).norms)]
 
 
@@ -51,7 +56,9 @@ def test_a_flat_boundary_is_found(spec: str, norm: str, box: tuple[float, float]
     x, y = rows(target, N, edge=True)
     ledger = run(parse(spec), Narrow(target, Access.LABELS), x, y, threat(norm, math.inf))
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
-    for row, label, found in zip(x.flatten(1).numpy(), y.tolist(), ledger.size.tolist(), strict=True):
+    for row, label, found in zip(
+        x.flatten(1).numpy(), y.tolist(), ledger.size.tolist(), strict=True
+    ):
         c, gap = w[1 - label] - w[label], (w[label] - w[1 - label]) @ row + b[label] - b[1 - label]
         best = distance(norm, c, gap, box[0] - row, box[1] - row)
         assert best * (1 - 1e-9) <= found <= best * BOUNDS[spec]
@@ -109,13 +116,21 @@ def test_no_step_of_a_staircase_is_nearer_than_it_is(spec: str, norm: str) -> No
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_bug_4_hopskipjump_finds_the_same_at_any_batch_size(norm: str) -> None:
-    """Medians of 0.61, 0.80 and 1.25 at batch 1, 10 and 50: directions were normalised over the whole batch."""
+    """Medians of 0.61, 0.80 and 1.25 at batch 1, 10 and 50: directions were normalised over the
+    whole batch."""
     target = wrap(bent())
     x, y = rows(target, 50)
     whole = run(parse("hopskipjump(steps=3, probes=20)"), target, x, y, threat(norm, math.inf))
     for size in (1, 10):
         at = torch.arange(20, 20 + size)
-        part = run(parse("hopskipjump(steps=3, probes=20)"), target, x[at], y[at], threat(norm, math.inf), ids=at)
+        part = run(
+            parse("hopskipjump(steps=3, probes=20)"),
+            target,
+            x[at],
+            y[at],
+            threat(norm, math.inf),
+            ids=at,
+        )
         same(part, pick(whole, at))
 
 
@@ -123,13 +138,17 @@ def test_bug_4_hopskipjump_finds_the_same_at_any_batch_size(norm: str) -> None:
 def test_bug_4_every_probe_has_the_asked_radius(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for 0.1, a peer's probes lie at 0.1, 0.05, 0.025 in batches of 1, 4, 16."""
     p, seen = problem("l2", n), []
-    monkeypatch.setattr(p, "probes", lambda d: seen.append(d) or torch.ones(d.shape[:2], dtype=torch.bool))
+    monkeypatch.setattr(
+        p, "probes", lambda d: seen.append(d) or torch.ones(d.shape[:2], dtype=torch.bool)
+    )
     d, radius = draw(*p.x.shape), 0.1 * (1 + draw(n))
     normal(p, d, radius, 30)
     away = torch.cat(seen, 1) - d[:, None]
     assert away.shape[1] == 30
     close(L2.size(away.flatten(0, 1)).view(n, 30), radius[:, None].expand(n, 30), rtol=1e-6)
-    assert len(away.flatten(0, 1).flatten(1).unique(dim=0)) == 30 * n, "each row has probes of its own"
+    assert len(away.flatten(0, 1).flatten(1).unique(dim=0)) == 30 * n, (
+        "each row has probes of its own"
+    )
 
 
 def test_the_normal_of_a_flat_boundary_is_found() -> None:
@@ -145,7 +164,8 @@ def test_the_normal_of_a_flat_boundary_is_found() -> None:
 
 
 def test_an_arc_is_seen_at_a_right_angle() -> None:
-    """Thales: from every point of it x and d lie in perpendicular directions; it begins at d and ends at x."""
+    """Thales: from every point of it x and d lie in perpendicular directions; it begins at d and
+    ends at x."""
     p = problem("l2")
     d = draw(*p.x.shape, seed=1)
     v = draw(*p.x.shape, seed=2) - 0.5
@@ -165,7 +185,9 @@ def test_a_row_without_a_start_survives(name: str) -> None:
     target = wrap(model)
     x, y = rows(target, N)
     for norm in parse(name).norms:
-        ledger = run(parse(f"{name}(steps=5)"), target, x, y, threat(norm, math.inf, goal=Targeted(2)))
+        ledger = run(
+            parse(f"{name}(steps=5)"), target, x, y, threat(norm, math.inf, goal=Targeted(2))
+        )
         assert ledger.outcome.tolist() == [Outcome.SURVIVED] * N
         assert int(ledger.queries.max()) <= 101
 

@@ -24,8 +24,11 @@ def boundary(planes: list[tuple[float, np.ndarray]], dual: float) -> tuple[float
 
 @pytest.mark.parametrize(("norm", "order", "dual"), [("linf", np.inf, 1), ("l2", 2, 2)])
 @pytest.mark.parametrize("rivals", [4, 2])
-def test_deepfool_steps_onto_the_nearest_boundary(norm: str, order: float, dual: float, rivals: int) -> None:
-    """Algorithm 2 (L2) and section 3.3 (Linf), until the first success; the overshoot grows by itself each step."""
+def test_deepfool_steps_onto_the_nearest_boundary(
+    norm: str, order: float, dual: float, rivals: int
+) -> None:
+    """Algorithm 2 (L2) and section 3.3 (Linf), until the first success; the overshoot grows by
+    itself each step."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     steps = 0
@@ -48,15 +51,23 @@ def test_deepfool_steps_onto_the_nearest_boundary(norm: str, order: float, dual:
 
 
 def test_superdeepfool_turns_back_along_the_normal() -> None:
-    """Algorithm 2, SDF(inf, 1): DeepFool until the boundary is crossed; there d is projected onto its normal.
+    """Algorithm 2, SDF(inf, 1): DeepFool until the boundary is crossed; there d is projected onto
+    its normal.
 
-    The projection is added to where the crossing began; a turned point that has crossed is drawn in by a fifth.
+    The projection is added to where the crossing began; a turned point that has crossed is drawn in
+    by a fifth.
     """
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     turns = 0
     for i in range(N):
-        clean, label, d, base, tries = x[i].flatten().numpy(), int(y[i]), np.zeros(16), np.zeros(16), 0
+        clean, label, d, base, tries = (
+            x[i].flatten().numpy(),
+            int(y[i]),
+            np.zeros(16),
+            np.zeros(16),
+            0,
+        )
         for state in path(SuperDeepFool(steps=12), alone(target, x, y, i, "l2")):
             planes = list(gaps(target, clean + d, label))
             far, w = boundary(planes, 2)
@@ -81,5 +92,6 @@ def test_costs_are_as_stated() -> None:
         assert ledger.backwards.tolist() == [7 * backwards] * 10
         assert ledger.forwards.tolist() == (1 + 7 + 1 + 5 * ledger.size.isfinite()).tolist()
         first = run(DeepFool(), target, x, y, threat("l2", math.inf), rank=rank)
-        # A forward a step, the last of them at the success; before them the clean scores, after them five on the ray.
+        # A forward a step, the last of them at the success; before them the clean scores, after
+        # them five on the ray.
         assert first.backwards.tolist() == (backwards * (first.forwards - 6)).tolist()

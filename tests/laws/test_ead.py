@@ -1,4 +1,5 @@
-"""EAD against a plain rewrite, one row at a time, in numpy: shrinkage, Nesterov's step and the search for c."""
+"""EAD against a plain rewrite, one row at a time, in numpy: shrinkage, Nesterov's step and the
+search for c."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def test_shrinkage_is_the_papers() -> None:
 
 
 def test_the_path_is_that_of_a_plain_rewrite() -> None:
-    """A step against |d|^2 + c max(margin, 0), then beta off each entry; the gradient is asked t / (t + 3) ahead."""
+    """A step against |d|^2 + c max(margin, 0), then beta off each entry; the gradient is asked t /
+    (t + 3) ahead."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     span = STEPS // SEARCHES
@@ -33,7 +35,16 @@ def test_the_path_is_that_of_a_plain_rewrite() -> None:
     for i in range(N):
         clean, label = x[i].flatten().numpy(), int(y[i])
         d, at = np.zeros(16), np.zeros(16)
-        c, factor, rose, met, checked, best, age, unit = 0.1, 10.0, True, False, math.inf, math.inf, 0, 1.0
+        c, factor, rose, met, checked, best, age, unit = (
+            0.1,
+            10.0,
+            True,
+            False,
+            math.inf,
+            math.inf,
+            0,
+            1.0,
+        )
         attack = EAD(steps=STEPS, searches=SEARCHES, c=0.1, beta=BETA, rate=RATE)
         for t, state in enumerate(path(attack, alone(target, x, y, i, "l1"))):
             gap, slope = next(gaps(target, clean + d, label))

@@ -1,4 +1,5 @@
-"""Attacks and the judge leave no trace: model, buffers, flags, random states and inputs are as before."""
+"""Attacks and the judge leave no trace: model, buffers, flags, random states and inputs are as
+before."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
 
 
 class Fussy(nn.Module):
-    """A model with all that could be disturbed: parameters, statistics, dropout, mixed flags, its own noise."""
+    """A model with all that could be disturbed: parameters, statistics, dropout, mixed flags, its
+    own noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,16 +59,33 @@ class Faulty(Fussy):
 
 def picture(model: nn.Module, *tensors: Tensor) -> list[Any]:
     """All of the state that must not change."""
-    state: list[Any] = [random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()]  # noqa: NPY002
-    state += [(name, value.tolist(), value.requires_grad) for name, value in model.named_parameters()]
-    state += [(name, None if p.grad is None else p.grad.tolist()) for name, p in model.named_parameters()]
+    state: list[Any] = [
+        random.getstate(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+    ]
+    state += [
+        (name, value.tolist(), value.requires_grad) for name, value in model.named_parameters()
+    ]
+    state += [
+        (name, None if p.grad is None else p.grad.tolist()) for name, p in model.named_parameters()
+    ]
     state += [(name, value.tolist()) for name, value in model.named_buffers()]
-    state += [(name, module.training, len(module._forward_hooks)) for name, module in model.named_modules()]
-    return [*state, *(t.tolist() for t in tensors), torch.is_grad_enabled(), torch.get_default_dtype()]
+    state += [
+        (name, module.training, len(module._forward_hooks))
+        for name, module in model.named_modules()
+    ]
+    return [
+        *state,
+        *(t.tolist() for t in tensors),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    ]
 
 
 def world(model: nn.Module) -> tuple[Tensor, Tensor]:
-    x = (draw(6, *SHAPE, dtype=torch.float32) * 4).round().clamp(1, 3) / 4  # a grid without the edges of the box
+    # a grid without the edges of the box
+    x = (draw(6, *SHAPE, dtype=torch.float32) * 4).round().clamp(1, 3) / 4
     with sealed(0):
         y = wrap(model).labels(x)
     assert len(y.unique()) > 1
@@ -118,7 +137,9 @@ def test_a_randomised_model_draws_from_the_runs_own_seed(name: str, norm: str) -
 
 
 @pytest.mark.parametrize("search", [run, perturb, judge.rule])
-def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(search: Callable[..., Any]) -> None:
+def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(
+    search: Callable[..., Any],
+) -> None:
     from holdfast.targets import TorchTarget
 
     model = Noisy()
@@ -151,7 +172,12 @@ def test_works_in_every_gradient_mode(name: str, norm: str) -> None:
 def test_train_mode_and_eval_mode_give_one_ledger() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 12), nn.Dropout(0.5), nn.ReLU(), nn.Linear(12, 3)
+        nn.Flatten(),
+        nn.BatchNorm1d(16),
+        nn.Linear(16, 12),
+        nn.Dropout(0.5),
+        nn.ReLU(),
+        nn.Linear(12, 3),
     )
     x = draw(16, *SHAPE, dtype=torch.float32)
     model(x)  # statistics

@@ -60,7 +60,10 @@ def test_nes_moves_by_the_sum_of_slopes_times_directions() -> None:
     d = 0.5 * p.eps * p.noise("at").signs(SHAPE, p.x.dtype)
     p.t = 1
     u = p.noise("around").normal((3, *SHAPE), p.x.dtype)
-    g = sum(2 * 0.001 * 40 * (u[:, j] * p.slope).sum((1, 2, 3)).view(-1, 1, 1, 1) * u[:, j] for j in range(3))  # pyright: ignore[reportAttributeAccessIssue]
+    g = sum(
+        2 * 0.001 * 40 * (u[:, j] * p.slope).sum((1, 2, 3)).view(-1, 1, 1, 1) * u[:, j]
+        for j in range(3)
+    )  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(g, Tensor)
     close(attack.step(p, d, 0), p.project(d + 0.3 * p.eps * g.sign()), atol=1e-12)
 
@@ -82,8 +85,12 @@ def test_spsas_first_step_is_the_rate_in_every_feature_and_the_second_is_adams()
     close(s.d, (0.008 * seen[0].sign() + 0.008 * mean / root), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(("norm", "rate", "explore", "reach"), [("linf", 100, 1, 0.1), ("l2", 0.1, 0.01, 0.01)])
-def test_bandits_first_guess_is_the_authors(norm: str, rate: float, explore: float, reach: float) -> None:
+@pytest.mark.parametrize(
+    ("norm", "rate", "explore", "reach"), [("linf", 100, 1, 0.1), ("l2", 0.1, 0.01, 0.01)]
+)
+def test_bandits_first_guess_is_the_authors(
+    norm: str, rate: float, explore: float, reach: float
+) -> None:
     """From no guess both queries lie on one line: u / |u| times the reach."""
     p, attack = problem(norm), Bandits(step_size=0.5)
     p.t = 1
@@ -109,7 +116,8 @@ def test_the_grid_is_spread_in_tiles_in_either_layout() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["nes(samples=5)", "nes(sigma=0)", "spsa(samples=0)", "spsa(delta=-1)", "bandits(grid=0)"]
+    "spec",
+    ["nes(samples=5)", "nes(sigma=0)", "spsa(samples=0)", "spsa(delta=-1)", "bandits(grid=0)"],
 )
 def test_values_that_mean_nothing_are_refused(spec: str) -> None:
     with pytest.raises(SpecError, match=" has "):

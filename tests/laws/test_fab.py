@@ -17,7 +17,8 @@ N = 6
 
 @pytest.mark.parametrize("norm", CONVEX)
 def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
-    """Both projections in the box, alpha = min(a1 / (a1 + a2), .1), overshoot 1.05, and .9 of d after a success."""
+    """Both projections in the box, alpha = min(a1 / (a1 + a2), .1), overshoot 1.05, and .9 of d
+    after a success."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)
     hits = misses = 0
@@ -25,7 +26,10 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
         clean, label = x[i].flatten().numpy(), int(y[i])
         d, drive = np.zeros(16), 1.0
         for state in path(FAB(steps=15), alone(target, x, y, i, norm)):
-            gap, w = min(gaps(target, clean + d, label), key=lambda p: abs(p[0]) / np.linalg.norm(p[1], DUAL[norm]))
+            gap, w = min(
+                gaps(target, clean + d, label),
+                key=lambda p: abs(p[0]) / np.linalg.norm(p[1], DUAL[norm]),
+            )
             forth, back = onto(norm, w, -gap, clean + d), onto(norm, w, float(w @ d) - gap, clean)
             a1, a2 = (np.linalg.norm(v, ORDER[norm]) for v in (forth, back))
             alpha, eta = min(a1 / (a1 + a2), 0.1), min(max(drive, 1.05), 10)

@@ -1,4 +1,5 @@
-"""What `Problem` adds to a norm: mask, box, free directions, starts; and what an infinite eps asks for."""
+"""What `Problem` adds to a norm: mask, box, free directions, starts; and what an infinite eps asks
+for."""
 
 from __future__ import annotations
 
@@ -64,13 +65,16 @@ def test_an_infinite_eps_is_refused_by_what_needs_a_ball(name: str, norm: str) -
 
 @pytest.mark.parametrize("norm", CONVEX)
 def test_an_infinite_eps_keeps_the_smallest(norm: str) -> None:
-    """Rows with eps inf are not settled by their first success: a walk from small to large keeps the smallest."""
+    """Rows with eps inf are not settled by their first success: a walk from small to large keeps
+    the smallest."""
     target = wrap(bent())
     x, y = rows(target, N)
     eps = torch.full((N,), torch.inf, dtype=torch.float64)
     p_norm = threat(norm).norm
     d = p_norm.project(torch.ones_like(x), wide(eps, x), -x, 1 - x)
     assert torch.equal(d, 1 - x)
-    ledger = run(short("sweep", steps=4, order="exhaustive"), target, x, y, threat(norm, 0.9), stop=False)
+    ledger = run(
+        short("sweep", steps=4, order="exhaustive"), target, x, y, threat(norm, 0.9), stop=False
+    )
     first = run(short("sweep", steps=4, order="exhaustive"), target, x, y, threat(norm, 0.9))
     assert bool((ledger.size <= first.size).all())

@@ -1,4 +1,5 @@
-"""Multi-label and regression heads: the optimum of linear models, by other means, and every attack as it is."""
+"""Multi-label and regression heads: the optimum of linear models, by other means, and every attack
+as it is."""
 
 from __future__ import annotations
 
@@ -24,16 +25,23 @@ tasks = pytest.mark.parametrize("task", TASKS)
 
 
 def world(task: str) -> tuple[Linear, WithTruth, Tensor, Tensor]:
-    """A linear model of k outputs, inputs of which some pixels stand at 0 or 1, and truths that it has right."""
+    """A linear model of k outputs, inputs of which some pixels stand at 0 or 1, and truths that it
+    has right."""
     w = draw(K, 16, seed=3) * 2 - 1
     model = Linear(w, -w.sum(1) / 2)
     x = (draw(N, *SHAPE, seed=4) * 1.4 - 0.2).clamp(0, 1)
     z = model(x).detach()
-    truth = (z > 0).double() if task == "multilabel" else z + 0.9 * TOLERANCE * (draw(N, K, seed=5) * 2 - 1)
+    truth = (
+        (z > 0).double()
+        if task == "multilabel"
+        else z + 0.9 * TOLERANCE * (draw(N, K, seed=5) * 2 - 1)
+    )
     return model, WithTruth(wrap(model, task=task)), x, truth
 
 
-def ways(task: str, model: Linear, x: np.ndarray, truth: np.ndarray) -> list[tuple[np.ndarray, float]]:
+def ways(
+    task: str, model: Linear, x: np.ndarray, truth: np.ndarray
+) -> list[tuple[np.ndarray, float]]:
     """Each way to be wrong about a row as (c, gap): wrong past <c, d> = gap > 0."""
     w, z = model.w.detach().numpy(), model.w.detach().numpy() @ x + model.b.detach().numpy()
     if task == "multilabel":
@@ -41,7 +49,9 @@ def ways(task: str, model: Linear, x: np.ndarray, truth: np.ndarray) -> list[tup
     return [(s * w[j], TOLERANCE - s * (z[j] - truth[j])) for j in range(K) for s in (1, -1)]
 
 
-def search(spec: str, target: WithTruth, x: Tensor, truth: Tensor, norm: str, eps: float, **options: Any) -> Ledger:
+def search(
+    spec: str, target: WithTruth, x: Tensor, truth: Tensor, norm: str, eps: float, **options: Any
+) -> Ledger:
     right = torch.zeros(N, dtype=torch.int64)
     return run(parse(spec), target, target.behind(x, truth), right, threat(norm, eps), **options)
 
@@ -58,12 +68,18 @@ def search(spec: str, target: WithTruth, x: Tensor, truth: Tensor, norm: str, ep
     ],
 )
 def test_the_smallest_is_found(task: str, spec: str, norm: str, slack: float) -> None:
-    """Aimed at each way to be wrong in turn, since they follow the best rival, not the nearest; never below it."""
+    """Aimed at each way to be wrong in turn, since they follow the best rival, not the nearest;
+    never below it."""
     model, target, x, truth = world(task)
-    sizes = [search(spec, target, x, truth, norm, math.inf, rank=r).size for r in range(1, target.task.k)]
+    sizes = [
+        search(spec, target, x, truth, norm, math.inf, rank=r).size for r in range(1, target.task.k)
+    ]
     for i, found in enumerate(torch.stack(sizes).amin(0).tolist()):
         row = x[i].flatten().numpy()
-        best = min(distance(norm, c, gap, -row, 1 - row) for c, gap in ways(task, model, row, truth[i].numpy()))
+        best = min(
+            distance(norm, c, gap, -row, 1 - row)
+            for c, gap in ways(task, model, row, truth[i].numpy())
+        )
         assert best * (1 - 1e-9) <= found <= best * slack + 1e-4
 
 
@@ -74,7 +90,9 @@ def test_a_ball_is_searched_to_the_optimum(task: str, norm: str, eps: float) -> 
     model, target, x, truth = world(task)
     spec = "apgd(steps=60, loss='margin')"
     ranks = range(1, target.task.k)
-    aims = [search(spec, target, x, truth, norm, eps, rank=rank, stop=False).margin for rank in ranks]
+    aims = [
+        search(spec, target, x, truth, norm, eps, rank=rank, stop=False).margin for rank in ranks
+    ]
     found = torch.stack(aims).amin(0)
     for i in range(N):
         row = x[i].flatten().numpy()

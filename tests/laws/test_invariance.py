@@ -1,4 +1,5 @@
-"""A shift of the logits, a positive scale and a renaming of the classes change no outcome and no size."""
+"""A shift of the logits, a positive scale and a renaming of the classes change no outcome and no
+size."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 from laws.catalogue import every, losses_of, short
-from laws.world import EPS, SHAPE, Forms, Then, bent, draw, linear, pool, rows, run_forms, threat, wrap
+from laws.world import (
+    EPS,
+    SHAPE,
+    Forms,
+    Then,
+    bent,
+    draw,
+    linear,
+    pool,
+    rows,
+    run_forms,
+    threat,
+    wrap,
+)
 
 N = 30
 
@@ -22,8 +36,11 @@ def alike(a: Ledger, b: Ledger) -> None:
     np.testing.assert_allclose(a.size.numpy(), b.size.numpy(), rtol=1e-6)
 
 
-def plain_rows(target: TorchTarget, *, edge: bool = False, wrong: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows in form 0 of a model `Forms`, and its own decisions on them; `wrong`: but for every fourth."""
+def plain_rows(
+    target: TorchTarget, *, edge: bool = False, wrong: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows in form 0 of a model `Forms`, and its own decisions on them; `wrong`: but for every
+    fourth."""
     x, _ = rows(target, N, edge=edge)
     x.flatten(1)[:, -1] = 0
     y = target.labels(x)
@@ -41,7 +58,8 @@ def test_shift_and_scale(name: str, norm: str) -> None:
     target = wrap(Forms(bent(), lambda z: z + 100, lambda z: z * 1e-3, lambda z: z * 300))
     x, y = plain_rows(target, edge=True)
     for attack in attacks_of(name):
-        # The gradient of cross-entropy turns with the scale where there are more than two classes, and so the point.
+        # The gradient of cross-entropy turns with the scale where there are more than two classes,
+        # and so the point.
         count = 2 if getattr(attack, "loss", "") == "ce" else 4
         for options in ({}, {"rank": 2}):
             first, *others = run_forms(attack, target, x, y, norm, count=count, **options)
@@ -69,7 +87,8 @@ def test_names_of_classes(name: str, norm: str) -> None:
     aims = (y + 2) % 5
     aimed = {"eps": 2 * EPS[norm], "goal": Targeted(torch.cat([aims, back[aims]]))}
     for attack in attacks_of(name):
-        if attack.mixes:  # takes images of other classes from the pool, whose classes have one name in a run
+        # takes images of other classes from the pool, whose classes have one name in a run
+        if attack.mixes:
             names_change_no_mixture(attack, norm, order)
             continue
         for options in ({}, {"rank": 1}):
@@ -88,7 +107,10 @@ def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
         alike(run(attack, renamed, x, back[y], threat(norm), **options), first)
     aims = (y + 2) % 5
     first = run(attack, plain, x, y, threat(norm, 2 * EPS[norm], goal=Targeted(aims)))
-    alike(run(attack, renamed, x, back[y], threat(norm, 2 * EPS[norm], goal=Targeted(back[aims]))), first)
+    alike(
+        run(attack, renamed, x, back[y], threat(norm, 2 * EPS[norm], goal=Targeted(back[aims]))),
+        first,
+    )
 
 
 @every

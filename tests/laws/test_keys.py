@@ -1,4 +1,5 @@
-"""Keys laws: a draw is a function of (seed, id, path, element), and its columns are what their names say."""
+"""Keys laws: a draw is a function of (seed, id, path, element), and its columns are what their
+names say."""
 
 from __future__ import annotations
 
@@ -15,18 +16,25 @@ from holdfast.rng import Keys
 DRAWS = ["uniform", "normal", "signs"]
 
 
-def draws(keys: Keys, kind: str, shape: tuple[int, ...] = (3, 5), dtype: torch.dtype = torch.float64) -> Tensor:
+def draws(
+    keys: Keys, kind: str, shape: tuple[int, ...] = (3, 5), dtype: torch.dtype = torch.float64
+) -> Tensor:
     return getattr(keys, kind)(shape, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", DRAWS)
-@given(ids=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=9, unique=True), seed=st.integers(0, 2**40))
+@given(
+    ids=st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=9, unique=True),
+    seed=st.integers(0, 2**40),
+)
 def test_a_row_draws_the_same_alone_permuted_and_split(
     kind: str, dtype: torch.dtype, ids: list[int], seed: int
 ) -> None:
     def of(some: list[int]) -> Tensor:
-        return draws(Keys.of(seed, torch.tensor(some)).fold("attack", 1, "place"), kind, dtype=dtype)
+        return draws(
+            Keys.of(seed, torch.tensor(some)).fold("attack", 1, "place"), kind, dtype=dtype
+        )
 
     whole = of(ids)
     assert torch.equal(of(ids[::-1]).flip(0), whole)
@@ -40,8 +48,18 @@ def test_a_row_draws_the_same_alone_permuted_and_split(
 @pytest.mark.parametrize("kind", DRAWS)
 def test_every_part_of_the_path_counts(kind: str) -> None:
     ids = torch.arange(4)
-    paths = [("pgd", 0, 0), ("apgd", 0, 0), ("pgd", 1, 0), ("pgd", 0, 1), ("pgd", "0", 0), ("pgd", 0), (0, "pgd", 0)]
-    seen = [draws(Keys.of(seed, ids).fold(*path), kind) for seed in (0, 1, -1, 2**32) for path in paths]
+    paths = [
+        ("pgd", 0, 0),
+        ("apgd", 0, 0),
+        ("pgd", 1, 0),
+        ("pgd", 0, 1),
+        ("pgd", "0", 0),
+        ("pgd", 0),
+        (0, "pgd", 0),
+    ]
+    seen = [
+        draws(Keys.of(seed, ids).fold(*path), kind) for seed in (0, 1, -1, 2**32) for path in paths
+    ]
     rows = torch.cat(seen).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)
 
@@ -79,7 +97,9 @@ def test_words_and_grain_have_their_laws_and_are_the_rows_own() -> None:
     ids = torch.arange(400)
     keys = Keys.of(3, ids)
     words, z = keys.words((501,)), keys.grain((501,))
-    assert torch.equal(torch.cat([Keys.of(3, ids[i : i + 1]).grain((501,)) for i in range(9)]), z[:9])
+    assert torch.equal(
+        torch.cat([Keys.of(3, ids[i : i + 1]).grain((501,)) for i in range(9)]), z[:9]
+    )
     share = torch.stack([(words >> bit & 1).double().mean() for bit in range(32)])
     assert float((share - 0.5).abs().max()) < 0.006
     assert float(z.mean()) == pytest.approx(0, abs=0.01)
@@ -91,7 +111,9 @@ def test_words_and_grain_have_their_laws_and_are_the_rows_own() -> None:
 
 
 def test_the_least_word_gives_the_farthest_grain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keys, "words", lambda _, shape: torch.full((1, *shape), -(2**31), dtype=torch.int32))
+    monkeypatch.setattr(
+        Keys, "words", lambda _, shape: torch.full((1, *shape), -(2**31), dtype=torch.int32)
+    )
     z = Keys.of(0, torch.arange(1)).grain((2,))
     assert float(z.norm()) == pytest.approx((52 * math.log(2)) ** 0.5)
 
@@ -111,6 +133,7 @@ def test_integers_cover_their_range() -> None:
 
 
 def test_a_known_value() -> None:
-    # SplitMix64's published first outputs for state 1234567 (Vigna, splitmix64.c), here as one row's raw stream.
+    # SplitMix64's published first outputs for state 1234567 (Vigna, splitmix64.c), here as one
+    # row's raw stream.
     bits = Keys(torch.tensor([1234567]))._bits((2,))
     assert [int(b) % 2**64 for b in bits[0]] == [6457827717110365317, 3203168211198807973]

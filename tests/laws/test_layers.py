@@ -14,7 +14,9 @@ from holdfast.norms import NORMS
 
 ROOT = Path(holdfast.__file__).parent
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
-VOCABULARY = set("errors usercode quiet decisions rng norms tasks losses threat spec tensors".split())
+VOCABULARY = set(
+    "errors usercode quiet decisions rng norms tasks losses threat spec tensors".split()
+)
 # What each part may import, beside itself and the vocabulary.
 MAY = {
     "data": {"errors", "usercode"},
@@ -24,8 +26,10 @@ MAY = {
     "report": VOCABULARY | {"runs"},
     "evaluate": VOCABULARY | {"targets", "attacks", "runs", "data"},
     "certify": VOCABULARY | {"targets", "attacks", "runs", "data"},
-    "harden": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate"},  # it measures before and after
-    "generate": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate", "harden"},  # whose loop it shares
+    # it measures before and after
+    "harden": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate"},
+    # whose loop it shares
+    "generate": VOCABULARY | {"targets", "attacks", "runs", "data", "evaluate", "harden"},
 }
 HELPERS = (
     "__init__",
@@ -78,17 +82,25 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in MAY], ids=str)
 def test_imports_point_one_way(file: Path) -> None:
     own = file.parts[0]
-    wrong = {p for p in parts(file) if (ROOT / p).is_dir() or (ROOT / f"{p}.py").is_file()} - MAY[own] - {own}
+    wrong = (
+        {p for p in parts(file) if (ROOT / p).is_dir() or (ROOT / f"{p}.py").is_file()}
+        - MAY[own]
+        - {own}
+    )
     assert not wrong, f"{file} imports {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("file", [p for p in FILES if p.stem in VOCABULARY and len(p.parts) == 1], ids=str)
+@pytest.mark.parametrize(
+    "file", [p for p in FILES if p.stem in VOCABULARY and len(p.parts) == 1], ids=str
+)
 def test_the_vocabulary_knows_nothing_above_it(file: Path) -> None:
     assert parts(file) & {p.name for p in ROOT.iterdir()} <= VOCABULARY
     assert not parts(file) & set(MAY)
 
 
-@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] != "cli" and len(p.parts) > 1], ids=str)
+@pytest.mark.parametrize(
+    "file", [p for p in FILES if p.parts[0] != "cli" and len(p.parts) > 1], ids=str
+)
 def test_nothing_but_the_command_line_imports_it(file: Path) -> None:
     assert "cli" not in parts(file)
 
@@ -100,7 +112,9 @@ def test_no_attack_imports_another(file: Path) -> None:
     assert "holdfast.attacks" not in imports(file)
 
 
-@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in ("report", "runs", "data")], ids=str)
+@pytest.mark.parametrize(
+    "file", [p for p in FILES if p.parts[0] in ("report", "runs", "data")], ids=str
+)
 def test_a_report_opens_without_torch(file: Path) -> None:
     heavy = {"torch", "safetensors.torch"}
     assert not {name for name in imports(file) if name.split(".")[0] == "torch" or name in heavy}
@@ -116,13 +130,19 @@ GENERIC += [p for p in FILES if p.parts[0] == "evaluate" and p.stem != "protocol
 def test_the_loop_names_no_attack(file: Path) -> None:
     """Not in code: docstrings and messages may give an example call."""
     nodes = list(ast.walk(tree(file)))
-    used = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    used = {n.id for n in nodes if isinstance(n, ast.Name)} | {
+        n.attr for n in nodes if isinstance(n, ast.Attribute)
+    }
     assert not used & {c.__name__ for c in CATALOGUE.values() if isinstance(c, type)}
-    assert not {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)} & set(CATALOGUE)
+    assert not {
+        n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    } & set(CATALOGUE)
     assert not imports(file) & {f"holdfast.attacks.{p.stem}" for p in ATTACK_FILES}
 
 
-@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] in ("attacks", "evaluate", "targets")], ids=str)
+@pytest.mark.parametrize(
+    "file", [p for p in FILES if p.parts[0] in ("attacks", "evaluate", "targets")], ids=str
+)
 def test_nobody_branches_on_a_norm(file: Path) -> None:
     """A comparison, a match or a look-up by a norm's name; `norms.py` alone knows them."""
     if file.parts[0] == "attacks" and file.stem in ("attack", "problem"):
@@ -141,10 +161,22 @@ def test_nobody_branches_on_a_norm(file: Path) -> None:
             used = {n.value for n in looked if isinstance(n, ast.Constant)} | {
                 n.id for n in looked if isinstance(n, ast.Name)
             }
-            assert not {u for u in used if isinstance(u, str)} & names, f"{file}:{node.lineno} branches on a norm"
+            assert not {u for u in used if isinstance(u, str)} & names, (
+                f"{file}:{node.lineno} branches on a norm"
+            )
 
 
-FRAMEWORKS = {"tensorflow", "keras", "jax", "onnx", "onnxruntime", "foolbox", "art", "torchvision", "ray"}
+FRAMEWORKS = {
+    "tensorflow",
+    "keras",
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "foolbox",
+    "art",
+    "torchvision",
+    "ray",
+}
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

@@ -1,4 +1,5 @@
-"""Eps, bounds and masks of each feature's own: the norm against a rescaled space, and the optimum of linear models."""
+"""Eps, bounds and masks of each feature's own: the norm against a rescaled space, and the optimum
+of linear models."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def fall(model: Linear, x: Tensor, y: int, eps: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    "spec", ["pgd(steps=60)", "apgd(steps=60, loss='margin')", "square(steps=400)", "signhunter(steps=64)"]
+    "spec",
+    ["pgd(steps=60)", "apgd(steps=60, loss='margin')", "square(steps=400)", "signhunter(steps=64)"],
 )
 def test_a_ball_is_searched_to_the_optimum(spec: str) -> None:
     model, target, x, y = world()
@@ -66,7 +68,13 @@ def test_a_ball_is_searched_to_the_optimum(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "slack"), [("fmn(steps=200)", 1.01), ("fab(steps=40)", 1.01), ("deepfool", 1.05), ("rays(steps=400)", 1.2)]
+    ("spec", "slack"),
+    [
+        ("fmn(steps=200)", 1.01),
+        ("fab(steps=40)", 1.01),
+        ("deepfool", 1.05),
+        ("rays(steps=400)", 1.2),
+    ],
 )
 def test_the_smallest_is_found(spec: str, slack: float) -> None:
     model, target, x, y = world()
@@ -86,7 +94,10 @@ def test_the_smallest_is_found(spec: str, slack: float) -> None:
 def test_a_scale_of_zero_is_a_mask() -> None:
     _, target, x, y = world()
     scale = torch.where(MASK, SCALE, 0)
-    a, b = (run(parse("pgd(steps=9)"), target, x, y, t) for t in (threat(), Threat.linf(EPS, scale=scale)))
+    a, b = (
+        run(parse("pgd(steps=9)"), target, x, y, t)
+        for t in (threat(), Threat.linf(EPS, scale=scale))
+    )
     assert torch.equal(a.best, b.best)
     assert bool((a.best == x)[:, ~MASK].all())
 
@@ -94,7 +105,9 @@ def test_a_scale_of_zero_is_a_mask() -> None:
 def test_one_scale_for_all_is_a_factor_of_eps() -> None:
     _, target, x, y = world()
     plain = run(parse("apgd(steps=9)"), target, x, y, Threat.linf(0.125))
-    scaled = run(parse("apgd(steps=9)"), target, x, y, Threat.linf(0.25, scale=torch.full(SHAPE, 0.5)))
+    scaled = run(
+        parse("apgd(steps=9)"), target, x, y, Threat.linf(0.25, scale=torch.full(SHAPE, 0.5))
+    )
     assert torch.equal(plain.best, scaled.best)
     close(plain.size, scaled.size / 2)
 
@@ -128,7 +141,10 @@ def test_the_norm_is_linf_in_a_space_of_other_units(seed: int, gap: float, eps: 
 
         best = minimize_scalar(cost, bounds=(0, 50), method="bounded", options={"xatol": 1e-10}).fun
         assert cost(float(norm.size(found))) <= best + 1e-7
-        close(wide(norm.size(found), found) * 0 + found, row.clamp(-norm.size(found) * w, norm.size(found) * w)[None])
+        close(
+            wide(norm.size(found), found) * 0 + found,
+            row.clamp(-norm.size(found) * w, norm.size(found) * w)[None],
+        )
 
 
 def test_what_means_nothing_is_refused() -> None:

@@ -15,14 +15,18 @@ from laws.world import close
 N = 200
 
 
-def scores(k: int, scale: float = 3.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def scores(
+    k: int, scale: float = 3.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
     """z, y and an aim t != y."""
     keys = Keys.of(k, torch.arange(N))
     y = keys.fold("y").integers(k)
     return keys.normal((k,), dtype) * scale, y, (y + 1 + keys.fold("t").integers(k - 1)) % k
 
 
-def value_and_gradient(loss: str, z: Tensor, y: Tensor, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    loss: str, z: Tensor, y: Tensor, t: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     leaf = z.clone().requires_grad_()
     value = LOSSES[loss](leaf, y, t)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
@@ -39,7 +43,11 @@ def test_ce_orders_and_points_as_cross_entropy(k: int, aimed: bool) -> None:
     z, y, t = scores(k)
     value, g = value_and_gradient("ce", z, y, t if aimed else None)
     leaf = z.clone().requires_grad_()
-    usual = -F.cross_entropy(leaf, t, reduction="none") if aimed else F.cross_entropy(leaf, y, reduction="none")
+    usual = (
+        -F.cross_entropy(leaf, t, reduction="none")
+        if aimed
+        else F.cross_entropy(leaf, y, reduction="none")
+    )
     assert parallel(g, torch.autograd.grad(usual.sum(), leaf)[0])
     order = usual.detach().argsort()
     assert bool((value[order].diff() >= 0).all())
@@ -116,7 +124,11 @@ def test_mifpe_points_as_cross_entropy_of_the_scaled_scores() -> None:
     for aim in (None, t):
         value, g = value_and_gradient("mifpe", z, y, aim)
         leaf = (z / gap).requires_grad_()
-        usual = F.cross_entropy(leaf, y, reduction="sum") if aim is None else -F.cross_entropy(leaf, t, reduction="sum")
+        usual = (
+            F.cross_entropy(leaf, y, reduction="sum")
+            if aim is None
+            else -F.cross_entropy(leaf, t, reduction="sum")
+        )
         expected = torch.autograd.grad(usual, leaf)[0]
         # Where one class has all the mass up to rounding, cross-entropy itself knows no direction.
         known = expected.abs().amax(1) > 1e-12
@@ -129,13 +141,19 @@ def test_mifpe_points_as_cross_entropy_of_the_scaled_scores() -> None:
 @pytest.mark.parametrize(
     ("loss", "scale"),
     # Not dlr at 1e-30: the floor of its denominator, 1e-12 in the paper, swallows the value there.
-    [(loss, s) for loss in LOSSES for s in (1e-30, 1e-3, 1.0, 1e3, 1e30) if (loss, s) != ("dlr", 1e-30)],
+    [
+        (loss, s)
+        for loss in LOSSES
+        for s in (1e-30, 1e-3, 1.0, 1e3, 1e30)
+        if (loss, s) != ("dlr", 1e-30)
+    ],
 )
 @pytest.mark.parametrize("k", [2, 3, 4, 9])
 def test_every_loss_is_finite_and_leads_upwards(loss: str, scale: float, k: int) -> None:
     for dtype in (torch.float32, torch.float64):
         z, y, t = scores(k, scale, dtype)
-        y, t = z.argmax(1), (z.argmax(1) + 1 + (t - y - 1) % k) % k  # the model is right, as on every attacked row
+        # the model is right, as on every attacked row
+        y, t = z.argmax(1), (z.argmax(1) + 1 + (t - y - 1) % k) % k
         for aim in (None, t):
             value, g = value_and_gradient(loss, z, y, aim)
             assert bool(value.isfinite().all())
@@ -143,7 +161,9 @@ def test_every_loss_is_finite_and_leads_upwards(loss: str, scale: float, k: int)
             assert bool((g.abs().amax(1) > 0).all())
             c, sign = (y, -1) if aim is None else (aim, 1)
             if loss != "dlr":  # its denominator moves too
-                assert bool((sign * g.gather(1, c[:, None])[:, 0] >= 0).all()), "true class up, or aim down"
+                assert bool((sign * g.gather(1, c[:, None])[:, 0] >= 0).all()), (
+                    "true class up, or aim down"
+                )
 
 
 def test_ties_give_finite_directions() -> None:
@@ -166,7 +186,9 @@ def test_losses_do_not_mix_rows() -> None:
     for loss in LOSSES:
         for aim in (None, t):
             whole, g = value_and_gradient(loss, z, y, aim)
-            part, part_g = value_and_gradient(loss, z[3:4], y[3:4], None if aim is None else aim[3:4])
+            part, part_g = value_and_gradient(
+                loss, z[3:4], y[3:4], None if aim is None else aim[3:4]
+            )
             close(part, whole[3:4], rtol=1e-15, atol=1e-15)
             close(part_g, g[3:4], rtol=1e-14, atol=1e-15)
 

@@ -37,33 +37,47 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @each_convex
 @given(problem=problems())
-def test_projection_is_legal_and_nearest(norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_projection_is_legal_and_nearest(
+    norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
     d, eps, lo, hi = problem
     q = norm.project(d, eps, lo, hi)
     assert bool((norm.size(q) <= eps.flatten() * (1 + 1e-9) + 1e-12).all())
     assert bool(((q >= lo) & (q <= hi)).all())
     for i in range(len(d)):
-        # q is nearest exactly if no legal v lies further along d - q than q itself; the farthest v decides.
+        # q is nearest exactly if no legal v lies further along d - q than q itself; the farthest v
+        # decides.
         pull = (d - q)[i].flatten().numpy()
-        v = farthest(norm.name, pull, float(eps[i]), lo[i].flatten().numpy(), hi[i].flatten().numpy())
+        v = farthest(
+            norm.name, pull, float(eps[i]), lo[i].flatten().numpy(), hi[i].flatten().numpy()
+        )
         gap = float(pull @ (v - q[i].flatten().numpy()))
-        assert gap <= 1e-9 * (1 + np.abs(pull).sum()), f"row {i} has a nearer legal point: gap {gap}"
+        assert gap <= 1e-9 * (1 + np.abs(pull).sum()), (
+            f"row {i} has a nearer legal point: gap {gap}"
+        )
 
 
 @each_convex
 @given(problem=problems())
-def test_no_random_legal_point_is_nearer(norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_no_random_legal_point_is_nearer(
+    norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
     d, eps, lo, hi = problem
     q = norm.project(d, eps, lo, hi)
     keys = Keys.of(0, torch.arange(len(d)))
     for t in range(5):
-        v = (eps * norm.sample(keys.fold(t), d)).clamp(lo, hi)  # towards 0 in every entry, so still in the ball
-        assert bool((((d - q) * (v - q)).flatten(1).sum(1) <= 1e-9 * (1 + d.flatten(1).abs().sum(1))).all())
+        # towards 0 in every entry, so still in the ball
+        v = (eps * norm.sample(keys.fold(t), d)).clamp(lo, hi)
+        assert bool(
+            (((d - q) * (v - q)).flatten(1).sum(1) <= 1e-9 * (1 + d.flatten(1).abs().sum(1))).all()
+        )
 
 
 @each_norm
 @given(problem=problems())
-def test_projection_is_idempotent(norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def test_projection_is_idempotent(
+    norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
     d, eps, lo, hi = problem
     q = norm.project(d, eps, lo, hi)
     close(norm.project(q, eps, lo, hi), q, rtol=1e-12, atol=1e-12)
@@ -92,11 +106,14 @@ def test_a_rows_projection_does_not_know_its_neighbours(norm: Norm, dtype: torch
     lo, hi, eps = -x, 1 - x, torch.full((n, 1, 1), 0.5, dtype=dtype)
     far = keys.fold("d").normal((2, 3), dtype) * 0.5
     q = norm.project(far, eps, lo, hi)
-    # At the very border of the ball, and straight out of the box from there, a comparison may go either way.
+    # At the very border of the ball, and straight out of the box from there, a comparison may go
+    # either way.
     border = torch.where(q >= hi, q + 1, torch.where(q <= lo, q - 1, q))
     for d in (far, q, border):
         whole = norm.project(d, eps, lo, hi)
-        alone = [norm.project(d[i : i + 1], eps[:1], lo[i : i + 1], hi[i : i + 1]) for i in range(n)]
+        alone = [
+            norm.project(d[i : i + 1], eps[:1], lo[i : i + 1], hi[i : i + 1]) for i in range(n)
+        ]
         assert torch.equal(torch.cat(alone), whole)
 
 
@@ -121,7 +138,10 @@ def test_projection_in_float32_on_many_features(norm: Norm) -> None:
     for eps in (0.01, 0.3, 4.0):
         q = norm.project(d, wide(torch.full((20,), eps), like), -x, 1 - x)
         exact = norm.project(
-            d.double(), wide(torch.full((20,), eps, dtype=torch.float64), like), -x.double(), (1 - x).double()
+            d.double(),
+            wide(torch.full((20,), eps, dtype=torch.float64), like),
+            -x.double(),
+            (1 - x).double(),
         )
         close(q.double(), exact, rtol=0, atol=3e-5 * eps)
 
@@ -173,7 +193,8 @@ def test_samples_lie_in_the_ball(norm: Norm, draw: str) -> None:
 def test_samples_are_uniform(norm: Norm) -> None:
     n, f = 4000, 3
     d = norm.sample(Keys.of(2, torch.arange(n)), torch.zeros(n, f, dtype=torch.float64))
-    # In a uniform ball the size is the f-th root of a uniform number, whatever the norm, and no sign is favoured.
+    # In a uniform ball the size is the f-th root of a uniform number, whatever the norm, and no
+    # sign is favoured.
     assert apart(norm.size(d).numpy() ** f, np.linspace(0, 1, 100001)) < 2
     assert abs(float(d.sign().mean())) < 3.3 / math.sqrt(n * f)
     # Each entry follows the law of a uniform ball; compare with what rejection keeps of a cube.
@@ -184,7 +205,8 @@ def test_samples_are_uniform(norm: Norm) -> None:
 
 
 def apart(sample: np.ndarray, reference: np.ndarray) -> float:
-    """The two-sample statistic of Kolmogorov and Smirnov: above 1.95 by chance once in a thousand."""
+    """The two-sample statistic of Kolmogorov and Smirnov: above 1.95 by chance once in a
+    thousand."""
     at = np.concatenate([sample, reference])
     share = [np.searchsorted(np.sort(s), at, side="right") / len(s) for s in (sample, reference)]
     n, m = len(sample), len(reference)
@@ -215,7 +237,8 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
 ) -> None:
     """Against bisection over eps; where the box is too small, the farthest corner."""
     g, _, lo, hi = (t.to(dtype) for t in problem)
-    g = torch.where(g.abs() > 1e-6, g, 0)  # past that, the bisection that it is held against gives up
+    # past that, the bisection that it is held against gives up
+    g = torch.where(g.abs() > 1e-6, g, 0)
     most = (torch.where(g * share > 0, hi, lo) * g).flatten(1).sum(1).abs()
     gap = share * most
     v = norm.reach(g, gap, lo, hi)
@@ -226,16 +249,24 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
         wanted = abs(float(gap[i])) if abs(share) <= 1 else float(most[i])
         assert float(c @ at) == pytest.approx(wanted, rel=tolerance, abs=tolerance)
         box = lo[i].double().flatten().numpy(), hi[i].double().flatten().numpy()
-        least = distance(norm.name, c, wanted * (1 - 10 * tolerance) - 10 * tolerance, *box) if wanted > 1e-3 else 0
+        least = (
+            distance(norm.name, c, wanted * (1 - 10 * tolerance) - 10 * tolerance, *box)
+            if wanted > 1e-3
+            else 0
+        )
         assert float(norm.size(v[i : i + 1])) >= least - 1e-6
         if abs(share) < 1 and wanted > 1e-3:
             most_needed = distance(norm.name, c, wanted * (1 - tolerance), *box)
-            assert float(norm.size(v[i : i + 1])) <= most_needed * (1 + 100 * tolerance) + 100 * tolerance
+            assert (
+                float(norm.size(v[i : i + 1]))
+                <= most_needed * (1 + 100 * tolerance) + 100 * tolerance
+            )
 
 
 @each_norm
 def test_prox_is_the_minimum(norm: Norm) -> None:
-    """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v); for L0 the size is the sum of |v|^(2/3)."""
+    """No point tried nearby has a lower |v - d|^2 / 2 + weight * size(v); for L0 the size is the
+    sum of |v|^(2/3)."""
     keys = Keys.of(0, torch.arange(50))
     d, weight = keys.normal((2, 3), torch.float64), keys.fold("w").uniform((1, 1), torch.float64)
 
@@ -247,12 +278,20 @@ def test_prox_is_the_minimum(norm: Norm) -> None:
     assert float(norm.size(best).sum()) < float(norm.size(d).sum())
     for t in range(30):
         shake = keys.fold(t).normal((2, 3), torch.float64)
-        for v in (best + 0.05 * shake * (best != 0), best + 0.05 * shake, best * (1 + 0.1 * shake), d, 0 * d):
+        for v in (
+            best + 0.05 * shake * (best != 0),
+            best + 0.05 * shake,
+            best * (1 + 0.1 * shake),
+            d,
+            0 * d,
+        ):
             assert bool((price(v) >= price(best) - 1e-9).all())
 
 
 @given(problem=problems(), k=st.integers(0, 5))
-def test_no_choice_of_k_features_is_nearer(problem: tuple[Tensor, Tensor, Tensor, Tensor], k: int) -> None:
+def test_no_choice_of_k_features_is_nearer(
+    problem: tuple[Tensor, Tensor, Tensor, Tensor], k: int
+) -> None:
     d, _, lo, hi = problem
     q = NORMS["l0"].project(d, wide(torch.full((len(d),), float(k)), d), lo, hi)
     assert bool((NORMS["l0"].size(q) <= k).all())

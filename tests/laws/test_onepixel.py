@@ -29,7 +29,9 @@ def test_most_of_the_fall_of_a_linear_model_is_found(eps: int, share: float) -> 
     ledger = run(OnePixel(steps=1500), target, x, y, threat("l0", eps), stop=False)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     columns = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
-    best = torch.tensor([best_margin("l0", w, b, row, label, eps) for row, label in columns], dtype=x.dtype)
+    best = torch.tensor(
+        [best_margin("l0", w, b, row, label, eps) for row, label in columns], dtype=x.dtype
+    )
     clean = target.task.margin(target.scores(x), y)
     fall = (clean - ledger.margin) / (clean - best)
     assert bool(((fall >= share) & (fall <= 1 + 1e-6)).all())
@@ -44,7 +46,13 @@ def test_a_child_is_the_third_and_the_scaled_difference() -> None:
         others = [0, 1, 3, 4]
         for row in range(6):
             m = s.members[row]
-            ways = [m[a] + 0.5 * (m[b] - m[c]) for a in others for b in others for c in others if len({a, b, c}) == 3]
+            ways = [
+                m[a] + 0.5 * (m[b] - m[c])
+                for a in others
+                for b in others
+                for c in others
+                if len({a, b, c}) == 3
+            ]
             ways = [torch.where((w < 0) | (w > 1), drawn[row], w) for w in ways]
             assert any(torch.allclose(child[row], w) for w in ways)
 
@@ -60,7 +68,9 @@ def test_a_child_takes_its_parents_place_only_where_it_is_better() -> None:
         better = after.fitness > s.fitness
         assert bool((changed <= better).all())
         assert torch.equal(better.sum(1) <= 1, torch.ones(6, dtype=torch.bool))
-        close(torch.where(better, p.value(after.d, "margin")[:, None], after.fitness), after.fitness)
+        close(
+            torch.where(better, p.value(after.d, "margin")[:, None], after.fitness), after.fitness
+        )
         s = after
 
 

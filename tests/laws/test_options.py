@@ -16,13 +16,26 @@ N = 25
 
 
 def differ(a: Ledger, b: Ledger) -> bool:
-    return any(not torch.equal(column, b.columns()[name]) for name, column in a.columns().items() if name != "best")
+    return any(
+        not torch.equal(column, b.columns()[name])
+        for name, column in a.columns().items()
+        if name != "best"
+    )
 
 
 def seen(attack: Attack, norm: str, seed: int, restart: int = 0, wider: int = 1) -> Ledger:
     target = wrap(bent())
     x, y = rows(target, N)
-    return run(attack, target, x, y, threat(norm, wider * EPS[norm]), seed=seed, restart=restart, stop=False)
+    return run(
+        attack,
+        target,
+        x,
+        y,
+        threat(norm, wider * EPS[norm]),
+        seed=seed,
+        restart=restart,
+        stop=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,11 +44,13 @@ def seen(attack: Attack, norm: str, seed: int, restart: int = 0, wider: int = 1)
     ids=lambda v: v if isinstance(v, str) else v.__name__,
 )
 def test_every_field_changes_the_result(cls: type[Attack], field: str) -> None:
-    """Two values give two ledgers; more than new noise (it is keyed by the fields too): noise has been taken away."""
+    """Two values give two ledgers; more than new noise (it is keyed by the fields too): noise has
+    been taken away."""
     name = cls.__name__.lower()
     tries = values(name, field)
     assert len(tries) > 1, f"no second value is known for {field}"
-    for steps, norm, wider in itertools.product((2, 6, 48), sorted(cls.norms), (1, 12)):  # few steps show most
+    # few steps show most
+    for steps, norm, wider in itertools.product((2, 6, 48), sorted(cls.norms), (1, 12)):
         # 12: shares of one feature are all alike
         first, *others = (short(name, **({"steps": steps} | {field: v})) for v in tries)
         base = still(first, norm, wider)
@@ -64,17 +79,21 @@ def test_other_seeds_give_other_noise(name: str, norm: str) -> None:
 @every
 @pytest.mark.parametrize("model_seed", [0, 20])
 def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) -> None:
-    """With as many queries (but too few to try all 32 corners in L1), random points break no more of a small net."""
+    """With as many queries (but too few to try all 32 corners in L1), random points break no more
+    of a small net."""
     if norm == "l0":
         pytest.skip("a law of the others: chance soon tries both ends of each of 16 features")
     attack = short(name, 30)
     target = wrap(bent(seed=model_seed))
     x, y = rows(target, 60)
     ledger = run(attack, target, x, y, threat(norm))
-    chance = run(parse(f"sweep(steps={min(int(ledger.queries.max()), 32)})"), target, x, y, threat(norm))
+    chance = run(
+        parse(f"sweep(steps={min(int(ledger.queries.max()), 32)})"), target, x, y, threat(norm)
+    )
     assert int(chance.broken.sum()) < 60
     if attack.needs >= Access.GRADIENTS:
-        exhausted = norm == "l1" and not bounded(name)  # so many draws try nearly all 32 corners: more is not to be had
+        # so many draws try nearly all 32 corners: more is not to be had
+        exhausted = norm == "l1" and not bounded(name)
         assert int(ledger.broken.sum()) >= int(chance.broken.sum()) + (not exhausted)
     else:
         assert int(ledger.broken.sum()) > 0.85 * int(chance.broken.sum())  # itself a matter of luck

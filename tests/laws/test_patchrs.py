@@ -34,7 +34,10 @@ def patched(model: Linear, side: int = SIDE) -> tuple[Moved, Tensor, Tensor]:
 
 
 def test_the_share_is_the_papers() -> None:
-    shares = [0.4 / PatchRS().share(t) for t in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)]
+    shares = [
+        0.4 / PatchRS().share(t)
+        for t in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)
+    ]
     assert shares == pytest.approx([1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512])
     assert PatchRS(schedule=100).share(3) == pytest.approx(0.4 / 8)  # as after 300 of 10,000
 
@@ -70,11 +73,13 @@ def test_gradients_rise_with_the_pixels() -> None:
     start[:, 60:62], start[:, 62:] = 0, draw(12, 8)
     g = moved.pull(start, lambda z: torch.eye(2).to(z)[0].expand_as(z))[1]
     assert bool((g[:, :62] == 0).all())
-    close(g[:, 62:], model.w[0].view(SHAPE)[:, :2, :2].flatten().expand(12, -1).detach())  # half the box over the reach
+    # half the box over the reach
+    close(g[:, 62:], model.w[0].view(SHAPE)[:, :2, :2].flatten().expand(12, -1).detach())
 
 
 def best(model: Linear, x: Tensor, y: Tensor) -> Tensor:
-    """The least margin of two classes that a square can leave: every place, each pixel at its better end."""
+    """The least margin of two classes that a square can leave: every place, each pixel at its
+    better end."""
     w = model.w[y] - model.w[1 - y]
     clean = (w * x.flatten(1)).sum(1) + model.b[y] - model.b[1 - y]
     gain = (w * x.flatten(1) - w.clamp_max(0)).view_as(x).sum(1)
@@ -82,14 +87,17 @@ def best(model: Linear, x: Tensor, y: Tensor) -> Tensor:
 
 
 def test_the_best_patch_of_a_linear_model_is_found() -> None:
-    """By one of two runs, where one content is best at every place; elsewhere a good content can hold a bad place."""
+    """By one of two runs, where one content is best at every place; elsewhere a good content can
+    hold a bad place."""
     model = linear(2, features=60)
     moved, x, y = patched(model)
     threat = Threat.linf(moved.reach)
     some = run(PatchRS(steps=60), moved, moved.start(x), y, threat, stop=False)
     assert bool((some.margin >= best(model, x, y).detach() - 1e-9).all())
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    alike = Linear(signs[:, None] * (draw(2, *SHAPE) * signs[:, None, None]).flatten(1), model.b.detach())
+    alike = Linear(
+        signs[:, None] * (draw(2, *SHAPE) * signs[:, None, None]).flatten(1), model.b.detach()
+    )
     moved, x, y = patched(alike)
     attack, start = PatchRS(steps=400), moved.start(x)
     found = [run(attack, moved, start, y, threat, stop=False, restart=i).margin for i in range(2)]
@@ -138,7 +146,9 @@ def test_rows_and_budgets_are_kept() -> None:
 def test_evidence_is_left_and_holds() -> None:
     x, y = open_data("digits").rows(0, 24)
     target = holdfast.wrap(demo_model())
-    done = holdfast.evaluate(target, (x, y), "patch(2)", attacks=["patchrs(steps=60, schedule=60)", "apgd(steps=5)"])
+    done = holdfast.evaluate(
+        target, (x, y), "patch(2)", attacks=["patchrs(steps=60, schedule=60)", "apgd(steps=5)"]
+    )
     assert 0 < done.metrics.counts["broken"] < 24
     assert "one square of 2 x 2 pixels" in words.headline(done.manifest)
     assert verify(done.folder, target, from_arrays(x, y)) == []
@@ -155,7 +165,9 @@ def test_a_search_goes_before_the_protocol(access: Access) -> None:
         assert (first, *others) == usual.trials
 
 
-@pytest.mark.parametrize("threat", ["patch(0)", "patch(2.5)", "patch(True)", "patch(9)", "patch(3, target=1)"])
+@pytest.mark.parametrize(
+    "threat", ["patch(0)", "patch(2.5)", "patch(True)", "patch(9)", "patch(3, target=1)"]
+)
 def test_what_is_no_patch_is_refused(threat: str) -> None:
     x, y = open_data("digits").rows(0, 4)
     with pytest.raises(HoldfastError, match="patch"):

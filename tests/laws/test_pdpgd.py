@@ -17,7 +17,8 @@ N = 8
 
 
 def test_the_first_step_descends_and_shrinks() -> None:
-    """Adam's first step is the sign of the gradient; in L1 the proximal one takes the same off every entry."""
+    """Adam's first step is the sign of the gradient; in L1 the proximal one takes the same off
+    every entry."""
     target = wrap(linear(2), bounds=(-9, 10))
     x, y = rows(target, N)
     books = Ledger.open(x, torch.full((N,), math.inf, dtype=torch.float64))
@@ -31,11 +32,14 @@ def test_the_first_step_descends_and_shrinks() -> None:
 
 @pytest.mark.parametrize("norm", CONVEX)
 def test_the_point_settles_where_the_hyperplane_is_nearest(norm: str) -> None:
-    """The best point on the way comes within 1 % of it; the last, which swings about it, within a tenth."""
+    """The best point on the way comes within 1 % of it; the last, which swings about it, within a
+    tenth."""
     target = wrap(linear(2), bounds=(-1, 2))
     x, y = rows(target, N)
     books = Ledger.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), ledger=books, stop=False)
+    p = Problem(
+        target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), ledger=books, stop=False
+    )
     gap, g = p.gradient(torch.zeros_like(x), "margin")
     attack = PDPGD()
     s = attack.start(p)

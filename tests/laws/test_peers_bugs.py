@@ -1,9 +1,9 @@
 """Bugs that were found in other tools, one test each: they must not exist here.
 
-The tests are named after the bug; some of the laws say the same more generally. Elsewhere are 4 (batches of
-HopSkipJump, in test_decision), the first half of 9 (the last point is judged, in test_books), 11 (options that do
-nothing, in test_options), 14 (APGD's checkpoints and halvings, in test_apgd) and 16 (a resume after kill -9, and what
-it refuses, in test_evaluate).
+The tests are named after the bug; some of the laws say the same more generally. Elsewhere are 4
+(batches of HopSkipJump, in test_decision), the first half of 9 (the last point is judged, in
+test_books), 11 (options that do nothing, in test_options), 14 (APGD's checkpoints and halvings, in
+test_apgd) and 16 (a resume after kill -9, and what it refuses, in test_evaluate).
 """
 
 from __future__ import annotations
@@ -29,14 +29,22 @@ from laws.world import Then, bent, close, linear, rows, same, threat, wrap
 
 
 def short(name: str, norm: str, *, most: int = 12) -> list[Trial]:
-    """A protocol with fewer steps and restarts: what is tested is that it works, and how it scales."""
+    """A protocol with fewer steps and restarts: what is tested is that it works, and how it
+    scales."""
     trials = protocol(name, norm).trials
-    cut = [replace(t, attack=replace(t.attack, steps=min(t.attack.steps, most)), restarts=1) for t in trials]
+    cut = [
+        replace(t, attack=replace(t.attack, steps=min(t.attack.steps, most)), restarts=1)
+        for t in trials
+    ]
     return list(dict.fromkeys(cut))
 
 
-def robust(model: nn.Module, x: Tensor, y: Tensor, attacks: list[Trial], norm: str = "linf") -> list[str]:
-    run_ = holdfast.evaluate(wrap(model, tuple(x.shape[1:])), (x.numpy(), y.numpy()), threat(norm), attacks=attacks)
+def robust(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: list[Trial], norm: str = "linf"
+) -> list[str]:
+    run_ = holdfast.evaluate(
+        wrap(model, tuple(x.shape[1:])), (x.numpy(), y.numpy()), threat(norm), attacks=attacks
+    )
     return run_.samples.column("status").to_pylist()
 
 
@@ -45,14 +53,19 @@ def fitting(trials: list[Trial], k: int) -> list[Trial]:
 
 
 def test_bug_1_cw_does_not_see_a_shift_of_the_logits() -> None:
-    """A product with a 0/1 mask lets the true class's 0 win where all scores are negative: 100 % robust."""
+    """A product with a 0/1 mask lets the true class's 0 win where all scores are negative: 100 %
+    robust."""
     model = linear(3)
-    model.load_state_dict({name: (w * 64).round() / 64 for name, w in model.state_dict().items()})  # so - 100 is exact
+    # so - 100 is exact
+    model.load_state_dict({name: (w * 64).round() / 64 for name, w in model.state_dict().items()})
     plain, low = wrap(model), wrap(Then(model, lambda _, z: z - 100))
     x, y = rows(plain, 30)
     x = (x * 256).round() / 256
     y = plain.labels(x)
-    first, second = (run(parse("cw(steps=200)"), target, x, y, threat("l2", torch.inf)) for target in (plain, low))
+    first, second = (
+        run(parse("cw(steps=200)"), target, x, y, threat("l2", torch.inf))
+        for target in (plain, low)
+    )
     assert bool(first.size.isfinite().all())
     assert torch.equal(first.best, second.best)
 
@@ -83,11 +96,15 @@ def test_bug_3_a_nan_row_is_not_class_zero() -> None:
     """argmax of a NaN row is 0: two tools report the share of class 0 as robust accuracy."""
     net = Then(bent(dtype=torch.float32), lambda _, z: z[:, [1, 0, 2, 3, 4]])
     grid = 255 / 256  # exact in float32
-    model = Then(net, lambda x, z: torch.where((x * 256 % 1 != 0).flatten(1).any(1)[:, None], torch.nan, z))
+    model = Then(
+        net, lambda x, z: torch.where((x * 256 % 1 != 0).flatten(1).any(1)[:, None], torch.nan, z)
+    )
     x = (rows(wrap(net), 30)[0] * 256 * grid).round() / 256
     y = wrap(net).labels(x)
     assert bool((y == 0).any())
-    result = holdfast.evaluate(wrap(model), (x.numpy(), y.numpy()), "linf(0.0001)", attacks=["pgd(steps=3)"])
+    result = holdfast.evaluate(
+        wrap(model), (x.numpy(), y.numpy()), "linf(0.0001)", attacks=["pgd(steps=3)"]
+    )
     assert set(result.samples.column("status").to_pylist()) == {"failed"}
     assert result.verdict.status == "unreliable"
 
@@ -128,9 +145,12 @@ def test_bug_7_prediction_and_label_are_not_swapped_in_the_loss(loss: str) -> No
     close(ledger.margin, torch.tensor(best, dtype=torch.float64), rtol=1e-6)
 
 
-@pytest.mark.parametrize("spec", ["ddn(steps=20)", "fmn(steps=20)", "apgd(steps=20)", "pgd(steps=20, step_size=0.8)"])
+@pytest.mark.parametrize(
+    "spec", ["ddn(steps=20)", "fmn(steps=20)", "apgd(steps=20)", "pgd(steps=20, step_size=0.8)"]
+)
 def test_bug_9_the_best_point_is_kept_and_not_the_last_one(spec: str) -> None:
-    """The last point was returned for the best, or the best loss stored with the next step's point."""
+    """The last point was returned for the best, or the best loss stored with the next step's
+    point."""
     asked: list[tuple[Tensor, Tensor]] = []
     target = wrap(Then(bent(), lambda x, z: asked.append((x.detach(), z.detach())) or z))
     attack, worse = parse(spec), 0
@@ -154,12 +174,14 @@ def test_bug_9_the_best_point_is_kept_and_not_the_last_one(spec: str) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("k", [2, 4])
 def test_bug_10_deepfool_crosses_the_boundary(norm: str, k: int) -> None:
-    """An overshoot of zero, by a view written in place, stops on it. (The rule alone: no search at its end.)"""
+    """An overshoot of zero, by a view written in place, stops on it. (The rule alone: no search at
+    its end.)"""
     model = linear(k)
     target = wrap(model, bounds=(-9, 10))
     x, y = rows(target, 30)
     w, z = model.w.detach(), target.scores(x)
-    each = [(z[i, y[i]] - z[i]) / NORMS[norm].dual(w - w[y[i]]) for i in range(30)]  # 0 / 0 for the true class
+    # 0 / 0 for the true class
+    each = [(z[i, y[i]] - z[i]) / NORMS[norm].dual(w - w[y[i]]) for i in range(30)]
     exact = torch.stack([far[far.isfinite()].min() for far in each])
     found = perturb(parse("deepfool()"), target, x, y, threat(norm, torch.inf))
     assert bool((target.labels(found) != y).all())
@@ -187,7 +209,9 @@ def test_bug_8_an_original_is_no_success_of_a_targeted_attack() -> None:
     x, y = rows(target, 20)
     goal = (y + 1) % 5
     assert not bool(run(Idle(), target, x, y, threat("linf", goal=Targeted(goal))).broken.any())
-    result = holdfast.evaluate(target, (x.numpy(), y.numpy()), "linf(0.08, target=2)", attacks=[Idle()])
+    result = holdfast.evaluate(
+        target, (x.numpy(), y.numpy()), "linf(0.08, target=2)", attacks=[Idle()]
+    )
     assert "broken" not in result.samples.column("status").to_pylist()
 
 
@@ -203,7 +227,8 @@ def test_bug_12_a_neighbours_gradient_does_not_decide_a_rows_step() -> None:
 
 
 def test_bug_13_a_legal_point_is_not_moved_by_its_projection() -> None:
-    """A clamp on the perturbation instead of the ratio took (.3, .4) to (1, 1) for a radius of 5."""
+    """A clamp on the perturbation instead of the ratio took (.3, .4) to (1, 1) for a radius of
+    5."""
     d, far = torch.tensor([[0.3, 0.4]]), torch.full((1, 2), 9.0)
     for norm in NORMS.values():
         assert torch.equal(norm.project(d, torch.tensor([[5.0]]), -far, far), d)
@@ -211,7 +236,8 @@ def test_bug_13_a_legal_point_is_not_moved_by_its_projection() -> None:
 
 @pytest.mark.parametrize("spec", ["apgd(steps=15)", "square(steps=40)", "pgd(steps=10)"])
 def test_bug_15_one_batch_of_16_is_two_of_8(spec: str) -> None:
-    """One generator for a batch, and one square for all of its rows, gave 8 and 10 of 16 other points."""
+    """One generator for a batch, and one square for all of its rows, gave 8 and 10 of 16 other
+    points."""
     target = wrap(bent())
     x, y = rows(target, 16)
     whole = run(parse(spec), target, x, y, threat("linf"))
@@ -228,7 +254,9 @@ def test_bug_17_autoattack_works_with_any_number_of_classes(k: int, norm: str) -
     target = wrap(net)
     x, y = rows(target, 12)
     trials = fitting(short("autoattack", norm, most=4), max(k, 2))
-    units = [unit for trial in protocol("autoattack", norm).trials for unit in trial.units(target.task.k)]
+    units = [
+        unit for trial in protocol("autoattack", norm).trials for unit in trial.units(target.task.k)
+    ]
     aims = {rank for _, rank in units}
     most = {"linf": 9, "l2": 9, "l1": 9}[norm]
     assert max(aims) == min(most, max(k, 2) - 1)
@@ -253,17 +281,25 @@ def test_bug_18_l1_steps_reach_what_l1_allows() -> None:
 
 
 def test_bug_19_normalised_data_are_refused() -> None:
-    """Clipped to [0, 1], data of mean 0 gave perturbations of 1.357 and 1.953 at eps 0.1, and no error."""
+    """Clipped to [0, 1], data of mean 0 gave perturbations of 1.357 and 1.953 at eps 0.1, and no
+    error."""
     target = wrap(bent(dtype=torch.float32))
     x, y = rows(target, 20)
     with pytest.raises(holdfast.InputError, match=r"normalised"):
-        holdfast.evaluate(target, ((x * 4 - 2).numpy(), y.numpy()), "linf(0.1)", attacks=["pgd(steps=1)"])
+        holdfast.evaluate(
+            target, ((x * 4 - 2).numpy(), y.numpy()), "linf(0.1)", attacks=["pgd(steps=1)"]
+        )
 
 
 def test_bug_20_a_model_in_train_mode_is_measured_in_eval_mode() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3)
+        nn.Flatten(),
+        nn.Linear(16, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(32, 3),
     )
     x = torch.rand(40, 1, 4, 4)
     net(x)
@@ -275,7 +311,8 @@ def test_bug_20_a_model_in_train_mode_is_measured_in_eval_mode() -> None:
 
 
 def test_bug_22_a_lucky_draw_of_a_randomised_model_is_no_success() -> None:
-    """Judged once, on the attack's own draw, every row falls to enough questions: here one answer in ten is wrong."""
+    """Judged once, on the attack's own draw, every row falls to enough questions: here one answer
+    in ten is wrong."""
     net = bent(dtype=torch.float32)
     x, y = rows(wrap(net), 200)
 
@@ -283,16 +320,29 @@ def test_bug_22_a_lucky_draw_of_a_randomised_model_is_no_success() -> None:
         return torch.where(torch.rand(len(z), 1) < 0.1, z.roll(1, 1), z)
 
     fickle = wrap(Then(net, now_and_then))
-    assert float(run(parse("pgd(steps=40)"), fickle, x, y, Threat.linf(1e-6)).broken.float().mean()) > 0.9
-    result = holdfast.evaluate(fickle, (x.numpy(), y.numpy()), "linf(1e-6)", attacks=["pgd(steps=40)"])
+    assert (
+        float(run(parse("pgd(steps=40)"), fickle, x, y, Threat.linf(1e-6)).broken.float().mean())
+        > 0.9
+    )
+    result = holdfast.evaluate(
+        fickle, (x.numpy(), y.numpy()), "linf(1e-6)", attacks=["pgd(steps=40)"]
+    )
     # Wrong twice of two looks: one in a hundred before the attack, and one after it.
     assert result.metrics.counts["broken"] + result.metrics.counts["wrong"] <= 0.05 * 200
     assert result.metrics.counts["unstable"] > 0.1 * 200
     assert result.verdict.status == "unreliable"
 
 
-STANDARD = [("apgd-ce", 1, 0), ("apgd-dlr", 1, 9), ("fab", 1, 9), ("square", 1, 0)]  # attack, restarts, targets
-PLUS = [("apgd-ce", 5, 0), ("apgd-dlr", 5, 0), ("fab", 5, 0), ("square", 1, 0), ("apgd-dlr", 1, 9), ("fab", 1, 9)]
+# attack, restarts, targets
+STANDARD = [("apgd-ce", 1, 0), ("apgd-dlr", 1, 9), ("fab", 1, 9), ("square", 1, 0)]
+PLUS = [
+    ("apgd-ce", 5, 0),
+    ("apgd-dlr", 5, 0),
+    ("fab", 5, 0),
+    ("square", 1, 0),
+    ("apgd-dlr", 1, 9),
+    ("fab", 1, 9),
+]
 RAND = [("apgd-ce", 1, 0), ("apgd-dlr", 1, 0)]
 
 
@@ -305,7 +355,9 @@ RAND = [("apgd-ce", 1, 0), ("apgd-dlr", 1, 0)]
         *[("autoattack-rand", norm, RAND) for norm in ("linf", "l2")],
     ],
 )
-def test_bug_23_autoattack_is_autoattack(name: str, norm: str, table: list[tuple[str, int, int]]) -> None:
+def test_bug_23_autoattack_is_autoattack(
+    name: str, norm: str, table: list[tuple[str, int, int]]
+) -> None:
     """Another tool's has 10 steps, a third's DeepFool in place of APGD-T and FAB."""
     found = []
     for trial in protocol(name, norm).trials:
@@ -318,16 +370,23 @@ def test_bug_23_autoattack_is_autoattack(name: str, norm: str, table: list[tuple
 
 
 def test_bug_23_a_run_of_autoattack_costs_what_the_authors_does() -> None:
-    """Passes of a row that stands, forwards and backwards; ours add one or two that judge a first and a last point."""
+    """Passes of a row that stands, forwards and backwards; ours add one or two that judge a first
+    and a last point."""
     target = wrap(bent(10, dtype=torch.float32))
     x, y = rows(target, 4)
     clean = target.scores(x)
     table = [(101, 101), (101, 101), (200, 100), (500, 0)]  # of one run; Square's a tenth of it
-    for trial, (forwards, backwards) in zip(protocol("autoattack", "linf").trials, table, strict=True):
+    for trial, (forwards, backwards) in zip(
+        protocol("autoattack", "linf").trials, table, strict=True
+    ):
         attack = replace(trial.attack, steps=min(trial.attack.steps, 500))
         *_, (restart, rank) = trial.units(10)
-        ledger = run(attack, target, x, y, Threat.linf(1e-6), restart=restart, rank=rank, clean=clean)
+        ledger = run(
+            attack, target, x, y, Threat.linf(1e-6), restart=restart, rank=rank, clean=clean
+        )
         found = int(ledger.size.isfinite().sum()) > 0  # by FAB, far away: five forwards more
         assert not bool(ledger.broken.any())
         assert ledger.backwards.tolist() == [backwards] * 4
-        assert bool(((ledger.forwards >= forwards) & (ledger.forwards <= forwards + 2 + 5 * found)).all())
+        assert bool(
+            ((ledger.forwards >= forwards) & (ledger.forwards <= forwards + 2 + 5 * found)).all()
+        )

@@ -1,4 +1,5 @@
-"""Many points a row in one question: the books and the answers are those of asking one point after the other."""
+"""Many points a row in one question: the books and the answers are those of asking one point after
+the other."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def problem(access: Access, budget: Tensor | None, *, stop: bool, sick: bool = F
     x, y = rows(wrap(inner), N)
     t = threat("l2")
     ledger = Ledger.open(x, legal_size(t.norm, t.eps, target, N))
-    return Problem(target, x, y, t, Keys.of(0, torch.arange(N)), ledger=ledger, budget=budget, stop=stop)
+    return Problem(
+        target, x, y, t, Keys.of(0, torch.arange(N)), ledger=ledger, budget=budget, stop=stop
+    )
 
 
 @pytest.mark.parametrize("access", [Access.LABELS, Access.SCORES])

@@ -24,23 +24,41 @@ def test_the_backwards_of_a_row_are_its_own() -> None:
     whole = run(parse("pgd(steps=10)"), target, x, y, threat("linf"))
     for i in range(N):
         at = torch.tensor([i])
-        same(run(parse("pgd(steps=10)"), target, x[at], y[at], threat("linf"), ids=at), pick(whole, at))
+        same(
+            run(parse("pgd(steps=10)"), target, x[at], y[at], threat("linf"), ids=at),
+            pick(whole, at),
+        )
 
 
 def attack_rows(
-    attack: Attack, target: TorchTarget, norm: str, x: Tensor, y: Tensor, at: Tensor, **options: object
+    attack: Attack,
+    target: TorchTarget,
+    norm: str,
+    x: Tensor,
+    y: Tensor,
+    at: Tensor,
+    **options: object,
 ) -> Ledger:
     """The attack on rows `at` alone, each with its own eps and identity."""
     eps = EPS[norm] * (0.5 + torch.arange(len(x), dtype=torch.float64) / len(x))
-    return run(attack, target, x[at], y[at], threat(norm, eps[at]), ids=1000 + 3 * at, seed=5, **options)  # pyright: ignore[reportArgumentType]
+    return run(
+        attack, target, x[at], y[at], threat(norm, eps[at]), ids=1000 + 3 * at, seed=5, **options
+    )  # pyright: ignore[reportArgumentType]
 
 
 def join(parts: list[Ledger]) -> Ledger:
-    return Ledger(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Ledger)})
+    return Ledger(
+        **{
+            f.name: torch.cat([getattr(p, f.name) for p in parts])
+            for f in dataclasses.fields(Ledger)
+        }
+    )
 
 
 @every
-@pytest.mark.parametrize("options", [{}, {"stop": False, "restart": 1}, {"budget": 6, "rank": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stop": False, "restart": 1}, {"budget": 6, "rank": 2}], ids=str
+)
 def test_whole_is_permuted_is_split(name: str, norm: str, options: dict[str, object]) -> None:
     target = wrap(bent(), batch_size=7)
     x, y = rows(target, N, edge=True, wrong=True)
@@ -48,7 +66,9 @@ def test_whole_is_permuted_is_split(name: str, norm: str, options: dict[str, obj
     whole = attack_rows(attack, target, norm, x, y, torch.arange(N), **options)
     assert len(whole.outcome.unique()) > 1, "a test on rows that all end alike shows little"
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    permuted = [attack_rows(attack, target, norm, x, y, part, **options) for part in order.split(13)]
+    permuted = [
+        attack_rows(attack, target, norm, x, y, part, **options) for part in order.split(13)
+    ]
     same(join(permuted), pick(whole, order))
 
 
@@ -85,7 +105,9 @@ def sick(x: Tensor) -> Tensor:
 
 @every
 @pytest.mark.parametrize("poison", [nan_scores, nan_when_moved, infinite_gradient])
-def test_a_poisoned_row_fails_alone(name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_a_poisoned_row_fails_alone(
+    name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     target = wrap(Then(bent(), poison), bounds=(-0.1, 4.1))  # no edge on the grid
     mask = torch.arange(16).reshape(SHAPE) < 15  # the sign of illness stays
     x = (draw(64, *SHAPE) * 4).round() / 4
@@ -107,7 +129,9 @@ def test_a_poisoned_row_fails_alone(name: str, norm: str, poison: Callable[[Tens
 @every
 def test_no_rows_are_no_trouble(name: str, norm: str) -> None:
     target = wrap(bent())
-    ledger = run(short(name), target, draw(0, *SHAPE), torch.zeros(0, dtype=torch.int64), threat(norm))
+    ledger = run(
+        short(name), target, draw(0, *SHAPE), torch.zeros(0, dtype=torch.int64), threat(norm)
+    )
     assert len(ledger.outcome) == 0
 
 

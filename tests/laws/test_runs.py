@@ -12,12 +12,16 @@ from laws.world import CONVEX, bent, rows, threat, wrap
 N = 40
 
 
-def sizes(attacks: list[str], norm: str, *, share: float = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def sizes(
+    attacks: list[str], norm: str, *, share: float = 1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Which rows a run breaks, and the size of what it found."""
     target = wrap(bent(dtype=torch.float32))
     x, y = rows(target, N, wrong=True)
     t = threat(norm)
-    run = holdfast.evaluate(target, (x.numpy(), y.numpy()), t.at(float(t.eps) * share), attacks=attacks, seed=seed)
+    run = holdfast.evaluate(
+        target, (x.numpy(), y.numpy()), t.at(float(t.eps) * share), attacks=attacks, seed=seed
+    )
     status = run.samples.column("status").to_numpy(zero_copy_only=False)
     assert set(status) <= {"wrong", "broken", "robust"}
     size = run.samples.column("size").to_numpy(zero_copy_only=False)
@@ -27,7 +31,11 @@ def sizes(attacks: list[str], norm: str, *, share: float = 1, seed: int = 0) -> 
 @pytest.mark.parametrize("norm", CONVEX)
 @pytest.mark.parametrize(
     "more",
-    [["pgd(steps=3, restarts=3)"], ["pgd(steps=3)", "sweep(steps=9)"], ["pgd(steps=3)", "pgd(steps=3, targets=4)"]],
+    [
+        ["pgd(steps=3, restarts=3)"],
+        ["pgd(steps=3)", "sweep(steps=9)"],
+        ["pgd(steps=3)", "pgd(steps=3, targets=4)"],
+    ],
     ids=["restarts", "another attack", "aims"],
 )
 def test_one_more_trial_never_hurts(norm: str, more: list[str]) -> None:
@@ -43,6 +51,8 @@ def test_a_survivor_of_a_larger_eps_survives_a_smaller(norm: str) -> None:
     """Tried apart: attacks strong enough for this small net agree with monotony."""
     before = np.zeros(N, dtype=bool)
     for share in (0.5, 1, 2):
-        broken, _ = sizes(["pgd(steps=30, restarts=2)", "pgd(steps=30, targets=4)"], norm, share=share)
+        broken, _ = sizes(
+            ["pgd(steps=30, restarts=2)", "pgd(steps=30, targets=4)"], norm, share=share
+        )
         assert bool((broken >= before).all())
         before = broken

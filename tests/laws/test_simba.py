@@ -1,4 +1,5 @@
-"""SimBA: its bases are orthonormal and in their order, and it finds the corner of a linear model."""
+"""SimBA: its bases are orthonormal and in their order, and it finds the corner of a linear
+model."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_the_corner_of_a_linear_model_is_found_in_two_queries_a_feature() -> Non
     ledger = run(SimBA(steps=32), target, x, y, threat("linf", eps), stop=False)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     columns = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
-    best = torch.tensor([best_margin("linf", w, b, row, label, eps) for row, label in columns], dtype=x.dtype)
+    best = torch.tensor(
+        [best_margin("linf", w, b, row, label, eps) for row, label in columns], dtype=x.dtype
+    )
     close(ledger.margin, best, rtol=0, atol=1e-9)
 
 

@@ -1,4 +1,5 @@
-"""SLIDE and the sparse L1 step that it shares with APGD, against values by hand and a plain rewrite."""
+"""SLIDE and the sparse L1 step that it shares with APGD, against values by hand and a plain
+rewrite."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def test_the_steepest_share_a_step_of_length_1() -> None:
     assert step([1, -4, 2, 0], 1, [1, 1, 1, 1]) == [0, -1, 0, 0]
     assert step([1, -4, 2, 0], 2.9, [1, 1, 1, 1]) == [0, -0.5, 0.5, 0]
     assert step([1, -4, 2, 0], 0.2, [1, 1, 1, 1]) == [0, -1, 0, 0]
-    assert step([1, -4, 2, 0], 9, [1, 1, 1, 1]) == pytest.approx([1 / 3, -1 / 3, 1 / 3, 0], rel=1e-12)
+    assert step([1, -4, 2, 0], 9, [1, 1, 1, 1]) == pytest.approx(
+        [1 / 3, -1 / 3, 1 / 3, 0], rel=1e-12
+    )
     assert step([0, 0, 0, 0], 2, [1, 1, 1, 1]) == [0, 0, 0, 0]
     assert step([2, -2, 1, 0], 1, [1, 1, 1, 1]) == [0.5, -0.5, 0, 0]  # a tie is shared
 
@@ -57,7 +60,12 @@ def test_the_path_is_that_of_a_plain_rewrite(quantile: float) -> None:
         new = attack.step(p, s, t)
         _, g = p.gradient(s, "margin")
         for i in range(5):
-            close(new[i].flatten(), plain(p, s, g, i, 1 if quantile == 0.99 else 4), rtol=0, atol=1e-12)
+            close(
+                new[i].flatten(),
+                plain(p, s, g, i, 1 if quantile == 0.99 else 4),
+                rtol=0,
+                atol=1e-12,
+            )
         s = new
 
 
@@ -65,7 +73,9 @@ def plain(p: Problem, s: Tensor, g: Tensor, i: int, k: int) -> Tensor:
     d, slope = s[i].flatten().clone(), g[i].flatten()
     low, high = p.lo[i].flatten(), p.hi[i].flatten()
     stuck = [j for j in range(16) if not (high[j] > d[j] if slope[j] > 0 else low[j] < d[j])]
-    ranked = sorted((j for j in range(16) if j not in stuck), key=lambda j: -abs(float(slope[j])))[:k]
+    ranked = sorted((j for j in range(16) if j not in stuck), key=lambda j: -abs(float(slope[j])))[
+        :k
+    ]
     for j in ranked:
         d[j] += 0.1 * 2.0 / k * float(slope[j].sign())
     for j in stuck:

@@ -1,4 +1,5 @@
-"""Sigma-zero, VFGA and JSMA against plain rewrites, one row at a time, and what they promise beyond the laws."""
+"""Sigma-zero, VFGA and JSMA against plain rewrites, one row at a time, and what they promise beyond
+the laws."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ def test_vfga_is_its_box_of_the_paper() -> None:
                 point = at.flatten().clone()
                 feature = chosen[j % 2]
                 point[feature] = (point[feature] + lengths[j] * rooms[j % 2][feature]).clamp(0, 1)
-                tried.append((pull(model, point.view_as(at), int(y[i]), "margin")[0], point.view_as(at)))
+                tried.append(
+                    (pull(model, point.view_as(at), int(y[i]), "margin")[0], point.view_as(at))
+                )
                 if tried[-1][0] > 0:
                     best = min(best, int((point != clean).sum()))
             at = max(tried, key=lambda pair: pair[0])[1]
@@ -102,7 +105,10 @@ def test_vfga_is_its_box_of_the_paper() -> None:
 def test_a_vfga_that_can_add_nothing_begins_again() -> None:
     """The peers' first success is their last; here more steps go on to lower counts."""
     _, target, x, y = world(40)
-    few, many = (run(parse(f"vfga(steps={s}, draws=2)"), target, x, y, threat("l0", math.inf)) for s in (8, 30))
+    few, many = (
+        run(parse(f"vfga(steps={s}, draws=2)"), target, x, y, threat("l0", math.inf))
+        for s in (8, 30)
+    )
     assert bool(few.size.isfinite().all())
     assert bool((many.size <= few.size).all())
     assert float(many.size.sum()) < float(few.size.sum())
@@ -119,7 +125,9 @@ def test_the_pair_of_jsma_is_the_most_salient_of_all_pairs() -> None:
     attack = JSMA(theta=0.05)
     moved = attack.step(p, attack.start(p), 0).d.flatten(1)
     for i in range(N):
-        jacobian = torch.autograd.functional.jacobian(lambda v: model(v[None])[0].softmax(0), x[i]).flatten(1)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: model(v[None])[0].softmax(0), x[i]
+        ).flatten(1)
         effect = jacobian * move[i]
         gain, loss = effect[aim[i]], effect.sum(0) - effect[aim[i]]
         pairs = list(itertools.combinations(range(FEATURES), 2))

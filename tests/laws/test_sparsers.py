@@ -22,7 +22,10 @@ def problem(eps: Tensor | float, mask: Tensor | None = None, n: int = 8) -> Prob
 
 
 def test_the_share_is_the_papers() -> None:
-    divisors = [0.3 / SparseRS().share(t) for t in (0, 1, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)]
+    divisors = [
+        0.3 / SparseRS().share(t)
+        for t in (0, 1, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)
+    ]
     assert divisors == pytest.approx([1, 2, 2, 4, 5, 6, 8, 10, 12, 15, 20, 20])
     assert SparseRS(schedule=100).share(3) == pytest.approx(0.3 / 5)  # as after 300 of 10,000
 
@@ -34,7 +37,9 @@ def test_the_best_set_of_a_linear_model_is_found() -> None:
     ledger = run(SparseRS(steps=1000), target, x, y, threat("l0", 3), stop=False)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
     columns = zip(x.flatten(1).numpy(), y.tolist(), strict=True)
-    best = torch.tensor([best_margin("l0", w, b, row, label, 3) for row, label in columns], dtype=torch.float64)
+    best = torch.tensor(
+        [best_margin("l0", w, b, row, label, 3) for row, label in columns], dtype=torch.float64
+    )
     close(ledger.margin, best, rtol=0, atol=1e-9)
 
 

@@ -1,4 +1,5 @@
-"""Movements of images: where pixels come from, what an attack may touch, and the evidence that is left."""
+"""Movements of images: where pixels come from, what an attack may touch, and the evidence that is
+left."""
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Threat
 from laws.world import bent, close, draw, rows, wrap
 
-LINF = ("pgd(steps=5)", "apgd(steps=5)", "fab(steps=5)", "square(steps=20)", "hopskipjump(steps=2)", "rays(steps=30)")
+LINF = (
+    "pgd(steps=5)",
+    "apgd(steps=5)",
+    "fab(steps=5)",
+    "square(steps=20)",
+    "hopskipjump(steps=2)",
+    "rays(steps=30)",
+)
 
 
 def digits(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +39,9 @@ def digits(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
-@pytest.mark.parametrize(("layout", "shape"), [("nchw", (2, 4, 5)), ("nhwc", (4, 5, 2)), ("nchw", (4, 5))])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("nchw", (2, 4, 5)), ("nhwc", (4, 5, 2)), ("nchw", (4, 5))]
+)
 def test_the_middle_is_no_movement(movement: Movement, layout: str, shape: tuple[int, ...]) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(shape)), 3))
     target = wrap(model, shape, layout=layout, bounds=(-1.2, 1.5))
@@ -40,7 +50,10 @@ def test_the_middle_is_no_movement(movement: Movement, layout: str, shape: tuple
     start = moved.start(x)
     assert torch.equal(moved.images(start), x)
     assert torch.equal(moved.scores(start), target.scores(x))
-    assert moved.fingerprint() not in (target.fingerprint(), Moved(target, Flow(1.4), shape).fingerprint())
+    assert moved.fingerprint() not in (
+        target.fingerprint(),
+        Moved(target, Flow(1.4), shape).fingerprint(),
+    )
 
 
 def test_points_are_read_as_torch_reads_them() -> None:
@@ -107,7 +120,12 @@ def test_the_judge_refuses_all_else() -> None:
     moved = Moved(wrap(bent()), Rotation(40, 1), (1, 4, 4))
     x = moved.start(draw(1, 1, 4, 4))
     threat = Threat.linf(moved.reach)
-    for place, by, legal in ((3, 1e-12, False), (16, 0.5, True), (16, 0.5001, False), (18, -0.5, True)):
+    for place, by, legal in (
+        (3, 1e-12, False),
+        (16, 0.5, True),
+        (16, 0.5001, False),
+        (18, -0.5, True),
+    ):
         found = x.clone()
         found[0, place] += by
         assert bool(judge.within(moved, threat, x, found)[0]) is legal
@@ -146,7 +164,9 @@ def test_a_grid_is_whole_and_asks_no_point_twice() -> None:
     assert len(points) == 27
 
 
-@pytest.mark.parametrize(("threat", "said"), [("rotation(20, 0.5)", "20 degrees"), ("flow(0.2)", "0.2 pixels away")])
+@pytest.mark.parametrize(
+    ("threat", "said"), [("rotation(20, 0.5)", "20 degrees"), ("flow(0.2)", "0.2 pixels away")]
+)
 def test_evidence_is_left_and_holds(threat: str, said: str) -> None:
     x, y = (part.numpy() for part in digits(30))
     target = holdfast.wrap(demo_model())

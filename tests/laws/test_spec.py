@@ -27,7 +27,9 @@ def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         return st.integers(-10, 10**9)
     if isinstance(default, float):
         return st.one_of(
-            st.floats(), st.floats(0, 1), st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255))
+            st.floats(),
+            st.floats(0, 1),
+            st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255)),
         )
     return st.sampled_from(values(name, field.name))
 
@@ -36,7 +38,8 @@ def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
 @given(data=st.data())
 def test_every_attack_round_trips(name: str, data: st.DataObject) -> None:
     fields = {f: data.draw(likely(name, field), f) for f, field in fields_of(name).items()}
-    assume(not any(isinstance(v, float) and math.isnan(v) for v in fields.values()))  # NaN equals nothing
+    # NaN equals nothing
+    assume(not any(isinstance(v, float) and math.isnan(v) for v in fields.values()))
     try:
         attack = CATALOGUE[name](**fields)
     except SpecError:
@@ -87,7 +90,9 @@ def test_threats_round_trip(norm: str, eps: float) -> None:
     assert Threat.parse(repr(t)).norm is t.norm
 
 
-@pytest.mark.parametrize("text", [t for _, _, lists in PROTOCOLS.values() for ts in lists.values() for t in ts])
+@pytest.mark.parametrize(
+    "text", [t for _, _, lists in PROTOCOLS.values() for ts in lists.values() for t in ts]
+)
 def test_the_trials_of_protocols_round_trip(text: str) -> None:
     trial = parse_trial(text)
     assert parse_trial(repr(trial)) == trial

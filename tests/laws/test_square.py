@@ -1,4 +1,5 @@
-"""Square against a plain rewrite, the numbers of its paper, and inputs that are no square images."""
+"""Square against a plain rewrite, the numbers of its paper, and inputs that are no square
+images."""
 
 from __future__ import annotations
 
@@ -21,21 +22,34 @@ SHAPE = (2, 5, 6)
 EPS = {"linf": 0.03, "l2": 0.4, "l1": 2.0}
 
 
-def problem(shape: tuple[int, ...] = SHAPE, norm: str = "linf", n: int = 6, ids: Tensor | None = None) -> Problem:
+def problem(
+    shape: tuple[int, ...] = SHAPE, norm: str = "linf", n: int = 6, ids: Tensor | None = None
+) -> Problem:
     target = wrap(Bent(4, math.prod(shape), 12, 0, torch.float64), shape)
     x, y = rows(target, n, edge=math.prod(shape) > 1)
     if ids is not None:
         x, y = x[ids], y[ids]
-    return Problem(target, x, y, threat(norm, EPS[norm]), Keys.of(3, torch.arange(len(x)) if ids is None else ids))
+    return Problem(
+        target,
+        x,
+        y,
+        threat(norm, EPS[norm]),
+        Keys.of(3, torch.arange(len(x)) if ids is None else ids),
+    )
 
 
 def test_the_share_is_the_papers() -> None:
-    shares = [Square().share(t) * 784 for t in (0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)]
+    shares = [
+        Square().share(t) * 784
+        for t in (0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999)
+    ]
     assert [round(math.sqrt(s)) for s in shares] == [25, 25, 18, 18, 13, 9, 6, 4, 3, 2, 2, 1, 1]
     assert Square(schedule=100).share(3) == 0.8 / 2**3  # as after 300 of 10,000
 
 
-@pytest.mark.parametrize(("side", "share", "linf", "l2"), [(28, 0.8, 25, 25), (28, 0.4, 18, 19), (28, 1e-4, 1, 3)])
+@pytest.mark.parametrize(
+    ("side", "share", "linf", "l2"), [(28, 0.8, 25, 25), (28, 0.4, 18, 19), (28, 1e-4, 1, 3)]
+)
 def test_windows_are_the_papers(side: int, share: float, linf: int, l2: int) -> None:
     planes = Planes(1, side, side, (side * side, side, 1))
     assert planes.window(share, 1, False) == (linf, linf)
@@ -127,11 +141,15 @@ def ring_sum(rows: int, columns: int, fade: int) -> Tensor:
 @pytest.mark.parametrize(("power", "fade"), [(2, 2), (1, 4)])
 @pytest.mark.parametrize(("a", "b"), [(5, 5), (3, 3), (4, 4), (1, 1), (1, 6), (3, 7)])
 def test_bumps_are_two_piles_of_rectangles(a: int, b: int, power: int, fade: int) -> None:
-    upright, lying = Bumps(power, fade).shapes(a, b, torch.zeros(1, dtype=torch.float64)).view(2, a, b)
+    upright, lying = (
+        Bumps(power, fade).shapes(a, b, torch.zeros(1, dtype=torch.float64)).view(2, a, b)
+    )
 
     def pile(h: int, w: int) -> Tensor:
         halves = [ring_sum(k, w, fade) for k in (h // 2, h - h // 2)]
-        halves = [m / torch.linalg.vector_norm(m.flatten(), power) if m.numel() else m for m in halves]
+        halves = [
+            m / torch.linalg.vector_norm(m.flatten(), power) if m.numel() else m for m in halves
+        ]
         both = torch.cat([halves[0], -halves[1]])
         return both / torch.linalg.vector_norm(both.flatten(), power)
 
@@ -201,7 +219,9 @@ def test_the_best_known_point_is_where_it_goes_on() -> None:
     first = run(Square(steps=60), p.target, x, y, threat("linf", EPS["linf"]))
     left = ~first.broken
     x, y, near = x[left], y[left], first.best[left]
-    again = run(Square(steps=1, start_at="best"), p.target, x, y, threat("linf", EPS["linf"]), near=near)
+    again = run(
+        Square(steps=1, start_at="best"), p.target, x, y, threat("linf", EPS["linf"]), near=near
+    )
     assert 0 < int(left.sum()) < 12
     assert bool((again.margin <= first.margin[left] + 1e-12).all())
     fresh = run(Square(steps=1), p.target, x, y, threat("linf", EPS["linf"]))
@@ -214,7 +234,8 @@ def test_scores_are_enough_and_one_is_asked_a_step() -> None:
     a = run(Square(steps=20), few, p.x, p.y, threat("linf", 1e-3), stop=False)
     same(a, run(Square(steps=20), p.target, p.x, p.y, threat("linf", 1e-3), stop=False))
     assert bool((a.backwards == 0).all())
-    assert bool((a.forwards <= 23).all())  # clean, start, steps; the last point again where it was not the last asked
+    # clean, start, steps; the last point again where it was not the last asked
+    assert bool((a.forwards <= 23).all())
 
 
 @pytest.mark.parametrize("spec", [{"p": 0.0}, {"p": 1.5}, {"schedule": 0}, {"start_at": "ball"}])

@@ -1,4 +1,5 @@
-"""Success is real and legal when the untouched model is asked again, and only the threat's goal counts."""
+"""Success is real and legal when the untouched model is asked again, and only the threat's goal
+counts."""
 
 from __future__ import annotations
 
@@ -23,14 +24,17 @@ from laws.world import EPS, Then, bent, close, rows, threat, wrap
 N = 40
 
 
-def check(ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat) -> None:
+def check(
+    ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat
+) -> None:
     """Re-ask the plain model, and measure by hand."""
     z = model(ledger.best).detach()
     d = (ledger.best.double() - x.double()).flatten(1)
     order = {"linf": torch.inf, "l2": 2, "l1": 1, "l0": 0}[t.norm.name]
     size = torch.linalg.vector_norm(d, order, dim=1)
     limit = torch.as_tensor(t.eps, dtype=torch.float64) * (1 + 1e-6)
-    over = ledger.size.isfinite() & ~ledger.broken  # what a search for the smallest found beyond eps
+    # what a search for the smallest found beyond eps
+    over = ledger.size.isfinite() & ~ledger.broken
     if target.dtype == torch.float32:
         limit = limit + 16 * 2.0**-24
     assert bool((ledger.best >= target.bounds.low).all())
@@ -57,7 +61,9 @@ def check(ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor
 def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torch.dtype) -> None:
     model = bent(dtype=dtype)
     target = wrap(copy.deepcopy(model))
-    x, y = (torch.cat(both) for both in zip(rows(target, N), rows(target, N, edge=True), strict=True))
+    x, y = (
+        torch.cat(both) for both in zip(rows(target, N), rows(target, N, edge=True), strict=True)
+    )
     for fields in losses_of(name):
         t = threat(norm)
         ledger = run(short(name, 10, **fields), target, x, y, t, stop=stop)

@@ -1,4 +1,5 @@
-"""The attacks meant for other models, against plain rewrites; their changes of images, against values by hand."""
+"""The attacks meant for other models, against plain rewrites; their changes of images, against
+values by hand."""
 
 from __future__ import annotations
 
@@ -70,7 +71,10 @@ def test_mi_fgsm_is_pgd_with_momentum() -> None:
     x, y = rows(target, 30)
     other = 'pgd(steps=10, momentum=1, start_at="zero", loss="ce")'
     for norm in ("linf", "l2"):
-        same(run(parse("mifgsm"), target, x, y, threat(norm)), run(parse(other), target, x, y, threat(norm)))
+        same(
+            run(parse("mifgsm"), target, x, y, threat(norm)),
+            run(parse(other), target, x, y, threat(norm)),
+        )
     assert CATALOGUE["nifgsm"]() == parse("mifgsm(ahead=1)")
 
 
@@ -79,26 +83,46 @@ def test_faded_copies_and_neighbours_give_the_mean_gradient() -> None:
     leaf = p.x.clone().requires_grad_()
     exact = slope(p, leaf, leaf / 2, leaf / 4)
     attack = parse("sifgsm(copies=2)")
-    close(attack.step(p, attack.start(p), 0).v, exact / exact.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9)
+    close(
+        attack.step(p, attack.start(p), 0).v,
+        exact / exact.abs().sum((1, 2, 3), keepdim=True),
+        rtol=1e-9,
+    )
     attack = parse("vmifgsm(neighbours=2, radius=0.5)")
     first = attack.step(p, attack.start(p), 0)
-    shifts = [EPS["linf"] / 2 * (p.noise(f"neighbour {i}").uniform((1, 4, 4), p.x.dtype) * 2 - 1) for i in range(2)]
+    shifts = [
+        EPS["linf"] / 2 * (p.noise(f"neighbour {i}").uniform((1, 4, 4), p.x.dtype) * 2 - 1)
+        for i in range(2)
+    ]
     near = [slope(p, (p.x + shift).clamp(0, 1).requires_grad_()) for shift in shifts]
     own = slope(p, p.x.clone().requires_grad_())
     close(first.excess, (near[0] + near[1]) / 2 - own, rtol=1e-9, atol=1e-12)
     p.t = 1
-    second, g = attack.step(p, first, 1), slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess
-    close(second.moving.v, first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9, atol=1e-12)
+    second, g = (
+        attack.step(p, first, 1),
+        slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess,
+    )
+    close(
+        second.moving.v,
+        first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_mixed_copies_give_the_mean_gradient() -> None:
-    """Two images of other classes, three brightnesses each, and the input itself; white stays white."""
+    """Two images of other classes, three brightnesses each, and the input itself; white stays
+    white."""
     p = problem()
     attack = parse("admix(samples=2, share=0.3, copies=3)")
     leaf, others = p.x.clone().requires_grad_(), p.others(2)
     mixed = [(leaf + 0.3 * others[:, i]) / 2**j for i in range(2) for j in range(3)]
     exact = slope(p, leaf, *(image.clamp(0, 1) for image in mixed))
-    close(attack.step(p, attack.start(p), 0).v, exact / exact.abs().sum((1, 2, 3), keepdim=True), rtol=1e-9)
+    close(
+        attack.step(p, attack.start(p), 0).v,
+        exact / exact.abs().sum((1, 2, 3), keepdim=True),
+        rtol=1e-9,
+    )
 
 
 def test_others_are_of_other_classes_evenly_and_a_rows_own() -> None:
@@ -118,7 +142,10 @@ def test_without_images_of_two_classes_nothing_is_mixed() -> None:
     target = wrap(Curved())
     x, y = rows(target, 6)
     x1, y1 = pool(target)
-    for held, text in ((None, "no other images"), ((x1[y1 == 1], y1[y1 == 1]), "images of one class alone")):
+    for held, text in (
+        (None, "no other images"),
+        ((x1[y1 == 1], y1[y1 == 1]), "images of one class alone"),
+    ):
         target.pool = held
         with pytest.raises(SpecError, match=text):
             run(parse("admix"), target, x, y, threat("linf"))
@@ -143,7 +170,8 @@ def test_gradients_come_back_through_the_change(name: str) -> None:
 
 
 def test_the_gaussian_is_the_papers() -> None:
-    """15 pixels of 299, cut at three deviations; smaller in proportion, and none in a small image."""
+    """15 pixels of 299, cut at three deviations; smaller in proportion, and none in a small
+    image."""
     weights = gaussian.pdf(np.linspace(-3, 3, 15))
     image = draw(1, 1, 2, 299)
     exact = correlate1d(image.numpy(), weights / weights.sum(), axis=3, mode="constant")
@@ -179,7 +207,8 @@ def test_shuffled_blocks_are_a_permutation_and_turn_about_their_middles() -> Non
 
 
 def test_blocks_that_are_moved_keep_their_pixels() -> None:
-    """One block a copy: of the seven ways five move pixels, one dims them all, one shakes each by a little."""
+    """One block a copy: of the seven ways five move pixels, one dims them all, one shakes each by a
+    little."""
     image = draw(300, 1, 5, 5)
     new = rebuilt(image, Keys.of(2, torch.arange(300)), 1, 0.0, 0.01)
     held = (new.flatten(1).sort(1).values == image.flatten(1).sort(1).values).all(1)
@@ -214,7 +243,9 @@ def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: st
     lent = Surrogate(victim, wrap(fooled))
     eps = 0.001
     ledger: Ledger = run(CATALOGUE[name](steps=3), lent, x, y, threat("linf", eps))
-    sizes = torch.cat([(x[None] - at[:, None]).flatten(2).abs().amax(2).amin(1) for at in victim.asked])
+    sizes = torch.cat(
+        [(x[None] - at[:, None]).flatten(2).abs().amax(2).amin(1) for at in victim.asked]
+    )
     assert bool((sizes <= eps * (1 + 1e-6)).all())
     assert bool(((ledger.best - x).abs() <= eps * (1 + 1e-6)).all())
     assert bool((ledger.size.isinf() | ledger.broken).all())
@@ -224,7 +255,9 @@ def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: st
 
 
 @pytest.mark.parametrize("name", ["admix", "bsr", "difgsm", "sia", "tifgsm"])
-def test_images_of_any_layout_and_inputs_that_are_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_any_layout_and_inputs_that_are_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Channels last is the same search, turned; one axis is one row of pixels."""
     w = draw(3, 2 * 4 * 5, seed=1) * 2 - 1
 

@@ -1,7 +1,7 @@
 """Small models and data on which the laws are tried.
 
-The models multiply and sum instead of calling a matrix product, and know no function but max(0, .), so each row's
-scores are the same bits whatever the batch.
+The models multiply and sum instead of calling a matrix product, and know no function but max(0, .),
+so each row's scores are the same bits whatever the batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from holdfast.threats.threat import Threat
 
 SHAPE = (1, 4, 4)
 CONVEX = ("linf", "l2", "l1")  # the norms whose balls are
-IN_FORMS = torch.arange(16).reshape(SHAPE) < 15  # all pixels but the last, which says in which form a model answers
-FORM = 1e-9  # that pixel's unit: so dark that nothing changes where an attack moves it to another place
+# all pixels but the last, which says in which form a model answers
+IN_FORMS = torch.arange(16).reshape(SHAPE) < 15
+# that pixel's unit: so dark that nothing changes where an attack moves it to another place
+FORM = 1e-9
 EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7, "l0": 1}  # each breaks some rows of `bent`, and not all
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Uniform in [0, 1)."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 class Linear(nn.Module):
@@ -48,7 +52,8 @@ class Bent(nn.Module):
         w = (draw(hidden, features, seed=seed) * 2 - 1).to(dtype)
         v = (draw(k, hidden, seed=seed + 1) * 2 - 1).to(dtype)
         self.first = Linear(w, -w.sum(1) / 2)
-        self.second = Linear(v, torch.arange(k, dtype=dtype) / 100)  # no ties where every hidden unit is dead
+        # no ties where every hidden unit is dead
+        self.second = Linear(v, torch.arange(k, dtype=dtype) / 100)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x).relu())
@@ -66,7 +71,8 @@ class Then(nn.Module):
 
 
 class Forms(nn.Module):
-    """A model in several forms at once: the last pixel of a row, which `IN_FORMS` keeps, says in which it answers.
+    """A model in several forms at once: the last pixel of a row, which `IN_FORMS` keeps, says in
+    which it answers.
 
     Form 0 is the model itself; form i gives the scores that changes[i - 1] makes of the model's.
     """
@@ -89,7 +95,12 @@ class Narrow(Target):
 
     def __init__(self, inner: Target, access: Access) -> None:
         self.inner, self.access = inner, access
-        self.task, self.shape, self.bounds, self.dtype = inner.task, inner.shape, inner.bounds, inner.dtype
+        self.task, self.shape, self.bounds, self.dtype = (
+            inner.task,
+            inner.shape,
+            inner.bounds,
+            inner.dtype,
+        )
         self.pool = inner.pool
 
     def scores(self, x: Tensor) -> Tensor:
@@ -107,7 +118,9 @@ def bent(k: int = 5, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Be
     return Bent(k, 16, 12, seed, dtype)
 
 
-def linear(k: int, *, features: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> Linear:
+def linear(
+    k: int, *, features: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Linear:
     w = (draw(k, features, seed=seed) * 2 - 1).to(dtype)
     return Linear(w, -w.sum(1) / 2)
 
@@ -122,10 +135,14 @@ def pool(target: Target) -> tuple[Tensor, Tensor]:
     """Images of every class, for attacks that mix them in."""
     assert target.shape is not None
     x = draw(30, *target.shape, seed=9, dtype=target.dtype)
-    return target.bounds.low + x * (target.bounds.high - target.bounds.low), torch.arange(30) % target.task.k
+    return target.bounds.low + x * (target.bounds.high - target.bounds.low), torch.arange(
+        30
+    ) % target.task.k
 
 
-def rows(target: Target, n: int, *, seed: int = 7, edge: bool = False, wrong: bool = False) -> tuple[Tensor, Tensor]:
+def rows(
+    target: Target, n: int, *, seed: int = 7, edge: bool = False, wrong: bool = False
+) -> tuple[Tensor, Tensor]:
     """Inputs in [0, 1] and the model's own decisions on them.
 
     `edge`: half of the pixels stand exactly at 0 or 1. `wrong`: every fourth row has another label.
@@ -147,29 +164,49 @@ def threat(norm: str, eps: float | Tensor | None = None, **options: object) -> T
 
 
 def run_forms(
-    attack: Attack, target: Target, x: Tensor, y: Tensor | list[Tensor], norm: str, *, count: int, **options: Any
+    attack: Attack,
+    target: Target,
+    x: Tensor,
+    y: Tensor | list[Tensor],
+    norm: str,
+    *,
+    count: int,
+    **options: Any,
 ) -> list[Ledger]:
-    """One run on x in each of the forms of a model `Forms`: a ledger for each. `y`: the classes, or those in each."""
+    """One run on x in each of the forms of a model `Forms`: a ledger for each. `y`: the classes, or
+    those in each."""
     classes = y if isinstance(y, list) else [y] * count
     inputs = x.repeat(count, *[1] * (x.ndim - 1))
     inputs.flatten(1)[:, -1] = torch.arange(count).repeat_interleave(len(x)).to(x) * FORM
     limits = {name: options.pop(name) for name in ("eps", "goal") if name in options}
     t = threat(norm, mask=IN_FORMS, **limits)
-    return parts(run(attack, target, inputs, torch.cat(classes), t, ids=copies(len(x), count), **options), len(x))
+    return parts(
+        run(attack, target, inputs, torch.cat(classes), t, ids=copies(len(x), count), **options),
+        len(x),
+    )
 
 
 def run_sizes(
-    attack: Attack, target: Target, x: Tensor, y: Tensor, norm: str, sizes: Sequence[float], **options: Any
+    attack: Attack,
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    sizes: Sequence[float],
+    **options: Any,
 ) -> list[Ledger]:
     """One run on x within each eps of `sizes`: a ledger for each."""
     count = len(sizes)
     t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
     inputs, classes = x.repeat(count, *[1] * (x.ndim - 1)), y.repeat(count)
-    return parts(run(attack, target, inputs, classes, t, ids=copies(len(x), count), **options), len(x))
+    return parts(
+        run(attack, target, inputs, classes, t, ids=copies(len(x), count), **options), len(x)
+    )
 
 
 def copies(n: int, count: int) -> Tensor:
-    """Identities of n rows, the whole set repeated `count` times: a row and its copies share their noise."""
+    """Identities of n rows, the whole set repeated `count` times: a row and its copies share their
+    noise."""
     return torch.arange(n).repeat(count)
 
 
@@ -179,16 +216,21 @@ def parts(ledger: Ledger, n: int) -> list[Ledger]:
 
 
 def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> None:
-    """Equal up to a tolerance. (torch.testing.assert_close imports sympy first, which takes seconds.)"""
+    """Equal up to a tolerance. (torch.testing.assert_close imports sympy first, which takes
+    seconds.)"""
     assert a.dtype == b.dtype, f"{a.dtype} against {b.dtype}"
     np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
 
 
-def same(a: Ledger, b: Ledger, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()) -> None:
+def same(
+    a: Ledger, b: Ledger, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()
+) -> None:
     """All columns of rows `at` of a are those of b's rows `at`, to the bit."""
     for name, column in a.columns().items():
         if name not in but:
-            np.testing.assert_array_equal(column[at].numpy(), b.columns()[name][at].numpy(), err_msg=name)
+            np.testing.assert_array_equal(
+                column[at].numpy(), b.columns()[name][at].numpy(), err_msg=name
+            )
 
 
 def pick(ledger: Ledger, at: Tensor) -> Ledger:

@@ -88,7 +88,10 @@ def flipped(path: Path, bit: int) -> None:
 
 def same(run: Run, known: Path) -> bool:
     """Whether samples and stored examples are equal."""
-    return run.samples.equals(store.read_samples(known)) and run.manifest.files == store.read_manifest(known).files
+    return (
+        run.samples.equals(store.read_samples(known))
+        and run.manifest.files == store.read_manifest(known).files
+    )
 
 
 def command(*args: str) -> Result:

@@ -43,14 +43,16 @@ def digits(n: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distance(x: np.ndarray) -> np.ndarray:
-    """Linf distance of `linear` to the boundary: half the lead of the first class over the second."""
+    """Linf distance of `linear` to the boundary: half the lead of the first class over the
+    second."""
     top = np.sort(x[:, :3], 1)
     return (top[:, -1] - top[:, -2]) / 2
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_an_attack_from_python(kind: type) -> None:
-    """Must show: holdfast.attack returns examples of the framework that came in, judged, with counts."""
+    """Must show: holdfast.attack returns examples of the framework that came in, judged, with
+    counts."""
     x, y = digits()
     net = demo_model()
     made = holdfast.attack(net, kind(x), kind(y), "linf(0.3)", "fgsm")
@@ -63,13 +65,16 @@ def test_an_attack_from_python(kind: type) -> None:
     assert torch.equal(hit, right & broken)
     assert hit.sum() > 10
     assert float((found - torch.from_numpy(x)).abs().max()) <= 0.3 + 1e-6
-    np.testing.assert_allclose(made.size[hit.numpy()], np.abs(found.numpy() - x).max((1, 2, 3))[hit.numpy()], rtol=1e-6)
+    np.testing.assert_allclose(
+        made.size[hit.numpy()], np.abs(found.numpy() - x).max((1, 2, 3))[hit.numpy()], rtol=1e-6
+    )
     assert (np.asarray(made.queries)[right.numpy()] > 0).all()
     assert f"broke {int(hit.sum())} of {int(right.sum())} rows" in repr(made)
 
 
 def test_the_classes_are_there_and_say_the_same() -> None:
-    """Must show: FGSM and its kin by their names, as classes of Python and as names of the command line."""
+    """Must show: FGSM and its kin by their names, as classes of Python and as names of the command
+    line."""
     x, y = digits()
     for name in ("FGSM", "BIM", "PGD", "MIFGSM", "CW", "DeepFool"):
         assert repr(getattr(holdfast.attacks, name)()) == repr(holdfast.attacks.parse(name.lower()))
@@ -87,7 +92,11 @@ def test_pictures_of_it() -> None:
     first = int(np.flatnonzero(made.success)[0])
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 9
-    assert titles[:3] == [f"original: {y[first]}", f"adversarial: {made.after[first]}", "difference, at most 0.3"]
+    assert titles[:3] == [
+        f"original: {y[first]}",
+        f"adversarial: {made.after[first]}",
+        "difference, at most 0.3",
+    ]
     shown = figure.axes[1].images[0].get_array()
     np.testing.assert_allclose(shown, made.x_adv[first, 0])
     with pytest.raises(holdfast.InputError, match=r"images.*\(4,\)"):
@@ -95,10 +104,12 @@ def test_pictures_of_it() -> None:
 
 
 def test_a_search_for_the_smallest_reports_it_under_a_finite_eps() -> None:
-    """Line 9: fmn at linf(0.3) and without a limit find examples of one size, near the known distance."""
+    """Line 9: fmn at linf(0.3) and without a limit find examples of one size, near the known
+    distance."""
     x, y = rows()
     within, free = (
-        holdfast.evaluate(linear(), (x, y), threat, attacks=["fmn(steps=60)"]) for threat in ("linf(0.3)", "linf(inf)")
+        holdfast.evaluate(linear(), (x, y), threat, attacks=["fmn(steps=60)"])
+        for threat in ("linf(0.3)", "linf(inf)")
     )
     sizes = [np.array(run.samples.column("size").to_pylist(), float) for run in (within, free)]
     np.testing.assert_allclose(sizes[0], distance(x), rtol=0.05, atol=1e-4)
@@ -112,9 +123,12 @@ SLOW_NORMS = [pytest.param(norm, marks=pytest.mark.slow) for norm in ("l0", "l2"
 
 @pytest.mark.parametrize("norm", ["linf", *SLOW_NORMS])
 def test_the_smallest_changes_end_to_end(norm: str, tmp_path: Path) -> None:
-    """Line 9: eps inf gives distances: a curve, quantiles, terminal and page; verify confirms it."""
+    """Line 9: eps inf gives distances: a curve, quantiles, terminal and page; verify confirms
+    it."""
     x, y = rows()
-    run = holdfast.evaluate(linear(), (x, y), f"{norm}(inf)", protocol="quick", out=tmp_path / "run")
+    run = holdfast.evaluate(
+        linear(), (x, y), f"{norm}(inf)", protocol="quick", out=tmp_path / "run"
+    )
     sizes = run.metrics.sizes
     found = np.array(run.samples.column("size").to_pylist(), float)
     assert sizes.n == len(x)
@@ -148,7 +162,8 @@ def test_named_attacks_ascend_their_papers_loss(name: str) -> None:
 
 
 def test_fgsm_is_the_papers_step() -> None:
-    """Line 10: the sign of the gradient of the cross-entropy, where that of the margin points elsewhere."""
+    """Line 10: the sign of the gradient of the cross-entropy, where that of the margin points
+    elsewhere."""
     x = torch.tensor([[0.5, 0.45, 0.44, 0.5]])
     made = holdfast.attack(lambda v: v @ WEIGHTS, x, torch.tensor([0]), "linf(0.01)", "fgsm")
     leaf = x.clone().requires_grad_()
@@ -156,7 +171,9 @@ def test_fgsm_is_the_papers_step() -> None:
     assert leaf.grad is not None
     step = x + 0.01 * leaf.grad.sign()
     torch.testing.assert_close(made.x_adv, step)
-    margin = holdfast.attack(lambda v: v @ WEIGHTS, x, torch.tensor([0]), "linf(0.01)", 'fgsm(loss="margin")')
+    margin = holdfast.attack(
+        lambda v: v @ WEIGHTS, x, torch.tensor([0]), "linf(0.01)", 'fgsm(loss="margin")'
+    )
     assert not torch.allclose(margin.x_adv, step)
 
 
@@ -182,24 +199,34 @@ def test_targets_of_every_kind() -> None:
     drawn = goals("linf(inf, target='random')")
     assert (drawn != y).all()
     assert len(set((drawn - y) % 3)) == 2
-    one = holdfast.evaluate(linear(), (x, y), "linf(inf, target='random')", attacks=["fmn"], samples=(5, 9))
+    one = holdfast.evaluate(
+        linear(), (x, y), "linf(inf, target='random')", attacks=["fmn"], samples=(5, 9)
+    )
     assert one.samples.column("goal").to_pylist() == drawn[5:9].tolist()
 
 
-SLOW_TARGETS = [pytest.param(target, marks=pytest.mark.slow) for target in ("least-likely", "random")]
+SLOW_TARGETS = [
+    pytest.param(target, marks=pytest.mark.slow) for target in ("least-likely", "random")
+]
 
 
 @pytest.mark.parametrize("target", ["1", "own.txt", *SLOW_TARGETS])
-def test_targets_on_the_command_line(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_on_the_command_line(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 24: the same by --target, in the run and its verification."""
     monkeypatch.chdir(tmp_path)
-    Path("own.txt").write_text("".join(f"{(c + 3) % 10}\n" for c in open_data("digits").rows(0, 360)[1]))
+    Path("own.txt").write_text(
+        "".join(f"{(c + 3) % 10}\n" for c in open_data("digits").rows(0, 360)[1])
+    )
     asked = ("demo", "digits", "--threat", "linf(0.6)", "--samples", "0:12", "--target", target)
     done = command("evaluate", *asked, "--attack", "pgd(steps=5)", "--out", "run")
     assert done.exit_code == 0
     assert command("verify", "run", "demo", "digits").exit_code == 0
     run = holdfast.Run("run")
-    label, broken = (np.array(run.samples.column(c).to_pylist()) for c in ("attacked_prediction", "status"))
+    label, broken = (
+        np.array(run.samples.column(c).to_pylist()) for c in ("attacked_prediction", "status")
+    )
     hit = broken == "broken"
     assert hit.any()
     if target == "1":
@@ -210,7 +237,9 @@ def test_targets_on_the_command_line(target: str, tmp_path: Path, monkeypatch: p
         assert (label[hit] == np.array(run.samples.column("goal").to_pylist())[hit]).all()
 
 
-def test_targets_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_cannot_be_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 24: of no class, of other rows, or of no scores."""
     monkeypatch.chdir(tmp_path)
     Path("few.txt").write_text("1\n2\n")
@@ -224,14 +253,18 @@ def survivors(made: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether images still fool the demo model after the usual rounding to bytes and back."""
     back = np.rint(made * 255).astype(np.uint8).astype(np.float32) / 255
     return (
-        judge.rule(holdfast.wrap(demo_model(), shape=(1, 8, 8)), torch.from_numpy(back)).label != torch.from_numpy(y)
+        judge.rule(holdfast.wrap(demo_model(), shape=(1, 8, 8)), torch.from_numpy(back)).label
+        != torch.from_numpy(y)
     ).numpy()
 
 
 def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
-    """Line 25: accuracy after rounding, in run.json, confirmed by verify, which sees a forged one."""
+    """Line 25: accuracy after rounding, in run.json, confirmed by verify, which sees a forged
+    one."""
     x, y = digits()
-    run = holdfast.evaluate(demo_model(), (x, y), "l2(inf)", attacks=["fmn(steps=60)"], out=tmp_path / "run")
+    run = holdfast.evaluate(
+        demo_model(), (x, y), "l2(inf)", attacks=["fmn(steps=60)"], out=tmp_path / "run"
+    )
     right = np.array(run.samples.column("clean_prediction").to_pylist()) == y
     ids, stored = (np.concatenate(part) for part in zip(*run.examples(), strict=True))
     fooled = survivors(stored, y[ids])
@@ -247,10 +280,23 @@ def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
     assert any("8 bits" in sentence for sentence in verify(run.folder, target, source))
 
 
-def test_png_images_are_still_adversarial_when_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 25: attack --png counts and writes what survives; the folder is data again, of accuracy 0."""
+def test_png_images_are_still_adversarial_when_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 25: attack --png counts and writes what survives; the folder is data again, of accuracy
+    0."""
     monkeypatch.chdir(tmp_path)
-    asked = ("attack", "demo", "digits", "--threat", "l2(inf)", "--attack", "fmn(steps=60)", "--samples", "0:30")
+    asked = (
+        "attack",
+        "demo",
+        "digits",
+        "--threat",
+        "l2(inf)",
+        "--attack",
+        "fmn(steps=60)",
+        "--samples",
+        "0:30",
+    )
     done = command(*asked, "--png", "images")
     assert done.exit_code == 0
     files = list(Path("images").rglob("*.png"))
@@ -260,13 +306,18 @@ def test_png_images_are_still_adversarial_when_read_back(tmp_path: Path, monkeyp
 
     x = np.stack([np.asarray(Image.open(f), np.float32)[None] / 255 for f in files])
     y = np.array([int(f.parent.name) for f in files])
-    assert (holdfast.wrap(demo_model(), shape=(1, 8, 8)).labels(torch.from_numpy(x)).numpy() != y).all()
+    assert (
+        holdfast.wrap(demo_model(), shape=(1, 8, 8)).labels(torch.from_numpy(x)).numpy() != y
+    ).all()
     assert "exists" in refused(*asked, "--out", "b.npz", "--png", "images")
 
 
-@pytest.mark.parametrize("attack", ["pgd(steps=5)", "fmn(steps=30)", "square(steps=50)", "nes(steps=10, samples=8)"])
+@pytest.mark.parametrize(
+    "attack", ["pgd(steps=5)", "fmn(steps=30)", "square(steps=50)", "nes(steps=10, samples=8)"]
+)
 def test_the_grid_holds_for_every_attack(attack: str) -> None:
-    """Line 25: with a grid of 8 bits each example lies on it, within eps, and rounding loses none."""
+    """Line 25: with a grid of 8 bits each example lies on it, within eps, and rounding loses
+    none."""
     x, y = digits()
     x = np.rint(x * 255).astype(np.float32) / 255
     made = holdfast.attack(demo_model(), x, y, "linf(0.2, grid='8bit')", attack)
@@ -301,7 +352,11 @@ def test_the_judge_refuses_what_is_off_the_grid() -> None:
 )
 def test_a_threat_that_cannot_be_read_gets_an_example_of_one(text: str, meant: str) -> None:
     """Line 26: in every command the message shows a threat, never an attack."""
-    for asked in (("evaluate", "demo", "digits"), ("attack", "demo", "digits"), ("harden", "demo", "digits")):
+    for asked in (
+        ("evaluate", "demo", "digits"),
+        ("attack", "demo", "digits"),
+        ("harden", "demo", "digits"),
+    ):
         said = refused(*asked, "--threat", text)
         assert meant in said
         assert "pgd" not in said
@@ -315,7 +370,8 @@ def test_a_size_alone_is_no_threat_in_python() -> None:
 
 
 def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
-    """Must show: accuracy, precision, recall and F1, clean and attacked, in the terminal and on Run."""
+    """Must show: accuracy, precision, recall and F1, clean and attacked, in the terminal and on
+    Run."""
     x, y = digits()
     run = holdfast.evaluate(demo_model(), (x, y), "linf(0.2)", attacks=["pgd(steps=3)"])
     from sklearn.metrics import precision_score
@@ -336,10 +392,23 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
     assert "recall, clean and under attack" in text
 
 
-def test_png_without_a_success_says_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 25: where nothing was broken, no image is said to be a success, and no folder is made."""
+def test_png_without_a_success_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 25: where nothing was broken, no image is said to be a success, and no folder is
+    made."""
     monkeypatch.chdir(tmp_path)
-    asked = ["attack", "demo", "digits", "--threat", "linf(0.0001)", "--attack", "fgsm", "--samples", "4"]
+    asked = [
+        "attack",
+        "demo",
+        "digits",
+        "--threat",
+        "linf(0.0001)",
+        "--attack",
+        "fgsm",
+        "--samples",
+        "4",
+    ]
     done = command(*asked, "--png", "pictures", "--out", "found.npz")
     assert done.exit_code == 0, done.output
     assert "images: none" in done.stdout

@@ -1,4 +1,5 @@
-"""One meaning of layout: the same images, whatever the order of their axes, in every command and on both sides."""
+"""One meaning of layout: the same images, whatever the order of their axes, in every command and on
+both sides."""
 
 from __future__ import annotations
 
@@ -53,17 +54,25 @@ def plain() -> nn.Module:
 
 @pytest.mark.parametrize("make", [net, plain])
 def test_an_axis_of_one_channel_comes_and_goes(make: object) -> None:
-    """Line 13: (n, 6, 6), (n, 1, 6, 6) and (n, 6, 6, 1) for a model of any of them: the same statuses."""
+    """Line 13: (n, 6, 6), (n, 1, 6, 6) and (n, 6, 6, 1) for a model of any of them: the same
+    statuses."""
     model = make()  # pyright: ignore[reportCallIssue]
-    runs = {name: holdfast.evaluate(model, (x, Y), LINF, attacks=["pgd(steps=2)"]) for name, x in ORDERS.items()}
+    runs = {
+        name: holdfast.evaluate(model, (x, Y), LINF, attacks=["pgd(steps=2)"])
+        for name, x in ORDERS.items()
+    }
     for name, run in runs.items():
-        assert run.samples.column("status").to_pylist() == runs["first"].samples.column("status").to_pylist()
+        assert (
+            run.samples.column("status").to_pylist()
+            == runs["first"].samples.column("status").to_pylist()
+        )
         assert run.manifest.model.shape == list(ORDERS[name].shape[1:])  # the data's own
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_verify_and_attack_keep_the_datas_own_order(order: str, tmp_path: Path) -> None:
-    """Line 13: stored examples lie as the data do, and verify holds with data in its own order and in another."""
+    """Line 13: stored examples lie as the data do, and verify holds with data in its own order and
+    in another."""
     x = ORDERS[order]
     run = holdfast.evaluate(net(), (x, Y), LINF, attacks=["pgd(steps=2)"], out=tmp_path / "run")
     layout = run.manifest.model.layout
@@ -77,12 +86,15 @@ def test_a_bound_target_takes_data_in_another_order() -> None:
     target = wrap(net(), shape=(1, 6, 6))
     for x in ORDERS.values():
         assert open_for(target, (x, Y)).fingerprint() == as_source((X, Y)).fingerprint()
-    with pytest.raises(InputError, match=r"inputs of arrays are \(1, 5, 6\), but the model takes \(1, 6, 6\)"):
+    with pytest.raises(
+        InputError, match=r"inputs of arrays are \(1, 5, 6\), but the model takes \(1, 6, 6\)"
+    ):
         open_for(target, (X[:, :, :5], Y))
 
 
 def test_training_and_test_rows_may_lie_otherwise() -> None:
-    """Line 13: train on (6, 6, 1), measure on (1, 6, 6), and generated rows (6, 6); the runs keep the test's order."""
+    """Line 13: train on (6, 6, 1), measure on (1, 6, 6), and generated rows (6, 6); the runs keep
+    the test's order."""
     made = harden(
         net(),
         (ORDERS["last"][:50], Y[:50]),
@@ -99,13 +111,15 @@ def test_training_and_test_rows_may_lie_otherwise() -> None:
 
 
 def test_generate_takes_any_form_and_order(tmp_path: Path) -> None:
-    """Line 13: rows to measure on may lie otherwise than those to learn from; what does not fit is one sentence."""
+    """Line 13: rows to measure on may lie otherwise than those to learn from; what does not fit is
+    one sentence."""
     with pytest.raises(InputError, match=r"are \(5, 5\), but those of arrays are \(6, 6, 1\)"):
         generate((ORDERS["last"], Y), out=tmp_path / "g", test=(X[:, 0, :5, :5], Y))
 
 
 def test_arrangements_turn_back() -> None:
-    """Line 13: moved to another order and back, rows are what they were; what is no arrangement is refused."""
+    """Line 13: moved to another order and back, rows are what they were; what is no arrangement is
+    refused."""
     wide = RNG.random((3, 3, 4, 5))
     last = arranged(wide, (4, 5, 3))
     assert np.array_equal(last, wide.transpose(0, 2, 3, 1))

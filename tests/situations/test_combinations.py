@@ -1,4 +1,5 @@
-"""Things that each work alone, together: runs that verify must confirm, whatever the run was made of."""
+"""Things that each work alone, together: runs that verify must confirm, whatever the run was made
+of."""
 
 from __future__ import annotations
 
@@ -23,11 +24,15 @@ BRIEF = 'fast(epochs=1, batch_size=32, judge="pgd(steps=1)", objective="pgd(step
 
 def test_a_run_of_several_searches_for_the_smallest_size_is_confirmed(tmp_path: Path) -> None:
     """Line 9: where eps is inf each trial attacks all rows, and verify knows it."""
-    run = measure(tmp_path / "run", attacks=("fmn(steps=5)", "deepfool(steps=5)"), threat="linf(inf)")
+    run = measure(
+        tmp_path / "run", attacks=("fmn(steps=5)", "deepfool(steps=5)"), threat="linf(inf)"
+    )
     assert found(run.folder) == []
     first, second = run.manifest.trials
     assert first.attacked == second.attacked > second.broken
-    lying = second.model_copy(update={"attacked": 1, "rounds": [second.rounds[0].model_copy(update={"attacked": 1})]})
+    lying = second.model_copy(
+        update={"attacked": 1, "rounds": [second.rounds[0].model_copy(update={"attacked": 1})]}
+    )
     seal(run.folder, run.manifest.model_copy(update={"trials": [first, lying]}))
     assert any(text.startswith("trials:") for text in found(run.folder))
 
@@ -36,7 +41,9 @@ def fitted(kind: str, y: np.ndarray) -> object:
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
 
-    model = RandomForestClassifier(3, random_state=0) if kind == "forest" else LogisticRegression(C=100)
+    model = (
+        RandomForestClassifier(3, random_state=0) if kind == "forest" else LogisticRegression(C=100)
+    )
     return model.fit(rows()[0].reshape(len(y), -1), y)
 
 
@@ -73,7 +80,9 @@ def test_class_numbers_for_a_model_that_names_its_classes_are_confirmed(tmp_path
     x, y = rows()
     model = fitted("line", np.array(["cat", "dog", "eel", "fox"])[y])
     data = from_arrays(x.reshape(len(y), -1), y)
-    run = holdfast.evaluate(model, data, "linf(0.05)", attacks=["square(steps=3)"], out=tmp_path / "run")
+    run = holdfast.evaluate(
+        model, data, "linf(0.05)", attacks=["square(steps=3)"], out=tmp_path / "run"
+    )
     assert Counter(f.check for f in run.manifest.noted)["labels"] == 2
     target = holdfast.wrap(model)
     assert verify(run.folder, target, data) == []
@@ -93,7 +102,8 @@ def test_data_of_another_shape_than_the_run_says_are_a_finding(tmp_path: Path) -
 
 
 def test_model_and_data_of_one_file_share_its_classes(tmp_path: Path) -> None:
-    """Line 8: so that the model can be sent to another process; a file that changed is run again."""
+    """Line 8: so that the model can be sent to another process; a file that changed is run
+    again."""
     file = tmp_path / "both.py"
     file.write_text("class Net: pass\ndef rows(): return Net\n")
     model = usercode.find(f"{file}:Net")
@@ -117,17 +127,22 @@ def test_a_generator_of_too_few_rows_says_nothing_of_their_spread(tmp_path: Path
     """Line 29: one row a class to compare with is no spread, and no warning."""
     x = np.random.default_rng(0).random((24, 1, 4, 4), dtype=np.float32)
     data = from_arrays(x, np.arange(24) % 12)
-    made = generate(data, "gan(steps=2)", out=tmp_path / "made", test=from_arrays(x[:12], np.arange(12)))
+    made = generate(
+        data, "gan(steps=2)", out=tmp_path / "made", test=from_arrays(x[:12], np.arange(12))
+    )
     assert all(np.isnan(made.quality.spread))
     assert "<svg" in html.write(tmp_path / "made").read_text("utf-8")
 
 
 @pytest.mark.parametrize("form", ["one-hot", "five and up"])
 def test_labels_in_any_form_are_divided_for_hardening(tmp_path: Path, form: str) -> None:
-    """Lines 4, 15 and 16: without rows to test on, a share of each class is set apart, whatever classes are called."""
+    """Lines 4, 15 and 16: without rows to test on, a share of each class is set apart, whatever
+    classes are called."""
     x = np.random.default_rng(0).random((80, 1, 4, 4), dtype=np.float32)
     y = np.arange(80) % 4
     labels = np.eye(4, dtype=int)[y] if form == "one-hot" else y + 5
-    done = holdfast.harden(Bent(), (x, labels), "linf(0.05)", recipe=BRIEF, protocol="quick", out=tmp_path / "hard")
+    done = holdfast.harden(
+        Bent(), (x, labels), "linf(0.05)", recipe=BRIEF, protocol="quick", out=tmp_path / "hard"
+    )
     assert len(done.after.samples) == 16
     assert set(done.after.samples.column("label").to_pylist()) == {0, 1, 2, 3}

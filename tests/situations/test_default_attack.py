@@ -68,5 +68,8 @@ def test_grey_images_without_an_axis_of_channels_become_pictures(
     files = sorted(Path("png").rglob("*.png"))
     assert files
     assert all(np.asarray(Image.open(file)).shape == (8, 8) for file in files)
-    assert CliRunner().invoke(app, ["evaluate", *line, "--attack", "fgsm", "--out", "run"]).exit_code == 0
+    assert (
+        CliRunner().invoke(app, ["evaluate", *line, "--attack", "fgsm", "--out", "run"]).exit_code
+        == 0
+    )
     assert "data:image/png" in Path("run/report.html").read_text()

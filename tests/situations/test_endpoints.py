@@ -1,4 +1,5 @@
-"""Endpoints that are slow, odd or hostile, and users who give up: nobody waits longer than was said."""
+"""Endpoints that are slow, odd or hostile, and users who give up: nobody waits longer than was
+said."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def answer(target: HttpTarget) -> np.ndarray:
 
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_the_timeout_is_one_for_the_whole_answer(server: Raw, part: str) -> None:
-    """Line 27: a server that sends a byte now and then is cut off, though no single read takes long."""
+    """Line 27: a server that sends a byte now and then is cut off, though no single read takes
+    long."""
     whole = HEAD % len(ANSWER) + ANSWER
     start = 0 if part == "head" else whole.index(b"\r\n\r\n") + 4
 
@@ -96,13 +98,15 @@ def test_the_timeout_is_one_for_the_whole_answer(server: Raw, part: str) -> None
     server.serve = drip
     assert np.isnan(answer(server.target(timeout=0.3))).all()
     assert done.wait(60)
-    assert len(sent) < (len(whole) if part == "body" else len(whole) - len(ANSWER)) - start  # the client hung up
+    # the client hung up
+    assert len(sent) < (len(whole) if part == "body" else len(whole) - len(ANSWER)) - start
     server.serve = lambda connection: connection.sendall(whole)
     assert answer(server.target(timeout=30)).tolist() == [[0, 1]]
 
 
 def test_an_interrupt_leaves_nothing_to_wait_for(server: Raw) -> None:
-    """Line 27: Ctrl-C while an answer is awaited ends the question, and no thread keeps the process alive for it."""
+    """Line 27: Ctrl-C while an answer is awaited ends the question, and no thread keeps the process
+    alive for it."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread is interrupted")
 
@@ -112,14 +116,17 @@ def test_an_interrupt_leaves_nothing_to_wait_for(server: Raw) -> None:
 
     server.serve = silent
     target = server.target(timeout=3600, retries=5)
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
+    # a job in the background is born deaf to it
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             answer(target)
     finally:
         signal.signal(signal.SIGINT, usual)
     assert server.asked == 1
-    waited_for = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    waited_for = [
+        t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
+    ]
     assert [t.name for t in waited_for if "execnet" not in t.name] == []
 
 
@@ -153,8 +160,11 @@ def test_odd_answers_are_no_answers(server: Raw, said: bytes) -> None:
     assert np.isnan(answer(server.target(timeout=20))).all()
 
 
-def test_an_answer_that_unpacks_without_end_is_cut_off(server: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 27: an answer of few bytes that unpacks to many is given up at the largest size allowed."""
+def test_an_answer_that_unpacks_without_end_is_cut_off(
+    server: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 27: an answer of few bytes that unpacks to many is given up at the largest size
+    allowed."""
     monkeypatch.setattr("holdfast.targets.http.wire._LARGEST", 2**16)
     bomb = gzip.compress(b" " * 2**22 + ANSWER)
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)

@@ -29,7 +29,9 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
     x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = net(x).argmax(1)
-    run = holdfast.evaluate(net, from_arrays(x.numpy(), y.numpy()), threat, announce=said.append, **how)
+    run = holdfast.evaluate(
+        net, from_arrays(x.numpy(), y.numpy()), threat, announce=said.append, **how
+    )
     paid = run.manifest.costs
     taken = paid.forwards + paid.backwards + paid.judge_forwards + paid.corruption_forwards
     if len(said) > 1:
@@ -39,18 +41,31 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
 
 
 CHEAP: dict[str, tuple[str, dict[str, Any]]] = {
-    "a curve": ("linf(0.002)", {"attacks": ["pgd(steps=20)", "apgd(steps=30)"], "curve": [0.001, 0.004, 0.006]}),
+    "a curve": (
+        "linf(0.002)",
+        {"attacks": ["pgd(steps=20)", "apgd(steps=30)"], "curve": [0.001, 0.004, 0.006]},
+    ),
     "corruptions": ("linf(0.02)", {"attacks": ["pgd(steps=3)"], "corruptions": True}),
-    "a search for the smallest, with a curve": ("linf(0.02)", {"attacks": ["fmn(steps=30)"], "curve": [0.01, 0.1]}),
-    "long legs of a search": ("linf(0.02)", {"attacks": ["pgd(steps=2)", "relay(steps=300, leg=100)"]}),
-    "walks that begin anew": ("l2(0.05)", {"attacks": ["pgd(steps=2)", "brendelbethge(steps=60, walks=4)"]}),
+    "a search for the smallest, with a curve": (
+        "linf(0.02)",
+        {"attacks": ["fmn(steps=30)"], "curve": [0.01, 0.1]},
+    ),
+    "long legs of a search": (
+        "linf(0.02)",
+        {"attacks": ["pgd(steps=2)", "relay(steps=300, leg=100)"]},
+    ),
+    "walks that begin anew": (
+        "l2(0.05)",
+        {"attacks": ["pgd(steps=2)", "brendelbethge(steps=60, walks=4)"]},
+    ),
     "the judge alone, almost": ("linf(0.02)", {"attacks": ["fgsm"]}),
 }
 
 
 @pytest.mark.parametrize("case", CHEAP)
 def test_every_pass_is_counted(case: str) -> None:
-    """Line 33: further eps of a curve, corruptions, the judge, and steps that cost more than the first ones do."""
+    """Line 33: further eps of a curve, corruptions, the judge, and steps that cost more than the
+    first ones do."""
     threat, how = CHEAP[case]
     found, _ = ratio(threat, **how)
     assert 1 / FACTOR < found < FACTOR
@@ -78,7 +93,9 @@ def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     job = sys.modules["holdfast.evaluation.evaluate"]
     trials = (protocols.parse_trial("pgd(steps=5)"),)
     more = [protocols.parse_trial("pgd(steps=40, restarts=3)")]
-    monkeypatch.setattr(job.protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials))
+    monkeypatch.setattr(
+        job.protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials)
+    )
     monkeypatch.setattr(checks, "follow", lambda *_: more)
     found, (first, second) = ratio("linf(0.02)")
     assert (first.added, second.added) == (0, 1)
@@ -87,7 +104,8 @@ def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_costs_that_bend() -> None:
-    """Line 33: of costs 10 + 3 t and 10 + t^1.5 after 2, 4 and 8 steps, those of 100 steps are known."""
+    """Line 33: of costs 10 + 3 t and 10 + t^1.5 after 2, 4 and 8 steps, those of 100 steps are
+    known."""
     from holdfast.evaluation.estimate import _extrapolated
 
     assert _extrapolated([16, 22, 34], [2, 4, 8], 100) == pytest.approx(310)

@@ -1,4 +1,5 @@
-"""A run that was changed after it was made is not confirmed, even with every digest and figure made to fit."""
+"""A run that was changed after it was made is not confirmed, even with every digest and figure made
+to fit."""
 
 from __future__ import annotations
 
@@ -41,14 +42,17 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 
 def test_a_genuine_run_of_a_model_that_gives_probabilities_holds(tmp_path: Path) -> None:
-    """Line 5: the run of a softmax, and of a random forest, holds; also when the target is the object that was used."""
+    """Line 5: the run of a softmax, and of a random forest, holds; also when the target is the
+    object that was used."""
     from sklearn.ensemble import RandomForestClassifier
 
     x, y = rows()
     forest = RandomForestClassifier(5, random_state=0).fit(x.reshape(N, -1), y)
     for name, model, inputs in (("softmax", Softmax(), x), ("forest", forest, x.reshape(N, -1))):
         target, source = holdfast.wrap(model), from_arrays(inputs, y)
-        made = holdfast.evaluate(target, source, "linf(0.1)", attacks=["square(steps=3)"], out=tmp_path / name)
+        made = holdfast.evaluate(
+            target, source, "linf(0.1)", attacks=["square(steps=3)"], out=tmp_path / name
+        )
         assert made.manifest.model.probabilities
         assert verify(tmp_path / name, target, source) == []
         assert verify(tmp_path / name, holdfast.wrap(model), source) == []
@@ -68,21 +72,36 @@ def renamed(m: Manifest) -> Manifest:
     ("change", "seen"),
     [
         (renamed, "version 2 cannot be checked"),
-        (lambda m: m.model_copy(update={"perceptual": "ab" * 32}), "perceptual: run.json names a network"),
+        (
+            lambda m: m.model_copy(update={"perceptual": "ab" * 32}),
+            "perceptual: run.json names a network",
+        ),
         (lambda m: m.model_copy(update={"max_queries": 1}), "more than the budget"),
-        (lambda m: m.model_copy(update={"examined": Costs(forwards=9)}), "examined: run.json says 9"),
-        (lambda m: m.model_copy(update={"noted": [Finding(check="one_step", severity="red", text="")]}), "one_step"),
+        (
+            lambda m: m.model_copy(update={"examined": Costs(forwards=9)}),
+            "examined: run.json says 9",
+        ),
+        (
+            lambda m: m.model_copy(
+                update={"noted": [Finding(check="one_step", severity="red", text="")]}
+            ),
+            "one_step",
+        ),
     ],
     ids=["renamed", "perceptual", "budget", "examined", "noted"],
 )
-def test_forged_facts_are_found(run: Path, change: Callable[[Manifest], Manifest], seen: str) -> None:
-    """Line 5: a protocol under another name, an invented network, a budget, an examination or a finding."""
+def test_forged_facts_are_found(
+    run: Path, change: Callable[[Manifest], Manifest], seen: str
+) -> None:
+    """Line 5: a protocol under another name, an invented network, a budget, an examination or a
+    finding."""
     seal(run, refigured(run, change(store.read_manifest(run))))
     assert seen in " ".join(found(run))
 
 
 def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 5: whether an examination was due follows from protocol, budget and target, not from what run.json says."""
+    """Line 5: whether an examination was due follows from protocol, budget and target, not from
+    what run.json says."""
     short = {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})}
     monkeypatch.setattr("holdfast.evaluation.protocols.PROTOCOLS", short)
     made = measure(tmp_path / "run", attacks=(), protocol="autoattack")
@@ -95,7 +114,8 @@ def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_edited_page_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 5: every text of report.html is that of a new rendering; its pictures alone may differ."""
+    """Line 5: every text of report.html is that of a new rendering; its pictures alone may
+    differ."""
     page = html.write(run)
     text = page.read_text("utf-8")
     assert list(html.differs(run)) == []
@@ -115,7 +135,8 @@ def test_an_edited_page_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_exchanged_pictures_are_found(run: Path) -> None:
-    """Line 5: the gallery holds the originals of the data and the stored examples, and no others."""
+    """Line 5: the gallery holds the originals of the data and the stored examples, and no
+    others."""
     held = load_file(run / "gallery.safetensors")
     for name in ("x", "x_adv"):
         save_file(held | {name: held[name][::-1].copy()}, run / "gallery.safetensors")
@@ -128,7 +149,9 @@ def test_exchanged_pictures_are_found(run: Path) -> None:
 
 def test_another_schema_is_refused_in_one_sentence(run: Path) -> None:
     """Line 5: a schema version that this Holdfast does not know is not read."""
-    text = (run / "run.json").read_text("utf-8").replace('"schema_version": 1', '"schema_version": 99')
+    text = (
+        (run / "run.json").read_text("utf-8").replace('"schema_version": 1', '"schema_version": 99')
+    )
     (run / "run.json").write_text(text, "utf-8")
     with pytest.raises(InputError, match="schema version 99"):
         found(run)
@@ -136,8 +159,9 @@ def test_another_schema_is_refused_in_one_sentence(run: Path) -> None:
         html.write(run)
 
 
-# What no folder can prove: texts and settings that decide nothing, what one device measured, and what only the attacks
-# could show again (how much a row cost, which trial came first, how near it came).
+# What no folder can prove: texts and settings that decide nothing, what one device measured, and
+# what only the attacks could show again (how much a row cost, which trial came first, how near it
+# came).
 FREE = {
     "seed": "another one draws other noise in the attacks, which are not run again",
     "model.spec": "what was typed",
@@ -199,12 +223,19 @@ def named(path: tuple[Any, ...]) -> str:
 
 def forgeries(folder: Path) -> list[tuple[str, tuple[Any, ...]]]:
     content = json.loads((folder / "run.json").read_text("utf-8"))
-    kept = [path for path in leaves(content) if path[0] not in ("files", "digest", "schema_version")]
-    return [(named(path), path) for path in kept if not any(named(path).startswith(free) for free in FREE)]
+    kept = [
+        path for path in leaves(content) if path[0] not in ("files", "digest", "schema_version")
+    ]
+    return [
+        (named(path), path)
+        for path in kept
+        if not any(named(path).startswith(free) for free in FREE)
+    ]
 
 
 def forged(folder: Path, path: tuple[Any, ...]) -> list[str]:
-    """What verify says of a run of which one value of run.json was changed, and all else made to fit."""
+    """What verify says of a run of which one value of run.json was changed, and all else made to
+    fit."""
     content = json.loads((folder / "run.json").read_text("utf-8"))
     value = content
     for key in path:
@@ -224,7 +255,8 @@ def forged(folder: Path, path: tuple[Any, ...]) -> list[str]:
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_values_of_run_json_are_held(whole: Path, tmp_path: Path, every: int) -> None:
-    """Line 5: change any value of the facts, and make all digests and figures fit: verify does not confirm."""
+    """Line 5: change any value of the facts, and make all digests and figures fit: verify does not
+    confirm."""
     held = [f for f in forgeries(whole) if f[0].partition(".")[0] not in FIGURES]
     assert len(held) > 25
     for name, path in held[::every]:
@@ -240,7 +272,8 @@ def test_the_figures_of_run_json_are_held(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_columns_of_the_samples_are_held(whole: Path, tmp_path: Path) -> None:
-    """Line 5: change any column of samples.parquet in some row, and make all else fit: verify does not confirm."""
+    """Line 5: change any column of samples.parquet in some row, and make all else fit: verify does
+    not confirm."""
     table = store.read_samples(whole)
     status = np.array(table.column("status").to_pylist())
     for name in set(table.column_names) - set(COLUMNS_FREE) - {"status"}:
@@ -254,15 +287,20 @@ def test_the_columns_of_the_samples_are_held(whole: Path, tmp_path: Path) -> Non
     ("was", "others"),
     [
         ("broken", ("robust", "failed", "unstable", "wrong", "skipped", "certified")),
-        ("robust", ("broken", "certified", "wrong", "skipped")),  # failed or unstable would not flatter
+        # failed or unstable would not flatter
+        ("robust", ("broken", "certified", "wrong", "skipped")),
         ("wrong", ("robust", "broken", "certified", "skipped")),
     ],
 )
-def test_the_statuses_are_held(whole: Path, tmp_path: Path, was: str, others: tuple[str, ...]) -> None:
+def test_the_statuses_are_held(
+    whole: Path, tmp_path: Path, was: str, others: tuple[str, ...]
+) -> None:
     """Line 5: call a row something else, and make all else fit: verify does not confirm."""
     status = store.read_samples(whole).column("status").to_pylist()
     for said in others:
-        assert changed(shutil.copytree(whole, tmp_path / said), "status", status.index(was), said), said
+        assert changed(
+            shutil.copytree(whole, tmp_path / said), "status", status.index(was), said
+        ), said
 
 
 def changed(folder: Path, name: str, row: int, value: Any) -> list[str]:
@@ -270,7 +308,9 @@ def changed(folder: Path, name: str, row: int, value: Any) -> list[str]:
     table = store.read_samples(folder)
     values, kind = table.column(name).to_pylist(), table.schema.field(name).type
     values[row] = value
-    store.write_samples(folder, table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind)))
+    store.write_samples(
+        folder, table.set_column(table.schema.get_field_index(name), name, pa.array(values, kind))
+    )
     manifest = store.read_manifest(folder)
     with suppress(HoldfastError, ValueError, IndexError):  # there are no such figures
         manifest = refigured(folder, manifest)
@@ -282,7 +322,11 @@ def test_a_changed_figure_is_neither_compared_nor_merged_nor_shown(run: Path, wh
     """Line 5: run.json carries a digest of itself."""
     text = (run / "run.json").read_text("utf-8")
     (run / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'), "utf-8")
-    for ask in (lambda: compare(whole, run), lambda: merge([run], run.parent / "m"), lambda: html.write(run)):
+    for ask in (
+        lambda: compare(whole, run),
+        lambda: merge([run], run.parent / "m"),
+        lambda: html.write(run),
+    ):
         with pytest.raises(InputError, match="digest"):
             ask()
     assert "digest" in " ".join(found(run))

@@ -29,12 +29,14 @@ def confirmed(model: Any, data: Any, threat: Any, **options: Any) -> list[str]:
 
 
 def test_each_search_without_a_limit_takes_all_rows() -> None:
-    """Line 9: at an eps of inf every trial attacks every row, and verify confirms a run of several."""
+    """Line 9: at an eps of inf every trial attacks every row, and verify confirms a run of
+    several."""
     assert confirmed(Bent(), rows(), "linf(inf)", attacks=SEARCHES) == []
 
 
 def test_a_class_to_reach_may_be_a_rows_own() -> None:
-    """Line 24: of one class a row, some are the row's own: such rows are left out, and verify confirms it."""
+    """Line 24: of one class a row, some are the row's own: such rows are left out, and verify
+    confirms it."""
     x, y = rows()
     threat = Threat.linf(0.05, target=np.roll(y, 1))
     run = holdfast.evaluate(Bent(), (x, y), threat, attacks=ATTACKS)
@@ -44,7 +46,8 @@ def test_a_class_to_reach_may_be_a_rows_own() -> None:
 
 @pytest.mark.parametrize("given", ["positions", "one-hot"])
 def test_several_remarks_on_labels(given: str) -> None:
-    """Line 15: labels that are an estimator's positions, or one-hot, are remarked on twice; verify confirms it."""
+    """Line 15: labels that are an estimator's positions, or one-hot, are remarked on twice; verify
+    confirms it."""
     x = np.random.default_rng(0).random((30, 3)).astype(np.float32)
     y = (x[:, 0] > 0.5).astype(int)
     model = LogisticRegression().fit(x, np.array(["no", "yes"])[y])
@@ -67,18 +70,22 @@ class Noisy(Bent):
 
 
 def test_a_randomised_model_answers_otherwise_in_another_batch() -> None:
-    """Line 5: of a randomised model, verify holds neither one confidence nor one draw against the run."""
+    """Line 5: of a randomised model, verify holds neither one confidence nor one draw against the
+    run."""
     target = ExpectationOverTransformation(holdfast.wrap(Noisy()), 5)
     run = holdfast.evaluate(target, rows(), "linf(0.05)", attacks=ATTACKS)
     ids, found = next(iter(run.examples()))
-    store.write_tensors(run.folder / "adversarial" / "000000000.safetensors", {"id": ids[::-1], "x": found[::-1]})
+    store.write_tensors(
+        run.folder / "adversarial" / "000000000.safetensors", {"id": ids[::-1], "x": found[::-1]}
+    )
     seal(run.folder, run.manifest)
     again = ExpectationOverTransformation(holdfast.wrap(Noisy()), 5)
     assert verify(run.folder, again, rows()) == []
 
 
 def test_a_run_with_a_surrogate_needs_none_to_be_verified() -> None:
-    """Line 5: which further trials fit depends on the surrogate, without which a run is verified."""
+    """Line 5: which further trials fit depends on the surrogate, without which a run is
+    verified."""
     target = Surrogate(holdfast.wrap(Softmax()), holdfast.wrap(Bent()))
     run = holdfast.evaluate(target, rows(), "linf(0.05)", protocol="standard", samples=4)
     assert verify(run.folder, holdfast.wrap(Softmax()), rows()) == []
@@ -100,7 +107,8 @@ class Failing(Bent):
 
 @pytest.mark.parametrize("questions", [6, 14])
 def test_what_is_said_to_be_kept_is_there(questions: int, tmp_path: Path) -> None:
-    """Line 28: a model that raises later: the sentence speaks of kept work only where there is some."""
+    """Line 28: a model that raises later: the sentence speaks of kept work only where there is
+    some."""
     out = tmp_path / "run"
     with pytest.raises(InputError) as error:
         holdfast.evaluate(Failing(questions), rows(), "linf(0.05)", attacks=ATTACKS, out=out)

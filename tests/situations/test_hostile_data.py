@@ -1,4 +1,5 @@
-"""Files that are damaged, hostile or odd, as data and as options: one sentence, at once, and never a traceback."""
+"""Files that are damaged, hostile or odd, as data and as options: one sentence, at once, and never
+a traceback."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def test_idx_of_255_dimensions_and_a_bomb(tmp_path: Path, monkeypatch: pytest.Mo
     assert "holds more than" in refusal(f"idx:{x},{y}")
 
 
-def test_bombs_are_refused_by_their_declared_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_are_refused_by_their_declared_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 29: a compressed array and a picture that say they are huge are not decoded."""
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((9, 999), np.float32), y=np.zeros(9, int))
     monkeypatch.setattr(npz, "HELD", 9999)
@@ -86,7 +89,13 @@ def test_a_pipe_never_hangs(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     signal.alarm(PATIENCE)  # a hang would last for ever
     try:
-        for spec in (str(tmp_path), str(pipe), f"idx:{pipe},{pipe}", f"libsvm:{pipe}", f"mnist:{pipe}"):
+        for spec in (
+            str(tmp_path),
+            str(pipe),
+            f"idx:{pipe},{pipe}",
+            f"libsvm:{pipe}",
+            f"mnist:{pipe}",
+        ):
             refusal(spec)
         for ask in (lambda: options.limits_of(pipe), lambda: options.lines_of(pipe, "--groups")):
             with pytest.raises(SpecError, match="no file"):
@@ -117,7 +126,8 @@ def test_limits(make: Callable[[Path], object], words: str, tmp_path: Path) -> N
 
 
 def test_names_of_any_bytes_and_loops_of_links(tmp_path: Path) -> None:
-    """Line 29: a folder whose name is no UTF-8 is a class, and links that lead in a circle are not followed."""
+    """Line 29: a folder whose name is no UTF-8 is a class, and links that lead in a circle are not
+    followed."""
     home = os.fsencode(tmp_path) + b"/set/\xff\xfea"
     os.makedirs(home)
     with open(home + b"/0.png", "wb") as file:
@@ -141,7 +151,16 @@ def test_parquet_of_nested_columns(tmp_path: Path) -> None:
     assert "column y of" in refusal(f"{tmp_path / 'm.parquet'}")
 
 
-KINDS = ("a.npz", "a.csv", "a.csv.gz", "a.parquet", "libsvm:a.svm", "idx:a.idx,b.idx", "images", "c.json")
+KINDS = (
+    "a.npz",
+    "a.csv",
+    "a.csv.gz",
+    "a.parquet",
+    "libsvm:a.svm",
+    "idx:a.idx,b.idx",
+    "images",
+    "c.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +181,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flipped(kind: str, at: int, value: int, home: Path) -> None:
-    """Read the data of this kind with one byte of a file changed; whatever is wrong is one sentence."""
-    said, name = "", {"images": "images/cat/0.png"}.get(kind, kind.partition(":")[2].partition(",")[0] or kind)
+    """Read the data of this kind with one byte of a file changed; whatever is wrong is one
+    sentence."""
+    said, name = (
+        "",
+        {"images": "images/cat/0.png"}.get(kind, kind.partition(":")[2].partition(",")[0] or kind),
+    )
     content = (home / name).read_bytes()
     at %= len(content)
     try:
         put(home / name, content[:at] + bytes([value]) + content[at + 1 :])
-        spec = kind.replace(":", f":{home}/").replace(",", f",{home}/") if ":" in kind else str(home / kind)
+        spec = (
+            kind.replace(":", f":{home}/").replace(",", f",{home}/")
+            if ":" in kind
+            else str(home / kind)
+        )
         given = {"classes": str(home / "c.json")} if kind == "c.json" else {}
         source = open_data(str(home / "images") if given else spec, **given)  # pyright: ignore[reportArgumentType]
         source.rows(0, len(source))

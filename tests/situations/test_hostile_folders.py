@@ -1,4 +1,5 @@
-"""Folders that hold anything at all: every command that reads a run ends in one sentence, and never in a traceback."""
+"""Folders that hold anything at all: every command that reads a run ends in one sentence, and never
+in a traceback."""
 
 from __future__ import annotations
 
@@ -103,7 +104,9 @@ def header(length: int, content: bytes) -> Callable[[Path], None]:
 
 def with_null(held: pa.Table) -> pa.Table:
     place = held.schema.get_field_index("label")
-    return held.set_column(place, "label", pa.array([None, *held.column("label").to_pylist()[1:]], pa.int64()))
+    return held.set_column(
+        place, "label", pa.array([None, *held.column("label").to_pylist()[1:]], pa.int64())
+    )
 
 
 def with_label(value: int) -> Callable[[pa.Table], pa.Table]:
@@ -159,7 +162,9 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "null": table(with_null),
     "great label": table(with_label(10**12)),
     "negative label": table(with_label(-5)),
-    "status": table(lambda held: held.set_column(6, "status", pa.array(["\x1b[2J"] * held.num_rows))),
+    "status": table(
+        lambda held: held.set_column(6, "status", pa.array(["\x1b[2J"] * held.num_rows))
+    ),
     "folder": replaced("samples.parquet", "folder"),
     "folder as run.json": replaced("run.json", "folder"),
     "pipe": replaced("adversarial/*", "pipe"),
@@ -173,13 +178,20 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the demo model, as the command line makes it."""
     folder = tmp_path_factory.mktemp("shared")
-    assert command("evaluate", "demo", "digits", *ASKED, "--out", str(folder / "run")).exit_code == 0
+    assert (
+        command("evaluate", "demo", "digits", *ASKED, "--out", str(folder / "run")).exit_code == 0
+    )
     return folder / "run"
 
 
 def asked_of(run: Path, shared: Path) -> None:
-    """Every command that reads a run folder, which was changed: no traceback, and nothing left behind."""
-    forms = [part for name in ("junit", "model-card", "sarif") for part in (f"--{name}", str(run.parent / name))]
+    """Every command that reads a run folder, which was changed: no traceback, and nothing left
+    behind."""
+    forms = [
+        part
+        for name in ("junit", "model-card", "sarif")
+        for part in (f"--{name}", str(run.parent / name))
+    ]
     merged = run.parent / "merged"
     for args in (
         ("report", str(run), *forms),
@@ -199,13 +211,17 @@ COMMON = ("nested", "parts", "two lengths", "pipe")
 
 
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
-@pytest.mark.parametrize("name", [n if n in COMMON else pytest.param(n, marks=pytest.mark.slow) for n in HOSTILE])
+@pytest.mark.parametrize(
+    "name", [n if n in COMMON else pytest.param(n, marks=pytest.mark.slow) for n in HOSTILE]
+)
 def test_a_hostile_folder_ends_in_one_sentence(
     shared: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line 29: report, compare, verify, merge and --resume say what is wrong, with 2; verify with 1 or 2."""
+    """Line 29: report, compare, verify, merge and --resume say what is wrong, with 2; verify with 1
+    or 2."""
     if name in COMMON:
-        monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")  # to draw takes longest
+        # to draw takes longest
+        monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")
     run = tmp_path / "run"
     shutil.copytree(shared, run)
     HOSTILE[name](run)
@@ -220,7 +236,11 @@ def test_a_picture_too_large_is_not_drawn(shared: Path, tmp_path: Path) -> None:
     save_file({"id": ids, "x": wide, "x_adv": wide + 0.5}, run / "gallery.safetensors")
     edited("model.shape", [1, 1, 5000])(run)
     assert (
-        "data:image/png" not in html.write(run).read_text("utf-8").split("<h2>Examples</h2>")[1].split("</section>")[0]
+        "data:image/png"
+        not in html.write(run)
+        .read_text("utf-8")
+        .split("<h2>Examples</h2>")[1]
+        .split("</section>")[0]
     )
 
 
@@ -228,7 +248,8 @@ def test_a_picture_too_large_is_not_drawn(shared: Path, tmp_path: Path) -> None:
 
 
 def unharmed(folder: Path, file: Path, bit: int) -> None:
-    """A flipped bit of a finished run ends nothing in a traceback, and is found unless nobody reads it."""
+    """A flipped bit of a finished run ends nothing in a traceback, and is found unless nobody reads
+    it."""
     before = (folder / file).read_bytes()
     flipped(folder / file, bit)
     try:
@@ -288,7 +309,8 @@ def test_a_thousand_flipped_bits_are_found(shared: Path, place: int, bit: int) -
 
 @pytest.mark.slow
 def test_the_command_refuses_a_flipped_bit(shared: Path, tmp_path: Path) -> None:
-    """Line 29: one in each file, with the code of a run that does not hold, or of one that cannot be read."""
+    """Line 29: one in each file, with the code of a run that does not hold, or of one that cannot
+    be read."""
     assert command("verify", str(shared), "demo", "digits").exit_code == 0
     for file in files_of(shared):
         run = shutil.copytree(shared, tmp_path / file.name)

@@ -1,4 +1,5 @@
-"""Folders of the images that people have: of any size and mode, of a subset of the classes, in any order of axes."""
+"""Folders of the images that people have: of any size and mode, of a subset of the classes, in any
+order of axes."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def noise(mode: str, width: int, height: int) -> Image.Image:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Images of five modes and sizes in three classes; one was taken with the camera on its side."""
+    """Images of five modes and sizes in three classes; one was taken with the camera on its
+    side."""
     home = tmp_path / "set"
     for name in ("n02", "n01", "n03"):
         (home / name).mkdir(parents=True)
@@ -57,7 +59,8 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_mixed_images_are_resized_and_cropped_while_loading(mixed: Path) -> None:
-    """Line 14: the shorter side to 16, the middle 12 x 12, as torchvision's transforms do it on a picture upright."""
+    """Line 14: the shorter side to 16, the middle 12 x 12, as torchvision's transforms do it on a
+    picture upright."""
     source = open_data(mixed, resize="16", crop="12", scale=False)
     assert (len(source), source.shape) == (6, (3, 12, 12))
     x, y = source.rows(0, 6)
@@ -66,10 +69,15 @@ def test_mixed_images_are_resized_and_cropped_while_loading(mixed: Path) -> None
         small = image.resize((21, 16), Image.Resampling.BILINEAR).crop((4, 2, 16, 14))
     assert np.array_equal(x[0], np.moveaxis(np.asarray(small), -1, 0))
     with Image.open(mixed / "n03" / "5.jpg") as image:
-        upright = image.transpose(Image.Transpose.ROTATE_270).resize((16, 48), Image.Resampling.BILINEAR)
+        upright = image.transpose(Image.Transpose.ROTATE_270).resize(
+            (16, 48), Image.Resampling.BILINEAR
+        )
     assert np.array_equal(x[5], np.moveaxis(np.asarray(upright.crop((2, 18, 14, 30))), -1, 0))
     (said,) = source.remarks
-    assert "every image resized (the shorter side to 16, bilinear) and cropped to the middle 12 x 12" in said[1]
+    assert (
+        "every image resized (the shorter side to 16, bilinear) and cropped to the middle 12 x 12"
+        in said[1]
+    )
     assert "1 of mode CMYK" in said[1]
     assert "1 turned upright" in said[1]
 
@@ -80,7 +88,10 @@ def test_sizes_are_those_of_the_peers(size: tuple[int, int]) -> None:
     """Line 14: the sizes of Hugging Face's processors, which follow torchvision's rule."""
     transforms = pytest.importorskip("transformers.image_transforms")
     height, width = transforms.get_resize_output_image_size(
-        np.zeros((*reversed(size), 3), np.uint8), 224, default_to_square=False, input_data_format="channels_last"
+        np.zeros((*reversed(size), 3), np.uint8),
+        224,
+        default_to_square=False,
+        input_data_format="channels_last",
     )
     assert Resizing((224,)).size(*size) == (width, height)
 
@@ -90,7 +101,9 @@ def test_a_sixteen_bit_image_keeps_its_levels(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     levels = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)
     Image.fromarray(levels).save(tmp_path / "a" / "0.png")
-    assert open_data(tmp_path, scale=False).rows(0, 1)[0].ravel().tolist() == [17 * i for i in range(16)]
+    assert open_data(tmp_path, scale=False).rows(0, 1)[0].ravel().tolist() == [
+        17 * i for i in range(16)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +118,17 @@ def test_a_sixteen_bit_image_keeps_its_levels(tmp_path: Path) -> None:
         ("c.json", '{"7": ["n01", "a"], "3": ["n02", "b"], "0": ["n03", "c"]}', [7, 7, 3, 3, 0, 0]),
     ],
 )
-def test_a_file_numbers_the_folders(name: str, text: str, numbers: list[int], mixed: Path, tmp_path: Path) -> None:
-    """Line 14: the class numbers of a subset of ImageNet, in the forms in which such lists are passed on."""
+def test_a_file_numbers_the_folders(
+    name: str, text: str, numbers: list[int], mixed: Path, tmp_path: Path
+) -> None:
+    """Line 14: the class numbers of a subset of ImageNet, in the forms in which such lists are
+    passed on."""
     (tmp_path / name).write_text(text)
     source = open_data(mixed, resize="8,8", classes=tmp_path / name)
     labels = source.rows(0, 6)[1].tolist()
-    by_folder = {Path(path).parent.name: label for path, label in zip(source._paths, labels, strict=True)}
+    by_folder = {
+        Path(path).parent.name: label for path, label in zip(source._paths, labels, strict=True)
+    }
     assert [by_folder[folder] for folder in ("n01", "n01", "n02", "n02", "n03", "n03")] == numbers
     assert source.class_names is not None
     assert len(source.class_names) == max(numbers) + 1
@@ -120,9 +138,12 @@ def test_a_file_numbers_the_folders(name: str, text: str, numbers: list[int], mi
 
 
 def test_the_models_own_resize_serves_while_loading(mixed: Path) -> None:
-    """Line 14: images of many sizes with preprocess resize(8, 8) first are resized as they are loaded."""
+    """Line 14: images of many sizes with preprocess resize(8, 8) first are resized as they are
+    loaded."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    run = holdfast.evaluate(wrap(net, preprocess=Resize(8, 8)), str(mixed), "linf(0.05)", attacks=["fgsm"])
+    run = holdfast.evaluate(
+        wrap(net, preprocess=Resize(8, 8)), str(mixed), "linf(0.05)", attacks=["fgsm"]
+    )
     assert run.manifest.model.shape == [3, 8, 8]
     assert any("resized (8 x 8" in finding.text for finding in run.manifest.verdict.findings)
     with pytest.raises(InputError, match="give --resize 256 --crop 224"):
@@ -130,7 +151,8 @@ def test_the_models_own_resize_serves_while_loading(mixed: Path) -> None:
 
 
 def test_images_become_grey_for_a_model_of_one_channel(mixed: Path) -> None:
-    """Line 13: RGB, RGBA and palette images for a model that takes one channel, and grey ones for one of three."""
+    """Line 13: RGB, RGBA and palette images for a model that takes one channel, and grey ones for
+    one of three."""
     net = nn.Sequential(nn.Conv2d(1, 3, 6), nn.Flatten())
     run = holdfast.evaluate(net, open_data(mixed, resize="6,6"), "linf(0.05)", attacks=["fgsm"])
     assert run.manifest.model.shape == [1, 6, 6]
@@ -147,7 +169,8 @@ def test_images_become_grey_for_a_model_of_one_channel(mixed: Path) -> None:
 def test_every_command_loads_alike_and_verify_finds_the_options_again(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line 14: evaluate and attack take --resize, --crop and --classes; verify reads them in the run; others refuse."""
+    """Line 14: evaluate and attack take --resize, --crop and --classes; verify reads them in the
+    run; others refuse."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.json").write_text(json.dumps(["n03", "n02", "n01"]))
     how = ["--resize", "16", "--crop", "12", "--classes", "c.json"]
@@ -164,8 +187,15 @@ def test_every_command_loads_alike_and_verify_finds_the_options_again(
     command("verify", "run", *model)
     command("attack", *model, *how, "--threat", "linf(0.1)", "--attack", "fgsm", "--out", "x.npz")
     assert np.load("x.npz")["x"].shape == (6, 3, 12, 12)
-    for wrong in (["--resize", "tall"], ["--resize", "0"], ["--crop", "99", "--resize", "16"], ["--resize", "16,wavy"]):
-        done = CliRunner().invoke(app, ["evaluate", *model, *wrong, "--threat", "linf(0.1)"], catch_exceptions=False)
+    for wrong in (
+        ["--resize", "tall"],
+        ["--resize", "0"],
+        ["--crop", "99", "--resize", "16"],
+        ["--resize", "16,wavy"],
+    ):
+        done = CliRunner().invoke(
+            app, ["evaluate", *model, *wrong, "--threat", "linf(0.1)"], catch_exceptions=False
+        )
         assert done.exit_code == 2
         assert done.stderr.strip().startswith("error: ")
     with pytest.raises(SpecError, match="bilinear or bicubic"):

@@ -1,4 +1,5 @@
-"""Names come from outside: in no form of a report are they markup, a link, a cell, or an order to the terminal."""
+"""Names come from outside: in no form of a report are they markup, a link, a cell, or an order to
+the terminal."""
 
 from __future__ import annotations
 
@@ -56,8 +57,12 @@ def named(folder: Path, name: str) -> Manifest:
         part.name = m.data.class_names[i]
     group = GroupMetrics(name=name, clean_accuracy=interval(1, 2), robust_accuracy=interval(1, 2))
     m.metrics.per_group, m.metrics.worst_group = [group], group
-    m.model.spec = m.model.arch = m.model.layout = m.model.access = m.model.surrogate = m.model.fingerprint = name
-    m.data.spec = m.data.split = m.data.fingerprint = m.threat.text = m.protocol.name = m.trials[0].spec = name
+    m.model.spec = m.model.arch = m.model.layout = m.model.access = m.model.surrogate = (
+        m.model.fingerprint
+    ) = name
+    m.data.spec = m.data.split = m.data.fingerprint = m.threat.text = m.protocol.name = m.trials[
+        0
+    ].spec = name
     m.model.preprocess, m.protocol.trials, m.settings = [name], [name], {name: name}
     m.verdict.findings[0].check = m.verdict.findings[0].text = m.verdict.reason = name
     m.provenance = Provenance(command=name, created=name, versions={name: name}, hardware=name)
@@ -69,12 +74,22 @@ def cells(token: Token) -> list[Token]:
 
 
 LIVE = {"link_open", "image", "html_inline", "html_block", "s_open", "strong_open", "hr"}
-PARTS = ("heading_open", "td_open", "th_open", "tr_open", "table_open", "fence", "em_open", "bullet_list_open")
+PARTS = (
+    "heading_open",
+    "td_open",
+    "th_open",
+    "tr_open",
+    "table_open",
+    "fence",
+    "em_open",
+    "bullet_list_open",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_live_in_markdown(folder: Path, name: str) -> None:
-    """Line 30: in a summary and in a model card, a name is neither a link, HTML, a heading nor a further cell."""
+    """Line 30: in a summary and in a model card, a name is neither a link, HTML, a heading nor a
+    further cell."""
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     forms = []
     for word in (name, "mlp"):
@@ -108,13 +123,16 @@ def test_names_are_not_live_on_the_page(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_not_live_elsewhere(folder: Path, name: str) -> None:
-    """Line 30: nor in JUnit, SARIF (whose messages know links in square brackets) and on the terminal."""
+    """Line 30: nor in JUnit, SARIF (whose messages know links in square brackets) and on the
+    terminal."""
     m = named(folder, name)
     for result in json.loads(sarif.sarif(m))["runs"][0]["results"]:
         assert not re.search(r"(?<!\\)\[[^\]]*(?<!\\)\]\(", result["message"]["text"])
         assert ":" not in result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert len(ElementTree.fromstring(junit.junit(m)).findall(".//testcase")) == 2
-    console = Console(width=200, force_terminal=True, color_system=None, record=True, file=io.StringIO())
+    console = Console(
+        width=200, force_terminal=True, color_system=None, record=True, file=io.StringIO()
+    )
     console.print(terminal.summary(m))
     shown = console.export_text()
     assert not re.search("[\x1b\u202e]", shown)

@@ -53,14 +53,30 @@ def flipped(y: np.ndarray, share: float, k: int) -> np.ndarray:
 
 
 NOTHING = {
-    "0 of 1,000 right, 1,000 classes": lambda: ((np.arange(1000) + 7) % 1000, np.arange(1000), 1000),
-    "2 of 100 right, 100 classes": lambda: (np.r_[0, 1, (np.arange(98) + 9) % 100], np.arange(100), 100),
+    "0 of 1,000 right, 1,000 classes": lambda: (
+        (np.arange(1000) + 7) % 1000,
+        np.arange(1000),
+        1000,
+    ),
+    "2 of 100 right, 100 classes": lambda: (
+        np.r_[0, 1, (np.arange(98) + 9) % 100],
+        np.arange(100),
+        100,
+    ),
     "random answers of 10": lambda: (DRAW.integers(10, size=200), DRAW.integers(10, size=200), 10),
-    "12 % of 10 classes, many rows": lambda: (flipped(np.arange(9000) % 10, 0.88, 10), np.arange(9000) % 10, 10),
+    "12 % of 10 classes, many rows": lambda: (
+        flipped(np.arange(9000) % 10, 0.88, 10),
+        np.arange(9000) % 10,
+        10,
+    ),
     "the majority class alone, 93:7": lambda: (np.zeros(400, int), uneven(400, 0.07), 2),
     "the majority class alone, few rows": lambda: (np.zeros(60, int), uneven(60, 0.07), 2),
     "a coin on 93:7": lambda: ((DRAW.random(400) < 0.07).astype(int), uneven(400, 0.07), 2),
-    "the two classes exchanged": lambda: (1 - flipped(uneven(100, 0.5), 0.1, 2), uneven(100, 0.5), 2),
+    "the two classes exchanged": lambda: (
+        1 - flipped(uneven(100, 0.5), 0.1, 2),
+        uneven(100, 0.5),
+        2,
+    ),
     "one class of three never answered": lambda: (np.arange(90) % 3 % 2, np.arange(90) % 3, 3),
     "rows of one class, never answered": lambda: (np.zeros(12, int), np.ones(12, int), 2),
     "0 of 10 right": lambda: ((np.arange(10) + 1) % 100, np.arange(10), 100),
@@ -85,7 +101,8 @@ MANY = "0 of 1,000 right, 1,000 classes"
     "case", [pytest.param(case, marks=pytest.mark.slow if case == MANY else ()) for case in NOTHING]
 )
 def test_a_model_that_knows_nothing_is_unreliable(case: str) -> None:
-    """Line 3: answers no better than chance or the majority, or without a class that is there, are a red finding."""
+    """Line 3: answers no better than chance or the majority, or without a class that is there, are
+    a red finding."""
     run = answering(*NOTHING[case]())
     assert run.verdict.status == "unreliable"
     assert checks(run) & {"near_chance", "never_predicted"}
@@ -98,7 +115,8 @@ def test_an_honest_model_is_left_in_peace(case: str) -> None:
 
 
 def test_accuracy_that_the_majority_alone_would_have_is_said() -> None:
-    """Line 3: an honest model on 90:10 data is told the share of the majority, and its mean recall."""
+    """Line 3: an honest model on 90:10 data is told the share of the majority, and its mean
+    recall."""
     run = answering(*HONEST["90 % on 90:10, both classes well"]())
     (found,) = [f for f in run.verdict.findings if f.check == "majority"]
     assert found.severity == "info"
@@ -117,13 +135,20 @@ def test_verify_finds_the_same() -> None:
 
 
 def test_constant_answers_of_other_heads_are_unreliable() -> None:
-    """Line 3: a multi-label net that never says 1, and a regressor that answers the mean, know nothing either."""
+    """Line 3: a multi-label net that never says 1, and a regressor that answers the mean, know
+    nothing either."""
     draw = np.random.default_rng(0)
     truth = (draw.random((60, 3)) < 0.2).astype(np.float32)
     values = draw.normal(size=(60, 2)).astype(np.float32)
     mean = np.broadcast_to(values.mean(0), values.shape)
-    for outputs, y, task in ((truth * 0 - 1, truth, "multilabel"), (mean, values, "regression(0.5)")):
+    for outputs, y, task in (
+        (truth * 0 - 1, truth, "multilabel"),
+        (mean, values, "regression(0.5)"),
+    ):
         assert checks(measured(outputs, y, task)) == {"near_chance"}
     near = values + draw.normal(scale=0.3, size=values.shape)
-    for outputs, y, task in ((2 * truth - 1, truth, "multilabel"), (near, values, "regression(0.5)")):
+    for outputs, y, task in (
+        (2 * truth - 1, truth, "multilabel"),
+        (near, values, "regression(0.5)"),
+    ):
         assert checks(measured(outputs, y, task)) == set()

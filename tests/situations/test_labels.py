@@ -1,4 +1,5 @@
-"""Labels as people bring them: names, -1 and 1, 1 to k, one-hot rows. Each means what the model means by it."""
+"""Labels as people bring them: names, -1 and 1, 1 to k, one-hot rows. Each means what the model
+means by it."""
 
 from __future__ import annotations
 
@@ -49,11 +50,18 @@ def classes_of(labels: np.ndarray, count: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "labels",
-    [np.array([-1, 1]), np.array([5, 6]), np.array([False, True]), np.array([-1.0, 1.0]), np.array([10, 2, 30])],
+    [
+        np.array([-1, 1]),
+        np.array([5, 6]),
+        np.array([False, True]),
+        np.array([-1.0, 1.0]),
+        np.array([10, 2, 30]),
+    ],
     ids=["signs", "numbers", "booleans", "floats", "unordered"],
 )
 def test_an_estimators_classes_are_those_of_the_data(labels: np.ndarray) -> None:
-    """Line 15: data with an estimator's own labels are measured, whichever they are; figures are its own score."""
+    """Line 15: data with an estimator's own labels are measured, whichever they are; figures are
+    its own score."""
     y = classes_of(labels, len(labels))
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
     run = measured(model, y)
@@ -69,7 +77,8 @@ def test_an_estimators_classes_are_those_of_the_data(labels: np.ndarray) -> None
 
 
 def test_names_are_matched_by_name_and_not_by_order() -> None:
-    """Line 15: data that name their classes (dog, cat) meet a model that names them in another order."""
+    """Line 15: data that name their classes (dog, cat) meet a model that names them in another
+    order."""
     texts = np.array(["cat", "ant", "dog"])
     y = classes_of(texts)
     model = GridSearchCV(LinearSVC(), {"C": [1, 10]}, cv=2).fit(X, y)
@@ -88,11 +97,14 @@ def test_names_are_matched_by_name_and_not_by_order() -> None:
 
 
 def test_positions_are_taken_only_where_nothing_contradicts() -> None:
-    """Line 15: 0..k-1 for a model whose classes are texts are positions, and that is said; 1..k cannot be both."""
+    """Line 15: 0..k-1 for a model whose classes are texts are positions, and that is said; 1..k
+    cannot be both."""
     model = RandomForestClassifier(3, random_state=0).fit(X, classes_of(np.array(["a", "b", "c"])))
     run = measured(model, Y)
     assert "taken for positions" in " ".join(said(run))
-    assert run.manifest.metrics.clean_accuracy.value == model.score(X, classes_of(np.array(["a", "b", "c"])))
+    assert run.manifest.metrics.clean_accuracy.value == model.score(
+        X, classes_of(np.array(["a", "b", "c"]))
+    )
     counted = RandomForestClassifier(3, random_state=0).fit(X, Y + 1)
     with pytest.raises(InputError, match=r"label 0.*1, 2, 3"):
         measured(counted, Y)
@@ -100,7 +112,8 @@ def test_positions_are_taken_only_where_nothing_contradicts() -> None:
 
 @pytest.mark.parametrize("labels", [[-1, 1], [1, 2, 3], [2, 4], [5, 6, 7]], ids=str)
 def test_networks_take_k_values_in_their_order(labels: list[int], tmp_path: Path) -> None:
-    """Line 15: a network with k outputs names no class: k evenly spaced labels are taken in order, and that is said."""
+    """Line 15: a network with k outputs names no class: k evenly spaced labels are taken in order,
+    and that is said."""
     net = nn.Linear(4, len(labels))
     y = classes_of(np.array(labels), len(labels))
     plain = measured(net, np.minimum(Y, len(labels) - 1))
@@ -113,19 +126,28 @@ def test_networks_take_k_values_in_their_order(labels: list[int], tmp_path: Path
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [([0, 1, 9], "label 9.*3 classes"), ([1, 3, 3], "count from 1"), ([-1, 0, 0], "label -1.*count from 0")],
+    [
+        ([0, 1, 9], "label 9.*3 classes"),
+        ([1, 3, 3], "count from 1"),
+        ([-1, 0, 0], "label -1.*count from 0"),
+    ],
     ids=str,
 )
 def test_other_values_are_refused(labels: list[int], words: str) -> None:
-    """Line 15: what could be a slip (a gap, a class left out) is refused in a sentence that names the row."""
+    """Line 15: what could be a slip (a gap, a class left out) is refused in a sentence that names
+    the row."""
     with pytest.raises(InputError, match=f"row .*{words}"):
         measured(nn.Linear(4, 3), classes_of(np.array(labels)))
 
 
 @settings(max_examples=12)
-@given(st.permutations(["ant", "bee", "cat", "dog"]), st.lists(st.integers(0, 3), min_size=1, max_size=9))
+@given(
+    st.permutations(["ant", "bee", "cat", "dog"]),
+    st.lists(st.integers(0, 3), min_size=1, max_size=9),
+)
 def test_a_model_that_predicts_its_own_names_is_right(names: list[str], rows: list[int]) -> None:
-    """Line 15: whatever the order and whichever classes are there, a model that answers the row's name is right."""
+    """Line 15: whatever the order and whichever classes are there, a model that answers the row's
+    name is right."""
     x = np.eye(4, dtype=np.float32)[rows]
     model = ArrayModel(lambda u: u @ np.eye(4, dtype=np.float32), class_labels=tuple(names))
     target = wrap(model)
@@ -136,10 +158,13 @@ def test_a_model_that_predicts_its_own_names_is_right(names: list[str], rows: li
 
 @pytest.mark.parametrize("kind", [np.float32, np.int64, bool])
 def test_one_hot_labels(kind: type) -> None:
-    """Line 16: one-hot rows of k classes are class numbers for a model of k outputs, and the report says so."""
+    """Line 16: one-hot rows of k classes are class numbers for a model of k outputs, and the report
+    says so."""
     net = nn.Linear(4, 3)
     run, plain = measured(net, np.eye(3)[Y].astype(kind)), measured(net, Y)
-    assert run.samples.drop(["seconds"] if "seconds" in run.samples.column_names else []).equals(plain.samples)
+    assert run.samples.drop(["seconds"] if "seconds" in run.samples.column_names else []).equals(
+        plain.samples
+    )
     assert "one-hot" in said(run)[0]
     assert run.manifest.data.fingerprint == plain.manifest.data.fingerprint
     column = measured(net, Y[:, None].astype(np.float32))  # as Keras has them
@@ -157,18 +182,26 @@ def test_one_hot_labels_train_too() -> None:
 
 
 def test_rows_to_test_on_mean_what_the_training_rows_mean() -> None:
-    """Line 15: a test set that lacks a class, or orders its folders otherwise, is read as the training set is."""
+    """Line 15: a test set that lacks a class, or orders its folders otherwise, is read as the
+    training set is."""
     from holdfast.evaluation.labels import numbered
 
     target = wrap(nn.Linear(4, 2), shape=(4,))
     train, test = ((X, classes_of(np.array([-1, 1]), 2)), (X[:5], np.ones(5, int)))
     (_, few), _ = numbered(target, *map(holdfast.data.as_source, (train, test)))
     assert few.rows(0, 5)[1].tolist() == [1] * 5
-    folders = [Arrays(X, np.minimum(Y, 1), n[0], scale=False, class_names=n) for n in (("a", "b"), ("b", "a"))]
+    folders = [
+        Arrays(X, np.minimum(Y, 1), n[0], scale=False, class_names=n)
+        for n in (("a", "b"), ("b", "a"))
+    ]
     (first, second), _ = numbered(target, *folders)
     assert (first.rows(0, 48)[1] == 1 - second.rows(0, 48)[1]).all()
     with pytest.raises(InputError, match=r"'c'.*a, b"):
-        numbered(target, folders[0], Arrays(X, np.minimum(Y, 1), "s", scale=False, class_names=("b", "c")))
+        numbered(
+            target,
+            folders[0],
+            Arrays(X, np.minimum(Y, 1), "s", scale=False, class_names=("b", "c")),
+        )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +214,8 @@ def test_rows_to_test_on_mean_what_the_training_rows_mean() -> None:
     ids=["several", "another-width", "soft"],
 )
 def test_rows_that_are_not_one_hot(change: Any, words: tuple[str, ...], tmp_path: Path) -> None:
-    """Line 16: several ones in a row keep the advice of --task multilabel; other widths are named."""
+    """Line 16: several ones in a row keep the advice of --task multilabel; other widths are
+    named."""
     np.savez(tmp_path / "set.npz", x=X, y=change(Y))
     (tmp_path / "net.py").write_text("from torch import nn\ndef net(): return nn.Linear(4, 3)\n")
     for command in ("evaluate", "attack"):

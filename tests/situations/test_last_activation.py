@@ -1,4 +1,5 @@
-"""A softmax or a sigmoid at the end of a torch model changes nothing: the logits before it are read."""
+"""A softmax or a sigmoid at the end of a torch model changes nothing: the logits before it are
+read."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def groups(z: Tensor) -> Tensor:
 
 SOFTMAXES: dict[str, Callable[[nn.Module], Any]] = {
     "layer": lambda body: nn.Sequential(body, nn.Softmax(1)),
-    "nested": lambda body: nn.Sequential(nn.Sequential(nn.Sequential(body), nn.Sequential(nn.Softmax(dim=-1)))),
+    "nested": lambda body: nn.Sequential(
+        nn.Sequential(nn.Sequential(body), nn.Sequential(nn.Softmax(dim=-1)))
+    ),
     "function": lambda body: Then(body, lambda z: F.softmax(z, dim=1)),
     "method": lambda body: Then(body, lambda z: z.softmax(-1)),
     "keyword": lambda body: Then(body, lambda z: torch.softmax(input=z, dim=1)),
@@ -89,17 +92,22 @@ def same(target: Target, logits: Target, *, exact: bool = True) -> None:
     c = torch.randn(len(X), logits.task.k, generator=torch.Generator().manual_seed(2))
     (z, back), (known, pull) = target.linearize(X), logits.linearize(X)
     if exact:
-        assert all(map(torch.equal, (target.scores(X), z, back(c)), (logits.scores(X), known, pull(c))))
+        assert all(
+            map(torch.equal, (target.scores(X), z, back(c)), (logits.scores(X), known, pull(c)))
+        )
     c = c - c.mean(1, keepdim=True)  # of a loss, which no shift of the scores changes
     for a, b in ((target.scores(X), logits.scores(X)), (z, known)):
-        assert torch.allclose(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), rtol=1e-4, atol=1e-3)
+        assert torch.allclose(
+            a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), rtol=1e-4, atol=1e-3
+        )
     assert torch.allclose(back(c), pull(c), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 @pytest.mark.parametrize("end", SOFTMAXES)
 def test_the_logits_before_a_softmax_are_read(end: str, scale: float) -> None:
-    """Line 2: wherever the softmax stands, scores and gradients are those of the same network without it."""
+    """Line 2: wherever the softmax stands, scores and gradients are those of the same network
+    without it."""
     body = Body(scale=scale).eval()
     exact = end != "formula"  # whose logits are shifted
     same(wrap(SOFTMAXES[end](body), shape=(1, 4, 4)), wrap(body, shape=(1, 4, 4)), exact=exact)
@@ -108,7 +116,8 @@ def test_the_logits_before_a_softmax_are_read(end: str, scale: float) -> None:
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 @pytest.mark.parametrize("end", SIGMOIDS)
 def test_the_logit_before_a_sigmoid_is_read(end: str, scale: float) -> None:
-    """Line 2: of one output, which is a probability because a sigmoid stands there: class 1 above 0.5."""
+    """Line 2: of one output, which is a probability because a sigmoid stands there: class 1 above
+    0.5."""
     body = Body(1, scale=scale).eval()
     target = wrap(SIGMOIDS[end](body), shape=(1, 4, 4))
     same(target, wrap(body, shape=(1, 4, 4)))
@@ -203,7 +212,8 @@ def test_half_precision_is_read() -> None:
 
 
 def test_regression_keeps_its_sigmoid() -> None:
-    """Line 2: numbers within (0, 1) are no probabilities, where the task says so; labels that may hold together are."""
+    """Line 2: numbers within (0, 1) are no probabilities, where the task says so; labels that may
+    hold together are."""
     model = nn.Sequential(Body(2), nn.Sigmoid()).eval()
     numbers = wrap(model, shape=(1, 4, 4), task="regression(tolerance=0.1)")
     assert torch.equal(numbers.scores(X), model(X))
@@ -234,15 +244,20 @@ def test_hardening_trains_on_logits_and_keeps_the_softmax() -> None:
     network: Any = network_of(whole, target)
     z = target.live(network.net).outputs(X)
     assert torch.equal(z, whole[0](X))
-    (g,) = torch.autograd.grad(F.cross_entropy(z, (z.argmax(1) + 1) % 3), [network.net[0].net[1].weight])
+    (g,) = torch.autograd.grad(
+        F.cross_entropy(z, (z.argmax(1) + 1) % 3), [network.net[0].net[1].weight]
+    )
     assert float(g.abs().max()) > 0
     assert isinstance(network.net[1], nn.Softmax)
 
 
 def test_the_faster_twin_is_read() -> None:
-    """Line 2: batch norm folded, channels last; and a model with logits is asked without a detour."""
+    """Line 2: batch norm folded, channels last; and a model with logits is asked without a
+    detour."""
     torch.manual_seed(0)
-    features = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 3))
+    features = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 3)
+    )
     body = nn.Sequential(features, nn.Flatten(), nn.Linear(32, 3)).eval()
     target: Any = wrap(Then(body, lambda z: (300 * z).softmax(1)), shape=(1, 4, 4))
     assert target.approximate
@@ -253,7 +268,8 @@ def test_the_faster_twin_is_read() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the compiler's own imports
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which the compiler itself asks for
+# which the compiler itself asks for
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
 def test_a_compiled_twin_is_read(end: nn.Module) -> None:
     """Line 2: torch.compile."""
@@ -293,6 +309,7 @@ def test_the_standard_protocol_leaves_what_it_leaves_of_logits(k: int, scale: fl
     y = wrap(body, shape=(1, 4, 4)).labels(X)
     last = nn.Sigmoid() if k == 1 else nn.Softmax(1)
     a, b = (
-        float(holdfast.evaluate(m, (X, y), "linf(0.02)").robust_accuracy.value or 0) for m in (body, Then(body, last))
+        float(holdfast.evaluate(m, (X, y), "linf(0.02)").robust_accuracy.value or 0)
+        for m in (body, Then(body, last))
     )
     assert abs(a - b) <= 0.01

@@ -1,4 +1,5 @@
-"""Models as people have them: files of other tools, live objects, checkpoints of training frameworks, regressors."""
+"""Models as people have them: files of other tools, live objects, checkpoints of training
+frameworks, regressors."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor, VotingClassifier
+from sklearn.ensemble import (
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    VotingClassifier,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -74,11 +80,14 @@ def test_skops_files_of_scikit_learns_own_estimators(model: Any) -> None:
 
 
 def test_skops_files_of_other_types_still_need_trust() -> None:
-    """Line 17: what is not scikit-learn's own is refused by name, and so is a tree that leads out of its nodes."""
+    """Line 17: what is not scikit-learn's own is refused by name, and so is a tree that leads out
+    of its nodes."""
     io = pytest.importorskip("skops.io")
     from sklearn.preprocessing import FunctionTransformer
 
-    io.dump(make_pipeline(FunctionTransformer(os.path.basename), LogisticRegression()), "model.skops")
+    io.dump(
+        make_pipeline(FunctionTransformer(os.path.basename), LogisticRegression()), "model.skops"
+    )
     with pytest.raises(InputError, match=r"posixpath\.basename.*--trust"):
         load("model.skops")
     model = forest()
@@ -90,9 +99,12 @@ def test_skops_files_of_other_types_still_need_trust() -> None:
         load("model.skops")
 
 
-@pytest.mark.parametrize(("name", "compress"), [("model.joblib", 3), ("model.joblib", 0), ("model.pkl", 0)])
+@pytest.mark.parametrize(
+    ("name", "compress"), [("model.joblib", 3), ("model.joblib", 0), ("model.pkl", 0)]
+)
 def test_pickled_estimators_need_trust(name: str, compress: int) -> None:
-    """Line 17: joblib's and pickle's files of estimators are opened with --trust, and else refused with the remedy."""
+    """Line 17: joblib's and pickle's files of estimators are opened with --trust, and else refused
+    with the remedy."""
     joblib.dump(forest(), name, compress=compress)
     with pytest.raises(InputError, match=r"skops.*--trust"):
         load(name)
@@ -104,16 +116,23 @@ def test_pickled_estimators_need_trust(name: str, compress: int) -> None:
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
 def test_boosters_live_and_in_files(library: str) -> None:
-    """Line 17: a live Booster and its file (.json, .ubj, LightGBM's text) answer as the library does, in logits."""
+    """Line 17: a live Booster and its file (.json, .ubj, LightGBM's text) answer as the library
+    does, in logits."""
     tool = pytest.importorskip(library)
     for k in (2, 3):
         y = np.minimum(Y, k - 1)
         if library == "xgboost":
-            options = {"objective": "multi:softprob", "num_class": 3} if k == 3 else {"objective": "binary:logistic"}
+            options = (
+                {"objective": "multi:softprob", "num_class": 3}
+                if k == 3
+                else {"objective": "binary:logistic"}
+            )
             model = tool.train(options | {"nthread": 1, "max_depth": 2}, tool.DMatrix(X, y), 3)
             names, said = ["model.json", "model.ubj"], model.predict(tool.DMatrix(X))
         else:
-            options = {"objective": "multiclass", "num_class": 3} if k == 3 else {"objective": "binary"}
+            options = (
+                {"objective": "multiclass", "num_class": 3} if k == 3 else {"objective": "binary"}
+            )
             options |= {"verbose": -1, "num_threads": 1, "min_data_in_leaf": 2}
             model = tool.train(options, tool.Dataset(X, y), 3)
             names, said = ["model.txt"], model.predict(X)
@@ -144,7 +163,8 @@ def test_boosters_live_and_in_files(library: str) -> None:
     ids=["lightning", "mixed", "compiled", "inner", "deep"],
 )
 def test_names_before_the_names_of_weights(renamed: Any) -> None:
-    """Line 17: what Lightning, DataParallel and torch.compile put before the names of weights is taken off."""
+    """Line 17: what Lightning, DataParallel and torch.compile put before the names of weights is
+    taken off."""
     state = {renamed(name): value for name, value in weights().items()}
     torch.save({"state_dict": state}, "net.ckpt")
     assert fits("net.ckpt")
@@ -153,7 +173,8 @@ def test_names_before_the_names_of_weights(renamed: Any) -> None:
 
 
 def test_parts_beside_the_model() -> None:
-    """Line 17: weights of a loss or an average beside the model's own are left out; two models alike are refused."""
+    """Line 17: weights of a loss or an average beside the model's own are left out; two models
+    alike are refused."""
     own = {f"model.{name}": value for name, value in weights().items()}
     average = {f"ema_model.{name}": value + 1 for name, value in weights().items()}
     torch.save({"state_dict": own | average | {"loss.weight": torch.ones(3)}}, "net.ckpt")
@@ -175,9 +196,13 @@ class Payload:
 
 
 def test_checkpoints_whose_settings_hold_objects() -> None:
-    """Line 17: the weights of a Lightning checkpoint are read without making the objects among its hyper-parameters."""
+    """Line 17: the weights of a Lightning checkpoint are read without making the objects among its
+    hyper-parameters."""
     own = {f"model.{name}": value for name, value in weights().items()}
-    settings = {"hyper_parameters": {"net": Payload(), "kind": argparse.Namespace(a=1)}, "best": np.float64(0.5)}
+    settings = {
+        "hyper_parameters": {"net": Payload(), "kind": argparse.Namespace(a=1)},
+        "best": np.float64(0.5),
+    }
     torch.save({"state_dict": own, "epoch": 3} | settings, "net.ckpt")
     assert fits("net.ckpt")
     assert not Path("ran").exists()
@@ -198,7 +223,8 @@ def test_a_folder_of_transformers_is_one_sentence() -> None:
 
 
 def test_wrap_takes_what_load_takes() -> None:
-    """Line 17: a path or text in Python means what it means on the command line, in every function."""
+    """Line 17: a path or text in Python means what it means on the command line, in every
+    function."""
     for model in ("nets.py:net", "demo"):
         assert type(wrap(model)) is type(load(model))
     data = (torch.rand(4, 1, 8, 8), torch.arange(4))
@@ -210,7 +236,8 @@ def test_wrap_takes_what_load_takes() -> None:
 
 @pytest.mark.parametrize("kind", ["path", "proto", "session", "bytes"])
 def test_onnx_models_live(kind: str) -> None:
-    """Line 17: an ONNX path, ModelProto and InferenceSession are one model: same scores, same gradients."""
+    """Line 17: an ONNX path, ModelProto and InferenceSession are one model: same scores, same
+    gradients."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
 
@@ -221,7 +248,10 @@ def test_onnx_models_live(kind: str) -> None:
         "net",
         [info("x", TensorProto.FLOAT, ["n", 4])],
         [info("z", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(w["0.weight"].numpy(), "w"), numpy_helper.from_array(w["0.bias"].numpy(), "b")],
+        [
+            numpy_helper.from_array(w["0.weight"].numpy(), "w"),
+            numpy_helper.from_array(w["0.bias"].numpy(), "b"),
+        ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(proto, "net.onnx")
@@ -240,12 +270,17 @@ def test_onnx_models_live(kind: str) -> None:
 
 @pytest.mark.parametrize("library", ["sklearn", "xgboost", "lightgbm", "booster"])
 def test_regressors(library: str) -> None:
-    """Line 18: a regressor is measured with a task of regression, and without one a true sentence asks for it."""
+    """Line 18: a regressor is measured with a task of regression, and without one a true sentence
+    asks for it."""
     y = X[:, 0] * 2
     if library == "sklearn":
         model = make_pipeline(StandardScaler(), LinearRegression()).fit(X, y)
     elif library == "lightgbm":
-        model = pytest.importorskip("lightgbm").LGBMRegressor(n_estimators=3, verbose=-1, n_jobs=1).fit(X, y)
+        model = (
+            pytest.importorskip("lightgbm")
+            .LGBMRegressor(n_estimators=3, verbose=-1, n_jobs=1)
+            .fit(X, y)
+        )
     else:
         model = pytest.importorskip("xgboost").XGBRegressor(n_estimators=3, n_jobs=1).fit(X, y)
     model = model.get_booster() if library == "booster" else model
@@ -264,7 +299,15 @@ def test_a_regressor_on_the_command_line() -> None:
     io = pytest.importorskip("skops.io")
     io.dump(RandomForestRegressor(2, random_state=0).fit(X, X[:, :2]), "model.skops")
     np.savez("set.npz", x=X, y=X[:, :2])
-    text = refused("evaluate", "model.skops", "set.npz", "--threat", "linf(0.05)", "--attack", "square(steps=2)")
+    text = refused(
+        "evaluate",
+        "model.skops",
+        "set.npz",
+        "--threat",
+        "linf(0.05)",
+        "--attack",
+        "square(steps=2)",
+    )
     assert "RandomForestRegressor names no classes" in text
     assert "--task" in text
     target = load("model.skops", task="regression(tolerance=0.5)", shape=(4,))

@@ -39,7 +39,16 @@ QUICK = {
     "list": ("attacks",),
 }
 LONG = {
-    "harden": (*DATA, *THREAT, "--recipe", "fast(epochs=1)", "--protocol", "quick", "--out", "made"),
+    "harden": (
+        *DATA,
+        *THREAT,
+        "--recipe",
+        "fast(epochs=1)",
+        "--protocol",
+        "quick",
+        "--out",
+        "made",
+    ),
     "train": (*DATA, "--epochs", "1", "--out", "made.safetensors"),
     "generate train": ("set.npz", "--model", "gan(steps=2)", "--out", "made"),
 }
@@ -69,7 +78,22 @@ NUMBERS = (
     "1,0",
     "9" * 5000,
 )
-TEXTS = ("", " ", "x" * 300, "é∞", "a/b:c", "binary", "-", "--", "[", "{}", "%s", "cuda:99", "verdict==", "7")
+TEXTS = (
+    "",
+    " ",
+    "x" * 300,
+    "é∞",
+    "a/b:c",
+    "binary",
+    "-",
+    "--",
+    "[",
+    "{}",
+    "%s",
+    "cuda:99",
+    "verdict==",
+    "7",
+)
 HOSTILE = (*SPECS, *NUMBERS, *TEXTS)
 
 
@@ -80,7 +104,9 @@ def options_of(name: str) -> tuple[str, ...]:
     for part in name.split():
         command = command.commands[part]  # pyright: ignore[reportAttributeAccessIssue]
     return tuple(
-        p.opts[0] for p in command.params if p.param_type_name == "option" and not getattr(p, "is_flag", False)
+        p.opts[0]
+        for p in command.params
+        if p.param_type_name == "option" and not getattr(p, "is_flag", False)
     )
 
 
@@ -99,7 +125,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ended(*words: str) -> None:
-    """Run a command; it must end with a code that is documented, and say what was wrong in words."""
+    """Run a command; it must end with a code that is documented, and say what was wrong in
+    words."""
     result = CliRunner().invoke(app, [*words], prog_name="holdfast")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(f"{words}") from result.exception
@@ -112,8 +139,11 @@ def ended(*words: str) -> None:
 def cases(commands: dict[str, tuple[str, ...]]) -> st.SearchStrategy[tuple[str, str, str]]:
     """A command, one of its options, and what is typed after it."""
     pairs = [(name, option) for name in commands for option in options_of(name)]
-    made = st.text(st.characters(codec="utf-8", exclude_characters="\x00/"), max_size=20)  # no shell passes a null byte
-    values = st.one_of(st.sampled_from(HOSTILE), made, st.from_regex(r"\A[a-z0-9]{1,6}\([-a-z0-9=., ]{0,12}\)\Z"))
+    # no shell passes a null byte
+    made = st.text(st.characters(codec="utf-8", exclude_characters="\x00/"), max_size=20)
+    values = st.one_of(
+        st.sampled_from(HOSTILE), made, st.from_regex(r"\A[a-z0-9]{1,6}\([-a-z0-9=., ]{0,12}\)\Z")
+    )
     return st.tuples(st.sampled_from(pairs), values).map(lambda case: (*case[0], case[1]))
 
 

@@ -1,4 +1,5 @@
-"""A GAN of the user's own networks, of torch and of Keras: trained, sampled and hardened with, by one command each."""
+"""A GAN of the user's own networks, of torch and of Keras: trained, sampled and hardened with, by
+one command each."""
 
 from __future__ import annotations
 
@@ -114,19 +115,36 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     for name, shape in (("data", (1, 4, 4)), ("nhwc", (4, 4, 1))):
         y = np.arange(300) % 2
-        x = rng.normal(0.25 + 0.5 * y.reshape(-1, 1, 1, 1), 0.1, (300, *shape)).clip(0, 1).astype(np.float32)
+        x = (
+            rng.normal(0.25 + 0.5 * y.reshape(-1, 1, 1, 1), 0.1, (300, *shape))
+            .clip(0, 1)
+            .astype(np.float32)
+        )
         np.savez(f"{name}.npz", x=x, y=y)
     return tmp_path
 
 
 def train(generator: str, discriminator: str, *options: object) -> tuple[object, ...]:
     nets = ("--generator", f"gan.py:{generator}", "--discriminator", f"gan.py:{discriminator}")
-    return ("generate", "train", "data.npz", *nets, "--model", f"own({FEW}, rate=2e-3)", "--out", "gan", *options)
+    return (
+        "generate",
+        "train",
+        "data.npz",
+        *nets,
+        "--model",
+        f"own({FEW}, rate=2e-3)",
+        "--out",
+        "gan",
+        *options,
+    )
 
 
-@pytest.mark.parametrize("kind", ["build", pytest.param("flat", marks=pytest.mark.slow), "conditional"])
+@pytest.mark.parametrize(
+    "kind", ["build", pytest.param("flat", marks=pytest.mark.slow), "conditional"]
+)
 def test_two_networks_are_trained_and_sampled(kind: str) -> None:
-    """Tutorials: torch modules of any of these forms; a sample is of its class, and within the bounds."""
+    """Tutorials: torch modules of any of these forms; a sample is of its class, and within the
+    bounds."""
     done = holdfast(*train(f"{kind}_generator", f"{kind}_discriminator"))
     assert done.exit_code == 0, done.output
     assert ("knows no classes" in done.stdout) == (kind != "conditional")
@@ -141,7 +159,8 @@ def test_two_networks_are_trained_and_sampled(kind: str) -> None:
     generator = load("gan")
     y, ids, order = torch.tensor([0, 1, 1, 0, 1]), torch.arange(5), torch.tensor([3, 1, 4])
     found = generator.draw(y, ids)
-    close(generator.draw(y[order], ids[order]), found[order], atol=1e-5)  # each row from its class and id alone
+    # each row from its class and id alone
+    close(generator.draw(y[order], ids[order]), found[order], atol=1e-5)
     if generator.reader is not None:
         assert torch.equal(generator.reader(found).argmax(1), y)
 
@@ -150,15 +169,29 @@ def test_two_networks_are_trained_and_sampled(kind: str) -> None:
     ("generator", "discriminator", "words"),
     [
         ("endless", "build_discriminator", ("the generator gives values from", "tanh", "sigmoid")),
-        ("large", "build_discriminator", ("the generator gives rows of shape (1, 5, 5)", "(1, 4, 4)")),
+        (
+            "large",
+            "build_discriminator",
+            ("the generator gives rows of shape (1, 5, 5)", "(1, 4, 4)"),
+        ),
         ("build_generator", "two_numbers", ("the discriminator gives (2,)", "expected one number")),
         ("build_generator", "another_size", ("the discriminator", "(1, 4, 4)")),
-        ("build_generator", "conditional_discriminator", ("the class as a second input", "give both or none")),
-        ("text", "build_discriminator", ("gives a str as generator", "a Keras model or a torch module")),
+        (
+            "build_generator",
+            "conditional_discriminator",
+            ("the class as a second input", "give both or none"),
+        ),
+        (
+            "text",
+            "build_discriminator",
+            ("gives a str as generator", "a Keras model or a torch module"),
+        ),
         ("missing", "build_discriminator", ("no callable 'missing'",)),
     ],
 )
-def test_networks_that_do_not_fit_are_one_sentence(generator: str, discriminator: str, words: tuple[str, ...]) -> None:
+def test_networks_that_do_not_fit_are_one_sentence(
+    generator: str, discriminator: str, words: tuple[str, ...]
+) -> None:
     """Tutorials: each mismatch is named, and nothing is left that blocks the next try."""
     names(refused(*train(generator, discriminator)), *words)
     assert not Path("gan").exists()
@@ -166,27 +199,49 @@ def test_networks_that_do_not_fit_are_one_sentence(generator: str, discriminator
 
 def test_one_network_alone_or_with_another_model_is_refused() -> None:
     """Tutorials: the two options go together, and with their own kind of model."""
-    both = ("--generator", "gan.py:build_generator", "--discriminator", "gan.py:build_discriminator", "--out", "gan")
-    names(refused("generate", "train", "data.npz", *both[:2], *both[4:]), "needs both networks", "--discriminator")
-    names(refused("generate", "train", "data.npz", *both, "--model", "diffusion"), "own(...)", "diffusion")
+    both = (
+        "--generator",
+        "gan.py:build_generator",
+        "--discriminator",
+        "gan.py:build_discriminator",
+        "--out",
+        "gan",
+    )
+    names(
+        refused("generate", "train", "data.npz", *both[:2], *both[4:]),
+        "needs both networks",
+        "--discriminator",
+    )
+    names(
+        refused("generate", "train", "data.npz", *both, "--model", "diffusion"),
+        "own(...)",
+        "diffusion",
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["build", "flat", "conditional"])
 def test_samples_teach_a_classifier_the_classes(kind: str) -> None:
-    """Tutorials: of a few more steps, a classifier trained on samples alone is right on real rows."""
+    """Tutorials: of a few more steps, a classifier trained on samples alone is right on real
+    rows."""
     more = f"own({FEW.replace('steps=60', 'steps=1500')}, rate=2e-3)"
-    assert holdfast(*train(f"{kind}_generator", f"{kind}_discriminator", "--model", more)).exit_code == 0
+    assert (
+        holdfast(*train(f"{kind}_generator", f"{kind}_discriminator", "--model", more)).exit_code
+        == 0
+    )
     assert json.loads(Path("gan/quality.json").read_bytes())["trained"] > 0.95
 
 
 @pytest.mark.slow
 def test_a_keras_gan_is_trained_and_hardened_with(here: Path) -> None:
-    """Tutorials: Sequential generator and discriminator, LeakyReLU, tanh output, inputs of (4, 4, 1)."""
+    """Tutorials: Sequential generator and discriminator, LeakyReLU, tanh output, inputs of (4, 4,
+    1)."""
     if importlib.util.find_spec("keras") is None:
         pytest.skip("Keras is not installed: pip install 'holdfast[frameworks]'")
     nets = "--generator keras_gan.py:build_generator --discriminator keras_gan.py:build_discriminator".split()
-    done = alone("generate", "train", "nhwc.npz", *nets, "--model", f"own({FEW}, rate=2e-3)", "--out", "gan")
+    done = alone(
+        "generate", "train", "nhwc.npz", *nets, "--model", f"own({FEW}, rate=2e-3)", "--out", "gan"
+    )
     assert done.returncode == 0, done.stderr
     done = alone("generate", "sample", "gan", "--per-class", "50", "--out", "made.npz")
     assert done.returncode == 0, done.stderr
@@ -203,7 +258,10 @@ def test_a_keras_gan_is_trained_and_hardened_with(here: Path) -> None:
     wrong = [*nets[:3], "keras_gan.py:too_large"]
     done = alone("generate", "train", "nhwc.npz", *wrong, "--out", "other")
     assert done.returncode == 2
-    assert "the discriminator takes rows of shape (5, 5, 1), but the generator gives (4, 4, 1)" in done.stderr
+    assert (
+        "the discriminator takes rows of shape (5, 5, 1), but the generator gives (4, 4, 1)"
+        in done.stderr
+    )
 
 
 def alone(*args: str) -> subprocess.CompletedProcess[str]:
@@ -211,4 +269,6 @@ def alone(*args: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     env["PYTHONPATH"] = str(Path(package.__file__).parents[1])
     code = "from holdfast.cli.main import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, env=env)
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, check=False, env=env
+    )

@@ -49,7 +49,8 @@ exec(compile(CODE, __file__, "exec"), HERE)
 
 
 def bgr(image: np.ndarray) -> np.ndarray:
-    """As code for OpenCV does it: bytes [h, w, c] in, floats with the channels the other way round out."""
+    """As code for OpenCV does it: bytes [h, w, c] in, floats with the channels the other way round
+    out."""
     assert image.dtype == np.uint8
     assert image.shape[-1] == 3
     return image[:, :, ::-1].astype(np.float32) - MEAN
@@ -85,15 +86,21 @@ def holdfast(*args: object) -> Result:
 
 
 def test_channels_turned_and_shifted_are_attacked_as_their_twin_of_tensors() -> None:
-    """Line 19: BGR minus the mean in numpy, image by image, breaks what the same in torch breaks."""
+    """Line 19: BGR minus the mean in numpy, image by image, breaks what the same in torch
+    breaks."""
     x, y = HERE["rows"]()
     runs = {
-        step.__name__: hf.evaluate(wrap(HERE["Net"](), preprocess=step), (x, y), "linf(4/255)", attacks=[ATTACK])
+        step.__name__: hf.evaluate(
+            wrap(HERE["Net"](), preprocess=step), (x, y), "linf(4/255)", attacks=[ATTACK]
+        )
         for step in (bgr, bgr_of_tensors)
     }
     own, twin = (run.manifest.metrics.counts for run in runs.values())
     assert own["broken"] == twin["broken"] > 3
-    said = {name: [f.text for f in run.verdict.findings if f.check == "preprocess"] for name, run in runs.items()}
+    said = {
+        name: [f.text for f in run.verdict.findings if f.check == "preprocess"]
+        for name, run in runs.items()
+    }
     assert "one image at a time" in said["bgr"][0]
     assert "BPDA" in said["bgr"][0]
     assert "tensors" in said["bgr_of_tensors"][0]
@@ -101,7 +108,8 @@ def test_channels_turned_and_shifted_are_attacked_as_their_twin_of_tensors() -> 
 
 
 def test_the_gradient_that_stands_in_knows_the_channels() -> None:
-    """Line 19: the gradient of a function without one mixes and scales the channels as the function does."""
+    """Line 19: the gradient of a function without one mixes and scales the channels as the function
+    does."""
     x = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     slopes = []
     for step in (bgr, bgr_of_tensors):
@@ -112,7 +120,8 @@ def test_the_gradient_that_stands_in_knows_the_channels() -> None:
 
 
 def test_a_step_of_tensors_that_breaks_the_graph() -> None:
-    """Line 19: a function of tensors that cuts the gradient is passed straight through, each feature by its slope."""
+    """Line 19: a function of tensors that cuts the gradient is passed straight through, each
+    feature by its slope."""
     target = wrap(nn.Linear(4, 2), preprocess=[hf.Normalize(0.5, 0.5), louder], shape=(4,))
     _, pull = target.linearize(torch.rand(3, 4))
     weight: Tensor = target.model.weight  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
@@ -122,9 +131,12 @@ def test_a_step_of_tensors_that_breaks_the_graph() -> None:
 
 
 def test_images_in_bytes_come_back_as_bytes() -> None:
-    """Line 19: bytes of an image become raw units again; grey images are [h, w]; with Resize in the list."""
+    """Line 19: bytes of an image become raw units again; grey images are [h, w]; with Resize in the
+    list."""
     target: Any = wrap(
-        nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), preprocess=[equalised, hf.Resize(4, 4)], shape=(1, 6, 6)
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+        preprocess=[equalised, hf.Resize(4, 4)],
+        shape=(1, 6, 6),
     )
     seen = target.preprocess[0](torch.rand(2, 1, 6, 6))
     assert seen.shape == (2, 1, 6, 6)
@@ -136,7 +148,8 @@ def test_images_in_bytes_come_back_as_bytes() -> None:
 
 @pytest.mark.parametrize(("step", "access"), [(spectrum, "scores"), (power, "gradients")])
 def test_a_spectrogram(step: Any, access: str) -> None:
-    """Line 19: a change of shape without a gradient leaves scores, one of tensors is differentiated."""
+    """Line 19: a change of shape without a gradient leaves scores, one of tensors is
+    differentiated."""
     x = np.random.default_rng(0).random((12, 16), np.float32)
     target = wrap(nn.Linear(9, 2), preprocess=step, bounds=(0, 1))
     run = hf.evaluate(target, (x, np.zeros(12, np.int64)), "linf(0.1)", attacks=["square(steps=3)"])
@@ -145,7 +158,8 @@ def test_a_spectrogram(step: Any, access: str) -> None:
 
 
 def test_modules_and_objects_count_with_all_that_they_hold() -> None:
-    """Line 19: a module is named and hashed by its weights, a function by its source and what it reads."""
+    """Line 19: a module is named and hashed by its weights, a function by its source and what it
+    reads."""
 
     def made(scale: float) -> Any:
         def scaled(x: Tensor) -> Tensor:
@@ -154,12 +168,16 @@ def test_modules_and_objects_count_with_all_that_they_hold() -> None:
         return scaled
 
     for a, b in ((nn.Linear(4, 4), nn.Linear(4, 4)), (made(2.0), made(3.0))):
-        texts = [wrap(nn.Linear(4, 2), preprocess=step, shape=(4,)).describe()["preprocess"] for step in (a, a, b)]
+        texts = [
+            wrap(nn.Linear(4, 2), preprocess=step, shape=(4,)).describe()["preprocess"]
+            for step in (a, a, b)
+        ]
         assert texts[0] == texts[1] != texts[2]
 
 
 def test_what_has_no_name_or_fails_is_refused() -> None:
-    """Line 19: a lambda is refused with the remedy; a function that fails on all forms says how each failed."""
+    """Line 19: a lambda is refused with the remedy; a function that fails on all forms says how
+    each failed."""
     with pytest.raises(InputError, match="define it with def"):
         wrap(nn.Linear(4, 2), preprocess=lambda x: x)
     with pytest.raises(InputError, match="no function"):
@@ -175,13 +193,24 @@ def test_what_has_no_name_or_fails_is_refused() -> None:
 def test_the_command_line_names_a_function_and_verify_is_given_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line 19: --preprocess file.py:function; the manifest names and hashes it; verify needs the same one."""
+    """Line 19: --preprocess file.py:function; the manifest names and hashes it; verify needs the
+    same one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prep.py").write_text(CODE)
     (tmp_path / "later.py").write_text(CODE.replace("- MEAN", "- MEAN - 9"))
     asked = ("prep.py:Net", "prep.py:rows")
     step = ("--preprocess", "prep.py:bgr")
-    done = holdfast("evaluate", *asked, "--threat", "linf(8/255)", "--attack", "pgd(steps=5)", *step, "--out", "run")
+    done = holdfast(
+        "evaluate",
+        *asked,
+        "--threat",
+        "linf(8/255)",
+        "--attack",
+        "pgd(steps=5)",
+        *step,
+        "--out",
+        "run",
+    )
     assert done.exit_code == 0, done.output
     said = json.loads((tmp_path / "run" / "run.json").read_text())["model"]["preprocess"]
     assert said[0].startswith("own(name='prep:bgr', sha256='")
@@ -200,5 +229,12 @@ def test_a_network_is_hardened_behind_it() -> None:
     x, y = HERE["rows"]()
     x, y = np.tile(x, (9, 1, 1, 1)), np.tile(y, 9)
     target = wrap(HERE["Net"](), preprocess=bgr)
-    hard = hf.harden(target, (x, y), "linf(1/255)", recipe="fast(epochs=1, judge='')", protocol="quick", test_samples=8)
+    hard = hf.harden(
+        target,
+        (x, y),
+        "linf(1/255)",
+        recipe="fast(epochs=1, judge='')",
+        protocol="quick",
+        test_samples=8,
+    )
     assert hard.after.manifest.model.preprocess == hard.before.manifest.model.preprocess

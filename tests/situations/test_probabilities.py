@@ -1,4 +1,5 @@
-"""What outputs are, logits or probabilities: said by the model or the user, held against labels, and never guessed."""
+"""What outputs are, logits or probabilities: said by the model or the user, held against labels,
+and never guessed."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def clean(model: Any, x: Any = X, y: Any = Y, **options: Any) -> float:
 
 
 def measure(model: Any, x: Any = X, y: Any = Y, **options: Any) -> Any:
-    return holdfast.evaluate(wrap(model, **options), (x, y), "linf(1e-6)", attacks=["signhunter(steps=2)"])
+    return holdfast.evaluate(
+        wrap(model, **options), (x, y), "linf(1e-6)", attacks=["signhunter(steps=2)"]
+    )
 
 
 def noted(run: Any) -> dict[str, Any]:
@@ -48,7 +51,8 @@ def noted(run: Any) -> dict[str, Any]:
 
 
 def test_a_score_within_0_and_1_is_no_probability() -> None:
-    """Line 1: four right positives whose logits lie in (0, 0.5); one image; and the linear layer says what it is."""
+    """Line 1: four right positives whose logits lie in (0, 0.5); one image; and the linear layer
+    says what it is."""
     x = np.array([[0.1, 0], [0.2, 0], [0.3, 1], [0.4, 1]], np.float32)
     for n in (4, 1):
         run = measure(linear(), x[:n], np.ones(n, np.int64))
@@ -78,7 +82,8 @@ def wrap_and_check(model: Any, **options: Any) -> Target:
 
 @pytest.mark.parametrize("numpy", [True, False])
 def test_where_nothing_says_labels_decide(numpy: bool) -> None:
-    """Line 1: the same outputs with labels that fit 0.5, and with labels that fit 0; the report says which."""
+    """Line 1: the same outputs with labels that fit 0.5, and with labels that fit 0; the report
+    says which."""
 
     def model(x: Any) -> Any:
         return np.clip(x[:, 0], 0, 1) if numpy else x[:, 0].clamp(0, 1)
@@ -153,7 +158,8 @@ def score(x: Tensor) -> Tensor:
 
 
 def test_labels_that_hold_together_are_held_against_the_truth() -> None:
-    """Line 1: a multi-label head within [0, 1], of probabilities and of logits; regression is left alone."""
+    """Line 1: a multi-label head within [0, 1], of probabilities and of logits; regression is left
+    alone."""
     model = lambda x: x.clamp(0, 1)  # noqa: E731
     truth = (X > 0.5).astype(np.float32)
     for x, y, reading in ((X, truth, True), (X * truth, (X * truth > 0).astype(np.float32), False)):
@@ -170,21 +176,34 @@ def test_saturated_probabilities_are_said() -> None:
         run = measure(sharp)
     assert noted(run)["saturated_probabilities"].severity == "amber"
     assert "logit_scale" not in noted(run)
-    assert "saturated_probabilities" not in noted(measure(nn.Sequential(linear((500, 0), -250), nn.Sigmoid())))
+    assert "saturated_probabilities" not in noted(
+        measure(nn.Sequential(linear((500, 0), -250), nn.Sigmoid()))
+    )
 
 
 def test_verify_reads_as_the_run_did(tmp_path: Path) -> None:
     """Line 1: the reading is part of the evidence, whatever was said or found."""
     for i, (model, said) in enumerate(
-        [(score, None), (score, True), (score, False), (nn.Sequential(linear((500, 0), -250), nn.Sigmoid()), None)]
+        [
+            (score, None),
+            (score, True),
+            (score, False),
+            (nn.Sequential(linear((500, 0), -250), nn.Sigmoid()), None),
+        ]
     ):
         run = holdfast.evaluate(
-            wrap(model, probabilities=said), (X, Y), "linf(0.01)", attacks=["fgsm"], out=tmp_path / str(i)
+            wrap(model, probabilities=said),
+            (X, Y),
+            "linf(0.01)",
+            attacks=["fgsm"],
+            out=tmp_path / str(i),
         )
         from holdfast.data import as_source
 
         assert verify(run.folder, wrap(model), as_source((X, Y))) == []
-        again = holdfast.evaluate(wrap(model, probabilities=said), (X, Y), "linf(0.01)", attacks=["fgsm"])
+        again = holdfast.evaluate(
+            wrap(model, probabilities=said), (X, Y), "linf(0.01)", attacks=["fgsm"]
+        )
         assert again.manifest.model == run.manifest.model
 
 
@@ -193,9 +212,19 @@ def test_the_command_line_says_it_too(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("def make():\n    return lambda x: x[:, 0].clamp(0, 1)\n")
     np.savez(tmp_path / "set.npz", x=X, y=Y)
     for flag, expected in (("--probabilities", 1.0), ("--no-probabilities", float(Y.mean()))):
-        line = [f"{tmp_path}/net.py:make", f"{tmp_path}/set.npz", "--threat", "linf(0.01)", "--attack", "fgsm", flag]
+        line = [
+            f"{tmp_path}/net.py:make",
+            f"{tmp_path}/set.npz",
+            "--threat",
+            "linf(0.01)",
+            "--attack",
+            "fgsm",
+            flag,
+        ]
         done = CliRunner().invoke(app, ["evaluate", *line, "--json", "--out", str(tmp_path / flag)])
-        assert json.loads(done.stdout)["metrics"]["clean_accuracy"]["value"] == pytest.approx(expected)
+        assert json.loads(done.stdout)["metrics"]["clean_accuracy"]["value"] == pytest.approx(
+            expected
+        )
 
 
 def test_a_file_of_an_endpoint_says_what_it_gives(tmp_path: Path) -> None:

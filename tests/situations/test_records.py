@@ -55,7 +55,8 @@ def _() -> Iterator[None]:
 def test_a_flipped_bit_of_a_record_is_done_again_or_refused(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line 6: whatever bit of a record or stored example of an unfinished run flips, the run ends as it would have."""
+    """Line 6: whatever bit of a record or stored example of an unfinished run flips, the run ends
+    as it would have."""
     stopped(tmp_path / "cut", monkeypatch, 11)
     files = sorted(p.relative_to(tmp_path) for p in (tmp_path / "cut").rglob("*.*") if p.is_file())
     assert len(files) > 5
@@ -73,8 +74,11 @@ def test_a_flipped_bit_of_a_record_is_done_again_or_refused(
     assert set(refused) <= {"question.json"}
 
 
-def test_exchanged_records_are_done_again(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 6: a record says its own name and its question: those of another chunk, trial or run are not taken."""
+def test_exchanged_records_are_done_again(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line 6: a record says its own name and its question: those of another chunk, trial or run are
+    not taken."""
     stopped(tmp_path / "run", monkeypatch, 11)
     stopped(tmp_path / "other", monkeypatch, 11, seed=1)
     names = {p.stem for p in (tmp_path / "run" / "journal").glob("*.safetensors")}
@@ -114,10 +118,13 @@ def test_a_damaged_state_of_a_training_is_refused(tmp_path: Path, bit: int) -> N
 def test_a_run_that_time_cut_goes_on_to_the_same_end(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Line 22: --resume after --max-seconds does what was left; the folder is then that of a run without a limit."""
+    """Line 22: --resume after --max-seconds does what was left; the folder is then that of a run
+    without a limit."""
     clock = iter(range(10**6))
     with monkeypatch.context() as slow:
-        slow.setattr("holdfast.evaluation.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        slow.setattr(
+            "holdfast.evaluation.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
+        )
         slow.setattr(EVALUATE, "time", SimpleNamespace(monotonic=lambda: 0.0))
         cut = measure(tmp_path / "run", max_seconds=8)
         assert cut.unfinished
@@ -136,10 +143,13 @@ def test_a_run_that_time_cut_goes_on_to_the_same_end(
     assert same(measure(tmp_path / "run", resume=True), known)
 
 
-def test_the_terminal_says_how_a_cut_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_says_how_a_cut_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 22: the same command, with --resume."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")  # to draw takes longest
+    # to draw takes longest
+    monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")
     asked = (
         "evaluate",
         "demo",

@@ -1,4 +1,5 @@
-"""A refused command leaves the folder as it found it: the right command goes through with the same --out."""
+"""A refused command leaves the folder as it found it: the right command goes through with the same
+--out."""
 
 from __future__ import annotations
 
@@ -37,7 +38,16 @@ def failing(): torch.manual_seed(0); return Failing()
 """
 TRAIN = ("--epochs", "1", "--recipe", "fast(batch_size=30, judge='')", "--protocol", "quick")
 EVALUATE = ("evaluate", "models.py:net", "test.npz", "--threat", "linf(0.1)", "--attack", "fgsm")
-HARDEN = ("harden", "models.py:net", "train.npz", "--test", "test.npz", "--threat", "linf(0.1)", *TRAIN)
+HARDEN = (
+    "harden",
+    "models.py:net",
+    "train.npz",
+    "--test",
+    "test.npz",
+    "--threat",
+    "linf(0.1)",
+    *TRAIN,
+)
 FLIP = "fast(augment='flip')"  # of images, which flat rows are not
 
 
@@ -52,7 +62,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         np.savez(tmp_path / f"{name}.npz", x=x.reshape(n, 1, 4, 4), y=y)
         np.savez(tmp_path / f"{name}-flat.npz", x=x, y=y)
         np.savez(tmp_path / f"{name}-wrong.npz", x=x[:, :9], y=y)
-        np.savez(tmp_path / f"{name}-labels.npz", x=x.reshape(n, 1, 4, 4), y=np.array([0, 2, 7])[y % 3])
+        np.savez(
+            tmp_path / f"{name}-labels.npz", x=x.reshape(n, 1, 4, 4), y=np.array([0, 2, 7])[y % 3]
+        )
     return tmp_path
 
 
@@ -67,7 +79,9 @@ def listed() -> list[str]:
     return sorted(set(os.listdir(".")) - {"__pycache__"})
 
 
-def refused_then_done(right: Sequence[str], wrong: Sequence[Sequence[str]], out: Sequence[str]) -> None:
+def refused_then_done(
+    right: Sequence[str], wrong: Sequence[Sequence[str]], out: Sequence[str]
+) -> None:
     """Each wrong command is refused and leaves no trace; then the right one goes through."""
     found = listed()
     for line in wrong:
@@ -88,16 +102,28 @@ def test_evaluate_and_attack(here: Path) -> None:
         [*EVALUATE, "--max-queries", "1"],
         [*EVALUATE, "--corruptions", "--baseline", "nowhere"],
         [*EVALUATE, "--attack", "apgd(loss='nonsense')"],
-        ["evaluate", "models.py:net", "test.npz", "--threat", "linf(0.1)", "--protocol", "nonsense"],
+        [
+            "evaluate",
+            "models.py:net",
+            "test.npz",
+            "--threat",
+            "linf(0.1)",
+            "--protocol",
+            "nonsense",
+        ],
     ]
     refused_then_done(EVALUATE, late, ("--out", "run"))
     crafted = ["attack", *EVALUATE[1:]]
-    late = [[*crafted, "--samples", "31"], ["attack", "models.py:net", "test-wrong.npz", *EVALUATE[3:]]]
+    late = [
+        [*crafted, "--samples", "31"],
+        ["attack", "models.py:net", "test-wrong.npz", *EVALUATE[3:]],
+    ]
     refused_then_done(crafted, late, ("--out", "crafted.npz"))
 
 
 def test_harden_and_train(here: Path) -> None:
-    """Line 21: harden wrote harden.json before it had looked at the protocol, the rows to measure on or the recipe."""
+    """Line 21: harden wrote harden.json before it had looked at the protocol, the rows to measure
+    on or the recipe."""
     late = [
         [*HARDEN, "--protocol", "nonsense"],
         [*HARDEN, "--test-samples", "31"],
@@ -105,7 +131,16 @@ def test_harden_and_train(here: Path) -> None:
         [*HARDEN, "--test", "test-wrong.npz"],
         [*HARDEN, "--test", "test-labels.npz"],
         [*HARDEN, "--threat", "rotation(10)"],
-        ["harden", "models.py:net", "train-flat.npz", *HARDEN[3:], "--test", "test-flat.npz", "--recipe", FLIP],
+        [
+            "harden",
+            "models.py:net",
+            "train-flat.npz",
+            *HARDEN[3:],
+            "--test",
+            "test-flat.npz",
+            "--recipe",
+            FLIP,
+        ],
         [*HARDEN, "--synthetic", "train-wrong.npz"],
         [*HARDEN, "--protocol", "autoattack-rand", "--threat", "l0(3)"],
     ]
@@ -116,21 +151,29 @@ def test_harden_and_train(here: Path) -> None:
 
 
 def test_a_model_that_fails_in_the_first_search_blocks_nothing(here: Path) -> None:
-    """Line 21: what a model raises before the first finished piece of work leaves nothing either."""
+    """Line 21: what a model raises before the first finished piece of work leaves nothing
+    either."""
     data = holdfast.data.open_data("test.npz")
     failing = holdfast.load("models.py:failing")
     with pytest.raises((RuntimeError, HoldfastError)):
-        holdfast.evaluate(failing, data, "linf(0.1)", attacks=["fgsm"], out="run", announce=lambda _: None)
+        holdfast.evaluate(
+            failing, data, "linf(0.1)", attacks=["fgsm"], out="run", announce=lambda _: None
+        )
     assert not Path("run").exists()
 
 
 def test_merge_compare_report_and_demo(here: Path) -> None:
-    """Line 21: a shard that was damaged is refused, and so is a page of runs that cannot be compared."""
+    """Line 21: a shard that was damaged is refused, and so is a page of runs that cannot be
+    compared."""
     for name, rows in (("a", "0:15"), ("b", "15:30")):
         assert holdfast_says(*EVALUATE, "--samples", rows, "--out", name)[0] == 0
     assert holdfast_says(*EVALUATE, "--out", "whole", "--seed", "1")[0] == 0
-    refused_then_done(["merge", "a", "b"], [["merge", "a", "a"], ["merge", "a", "whole"]], ("--out", "merged"))
-    refused_then_done(["compare", "merged", "whole"], [["compare", "a", "b"]], ("--page", "page.html"))
+    refused_then_done(
+        ["merge", "a", "b"], [["merge", "a", "a"], ["merge", "a", "whole"]], ("--out", "merged")
+    )
+    refused_then_done(
+        ["compare", "merged", "whole"], [["compare", "a", "b"]], ("--page", "page.html")
+    )
     refused_then_done(["report", "a"], [["report", "nowhere"]], ())
     code, said = holdfast_says("demo", "--recipe", "nonsense", "--out", "demo")
     assert (code, Path("demo").exists()) == (2, False), said
@@ -154,7 +197,11 @@ def test_generate(here: Path) -> None:
     """Line 21: generate train and sample refuse before they write."""
     np.savez("cube.npz", x=np.zeros((40, 2, 2, 2, 2), np.float32), y=np.arange(40) % 2)
     asked = ["generate", "train"]
-    late = [[*asked, "cube.npz"], [*asked, "train-labels.npz"], [*asked, "train.npz", "--model", "gan(steps=-1)"]]
+    late = [
+        [*asked, "cube.npz"],
+        [*asked, "train-labels.npz"],
+        [*asked, "train.npz", "--model", "gan(steps=-1)"],
+    ]
     found = listed()
     for line in late:
         assert holdfast_says(*line, "--out", "made")[0] == 2
@@ -163,7 +210,8 @@ def test_generate(here: Path) -> None:
 
 
 def test_samples_of_harden_say_which(here: Path) -> None:
-    """Line 23: --train-samples trains on so many rows, --test-samples measures on so many; --samples is refused."""
+    """Line 23: --train-samples trains on so many rows, --test-samples measures on so many;
+    --samples is refused."""
     code, said = holdfast_says(*HARDEN, "--samples", "20", "--out", "hard")
     assert code == 2
     assert "--train-samples 20" in said
@@ -180,4 +228,5 @@ def test_samples_of_harden_say_which(here: Path) -> None:
         out="hard",
     )
     assert made.after.metrics.clean_accuracy.n == 10
-    assert made.log[0].passes == 2 * 58  # 64 rows but for a tenth, one forward and one backward each
+    # 64 rows but for a tenth, one forward and one backward each
+    assert made.log[0].passes == 2 * 58

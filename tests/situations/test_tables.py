@@ -37,7 +37,8 @@ ROWS = "a,b,y\n0.5,1,0\n0.25,2,1\n"
     ids="plain bom semicolon tab quotes spaces index".split(),
 )
 def test_a_csv_file_is_data(name: str, text: str, tmp_path: Path) -> None:
-    """Line 17: a header, numeric columns, and a column of labels under one of its usual names; also compressed."""
+    """Line 17: a header, numeric columns, and a column of labels under one of its usual names; also
+    compressed."""
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
     for path in [tmp_path / name, *([tmp_path / f"{name}.gz"] if name == "t.csv" else [])]:
@@ -48,8 +49,11 @@ def test_a_csv_file_is_data(name: str, text: str, tmp_path: Path) -> None:
 
 
 def test_labels_of_any_name_and_texts_become_classes(tmp_path: Path) -> None:
-    """Line 17: --label names the column; texts are classes in their sorted order; CSV and Parquet are alike."""
-    frame = pd.DataFrame({"a": [1.0, 2, 3], "income": ["high", "low", "high"], "group": ["m", "f", "f"]})
+    """Line 17: --label names the column; texts are classes in their sorted order; CSV and Parquet
+    are alike."""
+    frame = pd.DataFrame(
+        {"a": [1.0, 2, 3], "income": ["high", "low", "high"], "group": ["m", "f", "f"]}
+    )
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_parquet(tmp_path / "t.parquet", row_group_size=2)
     for name in ("t.csv", "t.parquet"):
@@ -102,7 +106,14 @@ def test_the_same_table_is_the_same_run_in_every_form(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "t.csv", index=False)
     pq.write_table(table := pa.Table.from_pandas(frame), tmp_path / "t.parquet")
     arrays = frame[["a", "b"]].to_numpy(), frame["y"].to_numpy()
-    forms = (tmp_path / "t.csv", str(tmp_path / "t.parquet"), frame, table, (frame[["a", "b"]], frame["y"]), arrays)
+    forms = (
+        tmp_path / "t.csv",
+        str(tmp_path / "t.parquet"),
+        frame,
+        table,
+        (frame[["a", "b"]], frame["y"]),
+        arrays,
+    )
     assert len({as_source(form).fingerprint() for form in forms}) == 1
 
 
@@ -125,7 +136,9 @@ def test_sizes_masks_goals_and_bounds_are_arrays_of_any_library() -> None:
 def test_one_eps_or_goal_a_row() -> None:
     """Line 20: eps and targets one a row, as arrays; and what is none is one sentence."""
     for form in (np.array, pd.Series, list, tuple):
-        assert torch.equal(Threat.l2(form([0.1, 0.2])).eps, torch.tensor([0.1, 0.2], dtype=torch.float64))
+        assert torch.equal(
+            Threat.l2(form([0.1, 0.2])).eps, torch.tensor([0.1, 0.2], dtype=torch.float64)
+        )
         assert torch.equal(Targeted(form([1, 2])).t, torch.tensor([1, 2]))
     assert Targeted(np.int64(3)).t == 3
     assert Threat.linf(np.float64(0.5)).eps == 0.5

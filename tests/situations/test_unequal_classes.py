@@ -1,4 +1,5 @@
-"""Hardening and training on classes of unequal size: the small class is not given up, and what is lost is said."""
+"""Hardening and training on classes of unequal size: the small class is not given up, and what is
+lost is said."""
 
 from __future__ import annotations
 
@@ -42,7 +43,12 @@ def trained() -> nn.Module:
 
 
 def hardened(net: nn.Module, **how: Any) -> Any:
-    how = {"recipe": "standard(epochs=4)", "protocol": "quick", "test": rows(300, 1), "test_samples": 300} | how
+    how = {
+        "recipe": "standard(epochs=4)",
+        "protocol": "quick",
+        "test": rows(300, 1),
+        "test_samples": 300,
+    } | how
     return holdfast.harden(net, rows(1000, 0), "linf(0.06)", **how)
 
 
@@ -71,13 +77,16 @@ def test_the_small_class_is_not_given_up(trained: nn.Module) -> None:
 
 
 def test_a_constant_answer_is_no_success(trained: nn.Module, tmp_path: Path) -> None:
-    """Line 4: where training still ends in the majority class, the comparison says what was lost and claims no gain."""
+    """Line 4: where training still ends in the majority class, the comparison says what was lost
+    and claims no gain."""
     with torch.no_grad():
         constant = nn.Linear(8, 2)
         constant.weight.zero_()
         constant.bias.copy_(torch.tensor([1.0, 0.0]))
     for name, net in (("before", trained), ("after", constant)):
-        holdfast.evaluate(net, rows(300, 1), "linf(0.06)", attacks=["pgd(steps=5)"], out=tmp_path / name)
+        holdfast.evaluate(
+            net, rows(300, 1), "linf(0.06)", attacks=["pgd(steps=5)"], out=tmp_path / name
+        )
     found = holdfast.runs.compare.compare(tmp_path / "before", tmp_path / "after")
     assert found.figures[1].change > 0.1  # which would be called a success
     said = shown(found)
@@ -92,7 +101,9 @@ def test_a_constant_answer_is_no_success(trained: nn.Module, tmp_path: Path) -> 
     assert "Lost: robust recall of class 0" in shown(back)
 
 
-def test_the_floor_of_recall(trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_of_recall(
+    trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 4: --min-recall is --min-clean for every class."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -111,30 +122,48 @@ def test_the_floor_of_recall(trained: nn.Module, tmp_path: Path, monkeypatch: py
         "--protocol",
         "quick",
     ]
-    line += ["--recipe", "fast(epochs=1, judge='')", "--class-weights", "none", "--min-recall", "0.3", "--out", "hard"]
+    line += [
+        "--recipe",
+        "fast(epochs=1, judge='')",
+        "--class-weights",
+        "none",
+        "--min-recall",
+        "0.3",
+        "--out",
+        "hard",
+    ]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 1, done.output
     assert "clean recall of class 1 is 0, below the floor of 0.3" in done.output
     line = ["train", "net.py:fresh", "train.npz", "--epochs", "1"]
-    assert "Class weights: balanced" in CliRunner().invoke(app, [*line, "--out", "a.safetensors"]).output
+    assert (
+        "Class weights: balanced"
+        in CliRunner().invoke(app, [*line, "--out", "a.safetensors"]).output
+    )
     wrong = CliRunner().invoke(app, [*line, "--out", "b.safetensors", "--class-weights", "equal"])
     assert (wrong.exit_code, "class_weights" in wrong.output) == (2, True)
 
 
 def test_plain_training_weighs_classes(trained: nn.Module) -> None:
-    """Line 4: `train` balances too; without weights the same training answers the majority alone."""
+    """Line 4: `train` balances too; without weights the same training answers the majority
+    alone."""
     x, y = map(torch.from_numpy, rows(300, 1))
-    plain = train(holdfast.wrap(fresh()), from_arrays(*rows(1000, 0)), epochs=2, class_weights="none")  # pyright: ignore
+    plain = train(
+        holdfast.wrap(fresh()), from_arrays(*rows(1000, 0)), epochs=2, class_weights="none"
+    )  # pyright: ignore
     with torch.no_grad():
         for net, least in ((trained, 0.7), (plain, 0.0)):
             right = net(x).argmax(1) == y
-            assert float(torch.stack([right[y == c].double().mean() for c in (0, 1)]).min()) >= least
+            assert (
+                float(torch.stack([right[y == c].double().mean() for c in (0, 1)]).min()) >= least
+            )
     assert float((plain(x).argmax(1) == 1).double().mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_every_objective_gives_a_loss_for_each_row(name: str) -> None:
-    """Line 4: class weights are applied in one place, so each objective says the loss of each row and takes no mean."""
+    """Line 4: class weights are applied in one place, so each objective says the loss of each row
+    and takes no mean."""
     w = torch.randn(4, 3, dtype=torch.float64)
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     objective, net = objectives.parse(name), Net(lambda x: x @ w, lambda x: -x @ w)
@@ -146,12 +175,15 @@ def test_every_objective_gives_a_loss_for_each_row(name: str) -> None:
 
 
 def test_weights_and_divisions() -> None:
-    """Line 4: balanced weights give each class the same share of the loss, and rows held out hold every class."""
+    """Line 4: balanced weights give each class the same share of the loss, and rows held out hold
+    every class."""
     assert Balance((90, 10)).weights == pytest.approx((100 / 180, 100 / 20))
     assert Balance((50, 40)).weights == Balance((90, 10), "none").weights == ()
     assert Balance((50, 40), "balanced").weights == pytest.approx((0.9, 1.125))
     y = (np.arange(400) >= 392).astype(int)
     for seed in range(5):
-        rest, held = divide_fairly(from_arrays(np.zeros((400, 2), np.float32), y), 0.1, 1000, seed, "held-out")
+        rest, held = divide_fairly(
+            from_arrays(np.zeros((400, 2), np.float32), y), 0.1, 1000, seed, "held-out"
+        )
         assert np.bincount(held.rows(0, len(held))[1]).tolist() == [39, 1]
         assert len(rest) == 360

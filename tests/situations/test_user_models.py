@@ -1,4 +1,5 @@
-"""Models as people write them: that change their input, end the process, fail late, hold more than tensors."""
+"""Models as people write them: that change their input, end the process, fail late, hold more than
+tensors."""
 
 from __future__ import annotations
 
@@ -132,7 +133,11 @@ def refused(*args: object) -> str:
     """The one sentence on standard error of a command that refuses; its exit code is 2."""
     done = holdfast(*args)
     assert done.exit_code == 2, done.output
-    said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("estimate: ")]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if line.strip() and not line.startswith("estimate: ")
+    ]
     assert len(said) == 1
     assert said[0].startswith("error: ")
     return said[0]
@@ -150,7 +155,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("change", ["clamp_", "mul_", "-=", "data", "rarely"])
 def test_no_model_can_change_the_data_or_an_example(change: str) -> None:
-    """Line 7: a model that changes its input in place is given a copy: examples stay within eps, data as they are."""
+    """Line 7: a model that changes its input in place is given a copy: examples stay within eps,
+    data as they are."""
     x, y = rows()
     x[0, 0] = 1.0
     y = Tiny(change)(torch.from_numpy(x.copy())).argmax(1).numpy()
@@ -160,15 +166,22 @@ def test_no_model_can_change_the_data_or_an_example(change: str) -> None:
     assert run.manifest.metrics.counts["failed"] == 0
     assert run.manifest.metrics.counts["broken"] > 0
     for ids, stored in store.examples(run.folder):
-        legal, _ = within(wrap(Tiny(), shape=(4,)), threat, torch.from_numpy(x[ids]), torch.from_numpy(stored))
+        legal, _ = within(
+            wrap(Tiny(), shape=(4,)), threat, torch.from_numpy(x[ids]), torch.from_numpy(stored)
+        )
         assert bool(legal.all())
 
 
 @pytest.mark.parametrize("model", [Tiny("clamp_"), numpy_model("clip")], ids=["torch", "numpy"])
 def test_a_finding_says_that_the_model_changes_its_input(model: Any) -> None:
     """Line 7: the change is said in a finding; a model that changes nothing gets none."""
-    for asked, expected in ((model, 1), (Tiny() if isinstance(model, nn.Module) else numpy_model(""), 0)):
-        found = hf.evaluate(asked, rows(), "linf(0.1)", attacks=["square(steps=2)"]).verdict.findings
+    for asked, expected in (
+        (model, 1),
+        (Tiny() if isinstance(model, nn.Module) else numpy_model(""), 0),
+    ):
+        found = hf.evaluate(
+            asked, rows(), "linf(0.1)", attacks=["square(steps=2)"]
+        ).verdict.findings
         assert sum(finding.check == "changes_input" for finding in found) == expected
 
 
@@ -185,7 +198,12 @@ def test_training_takes_a_model_that_changes_its_input() -> None:
     """Line 7: hardening too, whose attacks and losses ask the same model."""
     x, y = rows(200)
     hard = hf.harden(
-        Tiny("clamp_"), (x, y), "linf(0.05)", recipe="fast(epochs=1, judge='')", protocol="quick", test_samples=8
+        Tiny("clamp_"),
+        (x, y),
+        "linf(0.05)",
+        recipe="fast(epochs=1, judge='')",
+        protocol="quick",
+        test_samples=8,
     )
     assert hard.after.metrics.clean_accuracy.n == 8
 
@@ -195,8 +213,18 @@ def test_training_takes_a_model_that_changes_its_input() -> None:
 
 @pytest.mark.parametrize("name", ["Exits", "ExitsLater", "Stops", "factory"])
 def test_no_model_can_end_the_command(files: Path, name: str) -> None:
-    """Line 8: a model or factory that calls sys.exit(0) ends in one sentence and exit code 2, never in success."""
-    asked = (f"models.py:{name}", "models.py:rows", "--threat", "linf(0.1)", "--attack", ATTACK, "--out", "run")
+    """Line 8: a model or factory that calls sys.exit(0) ends in one sentence and exit code 2, never
+    in success."""
+    asked = (
+        f"models.py:{name}",
+        "models.py:rows",
+        "--threat",
+        "linf(0.1)",
+        "--attack",
+        ATTACK,
+        "--out",
+        "run",
+    )
     text = refused("evaluate", *asked)
     assert "GeneratorExit" in text if name == "Stops" else "sys.exit()" in text
     assert "models.py:" in text
@@ -214,8 +242,28 @@ def test_no_data_nor_import_can_end_the_command(files: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("attack", "{}", "models.py:rows", "--threat", "linf(0.1)", "--attack", ATTACK, "--out", "a.npz"),
-        ("harden", "{}", "models.py:rows", "--threat", "linf(0.1)", "--out", "h", "--recipe", "fast(epochs=1)"),
+        (
+            "attack",
+            "{}",
+            "models.py:rows",
+            "--threat",
+            "linf(0.1)",
+            "--attack",
+            ATTACK,
+            "--out",
+            "a.npz",
+        ),
+        (
+            "harden",
+            "{}",
+            "models.py:rows",
+            "--threat",
+            "linf(0.1)",
+            "--out",
+            "h",
+            "--recipe",
+            "fast(epochs=1)",
+        ),
         ("train", "{}", "models.py:rows", "--out", "w.safetensors", "--epochs", "1"),
     ],
     ids=["attack", "harden", "train"],
@@ -229,10 +277,19 @@ def test_no_command_is_ended_by_a_model(files: Path, command: tuple[str, ...]) -
 def test_no_worker_is_ended_by_a_model(files: Path) -> None:
     """Line 8: nor is a training in several processes taken for done."""
     (files / "worker.py").write_text(
-        MODELS + "\nclass ExitsInTraining(Tiny):\n    def before(self, x):\n        if self.training: sys.exit(0)\n"
+        MODELS
+        + "\nclass ExitsInTraining(Tiny):\n    def before(self, x):\n        if self.training: sys.exit(0)\n"
         "def many():\n    x, y = rows()\n    return np.tile(x, (20, 1)), np.tile(y, 20)\n"
     )
-    asked = ("train", "worker.py:ExitsInTraining", "worker.py:many", "--out", "w.safetensors", "--epochs", "1")
+    asked = (
+        "train",
+        "worker.py:ExitsInTraining",
+        "worker.py:many",
+        "--out",
+        "w.safetensors",
+        "--epochs",
+        "1",
+    )
     assert "sys.exit()" in refused(*asked, "--devices", "2")
     assert not (files / "w.safetensors").exists()
 
@@ -249,9 +306,20 @@ def test_no_worker_is_ended_by_a_model(files: Path) -> None:
         ("FewerRows", ("[22, 2] for 23 inputs",)),
     ],
 )
-def test_a_model_that_fails_after_the_first_look(files: Path, name: str, words: tuple[str, ...]) -> None:
-    """Line 28: a model that raises later, for some number of rows, or gives another shape: one sentence."""
-    asked = ("evaluate", f"models.py:{name}", "models.py:rows", "--threat", "linf(0.5)", "--attack", ATTACK)
+def test_a_model_that_fails_after_the_first_look(
+    files: Path, name: str, words: tuple[str, ...]
+) -> None:
+    """Line 28: a model that raises later, for some number of rows, or gives another shape: one
+    sentence."""
+    asked = (
+        "evaluate",
+        f"models.py:{name}",
+        "models.py:rows",
+        "--threat",
+        "linf(0.5)",
+        "--attack",
+        ATTACK,
+    )
     text = refused(*asked, "--out", "run", *(("--batch-size", 23) if name == "FailsOnOne" else ()))
     for word in words:
         assert word in text
@@ -261,8 +329,19 @@ def test_a_model_that_fails_after_the_first_look(files: Path, name: str, words: 
 
 def test_a_run_goes_on_once_its_model_works_again(files: Path) -> None:
     """Line 28: what was measured before the model failed is kept."""
-    broken = MODELS.replace("class FailsLater(Tiny)", "class Was(Tiny)") + "\nclass FailsLater(Tiny): pass\n"
-    asked = ("evaluate", "models.py:FailsLater", "models.py:rows", "--threat", "linf(0.5)", "--attack", ATTACK)
+    broken = (
+        MODELS.replace("class FailsLater(Tiny)", "class Was(Tiny)")
+        + "\nclass FailsLater(Tiny): pass\n"
+    )
+    asked = (
+        "evaluate",
+        "models.py:FailsLater",
+        "models.py:rows",
+        "--threat",
+        "linf(0.5)",
+        "--attack",
+        ATTACK,
+    )
     refused(*asked, "--out", "run")
     (files / "models.py").write_text(broken)
     assert holdfast(*asked, "--out", "run", "--resume").exit_code == 0
@@ -296,11 +375,14 @@ class WithExtra(Tiny):
 def quantised() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(Tiny().eval()), {nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(Tiny().eval()), {nn.Linear}, dtype=torch.qint8
+        )
 
 
 def test_state_that_is_no_tensor_is_part_of_the_fingerprint(tmp_path: Path) -> None:
-    """Line 18: `get_extra_state` is no AttributeError; it counts in the fingerprint, and training keeps it."""
+    """Line 18: `get_extra_state` is no AttributeError; it counts in the fingerprint, and training
+    keeps it."""
     first, second = WithExtra(), WithExtra()
     assert wrap(first, shape=(4,)).fingerprint() == wrap(second, shape=(4,)).fingerprint()
     second.scale = 3.0
@@ -318,18 +400,21 @@ def test_state_that_is_no_tensor_is_part_of_the_fingerprint(tmp_path: Path) -> N
 
 
 def test_quantised_modules_are_measured(files: Path) -> None:
-    """Line 18: a dynamically quantised module is measured by its scores; its weights are loaded from a file too."""
+    """Line 18: a dynamically quantised module is measured by its scores; its weights are loaded
+    from a file too."""
     net = quantised()
     run = hf.evaluate(net, rows(), "linf(0.5)", attacks=["square(steps=10)"])
     assert run.manifest.model.access == "scores"
     assert "no_gradients" in {finding.check for finding in run.verdict.findings}
     torch.save(net.state_dict(), files / "int8.pt")
     (files / "made.py").write_text(
-        "import torch, warnings\nfrom torch import nn\nclass Tiny(nn.Module):\n    def __init__(self):\n"
-        "        super().__init__()\n        self.linear = nn.Linear(4, 2)\n    def forward(self, x):\n"
-        "        return self.linear(x)\ndef int8():\n    with warnings.catch_warnings():\n"
+        "import torch, warnings\nfrom torch import nn\nclass Tiny(nn.Module):\n    def "
+        "__init__(self):\n"
+        "        super().__init__()\n        self.linear = nn.Linear(4, 2)\n    def forward(self, "
+        "x):\n        return self.linear(x)\ndef int8():\n    with warnings.catch_warnings():\n"
         "        warnings.simplefilter('ignore')\n"
-        "        return torch.ao.quantization.quantize_dynamic(Tiny(), {nn.Linear}, dtype=torch.qint8)\n"
+        "        return torch.ao.quantization.quantize_dynamic(Tiny(), {nn.Linear}, "
+        "dtype=torch.qint8)\n"
     )
     loaded = hf.load("int8.pt", arch="made.py:int8")
     loaded.bind((4,))
@@ -339,13 +424,16 @@ def test_quantised_modules_are_measured(files: Path) -> None:
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_modules_in_half_precision_are_cast_inside(kind: torch.dtype) -> None:
-    """Line 18: a float16 or bfloat16 module takes float32 inputs, is judged as it is, and a finding says so."""
+    """Line 18: a float16 or bfloat16 module takes float32 inputs, is judged as it is, and a finding
+    says so."""
     net, (x, y) = Tiny().to(kind), rows()
     run = hf.evaluate(net, (x, y), "linf(0.3)", attacks=["pgd(steps=8)"])
     assert "half_precision" in {finding.check for finding in run.verdict.findings}
     assert run.manifest.metrics.counts["broken"] > 5
     target = wrap(net, shape=(4,))
-    assert torch.equal(target.scores(torch.from_numpy(x)), net(torch.from_numpy(x).to(kind)).float())
+    assert torch.equal(
+        target.scores(torch.from_numpy(x)), net(torch.from_numpy(x).to(kind)).float()
+    )
     _, pull = target.linearize(torch.from_numpy(x[:2]))
     tiny = torch.full((2, 2), 1e-9) * torch.tensor([1.0, -1])  # float16 has no such number
     assert bool((pull(tiny) != 0).any(1).all())
@@ -374,13 +462,19 @@ def test_modules_that_cast_their_inputs_themselves(kind: torch.dtype) -> None:
 def test_half_precision_is_hardened_in_float32() -> None:
     """Line 18: what is trained of a half-precision module is a copy in float32."""
     hard = hf.harden(
-        Tiny().half(), rows(200), "linf(0.05)", recipe="fast(epochs=1, judge='')", protocol="quick", test_samples=8
+        Tiny().half(),
+        rows(200),
+        "linf(0.05)",
+        recipe="fast(epochs=1, judge='')",
+        protocol="quick",
+        test_samples=8,
     )
     assert {weight.dtype for weight in hard.model.parameters()} == {torch.float32}
 
 
 def test_outputs_of_several_dimensions() -> None:
-    """Line 18: outputs [n, 2, 2] are refused for what they are, and are what a regression may give."""
+    """Line 18: outputs [n, 2, 2] are refused for what they are, and are what a regression may
+    give."""
     net = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)))
     x, _ = rows()
     with pytest.raises(InputError, match=r"\[2, 2, 2\].*regression"):
@@ -392,13 +486,19 @@ def test_outputs_of_several_dimensions() -> None:
     assert run.manifest.metrics.counts["broken"] == len(x)
     wide = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))
     with pytest.raises(InputError, match="2 x 3 outputs"):
-        hf.evaluate(wrap(wide, task="multilabel"), (x, np.zeros((len(x), 3, 2))), "linf(0.3)", attacks=[ATTACK])
+        hf.evaluate(
+            wrap(wide, task="multilabel"),
+            (x, np.zeros((len(x), 3, 2))),
+            "linf(0.3)",
+            attacks=[ATTACK],
+        )
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression(tolerance=0.1)"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_one_broken_row_of_a_task_that_is_not_one_of_classes(task: str, k: int) -> None:
-    """Line 18: exactly one row left in a chunk is no IndexError, also where the model squeezes it."""
+    """Line 18: exactly one row left in a chunk is no IndexError, also where the model squeezes
+    it."""
 
     class Squeezed(nn.Module):
         def __init__(self) -> None:
@@ -412,7 +512,9 @@ def test_one_broken_row_of_a_task_that_is_not_one_of_classes(task: str, k: int) 
     x, _ = rows(1)
     z = Squeezed()(torch.from_numpy(x)).detach().reshape(1, k).numpy()
     y = (z > 0).astype(np.float32) if task == "multilabel" else z
-    run = hf.evaluate(wrap(Squeezed(), task=task, bounds=(-2, 2)), (x, y), "linf(2)", attacks=["pgd(steps=10)"])
+    run = hf.evaluate(
+        wrap(Squeezed(), task=task, bounds=(-2, 2)), (x, y), "linf(2)", attacks=["pgd(steps=10)"]
+    )
     assert run.manifest.metrics.counts["broken"] == 1
 
 
@@ -423,7 +525,10 @@ def test_a_classifier_may_squeeze_its_last_row() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).squeeze()
 
-    found = [hf.evaluate(net, rows(5), "linf(0.3)", attacks=[ATTACK]).metrics for net in (Tiny(), Squeezed())]
+    found = [
+        hf.evaluate(net, rows(5), "linf(0.3)", attacks=[ATTACK]).metrics
+        for net in (Tiny(), Squeezed())
+    ]
     assert found[0].counts == found[1].counts
 
 
@@ -440,7 +545,8 @@ class Recurrent(nn.Module):
 
 
 def test_recurrent_layers_are_differentiated_in_a_mode_that_cudnn_can() -> None:
-    """Line 18: while gradients are taken an LSTM or GRU is in train mode without dropout, and else in eval mode."""
+    """Line 18: while gradients are taken an LSTM or GRU is in train mode without dropout, and else
+    in eval mode."""
     target, seen = wrap(Recurrent(), shape=(5, 3)), []
     body: Any = target.model.body  # pyright: ignore[reportAttributeAccessIssue]
     body.register_forward_pre_hook(lambda layer, _: seen.append((layer.training, layer.dropout)))
@@ -467,13 +573,14 @@ def test_recurrent_layers_on_a_card(precision: str) -> None:
 
 
 def test_native_lines_are_dropped_unless_something_fails() -> None:
-    """Line 31: native lines on standard error are dropped; Python's own and an error's cause are not."""
+    """Line 31: native lines on standard error are dropped; Python's own and an error's cause are
+    not."""
     code = (
         "import os, sys\nfrom holdfast import quiet\n"
         "def write():\n    with quiet.native_output():\n        os.write(2, b'noise')\n"
         "write()\nquiet.silence_frameworks()\nwrite()\nprint('own', file=sys.stderr)\n"
-        "try:\n    with quiet.native_output():\n        os.write(2, b'cause')\n        raise OSError\n"
-        "except OSError: pass\n"
+        "try:\n    with quiet.native_output():\n        os.write(2, b'cause')\n        raise "
+        "OSError\nexcept OSError: pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "noiseown\ncause"  # a library call drops nothing
@@ -487,9 +594,17 @@ def test_versions_name_only_what_was_used() -> None:
 
     x, y = rows()
     own = {"python", "holdfast", "torch", "numpy"}
-    asked = [Tiny(), numpy_model(""), make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)]
+    asked = [
+        Tiny(),
+        numpy_model(""),
+        make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y),
+    ]
     found = [
-        set(hf.evaluate(model, (x, y), "linf(0.1)", attacks=["square(steps=2)"]).manifest.provenance.versions)
+        set(
+            hf.evaluate(
+                model, (x, y), "linf(0.1)", attacks=["square(steps=2)"]
+            ).manifest.provenance.versions
+        )
         for model in asked
     ]
     assert found == [own, own, own | {"scikit-learn"}]
@@ -505,7 +620,10 @@ def test_an_estimator_fitted_on_a_table_is_asked_with_its_columns() -> None:
 
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(40, 2)).astype(np.float32)
-    table, y = pd.DataFrame(x, columns=["length", "width"]), np.where(x[:, 0] > 0.5, "long", "short")
+    table, y = (
+        pd.DataFrame(x, columns=["length", "width"]),
+        np.where(x[:, 0] > 0.5, "long", "short"),
+    )
     by_name = ColumnTransformer([("scale", StandardScaler(), ["length", "width"])])
     for first in (StandardScaler(), by_name):
         model = make_pipeline(first, LogisticRegression()).fit(table, y)

@@ -1,4 +1,5 @@
-"""Data as people hold them: every form gives the rows that arrays give, or one sentence that says what is missing."""
+"""Data as people hold them: every form gives the rows that arrays give, or one sentence that says
+what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ Y = (X.reshape(N, -1) @ W).argmax(1)
 
 
 class Rows(Dataset):
-    """A map-style dataset; `end`: as many tutorials write it, without a length and with an IndexError at its end."""
+    """A map-style dataset; `end`: as many tutorials write it, without a length and with an
+    IndexError at its end."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
@@ -76,11 +78,15 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a dataset without a length": lambda: Rows(pair),
     "a dataset of dicts": lambda: Long(lambda i: {"pixel_values": X[i], "labels": Y[i]}),
     "a dataset of pictures": lambda: Long(lambda i: (picture(i), Y[i])),
-    "a dataset of dicts of pictures": lambda: Long(lambda i: {"img": picture(i), "label": int(Y[i])}),
+    "a dataset of dicts of pictures": lambda: Long(
+        lambda i: {"img": picture(i), "label": int(Y[i])}
+    ),
     "a subset": lambda: torch.utils.data.Subset(Long(pair), range(N)),
     "an iterable dataset": Stream,
     "a loader": lambda: DataLoader(Long(pair), batch_size=5),
-    "a loader of dicts": lambda: DataLoader(Long(lambda i: {"image": X[i], "y": Y[i]}), batch_size=7),
+    "a loader of dicts": lambda: DataLoader(
+        Long(lambda i: {"image": X[i], "y": Y[i]}), batch_size=7
+    ),
     "a loader of one at a time": lambda: DataLoader(Long(pair), batch_size=None),
     "a loader of a stream": lambda: DataLoader(Stream(), batch_size=7),
     "a list of pairs": lambda: [pair(i) for i in range(N)],
@@ -93,7 +99,8 @@ FORMS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_same_rows(form: str) -> None:
-    """Line 12: the same rows have the same fingerprint in every form, so that they are the same run."""
+    """Line 12: the same rows have the same fingerprint in every form, so that they are the same
+    run."""
     assert as_source(FORMS[form]()).fingerprint() == as_source((X, Y)).fingerprint()
 
 
@@ -101,15 +108,25 @@ def test_every_form_is_the_same_run() -> None:
     """Line 12: a dataset, a loader, a file and arrays give equal samples through `evaluate`."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3, bias=False))
     net[1].weight.data = torch.from_numpy(W.T.copy())
-    forms = ("a tuple of arrays", "a dataset", "a loader of dicts", "a dataset of pictures", "a generator of batches")
-    runs = [holdfast.evaluate(net, FORMS[form](), "linf(0.05)", attacks=["pgd(steps=2)"]) for form in forms]
+    forms = (
+        "a tuple of arrays",
+        "a dataset",
+        "a loader of dicts",
+        "a dataset of pictures",
+        "a generator of batches",
+    )
+    runs = [
+        holdfast.evaluate(net, FORMS[form](), "linf(0.05)", attacks=["pgd(steps=2)"])
+        for form in forms
+    ]
     statuses = [run.samples.column("status").to_pylist() for run in runs]
     assert all(status == statuses[0] for status in statuses)
     assert {"robust", "broken"} <= set(statuses[0])
 
 
 def test_a_shuffled_loader_is_held_in_its_own_order() -> None:
-    """Line 12: of a shuffled loader all rows are kept in the order of one pass, and asked again they stay."""
+    """Line 12: of a shuffled loader all rows are kept in the order of one pass, and asked again
+    they stay."""
     torch.manual_seed(3)
     held = as_source(DataLoader(Long(pair), batch_size=5, shuffle=True))
     x, y = held.rows(0, N)
@@ -122,12 +139,15 @@ def test_a_shuffled_loader_is_held_in_its_own_order() -> None:
 def test_what_would_not_fit_into_memory_is_refused_and_a_map_style_dataset_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Line 12: beyond the stated size an iterator is refused in a sentence; a dataset is read piece by piece."""
+    """Line 12: beyond the stated size an iterator is refused in a sentence; a dataset is read piece
+    by piece."""
     assert source.HELD == 2 << 30
     monkeypatch.setattr(objects, "HELD", 2000)
     endless = ((X[0], 1) for _ in itertools.count())
     for data in (endless, DataLoader(Long(pair), shuffle=True), Rows(pair)):
-        with pytest.raises(InputError, match=r"more than .* of rows, and cannot be read piece by piece"):
+        with pytest.raises(
+            InputError, match=r"more than .* of rows, and cannot be read piece by piece"
+        ):
             as_source(data)
     asked: list[int] = []
     dataset = Long(lambda i: asked.append(i) or pair(i))
@@ -139,7 +159,8 @@ def test_what_would_not_fit_into_memory_is_refused_and_a_map_style_dataset_strea
 
 
 def test_a_dataset_that_augments_at_random_is_read_once() -> None:
-    """Line 12: rows that change when they are read again are held, so that attack and judge see the same, and said."""
+    """Line 12: rows that change when they are read again are held, so that attack and judge see the
+    same, and said."""
     noise = np.random.default_rng(1)
     held = as_source(Long(lambda i: (X[i] * noise.random(dtype=np.float32), Y[i])))
     assert held.fingerprint() == held.fingerprint()
@@ -172,7 +193,10 @@ WRONG = [
     (([[1, 2], [3]], [0, 1]), "x of arrays"),
     (Endless(), "item 0 of Endless raised RuntimeError: no disk"),
     ((pair(i) if i < 3 else 1 / 0 for i in range(5)), "ZeroDivisionError"),
-    (((X[0, :, : 6 - i], 0) for i in range(3)), "item 1 of generator has inputs of shape (1, 5, 6)"),
+    (
+        ((X[0, :, : 6 - i], 0) for i in range(3)),
+        "item 1 of generator has inputs of shape (1, 5, 6)",
+    ),
     (Long(lambda i: (X[i], Y[i], i)), "item 0 of Long is a tuple of 3"),
     (pd.Series([1, 2]), "Series without labels"),
     (pd.DataFrame({"a": [1.0]}), "has the columns a; expected"),
@@ -195,7 +219,9 @@ def test_what_is_no_data_is_one_sentence(data: Any, words: str) -> None:
 
 def test_tables_of_pandas_and_arrow() -> None:
     """Line 12: a DataFrame with a column of labels, texts among them, and (DataFrame, Series)."""
-    frame = pd.DataFrame({"a": np.arange(4.0), "b": [True, False, True, False], "target": ["x", "y", "y", "x"]})
+    frame = pd.DataFrame(
+        {"a": np.arange(4.0), "b": [True, False, True, False], "target": ["x", "y", "y", "x"]}
+    )
     frame["group"] = ["m", "m", "f", "f"]
     for table in (frame, pa.Table.from_pandas(frame), frame.astype({"target": "category"})):
         found = as_source(table)
@@ -218,12 +244,14 @@ def test_names_of_classes_come_along() -> None:
         assert as_source(data).class_names == ("cat", "dog", "owl")
 
 
-def test_the_command_line_takes_what_a_factory_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_takes_what_a_factory_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Line 12: data from path/file.py:factory pass the same way in."""
     (tmp_path / "own.py").write_text(
         "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
-        "def make():\n    return DataLoader(TensorDataset(torch.ones(5, 1, 2, 2), torch.arange(5)), batch_size=2)\n"
-        "def one():\n    return torch.ones(5)\n"
+        "def make():\n    return DataLoader(TensorDataset(torch.ones(5, 1, 2, 2), "
+        "torch.arange(5)), batch_size=2)\ndef one():\n    return torch.ones(5)\n"
     )
     found = as_source(f"{tmp_path}/own.py:make")
     assert found.rows(0, 5)[1].tolist() == [0, 1, 2, 3, 4]

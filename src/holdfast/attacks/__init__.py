@@ -23,7 +23,8 @@ def _discover() -> dict[str, Callable[..., Attack]]:
                 globals()[item.__name__] = item
                 found[item.__name__.lower()] = item
                 for name, fields in item.also.items():
-                    found[name] = globals()[name.upper()] = functools.partial(item, **fields)  # FGSM, BIM, ...
+                    # FGSM, BIM, ...
+                    found[name] = globals()[name.upper()] = functools.partial(item, **fields)
     return dict(sorted(found.items()))
 
 

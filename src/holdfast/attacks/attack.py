@@ -25,15 +25,18 @@ from holdfast.threats.threat import Threat
 
 __all__ = ["Access", "Attack", "Problem", "State", "option", "perturb", "run"]
 
-_KINDS = {"int": int, "float": (int, float), "str": str}  # of the fields of an attack, as they are written
-State = Any  # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
+# of the fields of an attack, as they are written
+_KINDS = {"int": int, "float": (int, float), "str": str}
+# a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
+State = Any
 
 
 @dataclass(frozen=True)
 class Attack(ABC):
     """A step rule. The fields of a subclass are its hyperparameters; they only store.
 
-    A search for the smallest d ends with five more forwards a row, which bisect the ray from x to what was found.
+    A search for the smallest d ends with five more forwards a row, which bisect the ray from x to
+    what was found.
 
     Calling an attack crafts examples, as `holdfast.attack` does.
 
@@ -44,10 +47,14 @@ class Attack(ABC):
 
     needs: ClassVar[Access]
     norms: ClassVar[frozenset[str]] = frozenset(NORMS) - {"l0"}  # which few can search
-    bounded: ClassVar[bool] = True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
+    bounded: ClassVar[bool] = (
+        True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
+    )
     mixes: ClassVar[bool] = False  # takes images of other classes from the target's pool
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
-    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # other names by which the field knows it, with their fields
+    also: ClassVar[
+        Mapping[str, Mapping[str, Any]]
+    ] = {}  # other names by which the field knows it, with their fields
 
     steps: int
 
@@ -58,7 +65,8 @@ class Attack(ABC):
 
     @property
     def expected_passes(self) -> float | None:
-        """Forwards and backwards of a row that nothing breaks; None where its first steps cost what others do."""
+        """Forwards and backwards of a row that nothing breaks; None where its first steps cost what
+        others do."""
         return None
 
     @abstractmethod
@@ -69,7 +77,9 @@ class Attack(ABC):
     def step(self, p: Problem, s: State, t: int) -> State:
         """The state after step t, from 0."""
 
-    def __call__(self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0) -> AttackResult:
+    def __call__(
+        self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0
+    ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
         import holdfast  # its judge stands above the attacks
 
@@ -83,12 +93,18 @@ class Attack(ABC):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, _KINDS[str(field.type)]):
                 name = type(self).__name__.lower()
-                raise SpecError(f"{name} has {field.name}={value!r}, but it is of type {field.type}.")
+                raise SpecError(
+                    f"{name} has {field.name}={value!r}, but it is of type {field.type}."
+                )
         if self.steps < 1:
-            raise SpecError(f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1.")
+            raise SpecError(
+                f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1."
+            )
         loss = getattr(self, "loss", None)
         if loss is not None and loss not in LOSSES:
-            raise SpecError(f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}")
+            raise SpecError(
+                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}"
+            )
 
     def __repr__(self) -> str:
         return spec.write(self)
@@ -119,11 +135,12 @@ def run(
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
         restart: gives every row fresh noise.
         rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
-        clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows that meet the
-            goal already are settled at size 0.
+        clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows
+            that meet the goal already are settled at size 0.
         near: inputs [n, *shape] from which an attack that starts at the `best` known point goes on.
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
-        stop: settle a row at its first success within eps. (Never where eps is inf: then the smallest is sought.)
+        stop: settle a row at its first success within eps. (Never where eps is inf: then the
+            smallest is sought.)
         watch: told the steps done and the rows still live, after every step.
     """
     target.bind(tuple(x.shape[1:]))
@@ -131,8 +148,17 @@ def run(
         around = WithTruth(target)
         rows, right = around.behind(x, y), torch.zeros(len(x), dtype=torch.int64)
         near = None if near is None else around.behind(near, y)
-        options = {"ids": ids, "seed": seed, "restart": restart, "rank": rank, "near": near, "budget": budget}
-        ledger = run(attack, around, rows, right, threat, stop=stop, watch=watch, clean=clean, **options)
+        options = {
+            "ids": ids,
+            "seed": seed,
+            "restart": restart,
+            "rank": rank,
+            "near": near,
+            "budget": budget,
+        }
+        ledger = run(
+            attack, around, rows, right, threat, stop=stop, watch=watch, clean=clean, **options
+        )
         ledger.best = around.parts(ledger.best)[1]
         return ledger
     check_fit(attack, target, threat)
@@ -172,9 +198,17 @@ def run(
 
 
 def perturb(
-    attack: Attack, target: Target, x: Tensor, y: Tensor, threat: Threat, *, ids: Tensor | None = None, seed: int = 0
+    attack: Attack,
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    ids: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """The same rule without books, for training: all steps on all rows, and the last point, unjudged."""
+    """The same rule without books, for training: all steps on all rows, and the last point,
+    unjudged."""
     target.bind(tuple(x.shape[1:]))
     check_fit(attack, target, threat)
     with sealed(seed):
@@ -185,7 +219,9 @@ def perturb(
         books = (
             None
             if attack.bounded
-            else Ledger.open(target.apart(x)[1], legal_size(threat.norm, threat.eps, target, len(x)))
+            else Ledger.open(
+                target.apart(x)[1], legal_size(threat.norm, threat.eps, target, len(x))
+            )
         )
         p = Problem(target, x, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
@@ -203,7 +239,9 @@ def point(state: State) -> Tensor:
 def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
-        fits = sorted(a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access)
+        fits = sorted(
+            a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access
+        )
         raise AccessError(
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
@@ -215,22 +253,26 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             if not a.bounded and a.needs <= target.access and threat.norm.name in a.norms
         )
         raise SpecError(
-            f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. Attacks that seek the "
+            f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. "
+            "Attacks that seek the "
             f"smallest perturbation in {threat.norm.name}: {', '.join(fits) or 'none'}."
         )
     if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
         held = "no other images" if target.pool is None else "images of one class alone"
         raise SpecError(
-            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set target.pool to "
-            f"(images, classes)."
+            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
+            f"target.pool to (images, classes)."
         )
     threat.check_shape(target.free or target.shape or ())
     if threat.norm.name not in attack.norms:
-        raise SpecError(f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}.")
+        raise SpecError(
+            f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
+        )
 
 
 def _noise_of(attack: Attack) -> str:
-    """What an attack's noise depends on: all of it but the number of steps, so that more steps go on from fewer."""
+    """What an attack's noise depends on: all of it but the number of steps, so that more steps go
+    on from fewer."""
     return spec.write(replace(attack, steps=1), whole=True)
 
 

@@ -48,9 +48,18 @@ class Ledger:
         return self.size <= self.limit
 
     def charge(
-        self, rows: Tensor, *, queries: int | Tensor = 0, forwards: int | Tensor = 0, backwards: int = 0
+        self,
+        rows: Tensor,
+        *,
+        queries: int | Tensor = 0,
+        forwards: int | Tensor = 0,
+        backwards: int = 0,
     ) -> None:
-        for column, cost in ((self.queries, queries), (self.forwards, forwards), (self.backwards, backwards)):
+        for column, cost in (
+            (self.queries, queries),
+            (self.forwards, forwards),
+            (self.backwards, backwards),
+        ):
             if isinstance(cost, Tensor) or cost:
                 column[rows] += cost
 

@@ -1,8 +1,8 @@
 """All that an attack may know: the rows, the geometry, the noise, and the questions it may ask.
 
-Every question goes to live rows only, is charged to their budgets and judged for success here, so an attack never
-checks success, counts, stops early, keeps a best iterate, branches on a norm or touches a generator. Answers for
-settled rows are zeros.
+Every question goes to live rows only, is charged to their budgets and judged for success here, so
+an attack never checks success, counts, stops early, keeps a best iterate, branches on a norm or
+touches a generator. Answers for settled rows are zeros.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from holdfast.targets.target import Access, Target, together
 from holdfast.tasks import silent, without
 from holdfast.threats.threat import Targeted, Threat
 
-UNLIMITED = torch.finfo(torch.float64).max  # the largest legal size where eps is inf: that of anything found
+# the largest legal size where eps is inf: that of anything found
+UNLIMITED = torch.finfo(torch.float64).max
 
 
 class Problem:
-    """The search problem of n rows (those still in memory); perturbations d are [n, *shape] in raw units."""
+    """The search problem of n rows (those still in memory); perturbations d are [n, *shape] in raw
+    units."""
 
     def __init__(
         self,
@@ -61,8 +63,10 @@ class Problem:
         self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
         self.live = torch.ones(n, dtype=torch.bool, device=x.device)
         self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
-        self.met = torch.zeros_like(self.live)  # whether the point last asked about (of probes: any) met the goal
-        self.width = target.bounds.high - target.bounds.low  # a paper's lengths for [0, 1] are multiples of it
+        # whether the point last asked about (of probes: any) met the goal
+        self.met = torch.zeros_like(self.live)
+        # a paper's lengths for [0, 1] are multiples of it
+        self.width = target.bounds.high - target.bounds.low
         self.t = 0
         self.restart = 0  # how many runs of this search came before
         self._asked: Tensor | None = None
@@ -78,11 +82,13 @@ class Problem:
         return self.norm.steepest(g)
 
     def stride(self, g: Tensor, share: float) -> Tensor:
-        """A step of this share of eps in the direction of steepest ascent, within what the box allows."""
+        """A step of this share of eps in the direction of steepest ascent, within what the box
+        allows."""
         return self.norm.stride(g, share, self.eps, self.lo, self.hi)
 
     def random_start(self, where: str = "ball") -> Tensor:
-        """A legal d: uniform in the `ball`, or on its `sphere` before the box; `zero`; or the `best` known before."""
+        """A legal d: uniform in the `ball`, or on its `sphere` before the box; `zero`; or the
+        `best` known before."""
         if where == "zero" or (where == "best" and self.near is None):
             return torch.zeros_like(self.x)
         if where == "best":
@@ -113,8 +119,8 @@ class Problem:
     ) -> tuple[Tensor, Tensor]:
         """The loss at d, and its gradient: [n], [n, *shape]. One forward and one backward a row.
 
-        The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...] each). `within`:
-        a success beyond eps is none, nor is the model under test asked about it.
+        The loss is a name, or a function of (z, y, t) and of the rows' parts of `columns` ([n, ...]
+        each). `within`: a success beyond eps is none, nor is the model under test asked about it.
         """
         value, g = d.new_zeros(len(d)), torch.zeros_like(d)
 
@@ -127,17 +133,20 @@ class Problem:
 
             # It may run out of memory and be asked again: no books before.
             z, pulled = self.target.pull(self._whole(rows, x), cotangent)
-            self._note(rows, x, self._against(rows, z), exact=not self.target.approximate, within=within)
+            self._note(
+                rows, x, self._against(rows, z), exact=not self.target.approximate, within=within
+            )
             g[rows] = self._clean(rows, pulled)
 
         self._each(d, ask, slopes=1)
         return value, g
 
     def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """How far the m best wrong classes are from winning at d (above 0: won), and the gradients of these gaps.
+        """How far the m best wrong classes are from winning at d (above 0: won), and the gradients
+        of these gaps.
 
-        [n, m], [n, m, *shape], the best first; one forward and m backwards a row. With an aim or a goal there is one
-        rival, and never more than k - 1.
+        [n, m], [n, m, *shape], the best first; one forward and m backwards a row. With an aim or a
+        goal there is one rival, and never more than k - 1.
         """
         m = 1 if self.aim is not None or self.goal is not None else min(m, self.target.task.k - 1)
         gap, g = d.new_zeros(len(d), m), d.new_zeros(len(d), m, *d.shape[1:])
@@ -161,7 +170,8 @@ class Problem:
         return gap, g
 
     def nearest(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """Of the `rivals` the one whose boundary, linearised at d, is nearest: its gap and gradient, [n], [n, *shape].
+        """Of the `rivals` the one whose boundary, linearised at d, is nearest: its gap and
+        gradient, [n], [n, *shape].
 
         A rival whose gradient is zero is out of reach.
         """
@@ -200,7 +210,8 @@ class Problem:
     def adversarial(self, d: Tensor, among: Tensor | None = None) -> Tensor:
         """Whether d meets the goal: [n] bool. One forward a row; labels are enough.
 
-        Of all rows, or of those `among` ([n] bool) alone: the others cost nothing, so each row keeps its pace.
+        Of all rows, or of those `among` ([n] bool) alone: the others cost nothing, so each row
+        keeps its pace.
         """
         hit = torch.zeros(len(d), dtype=torch.bool, device=d.device)
 
@@ -217,10 +228,12 @@ class Problem:
         return hit
 
     def probes(self, d: Tensor, loss: str | Loss | None = None) -> Tensor:
-        """The loss at m points a row, d [n, m, *shape]: [n, m]; without a loss, whether they meet the goal (bool).
+        """The loss at m points a row, d [n, m, *shape]: [n, m]; without a loss, whether they meet
+        the goal (bool).
 
-        m forwards a row, asked and booked together, also those after a success. Scores are enough for a loss, labels
-        for the goal. A row whose budget ends among them is asked about the first points only; the rest gives zeros.
+        m forwards a row, asked and booked together, also those after a success. Scores are enough
+        for a loss, labels for the goal. A row whose budget ends among them is asked about the first
+        points only; the rest gives zeros.
         """
         n, m = d.shape[:2]
         answer = torch.zeros(n, m, dtype=torch.bool if loss is None else d.dtype, device=d.device)
@@ -232,7 +245,9 @@ class Problem:
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
             x = self._input(row, d[rows][asked])
-            question = self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
+            question = (
+                self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
+            )
             z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
             met = self._book(rows, count, asked, x, z)
             found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
@@ -243,11 +258,13 @@ class Problem:
         return answer
 
     def finish(self, rows: Tensor) -> None:
-        """Ask no more about these rows ([n] bool): the attack's own rule says that their search is over."""
+        """Ask no more about these rows ([n] bool): the attack's own rule says that their search is
+        over."""
         self.over = self.over | rows
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is none yet."""
+        """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is
+        none yet."""
         assert self.ledger is not None
         size = self.ledger.size[self.rows].to(self.x.dtype)
         found = self.ledger.best[self.rows] - self.x
@@ -256,7 +273,8 @@ class Problem:
     # ------------------------------------------------------------------ for the loop
 
     def tighten(self) -> None:
-        """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five forwards a row."""
+        """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
+        forwards a row."""
         d, size = self.best()
         self.live &= size.isfinite()
         self.over = torch.zeros_like(self.over)
@@ -267,14 +285,17 @@ class Problem:
             low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
     def known(self, clean: Tensor) -> None:
-        """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal already."""
+        """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal
+        already."""
         if self.ledger is None:
             return
         clean = self.target.task.against(clean, self.y)
         met = self._meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
         margin = self.target.task.margin(clean, self.y).double()
         self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
-        self.ledger.record(self.rows[met], self.x[met], torch.zeros_like(self.ledger.size[self.rows[met]]))
+        self.ledger.record(
+            self.rows[met], self.x[met], torch.zeros_like(self.ledger.size[self.rows[met]])
+        )
         self.live &= ~met
 
     def last(self, d: Tensor) -> None:
@@ -302,16 +323,27 @@ class Problem:
 
     # ------------------------------------------------------------------ inside
 
-    def _each(self, d: Tensor, ask: Callable[[Tensor], object], among: Tensor | None = None, slopes: int = 0) -> None:
-        """Put a question, with some gradients, to the live rows (of those `among`) whose budget allows it, in parts."""
+    def _each(
+        self,
+        d: Tensor,
+        ask: Callable[[Tensor], object],
+        among: Tensor | None = None,
+        slopes: int = 0,
+    ) -> None:
+        """Put a question, with some gradients, to the live rows (of those `among`) whose budget
+        allows it, in parts."""
         self._asked, self.met = d if among is None else None, torch.zeros_like(self.met)
         wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
-            most = self.target.passes * (2 if self.target.approximate else 1) + slopes * self.target.pull_passes
+            most = (
+                self.target.passes * (2 if self.target.approximate else 1)
+                + slopes * self.target.pull_passes
+            )
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        whole = self.ledger is None and among is None  # all rows without a count, which would wait for the device
+        # all rows without a count, which would wait for the device
+        whole = self.ledger is None and among is None
         rows = self.rows if whole else (wanted & self.live & ~self.over).nonzero()[:, 0]
         for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
             pass
@@ -328,7 +360,8 @@ class Problem:
         return self._input(rows, d[rows])
 
     def _input(self, rows: Tensor, d: Tensor) -> Tensor:
-        """The inputs that d [m, *shape] stand for at these rows [m]; on the threat's grid, where it has one."""
+        """The inputs that d [m, *shape] stand for at these rows [m]; on the threat's grid, where it
+        has one."""
         x = self.x[rows]
         near = self.target.bounds.clamp(x + d)
         if not self.grid:
@@ -345,7 +378,8 @@ class Problem:
         return self._against(rows, self.target.scores(self._whole(rows, x)))
 
     def _against(self, rows: Tensor, z: Tensor) -> Tensor:
-        """The target's scores as the adversary meets them: a refusal stands with the right class."""
+        """The target's scores as the adversary meets them: a refusal stands with the right
+        class."""
         return self.target.task.against(z, self.y[rows])
 
     def _back(self, rows: Tensor, z: Tensor, cotangent: Tensor) -> Tensor:
@@ -364,7 +398,11 @@ class Problem:
         return without(z, t).argmax(1), t  # whichever class now stands above the goal
 
     def _loss(
-        self, rows: Tensor, z: Tensor, loss: str | Callable[..., Tensor], columns: tuple[Tensor, ...]
+        self,
+        rows: Tensor,
+        z: Tensor,
+        loss: str | Callable[..., Tensor],
+        columns: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
         """The loss on scores z and its cotangent."""
         y, t = self._sides(rows, self._against(rows, z))
@@ -376,14 +414,17 @@ class Problem:
         return value.detach().to(self.x.dtype), cotangent
 
     def _clean(self, rows: Tensor, g: Tensor) -> Tensor:
-        """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are counted."""
+        """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are
+        counted."""
         g = self.target.apart(g)[1]
         flat = g.flatten(1)
         top = flat.abs().amax(1)  # NaN and inf carry through
         if self.ledger is not None:
             estimated = self.target.pull_passes
             backwards = 0 if estimated else self.target.passes
-            self.ledger.charge(self.rows[rows], queries=estimated, forwards=estimated, backwards=backwards)
+            self.ledger.charge(
+                self.rows[rows], queries=estimated, forwards=estimated, backwards=backwards
+            )
             self.ledger.dull[self.rows[rows]] += top == 0
         bad = ~top.isfinite()
         if self.ledger is None or bool(bad.any()):
@@ -392,8 +433,11 @@ class Problem:
             self._drop(rows[bad], Outcome.FAILED)
         return g if self.mask is None else g * self.mask
 
-    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True, within: bool = False) -> None:
-        """Book the scores at inputs x; what looks like a success in approximate ones is asked again."""
+    def _note(
+        self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True, within: bool = False
+    ) -> None:
+        """Book the scores at inputs x; what looks like a success in approximate ones is asked
+        again."""
         if self.ledger is None:
             return
         finite = z.isfinite().all(1)
@@ -401,8 +445,12 @@ class Problem:
             self._drop(rows[~finite], Outcome.FAILED)
         hit = self._wins(rows, z) & finite
         if within:
-            hit &= self.norm.size(x.double() - self.x[rows].double()) <= self.ledger.limit[self.rows[rows]]
-        told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()  # by the model under test
+            hit &= (
+                self.norm.size(x.double() - self.x[rows].double())
+                <= self.ledger.limit[self.rows[rows]]
+            )
+        # by the model under test
+        told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()
         if not exact and bool(hit.any()):
             z = z.clone()
             z[hit] = self._scores(rows[hit], x[hit]).to(z.dtype)
@@ -411,7 +459,8 @@ class Problem:
         self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
 
     def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its row fails."""
+        """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its
+        row fails."""
         none = silent(labels)
         if self.ledger is not None and bool(none.any()):
             self._drop(rows[none], Outcome.FAILED)
@@ -420,30 +469,41 @@ class Problem:
         return hit
 
     def _book(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Book `count` points of each of these rows (x and z: one after the other); which meet the goal.
+        """Book `count` points of each of these rows (x and z: one after the other); which meet the
+        goal.
 
-        All are charged; two a row are noted: the legal one of the lowest margin, and the smallest that meets the goal.
+        All are charged; two a row are noted: the legal one of the lowest margin, and the smallest
+        that meets the goal.
         """
         row, graded = rows.repeat_interleave(count), self.target.access >= Access.SCORES
         finite = z.isfinite().all(1) if graded else ~silent(z)
         met = (self._wins(row, z) if graded else self._meets(row, z)) & finite
         if self.ledger is None:
             return met
-        first, none = count.cumsum(0) - count, torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device)
+        first, none = (
+            count.cumsum(0) - count,
+            torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device),
+        )
         size = self.norm.size(x.double() - self.x[row].double())
-        margin = self.target.task.margin(z, self.y[row]).double() if graded else torch.zeros_like(size)
+        margin = (
+            self.target.task.margin(z, self.y[row]).double() if graded else torch.zeros_like(size)
+        )
         legal = finite & (size <= self.ledger.limit[self.rows[row]])
         lowest = first + none.masked_scatter(asked, torch.where(legal, margin, torch.inf)).argmin(1)
         smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
         if not bool(finite.all()):
             self._drop(row[~finite].unique(), Outcome.FAILED)
         hit = met[smallest]
-        self._settle(rows, x[lowest], torch.zeros_like(hit), margin[lowest] if graded else None, count)
+        self._settle(
+            rows, x[lowest], torch.zeros_like(hit), margin[lowest] if graded else None, count
+        )
         at = smallest[hit]
         self._settle(rows[hit], x[at], met[at], margin[at] if graded else None, 0)
         return met
 
-    def _settle(self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1) -> None:
+    def _settle(
+        self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
+    ) -> None:
         ledger = self.ledger
         if ledger is None:
             return
@@ -451,7 +511,9 @@ class Problem:
         ledger.charge(at, queries=count, forwards=count * self.target.passes)
         size = self.norm.size(x - self.x[rows]).double()
         if margin is not None:
-            low = torch.where(margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf)
+            low = torch.where(
+                margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf
+            )
             lower = low < ledger.margin[at]
             ledger.margin[at[lower]] = low[lower]
             lower &= ledger.size[at].isinf()
@@ -488,19 +550,23 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
     if not isinstance(threat.goal, Targeted):
         return None
     if isinstance(threat.goal.t, str):
-        raise SpecError(f"{threat} aims at another class for each row; evaluate and attack find out which.")
+        raise SpecError(
+            f"{threat} aims at another class for each row; evaluate and attack find out which."
+        )
     return torch.as_tensor(threat.goal.t, dtype=torch.int64, device=y.device).expand(len(y))
 
 
 def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
-    """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can be."""
+    """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can
+    be."""
     held, moving = target.apart(found)
     limit = legal_size(threat.norm, threat.eps, target, len(x))
     return together(held, _rounded(target, threat.norm, limit, target.apart(x)[1], moving))
 
 
 def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor) -> Tensor:
-    """`found` at the nearest levels of 8 bits; where that leads out of the limit [n], at those on the side of x."""
+    """`found` at the nearest levels of 8 bits; where that leads out of the limit [n], at those on
+    the side of x."""
     rounded = target.bounds.as_8bit(found)
     over = norm.size(rounded.double() - x.double()) > limit.to(x.device)
     return torch.where(wide(over, x), target.bounds.as_8bit(found, x), rounded)
@@ -509,8 +575,9 @@ def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor
 def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tensor:
     """The largest size that counts as within eps, [n] float64.
 
-    eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in the last place
-    of the largest input, in every feature. Where eps is inf, the largest number there is.
+    eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in
+    the last place of the largest input, in every feature. Where eps is inf, the largest number
+    there is.
     """
     rounding = norm.rounding(math.prod(target.free or target.shape or ()), target.bounds.ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)

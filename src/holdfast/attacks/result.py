@@ -42,7 +42,9 @@ class AttackResult:
     attack: str
     threat: str
     survives_8bit: Any = None  # of images: [n] bool, also a success as a file of 8 bits holds it
-    as_8bit: Any = None  # of images: [n, *shape] float, x_adv rounded to the 256 levels of such a file
+    as_8bit: Any = (
+        None  # of images: [n, *shape] float, x_adv rounded to the 256 levels of such a file
+    )
     bounds: tuple[float, float] = (0.0, 1.0)
     layout: str = "nchw"
 
@@ -54,7 +56,9 @@ class AttackResult:
 
     def summary(self) -> str:
         """The counts and sizes in one line."""
-        success, wrong, skipped, size = map(_numpy, (self.success, self.wrong, self.skipped, self.size))
+        success, wrong, skipped, size = map(
+            _numpy, (self.success, self.wrong, self.skipped, self.size)
+        )
         attacked = ~wrong & ~skipped
         right, queries = int(attacked.sum()), _numpy(self.queries)[attacked]
         said = f"{self.attack} under {self.threat}: broke {int(success.sum()):,} of {right:,} rows"
@@ -62,12 +66,15 @@ class AttackResult:
         more = [f"{int(rows.sum()):,} more {why}" for rows, why in left if rows.any()]
         said += f" ({', '.join(more)})" if more else ""
         if success.any():
-            low, middle, high = (number(float(f"{v:.4g}")) for v in np.quantile(size[success], [0.25, 0.5, 0.75]))
+            low, middle, high = (
+                number(float(f"{v:.4g}")) for v in np.quantile(size[success], [0.25, 0.5, 0.75])
+            )
             said += f"; size: median {middle}, half of them between {low} and {high}"
         return f"{said}; {queries.mean() if right else 0:,.1f} queries a row"
 
     def plot(self, n: int = 5) -> Figure:
-        """Original, adversarial example and difference of the first n successes, then of other rows; a figure.
+        """Original, adversarial example and difference of the first n successes, then of other
+        rows; a figure.
 
         Raises:
             InputError: the inputs are no images of one or three channels.
@@ -104,7 +111,9 @@ class AttackResult:
         if len(shape) == 3:
             x = x if self.layout == "nhwc" else np.moveaxis(x, 1, -1)
         if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
-            raise InputError(f"plot shows images of one or three channels, but the inputs are of shape {shape}.")
+            raise InputError(
+                f"plot shows images of one or three channels, but the inputs are of shape {shape}."
+            )
         x = x[..., 0] if x.ndim == 4 and x.shape[-1] == 1 else x
         return (x - self.bounds[0]) / self._width
 

@@ -21,14 +21,19 @@ def attack(
     attack: Annotated[
         str | None,
         typer.Option(
-            "--attack", help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model allows.'
+            "--attack",
+            help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model allows.',
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Where the examples go: an .npz with x, y, id, broken, wrong and size.")
+        Path,
+        typer.Option(help="Where the examples go: an .npz with x, y, id, broken, wrong and size."),
     ] = Path("adversarial.npz"),
     png: Annotated[
-        Path | None, typer.Option(help="A new folder for the examples as PNG images, each judged again as read back.")
+        Path | None,
+        typer.Option(
+            help="A new folder for the examples as PNG images, each judged again as read back."
+        ),
     ] = None,
     target: options.Goal = None,
     grid: options.Grid = None,
@@ -54,7 +59,8 @@ def attack(
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> int:
-    """Craft examples for every row: the broken point where one was found, else the last one tried."""
+    """Craft examples for every row: the broken point where one was found, else the last one
+    tried."""
     options.check_new(out, ".npz", "examples are saved as .npz")
     if png is not None and options.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
@@ -83,12 +89,17 @@ def attack(
     asked = options.threat_of(threat, limited, target, grid)
     made = craft(opened, source, asked, attack, samples=options.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
-        raise InputError(f"--png saves images of one or three channels, but the inputs are of shape {source.shape}.")
+        raise InputError(
+            "--png saves images of one or three channels, but the inputs are of shape "
+            f"{source.shape}."
+        )
     _save(out, made)
     typer.echo(f"{made.summary()}.")
     if made.survives_8bit is not None:
         kept, of = int(made.survives_8bit.sum()), int(made.success.sum())
-        typer.echo(f"rounded to 8 bits, as in an image file, {kept:,} of these {of:,} are still successes.")
+        typer.echo(
+            f"rounded to 8 bits, as in an image file, {kept:,} of these {of:,} are still successes."
+        )
     typer.echo(f"examples: {out}")
     if png is not None:
         saved = _save_images(png, made)
@@ -105,14 +116,21 @@ def _save(out: Path, made: AttackResult) -> None:
 
     from holdfast.runs.store import write_bytes
 
-    columns = {"x": made.x_adv, "y": made.y, "id": made.id, "wrong": made.wrong, "broken": made.success}
+    columns = {
+        "x": made.x_adv,
+        "y": made.y,
+        "id": made.id,
+        "wrong": made.wrong,
+        "broken": made.success,
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **columns, size=made.size)
     write_bytes(out, buffer.getvalue())
 
 
 def _save_images(folder: Path, made: AttackResult) -> int:
-    """Write what is a success in 8 bits as PNG, in a folder for each class, and read it back; how many are kept."""
+    """Write what is a success in 8 bits as PNG, in a folder for each class, and read it back; how
+    many are kept."""
     import io
 
     import numpy as np
@@ -127,7 +145,9 @@ def _save_images(folder: Path, made: AttackResult) -> int:
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 and made.layout == "nchw" else image
         pixels = np.rint((image - low) / width * 255).astype(np.uint8)
         file = io.BytesIO()
-        Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+        Image.fromarray(
+            pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+        ).save(file, "PNG")
         read = np.asarray(Image.open(file)).reshape(pixels.shape)
         if np.array_equal(
             read.astype(np.float32) / 255 * np.float32(width) + np.float32(low), image

@@ -11,11 +11,19 @@ from holdfast.errors import InputError
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN...")],
-    page: Annotated[Path | None, typer.Option(help="Write the comparison of two runs there, too, as .html.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")] = False,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN..."),
+    ],
+    page: Annotated[
+        Path | None, typer.Option(help="Write the comparison of two runs there, too, as .html.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")
+    ] = False,
 ) -> int:
-    """Compare runs of the same data and threat, paired by sample: intervals, McNemar's test, classes."""
+    """Compare runs of the same data and threat, paired by sample: intervals, McNemar's test,
+    classes."""
     if len(runs) < 2:
         raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
     if page is not None and (len(runs) > 2 or page.suffix != ".html" or page.exists()):

@@ -20,7 +20,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     recipe: Annotated[str, typer.Option(help="Of the hardening (list recipes).")] = "standard",
 ) -> int:
-    """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and compare."""
+    """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and
+    compare."""
     import torch
     from rich.console import Console
 
@@ -42,7 +43,9 @@ def demo(
     plain = wrap(demo_net())
     assert isinstance(plain, TorchTarget)
     net = train(plain, digits)
-    typer.echo(f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True)
+    typer.echo(
+        f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
+    )
     with progress_bar() as watch:
         made = harden(
             net,
@@ -60,7 +63,10 @@ def demo(
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
     typer.echo("   it holds." if not wrong else "\n".join(wrong), err=True)
     Console().print(paired.summary(made.comparison))
-    typer.echo(f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs", err=True)
+    typer.echo(
+        f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs",
+        err=True,
+    )
     return int(bool(wrong))
 
 

@@ -27,7 +27,10 @@ def evaluate(
         str, typer.Option(help="quick, standard, thorough, autoattack, ... (list protocols).")
     ] = "standard",
     attack: Annotated[
-        list[str], typer.Option("--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.')
+        list[str],
+        typer.Option(
+            "--attack", help='Your own list instead: "pgd(steps=100, restarts=5)"; repeatable.'
+        ),
     ] = [],  # noqa: B006
     curve: Annotated[str | None, typer.Option(help="Further eps to run at: 0.1,0.2.")] = None,
     target: options.Goal = None,
@@ -52,23 +55,35 @@ def evaluate(
     samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="Also under noise, blur, weather, compression: 95 passes a row.")
+        bool,
+        typer.Option(
+            "--corruptions", help="Also under noise, blur, weather, compression: 95 passes a row."
+        ),
     ] = False,
     baseline: Annotated[
-        str | None, typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions.")
+        str | None,
+        typer.Option(help="Whose errors the mCE divides by: alexnet, or a run with --corruptions."),
     ] = None,
     groups: options.Groups = None,
     perceptual: options.Perceptual = None,
-    max_seconds: Annotated[float | None, typer.Option(min=0, help="Start nothing new after this time.")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Start nothing new after this time.")
+    ] = None,
     max_queries: Annotated[
         int | None, typer.Option(min=1, max=2**53, help="Most forward passes that a row may cost.")
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="The run folder; default: a new one under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; default: a new one under runs/.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")
+    ] = False,
     gate: Annotated[list[str], typer.Option("--gate", help=options.GATE)] = [],  # noqa: B006
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if the verdict is unreliable.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 if the verdict is unreliable.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print run.json alone on stdout.")] = False,
 ) -> int:
     """Attack a model, judge what is found, and leave the evidence in a folder."""
@@ -130,7 +145,9 @@ def evaluate(
             )
         return conclude(run, wanted, strict=strict, json=json)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
+        typer.echo(
+            f"interrupted; go on with the same command and --out {folder} --resume.", err=True
+        )
         return 130
 
 
@@ -149,8 +166,8 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     typer.echo(f"report: {page}", err=True)
     if run.unfinished:
         typer.echo(
-            f"time ran out before all attacks had run; go on with the same command and --out {run.folder} --resume, "
-            f"with any --max-seconds or none.",
+            "time ran out before all attacks had run; go on with the same command and --out "
+            f"{run.folder} --resume, with any --max-seconds or none.",
             err=True,
         )
     fallen = [outcome for outcome in gates.judge(wanted, run.manifest) if not outcome.held]
@@ -168,16 +185,26 @@ def announce(cost: Forecast) -> None:
 
     more = f"the findings add {cost.added} trials; " if cost.added else ""
     typer.echo(
-        f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, {cost.passes:,.0f} passes each",
+        (
+            f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, "
+            f"{cost.passes:,.0f} passes each"
+        ),
         err=True,
     )
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent and left."""
+    """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent
+    and left."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     columns = (

@@ -19,14 +19,25 @@ def train(
     data: options.Data,
     out: Annotated[Path, typer.Option(help="The folder of the generator.")],
     model: Annotated[
-        str | None, typer.Option(help='gan, wgan-gp or diffusion, or "gan(steps=2000)"; of your own networks: own.')
+        str | None,
+        typer.Option(
+            help='gan, wgan-gp or diffusion, or "gan(steps=2000)"; of your own networks: own.'
+        ),
     ] = None,
     generator: Annotated[
-        str | None, typer.Option(help="Your own: path/file.py:NAME of a function that builds it, of Keras or torch.")
+        str | None,
+        typer.Option(
+            help="Your own: path/file.py:NAME of a function that builds it, of Keras or torch."
+        ),
     ] = None,
-    discriminator: Annotated[str | None, typer.Option(help="Your own, which goes with --generator.")] = None,
+    discriminator: Annotated[
+        str | None, typer.Option(help="Your own, which goes with --generator.")
+    ] = None,
     test: Annotated[
-        str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
+        str | None,
+        typer.Option(
+            help="DATA to measure on; default: the test split of DATA, else a fifth of it."
+        ),
     ] = None,
     bounds: options.BoundsText = None,
     layout: options.Layout = None,
@@ -37,7 +48,9 @@ def train(
     crop: options.Crop = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")
+    ] = False,
 ) -> int:
     """Train a generative model of labelled images or rows, and measure what it draws."""
     from holdfast.generation import generate
@@ -64,14 +77,20 @@ def train(
     )
     q = made.quality
     typer.echo(
-        f"FID {q.fid:.3g} (real rows {q.fid_real:.3g}), KID {q.kid:.3g} (real rows {q.kid_real:.3g}), "
-        f"precision {q.precision:.1%}, recall {q.recall:.1%}."
+        f"FID {q.fid:.3g} (real rows {q.fid_real:.3g}), KID {q.kid:.3g} (real rows "
+        f"{q.kid_real:.3g}), precision {q.precision:.1%}, recall {q.recall:.1%}."
     )
-    typer.echo(f"Trained on samples: {q.trained:.1%} right on real rows (trained on real rows: {q.trained_real:.1%}).")
+    typer.echo(
+        f"Trained on samples: {q.trained:.1%} right on real rows (trained on real rows: "
+        f"{q.trained_real:.1%})."
+    )
     if made.generator.reader is not None:
         rare = [c for c, share in enumerate(q.right) if share < 1]
         typer.echo(
-            "The generator knows no classes: a sample's class is what the classifier in the folder takes it for"
+            (
+                "The generator knows no classes: a sample's class is what the classifier in the "
+                "folder takes it for"
+            )
             + (f"; hardly any sample is taken for {', '.join(map(str, rare))}." if rare else ".")
         )
     typer.echo(f"generator: {out}\nreport: {generated.write(out)}", err=True)
@@ -80,13 +99,22 @@ def train(
 
 def sample(
     folder: Annotated[Path, typer.Argument(help="What `generate train` left.", metavar="DIR")],
-    out: Annotated[Path, typer.Option(help="Where the rows go: an .npz with x and y, which is DATA to all commands.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Where the rows go: an .npz with x and y, which is DATA to all commands."
+        ),
+    ],
     per_class: Annotated[int, typer.Option(min=1, max=10**7, help="Rows of each class.")] = 100,
     classifier: Annotated[
-        str | None, typer.Option(help="A MODEL that must take a row for its class; default: the folder's own.")
+        str | None,
+        typer.Option(help="A MODEL that must take a row for its class; default: the folder's own."),
     ] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With at least this probability, else another is drawn; 0.9.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With at least this probability, else another is drawn; 0.9."
+        ),
     ] = None,
     arch: options.Arch = None,
     trust: options.Trust = False,
@@ -125,7 +153,9 @@ def sample(
         )
     elif min_confidence is not None:
         target = own_classifier(folder, generator)
-    x, y, tried = sample(generator, per_class, target=target, confidence=min_confidence or 0.0, seed=seed)
+    x, y, tried = sample(
+        generator, per_class, target=target, confidence=min_confidence or 0.0, seed=seed
+    )
     buffer = io.BytesIO()
     np.savez(buffer, x=x, y=y)
     write_bytes(out, buffer.getvalue())
@@ -142,7 +172,9 @@ def _model(model: str | None, generator: str | None, discriminator: str | None) 
         return parse(model or "gan")
     name, _, fields = (model or "own").strip().removesuffix(")").partition("(")
     if name != "own":
-        raise InputError(f'--generator and --discriminator go with --model "own(...)", not with --model {model}.')
+        raise InputError(
+            f'--generator and --discriminator go with --model "own(...)", not with --model {model}.'
+        )
     nets = {"generator": generator, "discriminator": discriminator}
     given = [f"{field}={absolute(spec)!r}" for field, spec in nets.items() if spec is not None]
     return parse(f"own({', '.join([*filter(None, [fields]), *given])})")
@@ -152,6 +184,7 @@ def tell(line: Round) -> None:
     """A round, on stderr."""
     typer.echo(
         f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
-        f"taken for the class asked for: {line.right:.1%}" + (f"\n  {line.note}" if line.note else ""),
+        f"taken for the class asked for: {line.right:.1%}"
+        + (f"\n  {line.note}" if line.note else ""),
         err=True,
     )

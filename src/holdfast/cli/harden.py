@@ -21,25 +21,38 @@ def harden(
     data: options.Data,
     threat: options.ThreatText,
     recipe: Annotated[
-        str, typer.Option(help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".')
+        str,
+        typer.Option(
+            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".'
+        ),
     ] = "standard",
     objective: Annotated[
-        str | None, typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).')
+        str | None,
+        typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).'),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, max=100_000, help="Instead of the recipe's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Instead of the recipe's.")
+    ] = None,
     min_clean: Annotated[
-        float, typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96.")
+        float,
+        typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96."),
     ] = 0.0,
     min_recall: Annotated[
         float, typer.Option(min=0, max=1, help="The same for the clean recall of every class; 0.5.")
     ] = 0.0,
     class_weights: options.ClassWeights = None,
     test: Annotated[
-        str | None, typer.Option(help="DATA to measure on; default: the test split of DATA, else a fifth of it.")
+        str | None,
+        typer.Option(
+            help="DATA to measure on; default: the test split of DATA, else a fifth of it."
+        ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="Of the measurements before and after.")] = "standard",
+    protocol: Annotated[
+        str, typer.Option(help="Of the measurements before and after.")
+    ] = "standard",
     synthetic: Annotated[
-        str | None, typer.Option(help="Generated DATA to train on beside: what `generate sample` saved.")
+        str | None,
+        typer.Option(help="Generated DATA to train on beside: what `generate sample` saved."),
     ] = None,
     synthetic_share: Annotated[float, typer.Option(help="Of the rows of each step.")] = 0.7,
     arch: options.Arch = None,
@@ -51,10 +64,12 @@ def harden(
     probabilities: options.Probabilities = None,
     split: options.Split = "train",
     train_samples: Annotated[
-        str | None, typer.Option(help="How many rows to train on, or a range start:stop; default all.")
+        str | None,
+        typer.Option(help="How many rows to train on, or a range start:stop; default all."),
     ] = None,
     test_samples: Annotated[
-        str | None, typer.Option(help="How many rows to measure on, or a range start:stop; default all.")
+        str | None,
+        typer.Option(help="How many rows to measure on, or a range start:stop; default all."),
     ] = None,
     samples: Annotated[str | None, typer.Option("--samples", hidden=True)] = None,
     label: options.Label = None,
@@ -65,17 +80,26 @@ def harden(
     device: options.Device = "auto",
     devices: options.Devices = 1,
     precision: options.Precision = "float32",
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files beside log.csv.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The folder; default: a new one under runs/.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files beside log.csv.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; default: a new one under runs/.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")
+    ] = False,
 ) -> int:
     """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
     if resume and out is None:
         raise InputError("--resume needs the folder to go on with: give --out.")
     if samples is not None:
         raise SpecError(
-            f"--samples {samples} does not say which rows are meant: give --train-samples {samples} for the rows to "
+            f"--samples {samples} does not say which rows are meant: give --train-samples "
+            f"{samples} for the rows to "
             f"train on, or --test-samples {samples} for those to measure on."
         )
     from rich.console import Console
@@ -124,21 +148,29 @@ def harden(
                 watch=watch,
                 tell=tell,
                 names=Names(model, arch, "test", options.command_line()),
-                synthetic=None if synthetic is None else options.open_further(synthetic, bounds, "train", **loading),
+                synthetic=None
+                if synthetic is None
+                else options.open_further(synthetic, bounds, "train", **loading),
                 synthetic_share=synthetic_share,
                 devices=devices,
                 precision=precision,
                 tensorboard=tensorboard,
             )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; go on with the same command and --out {folder} --resume.", err=True)
+        typer.echo(
+            f"interrupted; go on with the same command and --out {folder} --resume.", err=True
+        )
         return 130
     if json:
         typer.echo(made.comparison.model_dump_json(indent=1))
     else:
         Console().print(paired.summary(made.comparison))
     typer.echo(
-        f"{'model' if made.file.suffix == '.keras' else 'weights'}: {made.file}\nlog: {folder / 'log.csv'}", err=True
+        (
+            f"{'model' if made.file.suffix == '.keras' else 'weights'}: {made.file}\nlog: "
+            f"{folder / 'log.csv'}"
+        ),
+        err=True,
     )
     typer.echo(f"report: {pages(made)}", err=True)
     clean = made.after.clean_accuracy.value
@@ -148,7 +180,10 @@ def harden(
     least = min(made.after.metrics.per_class, key=lambda c: c.recall.clean or 0, default=None)
     if least is not None and (least.recall.clean or 0) < min_recall:
         typer.echo(
-            f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor of {min_recall:g}.",
+            (
+                f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor "
+                f"of {min_recall:g}."
+            ),
             err=True,
         )
         return 1
@@ -158,7 +193,10 @@ def harden(
 def tell(line: Epoch) -> None:
     """An epoch, on stderr."""
     typer.echo(
-        f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, robust {line.robust:.1%}"
+        (
+            f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
+            f"robust {line.robust:.1%}"
+        )
         + (f"\n  {line.note}" if line.note else ""),
         err=True,
     )

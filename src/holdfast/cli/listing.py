@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 def listing(
     what: Annotated[
         str,
-        typer.Argument(help="attacks, protocols, recipes, objectives, regularizers, defences or data.", metavar="WHAT"),
+        typer.Argument(
+            help="attacks, protocols, recipes, objectives, regularizers, defences or data.",
+            metavar="WHAT",
+        ),
     ],
 ) -> int:
-    """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or kinds of data."""
+    """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or
+    kinds of data."""
     shown = {
         "attacks": _attacks,
         "protocols": _protocols,
@@ -39,7 +43,8 @@ def listing(
 
 
 def _attacks() -> None:
-    """From a page that `make docs` writes and a test keeps true: the attacks themselves would first import torch."""
+    """From a page that `make docs` writes and a test keeps true: the attacks themselves would first
+    import torch."""
     typer.echo(resources.files("holdfast.cli").joinpath("attacks.txt").read_text("utf-8"), nl=False)
 
 

@@ -1,7 +1,7 @@
 """holdfast: the commands, and what every one of them does with a mistake.
 
-Exit codes: 0 done and gates held; 1 a gate or a verification did not hold; 2 bad input (one sentence on stderr);
-3 verdict `unreliable` under --strict; 130 interrupted.
+Exit codes: 0 done and gates held; 1 a gate or a verification did not hold; 2 bad input (one
+sentence on stderr); 3 verdict `unreliable` under --strict; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,19 @@ from typing import Any
 import typer
 
 from holdfast import quiet, usercode
-from holdfast.cli import attack, compare, demo, evaluate, generate, harden, listing, merge, report, train, verify
+from holdfast.cli import (
+    attack,
+    compare,
+    demo,
+    evaluate,
+    generate,
+    harden,
+    listing,
+    merge,
+    report,
+    train,
+    verify,
+)
 from holdfast.errors import HoldfastError
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -30,11 +42,16 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo.demo,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
-    "generate": ("Generative models, as data for hardening.", {"train": generate.train, "sample": generate.sample}),
+    "generate": (
+        "Generative models, as data for hardening.",
+        {"train": generate.train, "sample": generate.sample},
+    ),
 }
 
 app = typer.Typer(
-    help="How robust is a trained model against adversarial examples? Measured, with proof on disk.",
+    help=(
+        "How robust is a trained model against adversarial examples? Measured, with proof on disk."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,11 +64,19 @@ def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             code = command(*args, **options)
         except HoldfastError as error:
-            said = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
+            said = "".join(
+                c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}"
+                for c in str(error)
+            )
             typer.echo(f"error: {said}", err=True)  # a name from a file must not steer the terminal
             raise typer.Exit(2) from None
-        except (SystemExit, GeneratorExit) as error:  # a command raises neither: code of the user's did
-            typer.echo(f"error: {usercode.raised('code of the model or of the data', error)}", err=True)
+        except (
+            SystemExit,
+            GeneratorExit,
+        ) as error:  # a command raises neither: code of the user's did
+            typer.echo(
+                f"error: {usercode.raised('code of the model or of the data', error)}", err=True
+            )
             raise typer.Exit(2) from None
         except OSError as error:  # a name too long, a folder that nobody may write to, a full disk
             what = f"{str(error.filename)[:80]}: " if error.filename else ""

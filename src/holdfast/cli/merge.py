@@ -13,7 +13,9 @@ from holdfast.errors import HoldfastError
 
 
 def merge(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN...")
+    ],
     out: Annotated[Path, typer.Option(help="The folder of the merged run.")],
 ) -> int:
     """Join runs made with --samples start:stop into the run that one process would have written."""

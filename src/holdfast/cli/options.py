@@ -1,4 +1,5 @@
-"""What several commands take, said once: arguments, options, and how a model and data are opened from them."""
+"""What several commands take, said once: arguments, options, and how a model and data are opened
+from them."""
 
 from __future__ import annotations
 
@@ -20,40 +21,62 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, path/file.py:factory, or demo.",
+        help=(
+            "Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, "
+            "path/file.py:factory, or demo."
+        ),
         metavar="MODEL",
     ),
 ]
 Data = Annotated[
-    str, typer.Argument(help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA")
+    str,
+    typer.Argument(
+        help="digits, mnist:DIR, FILE.npz, a folder of images, ... (list data).", metavar="DATA"
+    ),
 ]
 Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 _THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
 GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.'
 ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
 AnyThreat = Annotated[
-    str, typer.Option("--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".')
+    str,
+    typer.Option(
+        "--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".'
+    ),
 ]
 Goal = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="The class to reach: 7, least-likely, random, or a file with one a line for each row of the data.",
+        help=(
+            "The class to reach: 7, least-likely, random, or a file with one a line for each row "
+            "of the data."
+        ),
     ),
 ]
 Grid = Annotated[
-    str | None, typer.Option("--grid", help="8bit: attack on the levels of an image file, so that PNGs hold it.")
+    str | None,
+    typer.Option(
+        "--grid", help="8bit: attack on the levels of an image file, so that PNGs hold it."
+    ),
 ]
 Arch = Annotated[
-    str | None, typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory.")
+    str | None,
+    typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory."),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Let a pickled checkpoint run its code.")]
 BoundsText = Annotated[
-    str | None, typer.Option("--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider.")
+    str | None,
+    typer.Option(
+        "--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider."
+    ),
 ]
 Limits = Annotated[
     Path | None,
-    typer.Option("--limits", help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature."),
+    typer.Option(
+        "--limits",
+        help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature.",
+    ),
 ]
 Steps = Annotated[
     list[str],
@@ -65,18 +88,32 @@ Steps = Annotated[
 ]
 Perceptual = Annotated[
     str | None,
-    typer.Option("--perceptual", help="How different images look, as LPIPS: the path/file.py:factory of a network."),
+    typer.Option(
+        "--perceptual",
+        help="How different images look, as LPIPS: the path/file.py:factory of a network.",
+    ),
 ]
 Groups = Annotated[
-    Path | None, typer.Option("--groups", help="A file of text with the group of each row of the data, one a line.")
+    Path | None,
+    typer.Option(
+        "--groups", help="A file of text with the group of each row of the data, one a line."
+    ),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option("--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."),
+    typer.Option(
+        "--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."
+    ),
 ]
-Output = Annotated[str | None, typer.Option("--output", help="Which of the model's several outputs are the scores.")]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", help="Which of the model's several outputs are the scores."),
+]
 Task = Annotated[
-    str | None, typer.Option("--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".')
+    str | None,
+    typer.Option(
+        "--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".'
+    ),
 ]
 Probabilities = Annotated[
     bool | None,
@@ -89,7 +126,10 @@ Probabilities = Annotated[
 Attacked = Annotated[
     int,
     typer.Option(
-        "--attacked", min=0, max=1000, help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too."
+        "--attacked",
+        min=0,
+        max=1000,
+        help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too.",
     ),
 ]
 Eot = Annotated[
@@ -98,49 +138,75 @@ Eot = Annotated[
         "--eot",
         min=1,
         max=10_000,
-        help="Draws of a randomised model, whose mean is judged; default 20 for a random defence, or 1.",
+        help=(
+            "Draws of a randomised model, whose mean is judged; default 20 for a random defence, "
+            "or 1."
+        ),
     ),
 ]
 Lender = Annotated[
-    str | None, typer.Option("--surrogate", help="Attack with the gradients of this model instead: what transfers.")
+    str | None,
+    typer.Option(
+        "--surrogate", help="Attack with the gradients of this model instead: what transfers."
+    ),
 ]
 Label = Annotated[
     str | None,
-    typer.Option("--label", help="The column of labels of a CSV or Parquet file; default: y, label, target."),
+    typer.Option(
+        "--label", help="The column of labels of a CSV or Parquet file; default: y, label, target."
+    ),
 ]
 Classes = Annotated[
     Path | None,
-    typer.Option("--classes", help="The class number of each folder of images: lines such as n01440764 0, or JSON."),
+    typer.Option(
+        "--classes",
+        help="The class number of each folder of images: lines such as n01440764 0, or JSON.",
+    ),
 ]
 Resize = Annotated[
     str | None,
-    typer.Option("--resize", help="Of a folder of images: 256 (the shorter side), 224,224 or 256,bicubic."),
+    typer.Option(
+        "--resize", help="Of a folder of images: 256 (the shorter side), 224,224 or 256,bicubic."
+    ),
 ]
 Crop = Annotated[
-    str | None, typer.Option("--crop", help="Of a folder of images: the middle 224 x 224, after --resize.")
+    str | None,
+    typer.Option("--crop", help="Of a folder of images: the middle 224 x 224, after --resize."),
 ]
 Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=2**31 - 1, help="Rows of one pass.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, max=2**31 - 1, help="Rows of one pass.")
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Devices = Annotated[
     int,
     typer.Option(
-        "--devices", min=1, max=1024, help="Processes that share each step of training: cores, or CUDA devices."
+        "--devices",
+        min=1,
+        max=1024,
+        help="Processes that share each step of training: cores, or CUDA devices.",
     ),
 ]
 ClassWeights = Annotated[
     str | None,
     typer.Option(
         "--class-weights",
-        help="In the loss: balanced, none, or auto (the default): balanced where a class has 3 times another's rows.",
+        help=(
+            "In the loss: balanced, none, or auto (the default): balanced where a class has 3 "
+            "times another's rows."
+        ),
     ),
 ]
 Precision = Annotated[
     str,
-    typer.Option("--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."),
+    typer.Option(
+        "--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of all noise.")]
-Samples = Annotated[str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")]
+Samples = Annotated[
+    str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")
+]
 
 
 def bounds_of(text: str | None) -> tuple[float, float]:
@@ -166,11 +232,19 @@ def limits_of(path: Path | None) -> dict[str, Any]:
     known = ("low", "high", "scale", "mask")
     try:
         with opened(path) as archive:
-            found = {name: torch.from_numpy(np.array(member(path, archive, name))) for name in archive.files}
+            found = {
+                name: torch.from_numpy(np.array(member(path, archive, name)))
+                for name in archive.files
+            }
     except (InputError, OSError, TypeError) as error:
-        raise SpecError(f"--limits {path} cannot be read as an .npz of numbers: {str(error).rstrip('.')}.") from None
+        raise SpecError(
+            f"--limits {path} cannot be read as an .npz of numbers: {str(error).rstrip('.')}."
+        ) from None
     if not found or not set(found) <= set(known) or ("low" in found) != ("high" in found):
-        raise SpecError(f"--limits {path} holds {', '.join(found) or 'none'}; expected low and high, scale, or mask.")
+        raise SpecError(
+            f"--limits {path} holds {', '.join(found) or 'none'}; expected low and high, scale, or "
+            "mask."
+        )
     return found
 
 
@@ -179,7 +253,9 @@ def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
     return (limits["low"], limits["high"]) if "low" in limits else bounds_of(text)
 
 
-def threat_of(text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None) -> Any:
+def threat_of(
+    text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None
+) -> Any:
     """The threat, with what the options say of it; else its text, which may name a movement."""
     from dataclasses import replace
 
@@ -204,7 +280,8 @@ def _target_of(text: str) -> int | str | list[int]:
         return int(text)
     if not exists(Path(text)):
         raise SpecError(
-            f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of classes."
+            f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of "
+            "classes."
         )
     lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
     odd = [line for line in lines if not _whole(line)]
@@ -270,7 +347,9 @@ def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] 
         return None
     start, colon, stop = text.partition(":")
     if not _whole(start) or (colon and not _whole(stop)):
-        raise SpecError(f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200.")
+        raise SpecError(
+            f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200."
+        )
     return (int(start), int(stop)) if colon else int(start)
 
 
@@ -287,7 +366,9 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def loading_of(label: str | None, classes: Path | None, resize: str | None, crop: str | None) -> dict[str, Any]:
+def loading_of(
+    label: str | None, classes: Path | None, resize: str | None, crop: str | None
+) -> dict[str, Any]:
     """How data are read, as `open_source` takes it."""
     return {"label": label, "classes": classes, "resize": resize, "crop": crop}
 
@@ -304,11 +385,14 @@ def open_source(
 
 
 def open_further(data: str, bounds: str | None, split: str, **loading: Any) -> Source:
-    """Data beside the first, perhaps of another kind: of how those are read, what this kind knows."""
+    """Data beside the first, perhaps of another kind: of how those are read, what this kind
+    knows."""
     from holdfast.data import READERS, kind_of
 
     kind = kind_of(data)
-    return open_source(data, bounds, split, **{name: loading[name] for name in loading if kind in READERS[name]})
+    return open_source(
+        data, bounds, split, **{name: loading[name] for name in loading if kind in READERS[name]}
+    )
 
 
 def open_target(
@@ -336,14 +420,28 @@ def open_target(
     check_layout(layout)
     device = device_of(device)
     steps = parse(preprocess)
-    common: dict[str, Any] = {"trust": trust, "bounds": bounds, "batch_size": batch_size, "device": device}
+    common: dict[str, Any] = {
+        "trust": trust,
+        "bounds": bounds,
+        "batch_size": batch_size,
+        "device": device,
+    }
     if source is not None and source.inputs is not None:
         inputs = list(source.inputs[1:])
         inputs.insert(attacked, source.inputs[0])
         common |= {"inputs": inputs, "attacked": attacked}
-    own: dict[str, Any] = {"layout": layout, "output": output, "task": task, "probabilities": probabilities}
+    own: dict[str, Any] = {
+        "layout": layout,
+        "output": output,
+        "task": task,
+        "probabilities": probabilities,
+    }
     target = load(model, arch=arch, preprocess=steps, draws=eot, **own, **common)
-    return wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common)) if surrogate else target
+    return (
+        wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common))
+        if surrogate
+        else target
+    )
 
 
 def check_layout(layout: str | None) -> None:
@@ -368,7 +466,9 @@ def device_of(text: str) -> str:
 def fresh_folder(model: str, what: str) -> Path:
     """A folder under runs/ that does not exist yet, named for what it will hold."""
     stem = Path(model.rpartition(":")[0] or model).stem
-    base = Path("runs") / "".join(c if c.isalnum() or c in "-._" else "-" for c in f"{stem}-{what}").strip("-")
+    base = Path("runs") / "".join(
+        c if c.isalnum() or c in "-._" else "-" for c in f"{stem}-{what}"
+    ).strip("-")
     at, number = base, 2
     while at.exists():
         at, number = base.with_name(f"{base.name}-{number}"), number + 1

@@ -1,4 +1,5 @@
-"""holdfast report: what is read of a run, written from its folder alone: the page, and what build servers take."""
+"""holdfast report: what is read of a run, written from its folder alone: the page, and what build
+servers take."""
 
 from __future__ import annotations
 
@@ -12,13 +13,20 @@ from holdfast.cli import options
 
 def report(
     run: options.Folder,
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML: gates, findings and verdict as tests.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="JUnit XML: gates, findings and verdict as tests.")
+    ] = None,
     sarif: Annotated[Path | None, typer.Option(help="SARIF 2.1.0 for code scanning.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="A summary in Markdown; - for stdout.")] = None,
-    model_card: Annotated[Path | None, typer.Option(help="A model card in Markdown; - for stdout.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="A summary in Markdown; - for stdout.")
+    ] = None,
+    model_card: Annotated[
+        Path | None, typer.Option(help="A model card in Markdown; - for stdout.")
+    ] = None,
     gate: Annotated[list[str], typer.Option("--gate", help=options.GATE)] = [],  # noqa: B006
 ) -> int:
-    """Write report.html from the stored evidence, show the summary, and write other forms that are asked for."""
+    """Write report.html from the stored evidence, show the summary, and write other forms that are
+    asked for."""
     from holdfast.report import html
     from holdfast.report import junit as tests
     from holdfast.report import markdown as pages

@@ -12,14 +12,21 @@ from holdfast.errors import InputError
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="path/file.py:factory, or a .keras or .h5 file.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="path/file.py:factory, or a .keras or .h5 file.", metavar="MODEL")
+    ],
     data: options.Data,
     out: Annotated[
-        Path | None, typer.Option(help="Where the weights go, or the Keras model; default model.safetensors or .keras.")
+        Path | None,
+        typer.Option(
+            help="Where the weights go, or the Keras model; default model.safetensors or .keras."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, max=100_000)] = 30,
     batch_size: options.BatchSize = 64,
-    rate: Annotated[float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")] = 2e-3,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Adam's learning rate, falling by a cosine.")
+    ] = 2e-3,
     bounds: options.BoundsText = None,
     preprocess: options.Steps = [],  # noqa: B006
     layout: options.Layout = None,
@@ -69,8 +76,12 @@ def train(
         if keras
         else wrap(network, preprocess=parse(preprocess), **door)
     )
-    if not isinstance(target, TorchTarget) or not (keras or isinstance(target.model, torch.nn.Module)):
-        raise InputError(f"{model} gives a {type(network).__name__}, but a torch module is trained.")
+    if not isinstance(target, TorchTarget) or not (
+        keras or isinstance(target.model, torch.nn.Module)
+    ):
+        raise InputError(
+            f"{model} gives a {type(network).__name__}, but a torch module is trained."
+        )
     source = open_for(target, source)
     check_data(source, target.bounds)
     trained = fit(
@@ -84,7 +95,8 @@ def train(
         precision=precision,
         class_weights=class_weights or "auto",
         watch=lambda line: typer.echo(
-            f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy {line.trained:.1%}, "
+            f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
+            f"{line.trained:.1%}, "
             f"on held-out rows {line.clean:.1%}" + (f"\n  {line.note}" if line.note else ""),
             err=True,
         ),

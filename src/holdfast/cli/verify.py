@@ -21,12 +21,15 @@ def verify(
     groups: options.Groups = None,
     preprocess: Annotated[
         list[str],
-        typer.Option("--preprocess", help="path/file.py:function, for each that the run was measured with."),
+        typer.Option(
+            "--preprocess", help="path/file.py:function, for each that the run was measured with."
+        ),
     ] = [],  # noqa: B006
     batch_size: options.BatchSize = 256,
     device: options.Device = "auto",
 ) -> int:
-    """Judge the stored examples again with the model itself, compute every figure anew, and compare the report."""
+    """Judge the stored examples again with the model itself, compute every figure anew, and compare
+    the report."""
     from holdfast.data import READERS, kind_of, open_data
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
@@ -36,7 +39,9 @@ def verify(
 
     (manifest, _), limits = open_manifest(run), read_limits(run)
     if manifest.model.box and not limits.keys() >= {"low", "high"}:
-        raise InputError(f"{run} says that each feature has bounds of its own, but limits.safetensors has none.")
+        raise InputError(
+            f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
+        )
     loading = manifest.data.loading if kind_of(data) != "factory" else {}
     loading = {name: text for name, text in loading.items() if name in READERS}
     if classes is not None:
@@ -66,10 +71,15 @@ def verify(
     for sentence in wrong:
         typer.echo(plain(sentence))
     if wrong:
-        typer.echo(f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True)
+        typer.echo(
+            f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True
+        )
         return 1
     robust = manifest.metrics.robust_accuracy
     share = "undefined" if robust.value is None else f"{robust.value:.4f}"
     broken = manifest.metrics.counts["broken"]
-    typer.echo(f"{run} holds: robust accuracy {share} on {robust.n:,} rows; {broken:,} stored examples judged again.")
+    typer.echo(
+        f"{run} holds: robust accuracy {share} on {robust.n:,} rows; {broken:,} stored examples "
+        "judged again."
+    )
     return 0

@@ -1,8 +1,8 @@
 """What the corruptions are made of: filters of images in batches, of any size from 8 pixels a side.
 
-Blur, zoom, resizing and the cosine transform are linear along rows and along columns, so most of these are two
-products with small matrices. They are computed in float64: the images end on a grid of 8 bits, and what the batch
-does to the last bit of a float32 would show there.
+Blur, zoom, resizing and the cosine transform are linear along rows and along columns, so most of
+these are two products with small matrices. They are computed in float64: the images end on a grid
+of 8 bits, and what the batch does to the last bit of a float32 would show there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from holdfast.rng import Keys
 
 
 def fold(size: int, reach: int, border: str) -> np.ndarray:
-    """The places 0..size-1 that -reach..size+reach-1 stand for: `edge`, `mirror` (about the last pixel) or `reflect`
-    (about its outer side)."""
+    """The places 0..size-1 that -reach..size+reach-1 stand for: `edge`, `mirror` (about the last
+    pixel) or `reflect` (about its outer side)."""
     at = np.arange(-reach, size + reach)
     if border == "edge":
         return at.clip(0, size - 1)
@@ -65,7 +65,8 @@ def stretch(size: int, factor: float) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def boxes(size: int, new: int) -> np.ndarray:
-    """The matrix [new, size] that resizes by a box filter: whole pixels whose centres lie in the box, evenly."""
+    """The matrix [new, size] that resizes by a box filter: whole pixels whose centres lie in the
+    box, evenly."""
     scale = size / new
     wide = max(scale, 1.0)
     centre = (np.arange(new)[:, None] + 0.5) * scale
@@ -83,7 +84,9 @@ def apply(x: Tensor, down: np.ndarray, across: np.ndarray) -> Tensor:
 def smooth(x: Tensor, sigma: float, border: str = "edge", truncate: float = 4.0) -> Tensor:
     """Gaussian blur of images [n, c, h, w]."""
     h, w = x.shape[2:]
-    return apply(x, gaussian(h, sigma, border, truncate), gaussian(w, sigma, border, truncate)).to(x.dtype)
+    return apply(x, gaussian(h, sigma, border, truncate), gaussian(w, sigma, border, truncate)).to(
+        x.dtype
+    )
 
 
 def zoom(x: Tensor, factor: float) -> Tensor:
@@ -96,7 +99,8 @@ def zooms(x: Tensor, factors: tuple[float, ...]) -> Tensor:
     h, w = x.shape[2:]
     down = np.concatenate([stretch(h, f) for f in factors], 1)
     wide = np.concatenate([stretch(w, f).T for f in factors], 1)
-    parts = (x.double() @ torch.from_numpy(wide).to(x.device)).unflatten(-1, (len(factors), w))  # [n, c, h, m, w]
+    # [n, c, h, m, w]
+    parts = (x.double() @ torch.from_numpy(wide).to(x.device)).unflatten(-1, (len(factors), w))
     stacked = parts.movedim(-2, 2).flatten(2, 3)  # [n, c, m * h, w]
     return (torch.from_numpy(down).to(x.device) @ stacked).to(x.dtype)
 
@@ -115,8 +119,8 @@ def disc(radius: float, alias: float) -> np.ndarray:
 
 
 def convolve(x: Tensor, kernel: np.ndarray) -> Tensor:
-    """Images [n, c, h, w], mirrored about the last pixels, under one kernel of odd sides that looks alike from all
-    four: a product in the space of cosines."""
+    """Images [n, c, h, w], mirrored about the last pixels, under one kernel of odd sides that looks
+    alike from all four: a product in the space of cosines."""
     h, w = x.shape[2:]
     at = np.arange(len(kernel)) - len(kernel) // 2
     gain = torch.from_numpy(_waves(h, at) @ kernel @ _waves(w, at).T).to(x.device)
@@ -137,7 +141,8 @@ def _cosine_space(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
-    """Motion blur: the half of a Gaussian laid out from each pixel along a line, an angle [n] for each image."""
+    """Motion blur: the half of a Gaussian laid out from each pixel along a line, an angle [n] for
+    each image."""
     n, c, h, w = x.shape
     width = 2 * radius + 1
     taps = np.exp(-0.5 * (np.arange(width) / sigma) ** 2)
@@ -146,7 +151,8 @@ def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
     wide = torch.from_numpy(fold(w, width, "edge")).to(x.device)
     held = x.movedim(1, -1).index_select(2, wide).contiguous()  # a place holds its channels
     stride = w + 2 * width
-    # Row i of `lines` is what stands in w places from place i on, so that a line of an image moves as one.
+    # Row i of `lines` is what stands in w places from place i on, so that a line of an image moves
+    # as one.
     lines = held.view(-1).as_strided((n * h * stride - w + 1, w * c), (c, 1))
     first = torch.arange(n, device=x.device)[:, None] * h
     row = torch.arange(h, device=x.device)
@@ -159,10 +165,11 @@ def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
 
 
 def scatter(x: Tensor, reach: int, passes: int, key: Keys) -> Tensor:
-    """Every pixel but those at the border takes the value of one nearby, from the last pixel to the first.
+    """Every pixel but those at the border takes the value of one nearby, from the last pixel to the
+    first.
 
-    A pixel that looks at one visited before it takes what that one took; what it took is found by following the
-    looks, all pixels at once.
+    A pixel that looks at one visited before it takes what that one took; what it took is found by
+    following the looks, all pixels at once.
     """
     h, w = x.shape[2:]
     place = torch.arange(h * w, device=x.device).view(h, w)
@@ -187,7 +194,8 @@ def scatter(x: Tensor, reach: int, passes: int, key: Keys) -> Tensor:
 
 
 def plasma(size: int, decay: float, key: Keys) -> Tensor:
-    """Clouds by midpoint displacement on a torus, stretched to [0, 1]: [n, size, size]; `size` is a power of two."""
+    """Clouds by midpoint displacement on a torus, stretched to [0, 1]: [n, size, size]; `size` is a
+    power of two."""
     n = len(key.rows)
     cloud = torch.zeros(n, size, size, dtype=torch.float64, device=key.rows.device)
     jolts = 2 * key.uniform((size * size,), torch.float64) - 1
@@ -200,7 +208,9 @@ def plasma(size: int, decay: float, key: Keys) -> Tensor:
         middle = (pairs + pairs.roll(-1, 1)) / 4 + jolt[:, 0]
         cloud[:, half::step, half::step] = middle
         cloud[:, ::step, half::step] = (pairs + middle + middle.roll(1, 1)) / 4 + jolt[:, 1]
-        cloud[:, half::step, ::step] = (corners + corners.roll(-1, 1) + middle + middle.roll(1, 2)) / 4 + jolt[:, 2]
+        cloud[:, half::step, ::step] = (
+            corners + corners.roll(-1, 1) + middle + middle.roll(1, 2)
+        ) / 4 + jolt[:, 2]
         step, wobble, used = half, wobble / decay, used + 3 * m * m
     low, high = cloud.amin((1, 2), keepdim=True), cloud.amax((1, 2), keepdim=True)
     return (cloud - low) / (high - low)
@@ -215,8 +225,8 @@ def warp(x: Tensor, at: Tensor, border: str) -> Tensor:
 
 
 def resized(x: Tensor, new: tuple[int, int]) -> Tensor:
-    """Bytes [n, c, h, w] resized by boxes, columns first, each time rounded to bytes; float32, where their sums are
-    exact."""
+    """Bytes [n, c, h, w] resized by boxes, columns first, each time rounded to bytes; float32,
+    where their sums are exact."""
     down, across = (
         torch.from_numpy((boxes(*sizes) > 0).astype(np.float32)).to(x.device)
         for sizes in ((x.shape[2], new[0]), (x.shape[3], new[1]))
@@ -229,18 +239,24 @@ _BRIGHT = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 6
 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
 _COLOUR = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
-_YCC = np.array([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]])
+_YCC = np.array(
+    [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
+)
 _RGB = np.linalg.inv(_YCC)
 
 
 def _mixed(matrix: np.ndarray, planes: Sequence[Tensor]) -> list[Tensor]:
-    """Three planes made into three others, one operation after the other: a product of matrices may round as the
-    batch has it."""
-    return [sum(float(share) * plane for share, plane in zip(row, planes, strict=True)) for row in matrix]  # pyright: ignore
+    """Three planes made into three others, one operation after the other: a product of matrices may
+    round as the batch has it."""
+    return [
+        sum(float(share) * plane for share, plane in zip(row, planes, strict=True))
+        for row in matrix
+    ]  # pyright: ignore
 
 
 def jpeg(x: Tensor, quality: int) -> Tensor:
-    """Bytes [n, c, h, w] through JPEG (ITU T.81; tables of its annex K, colour at half the resolution) and back."""
+    """Bytes [n, c, h, w] through JPEG (ITU T.81; tables of its annex K, colour at half the
+    resolution) and back."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     h, w = x.shape[2:]
     if x.shape[1] == 1:
@@ -253,38 +269,54 @@ def jpeg(x: Tensor, quality: int) -> Tensor:
         odd = torch.arange(even.shape[3], device=x.device) % 2  # libjpeg rounds columns in turn
         small = (functional.avg_pool2d(even, 2) + 128 + 0.25 + 0.25 * odd[: len(odd) // 2]).floor()
         small = _quantised(small, _table(_COLOUR, scale))[..., : half[1]] - 128
-        wide = apply(small, _doubled(half[0]), _doubled(half[1])) + 0.5 - odd[: 2 * half[1]].double() / 16
+        wide = (
+            apply(small, _doubled(half[0]), _doubled(half[1]))
+            + 0.5
+            - odd[: 2 * half[1]].double() / 16
+        )
         parts.append(wide.floor()[..., :h, :w].float())
     return (torch.cat(_mixed(_RGB, parts), 1) + 0.5).floor().clamp(0, 255)
 
 
 def _table(text: str, scale: int) -> np.ndarray:
-    return ((np.array(text.split(), int).reshape(8, 8) * scale + 50) // 100).clip(1, 255).astype(float)
+    return (
+        ((np.array(text.split(), int).reshape(8, 8) * scale + 50) // 100).clip(1, 255).astype(float)
+    )
 
 
 def _quantised(x: Tensor, table: np.ndarray) -> Tensor:
-    """One plane of bytes through the blocks' cosine transform, rounded to multiples of the table."""
+    """One plane of bytes through the blocks' cosine transform, rounded to multiples of the
+    table."""
     n, _, h, w = x.shape
     x = functional.pad(x.double(), (0, -w % 8, 0, -h % 8), mode="replicate") - 128
     tall, wide = (size // 8 for size in x.shape[2:])
     blocks = x.view(n, tall, 8, wide, 8).transpose(2, 3).reshape(-1, 64)
     turn = np.kron(_COSINES, _COSINES)  # [64, 64], orthogonal: a block to its waves
     there, back = (
-        torch.from_numpy(m).to(x.device) for m in ((turn / table.reshape(64, 1)).T, turn * table.reshape(64, 1))
+        torch.from_numpy(m).to(x.device)
+        for m in ((turn / table.reshape(64, 1)).T, turn * table.reshape(64, 1))
     )
     waves = blocks @ there
     waves = waves.sign() * (waves.abs() + 0.5 + 1e-9).floor()  # halves go outwards
     blocks = (waves @ back + 128.5).floor().clamp(0, 255)
-    return blocks.float().view(n, tall, wide, 8, 8).transpose(2, 3).reshape(n, 1, 8 * tall, 8 * wide)[..., :h, :w]
+    return (
+        blocks.float()
+        .view(n, tall, wide, 8, 8)
+        .transpose(2, 3)
+        .reshape(n, 1, 8 * tall, 8 * wide)[..., :h, :w]
+    )
 
 
 _WAVE = np.arange(8)[:, None]
-_COSINES = np.where(_WAVE == 0, math.sqrt(1 / 8), 0.5 * np.cos((2 * np.arange(8) + 1) * _WAVE * math.pi / 16))
+_COSINES = np.where(
+    _WAVE == 0, math.sqrt(1 / 8), 0.5 * np.cos((2 * np.arange(8) + 1) * _WAVE * math.pi / 16)
+)
 
 
 @lru_cache(maxsize=64)
 def _doubled(size: int) -> np.ndarray:
-    """The matrix [2 size, size] that doubles the resolution, three quarters near and one quarter far."""
+    """The matrix [2 size, size] that doubles the resolution, three quarters near and one quarter
+    far."""
     matrix, at = np.zeros((2 * size, size)), np.arange(size)
     for side, other in ((0, -1), (1, 1)):
         np.add.at(matrix, (2 * at + side, at), 0.75)
@@ -293,8 +325,8 @@ def _doubled(size: int) -> np.ndarray:
 
 
 def edges(x: Tensor, low: float, high: float) -> Tensor:
-    """Canny's edges (1986) of bytes [n, 1, h, w]: ridges of the gradient (3x3 Sobel, absolute sum), those above
-    `high` and what hangs together with them above `low`."""
+    """Canny's edges (1986) of bytes [n, 1, h, w]: ridges of the gradient (3x3 Sobel, absolute sum),
+    those above `high` and what hangs together with them above `low`."""
     h, w = x.shape[2:]
     sobel = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     right, down = (_small(x, taps, "replicate") for taps in (sobel, sobel.T))
@@ -304,13 +336,18 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
     def at(i: int, j: int) -> Tensor:
         return around[..., 1 + i : 1 + i + h, 1 + j : 1 + j + w]
 
-    flat, steep = down.abs() < right.abs() * math.tan(math.pi / 8), down.abs() > right.abs() * math.tan(3 * math.pi / 8)
+    flat, steep = (
+        down.abs() < right.abs() * math.tan(math.pi / 8),
+        down.abs() > right.abs() * math.tan(3 * math.pi / 8),
+    )
     rising = right * down >= 0
 
     def ridge(i: int, j: int) -> Tensor:
         return (size > at(-i, -j)) & (size >= at(i, j))
 
-    diagonal = torch.where(rising, (size > at(-1, -1)) & (size > at(1, 1)), (size > at(-1, 1)) & (size > at(1, -1)))
+    diagonal = torch.where(
+        rising, (size > at(-1, -1)) & (size > at(1, 1)), (size > at(-1, 1)) & (size > at(1, -1))
+    )
     found = torch.where(flat, ridge(0, 1), torch.where(steep, ridge(1, 0), diagonal))
     weak, strong = found & (size > low), (found & (size > high)).float()
     while True:
@@ -321,7 +358,8 @@ def edges(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def distance(marked: Tensor, most: int) -> Tensor:
-    """The distance of each pixel of [n, 1, h, w] to the nearest marked one, up to `most`; float32."""
+    """The distance of each pixel of [n, 1, h, w] to the nearest marked one, up to `most`;
+    float32."""
     reach = float(most**2)
     place = torch.arange(marked.shape[3], device=marked.device)
     before = torch.where(marked, place, -most).cummax(3).values
@@ -341,7 +379,9 @@ def equalised(x: Tensor, levels: int) -> Tensor:
     """Histogram equalisation of whole numbers below `levels` [n, 1, h, w] to bytes."""
     value = x.long()
     none = torch.zeros(len(x), levels, dtype=torch.float64, device=x.device)
-    counts = none.scatter_add(1, value.flatten(1), torch.ones_like(value.flatten(1), dtype=none.dtype))
+    counts = none.scatter_add(
+        1, value.flatten(1), torch.ones_like(value.flatten(1), dtype=none.dtype)
+    )
     first = counts.gather(1, (counts > 0).double().argmax(1, keepdim=True))
     total = counts.sum(1, keepdim=True)
     table = (counts.cumsum(1) - first).clamp(min=0) * 255 / (total - first).clamp(min=1)
@@ -352,7 +392,12 @@ def _small(x: Tensor, taps: np.ndarray, border: str = "reflect") -> Tensor:
     """Correlation of [n, 1, h, w] with 3 x 3 taps; float32."""
     h, w = x.shape[2:]
     held = functional.pad(x.float(), (1, 1, 1, 1), mode=border)
-    parts = [taps[i, j] * held[..., i : i + h, j : j + w] for i in range(3) for j in range(3) if taps[i, j]]
+    parts = [
+        taps[i, j] * held[..., i : i + h, j : j + w]
+        for i in range(3)
+        for j in range(3)
+        if taps[i, j]
+    ]
     return torch.stack(parts).sum(0)
 
 

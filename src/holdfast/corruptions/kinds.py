@@ -1,12 +1,15 @@
-"""Common corruptions of images: noise, blur, weather and digital artefacts, each at five severities.
+"""Common corruptions of images: noise, blur, weather and digital artefacts, each at five
+severities.
 
-The 15 kinds and 4 further ones of Hendrycks and Dietterich 2019 (arXiv:1903.12261), written anew from their
-definitions for batches. Images of up to 64 pixels a side take the parameters of CIFAR-10-C, larger ones those of
-ImageNet-C. As in the published sets, an image is one of bytes before and after (rounded down). A row's noise is a
-function of the seed, its id, the kind and the severity.
+The 15 kinds and 4 further ones of Hendrycks and Dietterich 2019 (arXiv:1903.12261), written anew
+from their definitions for batches. Images of up to 64 pixels a side take the parameters of
+CIFAR-10-C, larger ones those of ImageNet-C. As in the published sets, an image is one of bytes
+before and after (rounded down). A row's noise is a function of the seed, its id, the kind and the
+severity.
 
-Differs from the paper: frost is made here (ice of the brightness, contrast and colour of the paper's photographs),
-since the photographs are not. In images of one channel `saturate` changes nothing.
+Differs from the paper: frost is made here (ice of the brightness, contrast and colour of the
+paper's photographs), since the photographs are not. In images of one channel `saturate` changes
+nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 AT_ONCE = 1 << 18  # values of a batch that stay in the processor's cache
 
 
-def corrupt(x: Tensor, kind: str, severity: int, ids: Tensor, seed: int = 0, table: str | None = None) -> Tensor:
+def corrupt(
+    x: Tensor, kind: str, severity: int, ids: Tensor, seed: int = 0, table: str | None = None
+) -> Tensor:
     """Corrupted images.
 
     Args:
@@ -49,8 +54,8 @@ def corrupt(x: Tensor, kind: str, severity: int, ids: Tensor, seed: int = 0, tab
     if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < SMALLEST:
         seen = " x ".join(map(str, x.shape[1:]))
         raise InputError(
-            f"inputs of {seen} cannot be corrupted; corruptions are of images with 1 or 3 channels and at least "
-            f"{SMALLEST} x {SMALLEST} pixels."
+            f"inputs of {seen} cannot be corrupted; corruptions are of images with 1 or 3 channels "
+            f"and at least {SMALLEST} x {SMALLEST} pixels."
         )
     rule, tables = KINDS[kind]
     parameters = tables[table or table_of(x.shape[2:])][severity - 1]
@@ -60,7 +65,11 @@ def corrupt(x: Tensor, kind: str, severity: int, ids: Tensor, seed: int = 0, tab
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         key, image = Keys(keys.rows[rows]), (x[rows].float() * 255).round() / 255
-        made = rule(image, key, *parameters) if isinstance(parameters, tuple) else rule(image, key, parameters)
+        made = (
+            rule(image, key, *parameters)
+            if isinstance(parameters, tuple)
+            else rule(image, key, parameters)
+        )
         parts.append((made.clamp(0, 1) * 255 + 1e-3).floor() / 255)
     return torch.cat(parts).float()
 
@@ -81,10 +90,11 @@ def noise(law: Callable[[float], np.ndarray], x: Tensor, key: Keys, c: float) ->
 
 @lru_cache(maxsize=32)
 def _alias(law: Callable[[float], np.ndarray], c: float) -> np.ndarray:
-    """For each byte before and place 0..255, in one int32 [65536]: how likely the place itself is, in 24 bits with a
-    sign, and which byte comes else."""
+    """For each byte before and place 0..255, in one int32 [65536]: how likely the place itself is,
+    in 24 bits with a sign, and which byte comes else."""
     share = law(c) * 256
-    low, high = share.copy(), share.copy()  # of places that are not yet full; full ones are neither poor nor rich
+    # of places that are not yet full; full ones are neither poor nor rich
+    low, high = share.copy(), share.copy()
     own, other = np.ones_like(share), np.tile(np.arange(256), (256, 1))
     row = np.arange(256)
     for _ in range(255):  # the poorest place is filled from the richest
@@ -166,18 +176,28 @@ def snow(
     return pale + flakes + flakes.flip((2, 3))
 
 
-# Mean and deviation of red, green and blue over cuts of the paper's photographs of frost, one of them there twice.
-_ICE = [[[0.303, 0.583, 0.649], [0.107, 0.064, 0.059]], *[[[0.781, 0.799, 0.835], [0.078, 0.080, 0.083]]] * 2]
-_ICE += [[[0.556, 0.615, 0.664], [0.107, 0.107, 0.112]], [[0.410, 0.455, 0.500], [0.156, 0.152, 0.148]]]
+# Mean and deviation of red, green and blue over cuts of the paper's photographs of frost, one of
+# them there twice.
+_ICE = [
+    [[0.303, 0.583, 0.649], [0.107, 0.064, 0.059]],
+    *[[[0.781, 0.799, 0.835], [0.078, 0.080, 0.083]]] * 2,
+]
+_ICE += [
+    [[0.556, 0.615, 0.664], [0.107, 0.107, 0.112]],
+    [[0.410, 0.455, 0.500], [0.156, 0.152, 0.148]],
+]
 
 
 def frost(x: Tensor, key: Keys, keep: float, ice: float) -> Tensor:
-    """A veil of ice: clouds with fine needles in them, paler or darker as a whole, as cuts of a photograph are."""
+    """A veil of ice: clouds with fine needles in them, paler or darker as a whole, as cuts of a
+    photograph are."""
     h, w = x.shape[2:]
     which = key.fold("ice").integers(len(_ICE))
     tint, depth = torch.tensor(_ICE, device=x.device)[which][..., None, None].unbind(1)
     cloud = _clouds(h, w, 1.75, key)
-    needles = filters.streak(key.fold("needles").grain((1, h, w)), 6, 3.0, 360 * key.fold("angle").uniform(()))
+    needles = filters.streak(
+        key.fold("needles").grain((1, h, w)), 6, 3.0, 360 * key.fold("angle").uniform(())
+    )
     veil = 0.55 * key.fold("whole").grain((1, 1, 1))  # the three shares' squares add up to 1
     for part, share in ((cloud, 0.67), (needles, 0.5)):
         even = part - part.mean((2, 3), keepdim=True)
@@ -229,16 +249,20 @@ def pixelate(x: Tensor, key: Keys, c: float) -> Tensor:
 
 
 def elastic_transform(x: Tensor, key: Keys, far: float, sigma: float, corner: float) -> Tensor:
-    """Three points move, and the plane with them; then every place moves a little, smoothly. Lengths are shares of
-    the side."""
+    """Three points move, and the plane with them; then every place moves a little, smoothly.
+    Lengths are shares of the side."""
     n, _, h, w = x.shape
     side = min(h, w)
     middle, arm = torch.tensor([h // 2, w // 2]), side // 3
-    fixed = middle + arm * torch.tensor([[1, 1], [-1, 1], [-1, -1]])  # row and column of the three points
+    # row and column of the three points
+    fixed = middle + arm * torch.tensor([[1, 1], [-1, 1], [-1, -1]])
     moves = (2 * key.fold("corners").uniform((3, 2), torch.float64) - 1) * corner * side
     before = torch.cat([fixed, torch.ones(3, 1, dtype=torch.long)], 1).double().to(x.device)
-    after = torch.cat([fixed.to(x.device) + moves, torch.ones(n, 3, 1, dtype=torch.float64, device=x.device)], 2)
-    back = torch.linalg.solve(after, before.expand(n, 3, 3))[..., :2]  # [n, 3, 2]: from a new place to its old one
+    after = torch.cat(
+        [fixed.to(x.device) + moves, torch.ones(n, 3, 1, dtype=torch.float64, device=x.device)], 2
+    )
+    # [n, 3, 2]: from a new place to its old one
+    back = torch.linalg.solve(after, before.expand(n, 3, 3))[..., :2]
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     plane = torch.stack([rows, columns, torch.ones_like(rows)], -1).double().to(x.device)
     x = filters.warp(x, (plane @ back[:, None]).movedim(-1, 1), "mirror")
@@ -250,7 +274,14 @@ def elastic_transform(x: Tensor, key: Keys, far: float, sigma: float, corner: fl
 
 
 def spatter(
-    x: Tensor, key: Keys, mean: float, spread: float, sigma: float, least: float, strong: float, mud: int
+    x: Tensor,
+    key: Keys,
+    mean: float,
+    spread: float,
+    sigma: float,
+    least: float,
+    strong: float,
+    mud: int,
 ) -> Tensor:
     """Drops on the lens: of water, which is seen by its edges, or of mud, which covers."""
     liquid = filters.smooth(mean + spread * key.grain((1, *x.shape[2:])), sigma)
@@ -279,13 +310,17 @@ def _tint(x: Tensor, rgb: tuple[int, int, int]) -> Tensor:
 Rule = Callable[..., Tensor]
 _JPEG, _STEPS = (80, 65, 58, 50, 40), (0.01, 0.01, 0.02, 0.02, 0.03)
 
-# The parameters of each severity, of CIFAR-10-C and of ImageNet-C. The first 15 kinds make the mean and the mCE.
+# The parameters of each severity, of CIFAR-10-C and of ImageNet-C. The first 15 kinds make the mean
+# and the mCE.
 KINDS: dict[str, tuple[Rule, dict[str, tuple]]] = {
     "gaussian_noise": (
         partial(noise, gaussian_noise),
         {"cifar": (0.04, 0.06, 0.08, 0.09, 0.10), "imagenet": (0.08, 0.12, 0.18, 0.26, 0.38)},
     ),
-    "shot_noise": (partial(noise, shot_noise), {"cifar": (500, 250, 100, 75, 50), "imagenet": (60, 25, 12, 5, 3)}),
+    "shot_noise": (
+        partial(noise, shot_noise),
+        {"cifar": (500, 250, 100, 75, 50), "imagenet": (60, 25, 12, 5, 3)},
+    ),
     "impulse_noise": (
         partial(noise, impulse_noise),
         {"cifar": (0.01, 0.02, 0.03, 0.05, 0.07), "imagenet": (0.03, 0.06, 0.09, 0.17, 0.27)},
@@ -351,12 +386,24 @@ KINDS: dict[str, tuple[Rule, dict[str, tuple]]] = {
             "imagenet": ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),
         },
     ),
-    "brightness": (brightness, {"cifar": (0.05, 0.1, 0.15, 0.2, 0.3), "imagenet": (0.1, 0.2, 0.3, 0.4, 0.5)}),
-    "contrast": (contrast, {"cifar": (0.75, 0.5, 0.4, 0.3, 0.15), "imagenet": (0.4, 0.3, 0.2, 0.1, 0.05)}),
+    "brightness": (
+        brightness,
+        {"cifar": (0.05, 0.1, 0.15, 0.2, 0.3), "imagenet": (0.1, 0.2, 0.3, 0.4, 0.5)},
+    ),
+    "contrast": (
+        contrast,
+        {"cifar": (0.75, 0.5, 0.4, 0.3, 0.15), "imagenet": (0.4, 0.3, 0.2, 0.1, 0.05)},
+    ),
     "elastic_transform": (
         elastic_transform,
         {
-            "cifar": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+            "cifar": (
+                (0, 0, 0.08),
+                (0.05, 0.2, 0.07),
+                (0.08, 0.06, 0.06),
+                (0.1, 0.04, 0.05),
+                (0.1, 0.03, 0.03),
+            ),
             "imagenet": (
                 (2.179, 0.7625, 0.1089),  # the authors' lengths are of 244, at a side of 224
                 (2.179, 0.0871, 0.2179),
@@ -366,13 +413,19 @@ KINDS: dict[str, tuple[Rule, dict[str, tuple]]] = {
             ),
         },
     ),
-    "pixelate": (pixelate, {"cifar": (0.95, 0.9, 0.85, 0.75, 0.65), "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25)}),
+    "pixelate": (
+        pixelate,
+        {"cifar": (0.95, 0.9, 0.85, 0.75, 0.65), "imagenet": (0.6, 0.5, 0.4, 0.3, 0.25)},
+    ),
     "jpeg_compression": (jpeg_compression, {"cifar": _JPEG, "imagenet": (25, 18, 15, 10, 7)}),
     "speckle_noise": (
         partial(noise, speckle_noise),
         {"cifar": (0.06, 0.1, 0.12, 0.16, 0.2), "imagenet": (0.15, 0.2, 0.35, 0.45, 0.6)},
     ),
-    "gaussian_blur": (gaussian_blur, {"cifar": (0.4, 0.6, 0.7, 0.8, 1), "imagenet": (1, 2, 3, 4, 6)}),
+    "gaussian_blur": (
+        gaussian_blur,
+        {"cifar": (0.4, 0.6, 0.7, 0.8, 1), "imagenet": (1, 2, 3, 4, 6)},
+    ),
     "spatter": (
         spatter,
         {

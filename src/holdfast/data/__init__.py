@@ -1,4 +1,5 @@
-"""Data: inputs and labels from files, folders, arrays or the user's own code, behind one `Source`."""
+"""Data: inputs and labels from files, folders, arrays or the user's own code, behind one
+`Source`."""
 
 from __future__ import annotations
 
@@ -27,9 +28,24 @@ KINDS = {
     "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
-_ENDINGS = {".npz": "npz", ".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
-READERS = {"label": ("csv", "parquet"), "classes": ("folder",), "resize": ("folder",), "crop": ("folder",)}
-_FORMS = {kind: KINDS[kind].split(": ")[0] for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")}
+_ENDINGS = {
+    ".npz": "npz",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+READERS = {
+    "label": ("csv", "parquet"),
+    "classes": ("folder",),
+    "resize": ("folder",),
+    "crop": ("folder",),
+}
+_FORMS = {
+    kind: KINDS[kind].split(": ")[0]
+    for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")
+}
 
 
 def open_data(
@@ -49,12 +65,15 @@ def open_data(
         split: "test" or "train"; ignored by data that has no splits.
         scale: bytes become float32 in [0, 1]; else float32 in 0..255. Floats are never rescaled.
         label: the column of labels of a CSV or Parquet file; None: y, label, target or class.
-        classes: a file with the class number of each folder of images: see `data.classes.read_classes`.
-        resize: of a folder of images: `256` (the shorter side), `224,224` (height, width), or `256,bicubic`.
+        classes: a file with the class number of each folder of images: see
+            `data.classes.read_classes`.
+        resize: of a folder of images: `256` (the shorter side), `224,224` (height, width), or
+            `256,bicubic`.
         crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize.
 
     Raises:
-        InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option that it does not have.
+        InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option
+            that it does not have.
         SpecError: a size that is none.
     """
     spec = os.fspath(spec)
@@ -69,26 +88,32 @@ def open_data(
         source = _open(kind, spec, split, scale, loading)
     except FileNotFoundError as error:
         raise InputError(
-            f"there is no file {error.filename}; check its path, which starts from {os.getcwd()} if relative."
+            f"there is no file {error.filename}; check its path, which starts from {os.getcwd()} "
+            "if relative."
         ) from None
     except OSError as error:
-        raise InputError(f"cannot read {error.filename or spec}: {error.strerror or error}.") from None
+        raise InputError(
+            f"cannot read {error.filename or spec}: {error.strerror or error}."
+        ) from None
     if kind != "factory":
         source.name, source.loading = printable(source.name), loading
     return source
 
 
 def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
-    """Data in any form that a caller may hold, as a source: every command and function takes the same forms.
+    """Data in any form that a caller may hold, as a source: every command and function takes the
+    same forms.
 
-    Map-style datasets, files and arrays are read piece by piece. What cannot be (a DataLoader, a `tf.data.Dataset`, an
-    iterator) is read once, and held in memory up to 2 GiB (`data.source.HELD`); more is refused.
+    Map-style datasets, files and arrays are read piece by piece. What cannot be (a DataLoader, a
+    `tf.data.Dataset`, an iterator) is read once, and held in memory up to 2 GiB
+    (`data.source.HELD`); more is refused.
 
     Args:
-        data: a `Source`; the text that a command line takes, or a path; (x [n, ...], y [n]), arrays, tensors, lists or
-            tables of any framework; a torch Dataset or DataLoader; a `tf.data.Dataset`, batched or not; a Hugging Face
-            dataset; a Keras dataset; a DataFrame of pandas or a table of pyarrow with a column y, label, target or
-            class; a dict with inputs and labels; any map-style dataset or iterator of pairs (x, y), of batches, or of
+        data: a `Source`; the text that a command line takes, or a path; (x [n, ...], y [n]),
+            arrays, tensors, lists or tables of any framework; a torch Dataset or DataLoader; a
+            `tf.data.Dataset`, batched or not; a Hugging Face dataset; a Keras dataset; a DataFrame
+            of pandas or a table of pyarrow with a column y, label, target or class; a dict with
+            inputs and labels; any map-style dataset or iterator of pairs (x, y), of batches, or of
             dicts. Items may be pictures of Pillow: they become bytes [channels, height, width].
         split: of data that a text names.
         scale: bytes become float32 in [0, 1]; else float32 in 0..255.
@@ -126,7 +151,9 @@ def kind_of(spec: str) -> str:
     if spec and path.exists():
         forms = ", ".join(line.split(": ")[0] for line in KINDS.values())
         raise InputError(f"{spec} is not a kind of data that can be read; expected one of {forms}.")
-    raise InputError(f"there is no data {spec!r}, neither a kind nor a file or folder; {suggest(kind, KINDS)}")
+    raise InputError(
+        f"there is no data {spec!r}, neither a kind nor a file or folder; {suggest(kind, KINDS)}"
+    )
 
 
 def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]) -> Source:
@@ -148,7 +175,14 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
         from holdfast.data.images import Resizing
 
         classes = None if "classes" not in loading else _path(loading["classes"])
-        return Folder(path, spec, split, scale, classes, Resizing.parse(loading.get("resize"), loading.get("crop")))
+        return Folder(
+            path,
+            spec,
+            split,
+            scale,
+            classes,
+            Resizing.parse(loading.get("resize"), loading.get("crop")),
+        )
     if kind == "factory":
         from holdfast.data.factory import open_factory
 
@@ -161,7 +195,9 @@ def _named(kind: str, rest: str, spec: str, split: str, scale: bool) -> Source:
         from holdfast.data import digits
 
         if rest:
-            raise InputError(f"digits is embedded and takes nothing after it, but got {rest!r}; write digits.")
+            raise InputError(
+                f"digits is embedded and takes nothing after it, but got {rest!r}; write digits."
+            )
         return digits.open_digits(spec, _known(split, digits.SPLITS, kind))
     if not rest:
         raise InputError(f"{kind} needs the place of its files; write {_FORMS[kind]}.")

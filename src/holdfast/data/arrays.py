@@ -20,21 +20,33 @@ class Arrays(Source):
     """
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, name: str, *, scale: bool, class_names: tuple[str, ...] | None = None
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        name: str,
+        *,
+        scale: bool,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         if x.dtype.kind not in "biuf":
             raise InputError(f"x of {name} holds {x.dtype}; expected numbers.")
         if y.dtype.kind == "O":
             raise InputError(f"y of {name} holds Python objects; expected one integer a row.")
         if x.ndim < 2 or y.ndim < 1:
-            raise InputError(f"{name} has x of shape {x.shape} and y of shape {y.shape}; expected [n, ...] and [n].")
+            raise InputError(
+                f"{name} has x of shape {x.shape} and y of shape {y.shape}; expected [n, ...] and "
+                "[n]."
+            )
         if len(x) != len(y):
             raise InputError(
                 f"{name} has {len(x)} inputs and {len(y)} labels; expected as many of both: "
                 "one of them is probably cut short or belongs to another set."
             )
         if x.size == 0:
-            raise InputError(f"{name} is empty: its x has shape {x.shape}; expected at least one row and one value.")
+            raise InputError(
+                f"{name} is empty: its x has shape {x.shape}; expected at least one row and one "
+                "value."
+            )
         self._x, self._y, self._scale = np.asarray(x), np.asarray(y), scale
         self.name, self.shape, self.class_names = name, x.shape[1:], class_names
 
@@ -43,11 +55,14 @@ class Arrays(Source):
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         y = self._y[start:stop]
-        return floats(self._x[start:stop], self._scale), np.array(y, dtype=y.dtype.newbyteorder("="))
+        return floats(self._x[start:stop], self._scale), np.array(
+            y, dtype=y.dtype.newbyteorder("=")
+        )
 
 
 def like(value: np.ndarray, example: Any) -> Any:
-    """The array as one of the framework, and on the device, of `example`; NumPy's where that is none of these."""
+    """The array as one of the framework, and on the device, of `example`; NumPy's where that is
+    none of these."""
     root = type(example).__module__.partition(".")[0]
     if root == "torch":
         return sys.modules[root].from_numpy(value).to(example.device)
@@ -59,13 +74,19 @@ def like(value: np.ndarray, example: Any) -> Any:
 
 
 def from_arrays(
-    x: Any, y: Any, name: str = "arrays", *, scale: bool = True, class_names: tuple[str, ...] | None = None
+    x: Any,
+    y: Any,
+    name: str = "arrays",
+    *,
+    scale: bool = True,
+    class_names: tuple[str, ...] | None = None,
 ) -> Source:
-    """x [n, ...] and y [n] as a source: arrays or tensors of any framework, not copied; lists or tables.
+    """x [n, ...] and y [n] as a source: arrays or tensors of any framework, not copied; lists or
+    tables.
 
-    Texts as labels become class numbers in their sorted order, and are kept as `class_names`. Labels [n, 1] are taken
-    as [n]. Of a model that takes several inputs x is a tuple: the array that may change, and then the others in their
-    order.
+    Texts as labels become class numbers in their sorted order, and are kept as `class_names`.
+    Labels [n, 1] are taken as [n]. Of a model that takes several inputs x is a tuple: the array
+    that may change, and then the others in their order.
 
     Raises:
         InputError: not arrays of numbers, empty, or of different length.
@@ -98,8 +119,15 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
     try:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
         dtypes = getattr(value, "dtypes", None)
-        if array.dtype == object and array.ndim == 2 and dtypes is not None and all(k.kind in "biuf" for k in dtypes):
+        if (
+            array.dtype == object
+            and array.ndim == 2
+            and dtypes is not None
+            and all(k.kind in "biuf" for k in dtypes)
+        ):
             return array.astype(np.float64)  # a DataFrame of numbers and truth values
         return array
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} ({type(value).__name__}) cannot become a NumPy array: {one_line(error)}.") from None
+        raise InputError(
+            f"{what} ({type(value).__name__}) cannot become a NumPy array: {one_line(error)}."
+        ) from None

@@ -11,12 +11,24 @@ from holdfast.data.files import looks_like
 from holdfast.errors import InputError
 
 SPLITS = {"train": "data_batch_*.bin", "test": "test_batch.bin"}
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 _RECORD = 1 + 3 * 32 * 32
 
 
 def open_cifar10(folder: Path, name: str, split: str, scale: bool) -> Arrays:
-    """The files of `split` in `folder` or in its `cifar-10-batches-bin`; the test file is memory-mapped.
+    """The files of `split` in `folder` or in its `cifar-10-batches-bin`; the test file is
+    memory-mapped.
 
     Raises:
         InputError: no such files, or one that is not a whole number of records.
@@ -38,7 +50,7 @@ def _records(path: Path) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % _RECORD:
         raise InputError(
-            f"{path} is {looks_like(path)} and has {size} bytes; expected records of {_RECORD} bytes: "
-            "it is probably cut short or another version of the set."
+            f"{path} is {looks_like(path)} and has {size} bytes; expected records of {_RECORD} "
+            "bytes: it is probably cut short or another version of the set."
         )
     return np.memmap(path, np.uint8, "r").reshape(-1, _RECORD)

@@ -1,4 +1,5 @@
-"""Which number each class has, where names alone do not say: texts as labels, and lists of folders."""
+"""Which number each class has, where names alone do not say: texts as labels, and lists of
+folders."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _MOST = 10_000_000  # bytes of a file of classes
 
 
 def numbered(y: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Texts [n] as class numbers [n], int64, in the sorted order of the distinct texts, and these texts.
+    """Texts [n] as class numbers [n], int64, in the sorted order of the distinct texts, and these
+    texts.
 
     Raises:
         InputError: not one text a row.
@@ -32,11 +34,12 @@ def numbered(y: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def read_classes(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The class number of each folder by a file that says it, and the names of the classes 0 to the highest.
+    """The class number of each folder by a file that says it, and the names of the classes 0 to the
+    highest.
 
-    The file holds lines `folder number`, or one folder a line in the order of the classes (what follows is then
-    the class's name in words), or JSON: a list of folders in order, `{"folder": number}`, or
-    `{"number": ["folder", "name"]}` as Keras has it for ImageNet.
+    The file holds lines `folder number`, or one folder a line in the order of the classes (what
+    follows is then the class's name in words), or JSON: a list of folders in order, `{"folder":
+    number}`, or `{"number": ["folder", "name"]}` as Keras has it for ImageNet.
 
     Raises:
         InputError: no such file, or a folder that it does not name.
@@ -46,26 +49,45 @@ def read_classes(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tu
     for folder in folders:
         if folder not in known:
             raise InputError(
-                f"the folder {folder} is not among the {len(rows)} classes of {path}; {suggest(folder, known)}"
+                f"the folder {folder} is not among the {len(rows)} classes of {path}; "
+                f"{suggest(folder, known)}"
             )
     names = {number: words for _, number, words in rows}
     highest = max(names)
-    return {folder: known[folder] for folder in folders}, tuple(names.get(i, str(i)) for i in range(highest + 1))
+    return {folder: known[folder] for folder in folders}, tuple(
+        names.get(i, str(i)) for i in range(highest + 1)
+    )
 
 
 def _rows(path: Path, folders: set[str]) -> list[tuple[str, int, str]]:
     """(folder, number, name in words) of each class."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST:
-            raise InputError(f"there is no list of classes {path}; expected a file of text or JSON.")
+            raise InputError(
+                f"there is no list of classes {path}; expected a file of text or JSON."
+            )
         text = path.read_text(encoding="utf-8-sig")
-        rows = _of_json(json.loads(text)) if path.suffix.lower() == ".json" else _of_lines(text, folders)
-        if not rows or not all(type(number) is int and 0 <= number < 10**6 for _, number, _ in rows):
+        rows = (
+            _of_json(json.loads(text))
+            if path.suffix.lower() == ".json"
+            else _of_lines(text, folders)
+        )
+        if not rows or not all(
+            type(number) is int and 0 <= number < 10**6 for _, number, _ in rows
+        ):
             raise ValueError("it names no classes from 0 on")
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise InputError(
-            f"{path} cannot be read as a list of classes ({one_line(error)}); expected lines such as n01440764 0, "
-            "or a JSON list of folders in the order of the classes."
+            f"{path} cannot be read as a list of classes ({one_line(error)}); expected lines such "
+            "as n01440764 0, or a JSON list of folders in the order of the classes."
         ) from None
     return rows
 

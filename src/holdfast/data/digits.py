@@ -1,4 +1,5 @@
-"""The digits embedded in scikit-learn: 1797 images [1, 8, 8] in [0, 1], the last 360 by other writers."""
+"""The digits embedded in scikit-learn: 1797 images [1, 8, 8] in [0, 1], the last 360 by other
+writers."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SPLITS = {"train": slice(0, 1437), "test": slice(1437, 1797)}
 
 
 def open_digits(name: str, split: str) -> Arrays:
-    """The rows of `split`, a key of `SPLITS`; always in [0, 1], since these are not bytes but counts of 0 to 16."""
+    """The rows of `split`, a key of `SPLITS`; always in [0, 1], since these are not bytes but
+    counts of 0 to 16."""
     images, y = load_digits(return_X_y=True)
     x = (np.asarray(images) / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     return Arrays(x[SPLITS[split]], np.asarray(y)[SPLITS[split]], name, scale=False)

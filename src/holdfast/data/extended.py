@@ -23,4 +23,6 @@ class Extended(Source):
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         x, y = self.inner.rows(start, stop)
-        return np.concatenate([x.reshape(len(x), -1), np.full((len(x), self.count), self.value, x.dtype)], 1), y
+        return np.concatenate(
+            [x.reshape(len(x), -1), np.full((len(x), self.count), self.value, x.dtype)], 1
+        ), y

@@ -1,4 +1,5 @@
-"""The user's own data: what `path/file.py:factory` or `package.module:factory` returns. This form runs code."""
+"""The user's own data: what `path/file.py:factory` or `package.module:factory` returns. This form
+runs code."""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ _STARTS = {
     b"\x93numpy": "a single NumPy array (.npy)",
     b"par1": "a Parquet file",
     GZIP: "a gzip file",
-} | {bytes([0x80, protocol]): "a pickle, never opened here since it could run code" for protocol in range(2, 6)}
+} | {
+    bytes([0x80, protocol]): "a pickle, never opened here since it could run code"
+    for protocol in range(2, 6)
+}
 
 
 def looks_like(path: Path) -> str:
@@ -42,15 +45,19 @@ def read_whole(path: Path, most: int) -> bytes:
     parts: list[bytes] = []
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
-            while part := file.read(1 << 20):  # in pieces, so that no more memory is taken than there is content
+            # in pieces, so that no more memory is taken than there is content
+            while part := file.read(1 << 20):
                 parts.append(part)
                 if len(parts) << 20 > most:
                     raise InputError(
                         f"{path} holds more than {most / (1 << 30):.3g} GiB, too much to hold; "
-                        "unpack it (gunzip) if it is gzip, or save it as Parquet or .npz, read piece by piece."
+                        "unpack it (gunzip) if it is gzip, or save it as Parquet or .npz, read "
+                        "piece by piece."
                     )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is a damaged gzip file: {error}; it is probably cut short.") from None
+        raise InputError(
+            f"{path} is a damaged gzip file: {error}; it is probably cut short."
+        ) from None
     return b"".join(parts)
 
 

@@ -15,19 +15,20 @@ from holdfast.errors import InputError, suggest
 
 
 class Folder(Source):
-    """Images [1, h, w] where all are grey, else [3, h, w]; labels int64 by the sorted names of the sub-folders.
+    """Images [1, h, w] where all are grey, else [3, h, w]; labels int64 by the sorted names of the
+    sub-folders.
 
-    Where the folder holds `train` and `test`, `split` chooses, and classes are numbered over both, so that a class
-    absent from one keeps its number. Pictures are turned upright as their EXIF tag says, and transparency is left
-    out.
+    Where the folder holds `train` and `test`, `split` chooses, and classes are numbered over both,
+    so that a class absent from one keeps its number. Pictures are turned upright as their EXIF tag
+    says, and transparency is left out.
 
     Args:
         classes: a file that says the number of each sub-folder: see `classes.read_classes`.
         resizing: how images come to one size.
 
     Raises:
-        InputError: no classes, a class without images, an unreadable image, or, when its shape or rows are asked
-            for, images that differ in size.
+        InputError: no classes, a class without images, an unreadable image, or, when its shape or
+            rows are asked for, images that differ in size.
     """
 
     def __init__(
@@ -50,7 +51,10 @@ class Folder(Source):
             self._paths += (found := _images(home))
             labels += [numbers[class_name(home)]] * len(found)
         if not self._paths:
-            raise InputError(f"{root} has no images; expected a sub-folder of images (PNG, JPEG, ...) for each class.")
+            raise InputError(
+                f"{root} has no images; expected a sub-folder of images (PNG, JPEG, ...) for each "
+                "class."
+            )
         self._y, self._scale, self.name = np.array(labels, np.int64), scale, name
         self._seen = [_header(path) for path in self._paths]
         self._channels = max(picture.channels for picture in self._seen)
@@ -65,7 +69,9 @@ class Folder(Source):
     @property
     def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         done = [] if self._resizing is None else [f"every image {self._resizing}"]
-        modes = Counter(p.mode for p in self._seen if p.mode != ("L" if self._channels == 1 else "RGB"))
+        modes = Counter(
+            p.mode for p in self._seen if p.mode != ("L" if self._channels == 1 else "RGB")
+        )
         if modes:
             kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
             done.append(f"{kinds} made {'grey' if self._channels == 1 else 'RGB'}")
@@ -101,8 +107,10 @@ class Folder(Source):
         odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
         if odd is not None:
             raise InputError(
-                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are {width} x {height} "
-                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what your model takes)."
+                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
+                f"{width} x {height} "
+                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what "
+                "your model takes)."
             )
         return self._channels, height, width
 
@@ -130,7 +138,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(home: Path) -> list[Path]:
-    paths = sorted(p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    paths = sorted(
+        p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
+    )
     if not paths:
-        raise InputError(f"{home} has no images; expected at least one (PNG, JPEG, ...) in the folder of each class.")
+        raise InputError(
+            f"{home} has no images; expected at least one (PNG, JPEG, ...) in the folder of each "
+            "class."
+        )
     return paths

@@ -17,7 +17,8 @@ from holdfast.data.files import one_line
 from holdfast.errors import InputError, SpecError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # named: Pillow hands EPS to an outside program
+# named: Pillow hands EPS to an outside program
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
@@ -43,7 +44,8 @@ class Resizing:
     """How pictures come to one size, as torchvision's and Hugging Face's preprocessing do it.
 
     Args:
-        resize: one number: the shorter side becomes as long, and the other follows; two: height and width.
+        resize: one number: the shorter side becomes as long, and the other follows; two: height and
+            width.
         crop: height and width of the middle that is then cut out.
         filter: bilinear or bicubic, both antialiased.
 
@@ -57,10 +59,18 @@ class Resizing:
 
     def __post_init__(self) -> None:
         sides = (*self.resize, *self.crop)
-        if len(self.resize) > 2 or len(self.crop) not in (0, 2) or not all(0 < side <= 65_535 for side in sides):
-            raise SpecError(f"a size of images is {sides}; expected one or two whole numbers from 1 to 65535.")
+        if (
+            len(self.resize) > 2
+            or len(self.crop) not in (0, 2)
+            or not all(0 < side <= 65_535 for side in sides)
+        ):
+            raise SpecError(
+                f"a size of images is {sides}; expected one or two whole numbers from 1 to 65535."
+            )
         if self.filter not in _FILTERS:
-            raise SpecError(f"the filter of a resize is {self.filter!r}; it is bilinear or bicubic.")
+            raise SpecError(
+                f"the filter of a resize is {self.filter!r}; it is bilinear or bicubic."
+            )
 
     @staticmethod
     def parse(resize: str | None, crop: str | None) -> Resizing | None:
@@ -74,7 +84,9 @@ class Resizing:
         sides, words = _numbers(resize, "--resize 256 (the shorter side), 224,224 or 256,bicubic")
         cut, more = _numbers(crop, "--crop 224 or 224,224")
         if more or len(words) > 1:
-            raise SpecError(f"{more or words} is no size; expected --resize 256,bicubic and --crop 224.")
+            raise SpecError(
+                f"{more or words} is no size; expected --resize 256,bicubic and --crop 224."
+            )
         return Resizing(sides, cut * 2 if len(cut) == 1 else cut, *words)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -86,8 +98,8 @@ class Resizing:
         width, height = self._resized(width, height)
         if self.crop and (self.crop[0] > height or self.crop[1] > width):
             raise InputError(
-                f"a crop of {self.crop[0]} x {self.crop[1]} does not fit into an image of {height} x {width} (height x "
-                "width); give a larger --resize, or a smaller --crop."
+                f"a crop of {self.crop[0]} x {self.crop[1]} does not fit into an image of {height} "
+                f"x {width} (height x width); give a larger --resize, or a smaller --crop."
             )
         return (self.crop[1], self.crop[0]) if self.crop else (width, height)
 
@@ -103,7 +115,11 @@ class Resizing:
 
     def __str__(self) -> str:
         shorter = "the shorter side to " if len(self.resize) == 1 else ""
-        resized = f"resized ({shorter}{' x '.join(map(str, self.resize))}, {self.filter})" if self.resize else ""
+        resized = (
+            f"resized ({shorter}{' x '.join(map(str, self.resize))}, {self.filter})"
+            if self.resize
+            else ""
+        )
         cut = f"cropped to the middle {' x '.join(map(str, self.crop))}" if self.crop else ""
         return " and ".join(part for part in (resized, cut) if part)
 
@@ -131,9 +147,13 @@ def opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below instead
             image = Image.open(path, formats=_FORMATS)
         with image:
-            if Image.MAX_IMAGE_PIXELS is not None and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+            if (
+                Image.MAX_IMAGE_PIXELS is not None
+                and math.prod(image.size) > Image.MAX_IMAGE_PIXELS
+            ):
                 raise InputError(
-                    f"{path} declares {image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS:,}; it "
+                    f"{path} declares {image.width} x {image.height} pixels, more than "
+                    f"{Image.MAX_IMAGE_PIXELS:,}; it "
                     "was not decoded, since it could fill the memory."
                 )
             yield image
@@ -141,18 +161,22 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # noqa: BLE001 - a decoder raises whatever a damaged file leads it to
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"{path} cannot be read as an image ({reason}); it is probably damaged.") from None
+        raise InputError(
+            f"{path} cannot be read as an image ({reason}); it is probably damaged."
+        ) from None
 
 
 def picture_of(image: Image.Image, name: object) -> Picture:
     """The header of a picture.
 
     Raises:
-        InputError: it holds numbers that are no levels of brightness, such as 32-bit ones; `name` says which.
+        InputError: it holds numbers that are no levels of brightness, such as 32-bit ones; `name`
+            says which.
     """
     if image.mode not in (*_GREY, *_COLOUR):
         raise InputError(
-            f"{name} has the mode {image.mode}, whose levels have no known range; expected 8 or 16 bits: convert it."
+            f"{name} has the mode {image.mode}, whose levels have no known range; expected 8 or 16 "
+            "bits: convert it."
         )
     turned = _turn(image)
     width, height = reversed(image.size) if turned >= 5 else image.size
@@ -160,7 +184,8 @@ def picture_of(image: Image.Image, name: object) -> Picture:
 
 
 def pixels_of(image: Image.Image, channels: int, resizing: Resizing | None = None) -> np.ndarray:
-    """A picture upright, in grey or in colour, as bytes [channels, height, width]; transparency is left out."""
+    """A picture upright, in grey or in colour, as bytes [channels, height, width]; transparency is
+    left out."""
     if _turn(image) > 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert would cut off all above 255
@@ -173,7 +198,8 @@ def pixels_of(image: Image.Image, channels: int, resizing: Resizing | None = Non
 def _turn(image: Image.Image) -> int:
     """1 to 8, where 1 is upright, and from 5 the sides are swapped."""
     try:
-        turn = Image.Image.getexif(image).get(_ORIENTATION, 1)  # PNG's own would decode the whole picture
+        # PNG's own would decode the whole picture
+        turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - a broken tag says nothing of the pixels
         return 1
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
@@ -181,7 +207,11 @@ def _turn(image: Image.Image) -> int:
 
 def _numbers(text: str | None, wanted: str) -> tuple[tuple[int, ...], list[str]]:
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    numbers = tuple(int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6)
+    numbers = tuple(
+        int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6
+    )
     if text is not None and not numbers:
         raise SpecError(f"{text!r} is no size of images; expected {wanted}.")
-    return numbers, [part for part in parts if not (part.isascii() and part.isdigit() and len(part) < 6)]
+    return numbers, [
+        part for part in parts if not (part.isascii() and part.isdigit() and len(part) < 6)
+    ]

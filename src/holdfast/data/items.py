@@ -18,7 +18,8 @@ LABELS = ("y", "label", "labels", "target", "targets", "class", "fine_label")
 
 
 def pair_of(item: Any, what: str) -> tuple[Any, Any]:
-    """The inputs and labels of an item or a batch: a pair, or a dict with one of `INPUTS` and one of `LABELS`.
+    """The inputs and labels of an item or a batch: a pair, or a dict with one of `INPUTS` and one
+    of `LABELS`.
 
     Raises:
         InputError: it is neither; `what` names it.
@@ -27,25 +28,29 @@ def pair_of(item: Any, what: str) -> tuple[Any, Any]:
         x, y = (next((key for key in known if key in item), None) for known in (INPUTS, LABELS))
         if x is None or y is None:
             raise InputError(
-                f"{what} is a dict with {', '.join(map(str, item)) or 'nothing'}; expected inputs under one of "
-                f"{', '.join(INPUTS)}, and labels under one of {', '.join(LABELS)}."
+                f"{what} is a dict with {', '.join(map(str, item)) or 'nothing'}; expected inputs "
+                f"under one of {', '.join(INPUTS)}, and labels under one of {', '.join(LABELS)}."
             )
         return item[x], item[y]
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[0], item[1]
     long = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
     raise InputError(
-        f"{what} is a {type(item).__name__}{long}; expected a pair (x, y), or a dict such as image and label."
+        f"{what} is a {type(item).__name__}{long}; expected a pair (x, y), or a dict such as image "
+        "and label."
     )
 
 
 def is_picture(value: Any) -> bool:
     """Whether it is a picture of Pillow, which is imported only where there is one."""
-    return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
+    return any(
+        kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__
+    )
 
 
 class Items(Source):
-    """A map-style dataset (`len`, and items (x, y) or dicts), asked item by item; x of the first item sets the shape.
+    """A map-style dataset (`len`, and items (x, y) or dicts), asked item by item; x of the first
+    item sets the shape.
 
     Pictures become bytes [channels, height, width], grey where the first one is.
 
@@ -53,7 +58,9 @@ class Items(Source):
         InputError: it is empty, raises, gives no pairs, or its inputs differ in shape.
     """
 
-    def __init__(self, items: Any, name: str, scale: bool, class_names: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, items: Any, name: str, scale: bool, class_names: tuple[str, ...] | None = None
+    ) -> None:
         self._items, self._scale, self.name, self.class_names = items, scale, name, class_names
         self._channels: int | None = None
         self._count: int = usercode.call(f"len of {name}", len, items)
@@ -69,7 +76,10 @@ class Items(Source):
         odd = next((row for row, (x, _) in enumerate(pairs, start) if x.shape != self.shape), None)
         if odd is not None:
             shape = pairs[odd - start][0].shape
-            raise InputError(f"item {odd} of {self.name} has shape {shape}; expected {self.shape}, as item 0 has.")
+            raise InputError(
+                f"item {odd} of {self.name} has shape {shape}; expected {self.shape}, as item 0 "
+                "has."
+            )
         if not pairs:
             return np.empty((0, *self.shape), np.float32), np.empty(0, np.int64)
         x = np.stack([floats(x, self._scale) for x, _ in pairs])
@@ -107,7 +117,9 @@ def numbers_of(x: Any, what: str, channels: int | None = None) -> np.ndarray:
         return pixels_of(image, channels or channels_of(image, what))
     x = to_numpy(x, f"x of {what}")
     if x.dtype.kind not in "biuf" or not x.ndim or not x.size:
-        raise InputError(f"x of {what} holds {x.dtype} of shape {x.shape}; expected an array of numbers.")
+        raise InputError(
+            f"x of {what} holds {x.dtype} of shape {x.shape}; expected an array of numbers."
+        )
     return x
 
 

@@ -1,4 +1,5 @@
-"""The same images with their axes in another order: channels first, channels last, or none where there is one."""
+"""The same images with their axes in another order: channels first, channels last, or none where
+there is one."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Laid(Source):
 
 
 def laid_as(source: Source, shape: tuple[int, ...], taker: str = "the model takes") -> Source:
-    """The source with inputs of this shape, where they are the same images with their axes in another order.
+    """The source with inputs of this shape, where they are the same images with their axes in
+    another order.
 
     Args:
         taker: who has this shape, for the message.
@@ -38,12 +40,15 @@ def laid_as(source: Source, shape: tuple[int, ...], taker: str = "the model take
     try:
         arranged(np.empty((0, *source.shape)), shape)
     except ValueError:
-        raise InputError(f"inputs of {source.name} are {tuple(source.shape)}, but {taker} {tuple(shape)}.") from None
+        raise InputError(
+            f"inputs of {source.name} are {tuple(source.shape)}, but {taker} {tuple(shape)}."
+        ) from None
     return Laid(source, tuple(shape))
 
 
 def arranged(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Images [n, *own] as [n, *shape]: channels moved to the other end, or an axis of one channel added or left out.
+    """Images [n, *own] as [n, *shape]: channels moved to the other end, or an axis of one channel
+    added or left out.
 
     Raises:
         ValueError: `shape` is no such arrangement of them.

@@ -14,7 +14,8 @@ from holdfast.errors import InputError
 
 
 def open_libsvm(path: Path, name: str) -> Arrays:
-    """Rows of float32 whose feature i is index i of the file, so an index that counts from 1 leaves feature 0 at 0.
+    """Rows of float32 whose feature i is index i of the file, so an index that counts from 1 leaves
+    feature 0 at 0.
 
     Labels are class numbers; of two classes -1 and 1, the first becomes 0.
 
@@ -28,13 +29,18 @@ def open_libsvm(path: Path, name: str) -> Arrays:
     try:
         x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore[reportArgumentType]
     except (ValueError, OverflowError, MemoryError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1.") from None
+        raise InputError(
+            f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1."
+        ) from None
     if 4 * x.shape[0] * x.shape[1] > HELD:
         raise InputError(
             f"{path} names the feature {x.shape[1] - 1:,} in {x.shape[0]:,} rows, which would take "
-            f"{sized(4 * x.shape[0] * x.shape[1])} of memory; expected at most {sized(HELD)}: is an index wrong?"
+            f"{sized(4 * x.shape[0] * x.shape[1])} of memory; expected at most {sized(HELD)}: is "
+            "an index wrong?"
         )
     if not np.array_equal(y, np.round(y)):
-        raise InputError(f"{path} has the label {y[y != np.round(y)][0]:g}; expected class numbers.")
+        raise InputError(
+            f"{path} has the label {y[y != np.round(y)][0]:g}; expected class numbers."
+        )
     labels = np.where(y < 0, 0, y) if set(np.unique(y)) <= {-1, 1} else y
     return Arrays(x.astype(np.float32).toarray(), labels.astype(np.int64), name, scale=False)

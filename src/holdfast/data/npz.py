@@ -1,4 +1,5 @@
-"""NumPy's .npz archives with the arrays `x` and `y`, or those of a split; pickled objects are never opened."""
+"""NumPy's .npz archives with the arrays `x` and `y`, or those of a split; pickled objects are never
+opened."""
 
 from __future__ import annotations
 
@@ -33,9 +34,9 @@ _DAMAGE = (
 
 
 def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
-    """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed. Further inputs of a model
-    that takes several are x2, x3, ...; `group` says what group each row belongs to. Where there is no x, the split's
-    x_test and y_test (x_train and y_train) are read.
+    """The arrays, in the layout that the file has; memory-mapped where they lie uncompressed.
+    Further inputs of a model that takes several are x2, x3, ...; `group` says what group each row
+    belongs to. Where there is no x, the split's x_test and y_test (x_train and y_train) are read.
 
     Raises:
         InputError: not an archive, damaged, without `x` or `y`, or with object arrays.
@@ -46,12 +47,15 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
         if keys is None:
             seen = ", ".join(archive.files) or "none"
             raise InputError(
-                f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or {' and '.join(pairs[1])}."
+                f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or "
+                f"{' and '.join(pairs[1])}."
             )
         more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
         further = [key for key in more if key in archive.files]
         if further != more[: len(further)]:
-            raise InputError(f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order.")
+            raise InputError(
+                f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order."
+            )
         x, y, *others = (member(path, archive, key) for key in (*keys, *further))
         groups = member(path, archive, "group") if "group" in archive.files else None
     source = from_arrays((x, *others) if others else x, y, name, scale=scale)
@@ -65,27 +69,34 @@ def opened(path: Path) -> Iterator[Any]:
     """The archive, closed afterwards.
 
     Raises:
-        InputError: there is no such file, it is no archive, or damaged, which may show only as it is read.
+        InputError: there is no such file, it is no archive, or damaged, which may show only as it
+            is read.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected an .npz archive.")
     if not zipfile.is_zipfile(path):
         cut = " that is cut short" if (seen := looks_like(path)) == "a zip archive" else ""
-        raise InputError(f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) writes it.")
+        raise InputError(
+            f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) "
+            "writes it."
+        )
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load leaves a broken one open
+        # np.load leaves a broken one open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             yield archive
     except _DAMAGE as error:
         if "Object arrays" in str(error):
             seen = "Python objects (a pickle), which could run code"
             raise InputError(f"{path} holds {seen}; expected plain arrays of numbers.") from None
         raise InputError(
-            f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole .npz."
+            f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole "
+            ".npz."
         ) from None
 
 
 def member(path: Path, archive: Any, key: str) -> np.ndarray:
-    """One array of an archive: memory-mapped where it lies uncompressed, else read if it is not too large.
+    """One array of an archive: memory-mapped where it lies uncompressed, else read if it is not too
+    large.
 
     Raises:
         InputError: compressed, and more than `HELD` bytes by its own word.
@@ -94,12 +105,14 @@ def member(path: Path, archive: Any, key: str) -> np.ndarray:
     if info is None or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         if info is not None and info.file_size > HELD:
             raise InputError(
-                f"{key} of {path} is compressed and takes {sized(info.file_size)}, more than the {sized(HELD)} that "
+                f"{key} of {path} is compressed and takes {sized(info.file_size)}, more than the "
+                f"{sized(HELD)} that "
                 "are held in memory; save it with numpy.savez, which is read piece by piece."
             )
         return np.asarray(archive[key])
     with path.open("rb") as file:
-        file.seek(info.header_offset + 26)  # the lengths of name and extra field, which end a local zip header
+        # the lengths of name and extra field, which end a local zip header
+        file.seek(info.header_offset + 26)
         start = file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
         read_header = _HEADERS.get(npy.read_magic(file))
         if read_header is None:

@@ -1,8 +1,8 @@
 """Objects of Python and of its libraries as sources: datasets, loaders, tables, iterators.
 
-A library is known by the module of an object's type, and is imported by nobody but its user. What can be asked for
-any row (a map-style dataset) is read piece by piece. What cannot (a loader, an iterator) is read once and held in
-memory, up to `HELD` bytes.
+A library is known by the module of an object's type, and is imported by nobody but its user. What
+can be asked for any row (a map-style dataset) is read piece by piece. What cannot (a loader, an
+iterator) is read once and held in memory, up to `HELD` bytes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from holdfast.data.source import HELD, Source, sized
 from holdfast.errors import InputError
 
 FORMS = (
-    "(x, y) arrays, a torch Dataset or DataLoader, a tf.data.Dataset, a Hugging Face dataset, a DataFrame with a "
-    "column of labels, an iterator of (x, y), or a text such as mnist:DIR"
+    "(x, y) arrays, a torch Dataset or DataLoader, a tf.data.Dataset, a Hugging Face dataset, a "
+    "DataFrame with a column of labels, an iterator of (x, y), or a text such as mnist:DIR"
 )
 _OVERHEAD = 128  # bytes that Python takes for an array beside its content
 _END = object()
 _REMARK = (
-    "The dataset gives other inputs when it is read again (random augmentation?), so each row was read once and kept."
+    "The dataset gives other inputs when it is read again (random augmentation?), so each row was "
+    "read once and kept."
 )
 
 
@@ -47,7 +48,10 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         return from_arrays(*pair_of(data, f"data ({name})"), name, scale=scale)
     if hasattr(data, "as_numpy_iterator"):
         if int(usercode.call(name, data.cardinality)) == -1:
-            raise InputError(f"{name} has no end; leave repeat() out, or give as many rows as you want with take(n).")
+            raise InputError(
+                f"{name} has no end; leave repeat() out, or give as many rows as you want with "
+                "take(n)."
+            )
         return hold(data.as_numpy_iterator(), name, scale, _class_names(data))
     if "torch" in roots and hasattr(data, "batch_sampler"):
         return _loaded(data, name, scale)
@@ -55,7 +59,9 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         return hold((data[i] for i in range(len(data))), name, scale, _class_names(data))
     if hasattr(data, "dtype"):
         shape = tuple(getattr(data, "shape", ()))
-        raise InputError(f"data is one array ({name}) of shape {shape}, without labels; expected {FORMS}.")
+        raise InputError(
+            f"data is one array ({name}) of shape {shape}, without labels; expected {FORMS}."
+        )
     if hasattr(data, "__getitem__") and _has_length(data):
         return _items(data, name, scale)
     if hasattr(data, "__iter__") or ("torch" in roots and hasattr(data, "__getitem__")):
@@ -63,10 +69,13 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
     raise InputError(f"data is {data!r:.40} ({name}); expected {FORMS}.")
 
 
-def hold(pieces: Iterable[Any], name: str, scale: bool, class_names: tuple[str, ...] | None = None) -> Source:
+def hold(
+    pieces: Iterable[Any], name: str, scale: bool, class_names: tuple[str, ...] | None = None
+) -> Source:
     """Rows or batches of an iterable, read once and held in memory: pairs (x, y), or dicts.
 
-    A piece is a batch where its y has an axis as long as the first of x, and x has more axes than that one.
+    A piece is a batch where its y has an axis as long as the first of x, and x has more axes than
+    that one.
 
     Raises:
         InputError: more than `HELD` bytes, no rows, or pieces that are no pairs or differ in shape.
@@ -83,20 +92,24 @@ def hold(pieces: Iterable[Any], name: str, scale: bool, class_names: tuple[str, 
             x, y = x[None], y[None]
         if inputs and x.shape[1:] != inputs[0].shape[1:]:
             raise InputError(
-                f"{what} has inputs of shape {x.shape[1:]}; expected {inputs[0].shape[1:]}, as item 0 has."
+                f"{what} has inputs of shape {x.shape[1:]}; expected {inputs[0].shape[1:]}, as "
+                "item 0 has."
             )
         size += x.nbytes + y.nbytes + _OVERHEAD
         if size > HELD:
             raise InputError(
-                f"{name} gives more than {sized(HELD)} of rows, and cannot be read piece by piece. Give a dataset that "
-                "has a length and gives any row (of a DataLoader: its dataset, or shuffle=False), a file, or "
-                "fewer rows."
+                f"{name} gives more than {sized(HELD)} of rows, and cannot be read piece by piece. "
+                "Give a dataset that "
+                "has a length and gives any row (of a DataLoader: its dataset, or shuffle=False), "
+                "a file, or fewer rows."
             )
         inputs.append(np.array(x))
         labels.append(np.array(y))
     if not inputs:
         raise InputError(f"{name} is empty: it gives no rows; expected at least one.")
-    return from_arrays(np.concatenate(inputs), np.concatenate(labels), name, scale=scale, class_names=class_names)
+    return from_arrays(
+        np.concatenate(inputs), np.concatenate(labels), name, scale=scale, class_names=class_names
+    )
 
 
 def _pieces(pieces: Iterable[Any], name: str) -> Iterator[Any]:
@@ -109,11 +122,14 @@ def _pieces(pieces: Iterable[Any], name: str) -> Iterator[Any]:
 
 
 def _items(data: Any, name: str, scale: bool) -> Source:
-    """A map-style dataset, read as rows are asked for; held, where its rows change or its labels are texts."""
+    """A map-style dataset, read as rows are asked for; held, where its rows change or its labels
+    are texts."""
     source = Items(data, name, scale, _class_names(data))
     looked = {0, len(source) // 2, len(source) - 1}
     twice = [(source.item(row), source.item(row)) for row in sorted(looked)]
-    random = any(a.shape != b.shape or not np.array_equal(a, b, equal_nan=True) for (a, _), (b, _) in twice)
+    random = any(
+        a.shape != b.shape or not np.array_equal(a, b, equal_nan=True) for (a, _), (b, _) in twice
+    )
     texts = twice[0][0][1].dtype.kind in "UO"
     if not random and not texts:
         return source
@@ -123,10 +139,15 @@ def _items(data: Any, name: str, scale: bool) -> Source:
 
 
 def _loaded(loader: Any, name: str, scale: bool) -> Source:
-    """A torch DataLoader: read once with its own workers; where that is too large, its dataset in the same order."""
+    """A torch DataLoader: read once with its own workers; where that is too large, its dataset in
+    the same order."""
     names = _class_names(loader)
     dataset, sampler = loader.dataset, loader.sampler
-    if hasattr(dataset, "__getitem__") and _has_length(dataset) and type(sampler).__name__ == "SequentialSampler":
+    if (
+        hasattr(dataset, "__getitem__")
+        and _has_length(dataset)
+        and type(sampler).__name__ == "SequentialSampler"
+    ):
         if loader.drop_last or getattr(loader.collate_fn, "__name__", "") != "default_collate":
             return hold(loader, name, scale, names)
         source = Items(dataset, name, scale, names)
@@ -139,7 +160,9 @@ def _is_pair(data: Any) -> bool:
     """Whether it is (x, y), and not two rows."""
     if isinstance(data, tuple):
         return len(data) == 2
-    rows = isinstance(data, list) and all(isinstance(item, (tuple, Mapping)) and len(item) == 2 for item in data)
+    rows = isinstance(data, list) and all(
+        isinstance(item, (tuple, Mapping)) and len(item) == 2 for item in data
+    )
     return isinstance(data, list) and len(data) == 2 and not rows
 
 
@@ -162,8 +185,16 @@ def _class_names(data: Any) -> tuple[str, ...] | None:
         if isinstance(features, dict)
         else None
     )
-    for found in (getattr(data, "classes", None), getattr(data, "class_names", None), getattr(label, "names", None)):
-        if isinstance(found, (list, tuple)) and found and all(isinstance(text, str) for text in found):
+    for found in (
+        getattr(data, "classes", None),
+        getattr(data, "class_names", None),
+        getattr(label, "names", None),
+    ):
+        if (
+            isinstance(found, (list, tuple))
+            and found
+            and all(isinstance(text, str) for text in found)
+        ):
             return tuple(found)
     inner = getattr(data, "dataset", None)
     return None if inner is None or inner is data else _class_names(inner)

@@ -1,4 +1,5 @@
-"""Parquet files: numeric columns, or one list column `x`, with the labels in a column of their own; by row group."""
+"""Parquet files: numeric columns, or one list column `x`, with the labels in a column of their own;
+by row group."""
 
 from __future__ import annotations
 
@@ -14,19 +15,29 @@ import pyarrow.parquet as pq
 
 from holdfast.data.files import looks_like, one_line
 from holdfast.data.source import HELD, Source, sized
-from holdfast.data.table import columns_of, groups_of, is_group, is_list, is_text, labels_of, values_of
+from holdfast.data.table import (
+    columns_of,
+    groups_of,
+    is_group,
+    is_list,
+    is_text,
+    labels_of,
+    values_of,
+)
 from holdfast.errors import InputError
 
 
 class Table(Source):
-    """x [n_features] in the order of the columns, or [width] of `x`, or the shape in the schema's metadata `shape`.
+    """x [n_features] in the order of the columns, or [width] of `x`, or the shape in the schema's
+    metadata `shape`.
 
-    An empty cell (null) becomes NaN. The last row group read is kept. A column `group` (texts, whole numbers or
-    categories) says what group each row belongs to, and is no feature. Texts as labels become class numbers in their
-    sorted order.
+    An empty cell (null) becomes NaN. The last row group read is kept. A column `group` (texts,
+    whole numbers or categories) says what group each row belongs to, and is no feature. Texts as
+    labels become class numbers in their sorted order.
 
     Raises:
-        InputError: not a Parquet file, damaged, without labels, or with columns that are not numbers.
+        InputError: not a Parquet file, damaged, without labels, or with columns that are not
+            numbers.
     """
 
     def __init__(self, path: Path, name: str, scale: bool, label: str | None = None) -> None:
@@ -52,15 +63,17 @@ class Table(Source):
         held = max(max(group.total_byte_size, 8 * group.num_rows * len(kinds)) for group in groups)
         if held > HELD:
             raise InputError(
-                f"{path} has a row group of {sized(held)}, more than the {sized(HELD)} that are read at once; write it "
-                "with a smaller row_group_size."
+                f"{path} has a row group of {sized(held)}, more than the {sized(HELD)} that are "
+                "read at once; write it with a smaller row_group_size."
             )
         if is_text(schema.field(self._label).type):
             texts = labels_of(self._whole(self._label).column(0), self._label, f"{path}")
             self.class_names = tuple(np.unique(texts).tolist())
         if is_group(schema, "group"):
             self.groups = groups_of(self._whole("group"), name)
-        width = self._x(self._read(next(g for g, group in enumerate(groups) if group.num_rows)).slice(0, 1)).shape[1]
+        width = self._x(
+            self._read(next(g for g, group in enumerate(groups) if group.num_rows)).slice(0, 1)
+        ).shape[1]
         self.shape = _shape(schema, width, path)
 
     def __len__(self) -> int:
@@ -77,7 +90,10 @@ class Table(Source):
         table = pa.concat_tables(tables)
         x = self._x(table)
         if x[0].size != math.prod(self.shape):
-            raise InputError(f"{self._path} has rows of {x[0].size} values; expected {math.prod(self.shape)} in each.")
+            raise InputError(
+                f"{self._path} has rows of {x[0].size} values; expected {math.prod(self.shape)} in "
+                "each."
+            )
         return x.reshape(-1, *self.shape), self._y(table)
 
     def _x(self, table: pa.Table) -> np.ndarray:
@@ -106,7 +122,9 @@ class Table(Source):
             with pq.ParquetFile(self._path, memory_map=True) as file:
                 return ask(file)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file.") from None
+            raise InputError(
+                f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file."
+            ) from None
 
 
 def _shape(schema: pa.Schema, width: int, path: Path) -> tuple[int, ...]:

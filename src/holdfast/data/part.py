@@ -12,7 +12,11 @@ class Part(Source):
 
     def __init__(self, whole: Source, ids: np.ndarray, what: str) -> None:
         self._whole, self._ids = whole, ids
-        self.name, self.shape, self.class_names = f"{whole.name} ({what})", whole.shape, whole.class_names
+        self.name, self.shape, self.class_names = (
+            f"{whole.name} ({what})",
+            whole.shape,
+            whole.class_names,
+        )
         self.inputs, self.remarks, self.loading = whole.inputs, whole.remarks, whole.loading
         self.groups = None if whole.groups is None else whole.groups[ids]
 
@@ -27,13 +31,15 @@ class Part(Source):
         if high - low <= 2 * len(ids):
             x, y = self._whole.rows(low, high)
             return x[ids - low], y[ids - low]
-        runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)  # what lies together is read together
+        # what lies together is read together
+        runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
         pairs = [self._whole.rows(int(run[0]), int(run[-1]) + 1) for run in runs]
         return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
 
 
 def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:
-    """What stays, and a random share of the rows (at least one, and no more than `most`) set apart."""
+    """What stays, and a random share of the rows (at least one, and no more than `most`) set
+    apart."""
     count = max(1, min(most, round(share * len(whole))))
     order = np.random.default_rng(seed).permutation(len(whole))
     apart, rest = np.sort(order[:count]), np.sort(order[count:])

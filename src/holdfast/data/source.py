@@ -1,4 +1,5 @@
-"""The one interface of data: rows of inputs and labels, read in pieces, and a fingerprint of the whole."""
+"""The one interface of data: rows of inputs and labels, read in pieces, and a fingerprint of the
+whole."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class Source(ABC):
         """
 
     def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
-        """This source with its pictures made to fit a model; what holds arrays is returned as it is.
+        """This source with its pictures made to fit a model; what holds arrays is returned as it
+        is.
 
         Args:
             channels: 1 or 3, where the model's are known.
@@ -79,7 +81,8 @@ class Source(ABC):
 
 
 def floats(x: np.ndarray, scale: bool) -> np.ndarray:
-    """A copy as float32, or float64 if `x` is float64; only bytes (uint8) are divided by 255, and only if `scale`."""
+    """A copy as float32, or float64 if `x` is float64; only bytes (uint8) are divided by 255, and
+    only if `scale`."""
     wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     out = x.astype(np.float64 if wide else np.float32, order="C")
     return out / np.float32(255) if scale and x.dtype == np.uint8 else out
@@ -99,7 +102,7 @@ def group_names(values: object, rows: int, name: str) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (rows,) or found.dtype.kind not in "iubU":
         raise InputError(
-            f"the groups of {name} are {found.dtype} of shape {found.shape}; expected one text or whole number for "
-            f"each of its {rows:,} rows."
+            f"the groups of {name} are {found.dtype} of shape {found.shape}; expected one text or "
+            f"whole number for each of its {rows:,} rows."
         )
     return found.astype(str)

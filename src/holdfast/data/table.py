@@ -16,13 +16,16 @@ from holdfast.data.files import looks_like, one_line, read_whole
 from holdfast.data.source import HELD, Source, group_names
 from holdfast.errors import InputError, suggest
 
-LABELS = (("y", "label"), ("target", "class"))  # the first pair of which the table has one names its labels
-_INDEX = re.compile(r"__index_level_\d+__")  # pandas writes its index under this name, or (CSV) under none
+# the first pair of which the table has one names its labels
+LABELS = (("y", "label"), ("target", "class"))
+# pandas writes its index under this name, or (CSV) under none
+_INDEX = re.compile(r"__index_level_\d+__")
 _DELIMITERS = (",", ";", "\t", "|")
 
 
 def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> Source:
-    """A CSV file with a header, held in memory: see `from_table`. Comma, semicolon, tab or bar stand between cells.
+    """A CSV file with a header, held in memory: see `from_table`. Comma, semicolon, tab or bar
+    stand between cells.
 
     Raises:
         InputError: no such table, no header, rows of different length, or more than `HELD` bytes.
@@ -30,12 +33,14 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
     content = read_whole(path, HELD)
     if (seen := looks_like(path)).startswith("a ") and seen != "a gzip file":
         raise InputError(f"{path} is {seen}; expected CSV: text with a header.")
-    first = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode(errors="replace").strip()
+    first = (
+        content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode(errors="replace").strip()
+    )
     delimiter = max(_DELIMITERS, key=first.count)
     if first and all(_is_number(cell) for cell in first.split(delimiter)):
         raise InputError(
-            f"the first line of {path} holds numbers ({first:.40}), where the names of the columns are expected; add a "
-            "header such as a,b,c,label."
+            f"the first line of {path} holds numbers ({first:.40}), where the names of the columns "
+            "are expected; add a header such as a,b,c,label."
         )
     try:
         table = _parsed(content, delimiter, ".")
@@ -44,8 +49,8 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
         table = table.rename_columns([column.strip() for column in table.column_names])
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read as CSV: {one_line(error).rstrip('.')}; expected UTF-8 text, a header and "
-            "as many cells in each row."
+            f"{path} cannot be read as CSV: {one_line(error).rstrip('.')}; expected UTF-8 text, a "
+            "header and as many cells in each row."
         ) from None
     return from_table(table, f"{path}", name, scale, label)
 
@@ -59,21 +64,30 @@ def from_frame(data: Any, name: str, scale: bool) -> Source:
     if isinstance(data, pa.Table):
         return from_table(data, name, name, scale)
     if not hasattr(data, "columns"):
-        raise InputError(f"data is a {name} without labels; expected (x, y), or a DataFrame with a column of labels.")
+        raise InputError(
+            f"data is a {name} without labels; expected (x, y), or a DataFrame with a column of "
+            "labels."
+        )
     try:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise InputError(f"{name} holds what is no column of numbers: {one_line(error).rstrip('.')}.") from None
+        raise InputError(
+            f"{name} holds what is no column of numbers: {one_line(error).rstrip('.')}."
+        ) from None
     return from_table(table, name, name, scale)
 
 
-def from_table(table: pa.Table, what: str, name: str, scale: bool, label: str | None = None) -> Source:
+def from_table(
+    table: pa.Table, what: str, name: str, scale: bool, label: str | None = None
+) -> Source:
     """A table in memory: x [n, n_features] in the order of its columns, and its column of labels.
 
-    A column `group` says what group each row belongs to. Texts as labels become class numbers in their sorted order.
+    A column `group` says what group each row belongs to. Texts as labels become class numbers in
+    their sorted order.
 
     Raises:
-        InputError: no column of labels, features that are no numbers, no rows, or a row without a label.
+        InputError: no column of labels, features that are no numbers, no rows, or a row without a
+            label.
     """
     if not table.num_rows:
         raise InputError(f"{what} is empty: it has no rows; expected at least one.")
@@ -81,7 +95,9 @@ def from_table(table: pa.Table, what: str, name: str, scale: bool, label: str | 
     parts = [values_of(table, column, what) for column in features]
     x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
     y = labels_of(table.column(chosen), chosen, what)
-    source = from_arrays(x.astype(np.float32) if x.dtype.kind not in "fu" else x, y, name, scale=scale)
+    source = from_arrays(
+        x.astype(np.float32) if x.dtype.kind not in "fu" else x, y, name, scale=scale
+    )
     assert isinstance(source, Arrays)
     if is_group(table.schema, "group"):
         source.groups = groups_of(table, name)
@@ -94,14 +110,21 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     Raises:
         InputError: `label`, or one of `LABELS`, is not there once; or a feature is no number.
     """
-    names = [name for name in schema.names if name and not _INDEX.fullmatch(name) and not is_group(schema, name)]
+    names = [
+        name
+        for name in schema.names
+        if name and not _INDEX.fullmatch(name) and not is_group(schema, name)
+    ]
     if label is not None and label not in names:
-        raise InputError(f"{what} has no column {label!r} of labels (--label); {suggest(label, names)}")
+        raise InputError(
+            f"{what} has no column {label!r} of labels (--label); {suggest(label, names)}"
+        )
     found = [[name for name in names if name in pair] for pair in LABELS]
     labels = [label] if label is not None else next((some for some in found if some), [])
     if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
         raise InputError(
-            f"{what} has the columns {', '.join(names)[:200] or 'none'}; expected features under different names and "
+            f"{what} has the columns {', '.join(names)[:200] or 'none'}; expected features under "
+            "different names and "
             "one column of labels: y, label, target or class, or what --label names."
         )
     lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
@@ -109,11 +132,15 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     for column in features:
         kind = schema.field(column).type
         if not _is_numeric(kind.value_type if column == "x" and is_list(kind) else kind):
-            raise InputError(f"column {column} of {what} holds {kind}; expected numbers: encode or drop it.")
+            raise InputError(
+                f"column {column} of {what} holds {kind}; expected numbers: encode or drop it."
+            )
     kind = schema.field(labels[0]).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (is_text(kind) or _is_numeric(kind.value_type if is_list(kind) else kind)):
-        raise InputError(f"column {labels[0]} of {what} holds {kind}; expected class numbers or texts.")
+        raise InputError(
+            f"column {labels[0]} of {what} holds {kind}; expected class numbers or texts."
+        )
     return labels[0], features
 
 
@@ -126,7 +153,10 @@ def values_of(table: pa.Table, column: str, what: str) -> np.ndarray:
         return cells.to_numpy()
     widths = pc.call_function("list_value_length", [cells]).unique().to_pylist()
     if len(widths) != 1 or not widths[0]:
-        raise InputError(f"column {column} of {what} has lists of {widths} values; expected one length for all rows.")
+        raise InputError(
+            f"column {column} of {what} has lists of {widths} values; expected one length for all "
+            "rows."
+        )
     return pc.call_function("list_flatten", [cells]).to_numpy().reshape(len(cells), -1)
 
 
@@ -138,7 +168,9 @@ def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
     """
     if cells.null_count:
         row = cells.is_null().to_pylist().index(True)
-        raise InputError(f"row {row} of {what} has no label in its column {column}; drop it, or give it one.")
+        raise InputError(
+            f"row {row} of {what} has no label in its column {column}; drop it, or give it one."
+        )
     if is_text(cells.type):
         return np.array([str(text) for text in cells.to_pylist()], dtype=np.str_)
     cells = cells.cast(cells.type.value_type) if pa.types.is_dictionary(cells.type) else cells
@@ -165,13 +197,18 @@ def is_group(schema: pa.Schema, name: str) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Texts, or categories of texts."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    return any(
+        test(kind)
+        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
@@ -183,7 +220,9 @@ def _is_numeric(kind: pa.DataType) -> bool:
 def _parsed(content: bytes, delimiter: str, point: str) -> pa.Table:
     how = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     return csv.read_csv(
-        pa.BufferReader(content), parse_options=how, convert_options=csv.ConvertOptions(decimal_point=point)
+        pa.BufferReader(content),
+        parse_options=how,
+        convert_options=csv.ConvertOptions(decimal_point=point),
     )
 
 

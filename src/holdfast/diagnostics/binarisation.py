@@ -1,7 +1,9 @@
-"""The binarisation test: can the attack find what is surely there? (Zimmermann et al. 2022, arXiv:2206.13991)
+"""The binarisation test: can the attack find what is surely there? (Zimmermann et al. 2022,
+arXiv:2206.13991)
 
-The head of a network is exchanged for one that tells a single point, eps away from x, from all that lies a little
-nearer: an adversarial example planted by us. What defends stays as it is, so an attack that misses it is misled.
+The head of a network is exchanged for one that tells a single point, eps away from x, from all that
+lies a little nearer: an adversarial example planted by us. What defends stays as it is, so an
+attack that misses it is misled.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ NORMS = ("linf", "l2")  # those of the paper
 
 
 class Planted:
-    """A torch target whose last layer is ours to set, and the lead of its best score there at x [m, *shape].
+    """A torch target whose last layer is ours to set, and the lead of its best score there at x [m,
+    *shape].
 
     Raises:
         LookupError: the target is no torch module, or its last layer is not linear.
@@ -42,7 +45,9 @@ class Planted:
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
         self.head = self._last(module, x[:1])
         _, out = self._features(x)
-        self.lead = out.abs()[:, 0] if out.shape[1] == 1 else out.topk(2, 1).values.diff(dim=1).abs()[:, 0]
+        self.lead = (
+            out.abs()[:, 0] if out.shape[1] == 1 else out.topk(2, 1).values.diff(dim=1).abs()[:, 0]
+        )
         self.head.bias = nn.Parameter(self.head.weight.new_zeros(out.shape[1]), requires_grad=False)
 
     def _note(self, _: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
@@ -60,11 +65,13 @@ class Planted:
         return into, out
 
     def _last(self, module: nn.Module, x: Tensor) -> Any:
-        """The layer called last, if it takes all of its input at once and gives as many numbers as there are scores."""
+        """The layer called last, if it takes all of its input at once and gives as many numbers as
+        there are scores."""
         called: list[nn.Module] = []
 
         def note(layer: Any, given: tuple[Tensor], _: Tensor) -> None:
-            if layer.weight[0].numel() == given[0][0].numel():  # of convolutions those as wide as their input
+            # of convolutions those as wide as their input
+            if layer.weight[0].numel() == given[0][0].numel():
                 called.append(layer)
 
         layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
@@ -78,22 +85,29 @@ class Planted:
         return last
 
     def plant(self, inner: Tensor, edge: Tensor, lead: float) -> bool:
-        """Call the points `inner` class 0, the first by this lead, and the point `edge` [1, *shape] class 1.
+        """Call the points `inner` class 0, the first by this lead, and the point `edge` [1, *shape]
+        class 1.
 
-        Whether the features allow it. Midway between the edge and the nearest inner point both classes are even.
+        Whether the features allow it. Midway between the edge and the nearest inner point both
+        classes are even.
         """
         f, _ = self._features(torch.cat([inner, edge]))
         middle = f[:-1].mean(0)
         near, far = f[:-1] - middle, f[-1] - middle
         gram = near @ near.T
         ridge = 1e-2 * gram.diagonal().mean().clamp_min(1e-12)
-        w = far - near.T @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), near @ far)
+        w = far - near.T @ torch.linalg.solve(
+            gram + ridge * torch.eye(len(gram)).to(gram), near @ far
+        )
         s = (f - middle) @ w
         even = (s[:-1].max() + s[-1]) / 2
         if not bool(s[-1] > s[:-1].max()):
             return False
         scale = lead / (even - s[0])
-        weight, bias = torch.zeros_like(self.head.weight), torch.full_like(self.head.bias, -10 * lead)
+        weight, bias = (
+            torch.zeros_like(self.head.weight),
+            torch.full_like(self.head.bias, -10 * lead),
+        )
         bias[0], one = 0.0, min(1, len(bias) - 1)
         weight[one] = (scale * w).view_as(weight[0])
         bias[one] = -scale * (w @ middle + even)
@@ -107,10 +121,11 @@ def missed(
 ) -> tuple[Tensor, Tensor, int, int] | None:
     """The test on rows x [m, *shape] with identities `ids` [m].
 
-    Returns which rows got a solution and in which of these the attack missed it ([m] bool each), the forwards and the
-    backwards; None where the test cannot be made: the model is no torch module that ends in a linear layer, it answers
-    by lot, or the norm is none of `NORMS`. A row gets no solution where the features do not set the point apart, where
-    the model does not answer as the new head says, or where chance finds it too.
+    Returns which rows got a solution and in which of these the attack missed it ([m] bool each),
+    the forwards and the backwards; None where the test cannot be made: the model is no torch module
+    that ends in a linear layer, it answers by lot, or the norm is none of `NORMS`. A row gets no
+    solution where the features do not set the point apart, where the model does not answer as the
+    new head says, or where chance finds it too.
     """
     if threat.norm.name not in NORMS or target.draws > 1:
         return None
@@ -123,21 +138,38 @@ def missed(
             return None
         forwards, backwards = len(x) + 1, 0
         for i, lead in enumerate(planted.lead.tolist()):
-            row, keys = x[i : i + 1], Keys.of(seed, torch.arange(INNER, device=x.device)).fold("planted", int(ids[i]))
-            inner = _around(target, row, threat, SHARE * threat.norm.sample(keys, row.expand(INNER, *row.shape[1:])))
+            row, keys = (
+                x[i : i + 1],
+                Keys.of(seed, torch.arange(INNER, device=x.device)).fold("planted", int(ids[i])),
+            )
+            inner = _around(
+                target,
+                row,
+                threat,
+                SHARE * threat.norm.sample(keys, row.expand(INNER, *row.shape[1:])),
+            )
             edge = _around(target, row, threat, threat.norm.extreme(keys.fold("edge"), inner)[:1])
-            chance = _around(target, row, threat, threat.norm.sample(keys.fold("chance"), inner)[:CHANCE])
+            chance = _around(
+                target, row, threat, threat.norm.sample(keys.fold("chance"), inner)[:CHANCE]
+            )
             forwards += INNER + 1
             if not planted.plant(torch.cat([row, inner[1:]]), edge, lead):
                 continue
-            label = planted.target.task.predict(planted.target.all_scores(torch.cat([row, chance, edge])))
+            label = planted.target.task.predict(
+                planted.target.all_scores(torch.cat([row, chance, edge]))
+            )
             forwards += len(label)
             solvable[i] = bool((label[:-1] == 0).all() and label[-1] == 1)
             if solvable[i]:
                 zero = torch.zeros(1, dtype=torch.int64)
-                books = run(attack, planted.target, row, zero, threat, ids=ids[i : i + 1].cpu(), seed=seed)
+                books = run(
+                    attack, planted.target, row, zero, threat, ids=ids[i : i + 1].cpu(), seed=seed
+                )
                 lost[i] = not bool(books.broken)
-                forwards, backwards = forwards + int(books.forwards), backwards + int(books.backwards)
+                forwards, backwards = (
+                    forwards + int(books.forwards),
+                    backwards + int(books.backwards),
+                )
     return solvable, lost, forwards, backwards
 
 

@@ -1,7 +1,8 @@
-"""Signs, seen before the protocol, that its attacks will fail; and the stronger trials that answer each.
+"""Signs, seen before the protocol, that its attacks will fail; and the stronger trials that answer
+each.
 
-Pure functions of the examination's answers. A sign that is answered by trials of its own is amber: the figure is the
-worst case after them. One that nothing answers is red.
+Pure functions of the examination's answers. A sign that is answered by trials of its own is amber:
+the figure is the worst case after them. One that nothing answers is red.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
 
-FOLLOWED = ("standard", "thorough")  # protocols that stronger trials are added to; a list to compare with stays itself
+# protocols that stronger trials are added to; a list to compare with stays itself
+FOLLOWED = ("standard", "thorough")
 EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 
 
 def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
-    """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask here."""
+    """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
+    here."""
     return threat.bounded and protocol in EXAMINED and budget is None and target.free is None
 
 
@@ -58,7 +61,10 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
     "wrong_gradient": _MASKED,
     "turning_gradient": _MASKED,
     "non_smooth": _MASKED,
-    "one_hot": ('apgd(steps=50, loss="margin", through="straight")', 'apgd(steps=100, loss="mifpe")'),
+    "one_hot": (
+        'apgd(steps=50, loss="margin", through="straight")',
+        'apgd(steps=100, loss="mifpe")',
+    ),
     "unbounded": _MASKED,
     "larger_eps": _MASKED,
     "one_step": ('pgd(steps=100, step_size=0.05, loss="margin", restarts=3)', *_MASKED),
@@ -69,8 +75,17 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What a sign shows as: how attacks fare is explained by what the gradient is, and the later of the list by the earlier.
-_FARED = ("more_steps", "one_step", "black_box", "labels", "unbounded", "larger_eps", "binarisation")
+# What a sign shows as: how attacks fare is explained by what the gradient is, and the later of the
+# list by the earlier.
+_FARED = (
+    "more_steps",
+    "one_step",
+    "black_box",
+    "labels",
+    "unbounded",
+    "larger_eps",
+    "binarisation",
+)
 EXPLAINS: dict[str, tuple[str, ...]] = {
     "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_FARED),
     "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_FARED),
@@ -83,7 +98,8 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
 
 
 def signs(a: Answers) -> list[Finding]:
-    """Every finding that the answers give, red until something answers it; what another explains goes into that one."""
+    """Every finding that the answers give, red until something answers it; what another explains
+    goes into that one."""
     if not len(a.ids):
         return []
     found = [f for check in CHECKS for f in [check(a)] if f is not None]
@@ -100,7 +116,8 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
 
 
 def follow(found: Sequence[Finding], protocol: Protocol, threat: Threat, ways: Ways) -> list[Trial]:
-    """The trials that answer these findings, each once, in the order of the first sign that asks for it."""
+    """The trials that answer these findings, each once, in the order of the first sign that asks
+    for it."""
     return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
 
 
@@ -119,7 +136,9 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
     def one(f: Finding) -> Finding:
         texts = {parse_trial(text).write(whole=True) for text in FOLLOW_UPS.get(f.check, ())}
-        return f.model_copy(update={"severity": "amber"}) if f.severity == "red" and texts & run else f
+        return (
+            f.model_copy(update={"severity": "amber"}) if f.severity == "red" and texts & run else f
+        )
 
     return [one(f) for f in found]
 
@@ -137,14 +156,18 @@ def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
 
 
 def _zero_gradient(a: Answers) -> Finding | None:
-    rows = np.any([flags.any(1) for flags in a.zero.values()], axis=0) if a.zero else np.zeros(len(a.ids), bool)
+    rows = (
+        np.any([flags.any(1) for flags in a.zero.values()], axis=0)
+        if a.zero
+        else np.zeros(len(a.ids), bool)
+    )
     if not rows.any():
         return None
     losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
     return _found(
         a, "zero_gradient", rows, 0, "gradients",
-        f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly zero, at the input or near "
-        f"it: an attack that follows it stands still.",
+        f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly zero, at "
+        f"the input or near it: an attack that follows it stands still.",
         "Typical of thresholds, rounding, detached code and saturated units.",
         "AutoAttack's checks; arXiv:1802.00420, section 3.1",
     )  # fmt: skip
@@ -169,8 +192,8 @@ def _wrong_gradient(a: Answers) -> Finding | None:
         return None
     return _found(
         a, "wrong_gradient", rows, 0.25, "slope",
-        f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half from what small steps in "
-        f"its own direction give.",
+        f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half from "
+        f"what small steps in its own direction give.",
         "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
         "ours: at most 4 % on the sound models of the zoo",
     )  # fmt: skip
@@ -185,7 +208,10 @@ def _turning_gradient(a: Answers) -> Finding | None:
     value = float(np.median(a.turn[seen]))
     return _found(
         a, "turning_gradient", seen & (a.turn < 0.5), 0.5, "gradients",
-        f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a step leads nowhere.",
+        (
+            f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a "
+            "step leads nowhere."
+        ),
         "Shattered gradients, or activations that switch.", "ours: at least 0.8 on the sound models of the zoo", value,
     )  # fmt: skip
 
@@ -198,13 +224,16 @@ def _non_smooth(a: Answers) -> Finding | None:
     if not rows.any():
         return _found(
             a, "non_smooth", rows, 0, "straight",
-            f"Inputs go through steps without a gradient ({names}), but going straight through them broke no more.",
+            (
+                f"Inputs go through steps without a gradient ({names}), but going straight through "
+                "them broke no more."
+            ),
             "", "arXiv:1802.00420, section 4",
         ).model_copy(update={"severity": "info"})  # fmt: skip
     return _found(
         a, "non_smooth", rows, 0, "straight",
-        f"Inputs go through steps without a gradient ({names}); straight through them, an attack broke {rows.sum()} "
-        f"rows examined that the model's own gradient did not.",
+        f"Inputs go through steps without a gradient ({names}); straight through them, an attack "
+        f"broke {rows.sum()} rows examined that the model's own gradient did not.",
         "Measure with straight-through gradients.", "arXiv:1802.00420, section 4",
     )  # fmt: skip
 
@@ -214,7 +243,8 @@ def _one_hot(a: Answers) -> Finding | None:
         return None
     return _found(
         a, "one_hot", a.one_hot, 0.01, "clean",
-        f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly one-hot in float32: a "
+        f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly one-hot in "
+        "float32: a "
         f"cross-entropy has no gradient there. Losses scaled by the gap of the scores were used.",
         "Large logits, as of defensive distillation or a scaled head.", "arXiv:1607.04311; AutoAttack's checks",
     )  # fmt: skip
@@ -223,8 +253,8 @@ def _one_hot(a: Answers) -> Finding | None:
 def _unbounded(a: Answers) -> Finding | None:
     return _beaten(
         a, "whole", "unbounded", 1,
-        "free to move in the whole box, the protocol's first attack still fails on {n} of {of} rows examined, where "
-        "the image of another class would do.",
+        "free to move in the whole box, the protocol's first attack still fails on {n} of {of} "
+        "rows examined, where the image of another class would do.",
         "arXiv:1902.06705, section 5; Athalye et al., arXiv:1802.00420, section 3.1",
     )  # fmt: skip
 
@@ -232,7 +262,10 @@ def _unbounded(a: Answers) -> Finding | None:
 def _larger_eps(a: Answers) -> Finding | None:
     return _beaten(
         a, "larger", "larger_eps", many(a),
-        "an attack that breaks {n} of {of} rows examined within eps fails on them within twice eps.",
+        (
+            "an attack that breaks {n} of {of} rows examined within eps fails on them within twice "
+            "eps."
+        ),
         "arXiv:1902.06705, section 5",
     )  # fmt: skip
 
@@ -248,7 +281,10 @@ def _one_step(a: Answers) -> Finding | None:
 def _more_steps(a: Answers) -> Finding | None:
     return _beaten(
         a, "more", "more_steps", max(many(a), 3),
-        "twice the steps of the protocol's first attack break {n} more of {of} rows examined: it had not converged.",
+        (
+            "twice the steps of the protocol's first attack break {n} more of {of} rows examined: "
+            "it had not converged."
+        ),
         "arXiv:2106.09947; arXiv:1902.06705, section 5",
     )  # fmt: skip
 
@@ -276,7 +312,8 @@ def _binarisation(a: Answers) -> Finding | None:
             return None
         return _found(
             a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
-            "The binarisation test was not made: it needs a torch module that ends in a linear layer and does not "
+            "The binarisation test was not made: it needs a torch module that ends in a linear "
+            "layer and does not "
             "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.", "", source,
         ).model_copy(update={"severity": "info"})  # fmt: skip
     value = float(a.missed.sum() / a.planted.sum())
@@ -284,19 +321,30 @@ def _binarisation(a: Answers) -> Finding | None:
         return None
     return _found(
         a, "binarisation", a.missed, MISSED, "planted",
-        f"With an adversarial example planted by way of a new last layer, the protocol's first attack misses it on "
-        f"{a.missed.sum()} of {a.planted.sum()} rows examined.",
+        "With an adversarial example planted by way of a new last layer, the protocol's first "
+        f"attack misses it on {a.missed.sum()} of {a.planted.sum()} rows examined.",
         "What lies before the last layer misleads gradients.", source, value,
     )  # fmt: skip
 
 
-def _beaten(a: Answers, name: str, check: str, least: int, text: str, source: str) -> Finding | None:
+def _beaten(
+    a: Answers, name: str, check: str, least: int, text: str, source: str
+) -> Finding | None:
     rows = a.beat.get(name)
     if rows is None or rows.sum() < least:
         return None
     text = text.format(n=int(rows.sum()), of=len(rows))
     said = f"{text[0].upper()}{text[1:]}"
-    return _found(a, check, rows, (least - 1) / len(rows), name, said, "Gradients are masked, or too few.", source)
+    return _found(
+        a,
+        check,
+        rows,
+        (least - 1) / len(rows),
+        name,
+        said,
+        "Gradients are masked, or too few.",
+        source,
+    )
 
 
 def _found(

@@ -1,6 +1,8 @@
-"""Findings: what bears on whether the figure can be trusted; each a pure function of the run's table.
+"""Findings: what bears on whether the figure can be trusted; each a pure function of the run's
+table.
 
-The verdict follows: `unreliable` with a red finding, `upper-bound` with an amber one, else `trusted`.
+The verdict follows: `unreliable` with a red finding, `upper-bound` with an amber one, else
+`trusted`.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from holdfast.evaluation.protocols import parse_trial
 from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
 
 
-def conclude(facts: Facts, table: pa.Table, metrics: Metrics, trials: Sequence[TrialInfo]) -> Verdict:
-    """The verdict on a run: the findings noted before the attacks, and those that table and trials show."""
+def conclude(
+    facts: Facts, table: pa.Table, metrics: Metrics, trials: Sequence[TrialInfo]
+) -> Verdict:
+    """The verdict on a run: the findings noted before the attacks, and those that table and trials
+    show."""
     added = [t for t in trials if t.eps == facts.threat.eps][len(facts.protocol.trials) :]
     shown = [find(table, metrics) for find in (_failed, _unstable, _skipped, _unfinished)]
     shown += [
@@ -52,11 +57,13 @@ def _followed(added: Sequence[TrialInfo], metrics: Metrics) -> Finding | None:
     fell, n = sum(t.broken for t in added), metrics.robust_accuracy.n
     names = "; ".join(spec_of(t) for t in added if t.broken) or "none of them"
     text = (
-        f"{len(added)} stronger trials answered the findings and broke {fell} more rows ({fell / max(n, 1):.1%}): "
-        f"{names}. The figure is the worst case after them."
+        f"{len(added)} stronger trials answered the findings and broke {fell} more rows "
+        f"({fell / max(n, 1):.1%}): {names}. The figure is the worst case after them."
     )
     passes = sum(t.costs.forwards + t.costs.backwards for t in added)
-    return Finding(check="followed", severity="info", text=text, value=fell / max(n, 1), passes=passes)
+    return Finding(
+        check="followed", severity="info", text=text, value=fell / max(n, 1), passes=passes
+    )
 
 
 def spec_of(trial: TrialInfo) -> str:
@@ -73,12 +80,17 @@ def _still_falling(
     if last.broken < 3 or last.broken <= 0.02 * n:
         return None
     text = (
-        f"The last trial of the protocol still broke {last.broken} rows ({last.broken / n:.1%}): more effort may break "
-        f"more. Go on with --protocol thorough."
+        f"The last trial of the protocol still broke {last.broken} rows ({last.broken / n:.1%}): "
+        f"more effort may break more. Go on with --protocol thorough."
     )
     source = "arXiv:1902.06705, section 5: more effort must not change the figure"
     return Finding(
-        check="still_falling", severity="amber", text=text, value=last.broken / n, threshold=0.02, source=source
+        check="still_falling",
+        severity="amber",
+        text=text,
+        value=last.broken / n,
+        threshold=0.02,
+        source=source,
     )
 
 
@@ -87,8 +99,8 @@ def _failed(table: pa.Table, metrics: Metrics) -> Finding | None:
     if not n:
         return None
     text = (
-        f"{n} rows failed: the model gave non-finite scores or gradients, or its evidence did not hold. They do "
-        f"not count as robust."
+        f"{n} rows failed: the model gave non-finite scores or gradients, or its evidence did not "
+        f"hold. They do not count as robust."
     )
     return Finding(check="failed", severity="red", text=text, value=n, threshold=0)
 
@@ -99,7 +111,13 @@ def _unstable(table: pa.Table, metrics: Metrics) -> Finding | None:
         return None
     share = n / table.num_rows
     text = f"{n} rows change their label with batch size or repeat. They do not count as robust."
-    return Finding(check="unstable", severity="red" if share > 0.01 else "info", text=text, value=share, threshold=0.01)
+    return Finding(
+        check="unstable",
+        severity="red" if share > 0.01 else "info",
+        text=text,
+        value=share,
+        threshold=0.01,
+    )
 
 
 def _skipped(table: pa.Table, metrics: Metrics) -> Finding | None:
@@ -107,9 +125,15 @@ def _skipped(table: pa.Table, metrics: Metrics) -> Finding | None:
     if not n:
         return None
     if n == table.num_rows:
-        text = "No row was attacked: time ran out, or their class is the goal. There is no figure; give more time."
+        text = (
+            "No row was attacked: time ran out, or their class is the goal. There is no figure; "
+            "give more time."
+        )
         return Finding(check="skipped", severity="red", text=text, value=n, threshold=0)
-    text = f"{n} rows were not attacked (time ran out, or their class is the goal); the figures are of the others."
+    text = (
+        f"{n} rows were not attacked (time ran out, or their class is the goal); the figures are "
+        "of the others."
+    )
     return Finding(check="skipped", severity="info", text=text, value=n, threshold=0)
 
 
@@ -118,27 +142,37 @@ def _unfinished(table: pa.Table, metrics: Metrics) -> Finding | None:
     n = int(((status == "robust") & ~table.column("finished").to_numpy(zero_copy_only=False)).sum())
     if not n:
         return None
-    text = f"Time ran out before the protocol ended on {n} rows called robust: the rest of it may break some."
+    text = (
+        f"Time ran out before the protocol ended on {n} rows called robust: the rest of it may "
+        "break some."
+    )
     return Finding(check="unfinished", severity="amber", text=text, value=n, threshold=0)
 
 
 def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
     status = table.column("status").to_numpy(zero_copy_only=False)
-    backwards, zero = table.column("backwards").to_numpy(), table.column("zero_gradients").to_numpy()
+    backwards, zero = (
+        table.column("backwards").to_numpy(),
+        table.column("zero_gradients").to_numpy(),
+    )
     blind = (status == "robust") & (backwards > 0) & (zero * 2 > backwards)
     attacked = int(((status == "robust") | (status == "broken")).sum())
     share = float(blind.sum()) / max(attacked, 1)
     if share == 0:
         return None
     text = (
-        f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks saw nothing there, "
-        f"so nothing speaks for the rows' robustness. Typical of thresholds, quantisers and saturated units."
+        f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks "
+        "saw nothing there, "
+        "so nothing speaks for the rows' robustness. Typical of thresholds, quantisers and "
+        "saturated units."
     )
     if answered:
         text += " Trials that need no such gradient went over these rows too."
     severity = "red" if share > 0.01 and not answered else "amber"
     ids = table.column("id").to_numpy()[blind][:16].tolist()
-    return Finding(check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01, ids=ids)
+    return Finding(
+        check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01, ids=ids
+    )
 
 
 def _effort(facts: Facts) -> Finding | None:
@@ -146,8 +180,8 @@ def _effort(facts: Facts) -> Finding | None:
         return None
     measured = " (by 0 to 5 points in Linf, as measured)" if facts.protocol.name == "quick" else ""
     text = (
-        f"The attacks were those of the {facts.protocol.name} protocol: a first look, which stronger ones may lower"
-        f"{measured}. Defend the figure with --protocol standard."
+        f"The attacks were those of the {facts.protocol.name} protocol: a first look, which "
+        f"stronger ones may lower{measured}. Defend the figure with --protocol standard."
     )
     return Finding(check="effort", severity="amber", text=text)
 
@@ -158,8 +192,10 @@ def _access(facts: Facts) -> Finding | None:
         return None
     left = "gradient attacks and those on scores" if given == "labels" else "gradient attacks"
     text = (
-        f"The target gives {given} alone, so {left} were left out: the figure is what an adversary with such access "
-        f"reaches by queries, and one who has the model may reach more. Give a model with gradients, or a surrogate."
+        f"The target gives {given} alone, so {left} were left out: the figure is what an adversary "
+        "with such access "
+        "reaches by queries, and one who has the model may reach more. Give a model with "
+        "gradients, or a surrogate."
     )
     return Finding(check="access", severity="amber", text=text)
 
@@ -171,5 +207,8 @@ def _budget(table: pa.Table, budget: int | None) -> Finding | None:
     cut = int(np.sum((status == "robust") & (table.column("forwards").to_numpy() >= budget)))
     if not cut:
         return None
-    text = f"{cut} rows called robust had spent their budget of {budget} passes before the protocol ended."
+    text = (
+        f"{cut} rows called robust had spent their budget of {budget} passes before the protocol "
+        "ended."
+    )
     return Finding(check="budget", severity="amber", text=text, value=cut, threshold=0)

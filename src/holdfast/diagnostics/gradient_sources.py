@@ -1,4 +1,5 @@
-"""Ways round a defence: other answers to learn from, where the model's gradient misleads. The model still judges."""
+"""Ways round a defence: other answers to learn from, where the model's gradient misleads. The model
+still judges."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ class Ways:
             return straightened(self.target) is not None
         if name == "blurred" and not self._slopes:
             return False
-        return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(name, Access.LABELS)
+        return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
+            name, Access.LABELS
+        )
 
     @functools.cached_property
     def _slopes(self) -> bool:
@@ -90,4 +93,6 @@ class Ways:
 
     def _surrogate(self) -> Target:
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
-        return Surrogate(self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8))
+        return Surrogate(
+            self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)
+        )

@@ -1,4 +1,5 @@
-"""Findings on what the model knows: no attack moves one that knows nothing, so its robust accuracy means nothing.
+"""Findings on what the model knows: no attack moves one that knows nothing, so its robust accuracy
+means nothing.
 
 Pure functions of the run's facts and table, so that `verify` finds them again.
 """
@@ -13,7 +14,10 @@ import pyarrow as pa
 from holdfast.runs import chance
 from holdfast.runs.manifest import Facts, Finding
 
-_CAUSE = "Likely the preprocessing, the layout or the order of the classes is wrong, or the model is not trained."
+_CAUSE = (
+    "Likely the preprocessing, the layout or the order of the classes is wrong, or the model is "
+    "not trained."
+)
 
 
 def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
@@ -27,10 +31,14 @@ def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
         return list(_classes(answers, lambda c: str(c) if names is None else names[c]))
     if table.num_rows < chance.ENOUGH:
         return []
-    truth, said = (np.array(table.column(name).to_pylist(), float) for name in ("truth", "clean_output"))
+    truth, said = (
+        np.array(table.column(name).to_pylist(), float) for name in ("truth", "clean_output")
+    )
     known = np.isfinite(said).all(1)
     truth, said = truth[known], said[known]
-    found = _labels(truth > 0, said > 0) if facts.model.task == "multilabel" else _outputs(truth, said)
+    found = (
+        _labels(truth > 0, said > 0) if facts.model.task == "multilabel" else _outputs(truth, said)
+    )
     return [] if found is None else [found]
 
 
@@ -39,28 +47,36 @@ def _classes(a: chance.Answers, name: Callable[[int], str]) -> Iterator[Finding]
     at_chance, missing = a.chance_level(), a.never_given()
     if at_chance:
         text = (
-            f"Clean accuracy is that of chance: {a.right} of {n} rows are right, and {a.by_chance * n:.3g} would be if "
+            f"Clean accuracy is that of chance: {a.right} of {n} rows are right, and "
+            f"{a.by_chance * n:.3g} would be if "
             f"the same answers were dealt out at random ({a.classes} classes). {_CAUSE}"
         )
-        yield Finding(check="near_chance", severity="red", text=text, value=accuracy, threshold=a.by_chance)
+        yield Finding(
+            check="near_chance", severity="red", text=text, value=accuracy, threshold=a.by_chance
+        )
     if missing:
         listed = ", ".join(name(c) for c in missing[:5]) + (", ..." if len(missing) > 5 else "")
         text = (
-            f"The model never answers {len(missing)} of the {np.count_nonzero(a.rows)} classes in the data ({listed}), "
+            f"The model never answers {len(missing)} of the {np.count_nonzero(a.rows)} classes in "
+            f"the data ({listed}), "
             f"which have {a.rows[missing].sum()} rows: the figure says nothing of them. {_CAUSE}"
         )
-        yield Finding(check="never_predicted", severity="red", text=text, value=len(missing), threshold=0)
+        yield Finding(
+            check="never_predicted", severity="red", text=text, value=len(missing), threshold=0
+        )
     if a.no_better_than_majority() and not at_chance:
         most, share = a.majority
         text = (
-            f"Always answering class {name(most)} would be right on {share:.1%} of the rows, and the model is on "
-            f"{accuracy:.1%}: read the recall of each class. Their mean is {a.mean_recall:.1%} clean."
+            f"Always answering class {name(most)} would be right on {share:.1%} of the rows, and "
+            "the model is on "
+            f"{accuracy:.1%}: read the recall of each class. Their mean is {a.mean_recall:.1%} "
+            "clean."
         )
         yield Finding(check="majority", severity="info", text=text, value=accuracy, threshold=share)
     if a.one_class is not None and n > 1:
         text = (
-            f"All rows are of class {name(a.one_class)}, so accuracy is the recall of that class: a model that always "
-            f"answered it would be right on all of them."
+            f"All rows are of class {name(a.one_class)}, so accuracy is the recall of that class: "
+            f"a model that always answered it would be right on all of them."
         )
         yield Finding(check="one_class", severity="info", text=text, value=accuracy)
 
@@ -70,10 +86,12 @@ def _labels(truth: np.ndarray, said: np.ndarray) -> Finding | None:
     if chance.labels_follow(truth, said):
         return None
     text = (
-        f"No label's answers go with the truth more than chance would have it, on {len(truth)} rows (1 is said on "
-        f"{said.mean():.1%} of them, and true on {truth.mean():.1%}). {_CAUSE}"
+        f"No label's answers go with the truth more than chance would have it, on {len(truth)} "
+        f"rows (1 is said on {said.mean():.1%} of them, and true on {truth.mean():.1%}). {_CAUSE}"
     )
-    return Finding(check="near_chance", severity="red", text=text, value=float((truth == said).mean()))
+    return Finding(
+        check="near_chance", severity="red", text=text, value=float((truth == said).mean())
+    )
 
 
 def _outputs(truth: np.ndarray, said: np.ndarray) -> Finding | None:
@@ -82,8 +100,11 @@ def _outputs(truth: np.ndarray, said: np.ndarray) -> Finding | None:
         return None
     off, mean_off = np.abs(said - truth).mean(), np.abs(truth - truth.mean(0)).mean()
     text = (
-        f"No output is nearer to its truth than the mean of the truths is: mean errors are {off:.3g} and "
-        f"{mean_off:.3g} on {len(truth)} rows. Likely inputs or targets have another scale than in training, or the "
-        f"model is not trained."
+        "No output is nearer to its truth than the mean of the truths is: mean errors are "
+        f"{off:.3g} and "
+        f"{mean_off:.3g} on {len(truth)} rows. Likely inputs or targets have another scale than in "
+        f"training, or the model is not trained."
     )
-    return Finding(check="near_chance", severity="red", text=text, value=float(off), threshold=float(mean_off))
+    return Finding(
+        check="near_chance", severity="red", text=text, value=float(off), threshold=float(mean_off)
+    )

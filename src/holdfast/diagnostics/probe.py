@@ -1,6 +1,8 @@
-"""The examination: a few rows are questioned before the protocol. The answers are what `signs` reads.
+"""The examination: a few rows are questioned before the protocol. The answers are what `signs`
+reads.
 
-It looks at the first rows of the source, whichever of them are measured, so that all shards of a run see the same.
+It looks at the first rows of the source, whichever of them are measured, so that all shards of a
+run see the same.
 """
 
 from __future__ import annotations
@@ -39,12 +41,18 @@ class Answers:
     k: int = 2
     hard: list[str] = field(default_factory=list)  # steps without a gradient that inputs go through
     one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
-    zero: dict[str, np.ndarray] = field(default_factory=dict)  # by loss, [m, 2] bool: the gradient is exactly zero
+    zero: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # by loss, [m, 2] bool: the gradient is exactly zero
     odd: np.ndarray | None = None  # [m] bool: a gradient is not finite
-    slope: np.ndarray | None = None  # [m]: relative error near the input of the gradient against finite differences
+    slope: np.ndarray | None = (
+        None  # [m]: relative error near the input of the gradient against finite differences
+    )
     turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
     beat: dict[str, np.ndarray] = field(default_factory=dict)  # by name, [m] bool: see `examine`
-    planted: np.ndarray | None = None  # [m] bool: a solution was planted; None: the test cannot be made
+    planted: np.ndarray | None = (
+        None  # [m] bool: a solution was planted; None: the test cannot be made
+    )
     missed: np.ndarray | None = None  # [m] bool: and the attack did not find it
     passes: dict[str, int] = field(default_factory=dict)  # forwards and backwards of each question
     costs: Costs = field(default_factory=Costs)
@@ -61,12 +69,16 @@ def rows_of(source: Source) -> int:
     return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
 
 
-def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int) -> Answers:
-    """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that it left alone.
+def examine(
+    target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int
+) -> Answers:
+    """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that
+    it left alone.
 
-    `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores` a search on scores
-    alone, `labels` one on labels, `straight` the gradients straight through; and in which it failed: `whole` with the
-    whole box to move in, `larger` with twice eps though it had succeeded within eps.
+    `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores`
+    a search on scores alone, `labels` one on labels, `straight` the gradients straight through; and
+    in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
+    succeeded within eps.
     """
     x, y = source.rows(0, rows_of(source))
     x = torch.from_numpy(x).to(target.device, target.dtype)
@@ -92,7 +104,9 @@ def examine(target: Target, source: Source, threat: Threat, first: Trial, ways: 
     return found
 
 
-def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> None:
+def _gradients(
+    found: Answers, target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, seed: int
+) -> None:
     keys = Keys.of(seed, ids).fold("exam")
     near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
@@ -104,7 +118,9 @@ def _gradients(found: Answers, target: Target, threat: Threat, x: Tensor, y: Ten
         for loss, flags in zero.items():
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
-                cotangent = torch.autograd.grad(LOSSES[loss](target.task.against(leaf, y), y, None).sum(), leaf)[0]
+                cotangent = torch.autograd.grad(
+                    LOSSES[loss](target.task.against(leaf, y), y, None).sum(), leaf
+                )[0]
             g = pull(cotangent)
             top = g.flatten(1).abs().amax(1)
             flags.append(top == 0)
@@ -151,7 +167,16 @@ def _attacks(
             return hit
         if len(rows):
             asked = asked.of_rows(rows)
-            books = run(trial.attack, way, x[rows], y[rows], asked, ids=ids[rows].cpu(), seed=seed, clean=z[rows])
+            books = run(
+                trial.attack,
+                way,
+                x[rows],
+                y[rows],
+                asked,
+                ids=ids[rows].cpu(),
+                seed=seed,
+                clean=z[rows],
+            )
             hit[rows] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
             found.beat[name] = _np(hit)

@@ -39,17 +39,20 @@ def attack(
     *,
     seed: int = 0,
 ) -> AttackResult:
-    """Adversarial examples for inputs x [n, *shape] of classes y [n], each judged by the model itself.
+    """Adversarial examples for inputs x [n, *shape] of classes y [n], each judged by the model
+    itself.
 
     Args:
-        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped with its bounds.
-        x: raw inputs within the model's bounds; an array of torch, NumPy, TensorFlow or JAX. Bytes become [0, 1]
-            where the bounds are these.
+        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
+            with its bounds.
+        x: raw inputs within the model's bounds; an array of torch, NumPy, TensorFlow or JAX. Bytes
+            become [0, 1] where the bounds are these.
         y: the true classes, whole numbers; [n, k] of a multi-label or regression model.
-        threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or a `Threat`, whose
-            eps and target may be one a row.
-        attack: its name, with options where wanted: `"pgd(steps=100, restarts=5)"` (`holdfast list attacks`).
-            None: PGD, or where PGD cannot run (an eps of inf, scores or labels alone), the first of protocol `quick`.
+        threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or
+            a `Threat`, whose eps and target may be one a row.
+        attack: its name, with options where wanted: `"pgd(steps=100, restarts=5)"` (`holdfast list
+            attacks`). None: PGD, or where PGD cannot run (an eps of inf, scores or labels alone),
+            the first of protocol `quick`.
         seed: of all noise; a row's noise depends on it and on the row's place in x alone.
 
     Returns:
@@ -93,7 +96,8 @@ def craft(
     """
     source = open_for(target, data)
     threat = as_threat(threat)
-    named = None if attack is None else _named(attack)  # a typing error is refused before the data are read
+    # a typing error is refused before the data are read
+    named = None if attack is None else _named(attack)
     start, stop = rows_asked(samples, len(source), source.name)
     target, source = graded(target, source, threat)
     check_data(source, target.bounds, target.beside)
@@ -111,15 +115,22 @@ def craft(
             _chunk(target, way, source, threat, trial, seed, first, min(first + stride, stop))
             for first in range(start, stop, stride)
         ]
-    columns = {name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]}
+    columns = {
+        name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
+    }
     bounds = (target.bounds.low, target.bounds.high)
-    return AttackResult(**columns, attack=repr(trial), threat=repr(threat), bounds=bounds, layout=target.layout)
+    return AttackResult(
+        **columns, attack=repr(trial), threat=repr(threat), bounds=bounds, layout=target.layout
+    )
 
 
 def _named(attack: str | Attack | Trial) -> Trial:
     trial = chosen([attack]).trials[0]
     if trial.near < 1:
-        raise SpecError(f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the only one.")
+        raise SpecError(
+            f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
+            "only one."
+        )
     return trial
 
 
@@ -132,14 +143,25 @@ def _check(target: Target, source: Source, threat: Threat, trial: Trial) -> None
     threat.check_box(target.bounds.low, target.bounds.high, shape)
     if isinstance(threat.eps, Tensor) and len(threat.eps) != len(source):
         raise InputError(
-            f"eps holds {len(threat.eps)} sizes, but {source.name} has {len(source)} rows; give one a row."
+            f"eps holds {len(threat.eps)} sizes, but {source.name} has {len(source)} rows; give "
+            "one a row."
         )
     if trial.targets > target.task.k - 1:
-        raise SpecError(f"{trial!r} aims at {trial.targets} wrong classes, but the model has {target.task.k - 1}.")
+        raise SpecError(
+            f"{trial!r} aims at {trial.targets} wrong classes, but the model has "
+            f"{target.task.k - 1}."
+        )
 
 
 def _chunk(
-    target: Target, way: Target, source: Source, threat: Threat, trial: Trial, seed: int, first: int, stop: int
+    target: Target,
+    way: Target,
+    source: Source,
+    threat: Threat,
+    trial: Trial,
+    seed: int,
+    first: int,
+    stop: int,
 ) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
     raw, labels = source.rows(first, stop)
@@ -151,7 +173,10 @@ def _chunk(
         threat = threat.of_eps(ids)
     threat = goals.resolved(threat, y, ids, clean.scores, target.task.k, seed)
     best, size = x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64)
-    cost = {name: torch.zeros(len(x), dtype=torch.int64) for name in ("queries", "forwards", "backwards")}
+    cost = {
+        name: torch.zeros(len(x), dtype=torch.int64)
+        for name in ("queries", "forwards", "backwards")
+    }
     goal = goal_classes(threat, y)
     skipped = torch.zeros_like(y, dtype=torch.bool) if goal is None else y == goal
     right = ((clean.label == y) & ~skipped).cpu()
@@ -179,7 +204,14 @@ def _chunk(
 
 
 def _judged(
-    target: Target, threat: Threat, x: Tensor, y: Tensor, best: Tensor, clean: judge.Ruling, skipped: Tensor, seed: int
+    target: Target,
+    threat: Threat,
+    x: Tensor,
+    y: Tensor,
+    best: Tensor,
+    clean: judge.Ruling,
+    skipped: Tensor,
+    seed: int,
 ) -> dict[str, Tensor]:
     """What the judge says of the examples, as floats and as images of 8 bits."""
     wrong = (clean.label != y) & ~skipped
@@ -191,7 +223,8 @@ def _judged(
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
-    grey = target.free is None and x.ndim == 3  # [h, w]: an image of one channel, where the user says so by --png
+    # [h, w]: an image of one channel, where the user says so by --png
+    grey = target.free is None and x.ndim == 3
     if (grey or perceptual.pictures(target, x)) and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit

@@ -1,4 +1,5 @@
-"""From evidence to answers: every figure of run.json, made from the facts and the table of samples."""
+"""From evidence to answers: every figure of run.json, made from the facts and the table of
+samples."""
 
 from __future__ import annotations
 
@@ -22,16 +23,21 @@ from holdfast.runs.metrics import corrupted, measure, survivors
 
 def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
-    metrics = measure(table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task)
+    metrics = measure(
+        table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task
+    )
     last = _last_round([t for t in trials if t.eps == facts.threat.eps])
-    last = last if np.isfinite(facts.threat.eps) else None  # else every round takes all rows, and none is left
+    # else every round takes all rows, and none is left
+    last = last if np.isfinite(facts.threat.eps) else None
     metrics.survivors = None if last is None else survivors(last)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)
         metrics.corruptions = corrupted(answers, table, facts.corruptions)
         asked = sum(int((column.to_numpy() != UNASKED).sum()) for column in answers.columns[1:])
-    stored = int(np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum())
+    stored = int(
+        np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
+    )
     judged = table.num_rows + stored
     if "holds_8bit" in table.column_names:
         judged += table.num_rows - table.column("holds_8bit").null_count
@@ -42,20 +48,24 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
         metrics=metrics,
-        costs=total.model_copy(update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}),
+        costs=total.model_copy(
+            update={"judge_forwards": PASSES * judged, "corruption_forwards": asked}
+        ),
         trials=list(trials),
         files=store.checksums(folder),
     )
 
 
 def _last_round(trials: Sequence[TrialInfo]) -> Round | None:
-    """The last one that drew noise: without it another would repeat this one. None where nothing went before it."""
+    """The last one that drew noise: without it another would repeat this one. None where nothing
+    went before it."""
     drawn = [r for t in trials if _draws(t.spec) for r in t.rounds]
     return drawn[-1] if drawn and len([r for t in trials for r in t.rounds]) > 1 else None
 
 
 def _draws(text: str) -> bool:
-    """Whether an attack draws noise. Of the caller's own the text says nothing, and it counts as one that does not."""
+    """Whether an attack draws noise. Of the caller's own the text says nothing, and it counts as
+    one that does not."""
     try:
         return parse_trial(text).attack.random
     except SpecError:
@@ -68,7 +78,11 @@ def add(a: Costs, b: Costs) -> Costs:
 
 def add_trials(a: TrialInfo, b: TrialInfo) -> TrialInfo:
     """The same trial on two sets of rows."""
-    update = {"attacked": a.attacked + b.attacked, "broken": a.broken + b.broken, "costs": add(a.costs, b.costs)}
+    update = {
+        "attacked": a.attacked + b.attacked,
+        "broken": a.broken + b.broken,
+        "costs": add(a.costs, b.costs),
+    }
     rounds = [
         Round(attacked=one.attacked + other.attacked, broken=one.broken + other.broken)
         for one, other in zip_longest(a.rounds, b.rounds, fillvalue=Round())

@@ -1,4 +1,5 @@
-"""One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read back on resume."""
+"""One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read
+back on resume."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ class Plan:
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
-    watch: Callable[[float, str, int], None] = lambda *_: None  # share of the chunk done, trial, live rows
+    watch: Callable[[float, str, int], None] = lambda *_: (
+        None
+    )  # share of the chunk done, trial, live rows
     ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
@@ -71,7 +74,8 @@ class Plan:
         return self.ways(trial.through)
 
     def units(self) -> list[Unit]:
-        """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones upwards."""
+        """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
+        upwards."""
         own, *others = self.measured
         falling = sorted((e for e in others if e < own), reverse=True)
         rising = sorted(e for e in others if e > own)
@@ -80,7 +84,8 @@ class Plan:
             Unit(eps, i, restart, rank)
             for eps in (own, *falling, *rising)
             for i, trial in enumerate(self.trials)
-            if trial.attack.bounded or eps == own  # what seeks the smallest serves every eps at once
+            # what seeks the smallest serves every eps at once
+            if trial.attack.bounded or eps == own
             for restart, rank in trial.units(k)
         ]
 
@@ -121,12 +126,19 @@ class Rows:
     backwards: Tensor
     dull: Tensor
     asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
-    costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(default_factory=dict)  # of each restart
-    missed: set[float] = field(default_factory=set)  # eps at which time ran out before every unit was run
+    costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(
+        default_factory=dict
+    )  # of each restart
+    missed: set[float] = field(
+        default_factory=set
+    )  # eps at which time ran out before every unit was run
     begun: bool = False  # at least one unit was run
 
-    def fold(self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan) -> int:
-        """Take in what one run found on `rows`; how many of them it was the first to break at its eps."""
+    def fold(
+        self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan
+    ) -> int:
+        """Take in what one run found on `rows`; how many of them it was the first to break at its
+        eps."""
         new = {name: torch.from_numpy(value) for name, value in record.items()}
         limit, widest = plan.limit(unit.eps), plan.limit(max(plan.measured))
         before = self.size[rows] <= limit
@@ -162,13 +174,15 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
         if number and unit.eps != units[number - 1].eps:
             rows.lowest = clean.clone()
         open_ = rows.asked.clone()
-        if plan.threat.bounded:  # else the smallest of all trials is asked for, and each takes all rows
+        # else the smallest of all trials is asked for, and each takes all rows
+        if plan.threat.bounded:
             open_ &= ~(rows.size <= plan.limit(plan.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= rows.size <= plan.limit(larger[unit.eps])
         near = plan.trials[unit.trial].near
         if near < 1:
-            open_ &= ~(rows.lowest > near * clean)  # without scores there are no margins, and all rows are near
+            # without scores there are no margins, and all rows are near
+            open_ &= ~(rows.lowest > near * clean)
         at = open_.nonzero()[:, 0]
         place = f"{name}-{number:04d}"
         if (stored := journal.find(place)) is not None:
@@ -190,12 +204,14 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
             queries=spent.queries + int(record["queries"].sum()),
             seconds=spent.seconds + seconds,
         )
-        rows.costs[key] = (seen, fell + broken, paid)  # a later aim takes no row that the first did not
+        # a later aim takes no row that the first did not
+        rows.costs[key] = (seen, fell + broken, paid)
     return rows
 
 
 def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are evidence."""
+    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are
+    evidence."""
     n = len(rows.y)
     found = rows.size.isfinite().nonzero()[:, 0]
     stored = rows.best[found]
@@ -225,7 +241,9 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     known = torch.full((n,), torch.nan, dtype=torch.float64)
     known[found[holds]] = size[holds]
     psnr, ssim = known.clone(), known.clone()
-    psnr[found[holds]], ssim[found[holds]] = perceptual.looks(plan.target, rows.x[found[holds]], stored[holds])
+    psnr[found[holds]], ssim[found[holds]] = perceptual.looks(
+        plan.target, rows.x[found[holds]], stored[holds]
+    )
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
     confidence[found[broken]] = ruling.confidence.cpu()[broken]
@@ -245,11 +263,16 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "zero_gradients": rows.dull,
         "psnr": psnr,
         "ssim": ssim,
-        "finished": torch.full((n,), plan.measured[0] not in rows.missed) | torch.from_numpy(status == "broken"),
+        "finished": torch.full((n,), plan.measured[0] not in rows.missed)
+        | torch.from_numpy(status == "broken"),
     }
     if perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
         kept = judge.holds_in_8bit(
-            plan.target, rows.threat.of_rows(found[broken]), stored[broken], rows.y[found[broken]], plan.seed
+            plan.target,
+            rows.threat.of_rows(found[broken]),
+            stored[broken],
+            rows.y[found[broken]],
+            plan.seed,
         )
         columns["holds_8bit"] = torch.full_like(known, torch.nan)
         columns["holds_8bit"][found[broken]] = kept.double()
@@ -259,13 +282,19 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         columns["lpips"] = torch.full_like(known, torch.nan)
         columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
     table = {name: column.numpy() for name, column in columns.items()}
-    if isinstance(plan.target, WithTruth) and rows.clean.scores is not None and ruling.scores is not None:
+    if (
+        isinstance(plan.target, WithTruth)
+        and rows.clean.scores is not None
+        and ruling.scores is not None
+    ):
         for column in ("clean_confidence", "attacked_confidence"):
-            table[column] = np.full(n, np.nan, np.float32)  # the scores are recast: their softmax says nothing
+            # the scores are recast: their softmax says nothing
+            table[column] = np.full(n, np.nan, np.float32)
         truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
         attacked_output = outputs(plan.target, stored, ruling.scores.cpu())[1]
-        table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]  # one row of torch is no list
+        # one row of torch is no list
+        table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]
     if plan.target.task.refuses:
         table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
@@ -273,12 +302,15 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
 
 
 def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
-    """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where nothing was asked."""
+    """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where
+    nothing was asked."""
     at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
     ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
-    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
+    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(
+        rows.threat.of_rows(at), bare, rows.y[at]
+    )
     held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
@@ -333,7 +365,8 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
 def _attack(
     plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
 ) -> tuple[dict[str, np.ndarray], float]:
-    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that met the goal."""
+    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that
+    met the goal."""
     trial = plan.trials[unit.trial]
     started = time.monotonic()
     ledger = run(

@@ -30,8 +30,10 @@ from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
-SPREAD = 0.25  # of what an examination finds and costs: on another device other rows break, and cost no more
-LOADING = ("train_mode", "probabilities")  # what a remark says of how a model came, which another way in does not show
+# of what an examination finds and costs: on another device other rows break, and cost no more
+SPREAD = 0.25
+# what a remark says of how a model came, which another way in does not show
+LOADING = ("train_mode", "probabilities")
 
 
 def claims(
@@ -65,7 +67,8 @@ def claims(
 
 
 def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
-    """The threat that the parts of run.json make, with a class for each of so many rows where the samples hold them.
+    """The threat that the parts of run.json make, with a class for each of so many rows where the
+    samples hold them.
 
     Raises:
         InputError: they make none.
@@ -76,13 +79,20 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
     if manifest.threat.targets not in (None, *RULES):
         goal = _goals(folder, rows)
     aim = Untargeted() if goal is None else Targeted(goal)
-    limits = {n: torch.from_numpy(a) for n, a in store.read_limits(folder).items() if n in ("scale", "mask")}
+    limits = {
+        n: torch.from_numpy(a)
+        for n, a in store.read_limits(folder).items()
+        if n in ("scale", "mask")
+    }
     grid = manifest.threat.grid or ""
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(**limits)
+    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(
+        **limits
+    )
 
 
 def _goals(folder: Path, rows: int) -> torch.Tensor:
-    """The class to reach of each of so many rows, 0 for those that were not measured: [rows] int64."""
+    """The class to reach of each of so many rows, 0 for those that were not measured: [rows]
+    int64."""
     goal = torch.zeros(rows, dtype=torch.int64)
     table = store.read_samples(folder)
     if "goal" in table.column_names and table.num_rows:
@@ -102,14 +112,17 @@ def _model(manifest: Manifest, target: Target) -> Iterator[str]:
     found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
     free = {"spec", "arch", "fingerprint"}
     if manifest.model.surrogate is not None and found.surrogate is None:
-        free |= {"surrogate", "access"}  # the model is verified without the one that lent its gradients
+        # the model is verified without the one that lent its gradients
+        free |= {"surrogate", "access"}
     for name in ModelInfo.model_fields:
         said, seen = getattr(manifest.model, name), getattr(found, name)
         if name not in free and said != seen:
             yield f"model: run.json says that its {name} is {said}, but it is {seen}."
 
 
-def _data(manifest: Manifest, source: Source, groups: np.ndarray | None, table: pa.Table) -> Iterator[str]:
+def _data(
+    manifest: Manifest, source: Source, groups: np.ndarray | None, table: pa.Table
+) -> Iterator[str]:
     data, names = manifest.data, source.class_names
     if data.total != len(source):
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
@@ -122,7 +135,10 @@ def _data(manifest: Manifest, source: Source, groups: np.ndarray | None, table: 
     if data.groups is None or "group" not in table.column_names:
         return
     if groups is None:
-        yield "groups: they were given beside the data; without them (--groups) they cannot be checked."
+        yield (
+            "groups: they were given beside the data; without them (--groups) they cannot be "
+            "checked."
+        )
         return
     ids = table.column("id").to_numpy()
     others = ids[table.column("group").to_numpy(zero_copy_only=False) != groups[ids]]
@@ -138,20 +154,36 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
     measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
-    if not said.measured or said.measured[0][0] != said.eps or not np.allclose(said.measured, measured, rtol=1e-12):
+    if (
+        not said.measured
+        or said.measured[0][0] != said.eps
+        or not np.allclose(said.measured, measured, rtol=1e-12)
+    ):
         yield f"threat: eps is {said.eps}, but run.json counts as measured {said.measured}."
     run = {eps: [t.spec for t in manifest.trials if t.eps == eps] for eps, _ in said.measured}
     for eps, specs in run.items():
         if specs != run[said.measured[0][0]]:
-            yield f"threat: eps {eps} is counted as measured, but the trials at it are not those at {said.eps}."
+            yield (
+                f"threat: eps {eps} is counted as measured, but the trials at it are not those at "
+                f"{said.eps}."
+            )
 
 
 def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
-    """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be randomised."""
+    """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
+    randomised."""
     name, norm, bounded = manifest.protocol.name, manifest.threat.norm, threat.bounded
-    kind: dict[str, Any] = {"aimed": isinstance(threat.goal, Targeted), "bounded": bounded, "drawn": drawn}
+    kind: dict[str, Any] = {
+        "aimed": isinstance(threat.goal, Targeted),
+        "bounded": bounded,
+        "drawn": drawn,
+    }
     lent = manifest.model.surrogate is not None
-    given = [a for a in Access if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)]
+    given = [
+        a
+        for a in Access
+        if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)
+    ]
     movement = spatial.parse(manifest.model.moved)
     known = [
         protocols.protocol(name, norm, access=access, **kind)
@@ -168,22 +200,28 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
             yield f"protocol: a list of attacks has version 1, not {protocol.version}."
         return
     if protocol.name not in protocols.PROTOCOLS:
-        yield f"protocol: this Holdfast knows none of the name {protocol.name!r}, so it cannot be checked."
+        yield (
+            f"protocol: this Holdfast knows none of the name {protocol.name!r}, so it cannot be "
+            "checked."
+        )
         return
     version = protocols.PROTOCOLS[protocol.name][0]
     if protocol.version != version:
         yield (
-            f"protocol: this Holdfast has {protocol.name} version {version}, so version {protocol.version} cannot be "
-            f"checked."
+            f"protocol: this Holdfast has {protocol.name} version {version}, so version "
+            f"{protocol.version} cannot be checked."
         )
         return
-    lists = [one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)]
+    lists = [
+        one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)
+    ]
     if protocol.trials not in lists:
         yield f"protocol: its trials are not those of {protocol.name} version {version}."
 
 
 def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
-    """The trials at the threat's eps: those of the protocol, then those that the findings ask for."""
+    """The trials at the threat's eps: those of the protocol, then those that the findings ask
+    for."""
     asked = manifest.protocol.trials
     run = [(trial.spec, trial.eps) for trial in manifest.trials]
     if run[: len(asked)] != [(text, manifest.threat.eps) for text in asked]:
@@ -191,15 +229,19 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     more = [text for text, eps in run[len(asked) :] if eps == manifest.threat.eps]
     protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
     asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
-    if manifest.model.surrogate is not None and not ways.target.lent:  # which follow-ups fit depends on the surrogate
+    # which follow-ups fit depends on the surrogate
+    if manifest.model.surrogate is not None and not ways.target.lent:
         known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
         asked_for = [text for text in known if text in more]
     if more != asked_for:
-        yield f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
+        yield (
+            f"trials: the findings ask for {asked_for} after the protocol, but run.json has {more}."
+        )
 
 
 def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str]:
-    """Each round of a trial at the threat's eps goes to the rows that those before it left, and to no others.
+    """Each round of a trial at the threat's eps goes to the rows that those before it left, and to
+    no others.
 
     Where eps is inf, each goes to all rows, since another trial may find a smaller change.
     """
@@ -211,30 +253,40 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     whole = bool(table.column("finished").to_numpy(zero_copy_only=False).all())
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
-        everywhere = whole and not smaller and "near=" not in trial.spec  # else it may leave out some rows
+        # else it may leave out some rows
+        everywhere = whole and not smaller and "near=" not in trial.spec
         for done in trial.rounds:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere
             if too_many or too_few or done.broken > (done.attacked if threat.bounded else high):
                 yield (
-                    f"trials: {trial.spec} is said to have attacked {done.attacked} rows and broken {done.broken}, but "
-                    f"from {low} to {high} were left."
+                    f"trials: {trial.spec} is said to have attacked {done.attacked} rows and "
+                    f"broken {done.broken}, but from {low} to {high} were left."
                 )
                 return
             left = done.broken if threat.bounded else 0
             low, high = low - left, high - left
         if (trial.attacked, trial.broken) != _sums(trial):
-            yield f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
+            yield (
+                f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
+            )
         if everywhere and not trial.rounds and low > 0:
             yield f"trials: {trial.spec} attacked no row, but {low} were left."
 
 
 def _sums(trial: TrialInfo) -> tuple[int, int]:
-    return trial.rounds[0].attacked if trial.rounds else 0, sum(done.broken for done in trial.rounds)
+    return trial.rounds[0].attacked if trial.rounds else 0, sum(
+        done.broken for done in trial.rounds
+    )
 
 
 def _noted(
-    manifest: Manifest, threat: Threat, target: Target, source: Source, labels: list[Finding], ways: Ways
+    manifest: Manifest,
+    threat: Threat,
+    target: Target,
+    source: Source,
+    labels: list[Finding],
+    ways: Ways,
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again = [*labels, *check_model(target, source)]
@@ -242,7 +294,9 @@ def _noted(
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
     ):  # Holdfast itself took the mean, and says so
-        again = [f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again]
+        again = [
+            f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
+        ]
     lent = manifest.model.surrogate is not None and not target.lent
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
@@ -266,14 +320,20 @@ def _noted(
         expected.setdefault(finding.check, []).append(finding)
     for said in manifest.noted:
         if found := expected.get(said.check):
-            differs = [(list(_same(said, one)), one) for one in found]  # a check may have found several things
+            # a check may have found several things
+            differs = [(list(_same(said, one)), one) for one in found]
             least, one = min(differs, key=lambda pair: len(pair[0]))
             found.remove(one)
             yield from least
         elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
             yield f"noted: run.json has {said.check}, which the model does not show."
     for check, left in expected.items():
-        if left and check in shown and check not in LOADING and any(s.check == check for s in manifest.noted):
+        if (
+            left
+            and check in shown
+            and check not in LOADING
+            and any(s.check == check for s in manifest.noted)
+        ):
             yield f"noted: run.json leaves out what the model shows: {left[0].text}"
 
 
@@ -281,19 +341,27 @@ def _paid(said: Costs, found: Costs) -> Iterator[str]:
     for name in ("forwards", "backwards", "queries", "judge_forwards", "corruption_forwards"):
         a, b = getattr(said, name), getattr(found, name)
         if abs(a - b) > SPREAD * b:
-            yield f"examined: run.json says {a} {name}, but the examination that this run asks for takes {b}."
+            yield (
+                f"examined: run.json says {a} {name}, but the examination that this run asks for "
+                f"takes {b}."
+            )
 
 
 def _known(said: Finding) -> bool:
-    """Whether it is more than a remark on how the model was loaded, which another way of loading does not give."""
+    """Whether it is more than a remark on how the model was loaded, which another way of loading
+    does not give."""
     return (said.severity != "info" or said.check in checks.EXPLAINS) and said.check not in LOADING
 
 
 def _same(said: Finding, found: Finding) -> Iterator[str]:
-    """A finding of run.json beside the one that the model shows now. Its numbers may be another device's."""
+    """A finding of run.json beside the one that the model shows now. Its numbers may be another
+    device's."""
     if said.severity != found.severity:
         yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
-    a, b = ([_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None] for f in (said, found))
+    a, b = (
+        [_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None]
+        for f in (said, found)
+    )
     if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
         yield f"noted: run.json says otherwise of {said.check} than what is found: {found.text}"
 

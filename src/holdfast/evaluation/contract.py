@@ -1,4 +1,5 @@
-"""The input contract: checked once, before any attack. What is wrong is refused by name; what is odd is noted."""
+"""The input contract: checked once, before any attack. What is wrong is refused by name; what is
+odd is noted."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
         if not finite.all():
             row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
             kind = "NaN" if np.isnan(x).any() else "infinity"
-            raise InputError(f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair such rows.")
+            raise InputError(
+                f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair "
+                "such rows."
+            )
         x = x[:, beside:]
         if bounds.each is not None:
             _check_each(torch.from_numpy(x), bounds, start, data.name)
@@ -43,13 +47,17 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
         squares += float(np.power(x, 2, dtype=np.float64).sum())
     slack = 1e-6 * (bounds.high - bounds.low)
-    span = f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
+    span = (
+        f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
+    )
     if low < bounds.low - slack or high > bounds.high + slack:
         mean = total / count
         spread = max(squares / count - mean**2, 0) ** 0.5
         raise InputError(f"{span} {_likely(low, high, mean, spread, bounds, whole=whole)}")
     if bounds.high >= 128 and high <= 1:
-        raise InputError(f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes.")
+        raise InputError(
+            f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes."
+        )
 
 
 def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
@@ -61,13 +69,14 @@ def _check_each(x: torch.Tensor, bounds: Bounds, start: int, name: str) -> None:
     if bool(out.any()):
         row, at = (int(i) for i in out.nonzero()[0])
         raise InputError(
-            f"row {start + row} of {name} has {float(x[row, at]):.4g} at feature {at}, whose bounds are "
-            f"[{float(low[at]):g}, {float(high[at]):g}]."
+            f"row {start + row} of {name} has {float(x[row, at]):.4g} at feature {at}, whose "
+            f"bounds are [{float(low[at]):g}, {float(high[at]):g}]."
         )
 
 
 def check_model(target: Target, data: Source) -> list[Finding]:
-    """Refuse a model that does not fit the data; note what is odd. Looks at the source's first rows.
+    """Refuse a model that does not fit the data; note what is odd. Looks at the source's first
+    rows.
 
     Raises:
         InputError: the layout is wrong, or the model fails on the data.
@@ -78,16 +87,21 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     if target.was_training:
         findings.append(
             Finding(
-                check="train_mode", severity="info", text="The model was in train mode; it is measured in eval mode."
+                check="train_mode",
+                severity="info",
+                text="The model was in train mode; it is measured in eval mode.",
             )
         )
-    findings += [Finding(check=check, severity="info", text=text) for check, text in (*target.remarks, *data.remarks)]
+    findings += [
+        Finding(check=check, severity="info", text=text)
+        for check, text in (*target.remarks, *data.remarks)
+    ]
     rows = torch.as_tensor(x).to(target.device, target.dtype)
     findings += _randomised(target, rows)
     if target.rewrites:
         text = (
-            "The model changes its input in place. It is given a copy each time, so that neither the data nor an "
-            "adversarial example is changed."
+            "The model changes its input in place. It is given a copy each time, so that neither "
+            "the data nor an adversarial example is changed."
         )
         findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
@@ -105,7 +119,10 @@ def check_model(target: Target, data: Source) -> list[Finding]:
                 Finding(
                     check="logit_scale",
                     severity="info",
-                    text="The logits are large: a plain cross-entropy would vanish in float32. Ours does not.",
+                    text=(
+                        "The logits are large: a plain cross-entropy would vanish in float32. Ours "
+                        "does not."
+                    ),
                     value=top,
                     threshold=50.0,
                 )
@@ -114,16 +131,23 @@ def check_model(target: Target, data: Source) -> list[Finding]:
 
 
 def check_range(target: Target, data: Source) -> None:
-    """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look broken, not wrong.
+    """Refuse inputs in [0, 1] to a model that takes bytes, and the other way round: it would look
+    broken, not wrong.
 
-    Asked only where the model is right on fewer than half of some rows from all parts of the data, and only of models
-    that give gradients: they are at hand, where each question to an endpoint costs.
+    Asked only where the model is right on fewer than half of some rows from all parts of the data,
+    and only of models that give gradients: they are at hand, where each question to an endpoint
+    costs.
 
     Raises:
         InputError: it is right far more often on the same rows in the other range.
     """
     box = target.bounds
-    strange = box.low < 0 or 1 < box.high < 128 or target.free is not None or isinstance(target, WithTruth)
+    strange = (
+        box.low < 0
+        or 1 < box.high < 128
+        or target.free is not None
+        or isinstance(target, WithTruth)
+    )
     if strange or target.access < Access.GRADIENTS:
         return
     rows, y = spread(data, TOLD)
@@ -134,22 +158,24 @@ def check_range(target: Target, data: Source) -> None:
     if (there := _right(target, rows * factor, y)) <= max(0.5, here + 0.3):
         return
     said = (
-        f"the model's accuracy on {len(rows)} rows of {data.name} in [{box.low:g}, {box.high:g}] is {here:.0%} (mean "
-        f"over the classes), but {there:.0%} on the same rows "
+        f"the model's accuracy on {len(rows)} rows of {data.name} in [{box.low:g}, {box.high:g}] "
+        f"is {here:.0%} (mean over the classes), but {there:.0%} on the same rows "
     )
     if factor > 1:
         raise InputError(
-            f"{said}times 255: it takes bytes, perhaps since it begins with a Rescaling(1/255). Give "
+            f"{said}times 255: it takes bytes, perhaps since it begins with a Rescaling(1/255). "
+            "Give "
             f'--bounds 0,255 and bytes as data; for these data, --preprocess "normalize(0, 1/255)".'
         )
     raise InputError(
-        f"{said}divided by 255: it takes inputs in [0, 1]. Leave --bounds out, and divide by 255 what is not stored as "
-        f"bytes."
+        f"{said}divided by 255: it takes inputs in [0, 1]. Leave --bounds out, and divide by 255 "
+        f"what is not stored as bytes."
     )
 
 
 def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
-    """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is no success."""
+    """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is
+    no success."""
     with sealed(0):
         hit = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
     return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
@@ -164,7 +190,9 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
                 answers.append(target.all_scores(x))
             else:
                 answers.append(
-                    torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x)))).double()[:, None]
+                    torch.cat(
+                        list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
+                    ).double()[:, None]
                 )
     first, second = (torch.nan_to_num(z) for z in answers)
     apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
@@ -172,12 +200,15 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
     if not share:
         return []
     if target.draws > 1:
-        text = f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
+        text = (
+            f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
+        )
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (
-        f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. An attack that sees "
-        f"one draw is misled, and one lucky draw is no success: measure its mean with --eot 20 (in Python: "
-        f"ExpectationOverTransformation)."
+        f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. "
+        "An attack that sees "
+        "one draw is misled, and one lucky draw is no success: measure its mean with --eot 20 (in "
+        f"Python: ExpectationOverTransformation)."
     )
     return [Finding(check="randomised", severity="amber", text=text, value=share, threshold=0)]
 
@@ -186,11 +217,15 @@ def randomised(noted: list[Finding]) -> bool:
     return any(finding.check == "randomised" for finding in noted)
 
 
-def _likely(low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool) -> str:
+def _likely(
+    low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool
+) -> str:
     if whole and low >= 0 and high > 255:
         return "They are whole numbers: if they are tokens of text, such models are not supported."
     if bounds.high <= 1 and low >= 0 and 1.5 < high <= 255:
-        return "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
+        return (
+            "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
+        )
     if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):
         return (
             'They look normalised: pass raw inputs and give --preprocess "normalize(mean, std)" '

@@ -1,8 +1,10 @@
-"""What an evaluation will cost, said before it starts: from a pilot at every eps, and a few steps of each trial.
+"""What an evaluation will cost, said before it starts: from a pilot at every eps, and a few steps
+of each trial.
 
-Counted are all passes: of the judge, of the examination, of every trial at every eps, of corruptions. What cannot be
-known before is left out: trials that answer the examination's findings (they are forecast once it has run), and rows
-that later trials break, which the last trials then do not see.
+Counted are all passes: of the judge, of the examination, of every trial at every eps, of
+corruptions. What cannot be known before is left out: trials that answer the examination's findings
+(they are forecast once it has run), and rows that later trials break, which the last trials then do
+not see.
 """
 
 from __future__ import annotations
@@ -31,14 +33,16 @@ ROWS = 128  # that are looked at; on all of them the longest of the short runs i
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
 FEW = 16  # rows of the short runs
 SHORT = (2, 4, 8)  # their steps
-BEND = 1.3  # from this power of the steps on, the cost of a run is taken to grow faster than they do
+# from this power of the steps on, the cost of a run is taken to grow faster than they do
+BEND = 1.3
 
 
 @dataclass(frozen=True)
 class Forecast:
     """An estimate. Passes are right within a factor of two: it takes later trials to break nothing.
 
-    `added` of the trials answer findings of the examination, which has run by then and is no longer counted.
+    `added` of the trials answer findings of the examination, which has run by then and is no longer
+    counted.
     """
 
     rows: int
@@ -104,7 +108,8 @@ def forecast(
         stride: rows of a chunk.
         examined: an examination comes first.
         corruptions: the model is asked about corrupted inputs too.
-        added: so many of the trials, the last ones, answer findings; no row is asked about anew before them.
+        added: so many of the trials, the last ones, answer findings; no row is asked about anew
+            before them.
     """
     start, stop = part
     n = stop - start
@@ -132,14 +137,17 @@ def _sample(plan: Plan, source: Source, start: int, stop: int) -> tuple[Sample, 
     pace = (time.monotonic() - began) / (judge.PASSES * len(y))
     right = (ruling.label == y).nonzero()[:, 0]
     clean = ruling.scores[right].to(target.device) if target.access >= Access.SCORES else None  # pyright: ignore[reportOptionalSubscript]
-    threat = goals.resolved(plan.threat, y[right], start + right.cpu(), clean, target.task.k, plan.seed)
+    threat = goals.resolved(
+        plan.threat, y[right], start + right.cpu(), clean, target.task.k, plan.seed
+    )
     return Sample(x[right], y[right], clean, threat, len(right) / len(y)), pace
 
 
 def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
     """Bill every trial at every eps, in the order of the plan.
 
-    Returns the share of all rows that is broken at any eps, and of the right ones that which stands at the threat's.
+    Returns the share of all rows that is broken at any eps, and of the right ones that which stands
+    at the threat's.
     """
     first, m = plan.trials[0], min(PILOT, len(sample.y))
     if plan.target.access < Access.GRADIENTS:
@@ -147,7 +155,10 @@ def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
     x, y = sample.x[:m], sample.y[:m]
     clean = None if sample.clean is None else sample.clean[:m]
     size = torch.full((m,), torch.inf, dtype=torch.float64)
-    own, larger = plan.measured[0], dict(zip(sorted(plan.measured), sorted(plan.measured)[1:], strict=False))
+    own, larger = (
+        plan.measured[0],
+        dict(zip(sorted(plan.measured), sorted(plan.measured)[1:], strict=False)),
+    )
     left = torch.zeros(m)
     eps, begun = math.nan, False
     for unit in plan.units():
@@ -188,7 +199,8 @@ def _priced(plan: Plan, trial: Trial, sample: Sample, bill: Bill) -> Price:
 
 
 def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
-    """From runs of a few steps. Their cost grows with the steps, or with a power of them where each costs more."""
+    """From runs of a few steps. Their cost grows with the steps, or with a power of them where each
+    costs more."""
     attack, way = trial.attack, plan.way(trial)
 
     def short(steps: int, rows: int) -> tuple[float, float]:
@@ -199,7 +211,9 @@ def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
         assert y is not None
         began = time.monotonic()
         threat = sample.threat.of_rows(torch.arange(rows))
-        books = run(replace(attack, steps=steps), way, x, y, threat, clean=clean, seed=plan.seed, stop=False)
+        books = run(
+            replace(attack, steps=steps), way, x, y, threat, clean=clean, seed=plan.seed, stop=False
+        )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 
     few, many = min(FEW, len(sample.y)), len(sample.y)
@@ -213,13 +227,15 @@ def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
         whole = attack.expected_passes * way.passes
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
-    scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)  # of a mean step to the first ones
+    # of a mean step to the first ones
+    scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)
     step = max(spent / last - row * few, 0.0)
     return Price(whole, step * scale, row * scale, attack.steps)
 
 
 def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
-    """The cost of `last` steps: on a line through the last two costs, or a power where three of them bend upwards."""
+    """The cost of `last` steps: on a line through the last two costs, or a power where three of
+    them bend upwards."""
     if len(costs) < 2:
         return costs[-1] * last / steps[-1]
     power = 1.0
@@ -232,19 +248,25 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
 
 
 def _examination(plan: Plan, source: Source, sample: Sample, stood: float, bill: Bill) -> None:
-    """Bill the questions of `probe.examine`, most of which go to the share `stood` that the first trial leaves."""
+    """Bill the questions of `probe.examine`, most of which go to the share `stood` that the first
+    trial leaves."""
     m = probe.rows_of(source) * sample.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)
     first = plan.trials[0]
     doubled = Trial(replace(first.attack, steps=2 * first.attack.steps))
-    own.add(_priced(plan, first, sample, bill), 1.5 * m)  # again on planted examples, where it soon succeeds
-    for trial in (doubled, *(parse_trial(text) for name, text in QUESTIONS.items() if name != "straight")):
+    # again on planted examples, where it soon succeeds
+    own.add(_priced(plan, first, sample, bill), 1.5 * m)
+    for trial in (
+        doubled,
+        *(parse_trial(text) for name, text in QUESTIONS.items() if name != "straight"),
+    ):
         try:
             own.add(_priced(plan, trial, sample, bill), stood * m)
         except HoldfastError:  # a question that does not fit the threat is not asked
             continue
     price = bill.prices[first.write(whole=True)]
-    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0  # that a planted example is told from
+    # that a planted example is told from
+    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0
     asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.passes
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

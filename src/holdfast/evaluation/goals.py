@@ -18,10 +18,14 @@ def differ(threat: Threat) -> bool:
     return isinstance(threat.goal, Targeted) and not isinstance(threat.goal.t, int)
 
 
-def resolved(threat: Threat, y: Tensor, ids: Tensor, scores: Tensor | None, k: int, seed: int) -> Threat:
-    """The threat of these rows: of classes y [n] among k, ids [n] and clean scores [n, k'] (least-likely needs them).
+def resolved(
+    threat: Threat, y: Tensor, ids: Tensor, scores: Tensor | None, k: int, seed: int
+) -> Threat:
+    """The threat of these rows: of classes y [n] among k, ids [n] and clean scores [n, k']
+    (least-likely needs them).
 
-    A row's goal depends on the row alone. Where one class is given for each row of the data, ids say which.
+    A row's goal depends on the row alone. Where one class is given for each row of the data, ids
+    say which.
     """
     if not isinstance(threat.goal, Targeted) or isinstance(threat.goal.t, int):
         return threat
@@ -49,6 +53,16 @@ def check(threat: Threat, target: Target, rows: int, name: str) -> None:
     if not isinstance(threat.goal, Targeted):
         return
     if isinstance(threat.goal.t, Tensor) and len(threat.goal.t) != rows:
-        raise InputError(f"the target holds {len(threat.goal.t)} classes, but {name} has {rows} rows; give one a row.")
-    if isinstance(threat.goal.t, str) and threat.goal.t == "least-likely" and target.access < Access.SCORES:
-        raise SpecError("the least likely class is that of the lowest score, but the model gives labels; try random.")
+        raise InputError(
+            f"the target holds {len(threat.goal.t)} classes, but {name} has {rows} rows; give one "
+            "a row."
+        )
+    if (
+        isinstance(threat.goal.t, str)
+        and threat.goal.t == "least-likely"
+        and target.access < Access.SCORES
+    ):
+        raise SpecError(
+            "the least likely class is that of the lowest score, but the model gives labels; try "
+            "random."
+        )

@@ -1,4 +1,5 @@
-"""Tasks other than one of k classes: model and data on which an answer is "right", or wrong in one of several ways."""
+"""Tasks other than one of k classes: model and data on which an answer is "right", or wrong in one
+of several ways."""
 
 from __future__ import annotations
 
@@ -25,13 +26,17 @@ def graded(target: Target, source: Source, threat: Threat) -> tuple[Target, Sour
     if target.graded is None:
         return target, source
     if isinstance(threat.goal, Targeted):
-        raise SpecError(f"{threat} aims at a class, but {target.graded} has none; leave the target out.")
+        raise SpecError(
+            f"{threat} aims at a class, but {target.graded} has none; leave the target out."
+        )
     target.bind(source.shape)
     around = WithTruth(target)
     return around, Truths(source, around)
 
 
-def outputs(target: WithTruth, x: torch.Tensor, scores: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def outputs(
+    target: WithTruth, x: torch.Tensor, scores: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """The truths and the model's outputs of rows x with these scores: [n, k] each."""
     truth = target.parts(x)[0]
     return truth.numpy(), target.rule.outputs(scores, truth.to(scores)).numpy()
@@ -46,7 +51,11 @@ class Truths(Source):
         self.name, self.shape = inner.name, target.shape or ()
         self.remarks, self.loading = inner.remarks, inner.loading
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
-        names = names if names is not None and len(names) == self.k else [f"{word} {j}" for j in range(self.k)]
+        names = (
+            names
+            if names is not None and len(names) == self.k
+            else [f"{word} {j}" for j in range(self.k)]
+        )
         self.class_names = ("right", *self.rule.ways(names))
 
     def __len__(self) -> int:
@@ -62,11 +71,13 @@ class Truths(Source):
     def _check(self, y: np.ndarray, start: int) -> None:
         """Raises InputError: not the truths of k outputs."""
         task = self.rule
-        other = y.ndim > 2 and len(self.form) > 1 and y.shape[1:] != self.form  # of as many numbers in another order
+        # of as many numbers in another order
+        other = y.ndim > 2 and len(self.form) > 1 and y.shape[1:] != self.form
         if y.dtype.kind not in "biuf" or math.prod(y.shape[1:]) != self.k or other:
             form = self.form or (self.k,)
             raise InputError(
-                f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but the model gives "
+                f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but "
+                "the model gives "
                 f"{' x '.join(map(str, form))} outputs, and {task} wants a truth for each: y "
                 f"[n, {', '.join(map(str, form))}]."
             )
@@ -75,6 +86,6 @@ class Truths(Source):
             row = int(np.argmax(wrong.reshape(len(y), -1).any(1)))
             wanted = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
             raise InputError(
-                f"row {start + row} of {self.name} has the truth {y[row].tolist()}, but {task} wants {wanted} for each "
-                f"output."
+                f"row {start + row} of {self.name} has the truth {y[row].tolist()}, but {task} "
+                f"wants {wanted} for each output."
             )

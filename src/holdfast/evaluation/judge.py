@@ -1,7 +1,8 @@
 """The judge: the only one who says "broken".
 
-It looks at stored inputs, apart from every attack, with the untouched model in its full precision, and twice: in
-order, and in reverse with another batch size. What flips between the two has no stable answer.
+It looks at stored inputs, apart from every attack, with the untouched model in its full precision,
+and twice: in order, and in reverse with another batch size. What flips between the two has no
+stable answer.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
             with drawing("judge", 2):
                 again = _look(target, x.flip(0))[0].flip(0)
         finally:
-            target.batch_size = min(usual, 2 * target.batch_size)  # keeps what running out of memory taught
+            # keeps what running out of memory taught
+            target.batch_size = min(usual, 2 * target.batch_size)
     return Ruling(label, confidence, label == again, scores)
 
 
 def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid, changed where they may
-    be, within eps.
+    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid,
+    changed where they may be, within eps.
 
     And their sizes.
 
@@ -79,8 +81,11 @@ def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
     return (label >= 0) & (label != y if goal is None else label == goal)
 
 
-def holds_in_8bit(target: Target, threat: Threat, found: Tensor, y: Tensor, seed: int = 0) -> Tensor:
-    """Whether images `found` [n, *shape] still meet the goal as a file of 8 bits holds them: [n] bool, on the CPU."""
+def holds_in_8bit(
+    target: Target, threat: Threat, found: Tensor, y: Tensor, seed: int = 0
+) -> Tensor:
+    """Whether images `found` [n, *shape] still meet the goal as a file of 8 bits holds them: [n]
+    bool, on the CPU."""
     rounded = target.bounds.as_8bit(found).to(target.device)
     return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 

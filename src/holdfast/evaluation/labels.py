@@ -1,4 +1,5 @@
-"""Labels as people bring them (names, -1 and 1, 1 to k, one-hot rows) as class numbers, and what a report says."""
+"""Labels as people bring them (names, -1 and 1, 1 to k, one-hot rows) as class numbers, and what a
+report says."""
 
 from __future__ import annotations
 
@@ -18,12 +19,17 @@ _LISTED = 8  # classes that a sentence names
 
 
 class Numbered(Source):
-    """The rows of `inner`, whose labels count the classes from 0: `values` [m], in order, are `positions` [m]."""
+    """The rows of `inner`, whose labels count the classes from 0: `values` [m], in order, are
+    `positions` [m]."""
 
     said: tuple[str, ...] = ()  # what was made of the labels, in sentences
 
     def __init__(
-        self, inner: Source, values: np.ndarray, positions: list[int], class_names: tuple[str, ...] | None
+        self,
+        inner: Source,
+        values: np.ndarray,
+        positions: list[int],
+        class_names: tuple[str, ...] | None,
     ) -> None:
         self.inner, self.values, self.positions = inner, values, np.array(positions, np.int64)
         self.name, self.shape, self.class_names = inner.name, inner.shape, class_names
@@ -41,12 +47,14 @@ class Numbered(Source):
 def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], list[Finding]]:
     """The sources with labels that are the model's class numbers, and what was made of them.
 
-    Labels that count from 0 stay as they are. Those that equal the classes that the model names (`class_labels`, as an
-    estimator's `classes_`) become their positions; names of classes are matched by name. Of a model that names none,
-    k evenly spaced values are taken in their order. One-hot rows [n, k] become the place of their 1.
+    Labels that count from 0 stay as they are. Those that equal the classes that the model names
+    (`class_labels`, as an estimator's `classes_`) become their positions; names of classes are
+    matched by name. Of a model that names none, k evenly spaced values are taken in their order.
+    One-hot rows [n, k] become the place of their 1.
 
     Args:
-        target: the model, bound to the shape of the inputs; None: there is none, and the labels say what classes are.
+        target: the model, bound to the shape of the inputs; None: there is none, and the labels say
+            what classes are.
         sources: data whose labels mean the same, such as rows to train and to test on.
 
     Raises:
@@ -66,7 +74,9 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
             made.append(source)
             continue
         positions = [int(v) for v in values] if table is None else table
-        made.append(Numbered(source, np.array(list(values)), positions, names or source.class_names))
+        made.append(
+            Numbered(source, np.array(list(values)), positions, names or source.class_names)
+        )
     hot = [source.name for source in sources if _one_hot(source)]
     if hot:
         said.append(f"The labels of {hot[0]} are one-hot rows: the place of the 1 is the class.")
@@ -91,17 +101,21 @@ def _by_class(
             tables.append([places[v] for v in called])
         elif all(str(v) in texts for v in called):
             tables.append([texts[str(v)] for v in called])
-        elif source.class_names is None and all(_counts(v, len(known)) and places.get(v, v) == v for v in called):
+        elif source.class_names is None and all(
+            _counts(v, len(known)) and places.get(v, v) == v for v in called
+        ):
             tables.append([int(v) for v in called])
             said.append(
-                f"The labels of {source.name} are {_list(called)}, and the model's classes {_list(known)}: the "
-                f"labels are taken for positions in the model's order."
+                f"The labels of {source.name} are {_list(called)}, and the model's classes "
+                f"{_list(known)}: the labels are taken for positions in the model's order."
             )
         else:
             odd = next(v for v in called if str(v) not in texts)
             raise InputError(
-                f"row {values[list(values)[called.index(odd)]]} of {source.name} has the label {odd!r}, but the "
-                f"model's classes are {_list(known)}; use those as labels, or their positions 0 to {len(known) - 1}."
+                f"row {values[list(values)[called.index(odd)]]} of {source.name} has the label "
+                f"{odd!r}, but the "
+                f"model's classes are {_list(known)}; use those as labels, or their positions 0 to "
+                f"{len(known) - 1}."
             )
     return tables, tuple(map(str, known)), said
 
@@ -109,34 +123,43 @@ def _by_class(
 def _by_order(
     sources: tuple[Source, ...], seen: list[dict[Any, int]], k: int | None
 ) -> tuple[list[list[int] | None], tuple[str, ...] | None, list[str]]:
-    """Positions of the values of each source, where the model says nothing of its classes; None: as they are."""
+    """Positions of the values of each source, where the model says nothing of its classes; None: as
+    they are."""
     named = sources[0].class_names
     if named is not None:
         return _by_first(sources, seen, named, k)
     whole = list({v: None for values in seen for v in values})
     if len({isinstance(v, str) for v in whole}) > 1:
-        raise InputError(f"some labels are texts and some numbers ({_list(whole)}); use one of the two everywhere.")
+        raise InputError(
+            f"some labels are texts and some numbers ({_list(whole)}); use one of the two "
+            "everywhere."
+        )
     whole.sort()
     count = len(whole) if k is None else k
-    if all(_counts(v, math.inf if k is None else k) for v in whole):  # without a model, gaps are the caller's to judge
+    # without a model, gaps are the caller's to judge
+    if all(_counts(v, math.inf if k is None else k) for v in whole):
         return [None] * len(sources), None, []
     steps = np.diff(whole) if not isinstance(whole[0], str) else np.zeros(0)
     if len(whole) != count or count < 2 or (len(steps) and not np.allclose(steps, steps[0])):
         _refuse(sources, seen, whole, k)
     tables: list[list[int] | None] = [[whole.index(v) for v in values] for values in seen]
-    text = f"The labels of {sources[0].name} do not count from 0; they are taken in their order: {_pairs(whole)}."
+    text = (
+        f"The labels of {sources[0].name} do not count from 0; they are taken in their order: "
+        f"{_pairs(whole)}."
+    )
     return tables, tuple(map(str, whole)), [text]
 
 
 def _by_first(
     sources: tuple[Source, ...], seen: list[dict[Any, int]], named: tuple[str, ...], k: int | None
 ) -> tuple[list[list[int] | None], tuple[str, ...], list[str]]:
-    """The classes that the first source names are the model's; further sources that name theirs are matched by name."""
+    """The classes that the first source names are the model's; further sources that name theirs are
+    matched by name."""
     said: list[str] = []
     if k is not None and len(named) < k:
         said.append(
-            f"{sources[0].name} names {len(named)} classes and the model has {k} outputs: they are taken for its first "
-            f"ones in their order, {_pairs(named)}."
+            f"{sources[0].name} names {len(named)} classes and the model has {k} outputs: they are "
+            f"taken for its first ones in their order, {_pairs(named)}."
         )
     tables: list[list[int] | None] = []
     for source, values in zip(sources, seen, strict=True):
@@ -149,38 +172,48 @@ def _by_first(
             tables.append(None)
         elif strange:
             raise InputError(
-                f"{source.name} has the class {strange[0]!r}, but {sources[0].name} has {_list(named)}; leave such "
-                f"rows out, or name the classes alike."
+                f"{source.name} has the class {strange[0]!r}, but {sources[0].name} has "
+                f"{_list(named)}; leave such rows out, or name the classes alike."
             )
         else:
             tables.append([named.index(c) for c in called])
     return tables, named, said
 
 
-def _refuse(sources: tuple[Source, ...], seen: list[dict[Any, int]], whole: list[Any], k: int | None) -> None:
+def _refuse(
+    sources: tuple[Source, ...], seen: list[dict[Any, int]], whole: list[Any], k: int | None
+) -> None:
     """Raises InputError: names the first row whose label is no class, and the likely cause."""
     count = len(whole) if k is None else k
     odd = next(v for v in reversed(whole) if not _counts(v, count))
-    source, row = next((s, values[odd]) for s, values in zip(sources, seen, strict=True) if odd in values)
+    source, row = next(
+        (s, values[odd]) for s, values in zip(sources, seen, strict=True) if odd in values
+    )
     if k is None:
-        raise InputError(f"{source.name} has the labels {_list(whole)}, but classes count from 0: convert them.")
+        raise InputError(
+            f"{source.name} has the labels {_list(whole)}, but classes count from 0: convert them."
+        )
     if isinstance(odd, str):
         raise InputError(
-            f"{source.name} has {len(whole)} classes ({_list(whole)}), but the model has {k} and does not name them; "
-            f"give class numbers from 0 to {k - 1} as labels."
+            f"{source.name} has {len(whole)} classes ({_list(whole)}), but the model has {k} and "
+            f"does not name them; give class numbers from 0 to {k - 1} as labels."
         )
     below = next((v for v in whole if v < 0), None)
     if below is not None:
-        source, row = next((s, values[below]) for s, values in zip(sources, seen, strict=True) if below in values)
+        source, row = next(
+            (s, values[below]) for s, values in zip(sources, seen, strict=True) if below in values
+        )
         raise InputError(f"row {row} of {source.name} has label {below}, but classes count from 0.")
     hint = " Do they count from 1?" if odd == k else ""
     raise InputError(
-        f"row {row} of {source.name} has label {odd}, but the model knows {k} classes, numbered 0 to {k - 1}.{hint}"
+        f"row {row} of {source.name} has label {odd}, but the model knows {k} classes, numbered 0 "
+        f"to {k - 1}.{hint}"
     )
 
 
 def _seen(source: Source, k: int | None) -> dict[Any, int]:
-    """The different labels of a source, in order, each with the first row that has it; of one-hot rows, places.
+    """The different labels of a source, in order, each with the first row that has it; of one-hot
+    rows, places.
 
     Raises:
         InputError: labels that are no classes at all.
@@ -199,33 +232,38 @@ def _check(y: np.ndarray, start: int, k: int | None) -> None:
     if y.ndim == 2 and y.shape[1] > 1:
         return _check_hot(y, start, k)
     if y.ndim == 0 or y.ndim > 2 or y.size != len(y):
-        raise InputError(f"labels have shape {_shape(y.shape)}, but one class number a row is expected.")
+        raise InputError(
+            f"labels have shape {_shape(y.shape)}, but one class number a row is expected."
+        )
     if y.dtype.kind in "US":
         return
     whole = np.isfinite(y) & (y == np.rint(y)) if y.dtype.kind in "biuf" else np.zeros(len(y), bool)
     if not whole.all():
         raise InputError(
-            f"labels are {y.dtype} (such as {y.ravel()[int(np.argmin(whole))]!s}), but class numbers are integers: "
+            f"labels are {y.dtype} (such as {y.ravel()[int(np.argmin(whole))]!s}), but class "
+            "numbers are integers: "
             f'convert with astype(int). For a regression say --task "regression(tolerance=0.1)".'
         )
 
 
 def _check_hot(y: np.ndarray, start: int, k: int | None) -> None:
-    """Raises InputError: rows [n, m] that are not one-hot, or of another number of classes than k."""
+    """Raises InputError: rows [n, m] that are not one-hot, or of another number of classes than
+    k."""
     shape = _shape(y.shape)
     if k is not None and y.shape[1] != k:
         raise InputError(
-            f"labels have shape {shape}, as one-hot rows of {y.shape[1]} classes do, but the model has {k} classes; "
-            f"give one class number a row."
+            f"labels have shape {shape}, as one-hot rows of {y.shape[1]} classes do, but the model "
+            f"has {k} classes; give one class number a row."
         )
     zero_one = (y == 0) | (y == 1)
     odd = ~zero_one.all(1) | ((y == 1).sum(1) != 1)
     if odd.any():
         row = int(np.argmax(odd))
         raise InputError(
-            f"labels have shape {shape}, but row {start + row} is {_list(y[row].tolist())} and not one-hot (one 1, "
-            f"else 0). Give class numbers instead, such as y.argmax(1); or, if several labels may hold at once, say "
-            f"--task multilabel (in Python: wrap(..., task='multilabel'))."
+            f"labels have shape {shape}, but row {start + row} is {_list(y[row].tolist())} and not "
+            "one-hot (one 1, "
+            "else 0). Give class numbers instead, such as y.argmax(1); or, if several labels may "
+            f"hold at once, say --task multilabel (in Python: wrap(..., task='multilabel'))."
         )
 
 

@@ -1,24 +1,28 @@
-"""Memory: what the C library does with what was freed. It holds for the whole process, until the other is asked for."""
+"""Memory: what the C library does with what was freed. It holds for the whole process, until the
+other is asked for."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-_TRIM, _MMAP = -1, -3  # of glibc's mallopt: what may lie free at the top of the heap, and what gets pages of its own
+# of glibc's mallopt: what may lie free at the top of the heap, and what gets pages of its own
+_TRIM, _MMAP = -1, -3
 
 
 def keep_freed() -> None:
-    """Have glibc keep up to a gigabyte of freed memory for the next step, instead of giving it back to the system.
+    """Have glibc keep up to a gigabyte of freed memory for the next step, instead of giving it back
+    to the system.
 
-    Each step of a training frees what the next one asks for again. As new pages of the system's, that took a sixth of
-    a gradient's time on a small CNN. Elsewhere than on glibc nothing happens.
+    Each step of a training frees what the next one asks for again. As new pages of the system's,
+    that took a sixth of a gradient's time on a small CNN. Elsewhere than on glibc nothing happens.
     """
     _set(1 << 30, 1 << 30)
 
 
 def give_back_freed() -> None:
-    """Have glibc give every large block back when it is freed; else a long run's heap breaks up and grows."""
+    """Have glibc give every large block back when it is freed; else a long run's heap breaks up and
+    grows."""
     _set(1 << 17, 1 << 20)  # the first as glibc has it at first
 
 

@@ -21,7 +21,8 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
     """Join finished runs of disjoint rows of the same data under the same question.
 
     Raises:
-        InputError: a shard asks something else (named), rows overlap, or `out` holds something already.
+        InputError: a shard asks something else (named), rows overlap, or `out` holds something
+            already.
     """
     refuse_taken(out)
     manifests = _alike(shards)
@@ -31,31 +32,44 @@ def merge(shards: Sequence[Path], out: Path) -> Manifest:
 
 def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
     """The runs in the order of their rows, all of one question."""
-    manifests = sorted(((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts)
+    manifests = sorted(
+        ((store.read_manifest(s), s) for s in shards), key=lambda pair: pair[0].data.parts
+    )
     if not manifests:
         raise InputError("no run was given to merge.")
     for manifest, shard in manifests:
         if store.checksums(shard) != manifest.files:
-            raise InputError(f"{shard} was changed after its run (checksums differ); see holdfast verify.")
+            raise InputError(
+                f"{shard} was changed after its run (checksums differ); see holdfast verify."
+            )
     first = manifests[0][0]
     asked = question(first) | {"rows": ""}
     for manifest, shard in manifests[1:]:
         for key, value in (question(manifest) | {"rows": ""}).items():
             if value != asked[key]:
-                raise InputError(f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has {asked[key]}.")
+                raise InputError(
+                    f"cannot merge {shard}: its {key} is {value}, and {manifests[0][1]} has "
+                    f"{asked[key]}."
+                )
     return manifests
 
 
 def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     first = manifests[0][0]
     tables = [store.read_samples(shard) for _, shard in manifests]
-    finished = [bool(table.column("finished").to_numpy(zero_copy_only=False).all()) for table in tables]
+    finished = [
+        bool(table.column("finished").to_numpy(zero_copy_only=False).all()) for table in tables
+    ]
     shards = zip(manifests, finished, strict=True)
-    parts = _join([(*part, whole) for (manifest, _), whole in shards for part in manifest.data.parts])
+    parts = _join(
+        [(*part, whole) for (manifest, _), whole in shards for part in manifest.data.parts]
+    )
     for (manifest, shard), table in zip(manifests, tables, strict=True):
         store.ids_of(shard, manifest, table)
     table = pa.concat_tables(tables).sort_by("id")
-    trials = [reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)]
+    trials = [
+        reduce(add_trials, same) for same in zip(*(m.trials for m, _ in manifests), strict=True)
+    ]
     originals = _Originals([shard for _, shard in manifests])
     _examples([shard for _, shard in manifests], out, first, parts)
     store.write_samples(out, table)
@@ -65,7 +79,11 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     store.write_gallery(out, table, originals)
     store.write_limits(out, store.read_limits(manifests[0][1]))
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
-    measured = [pair for pair in first.threat.measured if all(pair in m.threat.measured for m, _ in manifests)]
+    measured = [
+        pair
+        for pair in first.threat.measured
+        if all(pair in m.threat.measured for m, _ in manifests)
+    ]
     facts = facts.model_copy(
         update={
             "data": facts.data.model_copy(update={"parts": parts}),
@@ -78,7 +96,8 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
 
 
 class _Originals:
-    """The originals that the shards' galleries hold; they include all that the merged gallery shows."""
+    """The originals that the shards' galleries hold; they include all that the merged gallery
+    shows."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
         self.known: dict[int, np.ndarray] = {}
@@ -92,13 +111,15 @@ class _Originals:
 
 
 def _join(parts: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int]]:
-    """Neighbouring parts (start, stop, finished) as one, but for those that time cut short: their chunks stay apart."""
+    """Neighbouring parts (start, stop, finished) as one, but for those that time cut short: their
+    chunks stay apart."""
     joined: list[tuple[int, int]] = []
     open_ = False  # whether the last one was cut short
     for start, stop, finished in sorted(parts):
         if joined and start < joined[-1][1]:
             raise InputError(
-                f"rows {start} to {min(stop, joined[-1][1])} are in two of the runs; shards must not overlap."
+                f"rows {start} to {min(stop, joined[-1][1])} are in two of the runs; shards must "
+                "not overlap."
             )
         if joined and start == joined[-1][1] and finished and not open_:
             joined[-1] = (joined[-1][0], stop)
@@ -108,17 +129,23 @@ def _join(parts: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _examples(shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]) -> None:
+def _examples(
+    shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]
+) -> None:
     """Store the examples again, in the pieces that one process would have cut."""
     held = [(ids, x) for shard in shards for ids, x in store.examples(shard)]
     if not held:
         return
     odd = [x for _, x in held if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
     if odd:
-        raise InputError("a shard holds examples that are not finite, or of another shape; see holdfast verify.")
+        raise InputError(
+            "a shard holds examples that are not finite, or of another shape; see holdfast verify."
+        )
     ids, x = np.concatenate([i for i, _ in held]), np.concatenate([x for _, x in held])
     names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
     for name in np.unique(names):
         here = np.flatnonzero(names == name)
         here = here[np.argsort(ids[here])]
-        store.write_tensors(out / "adversarial" / f"{name:09d}.safetensors", {"id": ids[here], "x": x[here]})
+        store.write_tensors(
+            out / "adversarial" / f"{name:09d}.safetensors", {"id": ids[here], "x": x[here]}
+        )

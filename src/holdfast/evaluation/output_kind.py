@@ -1,4 +1,5 @@
-"""What a model's outputs are, logits or probabilities, where neither the model nor the user says it."""
+"""What a model's outputs are, logits or probabilities, where neither the model nor the user says
+it."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ SATURATED = 0.1  # share of rows from which on it is said
 
 
 def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
-    """Decide whether outputs are logits or probabilities, and set `target.probabilities`; what the report should say.
+    """Decide whether outputs are logits or probabilities, and set `target.probabilities`; what the
+    report should say.
 
-    Only of a model of which nobody says it. Several outputs are probabilities where each row is within [0, 1] and sums
-    to 1, which changes no decision. A single output within [0, 1] (or each of several labels) would decide otherwise
-    under either reading: so both are held against the labels, and the better one is taken. Where they are equally good,
-    or the labels are of one class alone, that is logits. `z` are the target's scores of the first rows as they are.
+    Only of a model of which nobody says it. Several outputs are probabilities where each row is
+    within [0, 1] and sums to 1, which changes no decision. A single output within [0, 1] (or each
+    of several labels) would decide otherwise under either reading: so both are held against the
+    labels, and the better one is taken. Where they are equally good, or the labels are of one class
+    alone, that is logits. `z` are the target's scores of the first rows as they are.
     """
     plain = z if not target.probabilities and target.draws == 1 else None
     return [
@@ -44,23 +47,42 @@ def saturated(target: Target, z: Tensor) -> list[Finding]:
     if not target.probabilities or target.reads or numbers or not len(z):
         return []
     most = -math.log(torch.finfo(z.dtype).tiny) - 1
-    lead = z.abs().amax(1) if graded else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
+    lead = (
+        z.abs().amax(1)
+        if graded
+        else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
+    )
     share = float((lead >= most).double().mean())
     if share <= SATURATED:
         return []
     text = (
-        f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows examined, and the logits before "
-        f"them cannot be read: there an attack cannot see what brings it nearer. Robust accuracy is an upper bound; "
-        f"give a model without its last softmax or sigmoid."
+        f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows examined, "
+        "and the logits before "
+        "them cannot be read: there an attack cannot see what brings it nearer. Robust accuracy "
+        f"is an upper bound; give a model without its last softmax or sigmoid."
     )
-    return [Finding(check="saturated_probabilities", severity="amber", text=text, value=share, threshold=SATURATED)]
+    return [
+        Finding(
+            check="saturated_probabilities",
+            severity="amber",
+            text=text,
+            value=share,
+            threshold=SATURATED,
+        )
+    ]
 
 
 def sum_to_one(z: Tensor) -> bool:
-    """Whether all finite rows of outputs [n, k], of which there is one at least, are within [0, 1] and sum to 1."""
+    """Whether all finite rows of outputs [n, k], of which there is one at least, are within [0, 1]
+    and sum to 1."""
     z = z[z.isfinite().all(1)]
     slack = 0.02  # of probabilities in 8 bits
-    return bool(len(z)) and z.shape[1] > 1 and _inside(z) and bool(((z.sum(1) - 1).abs() < slack).all())
+    return (
+        bool(len(z))
+        and z.shape[1] > 1
+        and _inside(z)
+        and bool(((z.sum(1) - 1).abs() < slack).all())
+    )
 
 
 def _members(target: Target) -> Iterator[Target]:
@@ -96,7 +118,11 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
     if not graded and not target.single:
         target.probabilities = sum_to_one(z)
         text = "The model gives probabilities; their logarithms serve as logits."
-        return [Finding(check="probabilities", severity="info", text=text)] if target.probabilities else []
+        return (
+            [Finding(check="probabilities", severity="info", text=text)]
+            if target.probabilities
+            else []
+        )
     return [_by_labels(target, source)]
 
 
@@ -110,18 +136,26 @@ def _by_labels(target: Target, source: Source) -> Finding:
     for reading in (False, True):
         target.probabilities = reading
         with sealed(0):
-            right[reading] = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+            right[reading] = (
+                torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+            )
     truths = target.parts(x)[0] if isinstance(target, WithTruth) else y
     varied = len(truths.unique()) > 1
     as_logits, as_chances = (float(right[reading].double().mean()) for reading in (False, True))
     target.probabilities = varied and as_chances > as_logits
     differ = int((right[True] != right[False]).sum())
     clear = varied and abs(int(right[True].sum()) - int(right[False].sum())) > 3 * math.sqrt(differ)
-    taken, other = ("probabilities", "--no-probabilities") if target.probabilities else ("logits", "--probabilities")
+    taken, other = (
+        ("probabilities", "--no-probabilities")
+        if target.probabilities
+        else ("logits", "--probabilities")
+    )
     text = (
-        f"All outputs on {len(x)} rows are within [0, 1], and nothing says what they are. Taken for logits (1 above 0) "
-        f"they are right on {as_logits:.0%}, for probabilities (1 above 0.5) on {as_chances:.0%}: they were taken for "
-        f"{taken}. If that is wrong, say {other} (in Python: wrap(..., probabilities={not target.probabilities}))."
+        f"All outputs on {len(x)} rows are within [0, 1], and nothing says what they are. Taken "
+        "for logits (1 above 0) "
+        f"they are right on {as_logits:.0%}, for probabilities (1 above 0.5) on {as_chances:.0%}: "
+        f"they were taken for {taken}. If that is wrong, say {other} (in Python: wrap(..., "
+        f"probabilities={not target.probabilities}))."
     )
     return Finding(check="probabilities", severity="info" if clear else "amber", text=text)
 

@@ -1,5 +1,6 @@
-"""How much a change shows: PSNR, the structural similarity of Wang et al. 2004 (doi:10.1109/TIP.2003.819861), and
-what a network of the user's says, as LPIPS (Zhang et al. 2018, arXiv:1801.03924)."""
+"""How much a change shows: PSNR, the structural similarity of Wang et al. 2004
+(doi:10.1109/TIP.2003.819861), and what a network of the user's says, as LPIPS (Zhang et al. 2018,
+arXiv:1801.03924)."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from holdfast.targets.target import Target, sealed
 
 
 def looks(target: Target, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """PSNR in decibels and SSIM of inputs `found` against inputs x [n, *shape], [n] float64 each; NaN for no images.
+    """PSNR in decibels and SSIM of inputs `found` against inputs x [n, *shape], [n] float64 each;
+    NaN for no images.
 
-    The range is that of the bounds. SSIM has the paper's window (11 taps of a Gaussian of 1.5 pixels, reflected at
-    the border) and constants, and is averaged over pixels and channels.
+    The range is that of the bounds. SSIM has the paper's window (11 taps of a Gaussian of 1.5
+    pixels, reflected at the border) and constants, and is averaged over pixels and channels.
     """
     nothing = torch.full((len(x),), torch.nan, dtype=torch.float64)
     if not pictures(target, x) or not len(x):
@@ -51,9 +53,10 @@ class PerceptualDistance:
     """How different two images look to a network, in float64.
 
     Args:
-        network: a module, or the `path/file.py:factory` of one, which gives a distance a row, [n] or [n, 1, 1, 1], of
-            two batches of images [n, 3, h, w] in [-1, 1]; grey ones come with three equal channels. That is the
-            interface of the package `lpips`. It is copied, in eval mode.
+        network: a module, or the `path/file.py:factory` of one, which gives a distance a row, [n]
+            or [n, 1, 1, 1], of two batches of images [n, 3, h, w] in [-1, 1]; grey ones come with
+            three equal channels. That is the interface of the package `lpips`. It is copied, in
+            eval mode.
         target: whose inputs [n, *shape] are to be compared; bound to their shape.
 
     Raises:
@@ -63,12 +66,17 @@ class PerceptualDistance:
     def __init__(self, network: str | nn.Module, target: Target) -> None:
         found = made(network) if isinstance(network, str) else network
         if not isinstance(found, nn.Module):
-            raise InputError(f"perceptual distances need a torch module, but got a {type(found).__name__}.")
+            raise InputError(
+                f"perceptual distances need a torch module, but got a {type(found).__name__}."
+            )
         shape = tuple(target.shape or ())
         ramp = torch.linspace(target.bounds.low, target.bounds.high, math.prod(shape))
         pair = torch.stack([ramp, ramp.flip(0)]).reshape(2, *shape)
         if not pictures(target, pair):
-            raise InputError(f"perceptual distances are of images of one or three channels, not of inputs {shape}.")
+            raise InputError(
+                "perceptual distances are of images of one or three channels, not of inputs "
+                f"{shape}."
+            )
         self.name, self.target = f"the perceptual network {type(found).__name__}", target
         digest = hashlib.sha256()
         for part in content_of(found):
@@ -90,15 +98,24 @@ class PerceptualDistance:
     def _ask(self, *pair: Tensor) -> Tensor:
         low, high = self.target.bounds.low, self.target.bounds.high
         images = [planes(x.to(self.target.device).double(), self.target.layout) for x in pair]
-        answer = self.network(*((2 * (u - low) / (high - low) - 1).expand(-1, 3, -1, -1).contiguous() for u in images))
+        answer = self.network(
+            *((2 * (u - low) / (high - low) - 1).expand(-1, 3, -1, -1).contiguous() for u in images)
+        )
         n = len(images[0])
         if not isinstance(answer, Tensor) or answer.shape[:1] != (n,) or answer.numel() != n:
-            given = tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-            raise InputError(f"{self.name} gives {given} for {n} pairs of images; it must give one distance a pair.")
+            given = (
+                tuple(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+            )
+            raise InputError(
+                f"{self.name} gives {given} for {n} pairs of images; it must give one distance a "
+                "pair."
+            )
         distance = answer.double().flatten().cpu()
         if not distance.isfinite().all():
             odd = float(distance[~distance.isfinite()][0])
-            raise InputError(f"{self.name} gives {odd} for a pair of images; a distance must be a finite number.")
+            raise InputError(
+                f"{self.name} gives {odd} for a pair of images; a distance must be a finite number."
+            )
         return distance
 
 

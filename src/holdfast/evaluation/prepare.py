@@ -17,9 +17,10 @@ from holdfast.targets.target import Target
 def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     """Data in any form that `as_source` takes, as a source that fits the model.
 
-    Bytes become [0, 1] unless the model's bounds are wider. Pictures become grey or RGB as the model takes them, and,
-    where they differ in size and the model's preprocessing begins with a resize, are resized while loading. Where the
-    shape of inputs is fixed already, the axes of other data are put in its order.
+    Bytes become [0, 1] unless the model's bounds are wider. Pictures become grey or RGB as the
+    model takes them, and, where they differ in size and the model's preprocessing begins with a
+    resize, are resized while loading. Where the shape of inputs is fixed already, the axes of other
+    data are put in its order.
 
     Raises:
         InputError: as `as_source`; or inputs of another shape than the model takes.
@@ -38,7 +39,10 @@ def channels_of(target: Target) -> int | None:
     """How many channels the model's images have, 1 or 3; None where nothing says it."""
     inner: Any = _innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
-    if any(not isinstance(step, (Normalize, Resize, Defence)) for step in getattr(inner, "preprocess", ())):
+    if any(
+        not isinstance(step, (Normalize, Resize, Defence))
+        for step in getattr(inner, "preprocess", ())
+    ):
         return None
     if shape is None and isinstance(model, Foreign):
         shape = model.shape

@@ -1,4 +1,5 @@
-"""Protocols: named, versioned lists of trials. A literal, not code; a change of a list raises its version."""
+"""Protocols: named, versioned lists of trials. A literal, not code; a change of a list raises its
+version."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from holdfast.targets.target import Access
 
 @dataclass(frozen=True)
 class Trial:
-    """One attack, with every restart, and aimed at each of the best wrong classes in turn (`targets`, 0: at any).
+    """One attack, with every restart, and aimed at each of the best wrong classes in turn
+    (`targets`, 0: at any).
 
-    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those whose lowest margin is
-    at most this share of their clean one. (A rule on the row alone, so that company changes nothing.) `through` names
-    one of the `ways` round a defence; success is still the model's own.
+    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those
+    whose lowest margin is at most this share of their clean one. (A rule on the row alone, so that
+    company changes nothing.) `through` names one of the `ways` round a defence; success is still
+    the model's own.
     """
 
     attack: Attack
@@ -33,13 +36,25 @@ class Trial:
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.restarts, self.targets))
         if not whole or self.restarts < 1 or self.targets < 0:
-            raise SpecError(f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0.")
-        if isinstance(self.near, bool) or not isinstance(self.near, (int, float)) or not 0 < self.near <= 1:
-            raise SpecError(f"{self!r}: near is a share of the clean margin, above 0 and at most 1.")
+            raise SpecError(
+                f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0."
+            )
+        if (
+            isinstance(self.near, bool)
+            or not isinstance(self.near, (int, float))
+            or not 0 < self.near <= 1
+        ):
+            raise SpecError(
+                f"{self!r}: near is a share of the clean margin, above 0 and at most 1."
+            )
         if self.through not in ("", *WAYS):
-            raise SpecError(f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}")
+            raise SpecError(
+                f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}"
+            )
         if self.restarts > 1 and not self.attack.random:
-            raise SpecError(f"{self!r}: it draws nothing at random, so a restart would only repeat it.")
+            raise SpecError(
+                f"{self!r}: it draws nothing at random, so a restart would only repeat it."
+            )
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run that this trial stands for."""
@@ -50,10 +65,18 @@ class Trial:
 
     def write(self, *, whole: bool = False) -> str:
         usual = {"restarts": 1, "targets": 0, "near": 1}
-        extra = [f"{name}={getattr(self, name):g}" for name in usual if getattr(self, name) != usual[name]]
+        extra = [
+            f"{name}={getattr(self, name):g}"
+            for name in usual
+            if getattr(self, name) != usual[name]
+        ]
         extra += [f"through={self.through!r}"] if self.through else []
         text = spec.write(self.attack, whole=whole)
-        return text if not extra else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
+        return (
+            text
+            if not extra
+            else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
+        )
 
     def __repr__(self) -> str:
         return self.write()
@@ -101,25 +124,34 @@ _THOROUGH_L2 = (
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
-# Each list by norm; "other" serves the norms without one of their own. Why these trials: docs/protocols.md.
+# Each list by norm; "other" serves the norms without one of their own. Why these trials:
+# docs/protocols.md.
 PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     "quick": (
         3,
-        "one short run for all rows, a few more for those of small margin: an upper bound, in Linf 0 to 3 points above "
-        "standard on the eight networks it was tuned on, 4 to 5 on another; far more in L2 where gradients are masked",
+        "one short run for all rows, a few more for those of small margin: an upper bound, in Linf "
+        "0 to 3 points above "
+        "standard on the eight networks it was tuned on, 4 to 5 on another; far more in L2 where "
+        "gradients are masked",
         {
             "linf": (
                 'apgd(steps=20, loss="mifpe")',
                 'acg(steps=40, loss="mifpe", restarts=3, near=0.08)',
                 'relay(steps=140, leg=50, p=0.2, loss="mifpe", near=0.08)',
             ),
-            "other": ('apgd(steps=20, loss="mifpe")', 'apgd(steps=20, loss="mifpe", restarts=3, near=0.3)'),
+            "other": (
+                'apgd(steps=20, loss="mifpe")',
+                'apgd(steps=20, loss="mifpe", restarts=3, near=0.3)',
+            ),
             "l0": ("sigmazero(steps=50)",),
         },
     ),
     "standard": (
         5,
-        "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it brings near to falling",
+        (
+            "AutoAttack's strength at a tenth of its passes: effort goes to the rows that it "
+            "brings near to falling"
+        ),
         {"other": _STANDARD, "l2": _STANDARD_L2, "l1": _STANDARD_L1, "l0": _SPARSE[:2]},
     ),
     "thorough": (
@@ -134,7 +166,10 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
     ),
     "autoattack": (
         1,
-        "AutoAttack's standard version (Croce and Hein 2020, arXiv:2003.01690): its attacks, settings and order",
+        (
+            "AutoAttack's standard version (Croce and Hein 2020, arXiv:2003.01690): its attacks, "
+            "settings and order"
+        ),
         {
             "other": (
                 'apgd(steps=100, loss="ce")',
@@ -172,8 +207,9 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-# What the protocols are for targets that give less than gradients. Scores alone prove little (a defence can bend them
-# without being robust), so in Linf and L2 the longer lists end with a search by labels.
+# What the protocols are for targets that give less than gradients. Scores alone prove little (a
+# defence can bend them without being robust), so in Linf and L2 the longer lists end with a search
+# by labels.
 BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     Access.SCORES: {
         "quick": {
@@ -188,14 +224,22 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
             "other": ("square(steps=5000)",),
         },
         "thorough": {
-            "linf": ("signhunter(steps=2000)", "square(steps=10000, restarts=3)", "rays(steps=5000)"),
+            "linf": (
+                "signhunter(steps=2000)",
+                "square(steps=10000, restarts=3)",
+                "rays(steps=5000)",
+            ),
             "l2": ("square(steps=10000, restarts=3)", "simba(steps=5000)", "cgba", "hopskipjump"),
             "l0": ("sparsers(steps=10000, restarts=3)",),
             "other": ("square(steps=10000, restarts=3)",),
         },
     },
     Access.LABELS: {
-        "quick": {"linf": ("rays(steps=500)",), "l2": ("cgba(steps=10)",), "other": ("sweep(steps=500)",)},
+        "quick": {
+            "linf": ("rays(steps=500)",),
+            "l2": ("cgba(steps=10)",),
+            "other": ("sweep(steps=500)",),
+        },
         "standard": {
             "linf": ("rays(steps=5000)", "hopskipjump(steps=20)"),
             "l2": ("cgba(steps=60)", "hopskipjump(steps=20)"),
@@ -210,7 +254,8 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
-# What the protocols are where eps is inf: searches for the smallest perturbation, each of which takes all rows.
+# What the protocols are where eps is inf: searches for the smallest perturbation, each of which
+# takes all rows.
 SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
     Access.GRADIENTS: {
         "quick": {"l0": ("sigmazero(steps=50)",), "other": ("fmn(steps=50)",)},
@@ -221,9 +266,24 @@ SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
             "l0": ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)"),
         },
         "thorough": {
-            "linf": ("fmn(steps=1000)", "fab(steps=100, restarts=3)", "pdpgd(steps=500)", "brendelbethge(steps=480)"),
-            "l2": ("ddn(steps=1000)", "fmn(steps=1000)", "alma(steps=1000)", "brendelbethge(steps=480)"),
-            "l1": ("fmn(steps=1000)", "alma(steps=1000)", "ead(steps=1000)", "brendelbethge(steps=480)"),
+            "linf": (
+                "fmn(steps=1000)",
+                "fab(steps=100, restarts=3)",
+                "pdpgd(steps=500)",
+                "brendelbethge(steps=480)",
+            ),
+            "l2": (
+                "ddn(steps=1000)",
+                "fmn(steps=1000)",
+                "alma(steps=1000)",
+                "brendelbethge(steps=480)",
+            ),
+            "l1": (
+                "fmn(steps=1000)",
+                "alma(steps=1000)",
+                "ead(steps=1000)",
+                "brendelbethge(steps=480)",
+            ),
             "l0": ("sigmazero(steps=1000)", "vfga(steps=100, restarts=3)", "fmn(steps=1000)"),
         },
     },
@@ -268,13 +328,15 @@ def protocol(
     drawn: bool = False,
     bounded: bool = True,
 ) -> Protocol:
-    """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims at no others.
+    """The named protocol for a norm, and for what the target gives; `aimed` at one class, it aims
+    at no others.
 
-    `drawn`: for a model found to be randomised, which is measured by its mean. `bounded`: False where eps is inf, and
-    the smallest perturbation is asked for.
+    `drawn`: for a model found to be randomised, which is measured by its mean. `bounded`: False
+    where eps is inf, and the smallest perturbation is asked for.
 
     Raises:
-        SpecError: there is no protocol of this name, or it has no list for this norm at an eps of inf.
+        SpecError: there is no protocol of this name, or it has no list for this norm at an eps of
+            inf.
     """
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
@@ -285,7 +347,9 @@ def protocol(
     if not bounded:
         lists = _smallest(name, norm, access)
     trials = [parse_trial(text) for text in lists.get(norm, lists.get("other", ()))]
-    return Protocol(name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials))
+    return Protocol(
+        name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials)
+    )
 
 
 def seeks_smallest(name: str, norm: str, access: Access) -> bool:
@@ -297,17 +361,22 @@ def seeks_smallest(name: str, norm: str, access: Access) -> bool:
 def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]]:
     lists = SMALLEST.get(access, SMALLEST[Access.LABELS])  # a search on labels asks no scores
     if name not in lists:
-        raise SpecError(f"protocol {name} searches a ball of eps, but eps is inf; use quick, standard or thorough.")
+        raise SpecError(
+            f"protocol {name} searches a ball of eps, but eps is inf; use quick, standard or "
+            "thorough."
+        )
     if not seeks_smallest(name, norm, access):
         raise SpecError(
-            f"no protocol finds the smallest change in {norm} of a model that gives {access.name.lower()} alone; give "
+            f"no protocol finds the smallest change in {norm} of a model that gives "
+            f"{access.name.lower()} alone; give "
             f"a finite eps, or a norm of {', '.join(lists[name])}."
         )
     return lists[name]
 
 
 def default_attack(norm: str, access: Access, *, bounded: bool) -> Trial:
-    """The attack where none is named: PGD, or where that cannot run, the first one of protocol `quick`."""
+    """The attack where none is named: PGD, or where that cannot run, the first one of protocol
+    `quick`."""
     if access == Access.GRADIENTS and bounded and norm in CATALOGUE["pgd"]().norms:
         return parse_trial("pgd")
     return protocol("quick", norm, access=access, bounded=bounded).trials[0]
@@ -315,23 +384,37 @@ def default_attack(norm: str, access: Access, *, bounded: bool) -> Trial:
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
     """A user's own list of attacks as a protocol."""
-    trials = (a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a) for a in attacks)
+    trials = (
+        a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a)
+        for a in attacks
+    )
     return Protocol("custom", 1, tuple(trials))
 
 
 def parse_trial(text: str) -> Trial:
     """The trial that a spec such as `apgd(loss="dlr", restarts=2, targets=9)` spells."""
-    return spec.build(text, {name: _with_sweep(maker) for name, maker in CATALOGUE.items()}, "attack")
+    return spec.build(
+        text, {name: _with_sweep(maker) for name, maker in CATALOGUE.items()}, "attack"
+    )
 
 
 def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
     @functools.wraps(maker, assigned=(), updated=())
     def make(
-        *values: object, restarts: int = 1, targets: int = 0, near: float = 1.0, through: str = "", **options: object
+        *values: object,
+        restarts: int = 1,
+        targets: int = 0,
+        near: float = 1.0,
+        through: str = "",
+        **options: object,
     ) -> Trial:
         return Trial(maker(*values, **options), restarts, targets, near, through)
 
     own = list(inspect.signature(maker).parameters.values())
-    sweep = [p for p in inspect.signature(make, follow_wrapped=False).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    sweep = [
+        p
+        for p in inspect.signature(make, follow_wrapped=False).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore[reportAttributeAccessIssue]
     return make

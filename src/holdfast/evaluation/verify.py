@@ -48,20 +48,23 @@ def verify(
 ) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
-    Files are held against their checksums, model and data against their fingerprints, what run.json says of them,
-    of threat and protocol against the model, the data and the code, each label, prediction, confidence and stored
-    example against the model itself, and each figure of run.json against the table of samples. The text of
-    report.html is held by the command `holdfast verify` alone.
+    Files are held against their checksums, model and data against their fingerprints, what run.json
+    says of them, of threat and protocol against the model, the data and the code, each label,
+    prediction, confidence and stored example against the model itself, and each figure of run.json
+    against the table of samples. The text of report.html is held by the command `holdfast verify`
+    alone.
 
     Args:
         folder: of the run.
         target: the model that was measured, wrapped as it was then.
         data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
-        perceptual: the network whose distances the run holds; such a run cannot be confirmed without it.
+        perceptual: the network whose distances the run holds; such a run cannot be confirmed
+            without it.
         groups: the groups of all rows, where the run was given them beside the data.
 
     Raises:
-        InputError: the folder holds no run that can be read at all, or none with distances of a network that is given.
+        InputError: the folder holds no run that can be read at all, or none with distances of a
+            network that is given.
     """
     manifest, whole = store.open_manifest(folder)
     source = open_for(target, data)
@@ -99,11 +102,16 @@ def _all(
     target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     if seen is not None and manifest.perceptual is None:
-        raise NoDistances(f"{folder} was measured without --perceptual, so it holds no distances of a network.")
+        raise NoDistances(
+            f"{folder} was measured without --perceptual, so it holds no distances of a network."
+        )
     if seen is not None and seen.fingerprint != manifest.perceptual:
         yield "perceptual: this is not the network that was asked (its fingerprint differs)."
     if seen is None and manifest.perceptual is not None:
-        yield "perceptual: the run holds distances of a network; without it (--perceptual) they cannot be checked."
+        yield (
+            "perceptual: the run holds distances of a network; without it (--perceptual) they "
+            "cannot be checked."
+        )
     if target.fingerprint() != manifest.model.fingerprint:
         yield "model: this is not the model that was measured (its fingerprint differs)."
     if source.fingerprint() != manifest.data.fingerprint:
@@ -114,7 +122,10 @@ def _all(
         yield f"data: they have {len(source)} rows, but the run measured row {ids.max(initial=-1)}."
         return
     if goals.differ(asked) != ("goal" in table.column_names):
-        yield "samples: they say the class to reach of each row, or run.json says that rows have one, and not both."
+        yield (
+            "samples: they say the class to reach of each row, or run.json says that rows have "
+            "one, and not both."
+        )
         return
     yield from claims(manifest, asked, target, source, labels, groups, table)
     if manifest.model.classes == target.task.k:  # else there may be no room for a table of so many
@@ -150,10 +161,15 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         if spent != booked:
             yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
     by = Counter(table.column("broken_by").to_pylist())
-    lost = int(np.isin(table.column("status").to_numpy(zero_copy_only=False), ["unstable", "failed"]).sum())
+    lost = int(
+        np.isin(table.column("status").to_numpy(zero_copy_only=False), ["unstable", "failed"]).sum()
+    )
     for i, trial in enumerate(t for t in manifest.trials if t.eps == manifest.threat.eps):
-        if not 0 <= trial.broken - by[i] <= lost:  # what a trial broke, the judge may have found to waver
-            yield f"trials: {trial.spec} broke {trial.broken} rows, but the samples give it {by[i]}."
+        # what a trial broke, the judge may have found to waver
+        if not 0 <= trial.broken - by[i] <= lost:
+            yield (
+                f"trials: {trial.spec} broke {trial.broken} rows, but the samples give it {by[i]}."
+            )
 
 
 def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
@@ -178,7 +194,9 @@ def _samples(
 ) -> Iterator[str]:
     ids = table.column("id").to_numpy()
     place = {int(i): row for row, i in enumerate(ids)}
-    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    columns = {
+        name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
+    }
     if goals.differ(asked) and "goal" not in columns:
         yield f"samples: they do not say which class each row was to reach, as {asked} asks."
         return
@@ -188,7 +206,10 @@ def _samples(
     for path_ids, stored in store.examples(folder):
         rows = np.array([place.get(int(i), -1) for i in path_ids])
         if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
-            yield f"adversarial: examples of rows that the run does not have: {some(path_ids[rows < 0])}."
+            yield (
+                "adversarial: examples of rows that the run does not have: "
+                f"{some(path_ids[rows < 0])}."
+            )
             continue
         evidence[rows] = True
         yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
@@ -196,7 +217,10 @@ def _samples(
     if bare.any():
         yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
     for name in ("size", "psnr", "ssim", "lpips"):
-        bare = np.isfinite(columns.get(name, np.empty(0)).astype(float)) & ~evidence[: len(columns.get(name, ()))]
+        bare = (
+            np.isfinite(columns.get(name, np.empty(0)).astype(float))
+            & ~evidence[: len(columns.get(name, ()))]
+        )
         if bare.any():
             yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
 
@@ -215,27 +239,53 @@ def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -
     for bad, what in (
         (broken != (by >= 0), "are broken, or broken by a trial, and not both"),
         (by >= own, "are broken by a trial that run.json does not name"),
-        (np.isin(status, ["wrong", "skipped"]) & (spent > 0).any(0), "are called wrong or skipped, but were attacked"),
-        ((spent < 0).any(0) | (spent[1] > budget), "cost less than nothing, or more than the budget"),
-        ((columns["zero_gradients"] < 0) | (columns["zero_gradients"] > spent[2]), "have more zeros than gradients"),
+        (
+            np.isin(status, ["wrong", "skipped"]) & (spent > 0).any(0),
+            "are called wrong or skipped, but were attacked",
+        ),
+        (
+            (spent < 0).any(0) | (spent[1] > budget),
+            "cost less than nothing, or more than the budget",
+        ),
+        (
+            (columns["zero_gradients"] < 0) | (columns["zero_gradients"] > spent[2]),
+            "have more zeros than gradients",
+        ),
         (broken & ~finished, "are broken, but called unfinished"),
-        (~broken & (finished != _first(finished, chunk, ~broken)), "were not finished together with their chunk"),
-        ((label != goal) & (skipped != _first(skipped, chunk, label != goal)), "were not skipped as whole chunks are"),
+        (
+            ~broken & (finished != _first(finished, chunk, ~broken)),
+            "were not finished together with their chunk",
+        ),
+        (
+            (label != goal) & (skipped != _first(skipped, chunk, label != goal)),
+            "were not skipped as whole chunks are",
+        ),
         (
             ~broken & ~np.isclose(*sure, rtol=0, atol=1e-6, equal_nan=True),
             "have a confidence under attack of their own",
         ),
         (status == "certified", "are called certified, but the folder holds no certificate"),
-        (np.isfinite(columns["certified_radius"].astype(float)), "have a certified radius without a certificate"),
+        (
+            np.isfinite(columns["certified_radius"].astype(float)),
+            "have a certified radius without a certificate",
+        ),
     ):
         if bad.any():
             yield f"samples: rows {some(ids[bad])} {what}."
     if "truth" in columns:
-        clean, attacked = (np.stack(list(columns[name])) for name in ("clean_output", "attacked_output"))
+        clean, attacked = (
+            np.stack(list(columns[name])) for name in ("clean_output", "attacked_output")
+        )
         bad = ~broken & ~((clean == attacked) | (np.isnan(clean) & np.isnan(attacked))).all(1)
         if bad.any():
-            yield f"samples: rows {some(ids[bad])} have outputs under attack, but are not called broken."
-    if "refused" in columns and ((status != "robust") & ~pa.array(columns["refused"]).is_null().to_numpy(False)).any():
+            yield (
+                f"samples: rows {some(ids[bad])} have outputs under attack, but are not called "
+                "broken."
+            )
+    if (
+        "refused" in columns
+        and ((status != "robust") & ~pa.array(columns["refused"]).is_null().to_numpy(False)).any()
+    ):
         yield "samples: rows that are not robust are said to have stood by a refusal."
 
 
@@ -244,35 +294,58 @@ def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarr
     first: dict[int, Any] = {}
     for at, value in zip(chunk[among].tolist(), values[among].tolist(), strict=True):
         first.setdefault(at, value)
-    return np.array([first.get(at, value) for at, value in zip(chunk.tolist(), values.tolist(), strict=True)])
+    return np.array(
+        [first.get(at, value) for at, value in zip(chunk.tolist(), values.tolist(), strict=True)]
+    )
 
 
 def _gallery(folder: Path, table: pa.Table, source: Source) -> Iterator[str]:
     """The pictures of the report, against the originals of the data and the stored examples."""
     said, made = store.read_gallery(folder), store.gallery(folder, table, source)
-    if said.keys() != made.keys() or any(not np.array_equal(said[name], made[name]) for name in made):
-        yield "gallery.safetensors: its pictures are not those of the data and of the stored examples."
+    if said.keys() != made.keys() or any(
+        not np.array_equal(said[name], made[name]) for name in made
+    ):
+        yield (
+            "gallery.safetensors: its pictures are not those of the data and of the stored "
+            "examples."
+        )
 
 
 def _clean(
-    manifest: Manifest, asked: Threat, columns: dict[str, np.ndarray], ids: np.ndarray, target: Target, source: Source
+    manifest: Manifest,
+    asked: Threat,
+    columns: dict[str, np.ndarray],
+    ids: np.ndarray,
+    target: Target,
+    source: Source,
 ) -> Iterator[str]:
     label, said, status = columns["label"], columns["clean_prediction"], columns["status"]
     relabelled, repredicted, retold, unsure, aimed = [], [], [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
         x, y = _rows(source, ids[part])
-        ruling = judge.rule(target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed)
+        ruling = judge.rule(
+            target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed
+        )
         relabelled += list(ids[part][label[part] != y])
         if goals.differ(asked):
-            where, labels = torch.from_numpy(ids[part].copy()), torch.from_numpy(np.array(y, np.int64))
+            where, labels = (
+                torch.from_numpy(ids[part].copy()),
+                torch.from_numpy(np.array(y, np.int64)),
+            )
             own = goals.resolved(asked, labels, where, ruling.scores, target.task.k, manifest.seed)
             said_goal = columns["goal"][part]
             aimed += list(ids[part][goal_classes(own, labels).numpy() != said_goal])  # pyright: ignore
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
-        retold += list(ids[part][_retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver])
-        unsure += list(ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver])
+        retold += list(
+            ids[part][
+                _retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver
+            ]
+        )
+        unsure += list(
+            ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver]
+        )
     if aimed:
         yield f"samples: the classes to reach of rows {some(aimed)} are not those of {asked}."
     if retold:
@@ -285,13 +358,19 @@ def _clean(
         yield f"samples: the model's clean predictions for rows {some(repredicted)} are others."
     claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
     if claimed.any():
-        yield f"samples: rows {some(ids[claimed])} are misclassified clean, yet called {status[claimed][0]}."
+        yield (
+            f"samples: rows {some(ids[claimed])} are misclassified clean, yet called "
+            f"{status[claimed][0]}."
+        )
     denied = (status == "wrong") & (said == label)
     if denied.any():
         yield f"samples: rows {some(ids[denied])} are called wrong, but the model has them right."
     moved = (status != "broken") & (columns["attacked_prediction"] != said)
     if moved.any():
-        yield f"samples: rows {some(ids[moved])} have a prediction under attack, but are not called broken."
+        yield (
+            f"samples: rows {some(ids[moved])} have a prediction under attack, but are not called "
+            "broken."
+        )
 
 
 def _examples(
@@ -321,22 +400,39 @@ def _examples(
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
     shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
     seen = [(columns[name][rows], value.numpy()) for name, value in shown]
-    other_look = ~np.all([np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0)
+    other_look = ~np.all(
+        [np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0
+    )
     other_distance = np.zeros(len(ids), dtype=bool)
     if perceptual is not None:
         said = columns.get("lpips", np.full(len(columns["id"]), np.nan))[rows]
         again = perceptual(x[legal], x_adv[legal]).numpy()  # others may hold NaN
-        other_distance[legal.numpy()] = ~np.isclose(again, said[legal.numpy()], rtol=1e-6, atol=1e-9)
+        other_distance[legal.numpy()] = ~np.isclose(
+            again, said[legal.numpy()], rtol=1e-6, atol=1e-9
+        )
     given = torch.from_numpy(columns["attacked_prediction"][rows].copy())
-    other_label = broken & stable.numpy() & torch.stack([one != given for one in labels]).all(0).numpy()
-    retold = broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+    other_label = (
+        broken & stable.numpy() & torch.stack([one != given for one in labels]).all(0).numpy()
+    )
+    retold = (
+        broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+    )
     retold &= not drawn
-    unsure = broken & stable.numpy() & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
+    unsure = (
+        broken
+        & stable.numpy()
+        & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
+    )
     other_rounded = np.zeros(len(ids), dtype=bool)
     if "holds_8bit" in columns and broken.any() and not drawn:
-        own_threat, at = threat.of_rows(torch.from_numpy(broken.nonzero()[0])), torch.from_numpy(broken)
+        own_threat, at = (
+            threat.of_rows(torch.from_numpy(broken.nonzero()[0])),
+            torch.from_numpy(broken),
+        )
         again = judge.holds_in_8bit(target, own_threat, x_adv[at], y[at], manifest.seed).numpy()
-        other_rounded[broken] = (again != columns["holds_8bit"][rows][broken].astype(bool)) & stable.numpy()[broken]
+        other_rounded[broken] = (
+            again != columns["holds_8bit"][rows][broken].astype(bool)
+        ) & stable.numpy()[broken]
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
         (~legal.numpy(), "are outside the threat or the box, or not finite"),
@@ -347,7 +443,10 @@ def _examples(
         (other_label, "are given another label by the model than samples.parquet says"),
         (retold, "are given other outputs by the model than samples.parquet says"),
         (unsure, "are given another confidence by the model than samples.parquet says"),
-        (other_rounded, "fool the model in 8 bits where samples.parquet says no, or the other way round"),
+        (
+            other_rounded,
+            "fool the model in 8 bits where samples.parquet says no, or the other way round",
+        ),
         (broken & (size > own).numpy(), "are larger than eps"),
         (hidden, "break rows that are not called broken"),
     ):
@@ -362,12 +461,18 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
         return
     again = measure.info(target, source.shape, None, manifest.data.fingerprint)
     if (again.version, again.table) != (asked.version, asked.table):
-        yield f"corruptions: they were {asked.table}'s, version {asked.version}; here {again.table}'s, {again.version}."
+        yield (
+            f"corruptions: they were {asked.table}'s, version {asked.version}; here "
+            f"{again.table}'s, {again.version}."
+        )
         return
     if asked.baseline in (None, "alexnet"):
         again = measure.info(target, source.shape, asked.baseline, manifest.data.fingerprint)
         if again.baseline_errors != asked.baseline_errors:
-            yield f"corruptions: run.json has other errors of the baseline ({asked.baseline}) than its table."
+            yield (
+                f"corruptions: run.json has other errors of the baseline ({asked.baseline}) than "
+                "its table."
+            )
     answers = store.read_corruptions(folder)
     ids = store.ids_of(folder, manifest, answers).copy()
     if tuple(answers.column_names[1:]) != measure.COLUMNS:
@@ -378,39 +483,62 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
         for start in range(0, len(ids), STRIDE):
             part = ids[start : start + STRIDE]
             x = measure.spoiled(
-                target, torch.from_numpy(_rows(source, part)[0]), name, torch.from_numpy(part), manifest.seed
+                target,
+                torch.from_numpy(_rows(source, part)[0]),
+                name,
+                torch.from_numpy(part),
+                manifest.seed,
             )
             ruling = judge.rule(target, x, manifest.seed)
             told = said[start : start + STRIDE]
-            differs = (ruling.label.cpu().numpy() != told) & ruling.stable.cpu().numpy() & (told != measure.UNASKED)
+            differs = (
+                (ruling.label.cpu().numpy() != told)
+                & ruling.stable.cpu().numpy()
+                & (told != measure.UNASKED)
+            )
             others += list(part[differs])
         if others:
-            yield f"corruptions: under {name} the model's decisions on rows {some(others)} are others."
+            yield (
+                f"corruptions: under {name} the model's decisions on rows {some(others)} are "
+                "others."
+            )
 
 
-def _surer(said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling) -> np.ndarray:
+def _surer(
+    said: np.ndarray, manifest: Manifest, target: Target, ruling: judge.Ruling
+) -> np.ndarray:
     """Where the model's confidence is not the one of samples.parquet: [m] bool."""
     found = ruling.confidence.cpu().double().numpy()
     if manifest.model.access == "labels" and manifest.model.surrogate is not None:
         return np.zeros(len(found), dtype=bool)  # it was made up around the label
     if randomised(manifest.noted):
         return np.zeros(len(found), dtype=bool)  # in another batch it draws other noise
-    recast = isinstance(target, WithTruth) and ruling.scores is not None  # whose softmax says nothing
+    # whose softmax says nothing
+    recast = isinstance(target, WithTruth) and ruling.scores is not None
     if recast or manifest.model.access == "labels":
         found = np.full(len(found), np.nan)
     return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
 
 
-def _further_labels(target: Target, x: torch.Tensor, seed: int | None, draws: int = 3) -> Iterator[torch.Tensor]:
-    """The labels of x [n, *shape] under further draws, of a randomised model; none where there is no seed."""
+def _further_labels(
+    target: Target, x: torch.Tensor, seed: int | None, draws: int = 3
+) -> Iterator[torch.Tensor]:
+    """The labels of x [n, *shape] under further draws, of a randomised model; none where there is
+    no seed."""
     for further in range(draws if seed is not None else 0):
         yield judge.rule(target, x.to(target.device), (seed or 0) + 1 + further).label.cpu()
 
 
 def _retold(
-    columns: dict[str, np.ndarray], name: str, at: Any, target: Target, x: torch.Tensor, ruling: judge.Ruling
+    columns: dict[str, np.ndarray],
+    name: str,
+    at: Any,
+    target: Target,
+    x: torch.Tensor,
+    ruling: judge.Ruling,
 ) -> np.ndarray:
-    """Where a model whose task is not one of k classes has other truths or outputs than the samples say: [m] bool."""
+    """Where a model whose task is not one of k classes has other truths or outputs than the samples
+    say: [m] bool."""
     if not isinstance(target, WithTruth) or ruling.scores is None or not len(x):
         return np.zeros(len(x), dtype=bool)
     found = outputs(target, x, ruling.scores.cpu())

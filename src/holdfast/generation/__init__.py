@@ -1,4 +1,5 @@
-"""Generating: models that draw new rows of given classes, as data for hardening and for attackers."""
+"""Generating: models that draw new rows of given classes, as data for hardening and for
+attackers."""
 
 from __future__ import annotations
 

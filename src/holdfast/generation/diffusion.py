@@ -1,4 +1,5 @@
-"""Diffusion: one network that takes noise away, at any strength; a sample is noise, denoised bit by bit.
+"""Diffusion: one network that takes noise away, at any strength; a sample is noise, denoised bit by
+bit.
 
 The parametrisation, training and sampler of Karras et al. 2022 (EDM, arXiv:2206.00364).
 """
@@ -26,7 +27,8 @@ _DATA = 0.5  # the standard deviation that the parametrisation takes the data to
 class Diffusion(Model):
     """A class-conditional diffusion model, sampled by Heun's method.
 
-    A tenth of the rows is shown without its class, so that the denoiser also serves where no class is known.
+    A tenth of the rows is shown without its class, so that the denoiser also serves where no class
+    is known.
     Differs from the paper: a far smaller network, without attention or dropout.
     """
 
@@ -34,7 +36,9 @@ class Diffusion(Model):
     batch_size: int = 64  # rows of a step
     rate: float = 2e-3  # Adam's learning rate at first; it falls to a tenth, linearly
     width: int = 32  # channels at the first resolution; double at the next
-    ema: float = 0.999  # share of the past in the moving average of the weights, which is what is kept
+    ema: float = (
+        0.999  # share of the past in the moving average of the weights, which is what is kept
+    )
     rounds: int = 10  # parts of the training, each ended by a look at the samples
     glance: int = 200  # samples looked at then
     judged: int = 2000  # samples measured at the end
@@ -45,7 +49,9 @@ class Diffusion(Model):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 < self.low < self.high and self.heun >= 2):
-            raise SpecError(f"{self!r} cannot sample; low is above 0 and below high, and heun at least 2.")
+            raise SpecError(
+                f"{self!r} cannot sample; low is above 0 and below high, and heun at least 2."
+            )
 
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
         return nn.ModuleDict({"generator": Denoiser(shape, k, self.width)})
@@ -54,7 +60,13 @@ class Diffusion(Model):
         return torch.optim.Adam(nets.parameters(), self.rate)
 
     def learn(
-        self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
+        self,
+        nets: nn.ModuleDict,
+        optimiser: torch.optim.Optimizer,
+        u: Tensor,
+        y: Tensor,
+        keys: Keys,
+        t: int,
     ) -> tuple[Tensor | None, Tensor]:
         net: Any = nets["generator"]
         warm = min(1.0, (t + 1) / 200)
@@ -69,7 +81,8 @@ class Diffusion(Model):
         loss.backward()
         length = nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimiser.step()
-        return (loss + 0 * length).detach(), loss.new_zeros(())  # a gradient that is not finite shows in the loss
+        # a gradient that is not finite shows in the loss
+        return (loss + 0 * length).detach(), loss.new_zeros(())
 
     def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:
         u = self.high * keys.fold("noise").normal(shape)
@@ -82,7 +95,8 @@ class Diffusion(Model):
 
 
 def sample(net: nn.Module, u: Tensor, y: Tensor | None, sigmas: list[float]) -> Tensor:
-    """From u [n, *shape], which holds noise of sigmas[0], down to sigmas[-1], by Heun's method (algorithm 1)."""
+    """From u [n, *shape], which holds noise of sigmas[0], down to sigmas[-1], by Heun's method
+    (algorithm 1)."""
     for now, then in pairwise(sigmas):
         slope = (u - net(u, u.new_full((len(u),), now), y)) / now
         euler = u + (then - now) * slope
@@ -94,13 +108,18 @@ def sample(net: nn.Module, u: Tensor, y: Tensor | None, sigmas: list[float]) -> 
 
 
 class Denoiser(nn.Module):
-    """u with noise [n, *shape], sigma [n], y [n] (None, or k: unknown) to u without it: [n, *shape]."""
+    """u with noise [n, *shape], sigma [n], y [n] (None, or k: unknown) to u without it: [n,
+    *shape]."""
 
     def __init__(self, shape: tuple[int, ...], k: int, width: int) -> None:
         super().__init__()
         self.k = k
-        self.inner = _UNet(shape, width, 4 * width) if len(shape) == 3 else _Rows(shape[0], 4 * width)
-        self.of_noise = nn.Sequential(nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.inner = (
+            _UNet(shape, width, 4 * width) if len(shape) == 3 else _Rows(shape[0], 4 * width)
+        )
+        self.of_noise = nn.Sequential(
+            nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
+        )
         self.of_class = nn.Embedding(k + 1, 4 * width)
         self.register_buffer("pitch", torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
 
@@ -124,7 +143,9 @@ class _UNet(nn.Module):
         c = c * self.fold**2
         self.first = nn.Conv2d(c, width, 3, padding=1)
         self.down = _Block(width, width, told)
-        self.deep = nn.ModuleList([_Block(width, 2 * width, told), _Block(2 * width, 2 * width, told)])
+        self.deep = nn.ModuleList(
+            [_Block(width, 2 * width, told), _Block(2 * width, 2 * width, told)]
+        )
         self.up = _Block(3 * width, width, told)
         self.norm, self.last = _norm(width), _quiet(nn.Conv2d(width, c, 3, padding=1))
 

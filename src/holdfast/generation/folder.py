@@ -1,4 +1,5 @@
-"""The folder of a generator: what was asked, the log, the pictures, the weights that draw best, and their measure."""
+"""The folder of a generator: what was asked, the log, the pictures, the weights that draw best, and
+their measure."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from holdfast.rng import Keys
 NOTE, WEIGHTS, READER = "generate.json", "generator.safetensors", "classifier.safetensors"
 MODELS: dict[str, Callable[..., Model]] = {"gan": GAN, "diffusion": Diffusion, "own": Own}
 _AT_ONCE = {"cpu": 250, "cuda": 2000}  # samples drawn together
-_TRIES = 30  # times the number of classes: how often a generator without classes is asked for a row of one
+# times the number of classes: how often a generator without classes is asked for a row of one
+_TRIES = 30
 
 
 def parse(text: str) -> Model:
@@ -46,7 +48,8 @@ def parse(text: str) -> Model:
 class Generator:
     """A trained generator: draws rows x [n, *shape] in raw units, of classes 0..k-1.
 
-    `reader` takes the place of the class where the generator knows none: it says which class a row is of.
+    `reader` takes the place of the class where the generator knows none: it says which class a row
+    is of.
     """
 
     model: Model
@@ -56,17 +59,22 @@ class Generator:
     reader: Reader | None = None
 
     def draw(self, y: Tensor, ids: Tensor, seed: int = 0) -> Tensor:
-        """New rows of the classes y [n] int64; each follows from its id ([n] int64), its class and the seed alone.
+        """New rows of the classes y [n] int64; each follows from its id ([n] int64), its class and
+        the seed alone.
 
-        A generator that knows no classes is asked again until its reader takes a row for its class; a row for which
-        that never happens stays as it was drawn last.
+        A generator that knows no classes is asked again until its reader takes a row for its class;
+        a row for which that never happens stays as it was drawn last.
         """
         parts = []
         with torch.no_grad():
             for at in torch.arange(len(y)).split(_AT_ONCE.get(self.device.type, 250)):
                 own, place = y[at].to(self.device), ids[at].to(self.device)
                 keys = Keys.of(seed, place).fold("sample")
-                parts.append(self._drawn(own, keys) if self.reader is None else self._found(own, keys, self.reader))
+                parts.append(
+                    self._drawn(own, keys)
+                    if self.reader is None
+                    else self._found(own, keys, self.reader)
+                )
         return torch.cat(parts)
 
     def _drawn(self, y: Tensor, keys: Keys) -> Tensor:
@@ -89,21 +97,28 @@ class Generator:
             InputError: the model is no GAN.
         """
         if not isinstance(self.net, Decoder):
-            raise InputError(f"a {type(self.model).__name__.lower()} has no latent space to decode from; train a gan.")
+            raise InputError(
+                f"a {type(self.model).__name__.lower()} has no latent space to decode from; train "
+                "a gan."
+            )
         return self.frame.outward(self.net(z, y))
 
     def denoise(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """What a diffusion model takes the inputs x [n, *shape] to be without noise; gradients flow to x.
+        """What a diffusion model takes the inputs x [n, *shape] to be without noise; gradients flow
+        to x.
 
         Args:
-            sigma: [n], the standard deviation of the noise where inputs span [-1, 1]: in [0, 1], it is half of that.
+            sigma: [n], the standard deviation of the noise where inputs span [-1, 1]: in [0, 1], it
+                is half of that.
             y: the classes [n], or None.
 
         Raises:
             InputError: the model is no diffusion model.
         """
         if not isinstance(self.net, Denoiser):
-            raise InputError(f"a {type(self.model).__name__.lower()} cannot denoise; train a diffusion model.")
+            raise InputError(
+                f"a {type(self.model).__name__.lower()} cannot denoise; train a diffusion model."
+            )
         return self.frame.outward(self.net(self.frame.inward(x), sigma, y))
 
     @property
@@ -121,17 +136,22 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
     try:
         note = json.loads((folder / NOTE).read_bytes())
         weights = load_file(folder / WEIGHTS, device=device)
-        frame = Frame(tuple(note["shape"]), note["layout"], weights.pop("low"), weights.pop("high")).to(device)
+        frame = Frame(
+            tuple(note["shape"]), note["layout"], weights.pop("low"), weights.pop("high")
+        ).to(device)
         model = parse(note["model"])
         net = model.nets(tuple(frame.shape), note["classes"])["generator"].to(device)
         net.load_state_dict(weights)
     except FileNotFoundError as error:
         missing = Path(error.filename or WEIGHTS).name  # safetensors names no file
         raise InputError(
-            f"{folder} holds no generator ({missing} is missing); train one: holdfast generate train."
+            f"{folder} holds no generator ({missing} is missing); train one: holdfast generate "
+            "train."
         ) from None
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"the generator in {folder} cannot be read: {str(error).splitlines()[0]}.") from error
+        raise InputError(
+            f"the generator in {folder} cannot be read: {str(error).splitlines()[0]}."
+        ) from error
     generator = Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
     if knows_classes(net):
         return generator
@@ -144,7 +164,8 @@ def knows_classes(net: nn.Module) -> bool:
 
 
 def load_reader(folder: Path, generator: Generator) -> Reader:
-    """The small classifier, trained on the same data, whose features the folder's figures are taken from."""
+    """The small classifier, trained on the same data, whose features the folder's figures are taken
+    from."""
     reader = Reader(generator.frame, generator.k)
     reader.load_state_dict(load_file(folder / READER))
     return reader.to(generator.device).eval().requires_grad_(False)
@@ -164,7 +185,11 @@ def grid(x: np.ndarray, layout: str, columns: int, low: float, high: float) -> b
     pixels = pixels.repeat(times, 2).repeat(times, 3)
     pixels = np.pad(pixels, ((0, -n % columns), (0, 0), (1, 1), (1, 1)), constant_values=128)
     rows, h, w = len(pixels) // columns, h * times + 2, w * times + 2
-    sheet = pixels.reshape(rows, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    sheet = (
+        pixels.reshape(rows, columns, c, h, w)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(rows * h, columns * w, c)
+    )
     file = io.BytesIO()
     Image.fromarray(sheet[..., 0] if c == 1 else sheet).save(file, "PNG")
     return file.getvalue()

@@ -1,8 +1,8 @@
 """Class-conditional GANs: a generator and a critic, trained against each other.
 
-Hinge loss and spectral norm (Miyato et al. 2018, arXiv:1802.05957), a projection critic (arXiv:1802.05637), R1
-(Mescheder et al. 2018, arXiv:1801.04406), differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738); or
-WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028).
+Hinge loss and spectral norm (Miyato et al. 2018, arXiv:1802.05957), a projection critic
+(arXiv:1802.05637), R1 (Mescheder et al. 2018, arXiv:1801.04406), differentiable augmentation (Zhao
+et al. 2020, arXiv:2006.10738); or WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028).
 """
 
 from __future__ import annotations
@@ -30,19 +30,30 @@ class GAN(Model):
     """
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "wgangp": {"loss": "wasserstein", "critics": 5, "penalty": 10.0, "lazy": 1, "augment": 0.0, "steps": 10_000}
+        "wgangp": {
+            "loss": "wasserstein",
+            "critics": 5,
+            "penalty": 10.0,
+            "lazy": 1,
+            "augment": 0.0,
+            "steps": 10_000,
+        }
     }
 
     steps: int = 4000  # of the critic
     batch_size: int = 64  # rows of a step
     rate: float = 1e-3  # Adam's learning rate at first; it falls to a tenth, linearly
     width: int = 32  # channels of the first halved layer; it grows with depth
-    ema: float = 0.998  # share of the past in the moving average of the generator, which is what is kept
+    ema: float = (
+        0.998  # share of the past in the moving average of the generator, which is what is kept
+    )
     rounds: int = 20  # parts of the training, each ended by a look at the samples
     glance: int = 1000  # samples looked at then
     judged: int = 10_000  # samples measured at the end
     latent: int = 64  # random numbers that a sample is made from
-    loss: str = "hinge"  # hinge (with spectral norm and R1) or wasserstein (with a gradient penalty)
+    loss: str = (
+        "hinge"  # hinge (with spectral norm and R1) or wasserstein (with a gradient penalty)
+    )
     critics: int = 1  # steps of the critic to one of the generator
     penalty: float = 1.0  # weight of R1 (gamma), or of the gradient penalty
     lazy: int = 8  # the penalty comes once in so many steps, and as many times heavier
@@ -56,21 +67,33 @@ class GAN(Model):
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
         wrap = spectral_norm if self.loss == "hinge" else nn.Sequential
         return nn.ModuleDict(
-            {"generator": Decoder(shape, k, self.width, self.latent), "critic": Critic(shape, k, self.width, wrap)}
+            {
+                "generator": Decoder(shape, k, self.width, self.latent),
+                "critic": Critic(shape, k, self.width, wrap),
+            }
         )
 
     def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer:
         return torch.optim.Adam(nets.parameters(), self.rate, betas=(0.5, 0.99))
 
     def learn(
-        self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
+        self,
+        nets: nn.ModuleDict,
+        optimiser: torch.optim.Optimizer,
+        u: Tensor,
+        y: Tensor,
+        keys: Keys,
+        t: int,
     ) -> tuple[Tensor | None, Tensor]:
         generator, critic = nets["generator"], nets["critic"]
         for group in optimiser.param_groups:
             group["lr"] = self.rate * (1 - 0.9 * t / self.steps)
         z = keys.fold("z").normal((self.latent,))
         fake = generator(z, y)
-        judged = critic(torch.cat([self._changed(u, keys), self._changed(fake.detach(), keys)]), torch.cat([y, y]))
+        judged = critic(
+            torch.cat([self._changed(u, keys), self._changed(fake.detach(), keys)]),
+            torch.cat([y, y]),
+        )
         real, made = judged.chunk(2)
         hinge = self.loss == "hinge"
         worth = (F.relu(1 - real) + F.relu(1 + made) if hinge else made - real).mean()
@@ -111,7 +134,9 @@ class GAN(Model):
             at = at[:, None, :, None] if axis == 2 else at[:, None, None, :]
             u = u.gather(axis, at.expand_as(u))
         height, width = (
-            (torch.arange(side, device=u.device) - side * keys.fold("cut", axis).uniform((1,))).abs()
+            (
+                torch.arange(side, device=u.device) - side * keys.fold("cut", axis).uniform((1,))
+            ).abs()
             < self.augment * side
             for axis, side in ((2, u.shape[2]), (3, u.shape[3]))
         )

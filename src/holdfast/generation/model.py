@@ -15,7 +15,8 @@ from holdfast.rng import Keys
 
 @dataclass(frozen=True)
 class Model(ABC):
-    """How to learn to draw rows. The fields are the hyperparameters; all noise comes from the keys given.
+    """How to learn to draw rows. The fields are the hyperparameters; all noise comes from the keys
+    given.
 
     Rows are u [n, *shape] in [-1, 1], classes y [n] int64.
     """
@@ -30,23 +31,33 @@ class Model(ABC):
 
     @abstractmethod
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
-        """What is trained, freshly drawn; its "generator" draws, and its average is what is kept."""
+        """What is trained, freshly drawn; its "generator" draws, and its average is what is
+        kept."""
 
     @abstractmethod
     def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer: ...
 
     @abstractmethod
     def learn(
-        self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
+        self,
+        nets: nn.ModuleDict,
+        optimiser: torch.optim.Optimizer,
+        u: Tensor,
+        y: Tensor,
+        keys: Keys,
+        t: int,
     ) -> tuple[Tensor | None, Tensor]:
-        """Step t (from 0) on these rows; returns the generator's loss (None: not in this step) and the critic's.
+        """Step t (from 0) on these rows; returns the generator's loss (None: not in this step) and
+        the critic's.
 
-        What they hold is not read here: a device that works ahead is waited for once a step, by the loop.
+        What they hold is not read here: a device that works ahead is waited for once a step, by the
+        loop.
         """
 
     @abstractmethod
     def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:
-        """New rows u [n, *shape] of the classes y, by a generator in eval mode; each by its own key alone."""
+        """New rows u [n, *shape] of the classes y, by a generator in eval mode; each by its own key
+        alone."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -54,7 +65,9 @@ class Model(ABC):
             right = {"int": int, "float": (int, float), "str": str}[kind]
             if isinstance(value, bool) or not isinstance(value, right):
                 raise SpecError(f"{self!r} has {field.name}={value!r}, but it is of type {kind}.")
-            if kind != "str" and not (0 <= value < float("inf") and (kind == "float" or value >= 1)):
+            if kind != "str" and not (
+                0 <= value < float("inf") and (kind == "float" or value >= 1)
+            ):
                 least = "a number from 0" if kind == "float" else "a whole number from 1"
                 raise SpecError(f"{self!r} has {field.name}={value!r}, but it is {least}.")
         if self.batch_size < 2:

@@ -20,7 +20,8 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 
 class Frame(nn.Module):
-    """Raw inputs [n, *shape] within low..high (numbers, or one a feature) as the networks see them, and back."""
+    """Raw inputs [n, *shape] within low..high (numbers, or one a feature) as the networks see them,
+    and back."""
 
     low: Tensor
     high: Tensor
@@ -38,7 +39,10 @@ class Frame(nn.Module):
             raise InputError(f"inputs of shape {self.raw} are neither images nor rows of a table.")
         self.shape = self.inward(torch.zeros(1, *shape)).shape[1:]
         if len(self.shape) == 3 and not (min(self.shape[1:]) >= 4 and max(self.shape[1:]) <= 128):
-            raise InputError(f"images of shape {self.raw} cannot be generated; expected sides of 4 to 128 pixels.")
+            raise InputError(
+                f"images of shape {self.raw} cannot be generated; expected sides of 4 to 128 "
+                "pixels."
+            )
 
     def inward(self, x: Tensor) -> Tensor:
         u = (x.to(self.middle) - self.middle) / self.reach
@@ -60,11 +64,14 @@ class Conditional(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         gain, shift = self.own(y)[..., None].chunk(2, 1)
-        return ((1 + gain) * self.norm(x.flatten(2) if x.ndim > 2 else x[..., None]) + shift).view_as(x)
+        return (
+            (1 + gain) * self.norm(x.flatten(2) if x.ndim > 2 else x[..., None]) + shift
+        ).view_as(x)
 
 
 class Decoder(nn.Module):
-    """The generator of a GAN: z [n, latent], y [n] to u [n, *shape]. A DCGAN (arXiv:1511.06434), or three layers."""
+    """The generator of a GAN: z [n, latent], y [n] to u [n, *shape]. A DCGAN (arXiv:1511.06434), or
+    three layers."""
 
     def __init__(self, shape: tuple[int, ...], k: int, width: int, latent: int) -> None:
         super().__init__()
@@ -80,7 +87,9 @@ class Decoder(nn.Module):
             channels = [_channels(width, i) for i in range(deep, -1, -1)]
             self.bottom = (channels[0], h >> deep, w >> deep)
             self.first = nn.Linear(latent, math.prod(self.bottom))
-            self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in pairwise(channels))
+            self.ups = nn.ModuleList(
+                nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in pairwise(channels)
+            )
             self.last = nn.Conv2d(channels[-1], c, 3, padding=1)
         self.norms = nn.ModuleList(Conditional(m, k) for m in channels)
 
@@ -109,7 +118,8 @@ class Critic(nn.Module):
 
 
 class Reader(nn.Module):
-    """A small classifier of raw inputs [n, *shape]; what it sees before it decides are the `features` [n, 64].
+    """A small classifier of raw inputs [n, *shape]; what it sees before it decides are the
+    `features` [n, 64].
 
     Their mean square over real rows is 1, once `size` is set.
     """
@@ -118,7 +128,10 @@ class Reader(nn.Module):
 
     def __init__(self, frame: Frame, k: int) -> None:
         super().__init__()
-        self.frame, self.body = frame, trunk(tuple(frame.shape), 32, 64, nn.ReLU, lambda layer: layer)
+        self.frame, self.body = (
+            frame,
+            trunk(tuple(frame.shape), 32, 64, nn.ReLU, lambda layer: layer),
+        )
         self.head = nn.Linear(64, k)
         self.register_buffer("size", torch.ones(()))
 
@@ -129,10 +142,14 @@ class Reader(nn.Module):
         return self.head(self.features(x) * self.size)
 
 
-def trunk(shape: tuple[int, ...], width: int, out: int, act: Callable[[], nn.Module], wrap: Wrap) -> nn.Sequential:
+def trunk(
+    shape: tuple[int, ...], width: int, out: int, act: Callable[[], nn.Module], wrap: Wrap
+) -> nn.Sequential:
     """From u [n, *shape] to [n, out], with an activation after every layer."""
     if len(shape) == 1:
-        return nn.Sequential(wrap(nn.Linear(shape[0], 4 * width)), act(), wrap(nn.Linear(4 * width, out)), act())
+        return nn.Sequential(
+            wrap(nn.Linear(shape[0], 4 * width)), act(), wrap(nn.Linear(4 * width, out)), act()
+        )
     c, h, w = shape
     deep = halvings(h, w)
     channels = [_channels(width, i) for i in range(deep + 1)]

@@ -1,7 +1,8 @@
 """A GAN of the user's own two networks, of Keras or torch.
 
-Binary cross-entropy in its non-saturating form (Goodfellow et al. 2014, arXiv:1406.2661), Adam with the settings of
-DCGAN (Radford et al. 2016, arXiv:1511.06434). Keras networks are trained on Keras's torch backend.
+Binary cross-entropy in its non-saturating form (Goodfellow et al. 2014, arXiv:1406.2661), Adam with
+the settings of DCGAN (Radford et al. 2016, arXiv:1511.06434). Keras networks are trained on Keras's
+torch backend.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ from holdfast.rng import Keys
 class Own(Model):
     """A GAN of the user's own networks.
 
-    The generator takes noise [n, latent], or noise and the class; the discriminator takes what the generator gives,
-    or that and the class, and gives one number a row: a logit, or a probability.
+    The generator takes noise [n, latent], or noise and the class; the discriminator takes what the
+    generator gives, or that and the class, and gives one number a row: a logit, or a probability.
     """
 
     steps: int = 4000  # of both networks
     batch_size: int = 64  # rows of a step
     rate: float = 2e-4  # Adam's learning rate, with betas 0.5 and 0.999
-    ema: float = 0.99  # share of the past in the moving average of the generator, which is what is kept
+    ema: float = (
+        0.99  # share of the past in the moving average of the generator, which is what is kept
+    )
     rounds: int = 10  # parts of the training, each ended by a look at the samples
     glance: int = 500  # samples looked at then
     judged: int = 2000  # samples measured at the end
@@ -50,26 +53,39 @@ class Own(Model):
         if not (self.generator and self.discriminator):
             raise SpecError(
                 "a GAN of your own needs both networks: "
-                "--generator path/file.py:build_generator --discriminator path/file.py:build_discriminator."
+                "--generator path/file.py:build_generator --discriminator "
+                "path/file.py:build_discriminator."
             )
 
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
         generator = OwnGenerator(self.generator, shape, k, self.latent)
         return nn.ModuleDict(
-            {"generator": generator, "discriminator": OwnDiscriminator(self.discriminator, generator, k)}
+            {
+                "generator": generator,
+                "discriminator": OwnDiscriminator(self.discriminator, generator, k),
+            }
         )
 
     def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer:
         return torch.optim.Adam(nets.parameters(), self.rate, betas=(0.5, 0.999))
 
     def learn(
-        self, nets: nn.ModuleDict, optimiser: torch.optim.Optimizer, u: Tensor, y: Tensor, keys: Keys, t: int
+        self,
+        nets: nn.ModuleDict,
+        optimiser: torch.optim.Optimizer,
+        u: Tensor,
+        y: Tensor,
+        keys: Keys,
+        t: int,
     ) -> tuple[Tensor | None, Tensor]:
         generator: Any = nets["generator"]
         discriminator: Any = nets["discriminator"]
-        torch.default_generator.manual_seed(int(keys.fold("layers").uniform(())[0] * 2**31))  # what Dropout draws from
+        # what Dropout draws from
+        torch.default_generator.manual_seed(int(keys.fold("layers").uniform(())[0] * 2**31))
         fake = generator(keys.fold("z").normal(generator.noise), y)
-        loss = discriminator.loss(u, y, real=True) + discriminator.loss(fake.detach(), y, real=False)
+        loss = discriminator.loss(u, y, real=True) + discriminator.loss(
+            fake.detach(), y, real=False
+        )
         descend(optimiser, loss)  # Adam leaves alone what has no gradient: here the generator
         discriminator.requires_grad_(False)
         paid = discriminator.loss(fake, y, real=True)
@@ -105,8 +121,13 @@ class Network(nn.Module):
         if not net.built:
             net.build((None, *shape))
         shapes = [tuple(i.shape)[1:] for i in net.inputs]
-        self.net, self.shape, self.conditional = Rebuilt(net, flat=False), shapes[0], len(shapes) > 1
-        self.hot = self.conditional and shapes[1] == (k,)  # the class as a unit vector; otherwise as a number
+        self.net, self.shape, self.conditional = (
+            Rebuilt(net, flat=False),
+            shapes[0],
+            len(shapes) > 1,
+        )
+        # the class as a unit vector; otherwise as a number
+        self.hot = self.conditional and shapes[1] == (k,)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if not self.conditional:
@@ -124,16 +145,24 @@ class OwnGenerator(nn.Module):
         self.net = Network(spec, "generator", k, (latent,))
         self.noise, self.conditional, self.shape = self.net.shape, self.net.conditional, shape
         with torch.no_grad():
-            z = torch.randn(16, *self.noise) * torch.tensor([1.0, 100.0]).repeat(8).view(-1, *[1] * len(self.noise))
+            z = torch.randn(16, *self.noise) * torch.tensor([1.0, 100.0]).repeat(8).view(
+                -1, *[1] * len(self.noise)
+            )
             v = usercode.call("the generator", self.net.eval(), z, torch.arange(16) % k)
         self.own = tuple(v.shape[1:])
-        if not (_same(self.own, shape) or self.own in (shape, (*shape[1:], shape[0])[: len(shape)])):
-            raise InputError(f"the generator gives rows of shape {self.own}, but the data's are {_spelt(shape)}.")
+        if not (
+            _same(self.own, shape) or self.own in (shape, (*shape[1:], shape[0])[: len(shape)])
+        ):
+            raise InputError(
+                f"the generator gives rows of shape {self.own}, but the data's are {_spelt(shape)}."
+            )
         low, high = float(v.min()), float(v.max())
         if not (low >= -1 and high <= 1):
             raise InputError(
-                f"the generator gives values from {low:.3g} to {high:.3g}; they are mapped to the bounds of the data "
-                "from the range of its last activation, so end it in tanh ([-1, 1]) or sigmoid ([0, 1])."
+                f"the generator gives values from {low:.3g} to {high:.3g}; they are mapped to the "
+                "bounds of the data "
+                "from the range of its last activation, so end it in tanh ([-1, 1]) or sigmoid "
+                "([0, 1])."
             )
         self.from_zero = low >= 0  # a sigmoid
 
@@ -153,7 +182,8 @@ class OwnGenerator(nn.Module):
 
 
 class OwnDiscriminator(nn.Module):
-    """u [n, *shape], y [n] to a logit or probability that a row is real, by the user's discriminator."""
+    """u [n, *shape], y [n] to a logit or probability that a row is real, by the user's
+    discriminator."""
 
     def __init__(self, spec: str, generator: OwnGenerator, k: int) -> None:
         super().__init__()
@@ -161,19 +191,30 @@ class OwnDiscriminator(nn.Module):
         self.outward = generator.outward
         if self.net.of_keras and self.net.shape != generator.own:
             raise InputError(
-                f"the discriminator takes rows of shape {self.net.shape}, but the generator gives {generator.own}."
+                f"the discriminator takes rows of shape {self.net.shape}, but the generator gives "
+                f"{generator.own}."
             )
         if self.net.conditional != generator.conditional:
-            one, other = ("generator", "discriminator") if generator.conditional else ("discriminator", "generator")
+            one, other = (
+                ("generator", "discriminator")
+                if generator.conditional
+                else ("discriminator", "generator")
+            )
             raise InputError(
-                f"the {one} takes the class as a second input, and the {other} does not; give both or none."
+                f"the {one} takes the class as a second input, and the {other} does not; give both "
+                "or none."
             )
         with torch.no_grad():
             rows = 100 * torch.randn(16, *generator.own)
-            what = f"the discriminator, asked about what the generator gives, rows of shape {generator.own},"
+            what = (
+                "the discriminator, asked about what the generator gives, rows of shape "
+                f"{generator.own},"
+            )
             z = usercode.call(what, self.net.eval(), rows, torch.arange(16) % k)
         if z.numel() != 16:
-            raise InputError(f"the discriminator gives {tuple(z.shape[1:])} for a row; expected one number.")
+            raise InputError(
+                f"the discriminator gives {tuple(z.shape[1:])} for a row; expected one number."
+            )
         self.sigmoid = bool(((z >= 0) & (z <= 1)).all())
 
     def loss(self, u: Tensor, y: Tensor, *, real: bool) -> Tensor:
@@ -194,19 +235,22 @@ def _built(spec: str, what: str) -> Any:
         make = usercode.find(spec)
         if isinstance(make, nn.Module):
             raise InputError(
-                f"{spec} is a network, and not a function that builds one; a run needs it with fresh weights."
+                f"{spec} is a network, and not a function that builds one; a run needs it with "
+                "fresh weights."
             )
         net = usercode.call(spec, make)
     if _is_keras(net):
         backend = sys.modules["keras"].config.backend()
         if backend != "torch":
             raise InputError(
-                f"{spec} builds a model of Keras on {backend}; a GAN is trained on Keras's torch backend: set "
-                "KERAS_BACKEND=torch before Keras is imported."
+                f"{spec} builds a model of Keras on {backend}; a GAN is trained on Keras's torch "
+                "backend: set KERAS_BACKEND=torch before Keras is imported."
             )
     elif not isinstance(net, nn.Module):
         kind = type(net).__name__
-        raise InputError(f"{spec} gives a {kind} as {what}; expected a Keras model or a torch module.")
+        raise InputError(
+            f"{spec} gives a {kind} as {what}; expected a Keras model or a torch module."
+        )
     return net
 
 
@@ -235,7 +279,8 @@ def _takes(net: nn.Module) -> int:
 
 
 def _noise_of(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a torch module's input by its first layer with weights; `shape` where that does not say."""
+    """The shape of a torch module's input by its first layer with weights; `shape` where that does
+    not say."""
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             return (layer.in_features,) if len(shape) == 1 else shape
@@ -247,7 +292,8 @@ def _noise_of(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _same(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether rows of shape `own` are those of `shape` in the same order: flat, or without the axis of one channel."""
+    """Whether rows of shape `own` are those of `shape` in the same order: flat, or without the axis
+    of one channel."""
     return own == (math.prod(shape),) or (shape[0] == 1 and own == shape[1:])
 
 

@@ -1,4 +1,5 @@
-"""How good generated rows are: near the real ones, as varied, of the class asked for, useful, and no mere copies."""
+"""How good generated rows are: near the real ones, as varied, of the class asked for, useful, and
+no mere copies."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ _READ = 40_000  # rows that a classifier sees in its training, over all epochs
 
 @dataclass
 class Quality:
-    """The measure of a generator. All distances but the copies' are between features of a network of the data's own
-    domain, so they compare only where that network is the same."""
+    """The measure of a generator. All distances but the copies' are between features of a network
+    of the data's own domain, so they compare only where that network is the same."""
 
     n: int  # samples measured
     real: int  # real rows that they were measured against; none of them trained the generator
@@ -33,8 +34,12 @@ class Quality:
     kid_real: float
     precision: float  # share of samples that lie among real rows (arXiv:1904.06991)
     recall: float  # share of real rows that lie among samples
-    right: list[float]  # by class: the share of samples that the classifier takes for what was asked
-    spread: list[float]  # by class: how far samples differ among themselves, 1: as much as real rows do
+    right: list[
+        float
+    ]  # by class: the share of samples that the classifier takes for what was asked
+    spread: list[
+        float
+    ]  # by class: how far samples differ among themselves, 1: as much as real rows do
     trained: float  # accuracy on real rows of a classifier trained on samples
     trained_real: float  # and of one trained on as many real rows
     copies: float  # share of samples nearer to a training row than 1 % of real rows are: 0.01 is no memory
@@ -51,12 +56,25 @@ def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) ->
         target.bind(frame.raw)
         net = train(target, part, epochs=epochs, seed=seed)
         assert isinstance(net, Reader)
-        net.size = torch.from_numpy(features(net, some(part, 1000, seed)[0])).square().mean().sqrt().to(net.size)
+        net.size = (
+            torch.from_numpy(features(net, some(part, 1000, seed)[0]))
+            .square()
+            .mean()
+            .sqrt()
+            .to(net.size)
+        )
     return net.requires_grad_(False)
 
 
 def measure(
-    net: Reader, x: Tensor, y: Tensor, data: Source, test: Source, *, seed: int = 0, most: int = 10_000
+    net: Reader,
+    x: Tensor,
+    y: Tensor,
+    data: Source,
+    test: Source,
+    *,
+    seed: int = 0,
+    most: int = 10_000,
 ) -> Quality:
     """Measure samples x [n, *shape] of classes y [n].
 
@@ -83,16 +101,20 @@ def measure(
         right=right,
         spread=spread,
         trained=accuracy(reader(net.frame, net.head.out_features, own, seed, len(x)), held, of),
-        trained_real=accuracy(reader(net.frame, net.head.out_features, data, seed, len(x)), held, of),
+        trained_real=accuracy(
+            reader(net.frame, net.head.out_features, data, seed, len(x)), held, of
+        ),
         copies=copies(x, held, data),
     )
 
 
 def some(data: Source, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """At most so many rows x [m, *shape] and classes y [m] of the data, drawn by the seed, in random order."""
+    """At most so many rows x [m, *shape] and classes y [m] of the data, drawn by the seed, in
+    random order."""
     drawn = np.random.default_rng(seed).permutation(len(data))[:most]
     x, y = Part(data, np.sort(drawn), "some rows").rows(0, len(drawn))
-    order = drawn.argsort().argsort()  # what is read in the order of the data is put back: KID takes subsets in turn
+    # what is read in the order of the data is put back: KID takes subsets in turn
+    order = drawn.argsort().argsort()
     x, y = x[order], y[order]
     return torch.from_numpy(x).float(), torch.from_numpy(np.asarray(y, dtype=np.int64))
 
@@ -115,15 +137,22 @@ def decided(net: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([net(part.to(device)).argmax(1).cpu() for part in x.split(_AT_ONCE)])
 
 
-def by_class(net: Reader, x: Tensor, y: Tensor, real: Tensor, of: Tensor) -> tuple[list[float], list[float]]:
-    """Of each class: the share of samples recognised, and their spread in the frame relative to that of real rows."""
+def by_class(
+    net: Reader, x: Tensor, y: Tensor, real: Tensor, of: Tensor
+) -> tuple[list[float], list[float]]:
+    """Of each class: the share of samples recognised, and their spread in the frame relative to
+    that of real rows."""
     seen, y, of = decided(net, x), y.cpu(), of.cpu()
     right, spread = [], []
     for c in range(net.head.out_features):
         mine, real_ones = x[y == c], real[of == c]
         right.append(float((seen[y == c] == c).double().mean()) if len(mine) else 0.0)
         enough = len(mine) > 1 and len(real_ones) > 1
-        spread.append(_spread(net.frame, mine) / max(_spread(net.frame, real_ones), 1e-12) if enough else float("nan"))
+        spread.append(
+            _spread(net.frame, mine) / max(_spread(net.frame, real_ones), 1e-12)
+            if enough
+            else float("nan")
+        )
     return right, spread
 
 
@@ -144,19 +173,23 @@ def fid(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """The unbiased squared MMD under (x.y / d + 1)^3, mean over subsets of 1,000; may be below 0."""
+    """The unbiased squared MMD under (x.y / d + 1)^3, mean over subsets of 1,000; may be below
+    0."""
     found = []
     for start in range(0, max(1, min(len(a), len(b)) - _SUBSET + 1), _SUBSET):
         x, y = a[start : start + _SUBSET], b[start : start + _SUBSET]
         (xx, yy, xy) = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
         n, m = len(x), len(y)
-        within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
+        within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (
+            m * (m - 1)
+        )
         found.append(within - 2 * xy.mean())
     return float(np.mean(found))
 
 
 def covered(made: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall: shares of each that lie within the k-nearest-neighbour balls of the other.
+    """Improved precision and recall: shares of each that lie within the k-nearest-neighbour balls
+    of the other.
 
     As many of both are compared, up to 5,000.
     """
@@ -164,7 +197,9 @@ def covered(made: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, floa
     a, b = torch.from_numpy(made[:n]), torch.from_numpy(real[:n])
 
     def within(points: Tensor, of: Tensor) -> float:
-        reach = torch.cat([torch.cdist(p, of).kthvalue(min(k + 1, n), 1).values for p in of.split(_AT_ONCE)])
+        reach = torch.cat(
+            [torch.cdist(p, of).kthvalue(min(k + 1, n), 1).values for p in of.split(_AT_ONCE)]
+        )
         inside = [(torch.cdist(p, of) <= reach).any(1) for p in points.split(_AT_ONCE)]
         return float(torch.cat(inside).double().mean())
 
@@ -172,13 +207,16 @@ def covered(made: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, floa
 
 
 def copies(x: Tensor, held: Tensor, data: Source) -> float:
-    """The share of samples whose nearest training row is nearer than that of all but 1 % of the held-out rows."""
+    """The share of samples whose nearest training row is nearer than that of all but 1 % of the
+    held-out rows."""
     x, held = x[:2000].flatten(1).cpu(), held[:2000].flatten(1).cpu()
     near = [torch.full((len(part),), torch.inf) for part in (x, held)]
     for start in range(0, len(data), 8192):
         rows = torch.from_numpy(data.rows(start, start + 8192)[0]).float().flatten(1)
         near = [
-            torch.minimum(best, torch.cat([torch.cdist(p, rows).amin(1) for p in part.split(_AT_ONCE)]))
+            torch.minimum(
+                best, torch.cat([torch.cdist(p, rows).amin(1) for p in part.split(_AT_ONCE)])
+            )
             for best, part in zip(near, (x, held), strict=True)
         ]
     return float((near[0] < torch.quantile(near[1], 0.01)).double().mean())

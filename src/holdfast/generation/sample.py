@@ -16,24 +16,33 @@ _MOST = 20  # rows drawn for one that is kept, at the most
 
 
 def sample(
-    generator: Generator, per_class: int, *, target: Target | None = None, confidence: float = 0.0, seed: int = 0
+    generator: Generator,
+    per_class: int,
+    *,
+    target: Target | None = None,
+    confidence: float = 0.0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """As many rows of each class: x [k * per_class, *shape] float32, y [k * per_class] int64; and how many were drawn.
+    """As many rows of each class: x [k * per_class, *shape] float32, y [k * per_class] int64; and
+    how many were drawn.
 
     Args:
-        target: a classifier that must take a row for its class; None: every row is kept, but of a generator that
-            knows no classes those that its folder's classifier takes for the class.
+        target: a classifier that must take a row for its class; None: every row is kept, but of a
+            generator that knows no classes those that its folder's classifier takes for the class.
         confidence: the least probability that it must give the class.
 
     Raises:
-        InputError: the classifier knows other classes, or is so rarely sure that drawing on is idle.
+        InputError: the classifier knows other classes, or is so rarely sure that drawing on is
+            idle.
     """
     if target is None and generator.reader is not None:
         target = _as_target(generator.reader, generator)
     if target is not None:
         target.bind(generator.frame.raw)
         if target.task.k != generator.k:
-            raise InputError(f"the classifier knows {target.task.k} classes, the generator {generator.k}.")
+            raise InputError(
+                f"the classifier knows {target.task.k} classes, the generator {generator.k}."
+            )
     rows: list[np.ndarray] = []
     tried = 0
     for c in range(generator.k):
@@ -41,10 +50,14 @@ def sample(
         while (missing := per_class - sum(map(len, kept))) > 0:
             if drawn >= _MOST * per_class:
                 raise InputError(
-                    f"of {drawn:,} rows drawn for class {c}, the classifier is sure of {per_class - missing:,}, but "
-                    f"{per_class:,} are asked for; train the generator longer, or give a lower --min-confidence."
+                    f"of {drawn:,} rows drawn for class {c}, the classifier is sure of "
+                    f"{per_class - missing:,}, but "
+                    f"{per_class:,} are asked for; train the generator longer, or give a lower "
+                    "--min-confidence."
                 )
-            count = missing if target is None else min(max(2 * missing, 50), _MOST * per_class - drawn)
+            count = (
+                missing if target is None else min(max(2 * missing, 50), _MOST * per_class - drawn)
+            )
             ids = (torch.arange(drawn, drawn + count)) * generator.k + c
             x = generator.draw(torch.full((count,), c), ids, seed)
             drawn += count
@@ -65,4 +78,6 @@ def own_classifier(folder: Path, generator: Generator) -> Target:
 
 
 def _as_target(reader: Reader, generator: Generator) -> Target:
-    return wrap(reader, bounds=(float(generator.frame.low.min()), float(generator.frame.high.max())))
+    return wrap(
+        reader, bounds=(float(generator.frame.low.min()), float(generator.frame.high.max()))
+    )

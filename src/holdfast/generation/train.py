@@ -1,4 +1,5 @@
-"""Generate: train a generative model on labelled rows, look at its samples as it goes, keep the best, measure it."""
+"""Generate: train a generative model on labelled rows, look at its samples as it goes, keep the
+best, measure it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,16 @@ from holdfast.errors import InputError
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.generation import quality
-from holdfast.generation.folder import NOTE, READER, WEIGHTS, Generator, grid, knows_classes, load_reader, parse
+from holdfast.generation.folder import (
+    NOTE,
+    READER,
+    WEIGHTS,
+    Generator,
+    grid,
+    knows_classes,
+    load_reader,
+    parse,
+)
 from holdfast.generation.folder import load as load_generator
 from holdfast.generation.model import Model
 from holdfast.generation.nets import Frame, Reader
@@ -33,14 +43,25 @@ from holdfast.runs.journal import begin, left_as_found
 from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
-from holdfast.training.state import STATE, blend, packed, put_slots, restored, slots, stored, table, under
+from holdfast.training.state import (
+    STATE,
+    blend,
+    packed,
+    put_slots,
+    restored,
+    slots,
+    stored,
+    table,
+    under,
+)
 
 _SHOWN = 8  # samples of each class in a picture
 
 
 @dataclass
 class Round:
-    """One line of log.csv; the samples are drawn by the averaged weights, compared with rows held out."""
+    """One line of log.csv; the samples are drawn by the averaged weights, compared with rows held
+    out."""
 
     round: int
     step: int
@@ -81,7 +102,9 @@ class State:
         tensors = {f"now.{name}": value for name, value in self.nets.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= slots(self.optimiser)
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        tensors = {
+            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
+        }
         return stored(tensors, asdict(self.place))
 
     def restore(self, content: bytes) -> None:
@@ -115,11 +138,12 @@ class Training:
     watch: Callable[[Round], None] = lambda _: None
 
     def fit(self) -> None:
-        """Train, from the start or from where the folder's state stands; the best generator is in the folder.
+        """Train, from the start or from where the folder's state stands; the best generator is in
+        the folder.
 
         Raises:
-            InputError: the training diverged, or its samples became all alike; the best generator before is kept, if
-                there was one.
+            InputError: the training diverged, or its samples became all alike; the best generator
+                before is kept, if there was one.
         """
         model, k = self.model, self.reader.head.out_features
         self.began = time.monotonic()
@@ -133,12 +157,16 @@ class Training:
             keys = Keys.of(self.seed, torch.arange(model.batch_size, device=device)).fold("train")
             while s.place.step < model.steps:
                 plan = shuffled(len(self.data), model.batch_size, self.seed + s.place.epoch + 1)
-                for x, y in read(self.data, plan[s.place.batch : s.place.batch + model.steps - s.place.step]):
+                for x, y in read(
+                    self.data, plan[s.place.batch : s.place.batch + model.steps - s.place.step]
+                ):
                     self._step(s, x, y, keys)
                 if s.place.batch == len(plan):
                     s.place.epoch, s.place.batch = s.place.epoch + 1, 0
         if not s.place.best_round:
-            raise InputError(f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps.")
+            raise InputError(
+                f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps."
+            )
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
         place, model = s.place, self.model
@@ -146,13 +174,15 @@ class Training:
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(place.step)
         s.nets.train()
-        told = [v for v in model.learn(s.nets, s.optimiser, u, labels, own, place.step) if v is not None]
+        told = [
+            v for v in model.learn(s.nets, s.optimiser, u, labels, own, place.step) if v is not None
+        ]
         *paid, critic = torch.stack(told).tolist()
         if not math.isfinite(sum(paid) + critic):
             what = " and ".join(f"{v:g}" for v in (*paid, critic))
             raise InputError(
-                f"the losses of generator and critic are {what} in step {place.step + 1}: the training diverged. "
-                f"{self._kept(s)} Try a lower rate than {model.rate:g}."
+                f"the losses of generator and critic are {what} in step {place.step + 1}: the "
+                f"training diverged. {self._kept(s)} Try a lower rate than {model.rate:g}."
             )
         blend(s.average, s.nets["generator"], min(model.ema, (1 + place.step) / (10 + place.step)))
         place.step, place.batch = place.step + 1, place.batch + 1
@@ -184,7 +214,8 @@ class Training:
             kid=quality.kid(made, self.f_real),
             right=float(np.mean(right)),
             classes=sum(share >= 0.5 for share in right),
-            spread=min((share for share in spread if not math.isnan(share)), default=float("nan")),  # NaN: too few rows
+            # NaN: too few rows
+            spread=min((share for share in spread if not math.isnan(share)), default=float("nan")),
         )
         line.note = wrong(place.log, line, spread, self.model.rounds)
         place.losses, place.count = [0.0, 0.0], 0
@@ -195,13 +226,21 @@ class Training:
             write_bytes(self.folder / WEIGHTS, packed(weights))
         place.log.append(line)
         if len(self.frame.shape) == 3:
-            picture = grid(x[: _SHOWN * k].cpu().numpy(), self.frame.layout, k, self.bounds.low, self.bounds.high)
+            picture = grid(
+                x[: _SHOWN * k].cpu().numpy(),
+                self.frame.layout,
+                k,
+                self.bounds.low,
+                self.bounds.high,
+            )
             write_bytes(self.folder / "samples" / f"round-{place.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(place.log, Round).encode())
         self.watch(line)
         if place.bad > 1:
-            raise InputError(f"training stopped in round {place.round}: {line.note}. {self._kept(s)}")
+            raise InputError(
+                f"training stopped in round {place.round}: {line.note}. {self._kept(s)}"
+            )
 
     def _kept(self, s: State) -> str:
         if not s.place.best_round:
@@ -212,13 +251,17 @@ class Training:
 def wrong(log: list[Round], line: Round, spread: list[float], rounds: int) -> str:
     """Mode collapse or divergence, in words; empty where there is neither.
 
-    Samples of a class that hardly differ are a collapse, but not in the first half, before which they did not differ
-    yet; an FID that was once halved and has come back is a divergence (a KID of few rows may be below 0).
+    Samples of a class that hardly differ are a collapse, but not in the first half, before which
+    they did not differ yet; an FID that was once halved and has come back is a divergence (a KID of
+    few rows may be below 0).
     """
     differed = line.round > rounds / 2 or any(past.spread > 0.6 for past in log)
     if line.spread < 0.3 and differed:
         c = int(np.nanargmin(spread))
-        return f"mode collapse: samples of class {c} differ among themselves {line.spread:.0%} as much as real rows do"
+        return (
+            f"mode collapse: samples of class {c} differ among themselves {line.spread:.0%} as "
+            "much as real rows do"
+        )
     first, best = (log[0].fid, min(past.fid for past in log)) if log else (math.inf, math.inf)
     if best < first / 2 and line.fid > first:
         return f"divergence: FID is {line.fid:.3g}, after {best:.3g}"
@@ -251,10 +294,10 @@ def generate(
     """Train a generative model on labelled rows, and measure what it draws.
 
     Args:
-        data: what `holdfast.data.as_source` takes: images of 8x8 to 64x64, [c, h, w], [h, w, c] or [h, w], or rows of
-            a table [f]; classes 0..k-1.
-        model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or an `Own`, of your
-            own networks.
+        data: what `holdfast.data.as_source` takes: images of 8x8 to 64x64, [c, h, w], [h, w, c] or
+            [h, w], or rows of a table [f]; classes 0..k-1.
+        model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or
+            an `Own`, of your own networks.
         out: the folder.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
@@ -264,23 +307,33 @@ def generate(
         tell: told of each finished round.
 
     Raises:
-        InputError: the data cannot be learnt from, `out` holds something else, or the training diverged.
+        InputError: the data cannot be learnt from, `out` holds something else, or the training
+            diverged.
         SpecError: the model cannot be understood.
     """
-    model, box, folder = parse(model) if isinstance(model, str) else model, Bounds(*bounds), Path(out)
+    model, box, folder = (
+        parse(model) if isinstance(model, str) else model,
+        Bounds(*bounds),
+        Path(out),
+    )
     data = as_source(data, scale=box.high <= 1)
     if test is not None:
-        test = laid_as(as_source(test, scale=box.high <= 1), data.shape, f"those of {data.name} are")
+        test = laid_as(
+            as_source(test, scale=box.high <= 1), data.shape, f"those of {data.name} are"
+        )
     else:
         data, test = divide(data, 0.2, 10_000, seed, "test")
     for source in (data, test):
         check_data(source, box)
     (data, test), _ = numbered(None, data, test)
     if test.fingerprint() == data.fingerprint():
-        raise InputError(f"{data.name} would train the generator and measure it too; give other rows (--test).")
+        raise InputError(
+            f"{data.name} would train the generator and measure it too; give other rows (--test)."
+        )
     frame, k = _frame(data, box, layout)
     with sealed(seed):
-        model.nets(tuple(frame.shape), k)  # networks that do not fit are refused before anything is written
+        # networks that do not fit are refused before anything is written
+        model.nets(tuple(frame.shape), k)
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
     with left_as_found(folder):
@@ -315,7 +368,10 @@ def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:
         labels = np.union1d(labels, np.asarray(y, np.int64))
     k = int(labels.max()) + 1
     if k < 2 or len(labels) < k:
-        raise InputError(f"{data.name} has rows of the classes {labels.tolist()[:20]}; expected each of 0 to {k - 1}.")
+        raise InputError(
+            f"{data.name} has rows of the classes {labels.tolist()[:20]}; expected each of 0 to "
+            f"{k - 1}."
+        )
     if len(data.shape) > 1:
         low, high = np.full((), box.low), np.full((), box.high)
     nhwc = len(data.shape) == 3 and data.shape[-1] in (1, 3) and data.shape[0] not in (1, 3)

@@ -1,4 +1,5 @@
-"""Harden: measure a network, train it against the threat, measure it again by the same judge, compare."""
+"""Harden: measure a network, train it against the threat, measure it again by the same judge,
+compare."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ class Hardened:
     comparison: Comparison
     log: list[Epoch]
     folder: Path
-    file: Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
+    file: (
+        Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
+    )
 
 
 def harden(
@@ -86,51 +89,67 @@ def harden(
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
-    The model given is not changed. Of its weights, training makes new ones; those are kept that stand best on rows
-    held out of the training data, under an attack that does not train.
+    The model given is not changed. Of its weights, training makes new ones; those are kept that
+    stand best on rows held out of the training data, under an attack that does not train.
 
     Args:
-        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds and preprocessing.
-        data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and `synthetic` are the same.
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
+            and preprocessing.
+        data: rows to train on, in raw units: what `holdfast.data.as_source` takes. `test` and
+            `synthetic` are the same.
         threat: what to withstand; one eps for all rows, untargeted.
-        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in `standard(epochs=30)`.
+        recipe: `fast`, `standard`, `strong` or `finetune`, with any field changed as in
+            `standard(epochs=30)`.
         objective: in place of the recipe's: `trades(beta=6)`.
         epochs: in place of what the recipe says of epochs and steps.
-        class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss), `none`, or `auto`:
+        class_weights: in place of the recipe's: `balanced` (a row weighs n / (k n_c) in the loss),
+            `none`, or `auto`:
             balanced where a class has 3 times the rows of another or more.
-        test: rows to measure on, before and after; None: a fifth of `data`, which then trains nothing.
+        test: rows to measure on, before and after; None: a fifth of `data`, which then trains
+            nothing.
         out: the folder; None: a new temporary one, which is the caller's to delete.
         resume: go on with an unfinished hardening in `out`.
         protocol: of the judge, before and after.
-        train_samples: the first so many rows to train on, or a range of them: of `data` without what measures.
-        test_samples: the first so many rows to measure on, or a range of them: of `test`, else of that fifth.
+        train_samples: the first so many rows to train on, or a range of them: of `data` without
+            what measures.
+        test_samples: the first so many rows to measure on, or a range of them: of `test`, else of
+            that fifth.
         min_clean: the least clean accuracy, on rows held out, of the weights chosen.
         min_recall: the least clean recall of any class, on the same rows.
         every: seconds from one stored state to the next.
         watch: told of the progress of the two measurements.
         tell: told of each finished epoch.
         names: what the manifests call things.
-        synthetic: generated rows, which take the place of real ones in each step; the rows held out stay real.
+        synthetic: generated rows, which take the place of real ones in each step; the rows held out
+            stay real.
         synthetic_share: of each step, above 0 and below 1.
-        devices: processes that share each step, on cores or CUDA devices; the steps are those of one.
-        precision: of the passes that train, the inner attack's too: float32, or bfloat16 (mixed); not the judge's.
+        devices: processes that share each step, on cores or CUDA devices; the steps are those of
+            one.
+        precision: of the passes that train, the inner attack's too: float32, or bfloat16 (mixed);
+            not the judge's.
         tensorboard: write event files into `out` too.
 
     Raises:
-        InputError: the model cannot be trained, the data do not fit it, `out` holds something else, or the training
-            diverged.
+        InputError: the model cannot be trained, the data do not fit it, `out` holds something else,
+            or the training diverged.
         SpecError: the recipe, the objective or the threat cannot be understood.
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
     given = wrap(model)
-    target = given.inner if isinstance(given, ExpectationOverTransformation) else given  # one draw trains, many judge
+    # one draw trains, many judge
+    target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     if target.graded is not None:
-        raise InputError(f"hardening trains classifiers of k classes, and this model's task is {target.graded}.")
+        raise InputError(
+            f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
+        )
     if target.free is not None:
-        raise InputError("hardening trains models of one input, all of which may change, and this one has several.")
+        raise InputError(
+            "hardening trains models of one input, all of which may change, and this one has "
+            "several."
+        )
     source, judged = _sources(target, data, test, seed)
     source = _some(source, train_samples, "train_samples")
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
@@ -152,7 +171,9 @@ def harden(
         check_data(mix.data, target.bounds)
     if len(train) < recipe.batch_size:
         recipe = replace(recipe, batch_size=len(train))
-    recipe = replace(recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train))))
+    recipe = replace(
+        recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train)))
+    )
 
     asked = {
         "threat": repr(threat),
@@ -206,14 +227,18 @@ def harden(
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
         hard = ExpectationOverTransformation(hard, given.draws)
-    after = evaluate(hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge)
+    after = evaluate(
+        hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
+    )
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
     return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
 
 
-def _recipe(recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None) -> Recipe:
+def _recipe(
+    recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None
+) -> Recipe:
     made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
     made = made if objective is None else replace(made, objective=objective)
     made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
@@ -238,7 +263,8 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
-            f"{source.name} would train the network and measure it too; give other rows to measure on (--test)."
+            f"{source.name} would train the network and measure it too; give other rows to measure "
+            "on (--test)."
         )
     return source, judged
 
@@ -246,7 +272,9 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
 def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
     """These rows of a source."""
     start, stop = rows_asked(samples, len(source), source.name, name)
-    return source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
+    return (
+        source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
+    )
 
 
 def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
@@ -257,19 +285,30 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
     """
     check_model(target, source)
     if target.task.refuses:
-        raise InputError("the model stands behind a detector, which training does not know of; leave it out.")
-    x, _ = source.rows(0, 256)
-    if not bool(target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()):
         raise InputError(
-            f"the {network.kind} gives scores that are not finite on the first rows of {source.name}, "
-            f"so its loss is not either; repair its weights or its preprocessing."
+            "the model stands behind a detector, which training does not know of; leave it out."
+        )
+    x, _ = source.rows(0, 256)
+    if not bool(
+        target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()
+    ):
+        raise InputError(
+            f"the {network.kind} gives scores that are not finite on the first rows of "
+            f"{source.name}, so its loss is not either; repair its weights or its preprocessing."
         )
     if not network.trains:
         raise InputError(f"the {network.kind} has no parameters to train.")
     if recipe.batch_size == 1 and network.normed:
-        raise InputError("the network has batch norm, which a batch of one row cannot train; give a larger batch_size.")
-    x, y = source.rows(0, 2)  # what does not suit the rows shall not come to light after the first measurement
-    rows = torch.from_numpy(x).to(target.device, target.dtype), torch.from_numpy(np.asarray(y, np.int64))
+        raise InputError(
+            "the network has batch norm, which a batch of one row cannot train; give a larger "
+            "batch_size."
+        )
+    # what does not suit the rows shall not come to light after the first measurement
+    x, y = source.rows(0, 2)
+    rows = (
+        torch.from_numpy(x).to(target.device, target.dtype),
+        torch.from_numpy(np.asarray(y, np.int64)),
+    )
     augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
     with sealed(0):
         objectives.parse(recipe.objective).rival(target)
@@ -285,14 +324,17 @@ def _check_counts(source: Source, k: int) -> None:
     counts = np.bincount(labels_of(source), minlength=k)
     if int(counts.min()) < least:
         raise InputError(
-            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but training needs at least "
-            f"{least} of each of the {k} classes that the model knows."
+            f"class {int(counts.argmin())} has {int(counts.min())} rows in {source.name}, but "
+            f"training needs at least {least} of each of the {k} classes that the model knows."
         )
 
 
 def _check_threat(threat: Threat, target: Target, recipe: Recipe) -> None:
     if isinstance(threat.goal, Targeted) or threat.limits or isinstance(threat.eps, Tensor):
-        raise SpecError(f"hardening takes an untargeted threat with one eps for all, without a mask, not {threat}.")
+        raise SpecError(
+            "hardening takes an untargeted threat with one eps for all, without a mask, not "
+            f"{threat}."
+        )
     threat.check_box(target.bounds.low, target.bounds.high, target.shape or ())
     if recipe.judge:
         check_fit(attacks.parse(recipe.judge), target, threat)

@@ -1,4 +1,5 @@
-"""An attacker that learns: a network that makes the points to train at, one step of it for one of the network's."""
+"""An attacker that learns: a network that makes the points to train at, one step of it for one of
+the network's."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from holdfast.training.inner_attack import Craft, Rival, evaluating
 
 @dataclass(frozen=True)
 class AdvGAN(Objective):
-    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that learns beside (AdvGAN: arXiv:1801.02610).
+    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that learns beside (AdvGAN:
+    arXiv:1801.02610).
 
-    Trained in turns, as the generative adversarial trainer is (Lee et al. 2017, arXiv:1705.03387): one step of Adam
-    towards a larger margin of the wrong classes, then one of the network. Differs from AdvGAN: no second network asks
-    for realism. It costs what one step of ascent does, and what it makes is one point a row, which other attacks pass.
+    Trained in turns, as the generative adversarial trainer is (Lee et al. 2017, arXiv:1705.03387):
+    one step of Adam towards a larger margin of the wrong classes, then one of the network. Differs
+    from AdvGAN: no second network asks for realism. It costs what one step of ascent does, and what
+    it makes is one point a row, which other attacks pass.
     """
 
     asks = 2
@@ -29,7 +32,11 @@ class AdvGAN(Objective):
 
     def rival(self, target: TorchTarget) -> Rival:
         assert target.shape is not None
-        net = perturber(target, torch.zeros(1, *target.shape, device=target.device, dtype=target.dtype), self.width)
+        net = perturber(
+            target,
+            torch.zeros(1, *target.shape, device=target.device, dtype=target.dtype),
+            self.width,
+        )
         return Rival(net, torch.optim.Adam(net.parameters(), self.rate))
 
     def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:

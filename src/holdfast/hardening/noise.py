@@ -37,7 +37,8 @@ class Noise(Objective):
 
 @dataclass(frozen=True)
 class SmoothAdv(Objective):
-    """CE(f(x' + noise), y), x' where the smoothed network errs most (Salman et al. 2019, arXiv:1906.04584).
+    """CE(f(x' + noise), y), x' where the smoothed network errs most (Salman et al. 2019,
+    arXiv:1906.04584).
 
     Differs from the paper: the loss draws noise of its own, not that of the attack.
     """
@@ -55,17 +56,25 @@ class SmoothAdv(Objective):
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         low, high = craft.live.bounds.low, craft.live.bounds.high
         open_ = copy.copy(craft.live)
-        open_.bounds = Bounds(2 * low - high - 1000 * self.sigma, 2 * high - low + 1000 * self.sigma)
-        attack = _Smooth(self.steps, self.step_size, self.sigma, self.draws, float(low), float(high))
+        open_.bounds = Bounds(
+            2 * low - high - 1000 * self.sigma, 2 * high - low + 1000 * self.sigma
+        )
+        attack = _Smooth(
+            self.steps, self.step_size, self.sigma, self.draws, float(low), float(high)
+        )
         x = craft.live.bounds.clamp(craft(attack, x, y, on=open_))
         return torch.cat(
-            [x + self.sigma * craft.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype) for i in range(self.draws)]
+            [
+                x + self.sigma * craft.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype)
+                for i in range(self.draws)
+            ]
         )
 
 
 @dataclass(frozen=True)
 class _Smooth(Attack):
-    """Ascent of -log of the mean p_y under noise, the same at each step. It asks beyond the box; d stays in."""
+    """Ascent of -log of the mean p_y under noise, the same at each step. It asks beyond the box; d
+    stays in."""
 
     needs = Access.GRADIENTS
     steps: int
@@ -82,7 +91,9 @@ class _Smooth(Attack):
         answers = []
         for i in range(self.draws):
             noise = self.sigma * p.keys.fold("noise", i).normal(p.x.shape[1:], p.x.dtype)
-            answers.append(p.gradient(s + noise, lambda z, y, aim: F.cross_entropy(z, y, reduction="none")))
+            answers.append(
+                p.gradient(s + noise, lambda z, y, aim: F.cross_entropy(z, y, reduction="none"))
+            )
         # The logarithm of a mean has the mean of the gradients, each weighed by its share.
         weights = torch.stack([-value for value, _ in answers]).softmax(0)
         g = sum(wide(w, g) * g for w, (_, g) in zip(weights, answers, strict=True))

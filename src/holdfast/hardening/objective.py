@@ -15,7 +15,11 @@ from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import Craft, Rival
 
-_KINDS = {"int": (int, "a whole number from 1"), "float": ((int, float), "a number from 0"), "str": (str, "a text")}
+_KINDS = {
+    "int": (int, "a whole number from 1"),
+    "float": ((int, float), "a number from 0"),
+    "str": (str, "a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,20 @@ class Net:
 
 
 class Part:
-    """What a recipe is made of: a dataclass whose fields are its hyperparameters; they only store."""
+    """What a recipe is made of: a dataclass whose fields are its hyperparameters; they only
+    store."""
 
     def __post_init__(self) -> None:
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value, (kind, words) = getattr(self, field.name), _KINDS[str(field.type)]
             right = isinstance(value, kind) and not isinstance(value, bool)
-            if not right or (isinstance(value, (int, float)) and not (field.type == "int") <= value < float("inf")):
-                raise SpecError(f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}.")
+            if not right or (
+                isinstance(value, (int, float))
+                and not (field.type == "int") <= value < float("inf")
+            ):
+                raise SpecError(
+                    f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}."
+                )
 
     def __repr__(self) -> str:
         return spec.write(self)
@@ -49,8 +59,8 @@ class Part:
 class Objective(Part):
     """One way to train: `near` crafts the points x' to train at, `loss` is what is then minimised.
 
-    Below, p = softmax f(x) and p' = softmax f(x'). Where a subclass says no more than its fields, x' is the end of
-    projected ascent of the cross-entropy, and the loss is the cross-entropy there.
+    Below, p = softmax f(x) and p' = softmax f(x'). Where a subclass says no more than its fields,
+    x' is the end of projected ascent of the cross-entropy, and the loss is the cross-entropy there.
     """
 
     asks: ClassVar[int] = 1  # points a row that the loss asks about
@@ -81,7 +91,8 @@ class Objective(Part):
         """One step of that attacker, before the network's."""
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points come first."""
+        """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points
+        come first."""
         return craft(Ascent(steps=self.inner, step_size=self.step_size, loss="ce"), x, y)
 
     def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +111,9 @@ def crossed(net: Net, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, T
 
 def divergence(there: Tensor, z: Tensor) -> Tensor:
     """KL(p, p') of scores z at x and `there` at x': [n]."""
-    return F.kl_div(there.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return F.kl_div(there.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(
+        1
+    )
 
 
 def distance(there: Tensor, z: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Objectives: the ways to train, by name. Those for several threats, and those with noise, have files of their own."""
+"""Objectives: the ways to train, by name. Those for several threats, and those with noise, have
+files of their own."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class FGSM(Objective):
 
 @dataclass(frozen=True)
 class Fast(Objective):
-    """CE(f(x'), y) one long step from a random point of the ball (FGSM-RS: Wong et al. 2020, arXiv:2001.03994)."""
+    """CE(f(x'), y) one long step from a random point of the ball (FGSM-RS: Wong et al. 2020,
+    arXiv:2001.03994)."""
 
     step_size: float = 1.25  # fraction of eps
     smoothing: float = 0.0  # share of a label spread over all classes
@@ -57,9 +59,11 @@ class Fast(Objective):
 
 @dataclass(frozen=True)
 class NFGSM(Objective):
-    """CE(f(x'), y) one step from strong noise, not drawn back into the ball (de Jorge et al. 2022, arXiv:2202.01181).
+    """CE(f(x'), y) one step from strong noise, not drawn back into the ball (de Jorge et al. 2022,
+    arXiv:2202.01181).
 
-    Differs from the paper: in other norms than Linf the noise is uniform in the ball of `noise` eps.
+    Differs from the paper: in other norms than Linf the noise is uniform in the ball of `noise`
+    eps.
     """
 
     noise: float = 2.0  # size of the noise, multiples of eps
@@ -74,10 +78,11 @@ class NFGSM(Objective):
 
 @dataclass(frozen=True)
 class Free(Objective):
-    """CE(f(x'), y), each batch several times: one backward moves the weights and x' (Shafahi 2019, arXiv:1904.12843).
+    """CE(f(x'), y), each batch several times: one backward moves the weights and x' (Shafahi 2019,
+    arXiv:1904.12843).
 
-    A recipe's epochs count batches, so it needs so many times fewer of them. Differs from the paper: x' of a new batch
-    starts at random, not from where the last batch's ended.
+    A recipe's epochs count batches, so it needs so many times fewer of them. Differs from the
+    paper: x' of a new batch starts at random, not from where the last batch's ended.
     """
 
     batch_replays: int = 8  # steps of the optimiser a batch (m in the paper)
@@ -102,7 +107,8 @@ class Free(Objective):
 
 @dataclass(frozen=True)
 class PGD(Objective):
-    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018, arXiv:1706.06083)."""
+    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
+    arXiv:1706.06083)."""
 
     steps: int = 10  # of the inner attack
     step_size: float = 0.25  # fraction of eps
@@ -111,7 +117,8 @@ class PGD(Objective):
 
 @dataclass(frozen=True)
 class ALP(Objective):
-    """CE(f(x'), y) and CE(f(x), y), half each, + weight |f(x) - f(x')|^2 / k (Kannan et al. 2018, arXiv:1803.06373)."""
+    """CE(f(x'), y) and CE(f(x), y), half each, + weight |f(x) - f(x')|^2 / k (Kannan et al. 2018,
+    arXiv:1803.06373)."""
 
     asks = 2
     weight: float = 0.5  # of the distance between the logits
@@ -126,7 +133,8 @@ class ALP(Objective):
 
 @dataclass(frozen=True)
 class Trades(Objective):
-    """CE(f(x), y) + beta KL(p, p'), x' where that divergence is large (Zhang et al. 2019, arXiv:1901.08573)."""
+    """CE(f(x), y) + beta KL(p, p'), x' where that divergence is large (Zhang et al. 2019,
+    arXiv:1901.08573)."""
 
     asks = 2
     beta: float = 6.0  # of the divergence: more robust, less accurate
@@ -148,9 +156,11 @@ class Trades(Objective):
 
 @dataclass(frozen=True)
 class LSE(Objective):
-    """|p - y|^2 + beta |p - p'|^2, x' where the latter is large (SCORE: Pang et al. 2022, arXiv:2202.10103).
+    """|p - y|^2 + beta |p - p'|^2, x' where the latter is large (SCORE: Pang et al. 2022,
+    arXiv:2202.10103).
 
-    y is smoothed. Differs from the authors' code: label smoothing spreads over all classes, also the true one.
+    y is smoothed. Differs from the authors' code: label smoothing spreads over all classes, also
+    the true one.
     """
 
     asks = 2
@@ -176,10 +186,11 @@ class LSE(Objective):
 
 @dataclass(frozen=True)
 class HAT(Objective):
-    """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR 2022).
+    """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR
+    2022).
 
-    x'' = x + reach (x' - x). The label h is what the network as it was given to hardening says at x': so give one that
-    is trained, as the paper does.
+    x'' = x + reach (x' - x). The label h is what the network as it was given to hardening says at
+    x': so give one that is trained, as the paper does.
     """
 
     asks = 3
@@ -205,7 +216,8 @@ class HAT(Objective):
 
 @dataclass(frozen=True)
 class Mart(Objective):
-    """BCE(p', y) + beta KL(p, p') (1 - p_y): misclassified rows weigh more (Wang et al., ICLR 2020).
+    """BCE(p', y) + beta KL(p, p') (1 - p_y): misclassified rows weigh more (Wang et al., ICLR
+    2020).
 
     BCE(p', y) = -log p'_y - log(1 - the largest wrong p').
     """
@@ -226,10 +238,11 @@ class Mart(Objective):
 
 @dataclass(frozen=True)
 class Ensemble(Objective):
-    """CE(f(x), y) and CE(f(x'), y), half of the x' against another network (Tramer et al. 2018, arXiv:1705.07204).
+    """CE(f(x), y) and CE(f(x'), y), half of the x' against another network (Tramer et al. 2018,
+    arXiv:1705.07204).
 
-    The other network is this one as it was given to hardening: so give one that is trained. What is not there: an
-    ensemble of several.
+    The other network is this one as it was given to hardening: so give one that is trained. What is
+    not there: an ensemble of several.
     """
 
     asks = 2
@@ -240,7 +253,10 @@ class Ensemble(Objective):
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")
         near, odd = x.clone(), craft.start % 2
-        for part, target in ((slice(odd, None, 2), craft.given), (slice(1 - odd, None, 2), craft.live)):
+        for part, target in (
+            (slice(odd, None, 2), craft.given),
+            (slice(1 - odd, None, 2), craft.live),
+        ):
             near[part] = craft(attack, x[part], y[part], on=target)
         return near
 

@@ -1,4 +1,5 @@
-"""Recipes: how to train, whole and versioned. Literals, not code; a change of one raises its version."""
+"""Recipes: how to train, whole and versioned. Literals, not code; a change of one raises its
+version."""
 
 from __future__ import annotations
 
@@ -33,47 +34,82 @@ class Recipe:
     decay: float = 5e-4  # weight decay
     clip: float = 1.0  # the longest gradient, all parameters together; 0: any
     ema: float = 0.995  # share of the past in the moving average of the weights, which is what is kept; 0: none
-    swa: float = 0.0  # share of the steps, the last ones, whose weights count alike in that average; 0: none
+    swa: float = (
+        0.0  # share of the steps, the last ones, whose weights count alike in that average; 0: none
+    )
     ramp: float = 0.2  # share of the steps in which eps rises from 0
     awp: float = 0.0  # size of adversarial weight perturbations, relative to the weights; 0: none
     sam: float = 0.0  # instead: their size over all weights, for flat minima; 0: none
     asam: float = 0.0  # instead: the same in units of each weight; 0: none
     regularize: str = ""  # penalties beside the objective: "gradalign(weight=0.2), spectral"
     patience: int = 0  # epochs without better weights after which it ends early; 0: never
-    augment: str = ""  # changes of the rows: "flip, crop(padding=4), noise(sigma=0.05)", cutmix, augmix, ...
-    class_weights: str = "auto"  # in the loss: balanced (rare classes weigh more), none, or auto: where unequal
-    held: float = 0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
+    augment: str = (
+        ""  # changes of the rows: "flip, crop(padding=4), noise(sigma=0.05)", cutmix, augmix, ...
+    )
+    class_weights: str = (
+        "auto"  # in the loss: balanced (rare classes weigh more), none, or auto: where unequal
+    )
+    held: float = (
+        0.1  # share of the training rows (1,000 at most) that choose the weights, and train nothing
+    )
     judge: str = 'apgd(steps=20, loss="mifpe")'  # the attack by which they choose; "": none, by clean accuracy
 
     @property
     def move(self) -> tuple[str, float]:
         """How weights are perturbed, and by how much."""
-        return next(((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0))
+        return next(
+            ((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0)
+        )
 
     def __post_init__(self) -> None:
-        for name in ("objective", "optimiser", "schedule", "augment", "judge", "regularize", "class_weights"):
+        for name in (
+            "objective",
+            "optimiser",
+            "schedule",
+            "augment",
+            "judge",
+            "regularize",
+            "class_weights",
+        ):
             if not isinstance(getattr(self, name), str):
                 raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a text.")
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("patience", 0)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise SpecError(f"a recipe has {name}={getattr(self, name)!r}, but it is a whole number from {least}.")
+                raise SpecError(
+                    f"a recipe has {name}={getattr(self, name)!r}, but it is a whole number from "
+                    f"{least}."
+                )
         highest = {"warmup": 1, "momentum": 1, "ema": 1, "swa": 1, "ramp": 1, "held": 0.5}
         for name in ("rate", "decay", "clip", *MOVES, *highest):
             value, top = getattr(self, name), highest.get(name, float("inf"))
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= top:
-                raise SpecError(f"a recipe has {name}={value!r}, but it is a number from 0 to {top:g}.")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= top
+            ):
+                raise SpecError(
+                    f"a recipe has {name}={value!r}, but it is a number from 0 to {top:g}."
+                )
         if not self.held:
-            raise SpecError("a recipe has held=0, but without rows held out nothing can choose the weights.")
+            raise SpecError(
+                "a recipe has held=0, but without rows held out nothing can choose the weights."
+            )
         if self.optimiser not in ("sgd", "adam"):
             raise SpecError(f"unknown optimiser {self.optimiser!r}; it is sgd or adam.")
         if self.class_weights not in CLASS_WEIGHTS:
             raise SpecError(
-                f"unknown class_weights {self.class_weights!r}; {suggest(self.class_weights, CLASS_WEIGHTS)}"
+                f"unknown class_weights {self.class_weights!r}; "
+                f"{suggest(self.class_weights, CLASS_WEIGHTS)}"
             )
         if self.schedule not in SCHEDULES:
-            raise SpecError(f"unknown schedule {self.schedule!r}; {suggest(self.schedule, SCHEDULES)}")
+            raise SpecError(
+                f"unknown schedule {self.schedule!r}; {suggest(self.schedule, SCHEDULES)}"
+            )
         if sum(getattr(self, name) > 0 for name in MOVES) > 1:
-            raise SpecError("a recipe has more than one of awp, sam and asam, but weights are perturbed one way.")
+            raise SpecError(
+                "a recipe has more than one of awp, sam and asam, but weights are perturbed one "
+                "way."
+            )
         objectives.parse(self.objective)
         regularizers.parse(self.regularize)
         augmentation.parse(self.augment)
@@ -87,10 +123,17 @@ RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
         "two steps of ascent: a third of the passes, a few points short",
         {"objective": "pgd(steps=2, step_size=0.6)", "epochs": 40},
     ),
-    "standard": (1, "ten steps of ascent: the usual choice", {"objective": "pgd", "epochs": 60, "rate": 0.2}),
+    "standard": (
+        1,
+        "ten steps of ascent: the usual choice",
+        {"objective": "pgd", "epochs": 60, "rate": 0.2},
+    ),
     "strong": (
         1,
-        "TRADES with perturbed weights, trained for long: the most robust, at some cost in clean accuracy",
+        (
+            "TRADES with perturbed weights, trained for long: the most robust, at some cost in "
+            "clean accuracy"
+        ),
         {"objective": "trades", "epochs": 120, "steps": 16_000, "awp": 0.005},
     ),
     "finetune": (

@@ -1,7 +1,8 @@
-"""Regularisers: what a training pays beside its objective, for scores that change less than they need to.
+"""Regularisers: what a training pays beside its objective, for scores that change less than they
+need to.
 
-Below, l is the cross-entropy of a row and g its gradient on the input. The network is in eval mode meanwhile, so that
-its batch norms do not learn from points that are no data.
+Below, l is the cross-entropy of a row and g its gradient on the input. The network is in eval mode
+meanwhile, so that its batch norms do not learn from points that are no data.
 """
 
 from __future__ import annotations
@@ -36,14 +37,17 @@ class Regularizer(Part, ABC):
 
     @abstractmethod
     def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """The mean over rows x [n, *shape] of classes y [n], weighted; z [m n, k] are the scores trained at."""
+        """The mean over rows x [n, *shape] of classes y [n], weighted; z [m n, k] are the scores
+        trained at."""
 
 
 @dataclass(frozen=True)
 class GradAlign(Regularizer):
-    """weight (1 - cos(g at x, g at a random point of the ball)) (Andriushchenko et al. 2020, arXiv:2007.02617).
+    """weight (1 - cos(g at x, g at a random point of the ball)) (Andriushchenko et al. 2020,
+    arXiv:2007.02617).
 
-    Against catastrophic overfitting of one-step training. As in the authors' code, g at x is held fixed.
+    Against catastrophic overfitting of one-step training. As in the authors' code, g at x is held
+    fixed.
     """
 
     weight: float = 0.2  # lambda: .2 at 8/255, .063 at 4/255
@@ -61,7 +65,8 @@ class GradAlign(Regularizer):
 class ELLE(Regularizer):
     """weight (l(c) - (1 - a) l(u) - a l(v))^2, c = (1 - a) u + a v, of random u and v in the ball.
 
-    Local linearity without a second derivative (Abad Rocamora et al., ICLR 2024). Its weight is fixed: no ELLE-A.
+    Local linearity without a second derivative (Abad Rocamora et al., ICLR 2024). Its weight is
+    fixed: no ELLE-A.
     """
 
     weight: float = 1000.0  # lambda: 1,000 to 8/255, 5,000 from 10/255
@@ -94,7 +99,8 @@ class Gradient(Regularizer):
 
 @dataclass(frozen=True)
 class Jacobian(Regularizer):
-    """weight |J|_F^2 / 2 of the scores, by random projections (Hoffman et al. 2019, arXiv:1908.02729)."""
+    """weight |J|_F^2 / 2 of the scores, by random projections (Hoffman et al. 2019,
+    arXiv:1908.02729)."""
 
     weight: float = 0.01
     projections: int = 1  # random directions of the scores; without a bias however few
@@ -116,7 +122,8 @@ class Jacobian(Regularizer):
 
 @dataclass(frozen=True)
 class CURE(Regularizer):
-    """weight |g at x + h z - g|^2, z steepest ascent (Moosavi-Dezfooli et al. 2019, arXiv:1811.09716).
+    """weight |g at x + h z - g|^2, z steepest ascent (Moosavi-Dezfooli et al. 2019,
+    arXiv:1811.09716).
 
     Differs from the paper: z is one of the threat's norm, and h a multiple of eps.
     """
@@ -162,7 +169,8 @@ class LLR(Regularizer):
 
 @dataclass(frozen=True)
 class Squeeze(Regularizer):
-    """weight |z|^2 / k of the scores trained at (logit squeezing: Kannan et al. 2018, arXiv:1803.06373)."""
+    """weight |z|^2 / k of the scores trained at (logit squeezing: Kannan et al. 2018,
+    arXiv:1803.06373)."""
 
     weight: float = 0.05
 
@@ -176,9 +184,11 @@ class Squeeze(Regularizer):
 
 @dataclass(frozen=True)
 class Spectral(Regularizer):
-    """weight s^2 / 2 summed over layers, s the largest singular value (Yoshida and Miyato 2017, arXiv:1705.10941).
+    """weight s^2 / 2 summed over layers, s the largest singular value (Yoshida and Miyato 2017,
+    arXiv:1705.10941).
 
-    The product of these bounds the network's Lipschitz constant, of a convolution up to the size of its kernel.
+    The product of these bounds the network's Lipschitz constant, of a convolution up to the size of
+    its kernel.
     """
 
     weight: float = 0.01
@@ -214,7 +224,9 @@ def parse(text: str) -> list[Regularizer]:
 def slopes(net: Net | Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """The gradient of each row's cross-entropy on its input, [n, *shape], itself differentiable."""
     leaf = x.detach().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(net(leaf), y, reduction="sum"), leaf, create_graph=True)[0]
+    return torch.autograd.grad(
+        F.cross_entropy(net(leaf), y, reduction="sum"), leaf, create_graph=True
+    )[0]
 
 
 class _Bow(NamedTuple):
@@ -237,7 +249,9 @@ class _Bent(Attack):
     def step(self, p: Problem, s: _Bow, t: int) -> _Bow:
         value, g = p.gradient(s.d, _crossed)
         bend = value - s.here - (s.d * s.g).flatten(1).sum(1)
-        return s._replace(d=p.project(s.d + p.stride(wide(bend.sign(), g) * (g - s.g), self.step_size)))
+        return s._replace(
+            d=p.project(s.d + p.stride(wide(bend.sign(), g) * (g - s.g), self.step_size))
+        )
 
 
 def _crossed(z: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:

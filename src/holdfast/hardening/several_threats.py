@@ -1,4 +1,5 @@
-"""Objectives against several threats at once: the one that is trained against and measured, and others beside it."""
+"""Objectives against several threats at once: the one that is trained against and measured, and
+others beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ class Several(Objective):
         super().__post_init__()
         for threat in self.others:
             if isinstance(threat.goal, Targeted) or threat.norm.name not in Ascent.norms:
-                raise SpecError(f"{self!r} also has {threat}, but ascent takes untargeted threats in linf, l2 and l1.")
+                raise SpecError(
+                    f"{self!r} also has {threat}, but ascent takes untargeted threats in linf, l2 "
+                    "and l1."
+                )
 
     @cached_property
     def others(self) -> list[Threat]:
@@ -58,7 +62,8 @@ class Avg(Several):
 
 @dataclass(frozen=True)
 class Max(Several):
-    """CE(f(x'), y) under that of several threats where it is highest (Tramer and Boneh 2019, arXiv:1904.13000)."""
+    """CE(f(x'), y) under that of several threats where it is highest (Tramer and Boneh 2019,
+    arXiv:1904.13000)."""
 
     @property
     def passes(self) -> int:
@@ -70,10 +75,11 @@ class Max(Several):
 
 @dataclass(frozen=True)
 class EAT(Several):
-    """CE(f(x'), y) under one of several threats, drawn for each row (E-AT: Croce and Hein 2022, arXiv:2105.12508).
+    """CE(f(x'), y) under one of several threats, drawn for each row (E-AT: Croce and Hein 2022,
+    arXiv:2105.12508).
 
-    As cheap as one threat; meant for a few epochs from a robust network. Differs from the paper: the threat is drawn
-    for a row, not for a batch, and each is as likely.
+    As cheap as one threat; meant for a few epochs from a robust network. Differs from the paper:
+    the threat is drawn for a row, not for a batch, and each is as likely.
     """
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +94,8 @@ class EAT(Several):
 
 @dataclass(frozen=True)
 class MSD(Several):
-    """CE(f(x'), y) at the end of ascent that takes at each step that of several threats which gains most.
+    """CE(f(x'), y) at the end of ascent that takes at each step that of several threats which gains
+    most.
 
     Multi steepest descent (Maini et al. 2020, arXiv:1909.04068).
     """
@@ -101,12 +108,18 @@ class MSD(Several):
         bounds = craft.live.bounds
         threats = ", ".join(repr(threat) for threat in craft.threats(self.others))
         # The union of balls is no ball: this one holds them all.
-        return craft(_Steepest(self.steps, self.step_size, threats), x, y, Threat.linf(bounds.high - bounds.low))
+        return craft(
+            _Steepest(self.steps, self.step_size, threats),
+            x,
+            y,
+            Threat.linf(bounds.high - bounds.low),
+        )
 
 
 @dataclass(frozen=True)
 class _Steepest(Attack):
-    """Of one step under each of several threats, the one after which the cross-entropy is highest."""
+    """Of one step under each of several threats, the one after which the cross-entropy is
+    highest."""
 
     needs = Access.GRADIENTS
     steps: int

@@ -1,4 +1,5 @@
-"""Weights moved to where the loss is worse, while a step looks for its gradient: flatter minima last better."""
+"""Weights moved to where the loss is worse, while a step looks for its gradient: flatter minima
+last better."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ _TINY = 1e-12
 
 
 def awp(weights: list[Tensor], slopes: list[Tensor], size: float) -> list[Tensor]:
-    """Each tensor of two axes or more by `size` of its own length (Wu et al. 2020, arXiv:2004.05884).
+    """Each tensor of two axes or more by `size` of its own length (Wu et al. 2020,
+    arXiv:2004.05884).
 
-    Differs from the authors' code: the step is taken on the network itself in eval mode, not on a proxy, so batch
-    norms see the batch once.
+    Differs from the authors' code: the step is taken on the network itself in eval mode, not on a
+    proxy, so batch norms see the batch once.
     """
     return [
         g * (size * w.norm() / g.norm().clamp_min(_TINY)) if w.ndim > 1 else torch.zeros_like(w)
@@ -26,18 +28,27 @@ def awp(weights: list[Tensor], slopes: list[Tensor], size: float) -> list[Tensor
 
 
 def sam(weights: list[Tensor], slopes: list[Tensor], size: float) -> list[Tensor]:
-    """All together by the length `size` along the gradient (Foret et al. 2021, arXiv:2010.01412)."""
+    """All together by the length `size` along the gradient (Foret et al. 2021,
+    arXiv:2010.01412)."""
     length = torch.stack([g.norm() for g in slopes]).norm().clamp_min(_TINY)
     return [g * (size / length) for g in slopes]
 
 
 def asam(weights: list[Tensor], slopes: list[Tensor], size: float) -> list[Tensor]:
     """The same, every weight measured in units of itself (Kwon et al. 2021, arXiv:2102.11600)."""
-    length = torch.stack([(w.abs() * g).norm() for w, g in zip(weights, slopes, strict=True)]).norm().clamp_min(_TINY)
+    length = (
+        torch.stack([(w.abs() * g).norm() for w, g in zip(weights, slopes, strict=True)])
+        .norm()
+        .clamp_min(_TINY)
+    )
     return [w.square() * g * (size / length) for w, g in zip(weights, slopes, strict=True)]
 
 
-MOVES: dict[str, Callable[[list[Tensor], list[Tensor], float], list[Tensor]]] = {"awp": awp, "sam": sam, "asam": asam}
+MOVES: dict[str, Callable[[list[Tensor], list[Tensor], float], list[Tensor]]] = {
+    "awp": awp,
+    "sam": sam,
+    "asam": asam,
+}
 
 
 @contextmanager
@@ -48,7 +59,8 @@ def perturbed_weights(
     size: float,
     mean: Callable[[list[Tensor]], None] = lambda _: None,
 ) -> Iterator[None]:
-    """Within, the weights are where a move of this kind and size raises the loss most; of size 0, where they were.
+    """Within, the weights are where a move of this kind and size raises the loss most; of size 0,
+    where they were.
 
     Args:
         mean: makes gradients on some rows those on all, in place.

@@ -1,4 +1,5 @@
-"""What an auditor asks: what was covered, what was not, and where it stands in the schemes of the field."""
+"""What an auditor asks: what was covered, what was not, and where it stands in the schemes of the
+field."""
 
 from __future__ import annotations
 
@@ -39,25 +40,35 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
         (
             not white or lent,
             "White box",
-            "Adversaries who have the model itself, and so may find more than queries or a borrowed model do.",
+            (
+                "Adversaries who have the model itself, and so may find more than queries or a "
+                "borrowed model do."
+            ),
         ),
         (
             white and not lent,
             "Black box, transfer",
-            "Adversaries who only ask the model, or borrow another one. What the white box breaks is broken; what it "
-            "leaves was not tried this way.",
+            "Adversaries who only ask the model, or borrow another one. What the white box breaks "
+            "is broken; what it leaves was not tried this way.",
         ),
         (
             True,
             "Other threats",
-            "Other norms, sizes and movements, patches, physical changes, attacks adapted to this defence by hand.",
+            (
+                "Other norms, sizes and movements, patches, physical changes, attacks adapted to "
+                "this defence by hand."
+            ),
         ),
         (
             manifest.metrics.corruptions is None,
             "Corruptions",
             "Noise, blur, weather, compression, and other shifts that no adversary chose.",
         ),
-        (manifest.metrics.certified_accuracy is None, "Proof", "No input was certified: not broken is not proven."),
+        (
+            manifest.metrics.certified_accuracy is None,
+            "Proof",
+            "No input was certified: not broken is not proven.",
+        ),
         (True, "Poisoning", "Tampered training data, or a model with a backdoor."),
         (True, "Privacy", "Membership inference, inversion, memorised data."),
         (True, "Extraction", "Theft of the model by its answers."),
@@ -69,11 +80,17 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def places(manifest: Manifest) -> list[Place]:
-    """MITRE ATLAS, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2 E2025, EU AI Act Article 15."""
+    """MITRE ATLAS, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2 E2025, EU AI Act
+    Article 15."""
     lent, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
     white = TESTED if not (lent or asked) else NOT
     shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
-    atlas, owasp, nist, act = "MITRE ATLAS", "OWASP ML Top 10 (2023)", "NIST AI 100-2 E2025", "EU AI Act, Art. 15"
+    atlas, owasp, nist, act = (
+        "MITRE ATLAS",
+        "OWASP ML Top 10 (2023)",
+        "NIST AI 100-2 E2025",
+        "EU AI Act, Art. 15",
+    )
     return [
         Place(atlas, "AML.T0015 Evade ML model", TESTED),
         Place(atlas, "AML.T0043.000 Craft adversarial data: white box", white),
@@ -82,21 +99,45 @@ def places(manifest: Manifest) -> list[Place]:
         Place(atlas, "AML.T0043.003, .004 Manual changes, triggers", NOT),
         Place(atlas, "AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
         Place(atlas, "AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
-        Place(atlas, "AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),
-        Place(atlas, "AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT),
+        Place(
+            atlas, "AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT
+        ),
+        Place(
+            atlas, "AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT
+        ),
         Place(atlas, "AML.T0029 Denial of service; AML.T0034 Cost", NOT),
         Place(owasp, "ML01 Input manipulation", TESTED),
         Place(owasp, "ML02 Data poisoning; ML10 Model poisoning", NOT),
         Place(owasp, "ML03 Model inversion; ML04 Membership inference; ML05 Model theft", NOT),
-        Place(owasp, "ML06 Supply chain; ML07 Transfer learning; ML08 Model skewing; ML09 Output integrity", NOT),
-        Place(nist, "Evasion (integrity)", TESTED, "white-box knowledge" if white == TESTED else "limited knowledge"),
+        Place(
+            owasp,
+            "ML06 Supply chain; ML07 Transfer learning; ML08 Model skewing; ML09 Output integrity",
+            NOT,
+        ),
+        Place(
+            nist,
+            "Evasion (integrity)",
+            TESTED,
+            "white-box knowledge" if white == TESTED else "limited knowledge",
+        ),
         Place(nist, "Poisoning; privacy; availability breakdown", NOT),
         Place(
-            act, "(1) Accuracy, robustness, cybersecurity", PARTLY, "figures for this model, these data, this threat"
+            act,
+            "(1) Accuracy, robustness, cybersecurity",
+            PARTLY,
+            "figures for this model, these data, this threat",
         ),
-        Place(act, "(3) Levels and metrics to declare", PARTLY, "accuracy, robust accuracy, each with its interval"),
         Place(
-            act, "(4) Errors, faults, inconsistencies; feedback loops", shifted, "common corruptions, no feedback loops"
+            act,
+            "(3) Levels and metrics to declare",
+            PARTLY,
+            "accuracy, robust accuracy, each with its interval",
+        ),
+        Place(
+            act,
+            "(4) Errors, faults, inconsistencies; feedback loops",
+            shifted,
+            "common corruptions, no feedback loops",
         ),
         Place(act, "(5) Adversarial examples or model evasion", TESTED),
         Place(act, "(5) Data and model poisoning, confidentiality attacks, model flaws", NOT),

@@ -1,4 +1,5 @@
-"""The figures of the page: SVG that takes its colours from the page, and is the same text at each call."""
+"""The figures of the page: SVG that takes its colours from the page, and is the same text at each
+call."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _PAGE = {
     ACCENT: "var(--accent)",
     PAPER: "var(--paper)",
 }
-_HUE = (0x2F, 0x6F, 0xB5)  # pixels cannot take a variable: a blue that serves on light and dark, by its opacity
+# pixels cannot take a variable: a blue that serves on light and dark, by its opacity
+_HUE = (0x2F, 0x6F, 0xB5)
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "holdfast",
     "svg.fonttype": "none",
@@ -46,10 +48,18 @@ NUMBERED = 20  # up to so many classes, the matrix shows names and counts
 
 
 def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
-    """Robust accuracy over eps with its interval; hollow where it only follows from recorded sizes."""
-    known = [(p.eps, p.robust_accuracy, p.measured) for p in points if p.robust_accuracy.value is not None]
+    """Robust accuracy over eps with its interval; hollow where it only follows from recorded
+    sizes."""
+    known = [
+        (p.eps, p.robust_accuracy, p.measured)
+        for p in points
+        if p.robust_accuracy.value is not None
+    ]
     x = np.array([e for e, _, _ in known])
-    y, low, high = (np.array([getattr(i, k) for _, i, _ in known], dtype=float) for k in ("value", "low", "high"))
+    y, low, high = (
+        np.array([getattr(i, k) for _, i, _ in known], dtype=float)
+        for k in ("value", "low", "high")
+    )
     measured = np.array([m for _, _, m in known], dtype=bool)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.7, 2.9), layout="constrained")
@@ -57,21 +67,40 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         if np.isfinite(eps):
             axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        axes.fill_between(x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval")
+        axes.fill_between(
+            x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval"
+        )
         axes.plot(x, y, color=ACCENT, linewidth=0.9, linestyle=(0, (4, 2)))
-        dots = {"linestyle": "none", "marker": "o", "markeredgecolor": ACCENT, "markersize": 6, "clip_on": False}
-        axes.plot(x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots)
+        dots = {
+            "linestyle": "none",
+            "marker": "o",
+            "markeredgecolor": ACCENT,
+            "markersize": 6,
+            "clip_on": False,
+        }
+        axes.plot(
+            x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots
+        )
         if not measured.all():
             label = "upper bound, from recorded sizes"
-            axes.plot(x[~measured], y[~measured], markerfacecolor=PAPER, label=label, zorder=3, **dots)
+            axes.plot(
+                x[~measured], y[~measured], markerfacecolor=PAPER, label=label, zorder=3, **dots
+            )
         widest = max([*x, eps]) if np.isfinite(eps) else max([*x, 1e-9])
         axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_axisbelow(True)
         figure.legend(
-            loc="outside upper left", ncols=3, frameon=False, fontsize=9, handletextpad=0.4, columnspacing=1.2
+            loc="outside upper left",
+            ncols=3,
+            frameon=False,
+            fontsize=9,
+            handletextpad=0.4,
+            columnspacing=1.2,
         )
-        said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
+        said = "; ".join(
+            f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m
+        )
         return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
@@ -83,9 +112,16 @@ def line(points: Sequence[tuple[float, float]], across: str, up: str, name: str)
         axes = figure.subplots()
         axes.grid(axis="y", color=LINE, linewidth=0.8)
         axes.plot(x, y, color=ACCENT, linewidth=1.2, marker="o", markersize=4, clip_on=False)
-        axes.set(xlim=(0, x.max() * 1.02), ylim=(min(0.0, float(np.nanmin(y))), None), xlabel=across, ylabel=up)
+        axes.set(
+            xlim=(0, x.max() * 1.02),
+            ylim=(min(0.0, float(np.nanmin(y))), None),
+            xlabel=across,
+            ylabel=up,
+        )
         axes.set_axisbelow(True)
-        return _svg(figure, name, f"{up} over {across}: from {words.number(y[0])} to {words.number(y[-1])}.")
+        return _svg(
+            figure, name, f"{up} over {across}: from {words.number(y[0])} to {words.number(y[-1])}."
+        )
 
 
 def tradeoff(
@@ -94,17 +130,27 @@ def tradeoff(
     epochs: Sequence[tuple[float, float]] = (),
     name: str = "tradeoff",
 ) -> str:
-    """Robust over clean accuracy: two models as points with their intervals, and what training went through between."""
+    """Robust over clean accuracy: two models as points with their intervals, and what training went
+    through between."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.7, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.grid(color=LINE, linewidth=0.8)
         if epochs:
             path = np.array(epochs)
-            axes.plot(*path.T, color=MUTED, linewidth=0.8, marker=".", markersize=4, label="epochs, on rows held out")
+            axes.plot(
+                *path.T,
+                color=MUTED,
+                linewidth=0.8,
+                marker=".",
+                markersize=4,
+                label="epochs, on rows held out",
+            )
         said = []
         for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
-            at, low, high = np.array([[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float)
+            at, low, high = np.array(
+                [[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float
+            )
             if np.isnan(at).any():
                 continue
             bars = np.stack([at - low, high - at], 1)[..., None]  # [clean or robust, down or up, 1]
@@ -127,12 +173,17 @@ def tradeoff(
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_axisbelow(True)
-        figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=9, handletextpad=0.4)
-        return _svg(figure, name, f"Robust over clean accuracy: {'; '.join(said) or 'nothing measured'}.")
+        figure.legend(
+            loc="outside upper left", ncols=1, frameon=False, fontsize=9, handletextpad=0.4
+        )
+        return _svg(
+            figure, name, f"Robust over clean accuracy: {'; '.join(said) or 'nothing measured'}."
+        )
 
 
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str, name: str) -> str:
-    """A matrix of counts, true class by predicted class, coloured by (the root of) the share of the true class."""
+    """A matrix of counts, true class by predicted class, coloured by (the root of) the share of the
+    true class."""
     table = np.asarray(counts, dtype=np.int64)
     k = len(table)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -148,7 +199,9 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
         if k <= NUMBERED:
             short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
             size = min(10, 190 / k)
-            axes.set_xticks(range(k), short, rotation=90 if max(map(len, short)) > 45 / k else 0, fontsize=size)
+            axes.set_xticks(
+                range(k), short, rotation=90 if max(map(len, short)) > 45 / k else 0, fontsize=size
+            )
             axes.set_yticks(range(k), short, fontsize=size)
             widest = len(f"{table.max():,}")
             for true, predicted in np.argwhere(table):
@@ -170,17 +223,29 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
         for spine in axes.spines.values():
             spine.set(visible=True, color=LINE)
         kept = int(np.trace(table))
-        said = f"{title}: of {table.sum():,} inputs {kept:,} lie on the diagonal (predicted as what they are)."
+        said = (
+            f"{title}: of {table.sum():,} inputs {kept:,} lie on the diagonal (predicted as what "
+            "they are)."
+        )
         return _svg(figure, name, said)
 
 
 def _svg(figure: Figure, name: str, said: str) -> str:
-    """The figure as inline SVG: no prolog, no metadata, no size of its own, ids that begin with `name`."""
+    """The figure as inline SVG: no prolog, no metadata, no size of its own, ids that begin with
+    `name`."""
     file = io.StringIO()
     empty: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's fonts draw the text, not ours
-        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03, metadata=empty)
+        # the reader's fonts draw the text, not ours
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(
+            file,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.03,
+            metadata=empty,
+        )
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)

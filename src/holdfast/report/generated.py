@@ -1,4 +1,5 @@
-"""report.html of a generator: what it draws, how that came about over the training, and how good it is."""
+"""report.html of a generator: what it draws, how that came about over the training, and how good it
+is."""
 
 from __future__ import annotations
 
@@ -20,11 +21,24 @@ _PICTURES = 6  # of samples, from the first round to the last
 CURVES = (
     ("kid", "KID", "Kernel distance between samples and real rows; 0: none."),
     ("fid", "FID", "Fréchet distance between samples and real rows; lower is nearer."),
-    ("right", "taken for the class asked for", "Share of samples; by a classifier trained on the same real rows."),
-    ("spread", "spread of the most uniform class", "How far its samples differ among themselves; 1: as real rows do."),
+    (
+        "right",
+        "taken for the class asked for",
+        "Share of samples; by a classifier trained on the same real rows.",
+    ),
+    (
+        "spread",
+        "spread of the most uniform class",
+        "How far its samples differ among themselves; 1: as real rows do.",
+    ),
 )
 MEANINGS = (
-    ("FID", "fid", "fid_real", "Fréchet distance between normal distributions of features; biased upwards for few."),
+    (
+        "FID",
+        "fid",
+        "fid_real",
+        "Fréchet distance between normal distributions of features; biased upwards for few.",
+    ),
     ("KID", "kid", "kid_real", "Squared maximum mean discrepancy of features, unbiased."),
     ("Precision", "precision", None, "Share of samples that lie among real rows: are they good?"),
     ("Recall", "recall", None, "Share of real rows that lie among samples: is nothing left out?"),
@@ -50,7 +64,9 @@ def write(folder: Path) -> Path:
         InputError: the folder holds no finished generator.
     """
     try:
-        note, quality = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("generate", "quality"))
+        note, quality = (
+            json.loads((folder / f"{name}.json").read_bytes()) for name in ("generate", "quality")
+        )
         with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
             log = list(csv.DictReader(file))
         best = min((line for line in log if not line["note"]), key=lambda line: float(line["kid"]))
@@ -82,8 +98,17 @@ def _curve(log: list[dict[str, Any]], key: str, name: str) -> str:
 
 def _pictures(folder: Path, best: int) -> list[tuple[int, str]]:
     """Some rounds' samples as data URIs, the best round's first."""
-    found = {int(path.stem.partition("-")[2]): path for path in (folder / "samples").glob("round-*.png")}
+    found = {
+        int(path.stem.partition("-")[2]): path for path in (folder / "samples").glob("round-*.png")
+    }
     rounds = sorted(found)
-    some = {rounds[i * (len(rounds) - 1) // max(1, _PICTURES - 1)] for i in range(_PICTURES)} if rounds else set()
+    some = (
+        {rounds[i * (len(rounds) - 1) // max(1, _PICTURES - 1)] for i in range(_PICTURES)}
+        if rounds
+        else set()
+    )
     order = [r for r in (best, *sorted(some - {best})) if r in found]
-    return [(r, f"data:image/png;base64,{base64.b64encode(found[r].read_bytes()).decode()}") for r in order]
+    return [
+        (r, f"data:image/png;base64,{base64.b64encode(found[r].read_bytes()).decode()}")
+        for r in order
+    ]

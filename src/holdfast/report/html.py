@@ -1,4 +1,5 @@
-"""report.html: one page with everything that a run found. No script and no remote load: it opens anywhere."""
+"""report.html: one page with everything that a run found. No script and no remote load: it opens
+anywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Example:
     row: dict[str, Any]  # its row of samples.parquet
     changed: int  # values that differ
     widest: tuple[str, float, float]  # the value that changed most: position, before, after
-    pictures: tuple[tuple[str, str], ...] = ()  # caption and data URI: original, adversarial, difference
+    pictures: tuple[
+        tuple[str, str], ...
+    ] = ()  # caption and data URI: original, adversarial, difference
 
 
 def write(folder: Path) -> Path:
@@ -51,7 +54,8 @@ def write(folder: Path) -> Path:
 
 
 def differs(folder: Path) -> Iterator[str]:
-    """What report.html says otherwise than the folder does: its text against a new rendering, without the pictures.
+    """What report.html says otherwise than the folder does: its text against a new rendering,
+    without the pictures.
 
     Raises:
         InputError: as `write` does.
@@ -61,11 +65,15 @@ def differs(folder: Path) -> Iterator[str]:
         return  # a run made from Python has none until it is written
     said = store.read_bytes(path).decode("utf-8", "replace")
     if _said(said) != _said(_render(folder, store.open_manifest(folder)[0])):
-        yield "report.html: it does not say what this Holdfast writes of the run; write it again with holdfast report."
+        yield (
+            "report.html: it does not say what this Holdfast writes of the run; write it again "
+            "with holdfast report."
+        )
 
 
 def _said(page: str) -> list[object]:
-    """All of a page but its pictures, and of figures the texts: other versions of matplotlib draw other lines."""
+    """All of a page but its pictures, and of figures the texts: other versions of matplotlib draw
+    other lines."""
     page = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "data:image/png", page)
     parts = re.split(r"(<svg.*?</svg>)", page, flags=re.DOTALL)
     return [_Figure(part).said if i % 2 else part for i, part in enumerate(parts)]
@@ -84,7 +92,11 @@ class _Figure(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.said += [tag] if tag not in self.DRAWING else []
-        own = [(name, value or "") for name, value in attrs if name in self.SAYING or name.startswith("on")]
+        own = [
+            (name, value or "")
+            for name, value in attrs
+            if name in self.SAYING or name.startswith("on")
+        ]
         self.said += [f"{name}={value}" for name, value in own if not value.startswith("#")]
 
     def handle_data(self, data: str) -> None:
@@ -95,9 +107,14 @@ class _Figure(HTMLParser):
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page from a template of this package, with its style sheet and the filters that all share."""
+    """A page from a template of this package, with its style sheet and the filters that all
+    share."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_harmless
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_harmless,
     )
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
@@ -107,9 +124,13 @@ def rendered(template: str, **values: Any) -> str:
         "eps": spec.number,
     }
     try:
-        return environment.from_string(_text(template)).render(css=Markup(_text("report.css")), words=words, **values)
+        return environment.from_string(_text(template)).render(
+            css=Markup(_text("report.css")), words=words, **values
+        )
     except TemplateError as error:
-        raise InputError(f"the page cannot be written: {error}; run.json leaves out what a run's has.") from error
+        raise InputError(
+            f"the page cannot be written: {error}; run.json leaves out what a run's has."
+        ) from error
 
 
 def _harmless(value: object) -> object:
@@ -137,8 +158,16 @@ def _page(folder: Path, manifest: Manifest) -> str:
         name=lambda label: words.class_name(manifest, label),
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
-            ("On clean inputs", Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean"))),
-            ("Under attack", Markup(figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked"))),
+            (
+                "On clean inputs",
+                Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean")),
+            ),
+            (
+                "Under attack",
+                Markup(
+                    figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked")
+                ),
+            ),
         ]
         if counts
         else [],
@@ -163,14 +192,21 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
     if not tensors:
         return 0, []
     if list(tensors["x"].shape[1:]) != manifest.model.shape:
-        raise InputError(f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says {manifest.model.shape}.")
+        raise InputError(
+            f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
+            f"{manifest.model.shape}."
+        )
     samples = store.read_samples(folder)
     ids = samples.column("id").to_numpy()
     examples = []
-    for i, x, x_adv in list(zip(tensors["id"], tensors["x"], tensors["x_adv"], strict=True))[:SHOWN]:
+    for i, x, x_adv in list(zip(tensors["id"], tensors["x"], tensors["x_adv"], strict=True))[
+        :SHOWN
+    ]:
         at = np.flatnonzero(ids == i)
         if not len(at):
-            raise InputError(f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs.")
+            raise InputError(
+                f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
+            )
         row = samples.slice(int(at[0]), 1).to_pylist()[0]
         examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
     return len(tensors["id"]), examples
@@ -193,7 +229,10 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
     pictures = (
         ("original", _png((x - low) / (high - low), manifest.model.layout)),
         ("adversarial", _png((x_adv - low) / (high - low), manifest.model.layout)),
-        (f"change × {times:g}", _png(0.5 + times * difference / (high - low), manifest.model.layout)),
+        (
+            f"change × {times:g}",
+            _png(0.5 + times * difference / (high - low), manifest.model.layout),
+        ),
     )
     return Example(row, example.changed, widest, pictures)
 
@@ -204,5 +243,7 @@ def _png(x: np.ndarray, layout: str) -> str:
     if pixels.ndim == 3 and layout == "nchw":
         pixels = pixels.transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
+        file, "PNG"
+    )
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

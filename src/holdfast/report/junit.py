@@ -1,4 +1,5 @@
-"""A run as JUnit XML, which build servers show as tests: one case for each gate, each finding, and the verdict."""
+"""A run as JUnit XML, which build servers show as tests: one case for each gate, each finding, and
+the verdict."""
 
 from __future__ import annotations
 
@@ -13,11 +14,15 @@ from holdfast.runs.manifest import Manifest
 def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     """UTF-8 XML in the form that Ant, Jenkins, GitLab and GitHub's reporters read.
 
-    A gate that does not hold, a red finding and an unreliable verdict are failures; the rest is told as output of
-    the whole suite. Valid by the schemas of Ant (windyroad/JUnit-Schema) and of Jenkins' xunit plugin (junit-10).
+    A gate that does not hold, a red finding and an unreliable verdict are failures; the rest is
+    told as output of the whole suite. Valid by the schemas of Ant (windyroad/JUnit-Schema) and of
+    Jenkins' xunit plugin (junit-10).
     """
     cases = [("gate", g.gate.text, g.sentence, g.held) for g in gates]
-    cases += [("finding", f.check, f"{f.severity}: {f.text}", f.severity != "red") for f in manifest.verdict.findings]
+    cases += [
+        ("finding", f.check, f"{f.severity}: {f.text}", f.severity != "red")
+        for f in manifest.verdict.findings
+    ]
     status = manifest.verdict.status
     cases.append(("verdict", status, words.VERDICTS[status], status != "unreliable"))
     failures = sum(not held for *_, held in cases)
@@ -52,7 +57,10 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
             failure = xml.SubElement(case, "failure", message=words.plain(text), type=kind)
             failure.text = words.plain(text)
     # Ant's schema knows no output of a single case.
-    lines = [words.headline(manifest), *(f"{kind} {name}: {text}" for kind, name, text, held in cases if held)]
+    lines = [
+        words.headline(manifest),
+        *(f"{kind} {name}: {text}" for kind, name, text, held in cases if held),
+    ]
     xml.SubElement(suite, "system-out").text = "\n".join(map(words.plain, lines))
     xml.SubElement(suite, "system-err")
     xml.indent(root)

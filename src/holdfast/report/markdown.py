@@ -13,16 +13,23 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
-    parts = [f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.threat.text)}", *_story(manifest)]
+    parts = [
+        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.threat.text)}",
+        *_story(manifest),
+    ]
     if gates:
-        rows = [["held" if g.held else "**not held**", _code(g.gate.text), _plain(g.sentence)] for g in gates]
+        rows = [
+            ["held" if g.held else "**not held**", _code(g.gate.text), _plain(g.sentence)]
+            for g in gates
+        ]
         parts += ["### Gates", _table(["", "gate", "seen"], rows)]
     parts += [*_evidence(manifest), *_limits(manifest)]
     return "\n\n".join(parts) + "\n"
 
 
 def card(manifest: Manifest) -> str:
-    """A model card (Mitchell et al. 2019, arXiv:1810.03993) of what this run knows; what it cannot know is left open.
+    """A model card (Mitchell et al. 2019, arXiv:1810.03993) of what this run knows; what it cannot
+    know is left open.
 
     The head is the `model-index` that model hubs read.
     """
@@ -32,11 +39,15 @@ def card(manifest: Manifest) -> str:
         ("robust_accuracy", "Robust accuracy", m.robust_accuracy),
     ]
     if m.corruptions is not None:
-        figures.append(("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy))
+        figures.append(
+            ("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy)
+        )
     result = {
         "task": {"type": "image-classification" if _image(manifest) else "tabular-classification"},
         "dataset": {"name": data.spec, "type": data.spec, "split": data.split},
-        "metrics": [{"type": kind, "name": name, "value": share.value} for kind, name, share in figures],
+        "metrics": [
+            {"type": kind, "name": name, "value": share.value} for kind, name, share in figures
+        ],
     }
     index = [{"name": manifest.model.spec, "results": [result]}]
     shape = " × ".join(map(str, manifest.model.shape))
@@ -47,24 +58,41 @@ def card(manifest: Manifest) -> str:
         _table(
             ["", ""],
             [
-                ["Model", ", ".join(_code(part) for part in (manifest.model.spec, manifest.model.arch) if part)],
-                ["Inputs", f"{shape} ({_plain(manifest.model.layout)}), in {_plain(list(manifest.model.bounds))}"],
+                [
+                    "Model",
+                    ", ".join(
+                        _code(part) for part in (manifest.model.spec, manifest.model.arch) if part
+                    ),
+                ],
+                [
+                    "Inputs",
+                    (
+                        f"{shape} ({_plain(manifest.model.layout)}), in "
+                        f"{_plain(list(manifest.model.bounds))}"
+                    ),
+                ],
                 ["Classes", str(manifest.model.classes)],
-                ["Preprocessing", ", ".join(map(_code, manifest.model.preprocess)) or "none declared"],
+                [
+                    "Preprocessing",
+                    ", ".join(map(_code, manifest.model.preprocess)) or "none declared",
+                ],
                 ["SHA-256", _code(manifest.model.fingerprint)],
             ],
         ),
         "## Intended use",
         "_To be filled in by the owner: intended use, users, uses out of scope._",
         "## Evaluation data",
-        f"Data {_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of {data.total:,} rows; SHA-256 "
-        f"{_code(data.fingerprint)}.",
+        f"Data {_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of "
+        f"{data.total:,} rows; SHA-256 {_code(data.fingerprint)}.",
         "## Training data",
         "_To be filled in by the owner; nothing in this run tells._",
         "## Robustness",
         *_story(manifest),
         "### Threat model",
-        _plain(f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. {words.goal(manifest)}"),
+        _plain(
+            f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. "
+            f"{words.goal(manifest)}"
+        ),
         *_evidence(manifest),
         "## By class",
         _parts("class", m.per_class),
@@ -80,7 +108,12 @@ def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) ->
     return _table(
         [kind, "inputs", "clean accuracy", "robust accuracy"],
         [
-            [_plain(p.name), f"{p.robust_accuracy.n:,}", _share(p.clean_accuracy), _share(p.robust_accuracy)]
+            [
+                _plain(p.name),
+                f"{p.robust_accuracy.n:,}",
+                _share(p.clean_accuracy),
+                _share(p.robust_accuracy),
+            ]
             for p in parts
         ],
     )
@@ -89,11 +122,21 @@ def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) ->
 def _story(manifest: Manifest) -> list[str]:
     m = manifest.metrics
     rows = [["clean accuracy", m.clean_accuracy], ["robust accuracy", m.robust_accuracy]]
-    rows += [["certified accuracy", m.certified_accuracy]] if m.certified_accuracy is not None else []
+    rows += (
+        [["certified accuracy", m.certified_accuracy]] if m.certified_accuracy is not None else []
+    )
     rows += [["attack success rate", m.attack_success_rate]]
-    rows += [["mean accuracy under corruptions", m.corruptions.mean_accuracy]] if m.corruptions is not None else []
+    rows += (
+        [["mean accuracy under corruptions", m.corruptions.mean_accuracy]]
+        if m.corruptions is not None
+        else []
+    )
     return [
-        _plain(" ".join([words.headline(manifest), *words.asides(manifest), words.worst(manifest) or ""]).strip()),
+        _plain(
+            " ".join(
+                [words.headline(manifest), *words.asides(manifest), words.worst(manifest) or ""]
+            ).strip()
+        ),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",
         _table(
             ["figure", "value", "95 % interval", "of"],
@@ -104,7 +147,9 @@ def _story(manifest: Manifest) -> list[str]:
 
 def _evidence(manifest: Manifest) -> list[str]:
     findings = [[f.severity, _code(f.check), _plain(f.text)] for f in manifest.verdict.findings]
-    trials = [[_code(t.spec), f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials]
+    trials = [
+        [_code(t.spec), f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials
+    ]
     return [
         "### Findings",
         _table(["severity", "check", "what was seen"], findings) if findings else "None.",
@@ -124,14 +169,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _share(interval: Interval) -> str:
-    return words.percent(interval.value) + (f" ({words.span(interval)})" if interval.value is not None else "")
+    return words.percent(interval.value) + (
+        f" ({words.span(interval)})" if interval.value is not None else ""
+    )
 
 
 def _image(manifest: Manifest) -> bool:
     return words.is_image(manifest.model.shape, manifest.model.layout)
 
 
-# Text from outside: names of classes, groups and files, findings, and whatever run.json says in the place of them.
+# Text from outside: names of classes, groups and files, findings, and whatever run.json says in the
+# place of them.
 _MARKS = re.compile(r"[\\`*_{}\[\]#~$!@|]|:(?=/)|(?<=www)\.", re.IGNORECASE)
 _ENTITIES = {"|": "&#124;", "@": "@&#8203;"}  # no backslash keeps an address from becoming a link
 

@@ -22,7 +22,9 @@ _SHOWN = 6  # losses in the summary
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
+    )
     table.add_column("accuracy")
     for label in ("first", "95 % interval", "second", "95 % interval", "gained", "lost"):
         table.add_column(label, justify="right", no_wrap=True)
@@ -34,19 +36,26 @@ def summary(found: Comparison) -> RenderableType:
             words.span(f.second),
         )
         table.add_row(f.name.removesuffix(" accuracy"), *shares, f"{f.gained:,}", f"{f.lost:,}")
-    lines: list[RenderableType] = [Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")]
+    lines: list[RenderableType] = [
+        Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")
+    ]
     lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
     lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
     lines += [_averages(found.averages), ""] if found.averages else []
     lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
     lines += [Text(sentence(f, found), style="bold") for f in found.figures]
     lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
-    lines += ["", _parts("class", [*found.per_class, *([found.class_mean] if found.class_mean else [])])]
+    lines += [
+        "",
+        _parts("class", [*found.per_class, *([found.class_mean] if found.class_mean else [])]),
+    ]
     return Group(*lines, *(["", _parts("group", found.per_group)] if found.per_group else []))
 
 
 def _averages(averages: Sequence[Average]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
+    )
     table.add_column("mean of the classes")
     for label in ("clean, first", "second", "under attack, first", "second"):
         table.add_column(label, justify="right", no_wrap=True)
@@ -56,28 +65,40 @@ def _averages(averages: Sequence[Average]) -> Table:
 
 
 def _parts(kind: str, changes: Sequence[PartChange]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
+    )
     table.add_column(kind)
     for label in ("of", "clean, first", "second", "robust, first", "second"):
         table.add_column(label, justify="right", no_wrap=True)
     for c in changes:
-        table.add_row(Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust)))
+        table.add_row(
+            Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
+        )
     return table
 
 
 def seeds(found: Spread) -> str:
     """What the seed changes."""
-    values = ", ".join(f"{seed}: {words.percent(v)}" for seed, v in zip(found.seeds, found.values, strict=True))
+    values = ", ".join(
+        f"{seed}: {words.percent(v)}" for seed, v in zip(found.seeds, found.values, strict=True)
+    )
     return (
-        f"One model, {len(found.seeds)} seeds ({values}): mean {words.percent(found.mean)}, standard deviation "
-        f"{100 * found.deviation:.2f} points; {words.percent(found.agreed)} of the inputs have one fate, and "
+        f"One model, {len(found.seeds)} seeds ({values}): mean {words.percent(found.mean)}, "
+        "standard deviation "
+        f"{100 * found.deviation:.2f} points; {words.percent(found.agreed)} of the inputs have one "
+        "fate, and "
         f"{words.percent(found.worst.value)} ({words.span(found.worst)}) stand under every seed."
     )
 
 
 def warnings(found: Comparison) -> list[str]:
     """What must not be read past: a second model that knows nothing, and the classes that lost."""
-    said = [f"The second model knows nothing: no gain is one. {found.knows_nothing}"] if found.knows_nothing else []
+    said = (
+        [f"The second model knows nothing: no gain is one. {found.knows_nothing}"]
+        if found.knows_nothing
+        else []
+    )
     said += [
         f"Lost: {loss.kind} recall of class {loss.name} from {words.percent(loss.first)} to "
         f"{words.percent(loss.second)} of {loss.n:,} inputs."
@@ -90,7 +111,10 @@ def warnings(found: Comparison) -> list[str]:
 def sentence(f: Paired, found: Comparison) -> str:
     """What a figure's change means."""
     if found.knows_nothing:
-        return f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points, of a model that knows nothing."
+        return (
+            f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points, of a model that knows "
+            "nothing."
+        )
     share = f"{100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f}"
     share += f"; bootstrap {100 * f.bootstrap[0]:+.1f} to {100 * f.bootstrap[1]:+.1f}"
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
@@ -102,7 +126,8 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
     """Write the comparison as a page. It links to the pages of the two runs, where they have some.
 
     Args:
-        epochs: clean and robust accuracy after each epoch of the training between them, on rows held out.
+        epochs: clean and robust accuracy after each epoch of the training between them, on rows
+            held out.
     """
     clean, robust = found.figures
     pages = [Path(run) / "report.html" for run in found.runs]
@@ -111,8 +136,12 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
         c=found,
         said=[sentence(f, found) for f in (robust, clean)],
         warnings=warnings(found),
-        links=[quote(os.path.relpath(page, path.parent)) if page.exists() else None for page in pages],
-        tradeoff=Markup(figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)),
+        links=[
+            quote(os.path.relpath(page, path.parent)) if page.exists() else None for page in pages
+        ],
+        tradeoff=Markup(
+            figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)
+        ),
         epochs=len(epochs),
     )
     write_bytes(path, content.encode())

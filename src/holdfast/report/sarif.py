@@ -1,4 +1,5 @@
-"""A run as SARIF 2.1.0, which code scanning shows: its findings, and the gates that did not hold."""
+"""A run as SARIF 2.1.0, which code scanning shows: its findings, and the gates that did not
+hold."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema
 def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     """UTF-8 JSON. Every result points at the model, by the path or name that was given for it."""
     found = [(words.plain(f.check), LEVELS[f.severity], f.text) for f in manifest.verdict.findings]
-    found += [("gate", "error", f"The gate {g.gate.text} does not hold: {g.sentence}.") for g in gates if not g.held]
+    found += [
+        ("gate", "error", f"The gate {g.gate.text} does not hold: {g.sentence}.")
+        for g in gates
+        if not g.held
+    ]
     rules = sorted({rule for rule, _, _ in found})
     finished = manifest.provenance.created.replace("+00:00", "Z")
     run: dict[str, Any] = {
@@ -27,7 +32,10 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
             "driver": {
                 "name": "Holdfast",
                 "version": manifest.provenance.versions.get("holdfast", "0"),
-                "rules": [{"id": rule, "shortDescription": {"text": rule.replace("_", " ")}} for rule in rules],
+                "rules": [
+                    {"id": rule, "shortDescription": {"text": rule.replace("_", " ")}}
+                    for rule in rules
+                ],
             }
         },
         "invocations": [
@@ -43,7 +51,9 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
                 "ruleIndex": rules.index(rule),
                 "level": level,
                 "message": {"text": _text(text)},
-                "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(manifest.model.spec)}}}],
+                "locations": [
+                    {"physicalLocation": {"artifactLocation": {"uri": _uri(manifest.model.spec)}}}
+                ],
             }
             for rule, level, text in found
         ],
@@ -56,7 +66,10 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
             "dataSha256": manifest.data.fingerprint,
         },
     }
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1).encode() + b"\n"
+    return (
+        json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1).encode()
+        + b"\n"
+    )
 
 
 def _text(text: str) -> str:

@@ -1,4 +1,5 @@
-"""A run on the terminal: the sentence, the figures, what each trial gave, and whether to believe it."""
+"""A run on the terminal: the sentence, the figures, what each trial gave, and whether to believe
+it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def summary(manifest: Manifest) -> RenderableType:
         ". ",
         words.plain(words.verdict(manifest)),
     )
-    parts: list[RenderableType] = [Text(words.plain(sentence), style="bold"), "", _figures(manifest)]
+    parts: list[RenderableType] = [
+        Text(words.plain(sentence), style="bold"),
+        "",
+        _figures(manifest),
+    ]
     if needed is not None:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
@@ -55,7 +60,9 @@ def _figures(manifest: Manifest) -> Table:
     table.add_column("95 % interval", justify="right")
     table.add_column("of", justify="right")
     bounded = words.bounded(manifest)
-    rows = [("clean accuracy", m.clean_accuracy)] + ([("robust accuracy", m.robust_accuracy)] if bounded else [])
+    rows = [("clean accuracy", m.clean_accuracy)] + (
+        [("robust accuracy", m.robust_accuracy)] if bounded else []
+    )
     if m.accuracy_8bit is not None and bounded:
         rows.append(("robust accuracy, examples in 8 bits", m.accuracy_8bit))
     if m.certified_accuracy is not None:
@@ -68,13 +75,19 @@ def _figures(manifest: Manifest) -> Table:
             name = f"robust accuracy at eps {spec.number(point.eps)}"
             table.add_row(name, words.percent(share.value), words.span(share), f"{share.n:,}")
         for name, size in m.sizes.quantiles.items():
-            table.add_row(f"size, {float(name):.0%} of inputs", words.number(size), "", f"{m.sizes.n:,}")
+            table.add_row(
+                f"size, {float(name):.0%} of inputs", words.number(size), "", f"{m.sizes.n:,}"
+            )
     for label, pair in (("precision", m.precision), ("recall", m.recall), ("F1", m.f1)):
         if pair.clean is not None:
             under = words.percent(pair.attacked)
-            table.add_row(f"{label}, clean and under attack", f"{words.percent(pair.clean)}, {under}", "", "")
+            table.add_row(
+                f"{label}, clean and under attack", f"{words.percent(pair.clean)}, {under}", "", ""
+            )
     for label, share in (
-        [] if m.errors is None else [("clean error", m.errors.clean), ("attacked error", m.errors.attacked)]
+        []
+        if m.errors is None
+        else [("clean error", m.errors.clean), ("attacked error", m.errors.attacked)]
     ):
         table.add_row(f"{label}, median", words.number(share.median), "", f"{share.n:,}")
     return table
@@ -103,10 +116,15 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
     for f in manifest.verdict.findings:
         mark = (f"{f.severity:5} ", _TONES[f.severity])
         lines.append(
-            Padding(Text.assemble(mark, (words.plain(f.check), "bold"), " ", words.plain(f.text)), (0, 0, 0, 2))
+            Padding(
+                Text.assemble(mark, (words.plain(f.check), "bold"), " ", words.plain(f.text)),
+                (0, 0, 0, 2),
+            )
         )
     return lines
 
 
 def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim")
+    return Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
+    )

@@ -37,7 +37,9 @@ def verdict(manifest: Manifest) -> str:
     """What the verdict means, and why it was given."""
     said = manifest.verdict
     return (
-        f"{said.reason} {VERDICTS[said.status]}" if said.reason and said.status != "trusted" else VERDICTS[said.status]
+        f"{said.reason} {VERDICTS[said.status]}"
+        if said.reason and said.status != "trusted"
+        else VERDICTS[said.status]
     )
 
 
@@ -53,7 +55,8 @@ STATUSES = {
 
 
 def plain(text: object) -> str:
-    """Text without control characters: an untrusted name must not steer a terminal or break a figure."""
+    """Text without control characters: an untrusted name must not steer a terminal or break a
+    figure."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
@@ -75,7 +78,10 @@ def queries(manifest: Manifest) -> str:
     """What success cost in queries."""
     m = manifest.metrics
     shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
-    return f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by {shares}"
+    return (
+        f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by "
+        f"{shares}"
+    )
 
 
 WIDE = 0.05  # an interval of more than so much is worth a word
@@ -93,7 +99,10 @@ def more(manifest: Manifest) -> str | None:
     ):
         return None
     needed = samples_for(WIDE, robust.value)
-    return f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were {robust.n:,}."
+    return (
+        f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were "
+        f"{robust.n:,}."
+    )
 
 
 def worst(manifest: Manifest) -> str | None:
@@ -103,8 +112,8 @@ def worst(manifest: Manifest) -> str | None:
         return None
     robust = found.robust_accuracy
     return (
-        f"The worst of {len(manifest.metrics.per_group)} groups is “{found.name}”: {percent(robust.value)} robust "
-        f"(95 % interval {span(robust)}, of {robust.n:,})."
+        f"The worst of {len(manifest.metrics.per_group)} groups is “{found.name}”: "
+        f"{percent(robust.value)} robust (95 % interval {span(robust)}, of {robust.n:,})."
     )
 
 
@@ -113,8 +122,15 @@ def corruptions(manifest: Manifest) -> str:
     found = manifest.metrics.corruptions
     if found is None or found.mean_accuracy.value is None:
         return "No input was measured under corruptions."
-    drop = "" if found.relative_drop is None else f", a relative drop of {percent(found.relative_drop)}"
-    said = f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} (95 % interval "
+    drop = (
+        ""
+        if found.relative_drop is None
+        else f", a relative drop of {percent(found.relative_drop)}"
+    )
+    said = (
+        f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} (95 % "
+        "interval "
+    )
     said += f"{span(found.mean_accuracy)}){drop}."
     if found.mce is not None and manifest.corruptions is not None:
         said += f" The mCE is {100 * found.mce:.1f} against {manifest.corruptions.baseline}."
@@ -148,7 +164,9 @@ def class_name(manifest: Manifest, label: int) -> str:
 def freedom(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
     limited = "limits=" in manifest.threat.text
-    return _freedom(manifest) + (", times a scale and within a mask of each value's own" if limited else "")
+    return _freedom(manifest) + (
+        ", times a scale and within a mask of each value's own" if limited else ""
+    )
 
 
 def _freedom(manifest: Manifest) -> str:
@@ -198,8 +216,8 @@ def distances(manifest: Manifest) -> str:
         return "no change that fools the model was found."
     at = {share: number(size) for share, size in sizes.quantiles.items()}
     return (
-        f"the smallest change found that fools it has a median size of {number(sizes.median)} in {norm} (half of "
-        f"them between {at['0.25']} and {at['0.75']}), over {sizes.n:,} inputs."
+        f"the smallest change found that fools it has a median size of {number(sizes.median)} in "
+        f"{norm} (half of them between {at['0.25']} and {at['0.75']}), over {sizes.n:,} inputs."
     )
 
 
@@ -212,13 +230,21 @@ def headline(manifest: Manifest) -> str:
     answer = wanted(manifest)
     wish = "" if answer is None else f", and wants the answer {answer},"
     if not bounded(manifest):
-        return f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; {distances(manifest)}"
-    start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
+        return (
+            f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
+            f"{distances(manifest)}"
+        )
+    start = (
+        f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
+    )
     least = " or less" if manifest.verdict.status == "upper-bound" else ""
     figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
     if m.counts.get("broken", 0):
         return f"{start}{freedom(manifest)}{wish} breaks it down to {figure}."
-    return f"{start}{freedom(manifest)}{wish} broke none of these in what ran; robust accuracy is {figure}."
+    return (
+        f"{start}{freedom(manifest)}{wish} broke none of these in what ran; robust accuracy is "
+        f"{figure}."
+    )
 
 
 def asides(manifest: Manifest) -> list[str]:
@@ -226,12 +252,15 @@ def asides(manifest: Manifest) -> list[str]:
     m = manifest.metrics
     said = [right] if (right := _right(manifest.model)) else []
     if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
-        said.append(f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists.")
+        said.append(
+            f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists."
+        )
     if m.refusals is not None:
         said.append(
-            f"The model may refuse an input: it refuses {percent(m.refusals.clean.value)} of the clean ones, which "
-            f"count as wrong, and {percent(m.refusals.attacked.value)} of those it had right stood because what was "
-            f"found against them is refused."
+            f"The model may refuse an input: it refuses {percent(m.refusals.clean.value)} of the "
+            "clean ones, which "
+            f"count as wrong, and {percent(m.refusals.attacked.value)} of those it had right stood "
+            f"because what was found against them is refused."
         )
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
     if lost:
@@ -239,8 +268,13 @@ def asides(manifest: Manifest) -> list[str]:
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
     if m.survivors is not None and m.survivors.attacked > m.survivors.broken:
-        about, most = (number(float(f"{value or 0:.2g}")) for value in (m.survivors.expected, m.survivors.high))
-        said.append(f"Another round of the last random trial would break about {about} more, at most {most} (95 %).")
+        about, most = (
+            number(float(f"{value or 0:.2g}")) for value in (m.survivors.expected, m.survivors.high)
+        )
+        said.append(
+            f"Another round of the last random trial would break about {about} more, at most "
+            f"{most} (95 %)."
+        )
     return said
 
 

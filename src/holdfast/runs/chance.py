@@ -1,7 +1,9 @@
-"""Does a model know more than nothing? Tests of its clean answers against the truth, for every kind of head.
+"""Does a model know more than nothing? Tests of its clean answers against the truth, for every kind
+of head.
 
-Accuracy alone does not say: of 93 rows of one class and 7 of another, a model that always answers the first is right on
-93 %. So the question is whether answers and truth go together more than their shares alone would make them.
+Accuracy alone does not say: of 93 rows of one class and 7 of another, a model that always answers
+the first is right on 93 %. So the question is whether answers and truth go together more than their
+shares alone would make them.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Answers:
     @property
     def given(self) -> np.ndarray:
         """How often each class is the answer, [k]."""
-        return np.bincount(self.predicted[self.predicted >= 0], minlength=len(self.rows))[: len(self.rows)]
+        return np.bincount(self.predicted[self.predicted >= 0], minlength=len(self.rows))[
+            : len(self.rows)
+        ]
 
     @property
     def one_class(self) -> int | None:
@@ -53,7 +57,8 @@ class Answers:
 
     @property
     def by_chance(self) -> float:
-        """The share that would be right if the same answers were dealt out to the rows at random."""
+        """The share that would be right if the same answers were dealt out to the rows at
+        random."""
         return float((self.rows / len(self.label)) @ (self.given / len(self.label)))
 
     @property
@@ -63,16 +68,19 @@ class Answers:
 
     @property
     def mean_recall(self) -> float:
-        """The mean over the classes that are there of the share of their rows that is right (balanced accuracy)."""
+        """The mean over the classes that are there of the share of their rows that is right
+        (balanced accuracy)."""
         hits = np.bincount(self.label[self.label == self.predicted], minlength=len(self.rows))
         there = self.rows > 0
         return float((hits[there] / self.rows[there]).mean())
 
     def chance_level(self) -> bool:
-        """Whether no more is right than answers dealt out at random, of which chance alone could explain the rest.
+        """Whether no more is right than answers dealt out at random, of which chance alone could
+        explain the rest.
 
-        Red for a model that is at that level or below, or so near above it that the interval of its accuracy stays
-        within half as much again and 5 points. Of fewer than 20 rows only for one that is surely wrong on most.
+        Red for a model that is at that level or below, or so near above it that the interval of its
+        accuracy stays within half as much again and 5 points. Of fewer than 20 rows only for one
+        that is surely wrong on most.
         """
         n, expected = len(self.label), self.by_chance
         if not n or self.one_class is not None:
@@ -84,26 +92,31 @@ class Answers:
         return bool(matches_p(self.label, self.predicted) > LEVEL or high <= near)
 
     def never_given(self) -> list[int]:
-        """Classes with enough rows, 20 (5 where the data have no other class), that are never the answer."""
+        """Classes with enough rows, 20 (5 where the data have no other class), that are never the
+        answer."""
         least = ENOUGH if self.one_class is None else 5
         return np.flatnonzero((self.rows >= least) & (self.given == 0)).tolist()
 
     def no_better_than_majority(self) -> bool:
-        """Whether always answering the most frequent class would do as well: accuracy says little of such data."""
+        """Whether always answering the most frequent class would do as well: accuracy says little
+        of such data."""
         from scipy.stats import binomtest
 
         share = self.majority[1]
         unequal = self.one_class is None and share > 1.5 / np.count_nonzero(self.rows)
         if not unequal or len(self.label) < ENOUGH:
             return False
-        return bool(binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL)
+        return bool(
+            binomtest(self.right, len(self.label), share, alternative="greater").pvalue > LEVEL
+        )
 
 
 def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
-    """How often answers dealt out to the rows at random agree with the labels as often as these do: one-sided p.
+    """How often answers dealt out to the rows at random agree with the labels as often as these do:
+    one-sided p.
 
-    Exact for two values (Fisher's test); else the normal limit with the exact mean and variance of the agreement under
-    fixed shares, and a correction for continuity.
+    Exact for two values (Fisher's test); else the normal limit with the exact mean and variance of
+    the agreement under fixed shares, and a correction for continuity.
 
     Args:
         label: [n] whole numbers.
@@ -141,7 +154,8 @@ def labels_follow(truth: np.ndarray, said: np.ndarray) -> bool:
 
 
 def outputs_follow(truth: np.ndarray, said: np.ndarray) -> bool | None:
-    """Whether an output of a regression is nearer its truth than the truth's mean is, and more than by chance.
+    """Whether an output of a regression is nearer its truth than the truth's mean is, and more than
+    by chance.
 
     Args:
         truth: [n, k] finite numbers.
@@ -157,7 +171,8 @@ def outputs_follow(truth: np.ndarray, said: np.ndarray) -> bool | None:
         return None
 
     def follows(t: np.ndarray, z: np.ndarray) -> bool:
-        if z.std() == 0 or np.square(z - t).sum() >= 0.999 * np.square(t - t.mean()).sum():  # but for rounding
+        # but for rounding
+        if z.std() == 0 or np.square(z - t).sum() >= 0.999 * np.square(t - t.mean()).sum():
             return False
         found: Any = pearsonr(t, z, alternative="greater")
         return bool(found.pvalue <= LEVEL / len(varied))

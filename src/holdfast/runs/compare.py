@@ -29,7 +29,9 @@ class Paired(BaseModel):
     change: float  # second - first
     low: float  # 95 % interval of the change (Agresti and Min 2005)
     high: float
-    bootstrap: tuple[float, float]  # 95 % interval of the change, by drawing the samples anew in pairs
+    bootstrap: tuple[
+        float, float
+    ]  # 95 % interval of the change, by drawing the samples anew in pairs
     p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
 
 
@@ -53,7 +55,8 @@ class Loss(BaseModel):
 
 
 class Average(BaseModel):
-    """Precision, recall or F1, the mean over the classes, in the two runs; None where it is not known."""
+    """Precision, recall or F1, the mean over the classes, in the two runs; None where it is not
+    known."""
 
     name: str
     clean: tuple[float | None, float | None]
@@ -73,7 +76,9 @@ class Comparison(BaseModel):
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
     losses: list[Loss] = []  # what the second run lost, the largest first
-    knows_nothing: str = ""  # why the second run's model knows nothing: no gain of it is one; empty where it does
+    knows_nothing: str = (
+        ""  # why the second run's model knows nothing: no gain of it is one; empty where it does
+    )
 
 
 def compare(first: Path | str, second: Path | str) -> Comparison:
@@ -119,7 +124,9 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         per_class=classes,
         class_mean=_mean(classes),
         losses=_losses(label, held, name),
-        knows_nothing=_nothing(facts[1], label, tables[1].column("clean_prediction").to_numpy(), name),
+        knows_nothing=_nothing(
+            facts[1], label, tables[1].column("clean_prediction").to_numpy(), name
+        ),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
 
@@ -129,7 +136,9 @@ def _averages(first: Metrics, second: Metrics) -> list[Average]:
     for name in ("precision", "recall", "f1"):
         a, b = getattr(first, name), getattr(second, name)
         if a.clean is not None and b.clean is not None:
-            found.append(Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked)))
+            found.append(
+                Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked))
+            )
     return found
 
 
@@ -142,11 +151,19 @@ def _samples(folder: Path, manifest: Manifest) -> pa.Table:
 def _group(table: pa.Table) -> np.ndarray:
     """The groups of the rows; none where they have none."""
     named = "group" in table.column_names
-    return table.column("group").to_numpy(zero_copy_only=False).astype(str) if named else np.empty(0, str)
+    return (
+        table.column("group").to_numpy(zero_copy_only=False).astype(str)
+        if named
+        else np.empty(0, str)
+    )
 
 
-def _part(name: str, rows: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]]) -> PartChange:
-    clean, robust = ((float(a[rows].mean()), float(b[rows].mean())) for a, b in (held["clean"], held["robust"]))
+def _part(
+    name: str, rows: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> PartChange:
+    clean, robust = (
+        (float(a[rows].mean()), float(b[rows].mean())) for a, b in (held["clean"], held["robust"])
+    )
     return PartChange(name=name, n=int(rows.sum()), clean=clean, robust=robust)
 
 
@@ -154,14 +171,23 @@ def _mean(classes: Sequence[PartChange]) -> PartChange | None:
     """The mean of the classes; None where there are not several."""
     if len(classes) < 2:
         return None
-    clean, robust = (np.mean([getattr(c, kind) for c in classes], axis=0).tolist() for kind in ("clean", "robust"))
-    return PartChange(name="mean of classes", n=sum(c.n for c in classes), clean=tuple(clean), robust=tuple(robust))
+    clean, robust = (
+        np.mean([getattr(c, kind) for c in classes], axis=0).tolist()
+        for kind in ("clean", "robust")
+    )
+    return PartChange(
+        name="mean of classes",
+        n=sum(c.n for c in classes),
+        clean=tuple(clean),
+        robust=tuple(robust),
+    )
 
 
 def _losses(
     label: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]], name: Callable[[int], str]
 ) -> list[Loss]:
-    """Classes that lost rows by more than chance would lose (the paired exact test), or all rows."""
+    """Classes that lost rows by more than chance would lose (the paired exact test), or all
+    rows."""
     from scipy.stats import binomtest
 
     classes, found = np.unique(label).tolist(), []
@@ -174,18 +200,28 @@ def _losses(
             p = binomtest(lost, lost + gained, alternative="greater").pvalue
             if p > 0.05 / len(classes) and (second.any() or lost < 2):
                 continue
-            found.append(Loss(name=name(c), kind=kind, n=len(first), first=first.mean(), second=second.mean()))
+            found.append(
+                Loss(
+                    name=name(c), kind=kind, n=len(first), first=first.mean(), second=second.mean()
+                )
+            )
     return sorted(found, key=lambda loss: loss.second - loss.first)
 
 
-def _nothing(facts: Facts, label: np.ndarray, predicted: np.ndarray, name: Callable[[int], str]) -> str:
+def _nothing(
+    facts: Facts, label: np.ndarray, predicted: np.ndarray, name: Callable[[int], str]
+) -> str:
     """Why the clean answers are those of a model that knows nothing; empty where they are not."""
     if facts.model.task != "classes" or not len(label):
         return ""
     answers = Answers(label, predicted, facts.model.classes)
     given = np.unique(predicted)
     if len(given) == 1 and answers.one_class is None:
-        return f"It answers class {name(int(given[0]))} to every input." if given[0] >= 0 else "It never answers."
+        return (
+            f"It answers class {name(int(given[0]))} to every input."
+            if given[0] >= 0
+            else "It never answers."
+        )
     return "Its clean answers are no better than chance." if answers.chance_level() else ""
 
 
@@ -194,7 +230,8 @@ def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
     from scipy.stats import binomtest
 
     n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
-    # Half a sample is added to each of the four kinds: the plain interval has no width where nothing changed.
+    # Half a sample is added to each of the four kinds: the plain interval has no width where
+    # nothing changed.
     g, b, m = gained + 0.5, lost + 0.5, n + 2
     spread = Z * math.sqrt(g + b - (g - b) ** 2 / m) / m
     return Paired(
@@ -212,10 +249,13 @@ def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
 
 
 def _bootstrap(gained: int, lost: int, n: int, draws: int = 10_000) -> tuple[float, float]:
-    """Percentiles of the change. To draw pairs is to draw their three kinds: gained, lost and equal."""
+    """Percentiles of the change. To draw pairs is to draw their three kinds: gained, lost and
+    equal."""
     if not n:
         return 0.0, 0.0
-    kinds = np.random.default_rng(0).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], draws)
+    kinds = np.random.default_rng(0).multinomial(
+        n, [gained / n, lost / n, 1 - (gained + lost) / n], draws
+    )
     low, high = np.quantile((kinds[:, 0] - kinds[:, 1]) / n, [0.025, 0.975])
     return float(low), float(high)
 
@@ -232,7 +272,8 @@ class Spread(BaseModel):
 
 
 def spread(folders: Sequence[Path | str]) -> Spread | None:
-    """How far the figure depends on the seed; None where the runs are not of one model with several seeds.
+    """How far the figure depends on the seed; None where the runs are not of one model with several
+    seeds.
 
     Raises:
         InputError: a run is missing, or they differ in data, rows or threat.
@@ -266,21 +307,28 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
     parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
     for what, one, other in (
         ("threat", a.threat.text, b.threat.text),
-        ("data", f"{a.data.spec} {a.data.fingerprint[:12]}", f"{b.data.spec} {b.data.fingerprint[:12]}"),
+        (
+            "data",
+            f"{a.data.spec} {a.data.fingerprint[:12]}",
+            f"{b.data.spec} {b.data.fingerprint[:12]}",
+        ),
         ("rows", *parts),
     ):
         same = a.data.fingerprint == b.data.fingerprint if what == "data" else one == other
         if not same:
             raise InputError(
-                f"{folders[0]} and {folders[1]} cannot be compared: their {what} differ, {one} and {other}; "
-                f"evaluate both models on the same {what}."
+                f"{folders[0]} and {folders[1]} cannot be compared: their {what} differ, {one} and "
+                f"{other}; evaluate both models on the same {what}."
             )
 
 
 def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
     said = []
     if a.protocol != b.protocol:
-        said.append(f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the judges were not the same.")
+        said.append(
+            f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the judges were not the "
+            "same."
+        )
     if a.model.fingerprint == b.model.fingerprint:
         said.append("Both runs are of the same model.")
     if skipped:

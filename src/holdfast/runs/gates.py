@@ -29,7 +29,8 @@ _SHARES = (
     "worst_group.robust_accuracy",
 )
 _PAIRS = ("precision", "recall", "f1", "calibration.ece", "calibration.aurc")
-_VERDICTS = ("unreliable", "upper-bound", "trusted")  # from the worst to the best, so that >= has a meaning
+# from the worst to the best, so that >= has a meaning
+_VERDICTS = ("unreliable", "upper-bound", "trusted")
 KNOWN = [*_SHARES, *(f"{name}.{part}" for name in _SHARES for part in ("low", "high"))]
 KNOWN += [*(f"{name}.{part}" for name in _PAIRS for part in ("clean", "attacked"))]
 KNOWN += ["corruptions.relative_drop", "corruptions.mce", "median_queries", "verdict"]
@@ -64,7 +65,10 @@ def parse(text: str) -> Gate:
         raise SpecError(f"unknown figure {name!r} in the gate {text!r}; {suggest(name, KNOWN)}")
     if name == "verdict":
         if bound not in _VERDICTS:
-            raise SpecError(f"unknown verdict {bound!r} in the gate {text!r}; it is one of {', '.join(_VERDICTS)}.")
+            raise SpecError(
+                f"unknown verdict {bound!r} in the gate {text!r}; it is one of "
+                f"{', '.join(_VERDICTS)}."
+            )
         return Gate(text.strip(), name, compare, _VERDICTS.index(bound))
     try:
         return Gate(text.strip(), name, compare, float(bound))
@@ -87,7 +91,9 @@ def _judge(gate: Gate, manifest: Manifest) -> Outcome:
         value = _figure(gate.name, manifest)
         seen, wanted = ("not measured" if value is None else f"{value:.6g}"), f"{gate.bound:g}"
     held = value is not None and _COMPARE[gate.compare](value, gate.bound)
-    return Outcome(gate, held, f"{gate.name} is {seen}, {'' if held else 'not '}{gate.compare} {wanted}")
+    return Outcome(
+        gate, held, f"{gate.name} is {seen}, {'' if held else 'not '}{gate.compare} {wanted}"
+    )
 
 
 def _figure(name: str, manifest: Manifest) -> float | None:

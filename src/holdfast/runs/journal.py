@@ -1,8 +1,9 @@
 """The journal: what resume reads after a kill -9.
 
-A folder of records, each written whole, synced and never changed: `question.json` says what was asked, then one
-record for every piece of finished work. A record says its own name and the question that it answers, and carries a
-digest of itself. An unfinished piece leaves no record, and is done again; so is one whose record does not fit.
+A folder of records, each written whole, synced and never changed: `question.json` says what was
+asked, then one record for every piece of finished work. A record says its own name and the question
+that it answers, and carries a digest of itself. An unfinished piece leaves no record, and is done
+again; so is one whose record does not fit.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Journal:
         """Begin a journal, or go on with one that asks the same question.
 
         Raises:
-            InputError: the folder holds a run already (without `resume`), or one that asks something else.
+            InputError: the folder holds a run already (without `resume`), or one that asks
+                something else.
         """
         run = self.folder.parent
         path = self.folder / "question.json"
@@ -56,7 +58,9 @@ class Journal:
             write_bytes(path, json.dumps(dict(question), indent=1).encode())
             return
         if not resume:
-            raise InputError(f"{run} holds an unfinished run; finish it with --resume, or choose another --out.")
+            raise InputError(
+                f"{run} holds an unfinished run; finish it with --resume, or choose another --out."
+            )
         refuse_changes(run, read_json(path), question)
 
     def find(self, name: str) -> Record | None:
@@ -78,8 +82,12 @@ class Journal:
             raise InputError(f"{path} is the record of something else.")
         return tensors, said
 
-    def write(self, name: str, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str] | None = None) -> None:
-        write_record(self._path(name), tensors, {**(texts or {}), "record": name, "question": self.question})
+    def write(
+        self, name: str, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str] | None = None
+    ) -> None:
+        write_record(
+            self._path(name), tensors, {**(texts or {}), "record": name, "question": self.question}
+        )
 
     def damaged(self) -> list[str]:
         """Names of files that are no records, or damaged."""
@@ -97,7 +105,8 @@ class Journal:
 
     def close(self) -> None:
         """The run is finished and stored: the records have served."""
-        (self.folder / "question.json").unlink(missing_ok=True)  # first: without it no journal has begun
+        # first: without it no journal has begun
+        (self.folder / "question.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
@@ -118,7 +127,8 @@ def refuse_taken(folder: Path) -> None:
 
 
 def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resume: bool) -> None:
-    """Begin the folder of `what`, or go on with one that was asked for the same; `note` is the file that says so.
+    """Begin the folder of `what`, or go on with one that was asked for the same; `note` is the file
+    that says so.
 
     Raises:
         InputError: it is no folder, holds something else, or was asked for otherwise.
@@ -128,7 +138,9 @@ def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resum
         raise InputError(f"{folder} is a file, but {what} needs a folder; choose another --out.")
     if said.exists():
         if not resume:
-            raise InputError(f"{folder} holds {what}; go on with it by --resume, or choose another --out.")
+            raise InputError(
+                f"{folder} holds {what}; go on with it by --resume, or choose another --out."
+            )
         refuse_changes(folder, read_json(said), asked)
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds other files; choose another --out.")
@@ -138,7 +150,8 @@ def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resum
 
 @contextmanager
 def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
-    """Where what is done inside fails before a first finished piece of work, the folder is left as it was found.
+    """Where what is done inside fails before a first finished piece of work, the folder is left as
+    it was found.
 
     So a command that is refused does not stand in the way of the right one with the same --out.
 
@@ -171,6 +184,6 @@ def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) ->
     for key in [*was, *(k for k in now if k not in was)]:
         if was.get(key) != now.get(key):
             raise InputError(
-                f"cannot resume {run}: it was made with {key} {was.get(key)} and this command says {now.get(key)}. "
-                f"Use the same {key}, or choose another --out."
+                f"cannot resume {run}: it was made with {key} {was.get(key)} and this command says "
+                f"{now.get(key)}. Use the same {key}, or choose another --out."
             )

@@ -1,16 +1,27 @@
-"""run.json: what was run on what, what it cost and what came out. The JSON schema in docs/ is made from this."""
+"""run.json: what was run on what, what it cost and what came out. The JSON schema in docs/ is made
+from this."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 
 # JSON has no NaN and no infinity: what is undefined is null.
-Real = Annotated[float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)]
+Real = Annotated[
+    float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)
+]
 Share = Annotated[Real, Field(ge=0, le=1)]
 # An eps without a limit is null, too, and read back as infinity.
 Eps = Annotated[
@@ -44,7 +55,9 @@ class ModelInfo(Record):
     shape: list[Annotated[int, Field(ge=1)]]
     classes: Annotated[int, Field(ge=1, le=1_000_000)]  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
-    free: list[int] | None = None  # shape of the last features of a flat input, where they alone may change
+    free: list[int] | None = (
+        None  # shape of the last features of a flat input, where they alone may change
+    )
     attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
@@ -53,13 +66,17 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
-    moved: str | None = None  # the movement of images whose parameters are attacked, and stand behind each image
+    moved: str | None = (
+        None  # the movement of images whose parameters are attacked, and stand behind each image
+    )
 
     @field_validator("bounds")
     @classmethod
     def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
         if not -math.inf < bounds[0] < bounds[1] < math.inf:
-            raise ValueError(f"bounds are {bounds}, but they are two finite numbers, the lower one first")
+            raise ValueError(
+                f"bounds are {bounds}, but they are two finite numbers, the lower one first"
+            )
         return bounds
 
 
@@ -70,7 +87,9 @@ class DataInfo(Record):
     total: int  # rows of the source
     parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
     class_names: list[str] | None = None
-    loading: dict[str, str] = {}  # options with which the data were read: label, classes, resize, crop
+    loading: dict[
+        str, str
+    ] = {}  # options with which the data were read: label, classes, resize, crop
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
 
@@ -79,9 +98,13 @@ class ThreatInfo(Record):
     norm: str
     eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
-    targets: str | None = None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
+    targets: str | None = (
+        None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
+    )
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
-    measured: list[tuple[Eps, float]]  # (eps, largest size that counts as within it), the threat's own first
+    measured: list[
+        tuple[Eps, float]
+    ]  # (eps, largest size that counts as within it), the threat's own first
 
 
 class CorruptionInfo(Record):
@@ -138,7 +161,9 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
-    rounds: list[Round] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
+    rounds: list[
+        Round
+    ] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
 
 
 class ProtocolInfo(Record):
@@ -191,7 +216,8 @@ class Sizes(Record):
 
 
 class Errors(Record):
-    """Errors of a regression, max |f - y| of each row; under attack: on the stored example where broken."""
+    """Errors of a regression, max |f - y| of each row; under attack: on the stored example where
+    broken."""
 
     clean: Sizes
     attacked: Sizes
@@ -207,8 +233,8 @@ class Perceptual(Record):
 
 
 class CurvePoint(Record):
-    """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from recorded sizes
-    alone, and is an upper bound."""
+    """Robust accuracy at one eps. `measured`: the protocol was run there; otherwise it follows from
+    recorded sizes alone, and is an upper bound."""
 
     eps: float
     robust_accuracy: Interval
@@ -243,7 +269,8 @@ class CorruptionPoint(Record):
 
 
 class CorruptionMetrics(Record):
-    """Accuracy under common corruptions. Mean, drop and mCE are of the 15 kinds of the benchmark, not of all points."""
+    """Accuracy under common corruptions. Mean, drop and mCE are of the 15 kinds of the benchmark,
+    not of all points."""
 
     mean_accuracy: Interval  # over kinds and severities; the interval is of the rows' means
     relative_drop: Real  # the share of the clean accuracy that is lost
@@ -252,7 +279,8 @@ class CorruptionMetrics(Record):
 
 
 class Survivors(Record):
-    """What one more round of the last trial that draws noise would still break, from its last round."""
+    """What one more round of the last trial that draws noise would still break, from its last
+    round."""
 
     attacked: int  # rows that round was run on: robust so far, and near enough for the trial
     broken: int
@@ -281,9 +309,13 @@ class Metrics(Record):
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
     perceptual: Perceptual | None = None
-    survivors: Survivors | None = None  # where no trial drew noise after a first round there is no estimate
+    survivors: Survivors | None = (
+        None  # where no trial drew noise after a first round there is no estimate
+    )
     refusals: Refusals | None = None
-    accuracy_8bit: Interval | None = None  # of images: under attack, each example rounded as a file of 8 bits holds it
+    accuracy_8bit: Interval | None = (
+        None  # of images: under attack, each example rounded as a file of 8 bits holds it
+    )
 
 
 class Provenance(Record):
@@ -305,7 +337,9 @@ class Facts(Record):
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
-    settings: dict[str, Any]  # batch size, device, time limit: what may differ without changing the question
+    settings: dict[
+        str, Any
+    ]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
     noted: list[Finding]  # of the input contract and the examination, before the protocol
     examined: Costs = Costs()  # of the examination
@@ -319,12 +353,21 @@ class Manifest(Facts):
     costs: Costs
     trials: list[TrialInfo]
     files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder
-    digest: str | None = None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
+    digest: str | None = (
+        None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
+    )
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:
-        """Before anything so large is made, the number of classes is that of the matrix that stands there."""
+        """Before anything so large is made, the number of classes is that of the matrix that stands
+        there."""
         confusion = self.metrics.confusion
-        if confusion is not None and not len(confusion.clean) == len(confusion.attacked) == self.model.classes:
-            raise ValueError(f"the model has {self.model.classes} classes, but the confusion matrices have others")
+        if (
+            confusion is not None
+            and not len(confusion.clean) == len(confusion.attacked) == self.model.classes
+        ):
+            raise ValueError(
+                f"the model has {self.model.classes} classes, but the confusion matrices have "
+                "others"
+            )
         return self

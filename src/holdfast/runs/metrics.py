@@ -39,18 +39,21 @@ SAMPLES = pa.schema(
         ("id", pa.int64()),  # row of the source
         ("label", pa.int64()),
         ("clean_prediction", pa.int64()),  # -1: no finite scores; -3: the model refuses
-        ("attacked_prediction", pa.int64()),  # on the stored example where broken, else on the clean input
+        # on the stored example where broken, else on the clean input
+        ("attacked_prediction", pa.int64()),
         ("clean_confidence", pa.float32()),  # of the prediction, by softmax
         ("attacked_confidence", pa.float32()),
         ("status", pa.string()),
-        ("broken_by", pa.int32()),  # index into run.json's trials; null: not broken at the threat's eps
+        # index into run.json's trials; null: not broken at the threat's eps
+        ("broken_by", pa.int32()),
         ("size", pa.float64()),  # of the stored example, in the threat's norm; null: none found
         ("margin", pa.float64()),  # lowest margin seen at a legal point
         ("queries", pa.int64()),
         ("forwards", pa.int64()),
         ("backwards", pa.int64()),
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
-        ("finished", pa.bool_()),  # the whole protocol was run at the threat's eps, or the row broke before its end
+        # the whole protocol was run at the threat's eps, or the row broke before its end
+        ("finished", pa.bool_()),
         ("certified_radius", pa.float64()),
         ("psnr", pa.float64()),  # of the stored example, in decibels; null: none found, or no image
         ("ssim", pa.float64()),
@@ -62,13 +65,16 @@ Z = 1.959964  # of a 95 % interval
 
 
 def samples_for(width: float, share: float = 0.5) -> int:
-    """How many samples bring the 95 % interval of a share down to this width; a half is the worst share.
+    """How many samples bring the 95 % interval of a share down to this width; a half is the worst
+    share.
 
     Raises:
         InputError: the width is not between 0 and 1.
     """
     if not 0 < width < 1:
-        raise InputError(f"an interval of width {width:g} was asked for; a share's lies between 0 and 1.")
+        raise InputError(
+            f"an interval of width {width:g} was asked for; a share's lies between 0 and 1."
+        )
 
     def wide(n: int) -> float:
         return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
@@ -82,18 +88,22 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return high
 
 
-REFUSALS = pa.schema([("refused", pa.bool_())])  # a robust row's worst input is wrong but for that; null: not asked
+# a robust row's worst input is wrong but for that; null: not asked
+REFUSALS = pa.schema([("refused", pa.bool_())])
 
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
 )  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
 
-LPIPS = pa.schema([("lpips", pa.float64())])  # of the stored example, by the network that the user gave
+# of the stored example, by the network that the user gave
+LPIPS = pa.schema([("lpips", pa.float64())])
 
-# Whether the example of a broken row still fools the model as an image file of 8 bits holds it; null: no example.
+# Whether the example of a broken row still fools the model as an image file of 8 bits holds it;
+# null: no example.
 ROUNDED = pa.schema([("holds_8bit", pa.bool_())])
 
-GOAL = pa.schema([("goal", pa.int64())])  # the class that counts as a success, where each row has its own
+# the class that counts as a success, where each row has its own
+GOAL = pa.schema([("goal", pa.int64())])
 
 GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
@@ -108,7 +118,9 @@ def schema_of(columns: Container[str]) -> pa.Schema:
         ("goal", GOAL),
         ("group", GROUP),
     )
-    return pa.schema([*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)])
+    return pa.schema(
+        [*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)]
+    )
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -124,18 +136,23 @@ def interval(successes: int, n: int) -> Interval:
 def survivors(last: Round) -> Survivors:
     """What another round would still break, from the last one.
 
-    A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's inequality the mean
-    of these is at most that of the mean p: so the estimate errs upwards. So does the limit: the number that falls
-    varies less where rows differ than where they are alike (Hoeffding 1956).
+    A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's
+    inequality the mean of these is at most that of the mean p: so the estimate errs upwards. So
+    does the limit: the number that falls varies less where rows differ than where they are alike
+    (Hoeffding 1956).
     """
     left, share, high = last.attacked - last.broken, 0.0, 0.0
     if last.attacked:
         from scipy.stats import binomtest
 
         share = last.broken / last.attacked
-        limits = binomtest(last.broken, last.attacked, alternative="less").proportion_ci(0.95, method="exact")
+        limits = binomtest(last.broken, last.attacked, alternative="less").proportion_ci(
+            0.95, method="exact"
+        )
         high = float(limits.high)
-    return Survivors(attacked=last.attacked, broken=last.broken, expected=left * share, high=left * high)
+    return Survivors(
+        attacked=last.attacked, broken=last.broken, expected=left * share, high=left * high
+    )
 
 
 def measure(
@@ -147,22 +164,25 @@ def measure(
 ) -> Metrics:
     """All metrics of a table of samples.
 
-    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and do not count as robust.
+    Skipped rows (never attacked) are in no denominator. Failed and unstable ones are, and do not
+    count as robust.
 
     Args:
         samples: rows of `SAMPLES`.
         classes: how many the model knows.
-        limits: (eps, largest legal size) of each eps at which the protocol was run, the threat's own first.
+        limits: (eps, largest legal size) of each eps at which the protocol was run, the threat's
+            own first.
         class_names: for the per-class table.
-        task: what is right; of one that is not one of k classes the label is 0, and another prediction says in which
-            way the model is wrong.
+        task: what is right; of one that is not one of k classes the label is 0, and another
+            prediction says in which way the model is wrong.
     """
     everything = samples.column("status").to_numpy(zero_copy_only=False)
     counts = Counter(everything.tolist())
     table = samples.filter(pa.array(everything != "skipped"))
     status = table.column("status").to_numpy(zero_copy_only=False)
     label, clean, attacked = (
-        table.column(name).to_numpy() for name in ("label", "clean_prediction", "attacked_prediction")
+        table.column(name).to_numpy()
+        for name in ("label", "clean_prediction", "attacked_prediction")
     )
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
     right = clean == label
@@ -190,20 +210,36 @@ def measure(
     if "refused" in table.column_names:
         held = table.column("refused").fill_null(False).to_numpy(zero_copy_only=False)
         clean_held = interval(int((clean == REFUSED).sum()), n)
-        shown.refusals = Refusals(clean=clean_held, attacked=interval(int(held.sum()), int(right.sum())))
+        shown.refusals = Refusals(
+            clean=clean_held, attacked=interval(int(held.sum()), int(right.sum()))
+        )
     if task.startswith("regression"):
         told = _outputs(table, classes)
-        far = [np.abs(told[which] - told["truth"]).max(1) for which in ("clean_output", "attacked_output")]
+        far = [
+            np.abs(told[which] - told["truth"]).max(1)
+            for which in ("clean_output", "attacked_output")
+        ]
         clean_errors, attacked_errors = (_sizes(error) for error in far)
-        return shown.model_copy(update={"errors": Errors(clean=clean_errors, attacked=attacked_errors)})
+        return shown.model_copy(
+            update={"errors": Errors(clean=clean_errors, attacked=attacked_errors)}
+        )
     if task == "multilabel":
         told = _outputs(table, classes)
-        label, clean, attacked = told["truth"] > 0, told["clean_output"] > 0, told["attacked_output"] > 0
+        label, clean, attacked = (
+            told["truth"] > 0,
+            told["clean_output"] > 0,
+            told["attacked_output"] > 0,
+        )
         bears, names, confusion = label, [name.removesuffix(" wrong") for name in names[1:]], None
     else:
         bears = label.reshape(-1, 1) == np.arange(classes)
-        confusion = Confusion(clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes))
-    scores = {"clean": _scores(label, clean, classes), "attacked": _scores(label, attacked, classes)}
+        confusion = Confusion(
+            clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)
+        )
+    scores = {
+        "clean": _scores(label, clean, classes),
+        "attacked": _scores(label, attacked, classes),
+    }
     present = np.any(bears, axis=0)
 
     def pair(which: int, c: int | None = None) -> Pair:
@@ -223,33 +259,49 @@ def measure(
         for c in range(classes)
         if present[c]
     ]
-    averages = {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))} if present.any() else {}
+    averages = (
+        {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))}
+        if present.any()
+        else {}
+    )
     worth = _calibration(table, label, clean, attacked) if task == "classes" else None
-    return shown.model_copy(update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth})
+    return shown.model_copy(
+        update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth}
+    )
 
 
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
     if "group" not in table.column_names:
         return []
-    names, place = np.unique(table.column("group").to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    names, place = np.unique(
+        table.column("group").to_numpy(zero_copy_only=False).astype(str), return_inverse=True
+    )
     of, clean, held = (np.bincount(place, w, len(names)) for w in (None, right, robust))
     return [
-        GroupMetrics(name=str(name), clean_accuracy=interval(int(c), int(n)), robust_accuracy=interval(int(h), int(n)))
+        GroupMetrics(
+            name=str(name),
+            clean_accuracy=interval(int(c), int(n)),
+            robust_accuracy=interval(int(h), int(n)),
+        )
         for name, n, c, h in zip(names, of, clean, held, strict=True)
     ]
 
 
 def _outputs(table: pa.Table, k: int) -> dict[str, np.ndarray]:
     """The columns of `OUTPUTS`, [n, k] each."""
-    flat = {name: table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names}
+    flat = {
+        name: table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names
+    }
     return {name: values.reshape(-1, k) for name, values in flat.items()}
 
 
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # kinds that are in no mean, as in the paper
+# kinds that are in no mean, as in the paper
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
 def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> CorruptionMetrics:
-    """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no denominator."""
+    """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no
+    denominator."""
     label = samples.column("label").to_numpy()
     right, points = {}, []
     for name in answers.column_names[1:]:
@@ -262,13 +314,23 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     main = [name for name in right if name.split()[0] not in EXTRA]
     rows = np.stack([right[name] for name in main], 1)  # [n, 75]
     whole = ~np.isnan(rows).any(1)
-    shares, clean = rows[whole].mean(1), samples.column("clean_prediction").to_numpy()[whole] == label[whole]
+    shares, clean = (
+        rows[whole].mean(1),
+        samples.column("clean_prediction").to_numpy()[whole] == label[whole],
+    )
     mce = None
     if asked.baseline_errors is not None and len(shares):
-        errors = {kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean() for kind in _kinds(main)}
-        mce = float(np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()]))
+        errors = {
+            kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean()
+            for kind in _kinds(main)
+        }
+        mce = float(
+            np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()])
+        )
     drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
-    return CorruptionMetrics(mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points)
+    return CorruptionMetrics(
+        mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
+    )
 
 
 def _kinds(columns: Sequence[str]) -> list[str]:
@@ -276,7 +338,8 @@ def _kinds(columns: Sequence[str]) -> list[str]:
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit theorem."""
+    """The mean of values in [0, 1], one a row [n], with its 95 % interval by the central limit
+    theorem."""
     n = len(values)
     if not n:
         return Interval(value=None, low=None, high=None, n=0)
@@ -284,7 +347,9 @@ def mean_interval(values: np.ndarray) -> Interval:
     return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
-def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scores(
+    label: np.ndarray, predicted: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not len(label):
         return np.full(classes, np.nan), np.full(classes, np.nan), np.full(classes, np.nan)
     if label.ndim == 2:  # labels, of which scikit-learn takes one alone for a class
@@ -315,7 +380,9 @@ def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[l
 BINS = 15
 
 
-def _calibration(table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked: np.ndarray) -> Calibration:
+def _calibration(
+    table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked: np.ndarray
+) -> Calibration:
     """Of the rows whose confidence is known, clean and on the stored examples."""
     figures: dict[str, list[float | None]] = {"ece": [], "aurc": []}
     for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
@@ -328,14 +395,16 @@ def _calibration(table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins of equal width."""
+    """ECE (Guo et al. 2017, arXiv:1706.04599): how far confidence [n] is from accuracy, in 15 bins
+    of equal width."""
     place = np.minimum((np.nan_to_num(confidence).clip(0, 1) * BINS).astype(int), BINS - 1)
     gap = np.bincount(place, right.astype(float), BINS) - np.bincount(place, confidence, BINS)
     return float(np.abs(gap).sum() / len(confidence))
 
 
 def risk_over_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
-    """AURC (Geifman et al. 2019, arXiv:1805.08206): the error of the most confident 1, 2, ... n rows, averaged.
+    """AURC (Geifman et al. 2019, arXiv:1805.08206): the error of the most confident 1, 2, ... n
+    rows, averaged.
 
     Rows of one confidence share their errors evenly, so that their order says nothing.
     """
@@ -353,24 +422,39 @@ def _sizes(size: np.ndarray) -> Sizes:
     shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
     values = np.quantile(size, [float(q) for q in shares]).tolist()
     quantiles: dict[str, float | None] = dict(zip(shares, values, strict=True))
-    whole = {"minimum": float(low), "median": float(middle), "mean": float(mean), "maximum": float(high)}
+    whole = {
+        "minimum": float(low),
+        "median": float(middle),
+        "mean": float(mean),
+        "maximum": float(high),
+    }
     return Sizes(n=len(size), **whole, quantiles=quantiles)
 
 
 def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
     names = [name for name in ("psnr", "ssim", "lpips") if name in table.column_names]
-    seen = {name: table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken] for name in names}
+    seen = {
+        name: table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken]
+        for name in names
+    }
     known = ~np.isnan(seen["ssim"])
     if not known.any():
         return None
-    return Perceptual(n=int(known.sum()), **{name: float(np.median(value[known])) for name, value in seen.items()})
+    return Perceptual(
+        n=int(known.sum()), **{name: float(np.median(value[known])) for name, value in seen.items()}
+    )
 
 
 def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:
     """Success after 10, 30, 100, ... queries, until every input that fell has fallen."""
     marks = [m * 10**p for p in range(1, 12) for m in (1, 3)]
-    last = next((i for i, m in enumerate(marks) if not len(spent) or m >= spent.max()), len(marks) - 1)
-    return [QueryPoint(queries=m, success=interval(int((spent <= m).sum()), right)) for m in marks[: last + 1]]
+    last = next(
+        (i for i, m in enumerate(marks) if not len(spent) or m >= spent.max()), len(marks) - 1
+    )
+    return [
+        QueryPoint(queries=m, success=interval(int((spent <= m).sum()), right))
+        for m in marks[: last + 1]
+    ]
 
 
 def _curve(
@@ -382,7 +466,9 @@ def _curve(
     """
     eps, found = limits[0][0], size[np.isfinite(size)]
     top, parts, digits = (eps, 10, 10) if np.isfinite(eps) else (found.max(initial=0.0), 20, 3)
-    steps = {e: e for e in (float(f"{top * i / parts:.{digits}g}") for i in range(parts + (parts == 20)))}
+    steps = {
+        e: e for e in (float(f"{top * i / parts:.{digits}g}") for i in range(parts + (parts == 20)))
+    }
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
     standing = np.isin(status, ["robust", "certified", "broken"])
@@ -390,7 +476,9 @@ def _curve(
     return [
         CurvePoint(
             eps=e,
-            robust_accuracy=interval(right if e == 0 else int((standing & (smallest > limit)).sum()), n),
+            robust_accuracy=interval(
+                right if e == 0 else int((standing & (smallest > limit)).sum()), n
+            ),
             measured=e in measured,
         )
         for e, limit in reach

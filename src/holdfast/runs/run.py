@@ -18,7 +18,8 @@ from holdfast.runs.manifest import Interval, Manifest, Metrics, Pair, Verdict
 
 
 class Run:
-    """Opens a run folder. The folder of a run made without `out` is temporary and goes with this object."""
+    """Opens a run folder. The folder of a run made without `out` is temporary and goes with this
+    object."""
 
     def __init__(self, folder: Path | str, *, temporary: bool = False) -> None:
         self.folder = Path(folder)
@@ -57,7 +58,8 @@ class Run:
 
     @property
     def precision(self) -> Pair:
-        """Macro average over classes or labels, on clean inputs (`clean`) and under attack (`attacked`)."""
+        """Macro average over classes or labels, on clean inputs (`clean`) and under attack
+        (`attacked`)."""
         return self.metrics.precision
 
     @property
@@ -76,11 +78,14 @@ class Run:
 
     def __repr__(self) -> str:
         m, threat = self.metrics, self.manifest.threat
-        robust, size = f"robust {_figure(m.robust_accuracy.value)}", f"median size {_figure(m.sizes.median)}"
+        robust, size = (
+            f"robust {_figure(m.robust_accuracy.value)}",
+            f"median size {_figure(m.sizes.median)}",
+        )
         found = robust if math.isfinite(threat.eps) else size
         return (
-            f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under {threat.text}, "
-            f"n={m.robust_accuracy.n}, {self.verdict.status})"
+            f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under "
+            f"{threat.text}, n={m.robust_accuracy.n}, {self.verdict.status})"
         )
 
 

@@ -25,10 +25,27 @@ from holdfast.runs.metrics import schema_of
 NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
-_MAY_BE_NULL = {"broken_by", "size", "margin", "certified_radius", "psnr", "ssim", "lpips", "refused"}
+_MAY_BE_NULL = {
+    "broken_by",
+    "size",
+    "margin",
+    "certified_radius",
+    "psnr",
+    "ssim",
+    "lpips",
+    "refused",
+}
 _MAY_BE_NULL |= {"clean_confidence", "attacked_confidence", "holds_8bit"}
 # What computing with values that no run has can raise.
-_ODD = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+_ODD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Rows(Protocol):
@@ -58,8 +75,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. What was stored before is kept; an evaluation goes on "
-            f"with --resume once there is room."
+            f"cannot write {path}: {error.strerror or error}. What was stored before is kept; an "
+            f"evaluation goes on with --resume once there is room."
         ) from error
 
 
@@ -75,8 +92,8 @@ def untrusted(folder: Path) -> Iterator[None]:
     except (*_ODD, pa.ArrowException) as error:
         seen = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise InputError(
-            f"{folder} holds values that no run of Holdfast has ({seen}). Its files are damaged or were made by "
-            f"something else."
+            f"{folder} holds values that no run of Holdfast has ({seen}). Its files are damaged or "
+            f"were made by something else."
         ) from error
 
 
@@ -99,7 +116,8 @@ def digest_holds(content: bytes) -> bool | None:
 
 
 def _digest_in(content: bytes) -> re.Match[bytes] | None:
-    """The last one: no quoted text holds such a key, since JSON writes its quotation marks with a backslash."""
+    """The last one: no quoted text holds such a key, since JSON writes its quotation marks with a
+    backslash."""
     return _DIGEST.match(content, max(content.rfind(b'"digest":'), 0))
 
 
@@ -128,11 +146,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}. {_DAMAGED}") from error
     if not isinstance(found, dict):
-        raise InputError(f"cannot read {path}: it holds a {type(found).__name__}, no object. {_DAMAGED}")
+        raise InputError(
+            f"cannot read {path}: it holds a {type(found).__name__}, no object. {_DAMAGED}"
+        )
     return found
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     write_bytes(path, _packed(tensors, metadata or {}))
 
 
@@ -159,7 +181,9 @@ def _unpacked(path: Path, content: bytes) -> tuple[dict[str, np.ndarray], dict[s
         raise InputError(f"cannot read {path}: {error}. {_DAMAGED}") from error
 
 
-def write_record(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write_record(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
     """As `write_tensors`, with a digest of all of the file in its metadata."""
     write_bytes(path, with_digest(_packed(tensors, {**metadata, "digest": NO_DIGEST})))
 
@@ -192,7 +216,9 @@ def read_samples(folder: Path) -> pa.Table:
     table = _read_table(path)
     with _readable(path):
         table = table.cast(schema_of(table.column_names))
-        bare = [c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count]
+        bare = [
+            c for c in table.column_names if c not in _MAY_BE_NULL and table.column(c).null_count
+        ]
         if bare:
             raise ValueError(f"its column {bare[0]} has empty values")
         others = set(table.column("status").to_pylist()) - set(get_args(Status))
@@ -208,7 +234,8 @@ def write_corruptions(folder: Path, table: pa.Table) -> None:
 
 
 def read_corruptions(folder: Path) -> pa.Table:
-    """The model's decisions on corrupted inputs: `id`, and a column for each kind and severity ("fog 3").
+    """The model's decisions on corrupted inputs: `id`, and a column for each kind and severity
+    ("fog 3").
 
     Raises:
         InputError: the file is missing or damaged, or holds other columns.
@@ -247,8 +274,12 @@ def ids_of(folder: Path, manifest: Manifest, table: pa.Table) -> np.ndarray:
     """
     parts, ids = manifest.data.parts, table.column("id").to_numpy()
     named = sum(stop - start for start, stop in parts)  # before anything so long is made
-    if named != len(ids) or not np.array_equal(ids, np.concatenate([np.arange(a, b) for a, b in parts])):
-        raise InputError(f"samples: the {len(ids):,} rows of {folder} are not the {named:,} that run.json names.")
+    if named != len(ids) or not np.array_equal(
+        ids, np.concatenate([np.arange(a, b) for a, b in parts])
+    ):
+        raise InputError(
+            f"samples: the {len(ids):,} rows of {folder} are not the {named:,} that run.json names."
+        )
     return ids
 
 
@@ -261,16 +292,21 @@ def read_manifest(folder: Path) -> Manifest:
     """run.json of a run.
 
     Raises:
-        InputError: the folder holds no finished run, one of another schema, or one that was changed.
+        InputError: the folder holds no finished run, one of another schema, or one that was
+            changed.
     """
     manifest, holds = open_manifest(folder)
     if not holds:
-        raise InputError(f"{folder / 'run.json'} was changed after the run (its digest differs); see holdfast verify.")
+        raise InputError(
+            f"{folder / 'run.json'} was changed after the run (its digest differs); see holdfast "
+            "verify."
+        )
     return manifest
 
 
 def open_manifest(folder: Path) -> tuple[Manifest, bool]:
-    """run.json of a run, and whether it is what the run wrote. Runs of before there was a digest count as that.
+    """run.json of a run, and whether it is what the run wrote. Runs of before there was a digest
+    count as that.
 
     Raises:
         InputError: the folder holds no finished run, or one of another schema.
@@ -278,14 +314,18 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
     path = folder / "run.json"
     if not path.exists():
         unfinished = (folder / "journal").is_dir()
-        what = "an unfinished run; finish it with --resume" if unfinished else "no run (run.json is missing)"
+        what = (
+            "an unfinished run; finish it with --resume"
+            if unfinished
+            else "no run (run.json is missing)"
+        )
         raise InputError(f"{folder} holds {what}.")
     content = read_bytes(path)
     version = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)
     if version is not None and int(version[1]) != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema version {int(version[1])}, but this Holdfast reads version {SCHEMA_VERSION}; use the "
-            f"version of Holdfast that made the run."
+            f"{path} has schema version {int(version[1])}, but this Holdfast reads version "
+            f"{SCHEMA_VERSION}; use the version of Holdfast that made the run."
         )
     try:
         manifest = Manifest.model_validate_json(content)
@@ -305,7 +345,9 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for path in sorted((folder / "adversarial").glob("*.safetensors")):
         tensors, _ = read_tensors(path)
         if set(tensors) != {"id", "x"}:
-            raise InputError(f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x.")
+            raise InputError(
+                f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x."
+            )
         yield _checked(path, tensors, "x")[0], tensors["x"]
 
 
@@ -317,14 +359,24 @@ def _checked(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> tup
     """
     ids, arrays = tensors["id"], [tensors[name] for name in inputs]
     fit = all(a.ndim > 1 and a.shape == arrays[0].shape and a.dtype.kind in "fui" for a in arrays)
-    if not fit or ids.dtype != np.int64 or ids.shape != arrays[0].shape[:1] or len(set(ids.tolist())) < len(ids):
-        said = ", ".join(f"{n} {tensors[n].dtype} {list(tensors[n].shape)}" for n in ("id", *inputs))
-        raise InputError(f"{path} holds {said}; expected ids, each once, and as many inputs. {_DAMAGED}")
+    if (
+        not fit
+        or ids.dtype != np.int64
+        or ids.shape != arrays[0].shape[:1]
+        or len(set(ids.tolist())) < len(ids)
+    ):
+        said = ", ".join(
+            f"{n} {tensors[n].dtype} {list(tensors[n].shape)}" for n in ("id", *inputs)
+        )
+        raise InputError(
+            f"{path} holds {said}; expected ids, each once, and as many inputs. {_DAMAGED}"
+        )
     return ids, *arrays
 
 
 def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
-    """What is said for each feature: low and high of the bounds, scale of eps, mask; no file where nothing is."""
+    """What is said for each feature: low and high of the bounds, scale of eps, mask; no file where
+    nothing is."""
     if limits:
         write_tensors(folder / "limits.safetensors", limits)
 
@@ -342,12 +394,16 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
     alike = len({(a.shape, a.dtype.kind in "fb") for a in limits.values()}) == 1
     finite = all(np.isfinite(a).all() for a in limits.values() if a.dtype.kind == "f")
     if not set(limits) <= {"low", "high", "scale", "mask"} or not alike or not finite:
-        raise InputError(f"{path} holds {sorted(limits)}; expected finite low, high, scale or mask, of one shape.")
+        raise InputError(
+            f"{path} holds {sorted(limits)}; expected finite low, high, scale or mask, of one "
+            "shape."
+        )
     return limits
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery and limits.
+    """SHA-256 of the files of evidence: samples, decisions on corrupted inputs, examples, gallery
+    and limits.
 
     Raises:
         InputError: one of them is no file.
@@ -364,7 +420,8 @@ def checksum(path: Path) -> str:
 
 
 def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> None:
-    """A few examples beside their originals, so that the report needs no data: one a class first."""
+    """A few examples beside their originals, so that the report needs no data: one a class
+    first."""
     made = gallery(folder, table, source, most)
     if made:
         write_tensors(folder / "gallery.safetensors", made)
@@ -381,7 +438,9 @@ def read_gallery(folder: Path) -> dict[str, np.ndarray]:
         return {}
     tensors, _ = read_tensors(path)
     if set(tensors) != {"id", "x", "x_adv"}:
-        raise InputError(f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length.")
+        raise InputError(
+            f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length."
+        )
     _, *inputs = _checked(path, tensors, "x", "x_adv")
     if not all((np.abs(a.astype(np.float64)) < 1e30).all() for a in inputs):
         raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
@@ -391,7 +450,9 @@ def read_gallery(folder: Path) -> dict[str, np.ndarray]:
 def gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> dict[str, np.ndarray]:
     """What `write_gallery` stores of this table and these examples."""
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
-    broken = np.flatnonzero((np.array(table.column("status").to_pylist()) == "broken") & np.isfinite(size))
+    broken = np.flatnonzero(
+        (np.array(table.column("status").to_pylist()) == "broken") & np.isfinite(size)
+    )
     labels = table.column("label").to_numpy()[broken]
     turn = np.zeros(len(broken), dtype=int)
     for label in np.unique(labels):

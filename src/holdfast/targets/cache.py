@@ -1,4 +1,5 @@
-"""Answers that were paid for: an exact cache of what a slow target said, and how many inputs it was sent."""
+"""Answers that were paid for: an exact cache of what a slow target said, and how many inputs it was
+sent."""
 
 from __future__ import annotations
 
@@ -14,44 +15,65 @@ from holdfast.errors import InputError
 
 
 class Answers:
-    """In a file, or in memory only. What is kept and counted survives a kill, and several processes may share it.
+    """In a file, or in memory only. What is kept and counted survives a kill, and several processes
+    may share it.
 
     `endpoint` says all that decides the answers, whose numbers are of one `kind`.
     """
 
-    def __init__(self, file: Path | None, endpoint: str, kind: type[np.floating] = np.float32) -> None:
+    def __init__(
+        self, file: Path | None, endpoint: str, kind: type[np.floating] = np.float32
+    ) -> None:
         self.endpoint, self.kind = endpoint, kind
         try:
-            self.db = sqlite3.connect(file or ":memory:", isolation_level=None, timeout=60, check_same_thread=False)
+            self.db = sqlite3.connect(
+                file or ":memory:", isolation_level=None, timeout=60, check_same_thread=False
+            )
             weakref.finalize(self, self.db.close)
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.execute("CREATE TABLE IF NOT EXISTS answers (input BLOB PRIMARY KEY, answer BLOB) WITHOUT ROWID")
-            self.db.execute("CREATE TABLE IF NOT EXISTS sent (endpoint TEXT PRIMARY KEY, inputs INTEGER)")
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS answers (input BLOB PRIMARY KEY, answer BLOB) WITHOUT "
+                "ROWID"
+            )
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS sent (endpoint TEXT PRIMARY KEY, inputs INTEGER)"
+            )
             self.db.execute("INSERT OR IGNORE INTO sent VALUES (?, 0)", (endpoint,))
         except sqlite3.Error as error:
-            raise InputError(f"cache_file {file} cannot be used ({error}); name another file, or remove it.") from None
+            raise InputError(
+                f"cache_file {file} cannot be used ({error}); name another file, or remove it."
+            ) from None
 
     @property
     def sent(self) -> int:
         """Inputs sent so far, retries counted."""
-        return self.db.execute("SELECT inputs FROM sent WHERE endpoint = ?", (self.endpoint,)).fetchone()[0]
+        return self.db.execute(
+            "SELECT inputs FROM sent WHERE endpoint = ?", (self.endpoint,)
+        ).fetchone()[0]
 
     def spend(self, n: int, limit: int | None) -> int:
         """Count up to n more inputs as sent, before they are: as many as the limit leaves."""
         self.db.execute("BEGIN IMMEDIATE")
         granted = n if limit is None else max(0, min(n, limit - self.sent))
-        self.db.execute("UPDATE sent SET inputs = inputs + ? WHERE endpoint = ?", (granted, self.endpoint))
+        self.db.execute(
+            "UPDATE sent SET inputs = inputs + ? WHERE endpoint = ?", (granted, self.endpoint)
+        )
         self.db.execute("COMMIT")
         return granted
 
     def to(
-        self, x: np.ndarray, width: int, ask: Callable[[Sequence[bytes], list[int], np.ndarray], None], *, fresh: bool
+        self,
+        x: np.ndarray,
+        width: int,
+        ask: Callable[[Sequence[bytes], list[int], np.ndarray], None],
+        *,
+        fresh: bool,
     ) -> np.ndarray:
         """Answers [n, width] to inputs x [n, ...]; NaN where there is none.
 
-        What is not known, `ask` fills in: given each input's key, the rows to ask about, and the answers. No input is
-        asked about twice, unless all are to be `fresh`.
+        What is not known, `ask` fills in: given each input's key, the rows to ask about, and the
+        answers. No input is asked about twice, unless all are to be `fresh`.
         """
         answers = np.full((len(x), width), np.nan, self.kind)
         keys = [hashlib.sha256(self.endpoint.encode() + row.tobytes()).digest() for row in x]
@@ -70,7 +92,8 @@ class Answers:
     def find(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """The answers known to these inputs."""
         asked = (
-            (key, self.db.execute("SELECT answer FROM answers WHERE input = ?", (key,)).fetchone()) for key in keys
+            (key, self.db.execute("SELECT answer FROM answers WHERE input = ?", (key,)).fetchone())
+            for key in keys
         )
         return {key: np.frombuffer(row[0], self.kind) for key, row in asked if row}
 

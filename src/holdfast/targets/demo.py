@@ -26,5 +26,7 @@ def demo_net() -> nn.Module:
 def demo_model() -> nn.Module:
     """The network trained on digits by cross-entropy alone: accurate, and undefended."""
     model = demo_net()
-    model.load_state_dict(load_bytes(resources.files("holdfast.targets").joinpath("demo.safetensors").read_bytes()))
+    model.load_state_dict(
+        load_bytes(resources.files("holdfast.targets").joinpath("demo.safetensors").read_bytes())
+    )
     return model.eval()

@@ -1,4 +1,5 @@
-"""Preprocessing of the user's own: any function or module with a name, with a gradient or without one."""
+"""Preprocessing of the user's own: any function or module with a name, with a gradient or without
+one."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ TAKES = {
     "image": "one image at a time, as a numpy array of bytes [h, w, c], or [h, w] if it is grey",
     "array": "a batch as one numpy array [n, *shape]",
 }
-_CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, np.ndarray, Tensor)  # that a function reads beside it
+# that a function reads beside it
+_CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, np.ndarray, Tensor)
 StandIn = Callable[[Tensor], Tensor]
 
 
@@ -34,15 +36,17 @@ StandIn = Callable[[Tensor], Tensor]
 class Own:
     """A function or module of the user's that stands before the model; make it with `Own.of`.
 
-    How it is called is what `takes` says, or is found once, when the target learns the shape of its inputs: a batch of
-    tensors is tried first, then one image, or for other inputs a batch of arrays. Inputs are in raw units, images
-    with their channels first, but for `image`, which gets bytes [h, w, c]. What it returns is passed on as it is;
-    bytes of an `image` become raw units again.
+    How it is called is what `takes` says, or is found once, when the target learns the shape of its
+    inputs: a batch of tensors is tried first, then one image, or for other inputs a batch of
+    arrays. Inputs are in raw units, images with their channels first, but for `image`, which gets
+    bytes [h, w, c]. What it returns is passed on as it is; bytes of an `image` become raw units
+    again.
 
-    A function without a gradient is passed straight through (BPDA: Athalye et al. 2018, arXiv:1802.00420): forwards it
-    is what it is, backwards a linear map that was fitted to it, which mixes and scales the channels of an image as it
-    does, and resizes as it does; of other inputs each feature is scaled. Where it changes the shape in another way
-    there is no such map, and the model gives scores alone.
+    A function without a gradient is passed straight through (BPDA: Athalye et al. 2018,
+    arXiv:1802.00420): forwards it is what it is, backwards a linear map that was fitted to it,
+    which mixes and scales the channels of an image as it does, and resizes as it does; of other
+    inputs each feature is scaled. Where it changes the shape in another way there is no such map,
+    and the model gives scores alone.
     """
 
     name: str  # file:function
@@ -50,8 +54,12 @@ class Own:
     takes: str = "auto"
     function: Any = field(repr=False, compare=False, kw_only=True)
     box: Bounds = field(default=Bounds(), repr=False, compare=False, kw_only=True)
-    straight: bool = field(default=False, repr=False, compare=False, kw_only=True)  # it has no gradient
-    stand_in: StandIn | None = field(default=None, repr=False, compare=False, kw_only=True)  # for its gradient
+    straight: bool = field(
+        default=False, repr=False, compare=False, kw_only=True
+    )  # it has no gradient
+    stand_in: StandIn | None = field(
+        default=None, repr=False, compare=False, kw_only=True
+    )  # for its gradient
 
     @staticmethod
     def of(function: Any, takes: str = "auto") -> Own:
@@ -65,7 +73,10 @@ class Own:
             raise SpecError(f"takes is {takes!r}; it is auto, {', '.join(TAKES)}.")
         if not callable(function) or isinstance(function, type):
             kind = function.__name__ if isinstance(function, type) else type(function).__name__
-            raise InputError(f"preprocess holds {kind}, which is no function, module or known step; give an instance.")
+            raise InputError(
+                f"preprocess holds {kind}, which is no function, module or known step; give an "
+                "instance."
+            )
         name = _name(function)
         digest = hashlib.sha256()
         for part in _content(function):
@@ -78,10 +89,19 @@ class Own:
         """What a report says of it: check, text."""
         way = "Its own gradient was followed."
         if self.straight:
-            way = "It has no gradient: a linear map fitted to it stood in for it backwards (BPDA, arXiv:1802.00420)."
+            way = (
+                "It has no gradient: a linear map fitted to it stood in for it backwards (BPDA, "
+                "arXiv:1802.00420)."
+            )
         if not self.differentiable:
-            way = "It has no gradient and changes the shape of its inputs, so the model gives scores alone."
-        return "preprocess", f"{self.name} stands before the model and is called with {TAKES[self.takes]}. {way}"
+            way = (
+                "It has no gradient and changes the shape of its inputs, so the model gives scores "
+                "alone."
+            )
+        return (
+            "preprocess",
+            f"{self.name} stands before the model and is called with {TAKES[self.takes]}. {way}",
+        )
 
     @property
     def differentiable(self) -> bool:
@@ -108,30 +128,48 @@ class Own:
             y = torch.from_numpy(np.array(y)).to(x.device, x.dtype)
         if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1]:
             shape = f" of shape {list(y.shape)}" if isinstance(y, Tensor) else ""
-            raise InputError(f"the preprocessing {self.name} gives a {type(y).__name__}{shape} for {len(x)} inputs.")
+            raise InputError(
+                f"the preprocessing {self.name} gives a {type(y).__name__}{shape} for {len(x)} "
+                "inputs."
+            )
         return y
 
     def _image(self, row: Tensor) -> np.ndarray:
         """One image [c, h, w] through a function of bytes, its channels first again."""
         low, width = self.box.low, self.box.high - self.box.low
-        levels = ((row.double() - low) / width * 255).round().clamp(0, 255).to(torch.uint8).movedim(0, -1).numpy()
+        levels = (
+            ((row.double() - low) / width * 255)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .movedim(0, -1)
+            .numpy()
+        )
         y = np.asarray(self.function((levels[..., 0] if levels.shape[-1] == 1 else levels).copy()))
         y = y[None] if y.ndim == 2 else np.moveaxis(y, -1, 0)
         return y.astype(np.float64) / 255 * width + low if y.dtype == np.uint8 else y
 
     def bound(self, x: Tensor, box: Bounds, *, raw: bool) -> Own:
-        """This step, knowing how it is called and differentiated; found by calling it on inputs x [n, *shape].
+        """This step, knowing how it is called and differentiated; found by calling it on inputs x
+        [n, *shape].
 
         `raw` says that x is what the bounds speak of, and no step before has changed its range.
 
         Raises:
             InputError: it can be called in no way.
         """
-        function = self.function.to(x.device) if isinstance(self.function, nn.Module) else self.function
+        function = (
+            self.function.to(x.device) if isinstance(self.function, nn.Module) else self.function
+        )
         pictures = x.ndim == 4 and x.shape[1] in (1, 3, 4) and raw
-        kinds = ["tensor", "image" if pictures else "array"] if self.takes == "auto" else [self.takes]
+        kinds = (
+            ["tensor", "image" if pictures else "array"] if self.takes == "auto" else [self.takes]
+        )
         if self.takes == "image" and not pictures:
-            raise InputError(f"{self.name} takes images of bytes: it stands first, and images have 1, 3 or 4 channels.")
+            raise InputError(
+                f"{self.name} takes images of bytes: it stands first, and images have 1, 3 or 4 "
+                "channels."
+            )
         failed: list[str] = []
         for kind in kinds:
             step = replace(self, takes=kind, function=function, box=box)
@@ -140,14 +178,21 @@ class Own:
                     with asking(f"the preprocessing {self.name}", learning=True):
                         found = step._tried(x, straight=straight)
                 except Exception as error:  # noqa: BLE001  # a function of other arrays may raise anything
-                    failed += [f"with {TAKES[kind]}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"]
+                    failed += [
+                        (
+                            f"with {TAKES[kind]}: "
+                            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                        )
+                    ]
                     continue
                 if found is not None:
                     return found
         said = "; ".join(dict.fromkeys(failed))
         raise InputError(
-            f"the preprocessing {self.name} fails {said}. Say what it takes (tensor, image or array): "
-            f"--preprocess \"own('file.py:function', takes='image')\" (in Python: Own.of(function, takes='image'))."
+            f"the preprocessing {self.name} fails {said}. Say what it takes (tensor, image or "
+            "array): "
+            "--preprocess \"own('file.py:function', takes='image')\" (in Python: Own.of(function, "
+            "takes='image'))."
         )
 
     def _tried(self, x: Tensor, *, straight: bool) -> Own | None:
@@ -171,7 +216,8 @@ class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Own) -> Tensor:
         ctx.step, ctx.like = step, x.detach()
-        with torch._C.DisableTorchFunction(), torch.no_grad():  # what watches a forward pass cannot follow it here
+        # what watches a forward pass cannot follow it here
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             return step.plainly(x.detach())
 
     @staticmethod
@@ -207,18 +253,24 @@ class _Features:
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+    return (
+        x
+        if x.shape[2:] == size
+        else F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+    )
 
 
 def _fitted(x: Tensor, y: Tensor) -> StandIn | None:
-    """The map nearest to what gives y [n, ...] for x [n, ...] of those that stand in; None: none has that form."""
+    """The map nearest to what gives y [n, ...] for x [n, ...] of those that stand in; None: none
+    has that form."""
     x, y = x.double().cpu(), y.double().cpu()
     if not bool(y.isfinite().all()):
         return None
     if x.ndim == y.ndim == 4:
         size = (y.shape[2], y.shape[3])
         rows, wanted = (part.movedim(1, -1).flatten(0, 2) for part in (_resized(x, size), y))
-        solved = torch.linalg.lstsq(rows - rows.mean(0), wanted - wanted.mean(0)).solution  # [c, c']
+        # [c, c']
+        solved = torch.linalg.lstsq(rows - rows.mean(0), wanted - wanted.mean(0)).solution
         return _Channels(solved.T.contiguous(), size) if bool(solved.any()) else None
     if x.shape != y.shape:
         return None
@@ -237,7 +289,8 @@ def _name(function: Any) -> str:
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     if "<lambda>" in named.__qualname__:
         raise InputError(
-            "preprocess holds a lambda, which has no name that the manifest could hold; define it with def, in a file."
+            "preprocess holds a lambda, which has no name that the manifest could hold; define it "
+            "with def, in a file."
         )
     file = Path(code.co_filename).stem if code is not None else usercode.stem(named.__module__)
     return f"{file}:{named.__qualname__.replace('<locals>.', '')}"
@@ -263,7 +316,11 @@ def _content(function: Any) -> Iterator[Any]:
         yield from state_content("object", inner)
         return
     values = {name: inner.__globals__.get(name) for name in code.co_names}
-    yield from state_content("constants", {n: v for n, v in values.items() if isinstance(v, _CONSTANTS)})
+    yield from state_content(
+        "constants", {n: v for n, v in values.items() if isinstance(v, _CONSTANTS)}
+    )
     cells = getattr(inner, "__closure__", None) or ()
     yield from state_content("closure", [cell.cell_contents for cell in cells])
-    yield from state_content("defaults", [getattr(inner, "__defaults__", None), getattr(inner, "__kwdefaults__", None)])
+    yield from state_content(
+        "defaults", [getattr(inner, "__defaults__", None), getattr(inner, "__kwdefaults__", None)]
+    )

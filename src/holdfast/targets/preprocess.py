@@ -32,7 +32,9 @@ class Normalize:
     def __post_init__(self) -> None:
         spread = [self.std] if isinstance(self.std, (int, float)) else list(self.std)
         if any(s <= 0 for s in spread):
-            raise SpecError(f"normalize has std {self.std}, but every standard deviation must be above 0.")
+            raise SpecError(
+                f"normalize has std {self.std}, but every standard deviation must be above 0."
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self._channels(self.mean, x)) / self._channels(self.std, x)
@@ -50,13 +52,20 @@ class Resize:
     width: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False)
+        return F.interpolate(
+            x, (self.height, self.width), mode="bilinear", antialias=True, align_corners=False
+        )
 
 
 _NAMED = re.compile(r"[^()]+:[A-Za-z_]\w*")  # path/file.py:function or package.module:function
 
 GUARDS: dict[str, type[Defence]] = {**DEFENCES, **PURIFIERS, **DETECTORS}
-MAKERS: dict[str, Callable[..., Preprocess]] = {"normalize": Normalize, "resize": Resize, "own": own, **GUARDS}
+MAKERS: dict[str, Callable[..., Preprocess]] = {
+    "normalize": Normalize,
+    "resize": Resize,
+    "own": own,
+    **GUARDS,
+}
 
 
 def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
@@ -68,7 +77,8 @@ def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
 
 
 def excess(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds, answer: Answer) -> Tensor:
-    """By what share of its limit raw inputs x [n, *shape] exceed that of the strictest detector among steps: [n]."""
+    """By what share of its limit raw inputs x [n, *shape] exceed that of the strictest detector
+    among steps: [n]."""
     low, width, found = bounds.low, bounds.high - bounds.low, []
     for step in steps:
         if isinstance(step, Detector):
@@ -81,7 +91,8 @@ def excess(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds, answer: Answe
 def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
     """Steps from texts such as `normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))`, in order."""
     return tuple(
-        own(text) if _NAMED.fullmatch(text.strip()) else spec.build(text, MAKERS, "preprocessing") for text in texts
+        own(text) if _NAMED.fullmatch(text.strip()) else spec.build(text, MAKERS, "preprocessing")
+        for text in texts
     )
 
 
@@ -97,7 +108,8 @@ def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
     if len(names) != len(given):
         listed = ", ".join(str(options.get("name")) for options in names) or "none"
         raise SpecError(
-            f"the run was measured with {len(names)} functions as preprocessing ({listed}), but {len(given)} were "
+            f"the run was measured with {len(names)} functions as preprocessing ({listed}), but "
+            f"{len(given)} were "
             f"given; give each with --preprocess path/file.py:function, in this order."
         )
     left = iter(zip(given, names, strict=True))
@@ -105,4 +117,8 @@ def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
 
 
 def _own_again(text: str, said: Mapping[str, Any]) -> str:
-    return f"own({text.strip()!r}, takes={said.get('takes', 'auto')!r})" if _NAMED.fullmatch(text.strip()) else text
+    return (
+        f"own({text.strip()!r}, takes={said.get('takes', 'auto')!r})"
+        if _NAMED.fullmatch(text.strip())
+        else text
+    )

@@ -1,4 +1,5 @@
-"""Which adapter a live model needs. The only place that knows all frameworks, by the modules of their types."""
+"""Which adapter a live model needs. The only place that knows all frameworks, by the modules of
+their types."""
 
 from __future__ import annotations
 
@@ -17,8 +18,11 @@ from holdfast.targets.frameworks.bridge import Foreign
 FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "onnx", "numpy", "sklearn")
 
 
-def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module | Callable[[Tensor], Any]:
-    """The model as a function of torch tensors; what is one already, or cannot be told yet, as it is.
+def adopt(
+    model: Any, framework: str | None = None, **options: Any
+) -> nn.Module | Callable[[Tensor], Any]:
+    """The model as a function of torch tensors; what is one already, or cannot be told yet, as it
+    is.
 
     Raises:
         InputError: unknown framework, or nothing that can be called or predicts.
@@ -55,14 +59,17 @@ def adopt(model: Any, framework: str | None = None, **options: Any) -> nn.Module
         return ArrayModel(model, **options)
     if not callable(model):
         raise InputError(
-            f"cannot wrap a {type(model).__name__}; give a torch module, a Keras model, an estimator that predicts, or "
-            f"a callable of one array."
+            f"cannot wrap a {type(model).__name__}; give a torch module, a Keras model, an "
+            f"estimator that predicts, or a callable of one array."
         )
     return model
 
 
-def by_trial(model: Callable[..., Any], x: Tensor, **options: Any) -> nn.Module | Callable[[Tensor], Any]:
-    """A plain function whose arrays its type does not tell: tried on the rows x, of torch and then of numpy."""
+def by_trial(
+    model: Callable[..., Any], x: Tensor, **options: Any
+) -> nn.Module | Callable[[Tensor], Any]:
+    """A plain function whose arrays its type does not tell: tried on the rows x, of torch and then
+    of numpy."""
     for ask in (x.clone().requires_grad_(), x.cpu().clone().numpy()):
         try:
             with torch.enable_grad():  # or a function of numpy arrays would take a tensor too
@@ -70,7 +77,8 @@ def by_trial(model: Callable[..., Any], x: Tensor, **options: Any) -> nn.Module 
         except SystemExit as error:
             raise usercode.raised("the model", error) from error
         except Exception as error:  # noqa: BLE001  # a function of other arrays may raise anything
-            if (framework := _framework_of(error)) == "tensorflow":  # it is at home, and the layout is not
+            # it is at home, and the layout is not
+            if (framework := _framework_of(error)) == "tensorflow":
                 return adopt(model, framework, **options)
             continue
         parts = list(answer.values()) if isinstance(answer, dict) else answer
@@ -100,7 +108,8 @@ def _told_by_type(model: Any) -> str | None:
 
 def is_keras(model: Any) -> bool:
     return any(
-        kind.__module__.partition(".")[0] == "keras" and kind.__name__ == "Model" for kind in type(model).__mro__
+        kind.__module__.partition(".")[0] == "keras" and kind.__name__ == "Model"
+        for kind in type(model).__mro__
     )
 
 

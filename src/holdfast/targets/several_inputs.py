@@ -1,4 +1,5 @@
-"""Models of several inputs, one of which is attacked: models of one flat row, in which the others stand before it."""
+"""Models of several inputs, one of which is attacked: models of one flat row, in which the others
+stand before it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Split = Callable[[Any, Callable[[Any, tuple[int, ...]], Any]], list[Any]]
 
 
 def joined(model: Any, inputs: Sequence[tuple[int, ...]], attacked: int) -> Any:
-    """A model of `inputs` as one of rows: the others flat, in their order, and last the attacked one.
+    """A model of `inputs` as one of rows: the others flat, in their order, and last the attacked
+    one.
 
     Args:
         model: a torch module, a Keras model, or a function of torch, JAX or numpy arrays.
@@ -27,13 +29,17 @@ def joined(model: Any, inputs: Sequence[tuple[int, ...]], attacked: int) -> Any:
         InputError: there is no such place.
     """
     if not 0 <= attacked < len(inputs):
-        raise InputError(f"attacked is {attacked}, but the model takes {len(inputs)} inputs, numbered from 0.")
+        raise InputError(
+            f"attacked is {attacked}, but the model takes {len(inputs)} inputs, numbered from 0."
+        )
     order = [*(i for i in range(len(inputs)) if i != attacked), attacked]
     cuts = list(pairwise(accumulate((math.prod(inputs[i]) for i in order), initial=0)))
     spans = [cuts[order.index(i)] for i in range(len(inputs))]
 
     def split(rows: Any, reshape: Callable[[Any, tuple[int, ...]], Any]) -> list[Any]:
-        return [reshape(rows[:, a:b], (-1, *shape)) for (a, b), shape in zip(spans, inputs, strict=True)]
+        return [
+            reshape(rows[:, a:b], (-1, *shape)) for (a, b), shape in zip(spans, inputs, strict=True)
+        ]
 
     if is_keras(model):
         from holdfast.targets.frameworks.keras import of_rows

@@ -1,9 +1,9 @@
-"""Images moved or covered: a rotation with a shift, a flow of the pixels, or a square over them, searched as any other
-perturbation is.
+"""Images moved or covered: a rotation with a shift, a flow of the pixels, or a square over them,
+searched as any other perturbation is.
 
-An input of a moved target is an image and, behind it, the parameters of its movement, spread over the bounds so that
-the middle is no movement. The target holds the image fixed (`Target.free`), so every attack searches the parameters
-alone, and a stored example says which movement it was.
+An input of a moved target is an image and, behind it, the parameters of its movement, spread over
+the bounds so that the middle is no movement. The target holds the image fixed (`Target.free`), so
+every attack searches the parameters alone, and a stored example says which movement it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from holdfast.targets.wrappers import Around, StraightThrough
 
 @dataclass(frozen=True)
 class Rotation:
-    """A turn about the middle, then a shift (Engstrom et al. 2019, arXiv:1712.02779); what comes in is the low bound.
+    """A turn about the middle, then a shift (Engstrom et al. 2019, arXiv:1712.02779); what comes in
+    is the low bound.
 
     A bound of 0 leaves its parameters out: a turn alone is one number, a shift alone two.
     """
@@ -48,7 +49,9 @@ class Rotation:
 
     def _units(self) -> Tensor:
         """Angle in radians, rows down and columns right of each parameter at 1: [parameters, 3]."""
-        units = torch.tensor([math.radians(self.degrees), self.pixels, self.pixels], dtype=torch.float64).diag()
+        units = torch.tensor(
+            [math.radians(self.degrees), self.pixels, self.pixels], dtype=torch.float64
+        ).diag()
         return units[units.any(1)]
 
 
@@ -56,7 +59,8 @@ class Rotation:
 class Flow:
     """Every pixel is taken from its own place nearby (StAdv: Xiao et al. 2018, arXiv:1801.02612).
 
-    Differs from the paper: the flow is bounded for each pixel, where the paper trades its roughness against success.
+    Differs from the paper: the flow is bounded for each pixel, where the paper trades its roughness
+    against success.
     """
 
     pixels: float  # how far from its own place, each way along each axis
@@ -76,11 +80,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class Patch:
-    """One square of side x side pixels, at any place within the image, shows anything (Croce et al. 2022, section 4).
+    """One square of side x side pixels, at any place within the image, shows anything (Croce et al.
+    2022, section 4).
 
-    The first two parameters are its place, from one end of the image to the other; each of the others takes a value of
-    a pixel under it from its own (0) to an end of the box (-1 or 1). So every content at every place can be had.
-    Gradients go straight through that map, as if it rose by half of the box's width everywhere; none on the place.
+    The first two parameters are its place, from one end of the image to the other; each of the
+    others takes a value of a pixel under it from its own (0) to an end of the box (-1 or 1). So
+    every content at every place can be had. Gradients go straight through that map, as if it rose
+    by half of the box's width everywhere; none on the place.
     """
 
     side: int
@@ -108,13 +114,15 @@ class Patch:
         return image.flatten(2).scatter(2, cells, shown).view_as(image)
 
 
-FARTHEST = 10_000  # degrees or pixels: more than any image has, and than its coordinates can count in float32
+# degrees or pixels: more than any image has, and than its coordinates can count in float32
+FARTHEST = 10_000
 MOVEMENTS = {"rotation": Rotation, "flow": Flow, "patch": Patch}
 Movement = Rotation | Flow | Patch
 
 
 def parse(text: str | None) -> Movement | None:
-    """The movement from text such as `rotation(30, 3)`, `flow(1.5)` or `patch(5)`; None for any other."""
+    """The movement from text such as `rotation(30, 3)`, `flow(1.5)` or `patch(5)`; None for any
+    other."""
     name = (text or "").strip().partition("(")[0].strip().lower()
     if text is None or name not in MOVEMENTS:
         return None
@@ -158,11 +166,16 @@ class Moved(Around):
 
     def start(self, x: Tensor) -> Tensor:
         """Images [n, *picture] that do not move yet, as inputs."""
-        return torch.cat([x.flatten(1), x.new_full((len(x), math.prod(self.form)), middle(self.bounds))], 1)
+        return torch.cat(
+            [x.flatten(1), x.new_full((len(x), math.prod(self.form)), middle(self.bounds))], 1
+        )
 
     def images(self, x: Tensor) -> Tensor:
         """What the model sees of inputs: [n, *picture]."""
-        image, parameters = x[:, : math.prod(self.picture)].detach(), x[:, math.prod(self.picture) :]
+        image, parameters = (
+            x[:, : math.prod(self.picture)].detach(),
+            x[:, math.prod(self.picture) :],
+        )
         u = ((parameters - middle(self.bounds)) / self.reach).reshape(-1, *self.form)
         image = planes(image.reshape(-1, *self.picture), self.order)
         return unplaned(self.movement.move(image, u, self.bounds), self.picture, self.order)
@@ -171,7 +184,10 @@ class Moved(Around):
         return self.inner.linearize(x)
 
     def describe(self) -> dict[str, object]:
-        return super().describe() | {"shape": list(self.shape or ()), "moved": spec.write(self.movement, whole=True)}
+        return super().describe() | {
+            "shape": list(self.shape or ()),
+            "moved": spec.write(self.movement, whole=True),
+        }
 
 
 def middle(bounds: Bounds) -> float:
@@ -186,7 +202,9 @@ def planes(x: Tensor, layout: str) -> Tensor:
         InputError: the inputs are no images.
     """
     if x.ndim not in (3, 4):
-        raise InputError(f"inputs of shape {tuple(x.shape[1:])} are no images, and only images can be moved.")
+        raise InputError(
+            f"inputs of shape {tuple(x.shape[1:])} are no images, and only images can be moved."
+        )
     return x[:, None] if x.ndim == 3 else x.movedim(-1, 1) if layout == "nhwc" else x
 
 
@@ -196,9 +214,11 @@ def unplaned(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
 
 
 def sample(image: Tensor, at: Tensor, outside: float | None = None) -> Tensor:
-    """Images [n, c, h, w] read at points [n, 2, *form] (row and column, from 0), bilinear: [n, c, *form].
+    """Images [n, c, h, w] read at points [n, 2, *form] (row and column, from 0), bilinear: [n, c,
+    *form].
 
-    Beyond the border all is `outside`, or (None) as the nearest pixel. At a pixel's own place its value is exact.
+    Beyond the border all is `outside`, or (None) as the nearest pixel. At a pixel's own place its
+    value is exact.
     """
     n, c, h, w = image.shape
     y, x = at.unbind(1)
@@ -210,17 +230,31 @@ def sample(image: Tensor, at: Tensor, outside: float | None = None) -> Tensor:
     for i, tall in ((top, 1 - down), (top + 1, down)):
         for j, wide in ((left, 1 - right), (left + 1, right)):
             place = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)).long().flatten(1)
-            value = image.flatten(2).gather(2, place[:, None].expand(-1, c, -1)).view(n, c, *y.shape[1:])
+            value = (
+                image.flatten(2)
+                .gather(2, place[:, None].expand(-1, c, -1))
+                .view(n, c, *y.shape[1:])
+            )
             inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
-            read = read + (tall * wide)[:, None] * torch.where(inside[:, None], value, outside or 0.0)
+            read = read + (tall * wide)[:, None] * torch.where(
+                inside[:, None], value, outside or 0.0
+            )
     return read
 
 
 def _check(movement: Movement) -> None:
     sizes = list(vars(movement).values())
-    if any(isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf for s in sizes):
-        raise SpecError(f"{spec.write(movement)} has a bound that is no finite number of at least 0.")
+    if any(
+        isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf
+        for s in sizes
+    ):
+        raise SpecError(
+            f"{spec.write(movement)} has a bound that is no finite number of at least 0."
+        )
     if max(sizes) > FARTHEST:
-        raise SpecError(f"{spec.write(movement)} has a bound above {FARTHEST:,}; it is in degrees, or in pixels.")
+        raise SpecError(
+            f"{spec.write(movement)} has a bound above {FARTHEST:,}; it is in degrees, or in "
+            "pixels."
+        )
     if not any(sizes):
         raise SpecError(f"{spec.write(movement)} moves nothing; give a bound above 0.")

@@ -28,27 +28,33 @@ def distil(
 ) -> Target:
     """A surrogate that answers like the target, to lend its gradients in a `Surrogate`.
 
-    Substitute training (Papernot et al. 2017, arXiv:1602.02697, algorithm 1). Of the inputs as many are asked about as
-    `queries` allows. What is left is spent in rounds: each trains on all answers so far, then moves every point by the
-    sign of the surrogate's own gradient and asks about the result, which about doubles what is known.
-    Differs from the paper: where the target gives scores, its softmax is learnt and not its label alone; the first
-    round moves towards other classes, the next away, and so on (Papernot et al. 2016, arXiv:1605.07277), each point by
-    its own length, or many would return to where they came from.
+    Substitute training (Papernot et al. 2017, arXiv:1602.02697, algorithm 1). Of the inputs as many
+    are asked about as `queries` allows. What is left is spent in rounds: each trains on all answers
+    so far, then moves every point by the sign of the surrogate's own gradient and asks about the
+    result, which about doubles what is known.
+    Differs from the paper: where the target gives scores, its softmax is learnt and not its label
+    alone; the first round moves towards other classes, the next away, and so on (Papernot et al.
+    2016, arXiv:1605.07277), each point by its own length, or many would return to where they came
+    from.
 
     Args:
-        x: inputs [n, *shape] in the target's raw units, of the kind to be attacked; labels are not needed.
+        x: inputs [n, *shape] in the target's raw units, of the kind to be attacked; labels are not
+            needed.
         queries: the most points that the target is asked about; all are spent.
-        module: what to train, on a copy, from raw inputs (images: nchw) to scores. Default: a small convolutional
-            network for images, and three linear layers for other inputs.
+        module: what to train, on a copy, from raw inputs (images: nchw) to scores. Default: a small
+            convolutional network for images, and three linear layers for other inputs.
         step: how far a point moves, give or take half of it, as a share of the bounds.
         epochs: passes over all answers in each round.
-        seed: of the initial weights and of every order; the same seed gives the same weights on the same machine.
+        seed: of the initial weights and of every order; the same seed gives the same weights on the
+            same machine.
 
     Raises:
         InputError: no queries, no inputs, or no answers that can be learnt.
     """
     if queries < 1 or len(x) < 1:
-        raise InputError(f"distil has {queries} queries and {len(x)} inputs; give at least 1 of each.")
+        raise InputError(
+            f"distil has {queries} queries and {len(x)} inputs; give at least 1 of each."
+        )
     shape = tuple(x.shape[1:])
     target.bind(shape)
     with sealed(seed):
@@ -68,7 +74,9 @@ def distil(
             length = (0.5 + torch.rand(len(some), *[1] * len(shape)).to(some)) * (
                 target.bounds.high - target.bounds.low
             )
-            moved = (some + way * step * length * _slope(net, some, target)).clamp(*target.bounds.sides(some))
+            moved = (some + way * step * length * _slope(net, some, target)).clamp(
+                *target.bounds.sides(some)
+            )
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batch_size}
@@ -79,12 +87,16 @@ def _ask(target: Target, x: Tensor) -> Tensor:
     """What the target says, as probabilities [n, k]; one query a row. NaN where it refuses."""
     if target.access >= Access.SCORES:
         return target.all_scores(x.to(target.dtype))[:, : target.task.k].softmax(1).float()
-    labels = torch.cat(list(target.batched(lambda rows: target.labels(x[rows].to(target.dtype)), len(x))))
+    labels = torch.cat(
+        list(target.batched(lambda rows: target.labels(x[rows].to(target.dtype)), len(x)))
+    )
     certain = F.one_hot(labels.clamp_min(0), target.task.k).float()
     return torch.where(labels[:, None] < 0, torch.nan, certain)
 
 
-def _learn(net: nn.Module, adam: torch.optim.Optimizer, x: Tensor, answers: Tensor, batch_size: int) -> None:
+def _learn(
+    net: nn.Module, adam: torch.optim.Optimizer, x: Tensor, answers: Tensor, batch_size: int
+) -> None:
     """One pass over the answers that are any."""
     told = answers.isfinite().all(1).nonzero()[:, 0]
     if not len(told):
@@ -92,8 +104,11 @@ def _learn(net: nn.Module, adam: torch.optim.Optimizer, x: Tensor, answers: Tens
     net.train()
     with torch.enable_grad():
         # Parts of even size: a batch norm cannot train on a last one of a single row.
-        for rows in told[torch.randperm(len(told)).to(told.device)].tensor_split(-(-len(told) // batch_size)):
-            # Up to a constant the divergence from the target's softmax; for a label, the cross-entropy.
+        for rows in told[torch.randperm(len(told)).to(told.device)].tensor_split(
+            -(-len(told) // batch_size)
+        ):
+            # Up to a constant the divergence from the target's softmax; for a label, the
+            # cross-entropy.
             loss = F.cross_entropy(net(x[rows]), answers[rows])
             adam.zero_grad()
             loss.backward()
@@ -132,16 +147,28 @@ class _Centred(nn.Module):
 
 
 def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
-    """For images: 3x3 convolutions, halved until a side is at most 8; for others: three linear layers."""
+    """For images: 3x3 convolutions, halved until a side is at most 8; for others: three linear
+    layers."""
     if len(shape) != 3:
         features = math.prod(shape)
-        body: list[nn.Module] = [nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+        body: list[nn.Module] = [
+            nn.Flatten(),
+            nn.Linear(features, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
+        ]
         return nn.Sequential(_Centred(bounds), *body, nn.Linear(128, k))
     (c, h, w), width, body = shape, 16, []
     while max(h, w) > 8:
         body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
         c, h, w, width = width, -(-h // 2), -(-w // 2), min(2 * width, 64)
-    body += [nn.Conv2d(c, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU()]
+    body += [
+        nn.Conv2d(c, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+    ]
     body += [nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()]
     size = 2 * width * -(-h // 2) * -(-w // 2)
     return nn.Sequential(_Centred(bounds), *body, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, k))

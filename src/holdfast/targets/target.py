@@ -1,7 +1,7 @@
 """The door: every model of every framework, reached through scores and a pullback.
 
-Losses are torch functions of the scores; their cotangent goes back through the model's own framework. No adapter
-knows a loss, no loss knows a framework.
+Losses are torch functions of the scores; their cotangent goes back through the model's own
+framework. No adapter knows a loss, no loss knows a framework.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ LEVELS = 255  # steps between the 256 values that 8 bits hold
 class Bounds:
     """The box of legal inputs, in raw units.
 
-    `each` are lows and highs of every feature ([*shape] each), where they differ: `Bounds.of((lows, highs))`. The
-    numbers are then their extremes.
+    `each` are lows and highs of every feature ([*shape] each), where they differ: `Bounds.of((lows,
+    highs))`. The numbers are then their extremes.
     """
 
     low: float = 0.0
@@ -57,12 +57,14 @@ class Bounds:
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
             raise InputError(
-                f"bounds are [{self.low:g}, {self.high:g}], but they are two finite numbers, the lower one first."
+                f"bounds are [{self.low:g}, {self.high:g}], but they are two finite numbers, the "
+                "lower one first."
             )
 
     @staticmethod
     def of(bounds: Bounds | tuple[Any, Any]) -> Bounds:
-        """Bounds from two numbers, or from two arrays of one shape: tensors, NumPy arrays, lists or Series.
+        """Bounds from two numbers, or from two arrays of one shape: tensors, NumPy arrays, lists or
+        Series.
 
         Raises:
             InputError: not finite, or a low above its high.
@@ -70,7 +72,10 @@ class Bounds:
         if isinstance(bounds, Bounds):
             return bounds
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-            raise InputError(f"bounds are {bounds!r:.60}, but they are two numbers, or two arrays, the lower first.")
+            raise InputError(
+                f"bounds are {bounds!r:.60}, but they are two numbers, or two arrays, the lower "
+                "first."
+            )
         if all(isinstance(side, (int, float)) for side in bounds):
             return Bounds(*bounds)
         low, high = (as_tensor(side, "bounds").cpu() for side in bounds)
@@ -79,13 +84,18 @@ class Bounds:
         low, high = torch.broadcast_tensors(low.double(), high.double())
         if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
             raise InputError(
-                "bounds hold a low and a high for each feature: finite numbers, the low not above the high."
+                "bounds hold a low and a high for each feature: finite numbers, the low not above "
+                "the high."
             )
         return Bounds(float(low.min()), float(high.max()), (low, high))
 
     def sides(self, like: Tensor) -> tuple[Any, Any]:
         """Low and high, to broadcast against [n, *shape]."""
-        return (self.low, self.high) if self.each is None else (self.each[0].to(like), self.each[1].to(like))
+        return (
+            (self.low, self.high)
+            if self.each is None
+            else (self.each[0].to(like), self.each[1].to(like))
+        )
 
     def clamp(self, x: Tensor) -> Tensor:
         return x.clamp(*self.sides(x))
@@ -96,9 +106,11 @@ class Bounds:
         return ((x >= low) & (x <= high)).flatten(1).all(1)
 
     def as_8bit(self, x: Tensor, origin: Tensor | None = None) -> Tensor:
-        """Inputs x [n, *shape] as a file of 8 bits holds them: each value at the nearest of 256 levels of the range.
+        """Inputs x [n, *shape] as a file of 8 bits holds them: each value at the nearest of 256
+        levels of the range.
 
-        With an `origin` [n, *shape] it is the neighbouring level on that side, so that nothing moves away from there.
+        With an `origin` [n, *shape] it is the neighbouring level on that side, so that nothing
+        moves away from there.
         """
         level = (x.double() - self.low) / (self.high - self.low) * LEVELS
         rounded = level.round()
@@ -119,40 +131,60 @@ class Bounds:
 class Target(ABC):
     """A model under test. Inputs are raw: [n, *shape] within `bounds`; eps is in the same units.
 
-    An adapter writes the richest method that it can; the others follow from it. Calls change nothing: not the
-    model, not the inputs.
+    An adapter writes the richest method that it can; the others follow from it. Calls change
+    nothing: not the model, not the inputs.
     """
 
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
-    graded: Graded | None = None  # says what is right of outputs that are no scores of classes; see targets/truth.py
-    free: tuple[int, ...] | None = None  # shape of the last features of a flat input, where they alone may change
+    graded: Graded | None = (
+        None  # says what is right of outputs that are no scores of classes; see targets/truth.py
+    )
+    free: tuple[int, ...] | None = (
+        None  # shape of the last features of a flat input, where they alone may change
+    )
     square: tuple[int, int, int] | None = (
         None  # c, h, w of pixels that, behind the two numbers of their place, are `free`
     )
-    beside: int = 0  # how many features of a flat input, the first, are no inputs of which the bounds speak
+    beside: int = (
+        0  # how many features of a flat input, the first, are no inputs of which the bounds speak
+    )
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
-    probabilities: bool | None = None  # the model gives probabilities, of which scores are the logits; None: not known
+    probabilities: bool | None = (
+        None  # the model gives probabilities, of which scores are the logits; None: not known
+    )
     said: bool = False  # the user or the model itself says which of both
     reads: bool = False  # scores are the logits before the model's last activation
     single: bool = False  # the model gives one output, served as the two classes [0, z]
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
-    class_labels: tuple[Any, ...] | None = None  # what the model calls its classes (texts, -1 and 1); None: 0..k-1
+    class_labels: tuple[Any, ...] | None = (
+        None  # what the model calls its classes (texts, -1 and 1); None: 0..k-1
+    )
     was_training: bool = False  # the model came in train mode
     batch_size: int = 256
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     passes: int = 1  # forwards that one question costs a row
     draws: int = 1  # random answers of the model whose mean one question asks for
-    pull_passes: int = 0  # forwards that one pullback costs a row besides, where it is estimated from them
+    pull_passes: int = (
+        0  # forwards that one pullback costs a row besides, where it is estimated from them
+    )
     caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
     lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins
-    pool: tuple[Tensor, Tensor] | None = None  # inputs [m, *shape] and their classes [m] that an attacker holds
-    versions: Mapping[str, str] = {}  # of the libraries, beside torch and numpy, that the model runs in, by name
-    rewrites: bool = False  # the model was seen to change its input in place; it is given a copy each time
-    approximate: bool = False  # `linearize` may differ from `scores` in the last digits, or in precision
+    pool: tuple[Tensor, Tensor] | None = (
+        None  # inputs [m, *shape] and their classes [m] that an attacker holds
+    )
+    versions: Mapping[
+        str, str
+    ] = {}  # of the libraries, beside torch and numpy, that the model runs in, by name
+    rewrites: bool = (
+        False  # the model was seen to change its input in place; it is given a copy each time
+    )
+    approximate: bool = (
+        False  # `linearize` may differ from `scores` in the last digits, or in precision
+    )
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
@@ -164,7 +196,9 @@ class Target(ABC):
             raise InputError(f"inputs are {tuple(shape)}, but the model takes {tuple(self.shape)}.")
         form = tuple(self.free or shape)
         if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != form:
-            raise InputError(f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is {form}.")
+            raise InputError(
+                f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is {form}."
+            )
         self.shape = tuple(shape)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -172,7 +206,8 @@ class Target(ABC):
         raise NotImplementedError
 
     def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores [n, k], and the gradient on x [n, *shape] of what has this cotangent [n, k] at them.
+        """Scores [n, k], and the gradient on x [n, *shape] of what has this cotangent [n, k] at
+        them.
 
         One gradient step asks no more, and a compiled framework can do it in one call.
         """
@@ -181,7 +216,8 @@ class Target(ABC):
 
     @abstractmethod
     def scores(self, x: Tensor) -> Tensor:
-        """Logits [n, k], at least float32, without a gradient; [n, k + 1] where the task refuses."""
+        """Logits [n, k], at least float32, without a gradient; [n, k + 1] where the task
+        refuses."""
 
     def labels(self, x: Tensor) -> Tensor:
         """Decisions [n], int64; negative where the model gave none."""
@@ -213,7 +249,9 @@ class Target(ABC):
                 if not out_of_memory(error):
                     raise
                 if self.batch_size == 1:
-                    raise InputError("one single row does not fit into memory; use a larger device.") from error
+                    raise InputError(
+                        "one single row does not fit into memory; use a larger device."
+                    ) from error
                 self.batch_size = max(1, min(self.batch_size, n - start) // 2)
                 continue
             yield answer
@@ -224,11 +262,13 @@ class Target(ABC):
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
 
     def answers(self, x: Tensor) -> Tensor:
-        """What the model itself gives for any number of rows, whatever is then made of it: [n, ...]."""
+        """What the model itself gives for any number of rows, whatever is then made of it: [n,
+        ...]."""
         return self.all_scores(x)
 
     def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own shape."""
+        """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own
+        shape."""
         if self.free is None:
             return None, x
         held = x.shape[1] - math.prod(self.free)
@@ -248,10 +288,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def asking(what: str, *, learning: bool = False) -> Iterator[None]:
-    """Within, code of the user's is asked about inputs: what it raises becomes one sentence that says `what` it was.
+    """Within, code of the user's is asked about inputs: what it raises becomes one sentence that
+    says `what` it was.
 
-    Running out of memory goes through, for then the same is asked in smaller parts; and while one is `learning` what
-    the code is, each Exception.
+    Running out of memory goes through, for then the same is asked in smaller parts; and while one
+    is `learning` what the code is, each Exception.
 
     Raises:
         InputError: it raised anything else, SystemExit too.
@@ -280,17 +321,20 @@ def drawing(*path: int | str) -> Iterator[None]:
 
 
 def drawing_of(x: Tensor) -> Keys:
-    """The keys of a random step before a model: of each row's content, the seed and the draw, and of no neighbour."""
+    """The keys of a random step before a model: of each row's content, the seed and the draw, and
+    of no neighbour."""
     return Keys(content(x)).fold(*_DRAWING.get())
 
 
 @contextmanager
 def sealed(seed: int) -> Iterator[None]:
-    """Random state of torch, numpy and Python put back afterwards; within, a randomised model draws from `seed`."""
+    """Random state of torch, numpy and Python put back afterwards; within, a randomised model draws
+    from `seed`."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed notes a stack trace for an idle GPU each time
+        # torch.manual_seed notes a stack trace for an idle GPU each time
+        torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)

@@ -1,5 +1,5 @@
-"""Heads that are right or wrong only beside a truth: the truth rides along in front of its input, where nobody may
-change it, and the model is asked whether it is right."""
+"""Heads that are right or wrong only beside a truth: the truth rides along in front of its input,
+where nobody may change it, and the model is asked whether it is right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from holdfast.tasks import Classes, Graded
 
 
 class WithTruth(Around):
-    """A model of k outputs as a classifier of rows [truth, input], whose class 0 is "right": see `holdfast.tasks`.
+    """A model of k outputs as a classifier of rows [truth, input], whose class 0 is "right": see
+    `holdfast.tasks`.
 
     ```python
     graded = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
@@ -29,7 +30,10 @@ class WithTruth(Around):
 
     def __init__(self, inner: Target) -> None:
         if inner.graded is None or inner.shape is None:
-            raise InputError("a truth goes beside a bound model whose task says what is right: wrap(..., task=...).")
+            raise InputError(
+                "a truth goes beside a bound model whose task says what is right: wrap(..., "
+                "task=...)."
+            )
         self.rule: Graded = inner.graded
         self.k, self.whole = inner.task.k, inner.shape
         if inner.access < Access.SCORES:
@@ -37,7 +41,10 @@ class WithTruth(Around):
         at = inner
         while isinstance(at, Around):
             if isinstance(at, (Ensemble, ExpectationOverTransformation)):
-                raise InputError(f"the answers of several draws or members are pooled as classes, not as {self.rule}.")
+                raise InputError(
+                    "the answers of several draws or members are pooled as classes, not as "
+                    f"{self.rule}."
+                )
             at = at.inner
         super().__init__(inner)
 
@@ -88,7 +95,11 @@ class WithTruth(Around):
         return kept[-1], self._padded(g)
 
     def describe(self) -> dict[str, object]:
-        own = {"shape": list(self.shape or ()), "free": list(self.free or ()), "task": str(self.rule)}
+        own = {
+            "shape": list(self.shape or ()),
+            "free": list(self.free or ()),
+            "task": str(self.rule),
+        }
         return super().describe() | own
 
     def _recast(self, z: Tensor, truth: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Targets around targets: what to ask instead, when the model's own answers would mislead an attack."""
+"""Targets around targets: what to ask instead, when the model's own answers would mislead an
+attack."""
 
 from __future__ import annotations
 
@@ -103,11 +104,13 @@ class Around(Target):
 
 
 class ExpectationOverTransformation(Around):
-    """A randomised model as the mean of its softmax over `draws` answers (Athalye et al. 2018, arXiv:1707.07397).
+    """A randomised model as the mean of its softmax over `draws` answers (Athalye et al. 2018,
+    arXiv:1707.07397).
 
-    Scores are the logarithms of the means, gradients are those of these scores, so attack and judge see what the model
-    does on the whole and not one lucky draw, and a search goes on until its success is clear of chance. Each question
-    costs `draws` passes. Of a model that gives labels, the label is the most frequent one.
+    Scores are the logarithms of the means, gradients are those of these scores, so attack and judge
+    see what the model does on the whole and not one lucky draw, and a search goes on until its
+    success is clear of chance. Each question costs `draws` passes. Of a model that gives labels,
+    the label is the most frequent one.
     """
 
     def __init__(self, inner: Target, draws: int = 20) -> None:
@@ -165,12 +168,16 @@ def mean_of(answers: Sequence[tuple[Tensor, Pullback]]) -> tuple[Tensor, Pullbac
 class StraightThrough(Around):
     """A defence `before` the model that hides its gradient, attacked through `instead` of it.
 
-    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420): answers are those behind the
-    defence, gradients those of `instead`, a differentiable function that does about the same. Default: nothing at all.
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420): answers are
+    those behind the defence, gradients those of `instead`, a differentiable function that does
+    about the same. Default: nothing at all.
     """
 
     def __init__(
-        self, inner: Target, before: Callable[[Tensor], Tensor], instead: Callable[[Tensor], Tensor] | None = None
+        self,
+        inner: Target,
+        before: Callable[[Tensor], Tensor],
+        instead: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.before, self.instead = before, instead
         super().__init__(inner)
@@ -206,10 +213,11 @@ class StraightThrough(Around):
 
 
 class Estimated(Around):
-    """Gradients for a target without, from scores at random points around (Ilyas et al. 2018, arXiv:1804.08598).
+    """Gradients for a target without, from scores at random points around (Ilyas et al. 2018,
+    arXiv:1804.08598).
 
-    Antithetic Gaussian probes of length `sigma` (a share of the bounds) a feature; a gradient costs 2 x `probes`
-    forwards. The probes of a row depend on the row alone.
+    Antithetic Gaussian probes of length `sigma` (a share of the bounds) a feature; a gradient costs
+    2 x `probes` forwards. The probes of a row depend on the row alone.
     """
 
     def __init__(self, inner: Target, probes: int = 50, sigma: float = 0.01) -> None:
@@ -219,7 +227,9 @@ class Estimated(Around):
     def _follow(self) -> None:
         super()._follow()
         if self.access < Access.SCORES:
-            raise InputError("gradients are estimated from scores, and the target gives labels alone.")
+            raise InputError(
+                "gradients are estimated from scores, and the target gives labels alone."
+            )
         self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -237,12 +247,14 @@ class Estimated(Around):
 
 
 class Blurred(Around):
-    """A model whose gradient is that of its mean around each input: what is fine and steep cancels out.
+    """A model whose gradient is that of its mean around each input: what is fine and steep cancels
+    out.
 
-    The remedy against gradients that are shattered or change their sign from point to point (Athalye et al. 2018,
-    arXiv:1802.00420; for k-winners-take-all: Tramer et al. 2020, arXiv:2002.08347, section 5). Scores are the model's.
-    A gradient is the mean over `points` points of the ball of a radius in a norm, and costs as many forwards and
-    backwards more. The points of a row depend on the row alone.
+    The remedy against gradients that are shattered or change their sign from point to point
+    (Athalye et al. 2018, arXiv:1802.00420; for k-winners-take-all: Tramer et al. 2020,
+    arXiv:2002.08347, section 5). Scores are the model's. A gradient is the mean over `points`
+    points of the ball of a radius in a norm, and costs as many forwards and backwards more. The
+    points of a row depend on the row alone.
     """
 
     def __init__(self, inner: Target, norm: Norm, radius: float, points: int = 10) -> None:
@@ -265,10 +277,11 @@ class Blurred(Around):
 
 
 class Surrogate(Around):
-    """A target attacked with the gradients of another model: what transfers counts, since only the target judges.
+    """A target attacked with the gradients of another model: what transfers counts, since only the
+    target judges.
 
-    Gradients cost the target nothing; what the surrogate takes for a success is asked of it. The fingerprint is the
-    target's own, for it is the model under test.
+    Gradients cost the target nothing; what the surrogate takes for a success is asked of it. The
+    fingerprint is the target's own, for it is the model under test.
     """
 
     def __init__(self, inner: Target, surrogate: Target) -> None:
@@ -285,7 +298,9 @@ class Surrogate(Around):
         self.surrogate.bind(shape)
         super().bind(shape)
         if self.surrogate.task.k != self.task.k:
-            raise InputError(f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}.")
+            raise InputError(
+                f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}."
+            )
 
     def scores(self, x: Tensor) -> Tensor:
         if self.inner.access >= Access.SCORES:
@@ -308,7 +323,8 @@ class Surrogate(Around):
 
 
 class Ensemble(Around):
-    """Several targets as one: the logarithm of their mean softmax. As a surrogate or as the model under test."""
+    """Several targets as one: the logarithm of their mean softmax. As a surrogate or as the model
+    under test."""
 
     def __init__(self, members: Sequence[Target]) -> None:
         if not members:
@@ -324,7 +340,9 @@ class Ensemble(Around):
         self.passes = sum(member.passes for member in self.members)
         self.draws = max(member.draws for member in self.members)
         self.approximate = any(member.approximate for member in self.members)
-        self.remarks = tuple(dict.fromkeys(remark for member in self.members for remark in member.remarks))
+        self.remarks = tuple(
+            dict.fromkeys(remark for member in self.members for remark in member.remarks)
+        )
 
     @property
     def reads(self) -> bool:
@@ -336,7 +354,9 @@ class Ensemble(Around):
 
     @property
     def versions(self) -> Mapping[str, str]:
-        return {name: version for member in self.members for name, version in member.versions.items()}
+        return {
+            name: version for member in self.members for name, version in member.versions.items()
+        }
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -353,7 +373,9 @@ class Ensemble(Around):
         super().bind(shape)
         tasks = {member.task for member in self.members}
         if len(tasks) > 1:
-            seen = " and ".join(sorted(f"{task.k} classes{' or a refusal' * task.refuses}" for task in tasks))
+            seen = " and ".join(
+                sorted(f"{task.k} classes{' or a refusal' * task.refuses}" for task in tasks)
+            )
             raise InputError(f"the members of an ensemble have to answer alike, but give {seen}.")
 
     def scores(self, x: Tensor) -> Tensor:
@@ -371,10 +393,12 @@ class Ensemble(Around):
 
 
 class Cached(Around):
-    """A slow target that is asked no question twice, not even in another process where there is a `file`.
+    """A slow target that is asked no question twice, not even in another process where there is a
+    `file`.
 
-    Answers are kept by the bits of their input and the target's fingerprint; gradients are not kept. Those that change
-    from one time to the next go unseen. (An endpoint has a cache of its own: `cache_file`.)
+    Answers are kept by the bits of their input and the target's fingerprint; gradients are not
+    kept. Those that change from one time to the next go unseen. (An endpoint has a cache of its
+    own: `cache_file`.)
 
     Raises:
         InputError: the file is no such cache.
@@ -382,11 +406,13 @@ class Cached(Around):
 
     def __init__(self, inner: Target, file: Path | None = None) -> None:
         self.file, self.asked = file, 0  # inputs put to the target so far
-        self.stores: dict[bool, Answers] = {}  # by whether the target takes its answers for probabilities
+        # by whether the target takes its answers for probabilities
+        self.stores: dict[bool, Answers] = {}
         super().__init__(inner)
 
     def store(self) -> Answers:
-        """That of the target as it now is: before and after its probabilities were noticed its scores are others."""
+        """That of the target as it now is: before and after its probabilities were noticed its
+        scores are others."""
         chances = bool(self.probabilities)
         if chances not in self.stores:
             kind = np.float64 if self.dtype == torch.float64 else np.float32
@@ -400,7 +426,11 @@ class Cached(Around):
     def labels(self, x: Tensor) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
-        return self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0].long().to(x.device)
+        return (
+            self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0]
+            .long()
+            .to(x.device)
+        )
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return self.inner.linearize(x)
@@ -420,7 +450,9 @@ class Cached(Around):
                 answers[rows] = question(x[rows]).detach().cpu().numpy()
                 store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
 
-        return torch.from_numpy(store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False))
+        return torch.from_numpy(
+            store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False)
+        )
 
 
 __all__: list[Any] = [

@@ -19,7 +19,8 @@ from holdfast.training.train import train
 
 
 class Defence(nn.Module):
-    """A network behind or before a trick; `bare` is what an adversary who knows it would attack instead."""
+    """A network behind or before a trick; `bare` is what an adversary who knows it would attack
+    instead."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -40,7 +41,8 @@ class Defence(nn.Module):
 
 
 class Scaled(Defence):
-    """Logits times 300: in float32 the softmax of a plain cross-entropy is one-hot, and its gradient zero."""
+    """Logits times 300: in float32 the softmax of a plain cross-entropy is one-hot, and its
+    gradient zero."""
 
     def after(self, z: Tensor) -> Tensor:
         return 300 * z
@@ -63,7 +65,9 @@ class Thermometer(Defence):
         return [(i + 0.5) / 8 for i in range(8)]
 
     def bare(self, x: Tensor) -> Tensor:
-        return self.inner(torch.cat([(0.5 + (x - level) / 0.25).clamp(0, 1) for level in self.levels()], 1))
+        return self.inner(
+            torch.cat([(0.5 + (x - level) / 0.25).clamp(0, 1) for level in self.levels()], 1)
+        )
 
 
 class Quantised(Defence):
@@ -97,7 +101,8 @@ class Noisy(Defence):
 
 
 class Pruning(nn.Module):
-    """Stochastic activation pruning: activations are kept by lot, the large ones more often (arXiv:1803.01442)."""
+    """Stochastic activation pruning: activations are kept by lot, the large ones more often
+    (arXiv:1803.01442)."""
 
     def forward(self, a: Tensor) -> Tensor:
         share = a.abs() / a.abs().sum(1, keepdim=True).clamp_min(1e-12)
@@ -131,7 +136,8 @@ class Shattered(Defence):
 
 
 class Purified(Defence):
-    """Inputs replaced by their projection on the main directions of the training data, outside the graph."""
+    """Inputs replaced by their projection on the main directions of the training data, outside the
+    graph."""
 
     mean: Tensor
     basis: Tensor
@@ -154,13 +160,16 @@ class Purified(Defence):
 
 
 class Detected(Purified):
-    """What lies far from the main directions of the training data is answered by another network, out of reach.
+    """What lies far from the main directions of the training data is answered by another network,
+    out of reach.
 
     The detector is hidden in the model; one that is declared is attacked through:
     `holdfast.targets.defences.detectors`.
     """
 
-    def __init__(self, inner: nn.Module, fallback: nn.Module, mean: Tensor, basis: Tensor, limit: float) -> None:
+    def __init__(
+        self, inner: nn.Module, fallback: nn.Module, mean: Tensor, basis: Tensor, limit: float
+    ) -> None:
         super().__init__(inner, mean, basis)
         self.fallback, self.limit = fallback, limit
 
@@ -169,7 +178,9 @@ class Detected(Purified):
 
     def forward(self, x: Tensor) -> Tensor:
         caught = self.distance(x) > self.limit
-        return torch.where(caught[:, None], self.fallback(Sign()(4 * x - 1.5)).detach(), self.inner(x))
+        return torch.where(
+            caught[:, None], self.fallback(Sign()(4 * x - 1.5)).detach(), self.inner(x)
+        )
 
     def bare(self, x: Tensor) -> Tensor:
         other = self.fallback((4 * x - 1.5).tanh())
@@ -178,7 +189,8 @@ class Detected(Purified):
 
 
 class Stairs(Defence):
-    """The lead of the best class bent into stairs that fall where it rises: scores mislead, labels are the same.
+    """The lead of the best class bent into stairs that fall where it rises: scores mislead, labels
+    are the same.
 
     In the manner of the adversarial attack on attackers (Chen et al. 2022, arXiv:2205.12134).
     """
@@ -194,7 +206,8 @@ class Stairs(Defence):
 
 
 class Tempered(Defence):
-    """A network that trains at temperature 100, and answers at 1: its logits are so many times as large."""
+    """A network that trains at temperature 100, and answers at 1: its logits are so many times as
+    large."""
 
     def after(self, z: Tensor) -> Tensor:
         return z / 100 if self.training else z
@@ -204,7 +217,12 @@ def distilled() -> nn.Module:
     """Defensive distillation at temperature 100 (Papernot et al. 2016, arXiv:1511.04508)."""
     data = open_data("digits", split="train")
     x = torch.from_numpy(data.rows(0, len(data))[0])
-    teacher = train(TorchTarget(seeded(lambda: Tempered(demo_net()), 0), shape=(1, 8, 8)), data, epochs=12, rate=1e-2)
+    teacher = train(
+        TorchTarget(seeded(lambda: Tempered(demo_net()), 0), shape=(1, 8, 8)),
+        data,
+        epochs=12,
+        rate=1e-2,
+    )
     with torch.no_grad():
         soft = (teacher(x) / 100).softmax(1)
     student = seeded(lambda: Tempered(demo_net()), 1).train()
@@ -265,7 +283,12 @@ def _large_net() -> nn.Module:
 
 def _with(activation: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 128), activation(), nn.Linear(128, 64), activation(), nn.Linear(64, 10)
+        nn.Flatten(),
+        nn.Linear(64, 128),
+        activation(),
+        nn.Linear(128, 64),
+        activation(),
+        nn.Linear(64, 10),
     )
 
 

@@ -58,7 +58,9 @@ def residual_net(width: int = 16) -> nn.Module:
         return Residual(nn.Sequential(*conv, nn.Conv2d(width, width, 3, padding=1)))
 
     stem = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), block(), nn.ReLU(), nn.AvgPool2d(2)]
-    return nn.Sequential(*stem, block(), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 10))
+    return nn.Sequential(
+        *stem, block(), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 10)
+    )
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -82,7 +84,9 @@ def trained(make: Callable[[], nn.Module], seed: int = 0, epochs: int = 12) -> n
 
 
 @own
-def hardened(make: Callable[[], nn.Module], seed: int = 0, threat: str = "linf(0.15)", epochs: int = 6) -> nn.Module:
+def hardened(
+    make: Callable[[], nn.Module], seed: int = 0, threat: str = "linf(0.15)", epochs: int = 6
+) -> nn.Module:
     """A network trained against an adversary."""
     recipe = recipes.parse(f'fast(epochs={epochs}, ema=0.98, judge="apgd(steps=5)")')
     rows, held = divide(open_data("digits", split="train"), 0.05, 50, seed, "held-out")

@@ -33,21 +33,22 @@ class Untargeted:
 class Targeted:
     """Only class `t` is a success: one class for all rows, or one a row ([n]).
 
-    Or a rule that gives each row its own, which `evaluate` and `attack` follow: "least-likely", the class to which the
-    model gives the lowest score on the clean input, or "random", drawn by the row's identity and the seed. Both leave
-    out the true class.
+    Or a rule that gives each row its own, which `evaluate` and `attack` follow: "least-likely", the
+    class to which the model gives the lowest score on the clean input, or "random", drawn by the
+    row's identity and the seed. Both leave out the true class.
     """
 
     t: int | str | Tensor  # or an array, list or Series
 
     def __post_init__(self) -> None:
-        if isinstance(self.t, (int, float, str)):  # a number that is no class is refused by the threat, by its name
+        # a number that is no class is refused by the threat, by its name
+        if isinstance(self.t, (int, float, str)):
             return
         aims = as_tensor(self.t, "a target")
         if aims.ndim > 1 or aims.is_floating_point() or aims.dtype == torch.bool:
             raise SpecError(
-                f"the target has shape {tuple(aims.shape)} and type {aims.dtype}; expected one whole number, or one a "
-                f"row."
+                f"the target has shape {tuple(aims.shape)} and type {aims.dtype}; expected one "
+                f"whole number, or one a row."
             )
         object.__setattr__(self, "t", int(aims) if aims.ndim == 0 else aims.long())
 
@@ -56,13 +57,15 @@ class Targeted:
 class Threat:
     """All that an adversary may do to one input.
 
-    eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]); `inf` asks for
-    the smallest perturbation. `mask` ([*shape] of bool) names the features that may change; None: all. In Linf eps may
-    count in units of each feature's own: `Threat.linf(1.0, scale=sizes)`, with sizes [*shape]. What is one a row or one
-    a feature is a tensor, or a NumPy array, list or Series, which becomes one.
+    eps is in raw input units, the same as the bounds of the target: one number, or one a row ([n]);
+    `inf` asks for the smallest perturbation. `mask` ([*shape] of bool) names the features that may
+    change; None: all. In Linf eps may count in units of each feature's own: `Threat.linf(1.0,
+    scale=sizes)`, with sizes [*shape]. What is one a row or one a feature is a tensor, or a NumPy
+    array, list or Series, which becomes one.
 
     Raises:
-        SpecError: eps is negative, zero or not a number, the norm is unknown, or an array holds what is no number.
+        SpecError: eps is negative, zero or not a number, the norm is unknown, or an array holds
+            what is no number.
     """
 
     norm: Norm
@@ -74,7 +77,9 @@ class Threat:
     def __post_init__(self) -> None:
         _check_target(self.goal.t if isinstance(self.goal, Targeted) else 0, self.norm)
         if self.grid not in GRIDS:
-            raise SpecError(f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out.")
+            raise SpecError(
+                f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out."
+            )
         if self.mask is not None:
             object.__setattr__(self, "mask", as_tensor(self.mask, "a mask").bool())
         if not isinstance(self.eps, (int, float, Tensor, str)) and self.eps is not None:
@@ -84,8 +89,8 @@ class Threat:
         for eps in sizes:
             if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not eps > 0:
                 raise SpecError(
-                    f"eps is {eps!r} in a {self.norm} threat, but a perturbation needs a size above 0, "
-                    f"in raw input units (for example linf(8/255))."
+                    f"eps is {eps!r} in a {self.norm} threat, but a perturbation needs a size "
+                    f"above 0, in raw input units (for example linf(8/255))."
                 )
 
     @staticmethod
@@ -102,11 +107,18 @@ class Threat:
         return spec.build(text, makers, "norm")
 
     @staticmethod
-    def linf(eps: float | ArrayLike, *, scale: ArrayLike | None = None, target: Any = None, **options: Any) -> Threat:
-        """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at all).
+    def linf(
+        eps: float | ArrayLike,
+        *,
+        scale: ArrayLike | None = None,
+        target: Any = None,
+        **options: Any,
+    ) -> Threat:
+        """Each feature changes by at most eps, or eps times its own `scale` ([*shape], 0: not at
+        all).
 
-        Of all norms: `target` is a class to reach, one a row ([n], of any framework), "least-likely" or "random"; None:
-        any wrong one.
+        Of all norms: `target` is a class to reach, one a row ([n], of any framework),
+        "least-likely" or "random"; None: any wrong one.
         """
         return _threat("linf", eps, target, options).limited(scale=scale)
 
@@ -137,10 +149,13 @@ class Threat:
         scale = as_tensor(scale, "a scale")
         if self.norm.name != "linf":
             raise SpecError(
-                f"a scale gives each feature an eps of its own, which means something in linf, not in {self}."
+                "a scale gives each feature an eps of its own, which means something in linf, not "
+                f"in {self}."
             )
         if not bool((scale.isfinite() & (scale >= 0)).all()) or not bool((scale > 0).any()):
-            raise SpecError("a scale holds a finite number of at least 0 for each feature, and not 0 for all.")
+            raise SpecError(
+                "a scale holds a finite number of at least 0 for each feature, and not 0 for all."
+            )
         if not bool((scale > 0).all()):
             mask = (scale > 0) if mask is None else mask & (scale > 0)
         return replace(self, norm=Scaled(torch.where(scale > 0, scale, 1)), mask=mask)
@@ -149,7 +164,11 @@ class Threat:
     def limits(self) -> dict[str, Tensor]:
         """What of it is said for each feature: `scale` and `mask`."""
         scale = self.norm.scale if isinstance(self.norm, Scaled) else None
-        return {name: part.cpu() for name, part in (("scale", scale), ("mask", self.mask)) if part is not None}
+        return {
+            name: part.cpu()
+            for name, part in (("scale", scale), ("mask", self.mask))
+            if part is not None
+        }
 
     @property
     def bounded(self) -> bool:
@@ -157,13 +176,15 @@ class Threat:
         return bool(torch.as_tensor(self.eps).isfinite().all())
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse a scale or a mask of another shape than the input's, and a mask that lets nothing change."""
+        """Refuse a scale or a mask of another shape than the input's, and a mask that lets nothing
+        change."""
         if self.mask is not None and not bool(self.mask.any()):
             raise SpecError("the mask lets no feature change; it is true where one may.")
         for name, part in self.limits.items():
             if tuple(part.shape) != tuple(shape):
                 raise SpecError(
-                    f"the {name} has shape {tuple(part.shape)}, but an input that may change is {tuple(shape)}."
+                    f"the {name} has shape {tuple(part.shape)}, but an input that may change is "
+                    f"{tuple(shape)}."
                 )
 
     def at(self, eps: float) -> Threat:
@@ -171,7 +192,11 @@ class Threat:
 
     def of_eps(self, at: Tensor) -> Threat:
         """This threat with the eps of rows `at`, where it is one a row."""
-        return replace(self, eps=self.eps[at.to(self.eps.device)]) if isinstance(self.eps, Tensor) else self
+        return (
+            replace(self, eps=self.eps[at.to(self.eps.device)])
+            if isinstance(self.eps, Tensor)
+            else self
+        )
 
     def of_rows(self, at: Tensor) -> Threat:
         """This threat for rows `at` alone, where eps or goal are one a row."""
@@ -193,30 +218,41 @@ class Threat:
                 raise SpecError(f"the goal is class {wrong}, but the model knows 0 to {k - 1}.")
 
     def check_grid(self, bounds: Any, *, moves: bool) -> None:
-        """Refuse a grid where inputs have none: bounds of each feature's own, or a movement's parameters (`moves`)."""
+        """Refuse a grid where inputs have none: bounds of each feature's own, or a movement's
+        parameters (`moves`)."""
         if self.grid and (moves or bounds.each is not None):
             what = "what may change is no image" if moves else "each feature has bounds of its own"
-            raise SpecError(f"the grid {self.grid} is that of an image's values, but here {what}; leave it out.")
+            raise SpecError(
+                f"the grid {self.grid} is that of an image's values, but here {what}; leave it out."
+            )
 
     def check_box(self, low: float, high: float, shape: tuple[int, ...]) -> None:
-        """Refuse an eps that reaches past the whole box: the adversary could then show any input at all."""
+        """Refuse an eps that reaches past the whole box: the adversary could then show any input at
+        all."""
         widest = float(self.norm.size(torch.full((1, *shape), high - low)))
         top = float(torch.as_tensor(self.eps).max())
         if widest < top < math.inf:
             raise InputError(
-                f"eps {spec.number(top)} is larger than the whole box: no two inputs within the bounds "
-                f"[{low:g}, {high:g}] are more than {widest:g} apart in {self.norm}. Is eps in 0-255 units, and are "
-                f"the bounds?"
+                f"eps {spec.number(top)} is larger than the whole box: no two inputs within the "
+                "bounds "
+                f"[{low:g}, {high:g}] are more than {widest:g} apart in {self.norm}. Is eps in "
+                f"0-255 units, and are the bounds?"
             )
 
     def __repr__(self) -> str:
-        eps = f"[{self.eps.numel()} sizes]" if isinstance(self.eps, Tensor) else spec.number(float(self.eps))
+        eps = (
+            f"[{self.eps.numel()} sizes]"
+            if isinstance(self.eps, Tensor)
+            else spec.number(float(self.eps))
+        )
         goal = ""
         if isinstance(self.goal, Targeted):
             t = self.goal.t
             goal = f", target={'[one a row]' if isinstance(t, Tensor) else repr(t)}"
         goal += f", grid={self.grid!r}" if self.grid else ""
-        digest = hashlib.sha256(b"".join(np.float64(part).tobytes() for part in self.limits.values()))
+        digest = hashlib.sha256(
+            b"".join(np.float64(part).tobytes() for part in self.limits.values())
+        )
         limits = f", limits={digest.hexdigest()[:8]}" if self.limits else ""
         return f"{self.norm}({eps}{goal}{limits})"
 
@@ -232,7 +268,10 @@ def as_threat(threat: Threat | str) -> Threat:
     if isinstance(threat, (int, float)):
         threat = spec.number(float(threat))
     if not isinstance(threat, str):
-        raise SpecError(f"the threat is a {type(threat).__name__}; expected a Threat, or text such as linf(8/255).")
+        raise SpecError(
+            f"the threat is a {type(threat).__name__}; expected a Threat, or text such as "
+            "linf(8/255)."
+        )
     return Threat.parse(threat)
 
 
@@ -249,18 +288,36 @@ def _goal(target: Any) -> Untargeted | Targeted:
 
 def _check_target(target: int | str | Tensor, norm: Norm) -> None:
     if isinstance(target, str) and target not in RULES:
-        raise SpecError(f"the target of a {norm} threat is {target!r}, but it is a class, {' or '.join(RULES)}.")
-    if not isinstance(target, (str, Tensor)) and (isinstance(target, bool) or not isinstance(target, int)):
-        raise SpecError(f"the target of a {norm} threat is {target!r}, but a class is a whole number.")
+        raise SpecError(
+            f"the target of a {norm} threat is {target!r}, but it is a class, {' or '.join(RULES)}."
+        )
+    if not isinstance(target, (str, Tensor)) and (
+        isinstance(target, bool) or not isinstance(target, int)
+    ):
+        raise SpecError(
+            f"the target of a {norm} threat is {target!r}, but a class is a whole number."
+        )
 
 
-_SPELLINGS = {"inf": "linf", "infinity": "linf", "infty": "linf", "∞": "linf", "0": "l0", "1": "l1", "2": "l2"}
-_NORM = re.compile(r"^\W*(?:l[ _-]?(?:p[ _-]?)?)?(infinity|infty|inf|∞|(?<=l)[012]|(?<=l[ _-])[012])(?![\d.])", re.I)
+_SPELLINGS = {
+    "inf": "linf",
+    "infinity": "linf",
+    "infty": "linf",
+    "∞": "linf",
+    "0": "l0",
+    "1": "l1",
+    "2": "l2",
+}
+_NORM = re.compile(
+    r"^\W*(?:l[ _-]?(?:p[ _-]?)?)?(infinity|infty|inf|∞|(?<=l)[012]|(?<=l[ _-])[012])(?![\d.])",
+    re.I,
+)
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?(?:\s*/\s*\d+)?(?![\w.])", re.I)
 
 
 def _meant(text: str) -> str:
-    """The threat that a text such as `linf 0.1`, `l∞(0.1` or `8/255` probably means, as a question; or nothing."""
+    """The threat that a text such as `linf 0.1`, `l∞(0.1` or `8/255` probably means, as a question;
+    or nothing."""
     norm = _NORM.search(text)
     size = _SIZE.search(text, norm.end() if norm else 0)
     if size is None or (norm is None and size.span() != (0, len(text))):

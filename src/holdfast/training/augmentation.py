@@ -1,7 +1,9 @@
-"""Augmentation: training rows changed as a list in the recipe says, `flip, crop(padding=4), noise(sigma=0.05)`.
+"""Augmentation: training rows changed as a list in the recipe says, `flip, crop(padding=4),
+noise(sigma=0.05)`.
 
-The changes are kornia's, drawn from the training's seed and the step alone, so that a training that was killed goes
-on with the same bits. Objectives then craft and train at the changed rows as at any others.
+The changes are kornia's, drawn from the training's seed and the step alone, so that a training that
+was killed goes on with the same bits. Objectives then craft and train at the changed rows as at any
+others.
 """
 
 from __future__ import annotations
@@ -47,7 +49,13 @@ class Batch:
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
         other = None if self.other is None else self.other[rows]
-        return replace(self, x=self.x[rows], y=self.y[rows], other=other, views=tuple(v[rows] for v in self.views))
+        return replace(
+            self,
+            x=self.x[rows],
+            y=self.y[rows],
+            other=other,
+            views=tuple(v[rows] for v in self.views),
+        )
 
     def beside(self, asks: int) -> int:
         """Forwards that the loss takes beside the `asks` of one set of classes."""
@@ -55,7 +63,8 @@ class Batch:
 
 
 def disagreement(answers: Sequence[Tensor]) -> Tensor:
-    """The Jensen-Shannon divergence of several answers, scores [n, k] each; the mean of the rows."""
+    """The Jensen-Shannon divergence of several answers, scores [n, k] each; the mean of the
+    rows."""
     logs = torch.stack([z.log_softmax(1) for z in answers])
     mean = logs.exp().mean(0).clamp_min(1e-7).log()
     return F.kl_div(mean.expand_as(logs), logs, reduction="none", log_target=True).sum(2).mean()
@@ -63,12 +72,19 @@ def disagreement(answers: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation(ABC):
-    """One change of images [n, c, h, w] in [0, 1]. What it draws, it draws from torch's generator."""
+    """One change of images [n, c, h, w] in [0, 1]. What it draws, it draws from torch's
+    generator."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise SpecError(f"{spec.write(self)} has {name}={value!r}, but it is a number from 0.")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value < float("inf")
+            ):
+                raise SpecError(
+                    f"{spec.write(self)} has {name}={value!r}, but it is a number from 0."
+                )
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Batch:
@@ -80,7 +96,8 @@ class Change(Augmentation):
 
     @abstractmethod
     def changed(self, x: Tensor) -> Tensor:
-        """Images [n, c, h, w] like x; they may leave the box, to which they are then brought back."""
+        """Images [n, c, h, w] like x; they may leave the box, to which they are then brought
+        back."""
 
     def __call__(self, batch: Batch) -> Batch:
         return replace(batch, x=self.changed(batch.x).clamp(0, 1))
@@ -118,7 +135,8 @@ class Crop(Change):
 
 @dataclass(frozen=True)
 class Color(Change):
-    """Brightness, contrast, saturation and hue moved by up to these shares; of images of three channels."""
+    """Brightness, contrast, saturation and hue moved by up to these shares; of images of three
+    channels."""
 
     brightness: float = 0.2
     contrast: float = 0.2
@@ -127,7 +145,9 @@ class Color(Change):
 
     def changed(self, x: Tensor) -> Tensor:
         if x.shape[1] != 3:
-            raise InputError(f"color changes images of three channels, but these have {x.shape[1]}.")
+            raise InputError(
+                f"color changes images of three channels, but these have {x.shape[1]}."
+            )
         return _kornia().ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)(x)
 
 
@@ -163,7 +183,8 @@ class Speckle(Change):
 
 @dataclass(frozen=True)
 class RandAugment(Change):
-    """Some changes in a row, drawn for each step (Cubuk et al. 2020, arXiv:1909.13719). Gray images stay gray."""
+    """Some changes in a row, drawn for each step (Cubuk et al. 2020, arXiv:1909.13719). Gray images
+    stay gray."""
 
     n: int = 2  # how many changes
     m: float = 9.0  # how strong, below 30
@@ -176,7 +197,8 @@ class RandAugment(Change):
 class MixUp(Augmentation):
     """Pairs of images blended, and their losses with them (Zhang et al. 2018, arXiv:1710.09412).
 
-    A step draws one share for all pairs. Of a pair the larger part gives the class that attacks are crafted against.
+    A step draws one share for all pairs. Of a pair the larger part gives the class that attacks are
+    crafted against.
     """
 
     alpha: float = 1.0  # of the Beta distribution of the share
@@ -191,9 +213,11 @@ class MixUp(Augmentation):
 
 @dataclass(frozen=True)
 class CutMix(Augmentation):
-    """A window of each image from another one, and the losses by area (Yun et al. 2019, arXiv:1905.04899).
+    """A window of each image from another one, and the losses by area (Yun et al. 2019,
+    arXiv:1905.04899).
 
-    A step draws one window for all pairs. Of a pair the larger part gives the class that attacks are crafted against.
+    A step draws one window for all pairs. Of a pair the larger part gives the class that attacks
+    are crafted against.
     """
 
     alpha: float = 1.0  # of the Beta distribution of the window's area
@@ -201,7 +225,11 @@ class CutMix(Augmentation):
     def __call__(self, batch: Batch) -> Batch:
         classes = torch.arange(len(batch.y), device=batch.x.device)
         mix = _kornia().RandomCutMixV2(
-            beta=float(self.alpha), p=1.0, same_on_batch=True, use_correct_lambda=True, data_keys=["input", "class"]
+            beta=float(self.alpha),
+            p=1.0,
+            same_on_batch=True,
+            use_correct_lambda=True,
+            data_keys=["input", "class"],
         )
         x, pairs = mix(batch.x, classes)
         own, other, share = pairs[0, :, 0].long(), pairs[0, :, 1].long(), float(pairs[0, 0, 2])
@@ -213,10 +241,13 @@ class CutMix(Augmentation):
 
 @dataclass(frozen=True)
 class AugMix(Augmentation):
-    """Two more views of each image, each a blend of chains of changes, to be answered alike (arXiv:1912.02781).
+    """Two more views of each image, each a blend of chains of changes, to be answered alike
+    (arXiv:1912.02781).
 
-    The loss is the objective's own at the images as they are, and `weight` times the divergence of the three answers.
-    Differs from the paper: a step draws the changes of a chain for all rows, and the blend for each.
+    The loss is the objective's own at the images as they are, and `weight` times the divergence of
+    the three answers.
+    Differs from the paper: a step draws the changes of a chain for all rows, and the blend for
+    each.
     """
 
     weight: float = 12.0  # of the divergence
@@ -224,7 +255,9 @@ class AugMix(Augmentation):
     strength: float = 9.0  # of each change, below 30
 
     def __call__(self, batch: Batch) -> Batch:
-        return replace(batch, views=(self._view(batch.x), self._view(batch.x)), weight=float(self.weight))
+        return replace(
+            batch, views=(self._view(batch.x), self._view(batch.x)), weight=float(self.weight)
+        )
 
     def _view(self, x: Tensor) -> Tensor:
         n, width = len(x), int(self.width)
@@ -233,42 +266,67 @@ class AugMix(Augmentation):
         mixed = torch.zeros_like(x)
         for i in range(width):
             depth = int(torch.randint(1, 4, ()))
-            mixed = mixed + parts[:, i].view(-1, 1, 1, 1) * _chain(x, depth, self.strength, without=_TONES)
+            mixed = mixed + parts[:, i].view(-1, 1, 1, 1) * _chain(
+                x, depth, self.strength, without=_TONES
+            )
         return (kept * x + (1 - kept) * mixed).clamp(0, 1)
 
 
 AUGMENTATIONS = {
     kind.__name__.lower(): kind
-    for kind in (Flip, Rotate, Crop, Color, Noise, SaltPepper, Speckle, RandAugment, MixUp, CutMix, AugMix)
+    for kind in (
+        Flip,
+        Rotate,
+        Crop,
+        Color,
+        Noise,
+        SaltPepper,
+        Speckle,
+        RandAugment,
+        MixUp,
+        CutMix,
+        AugMix,
+    )
 }
-_TONES = ("invert", "color", "contrast", "brightness", "sharpness", "solarize_add")  # which AugMix leaves out
+# which AugMix leaves out
+_TONES = ("invert", "color", "contrast", "brightness", "sharpness", "solarize_add")
 _LIMITS = {"p": 1.0, "amount": 1.0, "hue": 0.5, "m": 29.0, "strength": 29.0}
 _LEAST = {"n": 1, "width": 1}
 _WHOLE = ("padding", "n", "width")
 
 
 def parse(text: str) -> list[Augmentation]:
-    """The augmentations that a list such as `flip, crop(padding=4)` spells; they are done in its order.
+    """The augmentations that a list such as `flip, crop(padding=4)` spells; they are done in its
+    order.
 
     Raises:
-        SpecError: no such list, unknown names or options, or one after another that pairs or compares rows.
+        SpecError: no such list, unknown names or options, or one after another that pairs or
+            compares rows.
     """
     made = [spec.build(part, AUGMENTATIONS, "augmentation") for part in spec.parts(text)]
     for one in made:
         for name, value in vars(one).items():
             if value > _LIMITS.get(name, value) or value < _LEAST.get(name, value):
-                raise SpecError(f"{spec.write(one)} has {name}={value!r}, which is out of its range.")
+                raise SpecError(
+                    f"{spec.write(one)} has {name}={value!r}, which is out of its range."
+                )
             if name in _WHOLE and type(value) is not int:
-                raise SpecError(f"{spec.write(one)} has {name}={value!r}, but it is a whole number.")
+                raise SpecError(
+                    f"{spec.write(one)} has {name}={value!r}, but it is a whole number."
+                )
             if name == "alpha" and not value:
                 raise SpecError(f"{spec.write(one)} has alpha=0, but it is above 0.")
     early = [one for one in made[:-1] if not isinstance(one, Change)]
     if early:
-        raise SpecError(f"{spec.write(early[0])} pairs or compares the rows as they come out; name it last.")
+        raise SpecError(
+            f"{spec.write(early[0])} pairs or compares the rows as they come out; name it last."
+        )
     return made
 
 
-def augmented(changes: Sequence[Augmentation], x: Tensor, y: Tensor, target: Target, seed: int) -> Batch:
+def augmented(
+    changes: Sequence[Augmentation], x: Tensor, y: Tensor, target: Target, seed: int
+) -> Batch:
     """The batch to train on of rows x [n, *shape] in the target's bounds, of classes y [n].
 
     Raises:
@@ -277,7 +335,10 @@ def augmented(changes: Sequence[Augmentation], x: Tensor, y: Tensor, target: Tar
     if not changes:
         return Batch(x, y)
     if x.ndim not in (3, 4):
-        raise InputError(f"augmentation changes images, but inputs have shape {tuple(x.shape[1:])}; leave augment out.")
+        raise InputError(
+            f"augmentation changes images, but inputs have shape {tuple(x.shape[1:])}; leave "
+            "augment out."
+        )
     low, width = target.bounds.low, target.bounds.high - target.bounds.low
     batch = Batch(planes((x - low) / width, target.layout).float(), y)
 

@@ -1,6 +1,8 @@
-"""Classes of unequal size: what their rows weigh in the loss, how weights are chosen, how rows are held out.
+"""Classes of unequal size: what their rows weigh in the loss, how weights are chosen, how rows are
+held out.
 
-Where one class has most of the rows, its constant answer has a high accuracy, clean and robust: training drifts there.
+Where one class has most of the rows, its constant answer has a high accuracy, clean and robust:
+training drifts there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Balance:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """What a row of each class weighs in the loss, 1 in the mean of the rows; empty where all weigh alike."""
+        """What a row of each class weighs in the loss, 1 in the mean of the rows; empty where all
+        weigh alike."""
         if self.mode == "none" or (self.mode == "auto" and not self.unequal):
             return ()
         there, total = sum(c > 0 for c in self.counts), sum(self.counts)
@@ -47,11 +50,19 @@ class Balance:
         """What is done because of it, for the log; empty where nothing is."""
         if not self.unequal and not self.weights:
             return ""
-        most, least = int(np.argmax(self.counts)), min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf)
-        said = f"class {most} has {self.counts[most]} training rows and class {least} has {self.counts[least]}"
+        most, least = (
+            int(np.argmax(self.counts)),
+            min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf),
+        )
+        said = (
+            f"class {most} has {self.counts[most]} training rows and class {least} has "
+            f"{self.counts[least]}"
+        )
         if self.unequal:
             said += ": figures on held-out rows are means over the classes"
-        weighed = "balanced, so that each counts alike in the loss (--class-weights none: as they are)"
+        weighed = (
+            "balanced, so that each counts alike in the loss (--class-weights none: as they are)"
+        )
         return f"{said}. Class weights: {weighed if self.weights else 'none'}."
 
 
@@ -66,13 +77,20 @@ def labels_of(source: Source) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def divide_fairly(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:
-    """As `divide`; where classes are unequal the same share of each, and at least one row, is set apart."""
+def divide_fairly(
+    whole: Source, share: float, most: int, seed: int, what: str
+) -> tuple[Source, Source]:
+    """As `divide`; where classes are unequal the same share of each, and at least one row, is set
+    apart."""
     labels = labels_of(whole)
     if not Balance(tuple(np.bincount(labels).tolist())).unequal:
         return divide(whole, share, most, seed, what)
     share, draw = min(share, most / len(whole)), np.random.default_rng(seed)
     parts = [draw.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    apart = np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in parts if len(rows) > 1]))
+    apart = np.sort(
+        np.concatenate(
+            [rows[: max(1, round(share * len(rows)))] for rows in parts if len(rows) > 1]
+        )
+    )
     rest = np.setdiff1d(np.arange(len(whole)), apart)
     return Part(whole, rest, f"without its {what} rows"), Part(whole, apart, f"{what} rows")

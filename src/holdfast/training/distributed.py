@@ -1,13 +1,14 @@
 """Team: the processes that train one network together, each on its share of every step's rows.
 
-All take the same steps: each has the same weights, order of rows and noise (which hangs on a row's place in the step),
-and gradients are averaged over all rows before the step is taken. So what N processes do is what one does, up to
-rounding; but a batch norm sees its process's share (the running statistics are those of the first), and dropout draws
-anew in each.
+All take the same steps: each has the same weights, order of rows and noise (which hangs on a row's
+place in the step), and gradients are averaged over all rows before the step is taken. So what N
+processes do is what one does, up to rounding; but a batch norm sees its process's share (the
+running statistics are those of the first), and dropout draws anew in each.
 
-It is plain torch.distributed. Lightning Fabric was tried: its DDP wrapper averages only what `backward` leaves on the
-parameters, so perturbed weights, which ask for gradients of their own, went apart; it fails on networks that do not use
-all of their parameters; its launcher runs the script again; and its import takes longer than torch's.
+It is plain torch.distributed. Lightning Fabric was tried: its DDP wrapper averages only what
+`backward` leaves on the parameters, so perturbed weights, which ask for gradients of their own,
+went apart; it fails on networks that do not use all of their parameters; its launcher runs the
+script again; and its import takes longer than torch's.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Team:
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """Which of n rows are this process's; of fewer than two for each, all, so that no batch norm sees one row."""
+        """Which of n rows are this process's; of fewer than two for each, all, so that no batch
+        norm sees one row."""
         if n < 2 * self.size:
             return slice(0, n)
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)

@@ -1,4 +1,5 @@
-"""What objectives and regularisers find points with: attacks on the network as it stands, and keyed noise."""
+"""What objectives and regularisers find points with: attacks on the network as it stands, and keyed
+noise."""
 
 from __future__ import annotations
 
@@ -50,10 +51,13 @@ class Craft:
         on: Target | None = None,
         among: Tensor | None = None,
     ) -> Tensor:
-        """Under another threat, `on` another target, of rows that stand at `among` ([n], from 0): where given."""
+        """Under another threat, `on` another target, of rows that stand at `among` ([n], from 0):
+        where given."""
         ids = self.start + (torch.arange(len(x), device=x.device) if among is None else among)
         with evaluating(self.live.model):
-            return perturb(attack, on or self.live, x, y, threat or self.threat, ids=ids, seed=self.seed)
+            return perturb(
+                attack, on or self.live, x, y, threat or self.threat, ids=ids, seed=self.seed
+            )
 
     def threats(self, also: Sequence[Threat]) -> list[Threat]:
         """The threat, and others that have reached the same share of theirs."""
@@ -62,8 +66,12 @@ class Craft:
     def worst(self, points: list[Tensor], y: Tensor) -> Tensor:
         """Of several points a row, each [n, *shape], the one where the cross-entropy is highest."""
         with evaluating(self.live.model), torch.no_grad():
-            losses = [F.cross_entropy(self.live.all_scores(at), y, reduction="none") for at in points]
-        return torch.stack(points)[torch.stack(losses).argmax(0), torch.arange(len(y), device=y.device)]
+            losses = [
+                F.cross_entropy(self.live.all_scores(at), y, reduction="none") for at in points
+            ]
+        return torch.stack(points)[
+            torch.stack(losses).argmax(0), torch.arange(len(y), device=y.device)
+        ]
 
     def keys(self, x: Tensor, name: str) -> Keys:
         """Random keys of the rows; each name gives an independent draw."""
@@ -75,12 +83,14 @@ class Craft:
         return self._legal(p, p.eps * p.norm.sample(self.keys(x, name), p.x))
 
     def ascend(self, x: Tensor, near: Tensor, g: Tensor, step_size: float) -> Tensor:
-        """One step of this share of eps from points near x along the gradient g there, all [n, *shape]."""
+        """One step of this share of eps from points near x along the gradient g there, all [n,
+        *shape]."""
         p, apart = self.problem(x), self.live.apart
         return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
-        """The cosine between the gradients of the cross-entropy at x and at points uniform in the ball: [n]."""
+        """The cosine between the gradients of the cross-entropy at x and at points uniform in the
+        ball: [n]."""
         p = self.problem(x, y)
         with evaluating(self.live.model), torch.no_grad():
             _, here = p.gradient(torch.zeros_like(p.x), "ce")

@@ -1,14 +1,15 @@
 """Keras models, hardened: trained on Keras's own torch backend by the one loop, and carried back.
 
-A Keras 3 model is written once for every backend, and on the torch backend it is a torch function. So the model is
-rebuilt there, trained as any torch module is, and its weights go back into the model as it came: every objective,
-recipe and guard works, on every device of torch, and no second trainer has to be kept right. The other way, gradients
-on the weights through each framework's door, would need one more pass per framework and could not differentiate
-twice, which some objectives do.
+A Keras 3 model is written once for every backend, and on the torch backend it is a torch function.
+So the model is rebuilt there, trained as any torch module is, and its weights go back into the
+model as it came: every objective, recipe and guard works, on every device of torch, and no second
+trainer has to be kept right. The other way, gradients on the weights through each framework's door,
+would need one more pass per framework and could not differentiate twice, which some objectives do.
 
-The backend is chosen when Keras is imported, so the training has a process of its own. What the two backends make of
-the same weights is compared before training and after; a model whose layers call one framework directly cannot come
-along. Training sees the logits before a softmax at the end, which stays where it is.
+The backend is chosen when Keras is imported, so the training has a process of its own. What the two
+backends make of the same weights is compared before training and after; a model whose layers call
+one framework directly cannot come along. Training sees the logits before a softmax at the end,
+which stays where it is.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class KerasNetwork:
     def __init__(self, model: Any) -> None:
         self.model, self.kind = model, type(model).__name__
         self.trains = bool(model.trainable_variables)
-        self.normed = any(type(layer).__name__ == "BatchNormalization" for layer in model._flatten_layers())
+        self.normed = any(
+            type(layer).__name__ == "BatchNormalization" for layer in model._flatten_layers()
+        )
 
     def train(self, training: Training) -> None:
         assert training.folder is not None
@@ -83,7 +86,8 @@ class KerasNetwork:
             shutil.rmtree(work, ignore_errors=True)
 
     def read(self, folder: Path) -> Any:
-        return load(folder / self.file, trust=True)  # it was written here, from a model that runs here
+        # it was written here, from a model that runs here
+        return load(folder / self.file, trust=True)
 
     def _hand_over(self, training: Training, work: Path) -> None:
         self.model.save(work / "model.keras")
@@ -129,7 +133,8 @@ class KerasNetwork:
 class Rebuilt(nn.Module):
     """A Keras model on the torch backend as a plain torch module.
 
-    What it trains are parameters; its statistics and random states are buffers, and move in train mode.
+    What it trains are parameters; its statistics and random states are buffers, and move in train
+    mode.
 
     Args:
         flat: it takes [n, features], whatever the shape of the data.
@@ -143,7 +148,8 @@ class Rebuilt(nn.Module):
         for name, v in zip(self.fixed, fixed, strict=True):
             self.register_buffer(name, v.value.detach().clone())
 
-        # A function, which copies of this module share: the model says how, and its own weights lie idle.
+        # A function, which copies of this module share: the model says how, and its own weights lie
+        # idle.
         def ask(x: Tensor, values: list[Tensor], training: bool) -> tuple[Any, list[Any]]:
             with keras.StatelessScope(list(zip((*trained, *fixed), values, strict=True))) as scope:
                 z = model(x.flatten(1) if flat else x, training=training)
@@ -169,7 +175,8 @@ def packed(model: Any) -> bytes:
 
 
 def _in_torch(work: Path, training: Training) -> str | None:
-    """Train in processes whose Keras runs on torch; why it failed, where the training itself did."""
+    """Train in processes whose Keras runs on torch; why it failed, where the training itself
+    did."""
     env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.device)}
     return workers.run(__name__, work, training, env, _HINT)
 
@@ -182,7 +189,8 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         for file in map(Path, job["files"]):
             stack.enter_context(usercode.importable(str(file.parent.absolute())))
             usercode.run_file(file)
-        steps = torch.load(work / "preprocess.pt", weights_only=False)  # written by who started this process
+        # written by who started this process
+        steps = torch.load(work / "preprocess.pt", weights_only=False)
     model = _again(work / "model.keras")
     target = wrap(model, preprocess=steps, **job["door"])
     data, held = (workers.stored(work, name) for name in ("train", "held"))
@@ -202,7 +210,9 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         seed=job["seed"],
         floor=job["floor"],
         min_recall=job["min_recall"],
-        balance=None if job["balance"] is None else Balance(tuple(job["balance"]["counts"]), job["balance"]["mode"]),
+        balance=None
+        if job["balance"] is None
+        else Balance(tuple(job["balance"]["counts"]), job["balance"]["mode"]),
         folder=work.parent,
         every=job["every"],
         watch=watch,
@@ -231,16 +241,20 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
 
 
 def _put(net: Rebuilt, bare: Any) -> None:
-    """The weights of `net` into the model that it was made of, whose layers are those of the whole one."""
+    """The weights of `net` into the model that it was made of, whose layers are those of the whole
+    one."""
     with torch.no_grad():
         for v, value in zip(
-            (*bare.trainable_variables, *bare.non_trainable_variables), (*net.trained, *net.buffers()), strict=True
+            (*bare.trainable_variables, *bare.non_trainable_variables),
+            (*net.trained, *net.buffers()),
+            strict=True,
         ):
             v.assign(value)
 
 
 def _own_code() -> list[str]:
-    """Where the registered classes and functions of the user come from, as `usercode` spells it: one a module."""
+    """Where the registered classes and functions of the user come from, as `usercode` spells it:
+    one a module."""
     found = {}
     for thing in keras.saving.get_custom_objects().values():
         module = getattr(sys.modules.get(thing.__module__), "__spec__", None)
@@ -261,7 +275,8 @@ def _again(file: Path) -> Any:
     except InputError as error:
         first = (str(error.__cause__) or "its file cannot be read").splitlines()[0].rstrip(".")
         raise InputError(
-            f"the model cannot be built again from its file: {first}. Layers of your own are registered "
+            f"the model cannot be built again from its file: {first}. Layers of your own are "
+            "registered "
             f"(@keras.saving.register_keras_serializable()) in a file that can be imported."
         ) from error
 
@@ -281,8 +296,8 @@ def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:
     apart = float(np.abs(here - there).max())
     if not apart <= APART * max(1.0, float(np.abs(there).max())):
         raise InputError(
-            f"{what} other scores than on the other backend (by up to {apart:.3g}); a layer of it does not do the same "
-            f"on each. {_PORTABLE}"
+            f"{what} other scores than on the other backend (by up to {apart:.3g}); a layer of it "
+            f"does not do the same on each. {_PORTABLE}"
         )
 
 

@@ -1,4 +1,5 @@
-"""The loop that trains: one network, one recipe, one adversary, from the first step or from where it stopped."""
+"""The loop that trains: one network, one recipe, one adversary, from the first step or from where
+it stopped."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ from holdfast.training.mixing import Mix
 from holdfast.training.schedules import share_of_rate
 from holdfast.training.state import STATE, Epoch, Place, State, blend, packed, table
 
-_GAP = 0.1  # by which the judge may find more than the inner attack before that one counts as fooled
+# by which the judge may find more than the inner attack before that one counts as fooled
+_GAP = 0.1
 
 
 @dataclass
@@ -58,8 +60,10 @@ class Training:
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
         mix: generated rows to train on beside.
-        precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the judge's are float32.
-        devices: processes that share every step; on accelerators each has one of its own. `workers.train` starts them.
+        precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the
+            judge's are float32.
+        devices: processes that share every step; on accelerators each has one of its own.
+            `workers.train` starts them.
         team: which of these processes this is.
     """
 
@@ -93,7 +97,8 @@ class Training:
         """Train `net`, in place; the best weights are the `best_average()` of what comes back.
 
         Raises:
-            InputError: the loss is not finite. After the first epoch, the best weights until then are kept on disk.
+            InputError: the loss is not finite. After the first epoch, the best weights until then
+                are kept on disk.
         """
         recipe, self.began = self.recipe, time.monotonic()
         x, y = self.held.rows(0, len(self.held))
@@ -106,7 +111,8 @@ class Training:
             s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
-                if not self.team.leads:  # whose random state it is; the others draw on from seeds of their own
+                # whose random state it is; the others draw on from seeds of their own
+                if not self.team.leads:
                     torch.manual_seed(int(torch.randint(2**62, ())) + self.team.rank)
             while s.place.epoch < recipe.epochs and not self._settled(s.place):
                 plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
@@ -131,7 +137,9 @@ class Training:
             group["lr"] = rate
         objective = objectives.parse(place.objective)
         n, mine = len(y), self.team.share(len(y))
-        craft = self._craft(self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start)
+        craft = self._craft(
+            self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start
+        )
         size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
         batch = augmentation.augmented(self.changes, x, y, self.target, self.seed + place.step)
         batch = batch.part(mine) if self.team.size > 1 else batch
@@ -156,9 +164,17 @@ class Training:
         place.right += round(self.team.shares([right])[0] * n)
 
     def _update(
-        self, s: State, objective: Objective, craft: Craft, batch: Batch, near: Tensor, size: float, n: int
+        self,
+        s: State,
+        objective: Objective,
+        craft: Craft,
+        batch: Batch,
+        near: Tensor,
+        size: float,
+        n: int,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser, at points near x: the loss of all n rows there, and the scores of this share."""
+        """One step of the optimiser, at points near x: the loss of all n rows there, and the scores
+        of this share."""
 
         def mean(tensors: list[Tensor]) -> None:
             self.team.mean(tensors, n)
@@ -173,7 +189,9 @@ class Training:
         with perturbed_weights(s.net, lambda: ask(batch.y)[0], self.recipe.move[0], size, mean):
             loss, z = batch.loss(ask, net)
             with evaluating(s.net):
-                loss = loss + sum(part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties)
+                loss = loss + sum(
+                    part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties
+                )
             s.optimiser.zero_grad()
             loss.backward()
         loss = loss.detach()
@@ -185,7 +203,8 @@ class Training:
         return loss, z.detach()
 
     def _weighed(self, rows: Tensor, y: Tensor) -> Tensor:
-        """The losses of points [m n], all first points first, of classes y [n], each times the weight of its class."""
+        """The losses of points [m n], all first points first, of classes y [n], each times the
+        weight of its class."""
         if self.balance is None or not self.balance.weights:
             return rows
         return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
@@ -200,7 +219,9 @@ class Training:
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
         rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * (min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0)
+        return rate, float(self.threat.eps) * (
+            min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0
+        )
 
     def _settled(self, place: Place) -> bool:
         """Whether so many epochs at full eps have brought nothing better that it ends early."""
@@ -227,7 +248,13 @@ class Training:
             note=self.balance.note if self.balance is not None and not place.epoch else "",
             recall=recall,
         )
-        place.epoch, place.batch, place.rows, place.loss, place.right = place.epoch + 1, 0, 0, 0.0, 0
+        place.epoch, place.batch, place.rows, place.loss, place.right = (
+            place.epoch + 1,
+            0,
+            0,
+            0.0,
+            0,
+        )
         place.full = place.full + 1 if eps == self.threat.eps else 0
         score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
         if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
@@ -235,8 +262,8 @@ class Training:
             s.back_to_best(recipe)
             place.objective, place.full = repr(harder), 0
             line.note = (
-                f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under the judge; "
-                f"back to the weights of epoch {place.best_epoch}, on with {harder!r}"
+                f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under "
+                f"the judge; back to the weights of epoch {place.best_epoch}, on with {harder!r}"
             )
         elif score >= place.best:
             place.best, place.best_epoch = score, place.epoch
@@ -250,45 +277,60 @@ class Training:
     def _least_recall(self) -> float:
         """The least clean recall of any class of weights that may be chosen.
 
-        Where classes are unequal it is half of a guess's at least: a constant answer is right on all of one class under
-        every attack, which can be a higher mean over the classes than that of a network that tells them apart.
+        Where classes are unequal it is half of a guess's at least: a constant answer is right on
+        all of one class under every attack, which can be a higher mean over the classes than that
+        of a network that tells them apart.
         """
         unequal = self.balance is not None and self.balance.unequal
         return max(self.min_recall, 0.5 / self.target.task.k if unequal else 0.0)
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
-        """Of the averaged weights on the rows held out: accuracy clean, under the inner attack, under the judge.
+        """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,
+        under the judge.
 
-        Means over the classes where these are unequal; then the plain clean accuracy, and the least recall of a class.
+        Means over the classes where these are unequal; then the plain clean accuracy, and the least
+        recall of a class.
         """
         mine = self.team.share(len(self.judged[1]))
         x, y = (column[mine] for column in self.judged)
         door = self.target.live(s.average)
         with torch.no_grad():
             right = door.task.predict(door.all_scores(x)) == y
-            near = objective.near(self._craft(door, float(self.threat.eps), self.seed, mine.start), x, y)
+            near = objective.near(
+                self._craft(door, float(self.threat.eps), self.seed, mine.start), x, y
+            )
             inner = unbroken(door.task.predict(door.all_scores(near)), y)
         stood = right
         if self.recipe.judge:
             ids = torch.arange(mine.start, mine.stop)
-            books = run(attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed)
+            books = run(
+                attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed
+            )
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         each = self._per_class(self.judged[1])[mine]  # [n, classes there]
-        weight = each.mean(1) if self.balance is not None and self.balance.unequal else torch.ones_like(each[:, 0])
+        weight = (
+            each.mean(1)
+            if self.balance is not None and self.balance.unequal
+            else torch.ones_like(each[:, 0])
+        )
         columns = [held * weight for held in (right, inner & right, stood)]
         recalls = [right * column for column in each.unbind(1)]
         *figures, accuracy = self.team.shares([*columns, *recalls, right])
         return *figures[:3], accuracy, min(figures[3:])  # pyright: ignore[reportReturnType]
 
     def _per_class(self, y: Tensor) -> Tensor:
-        """Weights [n, classes there] whose mean with a column of rows is that of each class, float64."""
+        """Weights [n, classes there] whose mean with a column of rows is that of each class,
+        float64."""
         there, place, count = y.unique(return_inverse=True, return_counts=True)
         return F.one_hot(place, len(there)).double() * (len(y) / count)
 
     def _aligned(self, s: State) -> float:
-        """How far gradients at those rows and at random points near them point the same way: their mean cosine."""
+        """How far gradients at those rows and at random points near them point the same way: their
+        mean cosine."""
         mine = self.team.share(len(self.judged[1]))
-        craft = self._craft(self.target.live(s.average), float(self.threat.eps), self.seed, mine.start)
+        craft = self._craft(
+            self.target.live(s.average), float(self.threat.eps), self.seed, mine.start
+        )
         return self.team.shares([craft.aligned(*(column[mine] for column in self.judged))])[0]
 
     def _craft(self, live: TorchTarget, eps: float, seed: int, start: int = 0) -> Craft:
@@ -313,8 +355,13 @@ class Training:
         rate = s.optimiser.param_groups[0]["lr"]
         what = f"the loss is {loss:g} and the gradient's length {length:g}"
         if s.place.step == 0:
-            return f"{what} at the first step; the network or its preprocessing gives numbers that cannot be trained."
-        where = f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
+            return (
+                f"{what} at the first step; the network or its preprocessing gives numbers that "
+                "cannot be trained."
+            )
+        where = (
+            f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
+        )
         if not s.place.best_epoch or self.folder is None or not self.team.leads:
             return f"{where} Try a lower rate."
         kept = self.folder / "model.safetensors"
@@ -323,16 +370,18 @@ class Training:
 
 
 def unbroken(labels: Tensor, y: Tensor) -> Tensor:
-    """Which rows have the right label at all of their points, [m n] of labels, all first points first: [n]."""
+    """Which rows have the right label at all of their points, [m n] of labels, all first points
+    first: [n]."""
     return (labels.view(-1, len(y)) == y).all(0)
 
 
 def fooled(objective: Objective, inner: float, robust: float, best: float) -> bool:
-    """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows held out.
+    """Catastrophic overfitting: a short inner attack no longer finds what the judge finds, on rows
+    held out.
 
-    A gap alone is no proof (a weak network has one too), and some points up or down are noise: a third of what was
-    reached must be lost, or half of what the inner attack leaves standing must fall. On training rows, plain
-    overfitting would look the same.
+    A gap alone is no proof (a weak network has one too), and some points up or down are noise: a
+    third of what was reached must be lost, or half of what the inner attack leaves standing must
+    fall. On training rows, plain overfitting would look the same.
     """
     short = 0 < objective.inner <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)

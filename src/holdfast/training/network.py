@@ -51,12 +51,18 @@ class TorchNetwork:
         self.net = copy.deepcopy(target.model)
         if half_of(self.net) is not None:
             self.net.float()  # half precision cannot be trained
-        fixed = {n for n, w in given.named_parameters() if not w.requires_grad} if isinstance(given, nn.Module) else {}
+        fixed = (
+            {n for n, w in given.named_parameters() if not w.requires_grad}
+            if isinstance(given, nn.Module)
+            else {}
+        )
         for name, weight in self.net.named_parameters():
             weight.requires_grad_(name not in fixed and weight.is_floating_point())
         self.kind = type(self.net).__name__
         self.trains = any(weight.requires_grad for weight in self.net.parameters())
-        self.normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+        self.normed = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules()
+        )
 
     def train(self, training: Training) -> None:
         assert training.folder is not None
@@ -82,7 +88,8 @@ def network_of(given: Any, target: Target) -> Network:
     own = model.trainable if isinstance(model, Foreign) else None
     if own is None:
         raise InputError(
-            f"hardening trains a torch module or a Keras model, but the model is a {type(model).__name__}."
+            "hardening trains a torch module or a Keras model, but the model is a "
+            f"{type(model).__name__}."
         )
     from holdfast.training.keras import KerasNetwork
 

@@ -1,4 +1,5 @@
-"""Schedules: a share of the highest learning rate, as a function of the share of the training done."""
+"""Schedules: a share of the highest learning rate, as a function of the share of the training
+done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a training goes on from: weights, their average, the optimiser, the random state, the place in the epoch.
+"""What a training goes on from: weights, their average, the optimiser, the random state, the place
+in the epoch.
 
 It is stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
 """
@@ -40,10 +41,14 @@ class Epoch:
     clean: float  # accuracy of the averaged weights on the rows held out
     inner: float  # the same under the inner attack
     robust: float  # the same under the recipe's judge
-    aligned: float  # cosine between the gradients at x and at a random point of the ball, on those rows
+    aligned: (
+        float  # cosine between the gradients at x and at a random point of the ball, on those rows
+    )
     passes: int  # forward and backward passes spent, so far
     note: str = ""
-    recall: float = math.nan  # the least clean recall of any class, of the averaged weights on those rows
+    recall: float = (
+        math.nan
+    )  # the least clean recall of any class, of the averaged weights on those rows
 
 
 @dataclass
@@ -58,7 +63,11 @@ class Place:
     right: int = 0
     rows: int = 0
     passes: int = 0
-    best: tuple[bool, float, float] = (False, -1.0, -1.0)  # whether above the floor, robust, clean; of what is kept
+    best: tuple[bool, float, float] = (
+        False,
+        -1.0,
+        -1.0,
+    )  # whether above the floor, robust, clean; of what is kept
     best_epoch: int = 0
     full: int = 0  # epochs since the objective or eps last changed
     log: list[Epoch] = field(default_factory=list)
@@ -84,7 +93,9 @@ class State:
 
     def best_average(self) -> dict[str, Tensor]:
         """The state_dict of the best averaged weights."""
-        return {k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")}
+        return {
+            k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")
+        }
 
     def dump(self) -> bytes:
         tensors = {f"now.{name}": value for name, value in self._weights().items()}
@@ -92,11 +103,16 @@ class State:
         tensors |= slots(self.optimiser)
         if self.rival is not None:
             own = {f"net.{name}": value for name, value in tensors_of(self.rival.net).items()}
-            tensors |= {f"rival.{name}": value for name, value in (own | slots(self.rival.optimiser)).items()}
+            tensors |= {
+                f"rival.{name}": value
+                for name, value in (own | slots(self.rival.optimiser)).items()
+            }
         tensors["random"] = torch.get_rng_state()
         if (device := _device(self.net)).type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        tensors = {
+            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
+        }
         return stored(tensors, asdict(self.place))
 
     def restore(self, content: bytes) -> None:
@@ -124,7 +140,8 @@ class State:
 
 
 def blend(average: nn.Module, net: nn.Module, share: float) -> None:
-    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest is copied."""
+    """Move the average towards the network: floats, running statistics too, by 1 - share; the rest
+    is copied."""
     with torch.no_grad():
         for old, new in zip(tensors_of(average).values(), tensors_of(net).values(), strict=True):
             if old.is_floating_point():
@@ -136,7 +153,12 @@ def blend(average: nn.Module, net: nn.Module, share: float) -> None:
 def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimiser remembers, by name."""
     kept = optimiser.state_dict()["state"].items()
-    return {f"optimiser.{i}.{name}": v for i, own in kept for name, v in own.items() if isinstance(v, Tensor)}
+    return {
+        f"optimiser.{i}.{name}": v
+        for i, own in kept
+        for name, v in own.items()
+        if isinstance(v, Tensor)
+    }
 
 
 def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -146,7 +168,9 @@ def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
     for name, value in under("optimiser.", tensors).items():
         i, _, slot = name.partition(".")
         w = weights[int(i)]  # whose layout in memory decides the last bit of a step
-        kept.setdefault(int(i), {})[slot] = torch.empty_like(w).copy_(value) if value.shape == w.shape else value
+        kept.setdefault(int(i), {})[slot] = (
+            torch.empty_like(w).copy_(value) if value.shape == w.shape else value
+        )
     optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
 
 
@@ -163,8 +187,8 @@ def restored(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not digest_holds(content):
         raise InputError(
-            f"{STATE} is damaged: its content does not fit its digest. Delete that file, and --resume trains from the "
-            f"start."
+            f"{STATE} is damaged: its content does not fit its digest. Delete that file, and "
+            f"--resume trains from the start."
         )
     meta = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     return load(content), json.loads(meta["place"])
@@ -176,7 +200,9 @@ def table(log: list[Any], kind: type = Epoch) -> str:
     writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
     for line in log:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()})
+        writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(line).items()}
+        )
     return text.getvalue()
 
 
@@ -184,12 +210,17 @@ def read_log(folder: Path) -> list[Epoch]:
     """log.csv of a folder, read back."""
     kinds = {"epoch": int, "passes": int, "objective": str, "note": str}
     with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
-        return [Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()}) for line in csv.DictReader(file)]
+        return [
+            Epoch(**{k: kinds.get(k, float)(v) for k, v in line.items()})
+            for line in csv.DictReader(file)
+        ]
 
 
 def packed(weights: dict[str, Tensor]) -> bytes:
     """A state_dict as the bytes of a .safetensors file."""
-    return save({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()})
+    return save(
+        {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    )
 
 
 def _device(net: nn.Module) -> torch.device:
@@ -201,9 +232,17 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "adam":
         return torch.optim.Adam(weights, recipe.rate, weight_decay=recipe.decay)
     return torch.optim.SGD(
-        weights, recipe.rate, recipe.momentum, weight_decay=recipe.decay, nesterov=recipe.momentum > 0
+        weights,
+        recipe.rate,
+        recipe.momentum,
+        weight_decay=recipe.decay,
+        nesterov=recipe.momentum > 0,
     )
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

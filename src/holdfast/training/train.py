@@ -38,11 +38,11 @@ def train(
     class_weights: str = "auto",
     watch: Callable[[Epoch], None] = lambda _: None,
 ) -> Any:
-    """A copy of the network behind `target`, trained by cross-entropy with Adam: a torch module in eval mode, or Keras.
+    """A copy of the network behind `target`, trained by cross-entropy with Adam: a torch module in
+    eval mode, or Keras.
 
-    A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are unequal, by the mean
-    over the classes. The same seed gives the same weights
-    on the same machine.
+    A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are
+    unequal, by the mean over the classes. The same seed gives the same weights on the same machine.
 
     Args:
         data: what `holdfast.data.as_source` takes.
@@ -52,7 +52,8 @@ def train(
         watch: told of each finished epoch.
 
     Raises:
-        InputError: the network cannot be trained, or the data do not fit it; the loss is not finite.
+        InputError: the network cannot be trained, or the data do not fit it; the loss is not
+            finite.
     """
     data = open_for(target, data)
     recipe = Recipe(
@@ -98,6 +99,7 @@ def train(
         network.train(replace(training, folder=folder))
         trained = network.read(folder)
     finally:
-        if trained is not None or not (folder / network.file).exists():  # one that diverged leaves what it reached
+        # one that diverged leaves what it reached
+        if trained is not None or not (folder / network.file).exists():
             shutil.rmtree(folder, ignore_errors=True)
     return trained

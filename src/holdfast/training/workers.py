@@ -1,7 +1,8 @@
-"""Workers: a training in processes of its own, as many as share it. Data go there as files, the network pickled.
+"""Workers: a training in processes of its own, as many as share it. Data go there as files, the
+network pickled.
 
-A worker's standard output is a line of JSON an epoch. It ends when its standard input does, so none outlives who
-started it; and where one dies, all are ended.
+A worker's standard output is a line of JSON an epoch. It ends when its standard input does, so none
+outlives who started it; and where one dies, all are ended.
 """
 
 from __future__ import annotations
@@ -41,11 +42,25 @@ from holdfast.training.mixing import Mix
 from holdfast.training.state import STATE, Epoch, packed
 
 _BEST = "best.safetensors"
-_CARRIED = (*("threat", "recipe", "seed", "floor", "min_recall", "balance", "folder", "every", "precision", "devices"),)
+_CARRIED = (
+    *(
+        "threat",
+        "recipe",
+        "seed",
+        "floor",
+        "min_recall",
+        "balance",
+        "folder",
+        "every",
+        "precision",
+        "devices",
+    ),
+)
 
 
 def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
-    """The best weights that a training of `net` finds: here, or in as many processes as it has devices.
+    """The best weights that a training of `net` finds: here, or in as many processes as it has
+    devices.
 
     Raises:
         InputError: the training diverged, or a process of it died.
@@ -60,7 +75,9 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
         for name, source in sources(training).items():
             store(source, work, name)
-        job = {name: getattr(training, name) for name in _CARRIED} | {"target": _plain(training.target)}
+        job = {name: getattr(training, name) for name in _CARRIED} | {
+            "target": _plain(training.target)
+        }
         job["share"] = training.mix and training.mix.share
         (work / "code.json").write_text(json.dumps(usercode.files()))
         torch.save((net, job), work / "training.pt")
@@ -68,7 +85,10 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         if failed is not None:
             raise InputError(failed)
         if not (work / _BEST).exists():
-            raise InputError("the training's own process ended without a result; did the model end it (os._exit)?")
+            raise InputError(
+                "the training's own process ended without a result; did the model end it "
+                "(os._exit)?"
+            )
         return load_file(work / _BEST)
 
 
@@ -82,14 +102,17 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
         return
     kind = target.device.type
     if kind not in ("cpu", "cuda"):
-        raise InputError(f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}.")
+        raise InputError(
+            f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}."
+        )
     there = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
     if not 1 <= devices <= there:
         what = "CUDA devices" if kind == "cuda" else "cores"
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
     if type(objective).rival is not Objective.rival:
         raise InputError(
-            f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave it out."
+            f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave "
+            "it out."
         )
     if pickled:
         check_portable(_plain(target))
@@ -98,7 +121,11 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
 
 
 def run(
-    module: str, work: Path, training: Training, env: Mapping[str, str] | None = None, hint: str = ""
+    module: str,
+    work: Path,
+    training: Training,
+    env: Mapping[str, str] | None = None,
+    hint: str = "",
 ) -> str | None:
     """Have `module` serve a training from a folder; why it failed, where the training itself did.
 
@@ -108,7 +135,11 @@ def run(
         InputError: a process of it died.
     """
     paths = [path or os.getcwd() for path in sys.path]
-    common = os.environ | (env or {}) | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
+    common = (
+        os.environ
+        | (env or {})
+        | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
+    )
     common["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // training.devices))
     fallen: list[int] = []
     with ExitStack() as stack:
@@ -167,7 +198,8 @@ def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None
 
 def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]) -> None:
     """In a process of its own: join the team, train, and tell each epoch as a line of JSON."""
-    # What frameworks print is not meant for the listener; and where that one is gone, so is the reason to go on.
+    # What frameworks print is not meant for the listener; and where that one is gone, so is the
+    # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
@@ -180,7 +212,9 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         place = dist.FileStore(str(work / "rendezvous"), team.size)  # pyright: ignore[reportPrivateImportUsage]
         hours = timedelta(hours=24)  # one that died is seen by who started it
-        dist.init_process_group(backend, store=place, rank=team.rank, world_size=team.size, timeout=hours)
+        dist.init_process_group(
+            backend, store=place, rank=team.rank, world_size=team.size, timeout=hours
+        )
     try:
         fit(work, team, lambda epoch: tell(epoch=asdict(epoch)))
     except HoldfastError as error:
@@ -195,7 +229,8 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
 
 
 def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
-    own = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}  # never a neighbour's device
+    # never a neighbour's device
+    own = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}
     with ExitStack() as stack:
         for file in map(Path, json.loads((work / "code.json").read_text())):
             stack.enter_context(usercode.importable(str(file.parent.absolute())))
@@ -226,14 +261,17 @@ def sources(training: Training) -> dict[str, Source]:
 
 
 def store(source: Source, work: Path, name: str) -> None:
-    """A source as two arrays on disk, block by block; the process of its own reads them as it needs them."""
+    """A source as two arrays on disk, block by block; the process of its own reads them as it needs
+    them."""
     shapes = {"x": (len(source), *source.shape), "y": (len(source),)}
     files = {
         part: np.lib.format.open_memmap(work / f"{name}.{part}.npy", "w+", dtype, shapes[part])
         for part, dtype in (("x", source.rows(0, 1)[0].dtype), ("y", np.dtype(np.int64)))
     }
     for start in range(0, len(source), 1024):
-        files["x"][start : start + 1024], files["y"][start : start + 1024] = source.rows(start, start + 1024)
+        files["x"][start : start + 1024], files["y"][start : start + 1024] = source.rows(
+            start, start + 1024
+        )
 
 
 def stored(work: Path, name: str) -> Source:
@@ -251,7 +289,8 @@ def check_portable(thing: Any) -> None:
     """Refuse what a process of its own could not read.
 
     Raises:
-        InputError: it cannot, since a part was defined in the script that runs, or cannot be pickled at all.
+        InputError: it cannot, since a part was defined in the script that runs, or cannot be
+            pickled at all.
     """
     try:
         _Portable(io.BytesIO()).dump(thing)
@@ -264,8 +303,8 @@ class _Portable(pickle.Pickler):
     def persistent_id(self, obj: Any) -> None:
         if isinstance(obj, (type, FunctionType)) and obj.__module__ == "__main__":
             raise InputError(
-                f"the model cannot be trained in several processes: {obj.__qualname__} is defined in the script that "
-                f"runs. Put it into a file that can be imported."
+                f"the model cannot be trained in several processes: {obj.__qualname__} is defined "
+                f"in the script that runs. Put it into a file that can be imported."
             )
 
 

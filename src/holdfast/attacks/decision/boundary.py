@@ -31,11 +31,13 @@ class Stroll(NamedTuple):
 class Boundary(Attack):
     """Boundary attack (Brendel et al. 2018, arXiv:1712.04248, algorithm 1 and section 2).
 
-    A step goes to a random point at the same distance from x, and if that meets the goal, on towards x.
+    A step goes to a random point at the same distance from x, and if that meets the goal, on
+    towards x.
 
     Cost: one or two forwards a step and row; the start 2 to 100 and 14.
-    Differs from the paper: the lengths adapt a little at every answer, not after windows of them; those towards x stay
-    where a quarter of them succeed, as in the authors' code; the walk begins at the boundary, not in the noise.
+    Differs from the paper: the lengths adapt a little at every answer, not after windows of them;
+    those towards x stay where a quarter of them succeed, as in the authors' code; the walk begins
+    at the boundary, not in the noise.
     """
 
     needs = Access.LABELS
@@ -44,16 +46,21 @@ class Boundary(Attack):
 
     steps: int = option(25000, "proposals")
     step_size: float = option(
-        0.01, "first lengths of a step on the sphere and of one towards x, as shares of the distance to x"
+        0.01, "first lengths of steps on the sphere and towards x, as shares of the distance to x"
     )
     adaptation: float = option(1.5, "how fast both lengths follow their successes; 1: not at all")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("boundary", self.start_at)
         if not (0 < self.step_size < 1 and 0 < self.adaptation < math.inf):
-            raise SpecError(f"{self!r}: step_size is a share, in (0, 1), and adaptation a finite factor above 0.")
+            raise SpecError(
+                f"{self!r}: step_size is a share, in (0, 1), and adaptation a finite factor above "
+                "0."
+            )
 
     def start(self, p: Problem) -> Stroll:
         one = torch.ones_like(p.eps.flatten())
@@ -76,6 +83,7 @@ class Boundary(Attack):
         )
 
     def _adapted(self, length: Tensor, met: Tensor, share: float) -> Tensor:
-        """The next length after this answer: on average the same, where this share of the answers are successes."""
+        """The next length after this answer: on average the same, where this share of the answers
+        are successes."""
         longer, shorter = (self.adaptation ** (PACE * (hit - share)) for hit in (1, 0))
         return (length * torch.where(met, longer, shorter)).clamp_max(0.9)

@@ -1,4 +1,5 @@
-"""CGBA: the circle from a boundary point to x in the plane of the boundary's normal, and where it crosses back."""
+"""CGBA: the circle from a boundary point to x in the plane of the boundary's normal, and where it
+crosses back."""
 
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ from holdfast.targets.target import Access
 class CGBA(Attack):
     """Curvature-aware geometric black-box attack (Reza et al. 2023, arXiv:2308.03163, algorithm 1).
 
-    Cost: a step t from 1 asks probes sqrt(t) forwards for the normal and about log2 of the point's size over a quarter
-    of the probes' radius to find the crossing, at most 20 in float32; the start 2 to 100 and one such search. 5,000
-    forwards are about 38 steps.
-    Differs from the paper: probes are uniform in direction, at one radius; they are never in the space of low
-    frequencies. There is no CGBA-H, its variant for goals whose boundaries bend much.
+    Cost: a step t from 1 asks probes sqrt(t) forwards for the normal and about log2 of the point's
+    size over a quarter of the probes' radius to find the crossing, at most 20 in float32; the start
+    2 to 100 and one such search. 5,000 forwards are about 38 steps.
+    Differs from the paper: probes are uniform in direction, at one radius; they are never in the
+    space of low frequencies. There is no CGBA-H, its variant for goals whose boundaries bend much.
     """
 
     needs = Access.LABELS
@@ -45,13 +46,18 @@ class CGBA(Attack):
     steps: int = option(60, "estimates of the normal")
     probes: int = option(30, "of the first estimate; that of step t has sqrt(t) times as many")
     radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("cgba", self.start_at)
         if self.probes < 1 or not 0 < self.radius < 1:
-            raise SpecError(f"{self!r}: probes is a number, at least 1, and radius a share of the box, in (0, 1).")
+            raise SpecError(
+                f"{self!r}: probes is a number, at least 1, and radius a share of the box, in (0, "
+                "1)."
+            )
 
     def start(self, p: Problem) -> Tensor:
         d = foothold(p, self.start_at)

@@ -1,4 +1,5 @@
-"""GeoDA: from x along the boundary's normal to the boundary, and again with a better estimate of it."""
+"""GeoDA: from x along the boundary's normal to the boundary, and again with a better estimate of
+it."""
 
 from __future__ import annotations
 
@@ -10,22 +11,33 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import ball, bisect, check_start, foothold, nearer, normal, within
+from holdfast.attacks.shared.boundary_search import (
+    ball,
+    bisect,
+    check_start,
+    foothold,
+    nearer,
+    normal,
+    within,
+)
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
-RATE = 0.6  # how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's probes
+# how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's
+# probes
+RATE = 0.6
 
 
 @dataclass(frozen=True)
 class GeoDA(Attack):
     """Geometric decision-based attack (Rahmati et al. 2020, arXiv:2003.06468, algorithm 1).
 
-    Cost: steps x probes forwards for the normals in all, and a step and row 1 forward, after a success also about
-    log2 of the point's size over a quarter of the probes' radius; the start 2 to 100 and one such search.
-    Differs from the paper: probes are uniform in direction, at one radius, and never in the space of low
-    frequencies; a normal along which no point as near as the last meets the goal is dropped.
+    Cost: steps x probes forwards for the normals in all, and a step and row 1 forward, after a
+    success also about log2 of the point's size over a quarter of the probes' radius; the start 2 to
+    100 and one such search.
+    Differs from the paper: probes are uniform in direction, at one radius, and never in the space
+    of low frequencies; a normal along which no point as near as the last meets the goal is dropped.
     """
 
     needs = Access.LABELS
@@ -35,13 +47,17 @@ class GeoDA(Attack):
     steps: int = option(20, "estimates of the normal")
     probes: int = option(200, "of one estimate, on average: the later, the more")
     radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("geoda", self.start_at)
         if self.probes < 1 or not 0 < self.radius < 1:
-            raise SpecError(f"{self!r}: probes is at least 1 and radius a share of the box, in (0, 1).")
+            raise SpecError(
+                f"{self!r}: probes is at least 1 and radius a share of the box, in (0, 1)."
+            )
 
     def start(self, p: Problem) -> Tensor:
         d = foothold(p, self.start_at)

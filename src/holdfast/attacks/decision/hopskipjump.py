@@ -1,4 +1,5 @@
-"""HopSkipJump: from a point on the boundary along its estimated normal, and back to the boundary."""
+"""HopSkipJump: from a point on the boundary along its estimated normal, and back to the
+boundary."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ class Landing(NamedTuple):
 class HopSkipJump(Attack):
     """HopSkipJump (Chen et al. 2020, arXiv:1904.02144, algorithm 2).
 
-    Cost: a step t from 1 asks min(probes sqrt(t), most) forwards for the normal, 1 to 15 for the length of the step
-    and log2(f^1.5 / gamma) of f features for the way back (in Linf log2(f^2 / gamma)), at most 20 in float32; the
-    start 2 to 100 and one way back. 5,000 forwards are about 16 steps.
-    Differs from the paper: probes are uniform in direction in Linf too, and their radius is a share of the point's L2
-    length in both norms (of its Linf size, features would move by hardly more than floats resolve); neither the radius
-    nor the gap to the boundary falls below that; a step is given up after 15 halvings.
+    Cost: a step t from 1 asks min(probes sqrt(t), most) forwards for the normal, 1 to 15 for the
+    length of the step and log2(f^1.5 / gamma) of f features for the way back (in Linf log2(f^2 /
+    gamma)), at most 20 in float32; the start 2 to 100 and one way back. 5,000 forwards are about 16
+    steps.
+    Differs from the paper: probes are uniform in direction in Linf too, and their radius is a share
+    of the point's L2 length in both norms (of its Linf size, features would move by hardly more
+    than floats resolve); neither the radius nor the gap to the boundary falls below that; a step is
+    given up after 15 halvings.
     """
 
     needs = Access.LABELS
@@ -44,17 +47,25 @@ class HopSkipJump(Attack):
     probes: int = option(100, "of the first estimate; that of step t has sqrt(t) times as many")
     most: int = option(10000, "probes of one estimate")
     gamma: float = option(1.0, "scale of the probes' radius and of the gap left to the boundary")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("hopskipjump", self.start_at)
         if self.probes < 1 or self.most < 1 or not 0 < self.gamma < math.inf:
-            raise SpecError(f"{self!r}: probes and most are numbers, at least 1, and gamma is finite and above 0.")
+            raise SpecError(
+                f"{self!r}: probes and most are numbers, at least 1, and gamma is finite and above "
+                "0."
+            )
 
     def start(self, p: Problem) -> Landing:
         d = foothold(p, self.start_at)
-        return Landing(nearer(p, d, self.gap(p)), torch.full_like(p.norm.size(d), 0.1 * p.width * self.features(p)))
+        return Landing(
+            nearer(p, d, self.gap(p)),
+            torch.full_like(p.norm.size(d), 0.1 * p.width * self.features(p)),
+        )
 
     def step(self, p: Problem, s: Landing, t: int) -> Landing:
         radius = self.gamma * s.fall / self.features(p)

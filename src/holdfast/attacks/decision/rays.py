@@ -27,7 +27,8 @@ class Ray(NamedTuple):
 class RayS(Attack):
     """RayS (Chen and Gu 2020, arXiv:2006.12792, algorithms 2 and 3).
 
-    Cost: one forward a step and row; one that is a success takes log2(1 / tolerance) more to find the new radius.
+    Cost: one forward a step and row; one that is a success takes log2(1 / tolerance) more to find
+    the new radius.
     Differs from the paper: the tolerance is a share of the radius, not a length.
     """
 
@@ -45,7 +46,9 @@ class RayS(Attack):
             raise SpecError(f"rays has tolerance {self.tolerance}; it is a share, between 0 and 1.")
 
     def start(self, p: Problem) -> Ray:
-        ray = Ray(torch.zeros_like(p.x), torch.ones_like(p.x), p.norm.size(torch.full_like(p.x, p.width)))
+        ray = Ray(
+            torch.zeros_like(p.x), torch.ones_like(p.x), p.norm.size(torch.full_like(p.x, p.width))
+        )
         return self._try(p, ray, ray.signs)
 
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
@@ -55,7 +58,8 @@ class RayS(Attack):
         return self._try(p, s, s.signs * flip.view_as(p.x[0]))
 
     def _try(self, p: Problem, s: Ray, signs: Tensor) -> Ray:
-        """The ray along these signs, in rows where it meets the goal at the radius known already."""
+        """The ray along these signs, in rows where it meets the goal at the radius known
+        already."""
 
         def along(radius: Tensor) -> Tensor:
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
@@ -63,11 +67,14 @@ class RayS(Attack):
         met = p.adversarial(along(s.radius))
         radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
         d = torch.where(wide(met, signs), along(radius), s.d)
-        return Ray(d, torch.where(wide(met, signs), signs, s.signs), torch.where(met, radius, s.radius))
+        return Ray(
+            d, torch.where(wide(met, signs), signs, s.signs), torch.where(met, radius, s.radius)
+        )
 
 
 def block(t: int, features: int) -> tuple[int, int]:
-    """The features, from the first to before the last, that step t flips: level by level, blocks of half the size."""
+    """The features, from the first to before the last, that step t flips: level by level, blocks of
+    half the size."""
     level = 0
     while True:
         size = -(-features // 2**level)

@@ -1,4 +1,5 @@
-"""Sign-OPT: descend the distance to the boundary as a function of the direction, by the signs of its differences."""
+"""Sign-OPT: descend the distance to the boundary as a function of the direction, by the signs of
+its differences."""
 
 from __future__ import annotations
 
@@ -33,14 +34,16 @@ class Course(NamedTuple):
 class SignOPT(Attack):
     """Sign-OPT (Cheng et al. 2020, arXiv:1909.10773, algorithm 1).
 
-    A probe tells whether a direction a little to the side meets the goal at the present distance. The step is the
-    steepest one by the mean of these signs, and its length that of a line search, doubled or cut while that helps.
+    A probe tells whether a direction a little to the side meets the goal at the present distance.
+    The step is the steepest one by the mean of these signs, and its length that of a line search,
+    doubled or cut while that helps.
 
-    Cost: a step asks `probes` forwards, 1 to 24 for its length, and for each length that helps about 14 to find the
-    boundary (17 once the probes draw nearer); the start 3 to 101 and 14.
-    Differs from the paper: the first direction is one that the common start found, not the best of 100; a length is
-    first asked about at the present distance, and costs no search where it does not help; beta stays at 1e-4 or above.
-    In L2 alone: in Linf the ray saturates, and the search stalls.
+    Cost: a step asks `probes` forwards, 1 to 24 for its length, and for each length that helps
+    about 14 to find the boundary (17 once the probes draw nearer); the start 3 to 101 and 14.
+    Differs from the paper: the first direction is one that the common start found, not the best of
+    100; a length is first asked about at the present distance, and costs no search where it does
+    not help; beta stays at 1e-4 or above. In L2 alone: in Linf the ray saturates, and the search
+    stalls.
     """
 
     needs = Access.LABELS
@@ -51,24 +54,33 @@ class SignOPT(Attack):
     probes: int = option(200, "signs for one step")
     alpha: float = option(0.2, "first length of a step, of a direction of size 1")
     beta: float = option(0.001, "first size of the probes' change of the direction")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("signopt", self.start_at)
         if self.probes < 1 or not 0 < self.alpha < math.inf or not 0 < self.beta < math.inf:
-            raise SpecError(f"{self!r}: probes is at least 1, alpha and beta are finite lengths above 0.")
+            raise SpecError(
+                f"{self!r}: probes is at least 1, alpha and beta are finite lengths above 0."
+            )
 
     def start(self, p: Problem) -> Course:
         d = foothold(p, self.start_at)
         size = p.norm.size(d)
-        s = Course(d, unit(p, d), size, torch.full_like(size, self.alpha), torch.full_like(size, self.beta))
+        s = Course(
+            d, unit(p, d), size, torch.full_like(size, self.alpha), torch.full_like(size, self.beta)
+        )
         return self._try(p, s, s.way, torch.ones_like(p.live))
 
     def step(self, p: Problem, s: Course, t: int) -> Course:
         pull, best, trying = p.steepest(self._descent(p, s)), s, torch.ones_like(p.live)
         for _ in range(TRIES):  # twice as long while it helps
-            last, best = best, self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying)
+            last, best = (
+                best,
+                self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying),
+            )
             trying = trying & (best.radius < last.radius)
             best = best._replace(alpha=torch.where(trying, 2 * best.alpha, best.alpha))
         helped = best.radius < s.radius
@@ -82,31 +94,44 @@ class SignOPT(Attack):
         return best._replace(alpha=torch.where(coarse, 1, best.alpha), beta=beta)
 
     def _descent(self, p: Problem, s: Course) -> Tensor:
-        """The direction in which the distance to the boundary falls, by the mean of the probes' signs."""
-        g, radius, beta = torch.zeros_like(s.d), wide(s.radius, s.d)[:, None], wide(s.beta, s.d)[:, None]
+        """The direction in which the distance to the boundary falls, by the mean of the probes'
+        signs."""
+        g, radius, beta = (
+            torch.zeros_like(s.d),
+            wide(s.radius, s.d)[:, None],
+            wide(s.beta, s.d)[:, None],
+        )
         for u in directions(p, self.probes):
             u = unit(p, u.flatten(0, 1)).view_as(u)
-            way = turned(p, s.way[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)).view_as(u)
+            way = turned(
+                p, s.way[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)
+            ).view_as(u)
             near = p.probes((radius * way).clamp(p.lo[:, None], p.hi[:, None])).to(u) * 2 - 1
             g = g + (near.view(*near.shape, *[1] * (s.d.ndim - 1)) * u).sum(1)
         return g
 
     def _try(self, p: Problem, s: Course, way: Tensor, among: Tensor) -> Course:
-        """Turn to this way in rows where it meets the goal at the present distance, and find its boundary there."""
+        """Turn to this way in rows where it meets the goal at the present distance, and find its
+        boundary there."""
 
         def along(radius: Tensor) -> Tensor:
             return (wide(radius, way) * way).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius), among)
         radius = bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
-        d, way = (torch.where(wide(met, way), new, old) for new, old in ((along(radius), s.d), (way, s.way)))
+        d, way = (
+            torch.where(wide(met, way), new, old)
+            for new, old in ((along(radius), s.d), (way, s.way))
+        )
         return s._replace(d=d, way=way, radius=radius)
 
 
 def turned(p: Problem, way: Tensor, by: Tensor) -> Tensor:
     """The direction of size 1 nearest to way + by."""
     far = torch.full_like(way, torch.inf)
-    return unit(p, p.norm.project(way + by, wide(torch.ones_like(p.norm.size(way)), way), -far, far))
+    return unit(
+        p, p.norm.project(way + by, wide(torch.ones_like(p.norm.size(way)), way), -far, far)
+    )
 
 
 def unit(p: Problem, d: Tensor) -> Tensor:

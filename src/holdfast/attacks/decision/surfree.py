@@ -1,4 +1,5 @@
-"""SurFree: circles from the best point to x in random planes, and along each as far as the goal is met."""
+"""SurFree: circles from the best point to x in random planes, and along each as far as the goal is
+met."""
 
 from __future__ import annotations
 
@@ -11,14 +12,22 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import across, arc, bisect, check_start, foothold, nearer
+from holdfast.attacks.shared.boundary_search import (
+    across,
+    arc,
+    bisect,
+    check_start,
+    foothold,
+    nearer,
+)
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
 TRIES = 3  # angles on each side, before a direction is given up
 GAP = 1e-4  # between the first point and the boundary, a share of the point
-FINE = 1 / 32  # of the way between two tries: how exactly the last angle that meets the goal is found
+# of the way between two tries: how exactly the last angle that meets the goal is found
+FINE = 1 / 32
 
 
 class Plane(NamedTuple):
@@ -32,8 +41,9 @@ class SurFree(Attack):
     """SurFree (Maho et al. 2021, arXiv:2011.12807, algorithm 1).
 
     Cost: 1 to 6 forwards a step and row, and 5 more after a success; the start 2 to 100 and 14.
-    Differs from the paper: directions are uniform in the space of the features, not of their cosine transform; at
-    most half as many are remembered as there are features; a success at the first angle is followed to twice it.
+    Differs from the paper: directions are uniform in the space of the features, not of their cosine
+    transform; at most half as many are remembered as there are features; a success at the first
+    angle is followed to twice it.
     """
 
     needs = Access.LABELS
@@ -44,20 +54,26 @@ class SurFree(Attack):
     angle: float = option(30.0, "first angle that is tried, in degrees")
     growth: float = option(0.02, "share by which it grows after a success, and shrinks after none")
     memory: int = option(100, "last directions to which a new one is orthogonal")
-    start_at: str = option("noise", "noise, or best: the best point known before, where it meets the goal")
+    start_at: str = option(
+        "noise", "noise, or best: the best point known before, where it meets the goal"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_start("surfree", self.start_at)
         if not (0 < self.angle < math.inf and abs(self.growth) < 1 and self.memory >= 0):
-            raise SpecError(f"{self!r}: angle is above 0 degrees, growth a share below 1, memory at least 0.")
+            raise SpecError(
+                f"{self!r}: angle is above 0 degrees, growth a share below 1, memory at least 0."
+            )
 
     def start(self, p: Problem) -> Plane:
         share = torch.full_like(p.eps.flatten(), GAP)
         d = nearer(p, foothold(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
         memory = min(self.memory, math.prod(p.x.shape[1:]) // 2)
-        return Plane(d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle))
+        return Plane(
+            d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
+        )
 
     def step(self, p: Problem, s: Plane, t: int) -> Plane:
         v = p.noise("direction").normal(p.x.shape[1:], p.x.dtype)
@@ -81,6 +97,8 @@ class SurFree(Attack):
             return along(beyond + share * (found - beyond))
 
         one = torch.ones_like(found)
-        d = torch.where(wide(hit, v), between(bisect(p, between, 0 * one, one, FINE * one, hit)), s.d)
+        d = torch.where(
+            wide(hit, v), between(bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
+        )
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
         return Plane(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

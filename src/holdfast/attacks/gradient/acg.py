@@ -1,4 +1,5 @@
-"""Auto conjugate gradient: Auto-PGD's schedule along conjugate directions, which visit more of the ball."""
+"""Auto conjugate gradient: Auto-PGD's schedule along conjugate directions, which visit more of the
+ball."""
 
 from __future__ import annotations
 
@@ -40,9 +41,9 @@ class ACG(Attack):
     """Auto conjugate gradient attack (Yamamura et al. 2022, arXiv:2206.09628, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one of each for the start.
-    Differs from the paper: the start is uniform in the ball, not its centre, so that restarts differ; the first
-    comparison of losses is with the start's; gradients have length 1, or the logits' scale would turn the path; where
-    one has not turned, the next direction is its own.
+    Differs from the paper: the start is uniform in the ball, not its centre, so that restarts
+    differ; the first comparison of losses is with the start's; gradients have length 1, or the
+    logits' scale would turn the path; where one has not turned, the next direction is its own.
     """
 
     needs = Access.GRADIENTS
@@ -50,24 +51,34 @@ class ACG(Attack):
 
     steps: int = option(100, "gradient steps")
     loss: str = option("margin", "ascended: ce, margin, dlr, mifpe")
-    rho: float = option(0.75, "halve the step where at most this share of the steps raised the loss")
+    rho: float = option(
+        0.75, "halve the step where at most this share of the steps raised the loss"
+    )
 
     def start(self, p: Problem) -> Conjugate:
         d = p.random_start("ball")
         value, g = self.ask(p, d)
         none, never = torch.zeros_like(g), torch.zeros_like(value)
-        return Conjugate(d, g, g, none, value, d, g, g, none, value, value, never, never == 0, never + 2)
+        return Conjugate(
+            d, g, g, none, value, d, g, g, none, value, value, never, never == 0, never + 2
+        )
 
     def step(self, p: Problem, s: Conjugate, t: int) -> Conjugate:
         way = L2.steepest(s.g + wide(_beta(s.g, s.before, s.way), s.g) * s.way)
         d = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(way))
         value, g = self.ask(p, d)
-        s = s._replace(d=d, g=g, before=s.g, way=way, value=value, rises=s.rises + (value > s.value))
+        s = s._replace(
+            d=d, g=g, before=s.g, way=way, value=value, rises=s.rises + (value > s.value)
+        )
         up = value > s.best_value
         s = _copy(s, wide(up, d), {f"best_{part}": part for part in _POINT})
         s = s._replace(best_value=torch.where(up, value, s.best_value))
         halve, s = check(s, self.steps, t, self.rho)
-        return s if halve is None else _copy(s, wide(halve, d), {part: f"best_{part}" for part in _POINT})
+        return (
+            s
+            if halve is None
+            else _copy(s, wide(halve, d), {part: f"best_{part}" for part in _POINT})
+        )
 
     def ask(self, p: Problem, d: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the direction of its gradient, at length 1."""
@@ -85,4 +96,6 @@ def _beta(g: Tensor, before: Tensor, way: Tensor) -> Tensor:
 
 def _copy(s: Conjugate, at: Tensor, parts: dict[str, str]) -> Conjugate:
     """Rows `at` of some parts of the state taken from others."""
-    return s._replace(**{to: torch.where(at, getattr(s, of), getattr(s, to)) for to, of in parts.items()})
+    return s._replace(
+        **{to: torch.where(at, getattr(s, of), getattr(s, to)) for to, of in parts.items()}
+    )

@@ -25,7 +25,9 @@ class Climb(NamedTuple):
     best_g: Tensor
     best_value: Tensor
     checked: (
-        Tensor  # what the last checkpoint saw: the best loss, or (L1) the features of the best point inside the box
+        # what the last checkpoint saw: the best loss, or (L1) the features of the best point inside
+        # the box
+        Tensor
     )
     rises: Tensor  # steps since then that raised the loss, [n]
     halved: Tensor  # whether that checkpoint halved the step, [n] bool
@@ -34,13 +36,15 @@ class Climb(NamedTuple):
 
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1; in L1: 2021, arXiv:2103.01208, algorithm 1).
+    """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1; in L1: 2021, arXiv:2103.01208,
+    algorithm 1).
 
     Cost: `eot` forwards and backwards a step and row, and as many for the start.
-    Differs from the authors' code: the first comparison of losses is with the start's, not with 0. In L1 the radius
-    is 3 eps for the first .3 of the steps, 2 eps for the next and eps for the last .4; the step that shrinks it asks
-    about the best point, projected. Sparsity counts the features that moved but not to the box, and rounds down;
-    features at the box that are steeper than those that step stay there.
+    Differs from the authors' code: the first comparison of losses is with the start's, not with 0.
+    In L1 the radius is 3 eps for the first .3 of the steps, 2 eps for the next and eps for the last
+    .4; the step that shrinks it asks about the best point, projected. Sparsity counts the features
+    that moved but not to the box, and rounds down; features at the box that are steeper than those
+    that step stay there.
     """
 
     needs = Access.GRADIENTS
@@ -48,8 +52,12 @@ class APGD(Attack):
 
     steps: int = option(100, "gradient steps")
     loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
-    rho: float = option(0.75, "halve the step where at most this share of the steps raised the loss (not in L1)")
-    eot: int = option(1, "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)")
+    rho: float = option(
+        0.75, "halve the step where at most this share of the steps raised the loss (not in L1)"
+    )
+    eot: int = option(
+        1, "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,7 +112,8 @@ class Halving:
 
 
 class Sparse:
-    """L1: steps of few features, fewer as the best point grows sparser, in a ball that shrinks to eps."""
+    """L1: steps of few features, fewer as the best point grows sparser, in a ball that shrinks to
+    eps."""
 
     def start(self, a: APGD, p: Problem) -> Climb:
         far = p.width * p.noise("start").normal(tuple(p.x.shape[1:]), p.x.dtype)

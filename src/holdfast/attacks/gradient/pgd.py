@@ -1,7 +1,8 @@
 """PGD: projected gradient ascent with steps of one size.
 
-With `start_at="zero"` it is BIM (Kurakin et al. 2017, arXiv:1607.02533), with one full step FGSM (Goodfellow et al.
-2015, arXiv:1412.6572), with momentum MI-FGSM (Dong et al. 2018, arXiv:1710.06081).
+With `start_at="zero"` it is BIM (Kurakin et al. 2017, arXiv:1607.02533), with one full step FGSM
+(Goodfellow et al. 2015, arXiv:1412.6572), with momentum MI-FGSM (Dong et al. 2018,
+arXiv:1710.06081).
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the L1 step is shared by as many of the steepest coordinates as the box needs to hold eps.
+    Differs from the paper: the L1 step is shared by as many of the steepest coordinates as the box
+    needs to hold eps.
     """
 
     needs = Access.GRADIENTS
-    also: ClassVar = {"bim": {"start_at": "zero"}, "fgsm": {"steps": 1, "step_size": 1.0, "start_at": "zero"}}
+    also: ClassVar = {
+        "bim": {"start_at": "zero"},
+        "fgsm": {"steps": 1, "step_size": 1.0, "start_at": "zero"},
+    }
 
     steps: int = option(40, "gradient steps")
     step_size: float = option(0.1, "fraction of eps")
@@ -44,9 +49,13 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start_at not in ("ball", "sphere", "zero", "best"):
-            raise SpecError(f"pgd has start_at {self.start_at!r}; it is one of ball, sphere, zero, best.")
+            raise SpecError(
+                f"pgd has start_at {self.start_at!r}; it is one of ball, sphere, zero, best."
+            )
         if not self.step_size > 0:
-            raise SpecError(f"pgd has step_size {self.step_size}; it is a fraction of eps, above 0.")
+            raise SpecError(
+                f"pgd has step_size {self.step_size}; it is a fraction of eps, above 0."
+            )
 
     def start(self, p: Problem) -> Moving:
         return Moving(p.random_start(self.start_at), torch.zeros_like(p.x))

@@ -21,8 +21,9 @@ class SLIDE(Attack):
     """Sparse L1 descent attack (Tramer and Boneh 2019, arXiv:1904.13000, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the projection onto ball and box is exact; features at the box that are steeper than those
-    that step stay there; the quantile counts whole features; the step is a share of eps.
+    Differs from the paper: the projection onto ball and box is exact; features at the box that are
+    steeper than those that step stay there; the quantile counts whole features; the step is a share
+    of eps.
     """
 
     needs = Access.GRADIENTS
@@ -36,9 +37,13 @@ class SLIDE(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.step_size > 0:
-            raise SpecError(f"slide has step_size {self.step_size}; it is a fraction of eps, above 0.")
+            raise SpecError(
+                f"slide has step_size {self.step_size}; it is a fraction of eps, above 0."
+            )
         if not 0 <= self.quantile <= 1:
-            raise SpecError(f"slide has quantile {self.quantile}; it is a share of the features, from 0 to 1.")
+            raise SpecError(
+                f"slide has quantile {self.quantile}; it is a share of the features, from 0 to 1."
+            )
 
     def start(self, p: Problem) -> Tensor:
         return p.random_start("sphere")

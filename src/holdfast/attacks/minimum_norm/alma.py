@@ -35,10 +35,11 @@ class ALMA(Attack):
     """Augmented Lagrangian attack (Rony et al. 2021, arXiv:2011.11857, algorithm 2, penalty P2).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the loss is the margin, scaled to 0.7 at x, which is about what the DLR is there; it bends
-    no more than the margin does, and is free of the logits' scale with any number of classes. The first step has one
-    size in both norms, and is no random one where the gradient is zero. Half of the past is kept with any number of
-    steps, as there with 100; 0.9, as there with 1,000, found larger ones in L1. Lengths are shares of the box's width.
+    Differs from the paper: the loss is the margin, scaled to 0.7 at x, which is about what the DLR
+    is there; it bends no more than the margin does, and is free of the logits' scale with any
+    number of classes. The first step has one size in both norms, and is no random one where the
+    gradient is zero. Half of the past is kept with any number of steps, as there with 100; 0.9, as
+    there with 1,000, found larger ones in L1. Lengths are shares of the box's width.
     """
 
     needs = Access.GRADIENTS
@@ -53,7 +54,9 @@ class ALMA(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.first < math.inf or not 0 <= self.memory < 1:
-            raise SpecError(f"{self!r}: first is a length above 0, memory a share from 0 to below 1.")
+            raise SpecError(
+                f"{self!r}: first is a length above 0, memory a share from 0 to below 1."
+            )
 
     def start(self, p: Problem) -> Balance:
         d, one = torch.zeros_like(p.x), torch.ones_like(p.eps.flatten())

@@ -14,7 +14,9 @@ from holdfast.errors import SpecError
 from holdfast.norms import L2, NORMS, wide
 from holdfast.targets.target import Access
 
-INSIDE = 1e-5  # how far past the boundary a step aims at least, a share of the point's length: no success is rounding's
+# how far past the boundary a step aims at least, a share of the point's length: no success is
+# rounding's
+INSIDE = 1e-5
 
 
 class Walk(NamedTuple):
@@ -26,17 +28,19 @@ class Walk(NamedTuple):
 class BrendelBethge(Attack):
     """Brendel and Bethge's attack (Brendel et al. 2019, arXiv:1907.01003, section 3).
 
-    A step takes the current point towards x as far as the trust region allows, and from there by the smallest move
-    to the linearised boundary within the box. For L2 that is the form of the exact solution of the paper's problem. In
-    L0 the region is a share of the changed features: those that lead least far fall to 0, the others move to the
-    boundary, and where they do not suffice as few more as it takes.
+    A step takes the current point towards x as far as the trust region allows, and from there by
+    the smallest move to the linearised boundary within the box. For L2 that is the form of the
+    exact solution of the paper's problem. In L0 the region is a share of the changed features:
+    those that lead least far fall to 0, the others move to the boundary, and where they do not
+    suffice as few more as it takes.
 
-    Cost: one forward and one backward a step and row, 6 more forwards for every walk but the first (up to 10 where
-    noise seldom meets the goal), and one for the last point.
-    Differs from the paper: but for L2 the problem is not solved jointly, but in these halves, each exactly; the radius
-    is a share of the current point's L2 length (in L0 of its count), not of the number of features; the first walk
-    begins at x, whose first step itself leads to the boundary; a step aims past the boundary by a hundred-thousandth
-    of the point's length at least, where rounding would decide.
+    Cost: one forward and one backward a step and row, 6 more forwards for every walk but the first
+    (up to 10 where noise seldom meets the goal), and one for the last point.
+    Differs from the paper: but for L2 the problem is not solved jointly, but in these halves, each
+    exactly; the radius is a share of the current point's L2 length (in L0 of its count), not of the
+    number of features; the first walk begins at x, whose first step itself leads to the boundary; a
+    step aims past the boundary by a hundred-thousandth of the point's length at least, where
+    rounding would decide.
     """
 
     needs = Access.GRADIENTS
@@ -44,10 +48,14 @@ class BrendelBethge(Attack):
     norms: ClassVar = frozenset(NORMS)
 
     steps: int = option(1000, "gradient steps")
-    walks: int = option(2, "which share the steps; the first begins at x, others at noise that meets the goal")
+    walks: int = option(
+        2, "which share the steps; the first begins at x, others at noise that meets the goal"
+    )
     radius: float = option(0.5, "first radius of the trust region, a share of the point's length")
     last: float = option(0.001, "last radius of a walk, a share of the first")
-    overshoot: float = option(0.1, "how far past the boundary a step aims, a share of the way to it")
+    overshoot: float = option(
+        0.1, "how far past the boundary a step aims, a share of the way to it"
+    )
     momentum: float = option(0.8, "share of the past gradients kept")
 
     def __post_init__(self) -> None:
@@ -75,10 +83,13 @@ class BrendelBethge(Attack):
         return Walk(p.norm.along(before, normal, wanted, share, p.lo, p.hi), normal)
 
     def _boundary(self, p: Problem) -> Tensor:
-        """The point of the boundary between x and noise that meets the goal; x where none of it does."""
+        """The point of the boundary between x and noise that meets the goal; x where none of it
+        does."""
         far, without = torch.zeros_like(p.x), torch.ones_like(p.live)
         for draw in range(5):
-            noise = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(p.x.shape[1:], p.x.dtype)
+            noise = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(
+                p.x.shape[1:], p.x.dtype
+            )
             met = p.adversarial(noise, without)
             far, without = torch.where(wide(met, far), noise, far), without & ~met
         low, high = torch.zeros_like(p.eps.flatten()), torch.ones_like(p.eps.flatten())

@@ -1,4 +1,5 @@
-"""Carlini and Wagner's attacks: Adam on size plus c times the margin, in a space that has no box."""
+"""Carlini and Wagner's attacks: Adam on size plus c times the margin, in a space that has no
+box."""
 
 from __future__ import annotations
 
@@ -57,23 +58,26 @@ class Fixing(NamedTuple):
 class CW(Attack):
     """Carlini and Wagner's attacks (2017, arXiv:1608.04644, sections V-C and VI, confidence 0).
 
-    In L2 searches differ in c. In Linf one pays for what exceeds a limit, which follows the smallest size found. In L0
-    one is a search in L2 that moves only the free features; a success fixes those of the least worth, the product of
-    the margin's gradient and the change.
+    In L2 searches differ in c. In Linf one pays for what exceeds a limit, which follows the
+    smallest size found. In L0 one is a search in L2 that moves only the free features; a success
+    fixes those of the least worth, the product of the margin's gradient and the change.
 
-    Cost: one forward and one backward a step and row, and one forward for the last point, in every norm.
-    Differs from the paper: the margin is measured in units of the clean one; the box's edges lie at finite points
-    of the tanh space; the steps are shared by all searches, each of which goes on from the point where the last one
-    ended, and starts early, for its row alone, where that one is done (the steps saved serve more searches).
-    L2: no step is longer than a tenth of the smallest size found; c is not bracketed, since a success by chance would
-    close the bracket for good, but multiplied or divided by a factor, at first 10, of which each change of direction
-    takes the root, down to 1.2. The paper runs 9 searches of 10,000 steps, that is `cw(steps=90000, searches=9)`; with
-    few steps more and shorter searches do better.
-    Linf: any smaller size is a success; a failure takes the root of the limit's share of the size found, at first 0.9,
-    and makes c 10 times as large where the goal was never met, else a tenth; no step exceeds what the limit is short.
-    L0: a search does without a share of the free features, half as many after a failure; one that could not be missed
-    alone stays. When all of them do, all are free again, and worth is by how far the box lets a feature change.
-    Steps are 10 times as long, and a failure makes c 10 times as large.
+    Cost: one forward and one backward a step and row, and one forward for the last point, in every
+    norm.
+    Differs from the paper: the margin is measured in units of the clean one; the box's edges lie at
+    finite points of the tanh space; the steps are shared by all searches, each of which goes on
+    from the point where the last one ended, and starts early, for its row alone, where that one is
+    done (the steps saved serve more searches). L2: no step is longer than a tenth of the smallest
+    size found; c is not bracketed, since a success by chance would close the bracket for good, but
+    multiplied or divided by a factor, at first 10, of which each change of direction takes the
+    root, down to 1.2. The paper runs 9 searches of 10,000 steps, that is `cw(steps=90000,
+    searches=9)`; with few steps more and shorter searches do better. Linf: any smaller size is a
+    success; a failure takes the root of the limit's share of the size found, at first 0.9, and
+    makes c 10 times as large where the goal was never met, else a tenth; no step exceeds what the
+    limit is short. L0: a search does without a share of the free features, half as many after a
+    failure; one that could not be missed alone stays. When all of them do, all are free again, and
+    worth is by how far the box lets a feature change. Steps are 10 times as long, and a failure
+    makes c 10 times as large.
     """
 
     needs = Access.GRADIENTS
@@ -89,7 +93,9 @@ class CW(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.searches < 1:
-            raise SpecError(f"{self!r} divides its steps by {self.searches} searches, but needs at least 1.")
+            raise SpecError(
+                f"{self!r} divides its steps by {self.searches} searches, but needs at least 1."
+            )
         if not (0 < self.c < math.inf and 0 < self.rate < math.inf):
             raise SpecError(f"{self!r} has c {self.c} and rate {self.rate}; both lie above 0.")
 
@@ -111,7 +117,9 @@ class Weigh:
     def start(self, a: CW, p: Problem) -> Weighing:
         walk = _start(p, a.c)
         none = walk.age
-        return Weighing(walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf)
+        return Weighing(
+            walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf
+        )
 
     def step(self, a: CW, p: Problem, s: Weighing, t: int) -> Weighing:
         gap, g, walk = _margin(p, s.walk, t)
@@ -123,7 +131,9 @@ class Weigh:
         over = (walk.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
         turned = over & (met == s.rose)
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
-        walk = walk._replace(c=torch.where(over, torch.where(met, walk.c / factor, walk.c * factor), walk.c))
+        walk = walk._replace(
+            c=torch.where(over, torch.where(met, walk.c / factor, walk.c * factor), walk.c)
+        )
         return Weighing(
             _descend(p, walk, 2 * u + g, a.rate, over, p.best()[1] / 10),
             factor=factor,
@@ -149,7 +159,9 @@ class Cut:
         over = won | late
         failed = late & ~won
         share = torch.where(failed, s.share.sqrt().clamp_max(0.998), s.share)
-        walk = walk._replace(c=torch.where(failed, torch.where(met, walk.c / 10, walk.c * 10), walk.c))
+        walk = walk._replace(
+            c=torch.where(failed, torch.where(met, walk.c / 10, walk.c * 10), walk.c)
+        )
         above = walk.d.abs() > wide(share * best, walk.d)
         walk = _descend(p, walk, walk.d.sign() * above + g, a.rate, over, (1 - share) * best)
         return Cutting(walk, share, met & ~over)
@@ -162,7 +174,9 @@ class Fix:
         walk = _start(p, a.c)
         none, each = walk.age, torch.ones_like(p.x, dtype=torch.bool)
         worth = torch.full_like(p.x, torch.inf)
-        return Fixing(walk, free=each, kept=each, worth=worth, back=walk.w, cut=none + _CUT, ends=none > 0)
+        return Fixing(
+            walk, free=each, kept=each, worth=worth, back=walk.w, cut=none + _CUT, ends=none > 0
+        )
 
     def step(self, a: CW, p: Problem, s: Fixing, t: int) -> Fixing:
         gap, g, walk = _margin(p, s.walk, t)
@@ -174,12 +188,21 @@ class Fix:
         step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), walk.d)
         worth = torch.where(won, g * step, s.worth.masked_fill(needed, torch.inf))
         cut = torch.where(p.met, (1.5 * s.cut).clamp_max(_CUT), torch.where(lost, s.cut / 2, s.cut))
-        least = torch.where(kept, worth, torch.inf).flatten(1).argsort(dim=1, stable=True).argsort(1).view_as(g)
+        least = (
+            torch.where(kept, worth, torch.inf)
+            .flatten(1)
+            .argsort(dim=1, stable=True)
+            .argsort(1)
+            .view_as(g)
+        )
         few = (cut * kept.flatten(1).sum(1)).floor().clamp_min(1)
         fewer = kept & ~((least < wide(few, g)) & worth.isfinite())
         back = torch.where(won, walk.w, s.back)
         anew = needed.flatten(1).any(1) & (fewer == kept).flatten(1).all(1)
-        new, walk = wide(anew, g), walk._replace(c=torch.where(lost, 10 * walk.c, walk.c).clamp_max(1e10))
+        new, walk = (
+            wide(anew, g),
+            walk._replace(c=torch.where(lost, 10 * walk.c, walk.c).clamp_max(1e10)),
+        )
         g = (2 * walk.d / p.width + _hinge(p, walk, gap, g)[1]) * s.free
         free = torch.where(wide(over, g), fewer | new, s.free)
         walk = walk._replace(w=torch.where(wide(lost, g), back, walk.w))
@@ -204,7 +227,8 @@ def _start(p: Problem, c: float) -> Walk:
 
 
 def _margin(p: Problem, s: Walk, t: int) -> tuple[Tensor, Tensor, Walk]:
-    """The margin below the goal (above 0: met), its gradient, and the walk that knows the clean one."""
+    """The margin below the goal (above 0: met), its gradient, and the walk that knows the clean
+    one."""
     gap, g = p.gradient(s.d, "margin")
     return gap, g, s if t else s._replace(unit=gap.abs())  # the first question is about x
 
@@ -224,7 +248,9 @@ def _descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Te
     g = g * bend
     age = s.age + 1
     mean, square = 0.9 * s.mean + 0.1 * g, 0.999 * s.square + 0.001 * g.square()
-    step = rate * (mean / wide(1 - 0.9**age, g)) / ((square / wide(1 - 0.999**age, g)).sqrt() + 1e-8)
+    step = (
+        rate * (mean / wide(1 - 0.9**age, g)) / ((square / wide(1 - 0.999**age, g)).sqrt() + 1e-8)
+    )
     length = p.norm.size(step * bend) * p.width
     step = step * wide(torch.where(length > most, most / length, 1), step)
     far = math.atanh(_EDGE)

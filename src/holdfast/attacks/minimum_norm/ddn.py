@@ -1,4 +1,5 @@
-"""DDN: direction and norm apart; the norm shrinks while the point is adversarial and grows while it is not."""
+"""DDN: direction and norm apart; the norm shrinks while the point is adversarial and grows while it
+is not."""
 
 from __future__ import annotations
 

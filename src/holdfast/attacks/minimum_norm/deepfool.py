@@ -21,9 +21,10 @@ class DeepFool(Attack):
     """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2 and section 3.3).
 
     Cost: one forward and a backward for each rival a step and row, up to the first success.
-    Differs from the paper: each step overshoots, not only their sum, and by twice as much as the last, up to 128
-    times the first: where the box clips half of a step it would else come near the boundary and never cross it. Of
-    many classes only the best few are looked at, as in the authors' code.
+    Differs from the paper: each step overshoots, not only their sum, and by twice as much as the
+    last, up to 128 times the first: where the box clips half of a step it would else come near the
+    boundary and never cross it. Of many classes only the best few are looked at, as in the authors'
+    code.
     """
 
     needs = Access.GRADIENTS
@@ -32,13 +33,17 @@ class DeepFool(Attack):
     random: ClassVar = False
 
     steps: int = option(50, "most points at which the boundaries are linearised")
-    overshoot: float = option(0.02, "share of its length by which the first step goes beyond the boundary")
+    overshoot: float = option(
+        0.02, "share of its length by which the first step goes beyond the boundary"
+    )
     rivals: int = option(9, "best wrong classes whose boundaries are compared")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
-            raise SpecError(f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1.")
+            raise SpecError(
+                f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1."
+            )
 
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)

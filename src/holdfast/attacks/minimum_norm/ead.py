@@ -30,17 +30,19 @@ class Search(NamedTuple):
 
 @dataclass(frozen=True)
 class EAD(Attack):
-    """Elastic-net attack (Chen et al. 2018, arXiv:1709.04114, algorithm 1 in its accelerated form, confidence 0).
+    """Elastic-net attack (Chen et al. 2018, arXiv:1709.04114, algorithm 1 in its accelerated form,
+    confidence 0).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: of what met the goal the smallest in L1 is kept, not in the elastic net; success is seen
-    where the gradient is asked, which saves the second forward of a step, and that point stays in the box; the margin
-    is measured in units of the clean one, lengths in the box's width; a search goes on from the point where the last
-    one ended, and starts early, for its row alone, where the last one stalled; c is multiplied or divided by a
-    factor, at first 10, of which each change of direction takes the root, down to 1.2; where the smallest size found
-    is under a third of the width, rate and beta are in proportion smaller. Every step takes beta off each
-    entry, as in the paper, so that beta / rate weighs L1 against L2: the first step is a twentieth of the paper's,
-    since only the size in L1 counts here.
+    Differs from the paper: of what met the goal the smallest in L1 is kept, not in the elastic net;
+    success is seen where the gradient is asked, which saves the second forward of a step, and that
+    point stays in the box; the margin is measured in units of the clean one, lengths in the box's
+    width; a search goes on from the point where the last one ended, and starts early, for its row
+    alone, where the last one stalled; c is multiplied or divided by a factor, at first 10, of which
+    each change of direction takes the root, down to 1.2; where the smallest size found is under a
+    third of the width, rate and beta are in proportion smaller. Every step takes beta off each
+    entry, as in the paper, so that beta / rate weighs L1 against L2: the first step is a twentieth
+    of the paper's, since only the size in L1 counts here.
     """
 
     needs = Access.GRADIENTS
@@ -57,7 +59,9 @@ class EAD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.searches < 1:
-            raise SpecError(f"{self!r} divides its steps by {self.searches} searches, but needs at least 1.")
+            raise SpecError(
+                f"{self!r} divides its steps by {self.searches} searches, but needs at least 1."
+            )
         if not all(0 < v < math.inf for v in (self.c, self.beta, self.rate)):
             raise SpecError(f"{self!r} needs c, beta and rate above 0.")
 
@@ -76,7 +80,9 @@ class EAD(Attack):
         loss = -pull * gap + (u.square() + self.beta * u.abs()).flatten(1).sum(1)
         fine = (3 * p.best()[1] / p.width).clamp_max(1)
         rate = wide(fine * self.rate * (1 - s.age / span).sqrt(), u)
-        thinner = p.norm.prox(u - rate * (2 * u - wide(pull, g) * g * p.width), wide(fine * self.beta, u))
+        thinner = p.norm.prox(
+            u - rate * (2 * u - wide(pull, g) * g * p.width), wide(fine * self.beta, u)
+        )
         at = (thinner * p.width).clamp(p.lo, p.hi)
         d = (at + wide(s.age / (s.age + 3), at) * (at - s.at)).clamp(p.lo, p.hi)
         met = s.met | p.met

@@ -1,4 +1,5 @@
-"""FAB: steps onto the linearised boundary that are drawn towards x, and back inside after every success."""
+"""FAB: steps onto the linearised boundary that are drawn towards x, and back inside after every
+success."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ class Nearing(NamedTuple):
 class FAB(Attack):
     """Fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044, algorithm 1).
 
-    The first run starts at x, a restart at random. Aimed at each of nine classes in turn it is FAB-T.
+    The first run starts at x, a restart at random. Aimed at each of nine classes in turn it is
+    FAB-T.
 
-    Cost: two forwards and k - 1 backwards (aimed: one) a step and row, and one forward for the last point.
-    Differs from the paper: a point beyond the linearised boundary is brought onto it, without the overshoot, which
-    there would undo that of the other point; from the second miss in a row on each step is eta times as long as
-    the last, up to ten times, or a row might go to and fro before a bent boundary for ever; the final search is
-    that of the loop; as in the authors' code restarts know nothing of each other and begin at half of eps (of the
-    box's size, where eps is larger).
+    Cost: two forwards and k - 1 backwards (aimed: one) a step and row, and one forward for the last
+    point.
+    Differs from the paper: a point beyond the linearised boundary is brought onto it, without the
+    overshoot, which there would undo that of the other point; from the second miss in a row on each
+    step is eta times as long as the last, up to ten times, or a row might go to and fro before a
+    bent boundary for ever; the final search is that of the loop; as in the authors' code restarts
+    know nothing of each other and begin at half of eps (of the box's size, where eps is larger).
     """
 
     needs = Access.GRADIENTS
@@ -46,7 +49,9 @@ class FAB(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(0 <= value < math.inf for value in (self.alpha_max, self.eta, self.beta)):
-            raise SpecError(f"{self!r}: alpha_max, eta and beta are shares of lengths, finite and at least 0.")
+            raise SpecError(
+                f"{self!r}: alpha_max, eta and beta are shares of lengths, finite and at least 0."
+            )
 
     def start(self, p: Problem) -> Nearing:
         d = torch.zeros_like(p.x)
@@ -61,7 +66,8 @@ class FAB(Attack):
         eta = wide(s.drive.clamp(self.eta, 10), g)
 
         def ahead(d: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
-            """How far the boundary is from d, and the point past it; on it, where d is past it already."""
+            """How far the boundary is from d, and the point past it; on it, where d is past it
+            already."""
             move = p.norm.reach(g, short, p.lo - d, p.hi - d)
             return p.norm.size(move), d + torch.where(wide(short > 0, g), eta, 1) * move
 
@@ -70,4 +76,6 @@ class FAB(Attack):
         share = near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)
         d = torch.lerp(forth, anchor, wide(share.clamp_max(self.alpha_max), g)).clamp(p.lo, p.hi)
         met = p.adversarial(d)
-        return Nearing(torch.where(wide(met, d), self.beta * d, d), torch.where(met, 1, s.drive * self.eta))
+        return Nearing(
+            torch.where(wide(met, d), self.beta * d, d), torch.where(met, 1, s.drive * self.eta)
+        )

@@ -16,7 +16,8 @@ from holdfast.norms import L2, wide
 from holdfast.targets.target import Access
 
 TRUST = 3  # steps in which the linearised boundary is believed
-FAR = 100.0  # scales a point out of its ball, so that its projection is about the ball's farthest point that way
+# scales a point out of its ball, so that its projection is about the ball's farthest point that way
+FAR = 100.0
 
 
 class Ball(NamedTuple):
@@ -29,10 +30,11 @@ class FMN(Attack):
     """Fast minimum-norm attack (Pintor et al. 2021, arXiv:2102.12827, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the projection is onto ball and box at once. Until a first success the radius follows the
-    linearised boundary within the box, in L0 too, but starts no larger than the first step and at most doubles, and
-    after three steps the point goes as far in its direction as ball and box allow: inside a large ball, gradients of
-    nets trained against attacks lead to a maximum short of the boundary. Lengths are multiples of the box's width.
+    Differs from the paper: the projection is onto ball and box at once. Until a first success the
+    radius follows the linearised boundary within the box, in L0 too, but starts no larger than the
+    first step and at most doubles, and after three steps the point goes as far in its direction as
+    ball and box allow: inside a large ball, gradients of nets trained against attacks lead to a
+    maximum short of the boundary. Lengths are multiples of the box's width.
     """
 
     needs = Access.GRADIENTS
@@ -42,7 +44,9 @@ class FMN(Attack):
 
     steps: int = option(100, "gradient steps")
     alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth")
-    gamma: float = option(0.05, "first share by which the radius shrinks or grows; the last is a fiftieth")
+    gamma: float = option(
+        0.05, "first share by which the radius shrinks or grows; the last is a fiftieth"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +69,11 @@ class FMN(Attack):
         edge = p.norm.size(s.d + p.norm.reach(g, -value, p.lo - s.d, p.hi - s.d)) * (1 + gamma)
         most = 2 * s.radius if t else p.norm.size(ahead)
         lost = ~p.met & best.isinf()
-        radius = torch.where(p.met, shrunk, torch.where(lost, grown.maximum(edge.minimum(most)), grown))
+        radius = torch.where(
+            p.met, shrunk, torch.where(lost, grown.maximum(edge.minimum(most)), grown)
+        )
         if t >= TRUST:
-            astray = lost if p.norm.scales else ~p.met  # that a feature moves farther costs nothing in L0
+            # that a feature moves farther costs nothing in L0
+            astray = lost if p.norm.scales else ~p.met
             ahead = ahead * wide(torch.where(astray, FAR, 1), ahead)
         return Ball(p.norm.project(ahead, wide(radius, ahead), p.lo, p.hi), radius)

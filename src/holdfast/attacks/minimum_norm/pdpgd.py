@@ -1,4 +1,5 @@
-"""PDPGD: descend the loss by a gradient, the size by a proximal step; a dual variable weighs one against the other."""
+"""PDPGD: descend the loss by a gradient, the size by a proximal step; a dual variable weighs one
+against the other."""
 
 from __future__ import annotations
 
@@ -33,16 +34,18 @@ class Saddle(NamedTuple):
 class PDPGD(Attack):
     """Primal-dual proximal gradient descent (Matyasko and Chau 2021, arXiv:2106.01538).
 
-    The point takes a step of Adam down the loss, then the proximal step of the norm, both in Adam's metric; the dual
-    variable rises while the goal is not met and falls while it is.
+    The point takes a step of Adam down the loss, then the proximal step of the norm, both in Adam's
+    metric; the dual variable rises while the goal is not met and falls while it is.
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: both steps shrink with the steps done, as 1 / (1 + t / fade), and not with the share of all
-    steps that are done, so that more steps go on from fewer; loss and size weigh the same at first (there the loss a
-    hundred times as much, which few steps do not make up for); the loss is sqrt(1 + u^2) - u of the margin u in tenths
-    of the clean one and not the softplus of the margin, so that the scale of the logits does not matter, nor the last
-    bit of an exponential, which depends on a row's place in the batch; the proximal step takes a fixed number of inner
-    ones; twice the steps. L0 is by the proximal step of the 2/3 power, since the count's own only drops small changes.
+    Differs from the paper: both steps shrink with the steps done, as 1 / (1 + t / fade), and not
+    with the share of all steps that are done, so that more steps go on from fewer; loss and size
+    weigh the same at first (there the loss a hundred times as much, which few steps do not make up
+    for); the loss is sqrt(1 + u^2) - u of the margin u in tenths of the clean one and not the
+    softplus of the margin, so that the scale of the logits does not matter, nor the last bit of an
+    exponential, which depends on a row's place in the batch; the proximal step takes a fixed number
+    of inner ones; twice the steps. L0 is by the proximal step of the 2/3 power, since the count's
+    own only drops small changes.
     """
 
     needs = Access.GRADIENTS

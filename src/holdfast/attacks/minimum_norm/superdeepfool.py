@@ -1,4 +1,5 @@
-"""SuperDeepFool: DeepFool whose every crossing is turned back onto the boundary's normal through x."""
+"""SuperDeepFool: DeepFool whose every crossing is turned back onto the boundary's normal through
+x."""
 
 from __future__ import annotations
 
@@ -26,13 +27,15 @@ class Turning(NamedTuple):
 
 @dataclass(frozen=True)
 class SuperDeepFool(Attack):
-    """SuperDeepFool, the variant SDF(inf, 1) (Abdollahpour et al. 2023, arXiv:2303.12481, algorithm 2).
+    """SuperDeepFool, the variant SDF(inf, 1) (Abdollahpour et al. 2023, arXiv:2303.12481, algorithm
+    2).
 
-    Cost: one forward and a backward for each rival a step and row, and one forward for the last point.
-    Differs from the paper: both moves are the smallest within the box, not clipped to it; a turn is added to the point
-    where its crossing began, and not to x, which on masked gradients finds far smaller ones; a turned point that meets
-    the goal shrinks by a fifth, and the search goes on instead of ending; of many classes only the best few are looked
-    at.
+    Cost: one forward and a backward for each rival a step and row, and one forward for the last
+    point.
+    Differs from the paper: both moves are the smallest within the box, not clipped to it; a turn is
+    added to the point where its crossing began, and not to x, which on masked gradients finds far
+    smaller ones; a turned point that meets the goal shrinks by a fifth, and the search goes on
+    instead of ending; of many classes only the best few are looked at.
     """
 
     needs = Access.GRADIENTS
@@ -47,7 +50,9 @@ class SuperDeepFool(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
-            raise SpecError(f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1.")
+            raise SpecError(
+                f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1."
+            )
 
     def start(self, p: Problem) -> Turning:
         none = torch.zeros_like(p.x)

@@ -1,4 +1,5 @@
-"""Bandits: ascent along a guess of the gradient, which lives on a coarse grid and is bettered by every two queries."""
+"""Bandits: ascent along a guess of the gradient, which lives on a coarse grid and is bettered by
+every two queries."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class Rule(NamedTuple):
     rate: float  # of the guess
     explore: float  # how far it is varied, as a length on the grid
     reach: float  # how far from the current point the margin is asked, as an L2 length; a share of the box's width
-    read: Callable[[Tensor], Tensor]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
+    read: Callable[
+        [Tensor], Tensor
+    ]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
 
 
 _RULES = {"linf": Rule(100.0, 1.0, 0.1, torch.tanh), "l2": Rule(0.1, 0.01, 0.01, torch.clone)}
@@ -40,19 +43,23 @@ _RULES = {"linf": Rule(100.0, 1.0, 0.1, torch.tanh), "l2": Rule(0.1, 0.01, 0.01,
 class Bandits(Attack):
     """Bandits with time and data priors (Ilyas et al. 2019, arXiv:1807.07978, algorithms 2 and 3).
 
-    The guess is kept from step to step (the prior in time) and is constant on tiles (the prior in the data). Its
-    rates and lengths are those of the authors' settings, per norm.
+    The guess is kept from step to step (the prior in time) and is constant on tiles (the prior in
+    the data). Its rates and lengths are those of the authors' settings, per norm.
 
-    Cost: three forwards a step and row (the current point is asked about too), one for the last point.
-    Differs from the paper: the loss is the margin in units of the clean one; the points beside the current one are
-    clipped to the box, and may lie outside the ball; the step is a share of eps (the authors': 0.2 in Linf, 0.1 in L2).
+    Cost: three forwards a step and row (the current point is asked about too), one for the last
+    point.
+    Differs from the paper: the loss is the margin in units of the clean one; the points beside the
+    current one are clipped to the box, and may lie outside the ball; the step is a share of eps
+    (the authors': 0.2 in Linf, 0.1 in L2).
     """
 
     needs = Access.SCORES
     norms: ClassVar = frozenset(_RULES)
 
     steps: int = option(3333, "of three queries")
-    grid: int = option(50, "cells along each side of the grid of the guess; where an image has fewer pixels, these")
+    grid: int = option(
+        50, "cells along each side of the grid of the guess; where an image has fewer pixels, these"
+    )
     step_size: float = option(0.2, "fraction of eps")
 
     def __post_init__(self) -> None:
@@ -63,13 +70,21 @@ class Bandits(Attack):
     def start(self, p: Problem) -> Guess:
         planes = Planes.of(p)
         cells = (planes.c, min(self.grid, planes.h), min(self.grid, planes.w))
-        return Guess(torch.zeros_like(p.x), p.x.new_zeros(len(p.x), *cells), p.x.new_zeros(len(p.x)))
+        return Guess(
+            torch.zeros_like(p.x), p.x.new_zeros(len(p.x), *cells), p.x.new_zeros(len(p.x))
+        )
 
     def step(self, p: Problem, s: Guess, t: int) -> Guess:
         rule = _RULES[p.norm.name]
         cells, read = tuple(s.prior.shape[1:]), rule.read(s.prior)
-        u = rule.explore / math.sqrt(math.prod(cells)) * p.noise("vary").normal(cells, s.prior.dtype)
-        up, down = (rule.reach * p.width * L2.steepest(self.spread(p, v)) for v in (read + u, read - u))
+        u = (
+            rule.explore
+            / math.sqrt(math.prod(cells))
+            * p.noise("vary").normal(cells, s.prior.dtype)
+        )
+        up, down = (
+            rule.reach * p.width * L2.steepest(self.spread(p, v)) for v in (read + u, read - u)
+        )
         found = p.probes(torch.stack([s.d, s.d + up, s.d + down], 1), "margin")
         unit = s.unit if t else found[:, 0].abs()  # the first question is about x
         slope = (found[:, 1] - found[:, 2]) / (rule.reach * rule.explore)

@@ -1,4 +1,5 @@
-"""NES: gradient ascent whose gradient is estimated from the margin at Gaussian points around the current one."""
+"""NES: gradient ascent whose gradient is estimated from the margin at Gaussian points around the
+current one."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from holdfast.targets.target import Access
 
 @dataclass(frozen=True)
 class NES(Attack):
-    """Natural evolution strategies (Ilyas et al. 2018, arXiv:1804.08598, algorithm 1 and section 2.2).
+    """Natural evolution strategies (Ilyas et al. 2018, arXiv:1804.08598, algorithm 1 and section
+    2.2).
 
-    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the last point.
-    Differs from the paper: the loss is the margin, not a class's probability; the points around the current one are
-    clipped to the box, and may lie outside the ball; the step is a share of eps, the paper's 0.01 of eps 0.05, and
-    in L2 has that length.
+    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the
+    last point.
+    Differs from the paper: the loss is the margin, not a class's probability; the points around the
+    current one are clipped to the box, and may lie outside the ball; the step is a share of eps,
+    the paper's 0.01 of eps 0.05, and in L2 has that length.
     """
 
     needs = Access.SCORES
@@ -43,7 +46,10 @@ class NES(Attack):
         return p.random_start("zero")
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype) * (p.hi > p.lo)[:, None]
+        u = (
+            p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+            * (p.hi > p.lo)[:, None]
+        )
         reach, d = self.sigma * p.width * u, s[:, None]
         up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
         g = torch.einsum("nm,nm...->n...", up - down, u)

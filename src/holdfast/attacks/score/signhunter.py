@@ -1,4 +1,5 @@
-"""SignHunter: the corner of the ball that raises the margin most, found by flipping ever smaller blocks of signs."""
+"""SignHunter: the corner of the ball that raises the margin most, found by flipping ever smaller
+blocks of signs."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ class Signs(NamedTuple):
 
 @dataclass(frozen=True)
 class SignHunter(Attack):
-    """SignHunter (Al-Dujaili and O'Reilly 2020, "Sign Bits Are All You Need for Black-Box Attacks", algorithm 2).
+    """SignHunter (Al-Dujaili and O'Reilly 2020, "Sign Bits Are All You Need for Black-Box Attacks",
+    algorithm 2).
 
-    All signs are flipped, then each half of them, each quarter, to single features; a flip that does not raise the
-    loss is taken back. The order of the features is that of the array. In L2 the point is eps * signs / sqrt(f).
+    All signs are flipped, then each half of them, each quarter, to single features; a flip that
+    does not raise the loss is taken back. The order of the features is that of the array. In L2 the
+    point is eps * signs / sqrt(f).
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: the loss is the margin; after single features it begins again with all signs, from the
-    signs that it holds; features that a mask forbids have no sign.
+    Differs from the paper: the loss is the margin; after single features it begins again with all
+    signs, from the signs that it holds; features that a mask forbids have no sign.
     """
 
     needs = Access.SCORES
@@ -52,7 +55,11 @@ class SignHunter(Attack):
         value = p.value(d, "margin")
         up = value > s.value
         rows = wide(up, d)
-        return Signs(torch.where(rows, d, s.d), torch.where(rows, signs, s.signs), torch.where(up, value, s.value))
+        return Signs(
+            torch.where(rows, d, s.d),
+            torch.where(rows, signs, s.signs),
+            torch.where(up, value, s.value),
+        )
 
 
 def _corner(p: Problem, signs: Tensor) -> Tensor:
@@ -60,7 +67,8 @@ def _corner(p: Problem, signs: Tensor) -> Tensor:
 
 
 def block(t: int, features: int) -> tuple[int, int]:
-    """The features that step t flips: from, to. Blocks of level h hold features / 2^h of them, rounded up."""
+    """The features that step t flips: from, to. Blocks of level h hold features / 2^h of them,
+    rounded up."""
     levels = [-(-features // 2**h) for h in range((features - 1).bit_length() + 1)]
     t %= sum(-(-features // length) for length in levels)
     for length in levels:

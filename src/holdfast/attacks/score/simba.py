@@ -1,4 +1,5 @@
-"""SimBA: step by step along random orthonormal directions, pixels or waves, keeping each that raises the margin."""
+"""SimBA: step by step along random orthonormal directions, pixels or waves, keeping each that
+raises the margin."""
 
 from __future__ import annotations
 
@@ -29,12 +30,14 @@ class Turns(NamedTuple):
 class SimBA(Attack):
     """Simple black-box attack (Guo et al. 2019, arXiv:1905.07121, algorithm 1).
 
-    Directions are single features, or the waves of a discrete cosine transform of each plane: those of the lowest
-    eighth of the frequencies in random order, then bands of a 32nd more each (as in the authors' code).
+    Directions are single features, or the waves of a discrete cosine transform of each plane: those
+    of the lowest eighth of the frequencies in random order, then bands of a 32nd more each (as in
+    the authors' code).
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: the loss is the margin, not the class's probability; points are projected to the ball; in
-    Linf a step has its length there; when all directions had their turn they begin again, in the same order.
+    Differs from the paper: the loss is the margin, not the class's probability; points are
+    projected to the ball; in Linf a step has its length there; when all directions had their turn
+    they begin again, in the same order.
     """
 
     needs = Access.SCORES
@@ -66,7 +69,9 @@ class SimBA(Attack):
         up = value > s.value
         done = up | s.back
         turn = (s.turn + done) % s.order.shape[1]
-        return Turns(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value), s.order, turn, ~done)
+        return Turns(
+            torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value), s.order, turn, ~done
+        )
 
 
 class Pixel:
@@ -85,7 +90,9 @@ class Cosine:
     def band(self, planes: Planes, like: Tensor) -> Tensor:
         u, v = (torch.arange(k, device=like.device) / k for k in (planes.h, planes.w))
         highest = torch.maximum(u[:, None], v)
-        return (((highest - 1 / 8) * 32).floor() + 1).clamp_min(0).flatten().repeat(planes.c).double()
+        return (
+            (((highest - 1 / 8) * 32).floor() + 1).clamp_min(0).flatten().repeat(planes.c).double()
+        )
 
     def direction(self, planes: Planes, at: Tensor, like: Tensor) -> Tensor:
         c, u, v = at // (planes.h * planes.w), at // planes.w % planes.h, at % planes.w

@@ -1,4 +1,5 @@
-"""SPSA: Adam on a gradient estimated from the margin at opposite random corners around the current point."""
+"""SPSA: Adam on a gradient estimated from the margin at opposite random corners around the current
+point."""
 
 from __future__ import annotations
 
@@ -22,11 +23,14 @@ class Adam(NamedTuple):
 
 @dataclass(frozen=True)
 class SPSA(Attack):
-    """Simultaneous perturbation stochastic approximation (Uesato et al. 2018, arXiv:1802.05666, algorithm 1).
+    """Simultaneous perturbation stochastic approximation (Uesato et al. 2018, arXiv:1802.05666,
+    algorithm 1).
 
-    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the last point.
-    Differs from the paper: it starts at x; the points around the current one are clipped to the box, and may lie
-    outside the ball; Adam has no constant under its root, so that the scale of the scores does not matter.
+    Cost: `samples` + 1 forwards a step and row (the current point is asked about too), one for the
+    last point.
+    Differs from the paper: it starts at x; the points around the current one are clipped to the
+    box, and may lie outside the ball; Adam has no constant under its root, so that the scale of the
+    scores does not matter.
     """
 
     needs = Access.SCORES
@@ -49,7 +53,10 @@ class SPSA(Attack):
         return Adam(zero, zero, zero)
 
     def step(self, p: Problem, s: Adam, t: int) -> Adam:
-        v = p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype) * (p.hi > p.lo)[:, None]
+        v = (
+            p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+            * (p.hi > p.lo)[:, None]
+        )
         reach, d = self.delta * p.width * v, s.d[:, None]
         up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
         g = torch.einsum("nm,nm...->n...", up - down, v)

@@ -1,4 +1,5 @@
-"""Square: random search that sets one square of the perturbation a query and keeps what lowers the margin."""
+"""Square: random search that sets one square of the perturbation a query and keeps what lowers the
+margin."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Corners:
 
 @dataclass(frozen=True)
 class Bumps:
-    """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a second window."""
+    """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
+    second window."""
 
     power: int  # of the norm
     fade: int  # how fast a mound falls off
@@ -61,7 +63,9 @@ class Bumps:
         """A grid of five by five bumps."""
         a, b = max(planes.h // 5, 1), max(planes.w // 5, 1)
         m, n = planes.h // a, planes.w // b
-        tiles = self.shapes(a, b, p.x).view(2, a, b)[p.noise("turns").uniform((1, m, n)).mul(2).long()]
+        tiles = self.shapes(a, b, p.x).view(2, a, b)[
+            p.noise("turns").uniform((1, m, n)).mul(2).long()
+        ]
         tiles = tiles * p.noise("signs").signs((planes.c, m, n), p.x.dtype)[..., None, None]
         top, left = planes.h - m * a, planes.w - n * b
         sides = (left // 2, left - left // 2, top // 2, top - top // 2)
@@ -79,7 +83,9 @@ class Bumps:
         free = (p.eps.flatten() ** self.power - self.mass(flat, planes).sum(1)).clamp_min(0)
         bump = self.shapes(rows, columns, d)[(u[:, 4] * 2).long()][:, None]
         bump = torch.where(u[:, 5:, None] < 0.5, -bump, bump)
-        new = normalize(bump + normalize(old.view(len(d), planes.c, -1), self.power, -1), self.power, -1)
+        new = normalize(
+            bump + normalize(old.view(len(d), planes.c, -1), self.power, -1), self.power, -1
+        )
         new = self.over * new * (free[:, None] / planes.c + paid).pow(1 / self.power)[..., None]
         return p.project(rest.scatter(1, away, 0).scatter(1, at, new.flatten(1)).view_as(d))
 
@@ -88,7 +94,8 @@ class Bumps:
         return v.view(len(v), planes.c, -1).abs().pow(self.power).sum(2)
 
     def shapes(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A bump of norm 1 whose halves lie one above the other, and one whose halves lie side by side: [2, cells]."""
+        """A bump of norm 1 whose halves lie one above the other, and one whose halves lie side by
+        side: [2, cells]."""
         upright, lying = self.halves(rows, columns, like), self.halves(columns, rows, like).T
         return normalize(torch.stack([upright.flatten(), lying.flatten()]), self.power)
 
@@ -97,10 +104,14 @@ class Bumps:
         return torch.cat([upper, -self.mound(rows - rows // 2, columns, like)])
 
     def mound(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """Rings around the middle, each lower than the one within by its distance to the power -fade."""
+        """Rings around the middle, each lower than the one within by its distance to the power
+        -fade."""
         i, j = (torch.arange(k, device=like.device) for k in (rows, columns))
         ring = torch.maximum((i - rows // 2).abs()[:, None], (j - columns // 2).abs())
-        falls = torch.arange(max(rows, columns) // 2 + 1, 0, -1, device=like.device).to(like) ** -self.fade
+        falls = (
+            torch.arange(max(rows, columns) // 2 + 1, 0, -1, device=like.device).to(like)
+            ** -self.fade
+        )
         return normalize(falls.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(rows, columns)
 
 
@@ -109,13 +120,15 @@ _RULES = {"linf": Corners(), "l2": Bumps(power=2, fade=2), "l1": Bumps(power=1, 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Square Attack (Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3; L1 as in AutoAttack).
+    """Square Attack (Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3; L1 as in
+    AutoAttack).
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: every row draws a window of its own, which may touch the last row and column; where an
-    image is not square, a window that does not fit becomes a rectangle of its area; an input with one axis is one
-    row of pixels. In Linf a proposal that would change nothing has its signs flipped (the authors draw again). In L1
-    the overshoot of 3 is AutoAttack's for three planes, whatever their number.
+    Differs from the paper: every row draws a window of its own, which may touch the last row and
+    column; where an image is not square, a window that does not fit becomes a rectangle of its
+    area; an input with one axis is one row of pixels. In Linf a proposal that would change nothing
+    has its signs flipped (the authors draw again). In L1 the overshoot of 3 is AutoAttack's for
+    three planes, whatever their number.
     """
 
     needs = Access.SCORES
@@ -123,17 +136,25 @@ class Square(Attack):
 
     steps: int = option(5000, "proposals")
     p: float = option(0.8, "share of an image that the first squares cover")
-    schedule: int = option(10000, "queries over which that share falls to p / 512, whatever the steps")
-    start_at: str = option("stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before")
+    schedule: int = option(
+        10000, "queries over which that share falls to p / 512, whatever the steps"
+    )
+    start_at: str = option(
+        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start_at not in ("stripes", "best"):
             raise SpecError(f"square has start_at {self.start_at!r}; it is stripes or best.")
         if not 0 < self.p <= 1:
-            raise SpecError(f"square has p {self.p}; it is a share of the image, above 0 and at most 1.")
+            raise SpecError(
+                f"square has p {self.p}; it is a share of the image, above 0 and at most 1."
+            )
         if self.schedule < 1:
-            raise SpecError(f"square has schedule {self.schedule}; it is a number of queries, at least 1.")
+            raise SpecError(
+                f"square has schedule {self.schedule}; it is a number of queries, at least 1."
+            )
 
     def start(self, p: Problem) -> Kept:
         fresh = self.start_at == "stripes"
@@ -160,10 +181,11 @@ class Legs(NamedTuple):
 
 @dataclass(frozen=True)
 class Relay(Attack):
-    """Square's random search and gradient ascent in turns, each going on from the best point of both.
+    """Square's random search and gradient ascent in turns, each going on from the best point of
+    both.
 
-    Each escapes where the other is stuck: on networks with masked gradients the two together need a fraction of the
-    passes of either (docs/protocols.md).
+    Each escapes where the other is stuck: on networks with masked gradients the two together need a
+    fraction of the passes of either (docs/protocols.md).
 
     Cost: one forward a step and row, in climbs two and one backward; one forward for the start.
     """
@@ -175,9 +197,13 @@ class Relay(Attack):
     climb: int = option(20, "gradient steps of a climb")
     leg: int = option(400, "proposals between two climbs")
     p: float = option(0.05, "share of an image that the first squares of a leg cover")
-    step_size: float = option(0.25, "of every other climb, a fraction of eps; a fifth of it in those between")
+    step_size: float = option(
+        0.25, "of every other climb, a fraction of eps; a fifth of it in those between"
+    )
     loss: str = option("margin", "climbed: ce, margin, dlr, mifpe")
-    start_at: str = option("stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before")
+    start_at: str = option(
+        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,7 +230,9 @@ class Relay(Attack):
             return self._keep(p, s, ahead, ahead)
         rule, planes = _RULES[p.norm.name], Planes.of(p)
         share = Square(p=self.p).share(place - self.climb)
-        return self._keep(p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead)
+        return self._keep(
+            p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead
+        )
 
     def _keep(self, p: Problem, s: Legs, d: Tensor, ahead: Tensor) -> Legs:
         value = p.value(d, "margin")

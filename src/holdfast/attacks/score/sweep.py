@@ -1,4 +1,5 @@
-"""Sweep: try points of the ball without asking for any direction; the baseline that every attack must beat."""
+"""Sweep: try points of the ball without asking for any direction; the baseline that every attack
+must beat."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from holdfast.targets.target import Access
 class Sweep(Attack):
     """Random or exhaustive search: one point a step, labels only.
 
-    In random order (worst of k), extreme points of the ball and uniform points in it take turns. In exhaustive order
-    the corners of the ball are walked one by one: with 2^f steps (Linf) or 2f (L1) on f features it is an exact search
-    over them. A grid is the finest even one over [-eps, eps]^f that has no more points than there are steps; it is for
-    few features, such as the angle and the shift of Engstrom et al. 2019 (arXiv:1712.02779).
+    In random order (worst of k), extreme points of the ball and uniform points in it take turns. In
+    exhaustive order the corners of the ball are walked one by one: with 2^f steps (Linf) or 2f (L1)
+    on f features it is an exact search over them. A grid is the finest even one over [-eps, eps]^f
+    that has no more points than there are steps; it is for few features, such as the angle and the
+    shift of Engstrom et al. 2019 (arXiv:1712.02779).
     """
 
     needs = Access.LABELS

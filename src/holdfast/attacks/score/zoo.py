@@ -1,4 +1,5 @@
-"""ZOO: Carlini and Wagner's L2 objective, descended coordinate by coordinate from differences of scores."""
+"""ZOO: Carlini and Wagner's L2 objective, descended coordinate by coordinate from differences of
+scores."""
 
 from __future__ import annotations
 
@@ -31,13 +32,14 @@ class Search(NamedTuple):
 class ZOO(Attack):
     """Zeroth-order optimisation, ZOO-ADAM (Chen et al. 2017, arXiv:1708.03999, algorithms 1 and 2).
 
-    Each step measures the slope of the objective size^2 + c max(-margin, 0) along a few random features, by a point on
-    either side, and moves these features by one step of Adam each.
+    Each step measures the slope of the objective size^2 + c max(-margin, 0) along a few random
+    features, by a point on either side, and moves these features by one step of Adam each.
 
     Cost: 2 `samples` + 1 forwards a step and row, and one for the last point.
-    Differs from the paper: the margin is one of scores, in units of the clean one, not of log-probabilities; the size's
-    slope is taken exactly; a search goes on from where the last one ended, and c is multiplied or divided by a factor,
-    at first 10, of which each change of direction takes the root. No attack-space reduction, no importance sampling.
+    Differs from the paper: the margin is one of scores, in units of the clean one, not of
+    log-probabilities; the size's slope is taken exactly; a search goes on from where the last one
+    ended, and c is multiplied or divided by a factor, at first 10, of which each change of
+    direction takes the root. No attack-space reduction, no importance sampling.
     """
 
     needs = Access.SCORES
@@ -54,9 +56,14 @@ class ZOO(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.searches < 1 or self.samples < 1:
-            raise SpecError(f"zoo has searches {self.searches} and samples {self.samples}, but needs at least 1 each.")
+            raise SpecError(
+                f"zoo has searches {self.searches} and samples {self.samples}, but needs at least "
+                "1 each."
+            )
         if not (self.c > 0 and self.rate > 0 and self.h > 0):
-            raise SpecError(f"zoo has c {self.c}, rate {self.rate} and h {self.h}; all lie above 0.")
+            raise SpecError(
+                f"zoo has c {self.c}, rate {self.rate} and h {self.h}; all lie above 0."
+            )
 
     def start(self, p: Problem) -> Search:
         zero, none = torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten())
@@ -68,7 +75,9 @@ class ZOO(Attack):
         at = lot.topk(min(self.samples, features), 1, largest=False).indices
         move = self.h * p.width * (p.hi > p.lo)
         side = torch.zeros_like(lot, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
-        side = side.scatter(2, at[:, :, None], move.flatten(1).gather(1, at)[:, :, None]).unflatten(2, p.x.shape[1:])
+        side = side.scatter(2, at[:, :, None], move.flatten(1).gather(1, at)[:, :, None]).unflatten(
+            2, p.x.shape[1:]
+        )
         d = s.d[:, None]
         found = p.probes(torch.cat([d, d + side, d - side], 1), "margin")
         up, down = found[:, 1:].chunk(2, 1)
@@ -84,7 +93,12 @@ class ZOO(Attack):
         mean, square, age = (part.flatten(1).gather(1, at) for part in (s.mean, s.square, s.age))
         mean, square, age = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g.square(), age + 1
         step = mean / (1 - 0.9**age) / ((square / (1 - 0.999**age)).sqrt() + 1e-8)
-        d = s.d.flatten(1).scatter_add(1, at, -self.rate * p.width * step).view_as(s.d).clamp(p.lo, p.hi)
+        d = (
+            s.d.flatten(1)
+            .scatter_add(1, at, -self.rate * p.width * step)
+            .view_as(s.d)
+            .clamp(p.lo, p.hi)
+        )
         kept = (
             old.flatten(1).scatter(1, at, new).view_as(d)
             for old, new in ((s.mean, mean), (s.square, square), (s.age, age))
@@ -92,11 +106,14 @@ class ZOO(Attack):
         return s._replace(d=d, **dict(zip(("mean", "square", "age"), kept, strict=True)))
 
     def weigh(self, s: Search, t: int) -> Search:
-        """At the end of a search less weight where the goal was met, more where it was not; Adam forgets."""
+        """At the end of a search less weight where the goal was met, more where it was not; Adam
+        forgets."""
         if (t + 1) % max(self.steps // self.searches, 1):
             return s
         turned = s.met == s.rose
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
         zero = torch.zeros_like(s.d)
         c = torch.where(s.met, s.c / factor, s.c * factor)
-        return s._replace(c=c, factor=factor, rose=~s.met, met=s.met & False, mean=zero, square=zero, age=zero)
+        return s._replace(
+            c=c, factor=factor, rose=~s.met, met=s.met & False, mean=zero, square=zero, age=zero
+        )

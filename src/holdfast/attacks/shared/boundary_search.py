@@ -1,4 +1,5 @@
-"""What searches by labels alone share: a point that meets the goal, the way back to the boundary, and its normal."""
+"""What searches by labels alone share: a point that meets the goal, the way back to the boundary,
+and its normal."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ def check_start(name: str, start_at: str) -> None:
 def foothold(p: Problem, start_at: str = "noise") -> Tensor:
     """A perturbation that meets the goal, [n, *shape]; the search of a row that has none is over.
 
-    Uniform noise in the box, each draw blended with x in growing shares; with `best` first the point known before.
-    Up to 4 forwards a draw, and 25 draws.
+    Uniform noise in the box, each draw blended with x in growing shares; with `best` first the
+    point known before. Up to 4 forwards a draw, and 25 draws.
     """
     d = torch.zeros_like(p.x)
     lost = torch.ones(len(d), dtype=torch.bool, device=d.device)
@@ -47,11 +48,18 @@ def foothold(p: Problem, start_at: str = "noise") -> Tensor:
 
 
 def bisect(
-    p: Problem, path: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, gap: Tensor, among: Tensor
+    p: Problem,
+    path: Callable[[Tensor], Tensor],
+    low: Tensor,
+    high: Tensor,
+    gap: Tensor,
+    among: Tensor,
 ) -> Tensor:
-    """Where between `low`, which is taken to miss the goal, and `high`, which meets it, `path` still meets it: [n].
+    """Where between `low`, which is taken to miss the goal, and `high`, which meets it, `path`
+    still meets it: [n].
 
-    Each row of `among` asks until its interval is no longer than its `gap`: log2((high - low) / gap) forwards.
+    Each row of `among` asks until its interval is no longer than its `gap`: log2((high - low) /
+    gap) forwards.
     """
     while True:
         wanted = among & p.live & (high - low > gap)
@@ -64,14 +72,18 @@ def bisect(
 
 
 def nearer(p: Problem, d: Tensor, gap: Tensor, among: Tensor | None = None) -> Tensor:
-    """d, which meets the goal, pulled towards x until the boundary is within this share of it ([n])."""
+    """d, which meets the goal, pulled towards x until the boundary is within this share of it
+    ([n])."""
     one = torch.ones_like(gap)
     among = one.bool() if among is None else among
-    return p.norm.shrink(d, bisect(p, lambda share: p.norm.shrink(d, share), 0 * one, one, gap, among))
+    return p.norm.shrink(
+        d, bisect(p, lambda share: p.norm.shrink(d, share), 0 * one, one, gap, among)
+    )
 
 
 def arc(p: Problem, d: Tensor, v: Tensor, angle: Tensor) -> Tensor:
-    """The point at this angle ([n], seen from x) of the circle whose diameter is d, towards the unit v across d.
+    """The point at this angle ([n], seen from x) of the circle whose diameter is d, towards the
+    unit v across d.
 
     At 0 it is d, at a right angle x; all between is nearer to x than d is.
     """
@@ -97,7 +109,8 @@ def ball(p: Problem, share: float) -> float:
 
 
 def within(p: Problem, d: Tensor, radius: float) -> Tensor:
-    """A quarter of the probes' radius as a share of each d, [n]: so near the boundary must be for them to see it."""
+    """A quarter of the probes' radius as a share of each d, [n]: so near the boundary must be for
+    them to see it."""
     size = L2.size(d).clamp_min(torch.finfo(d.dtype).tiny)
     return (radius / 4 / size).clamp(finest(p) / p.width, 0.5)
 
@@ -112,10 +125,12 @@ def directions(p: Problem, m: int) -> Iterator[Tensor]:
 
 
 def normal(p: Problem, d: Tensor, radius: Tensor, m: int) -> Tensor:
-    """The boundary's normal near d, towards the goal, by Monte Carlo: [n, *shape], of any length. m forwards a row.
+    """The boundary's normal near d, towards the goal, by Monte Carlo: [n, *shape], of any length. m
+    forwards a row.
 
-    HopSkipJump's estimate (arXiv:1904.02144, equation 16): m probes at this radius ([n]) around d, each counted by
-    its answer, 1 or -1, less the mean answer, unless all agree. Each row has probes and a radius of its own.
+    HopSkipJump's estimate (arXiv:1904.02144, equation 16): m probes at this radius ([n]) around d,
+    each counted by its answer, 1 or -1, less the mean answer, unless all agree. Each row has probes
+    and a radius of its own.
     """
     r, room = wide(radius, d)[:, None], ((p.lo - d)[:, None], (p.hi - d)[:, None])
     answers, plain, signed = torch.zeros_like(radius), torch.zeros_like(d), torch.zeros_like(d)

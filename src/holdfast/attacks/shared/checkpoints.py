@@ -1,4 +1,5 @@
-"""When Auto-PGD and its kin check their progress, and whose step they halve (arXiv:2003.01690, section 3)."""
+"""When Auto-PGD and its kin check their progress, and whose step they halve (arXiv:2003.01690,
+section 3)."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def check(s: Any, steps: int, t: int, rho: float) -> tuple[Tensor | None, Any]:
-    """Which rows halve their step after step t ([n] bool; None: no checkpoint), and the state with its books renewed.
+    """Which rows halve their step after step t ([n] bool; None: no checkpoint), and the state with
+    its books renewed.
 
-    The state's books: `rises` counts the steps since the last checkpoint that raised the loss, `best_value` is the
-    best loss, `checked` that at the last checkpoint, `halved` whether it halved the step, `size` the step.
+    The state's books: `rises` counts the steps since the last checkpoint that raised the loss,
+    `best_value` is the best loss, `checked` that at the last checkpoint, `halved` whether it halved
+    the step, `size` the step.
     """
     marks = checkpoints(steps)
     if t + 1 not in marks:

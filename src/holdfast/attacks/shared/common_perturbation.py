@@ -1,4 +1,5 @@
-"""Inputs that are to be fooled by one thing together: what the universal perturbation and the patch share."""
+"""Inputs that are to be fooled by one thing together: what the universal perturbation and the patch
+share."""
 
 from __future__ import annotations
 
@@ -13,14 +14,21 @@ from holdfast.threats.threat import Threat
 
 
 class Crowd:
-    """Inputs with the model's own decisions on them; with a goal, those that are not of that class already."""
+    """Inputs with the model's own decisions on them; with a goal, those that are not of that class
+    already."""
 
     def __init__(self, target: Target, x: Tensor, threat: Threat) -> None:
         target.bind(tuple(x.shape[1:]))
         if target.access < Access.GRADIENTS:
-            raise AccessError(f"one answer for all inputs asks for GRADIENTS; the target gives {target.access.name}.")
+            raise AccessError(
+                "one answer for all inputs asks for GRADIENTS; the target gives "
+                f"{target.access.name}."
+            )
         if target.free is not None:
-            raise SpecError("one answer for all inputs is searched in the whole input, and this target holds a part.")
+            raise SpecError(
+                "one answer for all inputs is searched in the whole input, and this target holds a "
+                "part."
+            )
         self.target, self.threat = target, threat
         x = x.to(target.device, target.dtype)
         y = self._decide(x)
@@ -42,11 +50,17 @@ class Crowd:
         return (label >= 0) & (label != self.y if goal is None else label == goal)
 
     def _decide(self, x: Tensor) -> Tensor:
-        return torch.cat([x.new_zeros(0).long(), *self.target.batched(lambda at: self.target.labels(x[at]), len(x))])
+        return torch.cat(
+            [
+                x.new_zeros(0).long(),
+                *self.target.batched(lambda at: self.target.labels(x[at]), len(x)),
+            ]
+        )
 
 
 def slope(p: Problem, near: Tensor) -> Tensor:
-    """The gradient at points near p's inputs, [n, *shape], of their margin, or of how far the goal leads."""
+    """The gradient at points near p's inputs, [n, *shape], of their margin, or of how far the goal
+    leads."""
     return p.gradient(near - p.x, "margin")[1]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from holdfast.attacks.problem import Problem
 
-_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: after each the share halves
+# of 10,000 queries: after each the share halves
+_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Planes(NamedTuple):
@@ -32,22 +33,31 @@ class Planes(NamedTuple):
         return Planes(math.prod(shape[:-2]), h, w, (h * w, w, 1))
 
     def window(self, share: float, least: int, odd: bool) -> tuple[int, int]:
-        """Rows and columns of a square that covers this share of a plane, or of the rectangle that does if it must."""
+        """Rows and columns of a square that covers this share of a plane, or of the rectangle that
+        does if it must."""
         side = max(round(math.sqrt(share * self.h * self.w)), least)
         side += odd and side % 2 == 0
         if side > self.h:
             return self.h, min(max(round(share * self.w), side), self.w)
-        return (min(max(round(share * self.h), side), self.h), self.w) if side > self.w else (side, side)
+        return (
+            (min(max(round(share * self.h), side), self.h), self.w)
+            if side > self.w
+            else (side, side)
+        )
 
     def at(self, rows: int, columns: int, corner: Tensor) -> Tensor:
-        """The features of one window a row, its corner drawn from u [n, 2] in [0, 1): [n, c, rows * columns]."""
+        """The features of one window a row, its corner drawn from u [n, 2] in [0, 1): [n, c, rows *
+        columns]."""
         steps = [
             torch.arange(k, device=corner.device) * s
             for k, s in zip((self.c, rows, columns), self.strides, strict=True)
         ]
         cells = (steps[0][:, None, None] + steps[1][:, None] + steps[2]).flatten(1)
         room = corner.new_tensor([self.h - rows + 1, self.w - columns + 1])
-        return cells + ((corner * room).long() * cells.new_tensor(self.strides[1:])).sum(1)[:, None, None]
+        return (
+            cells
+            + ((corner * room).long() * cells.new_tensor(self.strides[1:])).sum(1)[:, None, None]
+        )
 
     def join(self, images: Tensor, like: Tensor) -> Tensor:
         """Images [n, c, h, w] as inputs."""
@@ -55,5 +65,6 @@ class Planes(NamedTuple):
 
 
 def halved(share: float, t: int, schedule: int) -> float:
-    """What is left of a first share at step t, where it halves nine times in so many queries (arXiv:1912.00049)."""
+    """What is left of a first share at step t, where it halves nine times in so many queries
+    (arXiv:1912.00049)."""
     return share / 2 ** sum(int(t / schedule * 10000) > mark for mark in _MARKS)

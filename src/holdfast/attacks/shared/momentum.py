@@ -1,8 +1,10 @@
-"""The iteration that attacks meant for other models share: signed or scaled steps along a running mean of gradients.
+"""The iteration that attacks meant for other models share: signed or scaled steps along a running
+mean of gradients.
 
-Dong et al. 2018 (arXiv:1710.06081), algorithm 1. Each of these attacks has its own idea of the gradient; run on a
-`Surrogate` it lends what it finds to the model under test. Their loss `ce` is a log-odds, which weighs the copies of an
-input alike, where the cross-entropy of the papers forgets those that the model is sure of.
+Dong et al. 2018 (arXiv:1710.06081), algorithm 1. Each of these attacks has its own idea of the
+gradient; run on a `Surrogate` it lends what it finds to the model under test. Their loss `ce` is a
+log-odds, which weighs the copies of an input alike, where the cross-entropy of the papers forgets
+those that the model is sure of.
 """
 
 from __future__ import annotations
@@ -39,8 +41,16 @@ def check(attack: Any, **least: float) -> None:
     """Refuse values that mean nothing: steps of no size, and fields below their `least`."""
     for name, value in least.items():
         if getattr(attack, name) < value:
-            raise SpecError(f"{spec.write(attack)} has {name} {getattr(attack, name)}; it is at least {value:g}.")
+            raise SpecError(
+                f"{spec.write(attack)} has {name} {getattr(attack, name)}; it is at least "
+                f"{value:g}."
+            )
     if not attack.step_size > 0:
-        raise SpecError(f"{spec.write(attack)} has step_size {attack.step_size}; it is a fraction of eps, above 0.")
+        raise SpecError(
+            f"{spec.write(attack)} has step_size {attack.step_size}; it is a fraction of eps, "
+            "above 0."
+        )
     if not attack.decay >= 0:
-        raise SpecError(f"{spec.write(attack)} has decay {attack.decay}; it is a share, at least 0.")
+        raise SpecError(
+            f"{spec.write(attack)} has decay {attack.decay}; it is a share, at least 0."
+        )

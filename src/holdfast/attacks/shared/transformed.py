@@ -1,7 +1,8 @@
 """Changed copies of inputs, and the gradients that come back through the change.
 
-A change takes images [n, c, h, w] to images of the same shape, each row by its own keys, and torch's autograd takes
-gradients back through it. The copies are no answers: they may lie beyond eps, though never beyond the box or the mask.
+A change takes images [n, c, h, w] to images of the same shape, each row by its own keys, and
+torch's autograd takes gradients back through it. The copies are no answers: they may lie beyond
+eps, though never beyond the box or the mask.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Change = Callable[[Tensor, int], Tensor]  # images and the number of the copy, f
 
 
 def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change) -> Tensor:
-    """Of the loss at d itself, which is judged, and at some changed copies of x + d: [n, *shape]."""
+    """Of the loss at d itself, which is judged, and at some changed copies of x + d: [n,
+    *shape]."""
     _, g = p.gradient(d, loss)
     for i in range(copies):
         with torch.inference_mode(False), torch.enable_grad():
@@ -41,18 +43,22 @@ def images(p: Problem, x: Tensor) -> Tensor:
 
 def joined(p: Problem, image: Tensor) -> Tensor:
     """Images as inputs."""
-    return (image.movedim(1, -1) if p.target.layout == "nhwc" and p.x.ndim == 4 else image).reshape(p.x.shape)
+    return (image.movedim(1, -1) if p.target.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
+        p.x.shape
+    )
 
 
 def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:
-    """Images [n, c, h, w] whose pixels come from rows i and columns j ([n, h, w], in between: bilinear)."""
+    """Images [n, c, h, w] whose pixels come from rows i and columns j ([n, h, w], in between:
+    bilinear)."""
     h, w = image.shape[-2:]
     grid = torch.stack([(2 * j + 1) / w - 1, (2 * i + 1) / h - 1], -1).to(image.dtype)
     return grid_sample(image - empty, grid, align_corners=False) + empty
 
 
 def strips(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A side cut into strips whose widths go as u [..., b]: the strip of each place [..., size], starts and widths."""
+    """A side cut into strips whose widths go as u [..., b]: the strip of each place [..., size],
+    starts and widths."""
     ends = (u.cumsum(-1) / u.sum(-1, keepdim=True).clamp_min(1e-9) * size).round().long()
     ends = torch.cat([ends[..., :-1], torch.full_like(ends[..., :1], size)], -1)
     start = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)

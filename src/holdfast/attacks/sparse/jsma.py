@@ -26,14 +26,17 @@ class Pairs(NamedTuple):
 class JSMA(Attack):
     """Jacobian-based saliency map attack (Papernot et al. 2016, arXiv:1511.07528, algorithm 3).
 
-    The saliency of a pair is the product of what it adds to the rival's probability and of what it takes from all
-    others together. As probabilities sum to one these are equal, and the best pair is the two best features.
+    The saliency of a pair is the product of what it adds to the rival's probability and of what it
+    takes from all others together. As probabilities sum to one these are equal, and the best pair
+    is the two best features.
 
-    Cost: two forwards and one backward a step and row; one forward for the start and one for the last point.
-    Differs from the paper: a feature may move either way (as in Wiyatno and Xu 2018, arXiv:1808.07945) and counts by
-    what the box leaves it (as in Combey et al. 2020, arXiv:2007.06032); the better feature of a pair is tried alone
-    too; a row whose next feature would be one too many (past eps, or no fewer than the best point found has) begins
-    again at x with the next rival, in the order of the clean scores.
+    Cost: two forwards and one backward a step and row; one forward for the start and one for the
+    last point.
+    Differs from the paper: a feature may move either way (as in Wiyatno and Xu 2018,
+    arXiv:1808.07945) and counts by what the box leaves it (as in Combey et al. 2020,
+    arXiv:2007.06032); the better feature of a pair is tried alone too; a row whose next feature
+    would be one too many (past eps, or no fewer than the best point found has) begins again at x
+    with the next rival, in the order of the clean scores.
     """
 
     needs = Access.GRADIENTS
@@ -42,13 +45,17 @@ class JSMA(Attack):
     random: ClassVar = False
 
     steps: int = option(100, "pairs of features changed, beginnings anew included")
-    theta: float = option(1.0, "how far a feature moves a step, a share of the box's width; 1: to its edge")
+    theta: float = option(
+        1.0, "how far a feature moves a step, a share of the box's width; 1: to its edge"
+    )
     loss: str = option("ce", "of the rival, ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.theta <= 1:
-            raise SpecError(f"jsma has theta {self.theta}, but a move is a share of the box's width, above 0.")
+            raise SpecError(
+                f"jsma has theta {self.theta}, but a move is a share of the box's width, above 0."
+            )
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)

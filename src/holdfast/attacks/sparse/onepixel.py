@@ -18,19 +18,22 @@ from holdfast.targets.target import Access
 
 class Swarm(NamedTuple):
     d: Tensor  # the point last asked about, [n, *shape]
-    members: Tensor  # [n, m, e, 4]: per feature its plane, row, column and new value, each from 0 to 1
+    members: (
+        Tensor  # [n, m, e, 4]: per feature its plane, row, column and new value, each from 0 to 1
+    )
     fitness: Tensor  # their losses, [n, m]
 
 
 @dataclass(frozen=True)
 class OnePixel(Attack):
-    """One pixel attack (Su et al. 2019, arXiv:1710.08864, section III-B: differential evolution without crossover).
+    """One pixel attack (Su et al. 2019, arXiv:1710.08864, section III-B: differential evolution
+    without crossover).
 
     Cost: one forward a step and row, and one for the last point.
-    Differs from the paper: eps counts features, so a member holds planes, rows, columns and values, not pixels with
-    all their channels; a child takes its parent's place at once, not at the end of a generation; what leaves the
-    range is drawn anew; changes of one feature add up; the loss is the margin. The paper's run is
-    `onepixel(steps=40000, population=400)`.
+    Differs from the paper: eps counts features, so a member holds planes, rows, columns and values,
+    not pixels with all their channels; a child takes its parent's place at once, not at the end of
+    a generation; what leaves the range is drawn anew; changes of one feature add up; the loss is
+    the margin. The paper's run is `onepixel(steps=40000, population=400)`.
     """
 
     needs = Access.SCORES
@@ -43,13 +46,19 @@ class OnePixel(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.population < 4:
-            raise SpecError(f"onepixel has population {self.population}, but a child has three parents besides itself.")
+            raise SpecError(
+                f"onepixel has population {self.population}, but a child has three parents besides "
+                "itself."
+            )
 
     def start(self, p: Problem) -> Swarm:
         widest = min(max(p.eps.flatten().tolist(), default=0), math.prod(p.x.shape[1:]))
         # Features come first, so that how many of them other rows have changes no draw.
         size = (max(int(widest), 1), self.population, 4)
-        place, value = p.noise("place").uniform(size, p.x.dtype), p.noise("value").normal(size, p.x.dtype)
+        place, value = (
+            p.noise("place").uniform(size, p.x.dtype),
+            p.noise("value").normal(size, p.x.dtype),
+        )
         value = (0.5 + 0.5 * value[..., 3:]).clamp(0, 1)
         members = torch.cat([place[..., :3], value], -1).transpose(1, 2)
         return Swarm(torch.zeros_like(p.x), members, p.x.new_full(members.shape[:2], -torch.inf))
@@ -72,9 +81,15 @@ class OnePixel(Attack):
         lot = p.noise("parents").uniform((self.population,), torch.float64)
         mine = torch.arange(self.population, device=lot.device) == i
         parents = lot.masked_fill(mine, torch.inf).topk(3, 1, largest=False).indices
-        a, b, c = (s.members[torch.arange(len(lot), device=lot.device), parents[:, j]] for j in range(3))
+        a, b, c = (
+            s.members[torch.arange(len(lot), device=lot.device), parents[:, j]] for j in range(3)
+        )
         child = a + self.scale * (b - c)
-        return torch.where((child < 0) | (child > 1), p.noise("anew").uniform(tuple(child.shape[1:]), a.dtype), child)
+        return torch.where(
+            (child < 0) | (child > 1),
+            p.noise("anew").uniform(tuple(child.shape[1:]), a.dtype),
+            child,
+        )
 
     def paint(self, p: Problem, member: Tensor) -> Tensor:
         """The perturbation that a member [n, e, 4] stands for, of its first eps features."""

@@ -16,7 +16,8 @@ from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 
-_TURN, _AIMED = 4, 10  # which steps move the patch: every fourth, every tenth where one class is the goal
+# which steps move the patch: every fourth, every tenth where one class is the goal
+_TURN, _AIMED = 4, 10
 _SQUARES = 1000  # painted at the start, at most
 
 
@@ -27,17 +28,20 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchRS(Attack):
-    """Sparse-RS for patches of each image's own (Croce et al. 2022, arXiv:2006.12834, its section on patches).
+    """Sparse-RS for patches of each image's own (Croce et al. 2022, arXiv:2006.12834, its section
+    on patches).
 
-    A step paints one square of the patch in one colour, each channel at an end of what it may be, or moves the patch
-    by up to three quarters of the image, less and less; what raises the margin is kept. For the threat `patch(side)`.
-    In any other it paints the input itself and moves nothing.
+    A step paints one square of the patch in one colour, each channel at an end of what it may be,
+    or moves the patch by up to three quarters of the image, less and less; what raises the margin
+    is kept. For the threat `patch(side)`. In any other it paints the input itself and moves
+    nothing.
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: every row draws squares and places of its own; a move is a share of the places that there
-    are; a square that would change nothing gets the opposite colour (the authors draw again); the start has at most as
-    many random squares as pixels, not always 1,000; a targeted goal ascends its margin too, not its cross-entropy. The
-    paper's alpha is 0.4, for a targeted goal 0.1.
+    Differs from the paper: every row draws squares and places of its own; a move is a share of the
+    places that there are; a square that would change nothing gets the opposite colour (the authors
+    draw again); the start has at most as many random squares as pixels, not always 1,000; a
+    targeted goal ascends its margin too, not its cross-entropy. The paper's alpha is 0.4, for a
+    targeted goal 0.1.
     """
 
     needs = Access.SCORES
@@ -45,14 +49,21 @@ class PatchRS(Attack):
 
     steps: int = option(10000, "proposals")
     alpha: float = option(0.4, "share of the patch that the first proposal paints")
-    schedule: int = option(10000, "queries over which that share falls to alpha / 512 and the moves to 0")
+    schedule: int = option(
+        10000, "queries over which that share falls to alpha / 512 and the moves to 0"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.alpha <= 1:
-            raise SpecError(f"patchrs has alpha {self.alpha}; it is a share of the patch, above 0 and at most 1.")
+            raise SpecError(
+                f"patchrs has alpha {self.alpha}; it is a share of the patch, above 0 and at most "
+                "1."
+            )
         if self.schedule < 1:
-            raise SpecError(f"patchrs has schedule {self.schedule}; it is a number of queries, at least 1.")
+            raise SpecError(
+                f"patchrs has schedule {self.schedule}; it is a number of queries, at least 1."
+            )
 
     def start(self, p: Problem) -> Kept:
         planes, first = _pixels(p)
@@ -106,7 +117,12 @@ def _painted(p: Problem, planes: Planes) -> Tensor:
         u = p.noise("squares").fold(i).uniform((3 + c,), p.x.dtype)
         side = 1 + (u[:, 0] * most).long()
         top, left = ((u[:, j] * (k - side + 1)).long() for j, k in ((1, h), (2, w)))
-        tall, broad = (((at >= a[:, None]) & (at < (a + side)[:, None])) for at, a in ((row, top), (column, left)))
+        tall, broad = (
+            ((at >= a[:, None]) & (at < (a + side)[:, None]))
+            for at, a in ((row, top), (column, left))
+        )
         within = (tall[:, :, None] & broad[:, None])[:, None]
-        image = torch.where(within, torch.where(u[:, 3:] < 0.5, -1, 1).to(image)[..., None, None], image)
+        image = torch.where(
+            within, torch.where(u[:, 3:] < 0.5, -1, 1).to(image)[..., None, None], image
+        )
     return image

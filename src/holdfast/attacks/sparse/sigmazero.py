@@ -1,4 +1,5 @@
-"""Sigma-zero: Adam on a smooth count of the changed features, and a threshold that sets small changes to zero."""
+"""Sigma-zero: Adam on a smooth count of the changed features, and a threshold that sets small
+changes to zero."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ class SigmaZero(Attack):
     """Sigma-zero (Cinà et al. 2024, arXiv:2402.01879, algorithm 1).
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: a step lowers the count where the goal is met, and raises the loss where it is not; the
-    paper adds the count's gradient there too, and the scale of the logits decides what that weighs.
+    Differs from the paper: a step lowers the count where the goal is met, and raises the loss where
+    it is not; the paper adds the count's gradient there too, and the scale of the logits decides
+    what that weighs.
     """
 
     needs = Access.GRADIENTS
@@ -38,8 +40,12 @@ class SigmaZero(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps")
-    eta: float = option(1.0, "first step of Adam, a share of the box's width; the last is a tenth of it")
-    sigma: float = option(0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)")
+    eta: float = option(
+        1.0, "first step of Adam, a share of the box's width; the last is a tenth of it"
+    )
+    sigma: float = option(
+        0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)"
+    )
     tau: float = option(0.3, "first threshold, a share of the box's width")
     pace: float = option(0.01, "how far the threshold moves, a share of Adam's step")
     loss: str = option("margin", "ascended where the goal is not met: ce, margin, dlr, mifpe")
@@ -47,7 +53,9 @@ class SigmaZero(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma > 0:
-            raise SpecError(f"sigmazero has sigma {self.sigma}, but the smooth count needs one above 0.")
+            raise SpecError(
+                f"sigmazero has sigma {self.sigma}, but the smooth count needs one above 0."
+            )
 
     def start(self, p: Problem) -> Sparse:
         zero = torch.zeros_like(p.x)

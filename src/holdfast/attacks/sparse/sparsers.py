@@ -16,7 +16,17 @@ from holdfast.norms import wide
 from holdfast.targets.target import Access
 
 # After which of 10,000 queries the share of the features that are swapped is divided by what.
-_MARKS = ((0, 2), (50, 4), (200, 5), (500, 6), (1000, 8), (2000, 10), (4000, 12), (6000, 15), (8000, 20))
+_MARKS = (
+    (0, 2),
+    (50, 4),
+    (200, 5),
+    (500, 6),
+    (1000, 8),
+    (2000, 10),
+    (4000, 12),
+    (6000, 15),
+    (8000, 20),
+)
 
 
 class Kept(NamedTuple):
@@ -26,15 +36,17 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseRS(Attack):
-    """Sparse-RS (Croce et al. 2022, arXiv:2006.12834, algorithm 1 with the sampling of its section on L0).
+    """Sparse-RS (Croce et al. 2022, arXiv:2006.12834, algorithm 1 with the sampling of its section
+    on L0).
 
-    A step swaps a share alpha of the features in the set for others, which go to random ends of the box, and keeps
-    what raises the margin.
+    A step swaps a share alpha of the features in the set for others, which go to random ends of the
+    box, and keeps what raises the margin.
 
     Cost: one forward a step and row, and one for the start.
-    Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a feature that
-    stands at an end of the box goes to the other; features that a mask forbids are never chosen; a targeted goal
-    ascends its margin too, not its cross-entropy. The paper's alpha is 0.3, for a targeted goal 0.1.
+    Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a
+    feature that stands at an end of the box goes to the other; features that a mask forbids are
+    never chosen; a targeted goal ascends its margin too, not its cross-entropy. The paper's alpha
+    is 0.3, for a targeted goal 0.1.
     """
 
     needs = Access.SCORES
@@ -42,14 +54,20 @@ class SparseRS(Attack):
 
     steps: int = option(10000, "proposals")
     alpha: float = option(0.3, "share of the set that the first proposal swaps")
-    schedule: int = option(10000, "queries over which that share falls to alpha / 20, whatever the steps")
+    schedule: int = option(
+        10000, "queries over which that share falls to alpha / 20, whatever the steps"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
-            raise SpecError(f"sparsers has alpha {self.alpha}; it is a share of the set, from 0 to 1.")
+            raise SpecError(
+                f"sparsers has alpha {self.alpha}; it is a share of the set, from 0 to 1."
+            )
         if self.schedule < 1:
-            raise SpecError(f"sparsers has schedule {self.schedule}; it is a number of queries, at least 1.")
+            raise SpecError(
+                f"sparsers has schedule {self.schedule}; it is a number of queries, at least 1."
+            )
 
     def start(self, p: Problem) -> Kept:
         chosen = _first(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
@@ -60,7 +78,8 @@ class SparseRS(Attack):
         held, free, most = (s.d != 0).flatten(1), (p.hi > p.lo).flatten(1), _most(p)
         count = (self.share(t) * most).long().clamp_min(1).minimum(most)
         out = _first(_order(p, "out"), held, count)
-        into = _first(_order(p, "into") + held, free, count)  # from the set only where no others are left
+        # from the set only where no others are left
+        into = _first(_order(p, "into") + held, free, count)
         d = torch.where(into.view_as(s.d), _ends(p), torch.where(out.view_as(s.d), 0, s.d))
         value = p.value(d, "margin")
         up = value > s.value

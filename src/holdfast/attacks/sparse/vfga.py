@@ -1,4 +1,5 @@
-"""VFGA: one more feature a step, by the best of random moves of the two features that promise most."""
+"""VFGA: one more feature a step, by the best of random moves of the two features that promise
+most."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ class VFGA(Attack):
 
     A row has at most as many changed features as there are steps.
 
-    Cost: one forward and one backward a step and row, and two forwards a draw; one forward for the last point.
-    Differs from the paper: a row whose next feature would be one too many (past eps, or no fewer than the best point
-    found has) begins again at x with fresh draws.
+    Cost: one forward and one backward a step and row, and two forwards a draw; one forward for the
+    last point.
+    Differs from the paper: a row whose next feature would be one too many (past eps, or no fewer
+    than the best point found has) begins again at x with fresh draws.
     """
 
     needs = Access.GRADIENTS
@@ -51,7 +53,9 @@ class VFGA(Attack):
             at = gain.argmax(1, keepdim=True)
             moves = torch.zeros_like(gain)[:, None].expand(-1, self.draws, -1)
             far = (room.flatten(1).gather(1, at) * length)[..., None]
-            moves = moves.scatter(2, at[:, None].expand(-1, self.draws, -1), far).view(*length.shape, *s.shape[1:])
+            moves = moves.scatter(2, at[:, None].expand(-1, self.draws, -1), far).view(
+                *length.shape, *s.shape[1:]
+            )
             tried = (s[:, None] + moves).clamp(p.lo[:, None], p.hi[:, None])
             found, first = p.probes(tried, self.loss).max(1)
             up = found > value

@@ -1,4 +1,5 @@
-"""Admix: the mean gradient over copies of an input into which a little of images of other classes is mixed."""
+"""Admix: the mean gradient over copies of an input into which a little of images of other classes
+is mixed."""
 
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ from holdfast.targets.target import Access
 class Admix(Attack):
     """Admix (Wang et al. 2021, arXiv:2102.00436, algorithm 1).
 
-    A copy is the input with a `share` of an image of another class over the lower bound added to it, and faded as in
-    SI-FGSM: copy i has its brightness divided by 2 ** i, from i = 0.
-    Cost: `samples` x `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
-    Differs from the paper: the images come from the target's `pool`, not from the batch; the input itself is one more
-    copy, so that it is judged; copies are cut at the bounds.
+    A copy is the input with a `share` of an image of another class over the lower bound added to
+    it, and faded as in SI-FGSM: copy i has its brightness divided by 2 ** i, from i = 0.
+    Cost: `samples` x `copies` + 1 forwards and backwards a step and row, and one forward for the
+    last point.
+    Differs from the paper: the images come from the target's `pool`, not from the batch; the input
+    itself is one more copy, so that it is judged; copies are cut at the bounds.
     """
 
     needs = Access.GRADIENTS
@@ -51,4 +53,6 @@ class Admix(Attack):
             other = images(p, others[:, i // self.copies])
             return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
 
-        return follow(p, s, mean_gradient(p, s.d, self.loss, self.samples * self.copies, change), self)
+        return follow(
+            p, s, mean_gradient(p, s.d, self.loss, self.samples * self.copies, change), self
+        )

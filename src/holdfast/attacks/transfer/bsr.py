@@ -22,8 +22,8 @@ class BSR(Attack):
     """Block shuffle and rotation (Wang et al. 2024, arXiv:2308.10299).
 
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
-    Differs from the paper: the input itself is one more copy, so that it is judged; where a turned block leaves its
-    place bare stands what lies beside the block, not black.
+    Differs from the paper: the input itself is one more copy, so that it is judged; where a turned
+    block leaves its place bare stands what lies beside the block, not black.
     """
 
     needs = Access.GRADIENTS
@@ -48,7 +48,9 @@ class BSR(Attack):
         def change(image: Tensor, i: int) -> Tensor:
             if i % 2:  # columns of blocks first, then the blocks of each
                 return change(image.transpose(2, 3), i - 1).transpose(2, 3)
-            return shuffled(image, p.noise(f"copy {i}"), self.blocks, self.turn, p.target.bounds.low)
+            return shuffled(
+                image, p.noise(f"copy {i}"), self.blocks, self.turn, p.target.bounds.low
+            )
 
         return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
 
@@ -68,19 +70,25 @@ def traded(u: Tensor, size: int) -> Trade:
     ends = width.gather(-1, order).cumsum(-1)
     place = torch.arange(size, device=u.device)
     strip = order.gather(-1, (place[:, None] >= ends[..., None, :]).sum(-1))
-    begins = torch.zeros_like(ends).scatter(-1, order, ends - width.gather(-1, order))  # of each strip, where it is now
+    # of each strip, where it is now
+    begins = torch.zeros_like(ends).scatter(-1, order, ends - width.gather(-1, order))
     half = (width.gather(-1, strip) - 1).to(u.dtype) / 2
     return Trade(strip, start.gather(-1, strip) + half, place - begins.gather(-1, strip) - half)
 
 
 def shuffled(image: Tensor, keys: Keys, blocks: int, turn: float, black: float) -> Tensor:
-    """Images [n, c, h, w] whose rows of blocks change places, then the blocks of each row, and each block turns."""
+    """Images [n, c, h, w] whose rows of blocks change places, then the blocks of each row, and each
+    block turns."""
     h, w = image.shape[-2:]
     rows = traded(keys.fold("rows").uniform((2, blocks), image.dtype), h)
     columns = traded(keys.fold("columns").uniform((blocks, 2, blocks), image.dtype), w)
     at = rows.strip[:, :, None].expand(-1, -1, w)
     strip, home, off = (part.gather(1, at) for part in columns)  # [n, h, w]
-    angles = (keys.fold("turns").uniform((blocks * blocks,), torch.float64) * 2 - 1) * math.radians(turn)
+    angles = (keys.fold("turns").uniform((blocks * blocks,), torch.float64) * 2 - 1) * math.radians(
+        turn
+    )
     angle = angles.gather(1, (at * blocks + strip).flatten(1)).view_as(home).to(image.dtype)
     cos, sin, up = angle.cos(), angle.sin(), rows.off[:, :, None]
-    return warped(image, rows.home[:, :, None] + cos * up - sin * off, home + sin * up + cos * off, black)
+    return warped(
+        image, rows.home[:, :, None] + cos * up - sin * off, home + sin * up + cos * off, black
+    )

@@ -1,4 +1,5 @@
-"""DI-FGSM: momentum on gradients at the input and at copies of it that are smaller and lie elsewhere."""
+"""DI-FGSM: momentum on gradients at the input and at copies of it that are smaller and lie
+elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class DIFGSM(Attack):
 
     A copy is shrunk by up to `room` and lies anywhere in a black frame of the image's own size.
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
-    Differs from the paper: a step asks about the input and its copy, where there a coin chooses one of them.
+    Differs from the paper: a step asks about the input and its copy, where there a coin chooses one
+    of them.
     """
 
     needs = Access.GRADIENTS
@@ -51,10 +53,14 @@ class DIFGSM(Attack):
 
 
 def smaller(image: Tensor, keys: Keys, room: float, black: float) -> Tensor:
-    """Images [n, c, h, w] shrunk to a share in (1 - room, 1], somewhere within a black frame of their size."""
+    """Images [n, c, h, w] shrunk to a share in (1 - room, 1], somewhere within a black frame of
+    their size."""
     u = keys.uniform((3,), image.dtype)
     share = wide(1 - room * u[:, 0], image[:, 0]).clamp_min(0.01)
-    sides = [torch.arange(size, dtype=image.dtype, device=image.device) + 0.5 for size in image.shape[-2:]]
+    sides = [
+        torch.arange(size, dtype=image.dtype, device=image.device) + 0.5
+        for size in image.shape[-2:]
+    ]
     h, w = image.shape[-2:]
     i = (sides[0][:, None] - wide(u[:, 1], share) * (1 - share) * h) / share - 0.5
     j = (sides[1] - wide(u[:, 2], share) * (1 - share) * w) / share - 0.5

@@ -1,4 +1,5 @@
-"""MI-FGSM and NI-FGSM: sign ascent with momentum, the base of the attacks meant for other models."""
+"""MI-FGSM and NI-FGSM: sign ascent with momentum, the base of the attacks meant for other
+models."""
 
 from __future__ import annotations
 
@@ -38,6 +39,10 @@ class MIFGSM(Attack):
         return begin(p)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
-        d = p.project(s.d + p.stride(s.v, self.ahead * self.decay * self.step_size)) if self.ahead else s.d
+        d = (
+            p.project(s.d + p.stride(s.v, self.ahead * self.decay * self.step_size))
+            if self.ahead
+            else s.d
+        )
         _, g = p.gradient(d, self.loss)
         return follow(p, s, g, self)

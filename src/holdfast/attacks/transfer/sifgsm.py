@@ -14,7 +14,8 @@ from holdfast.targets.target import Access
 
 @dataclass(frozen=True)
 class SIFGSM(Attack):
-    """Scale invariant method (Lin et al. 2020, arXiv:1908.06281, algorithm 1 without its look ahead).
+    """Scale invariant method (Lin et al. 2020, arXiv:1908.06281, algorithm 1 without its look
+    ahead).
 
     Copy i has the input's brightness over the lower bound divided by 2 ** i.
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
@@ -38,5 +39,7 @@ class SIFGSM(Attack):
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         black = p.target.bounds.low
-        g = mean_gradient(p, s.d, self.loss, self.copies, lambda x, i: black + (x - black) / 2 ** (i + 1))
+        g = mean_gradient(
+            p, s.d, self.loss, self.copies, lambda x, i: black + (x - black) / 2 ** (i + 1)
+        )
         return follow(p, s, g, self)

@@ -1,4 +1,5 @@
-"""TI-FGSM: momentum on gradients that are smoothed over the image, as if it were asked at many small shifts."""
+"""TI-FGSM: momentum on gradients that are smoothed over the image, as if it were asked at many
+small shifts."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ class TIFGSM(Attack):
     """Translation invariant method (Dong et al. 2019, arXiv:1904.02884), with momentum.
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
-    Differs from the paper: the width of the Gaussian goes with the image (its 15 pixels of 299 are the default), so
-    that images of a few pixels are hardly smoothed at all unless a larger share is asked for.
+    Differs from the paper: the width of the Gaussian goes with the image (its 15 pixels of 299 are
+    the default), so that images of a few pixels are hardly smoothed at all unless a larger share is
+    asked for.
     """
 
     needs = Access.GRADIENTS
@@ -32,7 +34,9 @@ class TIFGSM(Attack):
     steps: int = option(10, "gradient steps")
     step_size: float = option(0.1, "fraction of eps")
     decay: float = option(1.0, "share of the past gradients kept")
-    width: float = option(0.05, "of the Gaussian out to three deviations, as a share of the image's side")
+    width: float = option(
+        0.05, "of the Gaussian out to three deviations, as a share of the image's side"
+    )
     loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
 
     def __post_init__(self) -> None:
@@ -50,11 +54,14 @@ class TIFGSM(Attack):
 
 
 def blurred(image: Tensor, width: float) -> Tensor:
-    """Images [n, c, h, w] smoothed along w by a Gaussian of three deviations to either end of this share of it."""
+    """Images [n, c, h, w] smoothed along w by a Gaussian of three deviations to either end of this
+    share of it."""
     side = image.shape[-1]
     radius = min(int(width * side / 2), side - 1)
     if radius == 0:
         return image
     weights = [math.exp(-((3 * (i / radius - 1)) ** 2) / 2) for i in range(2 * radius + 1)]
     wide = pad(image, (radius, radius))
-    return torch.stack([wide[..., i : i + side] * w / sum(weights) for i, w in enumerate(weights)]).sum(0)
+    return torch.stack(
+        [wide[..., i : i + side] * w / sum(weights) for i, w in enumerate(weights)]
+    ).sum(0)

@@ -23,8 +23,10 @@ class Tuned(NamedTuple):
 class VMIFGSM(Attack):
     """Variance tuning (Wang and He 2021, arXiv:2103.15571, algorithm 1).
 
-    Cost: `neighbours` + 1 forwards and backwards a step and row, and one forward for the last point.
-    Differs from the paper: neighbours are drawn from the ball of the threat's own norm, and stay in the box.
+    Cost: `neighbours` + 1 forwards and backwards a step and row, and one forward for the last
+    point.
+    Differs from the paper: neighbours are drawn from the ball of the threat's own norm, and stay in
+    the box.
     """
 
     needs = Access.GRADIENTS
@@ -50,7 +52,10 @@ class VMIFGSM(Attack):
         for i in range(self.neighbours):
             u = p.norm.sample(p.noise(f"neighbour {i}"), p.x)
             near = (
-                near + p.gradient((s.moving.d + self.radius * p.eps * u).clamp(p.lo, p.hi), self.loss, within=True)[1]
+                near
+                + p.gradient(
+                    (s.moving.d + self.radius * p.eps * u).clamp(p.lo, p.hi), self.loss, within=True
+                )[1]
             )
         moved = follow(p, s.moving, g + s.excess, self)
         return Tuned(moved, near / self.neighbours - g)

@@ -1,7 +1,8 @@
-"""A network that makes adversarial examples in one pass (AdvGAN, Xiao et al. 2018, arXiv:1801.02610).
+"""A network that makes adversarial examples in one pass (AdvGAN, Xiao et al. 2018,
+arXiv:1801.02610).
 
-No `Attack`: its rows share what was learnt from other rows. Those that it is judged on are never the ones that it
-learnt from; given the network, each of them stands alone.
+No `Attack`: its rows share what was learnt from other rows. Those that it is judged on are never
+the ones that it learnt from; given the network, each of them stands alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from holdfast.threats.threat import Threat
 
 @dataclass(frozen=True)
 class AdversarialGenerator:
-    """A perturbing network, and which inputs it fools the model on, with one pass of its own for each."""
+    """A perturbing network, and which inputs it fools the model on, with one pass of its own for
+    each."""
 
     net: nn.Module
     target: Target
@@ -40,10 +42,14 @@ class AdversarialGenerator:
         return float(self.held_out.double().mean())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around x."""
+        """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around
+        x."""
         x = x.to(self.target.device, self.target.dtype)
         with torch.no_grad():
-            parts = [changed(self.net.eval(), self.target, self.threat, x[rows]) for rows in _slices(self.target, x)]
+            parts = [
+                changed(self.net.eval(), self.target, self.threat, x[rows])
+                for rows in _slices(self.target, x)
+            ]
         return torch.cat(parts)
 
 
@@ -60,14 +66,15 @@ def advgan(
     realism: float = 0.01,
     seed: int = 0,
 ) -> AdversarialGenerator:
-    """Train a network to change inputs, within the threat's ball, so that the model decides otherwise.
+    """Train a network to change inputs, within the threat's ball, so that the model decides
+    otherwise.
 
-    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs of that class are
-    left out). The network pays the model's margin, and what a second network, which learns to tell changed inputs from
-    real ones, holds against it.
+    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs
+    of that class are left out). The network pays the model's margin, and what a second network,
+    which learns to tell changed inputs from real ones, holds against it.
 
-    Differs from the paper: the ball is kept by projection, through which gradients pass as if it were not there, in
-    place of a hinge on the length; the networks are smaller.
+    Differs from the paper: the ball is kept by projection, through which gradients pass as if it
+    were not there, in place of a hinge on the length; the networks are smaller.
 
     ```python
     made = advgan(holdfast.wrap(model), x[:5000], x[5000:], Threat.linf(0.3))
@@ -102,7 +109,9 @@ def advgan(
         for t in range(steps):
             for group in adam.param_groups:
                 group["lr"] = rate * (1 - t / steps)
-            keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=crowd.x.device)).fold("advgan", t)
+            keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=crowd.x.device)).fold(
+                "advgan", t
+            )
             at = crowd.drawn(keys, rows)
             with torch.enable_grad():
                 near, paid = priced(net, crowd.problem(at), threat)
@@ -112,20 +121,27 @@ def advgan(
                 paid.backward()
                 adam.step()
                 if realism:
-                    real, made = judge(_inward(torch.cat([crowd.x[at], near.detach()]), target)).chunk(2)
+                    real, made = judge(
+                        _inward(torch.cat([crowd.x[at], near.detach()]), target)
+                    ).chunk(2)
                     other.zero_grad()
                     ((real - 1).square() + made.square()).mean().backward()
                     other.step()
         none = torch.zeros(0, dtype=torch.bool)
         found = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
-        return replace(found, fooled=crowd.fooled(found(crowd.x)), held_out=others.fooled(found(others.x)))
+        return replace(
+            found, fooled=crowd.fooled(found(crowd.x)), held_out=others.fooled(found(others.x))
+        )
 
 
 def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor:
-    """Inputs as the network changes them, in the ball and the box; gradients pass through the projection unchanged."""
+    """Inputs as the network changes them, in the ball and the box; gradients pass through the
+    projection unchanged."""
     width = target.bounds.high - target.bounds.low
     u = net(_inward(x, target))
-    d = width * (unplaned(u, tuple(x.shape[1:]), target.layout) if x.ndim in (3, 4) else u.view_as(x))
+    d = width * (
+        unplaned(u, tuple(x.shape[1:]), target.layout) if x.ndim in (3, 4) else u.view_as(x)
+    )
     eps = wide(x.new_full((len(x),), float(threat.eps)), x)
     with torch.no_grad():
         legal = threat.norm.project(d, eps, target.bounds.low - x, target.bounds.high - x)
@@ -134,7 +150,8 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
 
 
 def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
-    """The inputs of a problem as the network changes them, and what it pays there: the margin, to first order."""
+    """The inputs of a problem as the network changes them, and what it pays there: the margin, to
+    first order."""
     near = changed(net, p.target, threat, p.x)
     return near, -(near * slope(p, near.detach())).sum() / len(near)
 
@@ -191,7 +208,12 @@ def _step(a: int, b: int, stride: int) -> nn.Module:
 
 def _judge(shape: Sequence[int], width: int) -> nn.Module:
     if len(shape) == 1:
-        return nn.Sequential(nn.Linear(shape[0], 8 * width), nn.LeakyReLU(0.2), nn.Linear(8 * width, 1), nn.Flatten(0))
+        return nn.Sequential(
+            nn.Linear(shape[0], 8 * width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(8 * width, 1),
+            nn.Flatten(0),
+        )
     return nn.Sequential(
         nn.Conv2d(shape[0], width, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 3, 2, 1),
         nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, 1), nn.Flatten(0),

@@ -1,6 +1,7 @@
 """One patch for all images, wherever it lies (Brown et al. 2017, arXiv:1712.09665).
 
-No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not hold it.
+No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not
+hold it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Manner:
 
     def __post_init__(self) -> None:
         if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.degrees < math.inf):
-            raise SpecError(f"{self} is no manner: share and least are within 0 and 1, degrees at least 0.")
+            raise SpecError(
+                f"{self} is no manner: share and least are within 0 and 1, degrees at least 0."
+            )
 
     def paste(self, pixels: Tensor, image: Tensor, keys: Keys) -> Tensor:
         """Images [n, c, h, w] with the patch [c, side, side] in them, each at its own place."""
@@ -45,9 +48,11 @@ class Manner:
         reach = half * (cos.abs() + sin.abs())
         y = torch.arange(h).to(image)[:, None] - _between(reach, h, draws[:, 2])
         x = torch.arange(w).to(image) - _between(reach, w, draws[:, 3])
-        own = torch.stack([cos * y - sin * x, sin * y + cos * x], 1) / half[:, None]  # within it: [-1, 1]
+        # within it: [-1, 1]
+        own = torch.stack([cos * y - sin * x, sin * y + cos * x], 1) / half[:, None]
         order = own.abs().amax(1).flatten(1).argsort(stable=True).argsort()
-        covered = order < (self.share * h * w * scale.flatten(1).square()).floor()  # as many as it may, and no more
+        # as many as it may, and no more
+        covered = order < (self.share * h * w * scale.flatten(1).square()).floor()
         read = sample(pixels.expand(len(image), -1, -1, -1), (own + 1) / 2 * (pixels.shape[-1] - 1))
         return torch.where(covered.view(-1, 1, h, w), read, image)
 
@@ -79,12 +84,14 @@ def patch(
     step_size: float = 0.1,
     seed: int = 0,
 ) -> Patch:
-    """Search one patch that fools the model on as many images as it can, by its mean over places, turns and scales.
+    """Search one patch that fools the model on as many images as it can, by its mean over places,
+    turns and scales.
 
-    An image is fooled when its decision changes, or with a goal, when it becomes that class (images of that class are
-    left out).
+    An image is fooled when its decision changes, or with a goal, when it becomes that class (images
+    of that class are left out).
 
-    Differs from the paper: a square, not a disc; projected ascent of the margin by signs of its gradient.
+    Differs from the paper: a square, not a disc; projected ascent of the margin by signs of its
+    gradient.
 
     ```python
     made = patch(holdfast.wrap(model), x[:500], x[500:], manner=Manner(share=0.05), goal=Targeted(3))
@@ -119,7 +126,9 @@ def patch(
             at = crowd.drawn(keys, rows)
             with torch.enable_grad():
                 leaf = pixels.clone().requires_grad_()
-                pasted = pasted_on(target, crowd.x[at], leaf, manner, Keys.of(seed, at).fold("place", t))
+                pasted = pasted_on(
+                    target, crowd.x[at], leaf, manner, Keys.of(seed, at).fold("place", t)
+                )
                 pulled = (pasted * slope(crowd.problem(at), pasted.detach())).sum()
                 g = torch.autograd.grad(pulled, leaf)[0]
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
@@ -135,7 +144,9 @@ def fooled(crowd: Crowd, pixels: Tensor, manner: Manner, seed: int = 0) -> Tenso
 
 def pasted_on(target: Target, x: Tensor, pixels: Tensor, manner: Manner, keys: Keys) -> Tensor:
     """Inputs [n, *shape] with the patch on them, each where its key says."""
-    return unplaned(manner.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout)
+    return unplaned(
+        manner.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout
+    )
 
 
 def _between(reach: Tensor, length: int, u: Tensor) -> Tensor:

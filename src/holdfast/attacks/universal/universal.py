@@ -1,6 +1,7 @@
 """One perturbation for all inputs (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401).
 
-No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not hold it.
+No `Attack`: its rows share one answer, so they cannot be independent, and a run folder does not
+hold it.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def universal(
 ) -> Universal:
     """Search one d of the threat's ball that fools the model on as many inputs as it can.
 
-    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs of that class are
-    left out). Inputs plus d are cut to the box.
+    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs
+    of that class are left out). Inputs plus d are cut to the box.
 
-    Differs from the paper: projected ascent of the margin, summed over random inputs, where the paper adds up
-    DeepFool's steps.
+    Differs from the paper: projected ascent of the margin, summed over random inputs, where the
+    paper adds up DeepFool's steps.
 
     ```python
     made = universal(holdfast.wrap(model), x[:500], x[500:], Threat.linf(0.1))
@@ -72,7 +73,10 @@ def universal(
     """
     check(steps=steps, rows=rows)
     if isinstance(threat.eps, Tensor) or not math.isfinite(threat.eps) or threat.mask is not None:
-        raise SpecError(f"a universal perturbation needs one finite eps and no mask, but the threat is {threat}.")
+        raise SpecError(
+            "a universal perturbation needs one finite eps and no mask, but the threat is "
+            f"{threat}."
+        )
     with sealed(seed):
         crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
         d = torch.zeros_like(crowd.x[:1])

@@ -1,9 +1,11 @@
-"""Generative defences: a network that brings an input back to what data look like, before the model sees it.
+"""Generative defences: a network that brings an input back to what data look like, before the model
+sees it.
 
-Such defences are sold on attacks that do not know of them. Here attacks come through: by the network's own gradient
-where there is one, through every step of a sampler (computed again on the way back, so that memory holds one step),
-along the images that a search can end at, and over many draws of what is random. The networks are torch modules, or
-named as a model is: a torch.export program (`reformer.pt2`) or `path/file.py:factory`.
+Such defences are sold on attacks that do not know of them. Here attacks come through: by the
+network's own gradient where there is one, through every step of a sampler (computed again on the
+way back, so that memory holds one step), along the images that a search can end at, and over many
+draws of what is random. The networks are torch modules, or named as a model is: a torch.export
+program (`reformer.pt2`) or `path/file.py:factory`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Purifier(Defence):
     """A defence that is a network.
 
     Raises:
-        InputError: `net` is no module and names none, or what it gives is not of the shape that it must be.
+        InputError: `net` is no module and names none, or what it gives is not of the shape that it
+            must be.
         SpecError: a field is out of its range.
     """
 
@@ -45,7 +48,10 @@ class Purifier(Defence):
         else:
             found = self.net
         if not isinstance(found, nn.Module):
-            raise InputError(f"{type(self).__name__.lower()} needs a torch module, but got a {type(found).__name__}.")
+            raise InputError(
+                f"{type(self).__name__.lower()} needs a torch module, but got a "
+                f"{type(found).__name__}."
+            )
         own = copy.deepcopy(found).eval().requires_grad_(False)
         object.__setattr__(self, "_own", own)
         if not isinstance(self.net, str):  # what a manifest can hold
@@ -54,7 +60,9 @@ class Purifier(Defence):
     def digest(self) -> bytes:
         digest = hashlib.sha256()
         for name, value in sorted(self._own.state_dict().items()):  # pyright: ignore[reportAttributeAccessIssue]
-            digest.update(f"{name}{tuple(value.shape)}".encode() + value.detach().cpu().numpy().tobytes())
+            digest.update(
+                f"{name}{tuple(value.shape)}".encode() + value.detach().cpu().numpy().tobytes()
+            )
         return digest.digest()
 
     def ask(self, like: Tensor, *inputs: Tensor) -> Tensor:
@@ -63,7 +71,10 @@ class Purifier(Defence):
         answer = net(*inputs)
         if not isinstance(answer, Tensor) or answer.shape != like.shape:
             given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise InputError(f"{spec.write(self)} gives {given} for images {tuple(like.shape)}; it must give the same.")
+            raise InputError(
+                f"{spec.write(self)} gives {given} for images {tuple(like.shape)}; it must give "
+                "the same."
+            )
         return answer
 
     @abstractmethod
@@ -74,8 +85,9 @@ class Purifier(Defence):
 class Reform(Purifier):
     """One pass through a network, images to images, in [0, 1].
 
-    The reformer of MagNet, an autoencoder (Meng and Chen 2017, arXiv:1705.09064), or the generator of APE-GAN (Shen et
-    al. 2017, arXiv:1707.05474). MagNet's detectors are in `holdfast.targets.defences.detectors`.
+    The reformer of MagNet, an autoencoder (Meng and Chen 2017, arXiv:1705.09064), or the generator
+    of APE-GAN (Shen et al. 2017, arXiv:1707.05474). MagNet's detectors are in
+    `holdfast.targets.defences.detectors`.
     """
 
     way: ClassVar[str] = OWN
@@ -87,16 +99,19 @@ class Reform(Purifier):
 
 @dataclass(frozen=True)
 class DefenseGAN(Purifier):
-    """The image of a generator that is nearest to the input (Samangouei et al. 2018, arXiv:1805.06605).
+    """The image of a generator that is nearest to the input (Samangouei et al. 2018,
+    arXiv:1805.06605).
 
-    From `restarts` random codes z by `steps` of descent on |G(z) - x|^2; the nearest image is kept. The network takes
-    z [n, latent] (and, with `classes` k above 0, classes [n], which the restarts go through) and gives images in
-    [-1, 1]. Attacks follow the search to first order at its end: a small change of x moves the nearest image by what of
-    it lies along the generator's images. (The curvature of G is left out.) They take the mean of many draws of its
-    starts.
+    From `restarts` random codes z by `steps` of descent on |G(z) - x|^2; the nearest image is kept.
+    The network takes z [n, latent] (and, with `classes` k above 0, classes [n], which the restarts
+    go through) and gives images in [-1, 1]. Attacks follow the search to first order at its end: a
+    small change of x moves the nearest image by what of it lies along the generator's images. (The
+    curvature of G is left out.) They take the mean of many draws of its starts.
     """
 
-    way: ClassVar[str] = "The gradient was that of its search at the end, along the generator's images." + DRAWN
+    way: ClassVar[str] = (
+        "The gradient was that of its search at the end, along the generator's images." + DRAWN
+    )
     latent: int = 64  # numbers of a code
     classes: int = 0  # that the generator is told; 0: it is told none
     restarts: int = 10  # of the search; the paper's R
@@ -118,7 +133,10 @@ class DefenseGAN(Purifier):
         aim = u[:, None].expand(n, r, *u.shape[1:]).flatten(0, 1)
         told = (torch.arange(r, device=x.device) % self.classes).repeat(n) if self.classes else None
         with torch.inference_mode(False), torch.enable_grad():
-            z, speed = start.flatten(0, 1), torch.zeros(n * r, self.latent, dtype=x.dtype, device=x.device)
+            z, speed = (
+                start.flatten(0, 1),
+                torch.zeros(n * r, self.latent, dtype=x.dtype, device=x.device),
+            )
             for _ in range(self.steps):
                 leaf = z.detach().requires_grad_()
                 away = (self._image(aim, leaf, told) - aim).square().flatten(1).mean(1)
@@ -136,11 +154,20 @@ class DefenseGAN(Purifier):
         return straight((moved @ along @ along.mT).view_as(x), seen)
 
     def _tangents(self, like: Tensor, z: Tensor, told: Tensor | None) -> Tensor:
-        """An orthonormal basis of the directions in which images can move at codes z: [n, pixels, latent]."""
+        """An orthonormal basis of the directions in which images can move at codes z: [n, pixels,
+        latent]."""
         leaf, w = z.detach().requires_grad_(), torch.zeros_like(like).requires_grad_()
-        back = torch.autograd.grad((self._image(like, leaf, told) * w).sum(), leaf, create_graph=True)[0]  # linear in w
-        ways = [torch.autograd.grad(back[:, j].sum(), w, retain_graph=True)[0] for j in range(self.latent)]
-        basis, sizes, _ = torch.linalg.svd(torch.stack(ways, -1).flatten(1, -2), full_matrices=False)
+        # linear in w
+        back = torch.autograd.grad(
+            (self._image(like, leaf, told) * w).sum(), leaf, create_graph=True
+        )[0]
+        ways = [
+            torch.autograd.grad(back[:, j].sum(), w, retain_graph=True)[0]
+            for j in range(self.latent)
+        ]
+        basis, sizes, _ = torch.linalg.svd(
+            torch.stack(ways, -1).flatten(1, -2), full_matrices=False
+        )
         return basis * (sizes > 1e-3 * sizes[:, :1])[:, None]
 
     def _image(self, like: Tensor, z: Tensor, told: Tensor | None) -> Tensor:
@@ -149,11 +176,12 @@ class DefenseGAN(Purifier):
 
 @dataclass(frozen=True)
 class DiffPure(Purifier):
-    """Noise is added, and a diffusion model takes it away again (Nie et al. 2022, arXiv:2205.07460).
+    """Noise is added, and a diffusion model takes it away again (Nie et al. 2022,
+    arXiv:2205.07460).
 
-    The network takes images in [-1, 1] with Gaussian noise of standard deviation sigma [n], and gives them without
-    (EDM's denoiser, arXiv:2206.00364). The way back is by Euler's method. Attacks follow the gradient of the whole
-    way, and the mean of many draws of the noise.
+    The network takes images in [-1, 1] with Gaussian noise of standard deviation sigma [n], and
+    gives them without (EDM's denoiser, arXiv:2206.00364). The way back is by Euler's method.
+    Attacks follow the gradient of the whole way, and the mean of many draws of the noise.
     """
 
     way: ClassVar[str] = OWN + DRAWN
@@ -165,7 +193,10 @@ class DiffPure(Purifier):
         super().__post_init__()
         _at_least(self, "steps", 1)
         if not 0 < self.least < self.sigma < math.inf:
-            raise SpecError(f"{spec.write(self)} has sigma={self.sigma:g} and least={self.least:g}; 0 < least < sigma.")
+            raise SpecError(
+                f"{spec.write(self)} has sigma={self.sigma:g} and least={self.least:g}; 0 < least "
+                "< sigma."
+            )
 
     @property
     def random(self) -> bool:
@@ -198,7 +229,9 @@ class DiffPure(Purifier):
 def _at_least(purifier: Purifier, name: str, least: int) -> None:
     value = getattr(purifier, name)
     if type(value) is not int or value < least:
-        raise SpecError(f"{spec.write(purifier)} has {name}={value!r}, but it is a whole number from {least}.")
+        raise SpecError(
+            f"{spec.write(purifier)} has {name}={value!r}, but it is a whole number from {least}."
+        )
 
 
 PURIFIERS = {kind.__name__.lower(): kind for kind in (Reform, DefenseGAN, DiffPure)}

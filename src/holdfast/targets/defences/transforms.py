@@ -1,9 +1,11 @@
-"""Defences that change an input before the model sees it, and the way an adversary takes through each.
+"""Defences that change an input before the model sees it, and the way an adversary takes through
+each.
 
-Each is what it says in the forward pass. Backwards, one whose own gradient is zero or broken is passed straight
-through (BPDA: Athalye et al. 2018, arXiv:1802.00420), the others are differentiated; one that draws at random is
-attacked and judged as the mean of many draws (`wrap` sees to it). So a figure measured through a defence is that of
-an adversary who knows of it. Inputs are raw images in [0, 1], [n, c, h, w]; what a target's bounds are, it sees to.
+Each is what it says in the forward pass. Backwards, one whose own gradient is zero or broken is
+passed straight through (BPDA: Athalye et al. 2018, arXiv:1802.00420), the others are
+differentiated; one that draws at random is attacked and judged as the mean of many draws (`wrap`
+sees to it). So a figure measured through a defence is that of an adversary who knows of it. Inputs
+are raw images in [0, 1], [n, c, h, w]; what a target's bounds are, it sees to.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from holdfast.errors import InputError, SpecError
 from holdfast.targets.spatial import sample
 from holdfast.targets.target import drawing_of
 
-STRAIGHT = "Its own gradient is zero or broken: it was passed straight through (BPDA, arXiv:1802.00420)."
+STRAIGHT = (
+    "Its own gradient is zero or broken: it was passed straight through (BPDA, arXiv:1802.00420)."
+)
 OWN = "Its own gradient was followed."
 DRAWN = " It is random: the mean of many draws was attacked and judged (EOT, arXiv:1707.07397)."
 
@@ -52,12 +56,16 @@ class Defence(ABC):
     @property
     def remark(self) -> tuple[str, str]:
         """What a report says of it: check, text."""
-        return "defence", f"{spec.write(self)} stands before the model, and attacks come through it. {self.way}"
+        return (
+            "defence",
+            f"{spec.write(self)} stands before the model, and attacks come through it. {self.way}",
+        )
 
 
 @dataclass(frozen=True)
 class JPEG(Defence):
-    """Compressed as JPEG and read again, by libjpeg as Pillow has it (Guo et al. 2018, arXiv:1711.00117).
+    """Compressed as JPEG and read again, by libjpeg as Pillow has it (Guo et al. 2018,
+    arXiv:1711.00117).
 
     Gray images or colour, whose colour is stored at half the resolution.
 
@@ -75,7 +83,9 @@ class JPEG(Defence):
     def __call__(self, x: Tensor) -> Tensor:
         _images(self, x)
         if x.shape[1] not in (1, 3):
-            raise InputError(f"jpeg takes images of one channel or three, but these have {x.shape[1]}.")
+            raise InputError(
+                f"jpeg takes images of one channel or three, but these have {x.shape[1]}."
+            )
         levels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
         read = torch.from_numpy(np.stack([self._coded(image) for image in levels])).movedim(-1, 1)
         return straight(x, read.to(x) / 255)
@@ -83,7 +93,9 @@ class JPEG(Defence):
     def _coded(self, image: np.ndarray) -> np.ndarray:
         """[h, w, c] bytes through a file in memory."""
         file = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "JPEG", quality=self.quality)
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+            file, "JPEG", quality=self.quality
+        )
         return np.asarray(Image.open(file)).reshape(image.shape)
 
 
@@ -108,7 +120,8 @@ class BitDepth(Defence):
 
 @dataclass(frozen=True)
 class Median(Defence):
-    """The median of each pixel's window, channel by channel, mirrored at the border (Xu et al. 2018, arXiv:1704.01155).
+    """The median of each pixel's window, channel by channel, mirrored at the border (Xu et al.
+    2018, arXiv:1704.01155).
 
     Raises:
         SpecError: `window` is no odd number from 3.
@@ -128,13 +141,16 @@ class Median(Defence):
         n, c, h, w = x.shape
         if min(h, w) < self.window:
             raise InputError(f"{spec.write(self)} is larger than the images, which are {h}x{w}.")
-        around = F.unfold(F.pad(x, [self.window // 2] * 4, mode="reflect").flatten(0, 1)[:, None], self.window)
+        around = F.unfold(
+            F.pad(x, [self.window // 2] * 4, mode="reflect").flatten(0, 1)[:, None], self.window
+        )
         return around.median(1).values.view(n, c, h, w)
 
 
 @dataclass(frozen=True)
 class RandomResizePad(Defence):
-    """Resized to a random side and put at a random place of a black square (Xie et al. 2018, arXiv:1711.01991).
+    """Resized to a random side and put at a random place of a black square (Xie et al. 2018,
+    arXiv:1711.01991).
 
     Images become `high` x `high`, which is what the model must take. Each row draws for itself.
 
@@ -158,11 +174,15 @@ class RandomResizePad(Defence):
         _images(self, x)
         keys = drawing_of(x)
         side = self.low + keys.fold("side").integers(self.high - self.low + 1)
-        corner = [(keys.fold(name).uniform(()) * (self.high - side + 1)).floor().to(x) for name in ("top", "left")]
+        corner = [
+            (keys.fold(name).uniform(()) * (self.high - side + 1)).floor().to(x)
+            for name in ("top", "left")
+        ]
         places, inside = [], torch.ones((), dtype=torch.bool, device=x.device)
         for axis, first in enumerate(corner):
             length = x.shape[2 + axis]
-            pixel = torch.arange(self.high).to(x)[None] - first[:, None]  # [n, high], from the resized image's corner
+            # [n, high], from the resized image's corner
+            pixel = torch.arange(self.high).to(x)[None] - first[:, None]
             place = (pixel + 0.5) * (length / side[:, None].to(x)) - 0.5
             own = (pixel >= 0) & (pixel < side[:, None])
             shape = (-1, self.high, 1) if axis == 0 else (-1, 1, self.high)
@@ -175,8 +195,9 @@ class RandomResizePad(Defence):
 class TotalVariation(Defence):
     """The image of least total variation near the given one (Guo et al. 2018, arXiv:1711.00117).
 
-    min over u of TV(u) + |keep mask * (u - x)|^2 / (2 weight), by steps of Chambolle and Pock's method, all of which
-    gradients follow. With `keep` below 1 only a random share of the pixels is held to, as in the paper.
+    min over u of TV(u) + |keep mask * (u - x)|^2 / (2 weight), by steps of Chambolle and Pock's
+    method, all of which gradients follow. With `keep` below 1 only a random share of the pixels is
+    held to, as in the paper.
 
     Raises:
         SpecError: `weight` is not above 0, or `keep` not in (0, 1].
@@ -189,9 +210,14 @@ class TotalVariation(Defence):
     def __post_init__(self) -> None:
         _whole(self, "steps", 1, 10_000)
         if not 0 < self.weight < math.inf:
-            raise SpecError(f"{spec.write(self)} has weight={self.weight!r}, but it is a number above 0.")
+            raise SpecError(
+                f"{spec.write(self)} has weight={self.weight!r}, but it is a number above 0."
+            )
         if not 0 < self.keep <= 1:
-            raise SpecError(f"{spec.write(self)} has keep={self.keep!r}, but it is a share of the pixels in (0, 1].")
+            raise SpecError(
+                f"{spec.write(self)} has keep={self.keep!r}, but it is a share of the pixels in "
+                "(0, 1]."
+            )
 
     @property
     def way(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -240,13 +266,22 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def _images(defence: Defence, x: Tensor) -> None:
     if x.ndim != 4:
-        raise InputError(f"{spec.write(defence)} takes images [c, h, w], but inputs have shape {tuple(x.shape[1:])}.")
+        raise InputError(
+            f"{spec.write(defence)} takes images [c, h, w], but inputs have shape "
+            f"{tuple(x.shape[1:])}."
+        )
 
 
 def _whole(defence: Defence, name: str, low: int, high: int) -> None:
     value = getattr(defence, name)
     if type(value) is not int or not low <= value <= high:
-        raise SpecError(f"{spec.write(defence)} has {name}={value!r}, but it is a whole number from {low} to {high}.")
+        raise SpecError(
+            f"{spec.write(defence)} has {name}={value!r}, but it is a whole number from {low} to "
+            f"{high}."
+        )
 
 
-DEFENCES = {kind.__name__.lower(): kind for kind in (JPEG, BitDepth, Median, RandomResizePad, TotalVariation)}
+DEFENCES = {
+    kind.__name__.lower(): kind
+    for kind in (JPEG, BitDepth, Median, RandomResizePad, TotalVariation)
+}

@@ -1,4 +1,5 @@
-"""Models of numpy arrays: estimators, tree dumps, and any callable. Scores or labels, no gradients."""
+"""Models of numpy arrays: estimators, tree dumps, and any callable. Scores or labels, no
+gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +18,14 @@ from holdfast.errors import InputError
 from holdfast.targets.frameworks.bridge import Foreign, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Access
 
-_SAYS = {"predict_proba": True, "decision_function": False}  # whether a method of this name gives probabilities
-# Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is a class that holds
-# numbers and runs no code of the file's; anything else needs the user's word.
-_KERNELS = "CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation Matern Product RBF RationalQuadratic"
+# whether a method of this name gives probabilities
+_SAYS = {"predict_proba": True, "decision_function": False}
+# Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is
+# a class that holds numbers and runs no code of the file's; anything else needs the user's word.
+_KERNELS = (
+    "CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation Matern Product RBF "
+    "RationalQuadratic"
+)
 _OWN_TYPES = frozenset(
     """
     sklearn._loss.loss.HalfTweedieLossIdentity
@@ -83,10 +88,12 @@ class ArrayModel(Foreign):
 
 
 class _Hasher(NumpyHasher):
-    """A hash of an estimator's values: the same for one that was fitted here and one that was read from a file."""
+    """A hash of an estimator's values: the same for one that was fitted here and one that was read
+    from a file."""
 
     def save(self, obj: Any) -> None:
-        if isinstance(obj, np.ndarray) and obj.dtype.names:  # between its fields lies whatever memory held before
+        # between its fields lies whatever memory held before
+        if isinstance(obj, np.ndarray) and obj.dtype.names:
             obj = [np.ascontiguousarray(obj[name]) for name in obj.dtype.names]
         super().save(obj)
 
@@ -118,11 +125,14 @@ def _libraries(model: Any) -> list[str]:
     return [name for name in dict.fromkeys(kinds) if name not in ("builtins", "numpy", "torch")]
 
 
-def from_estimator(model: Any, *, gives: str | None = None, classes: int | None = None) -> ArrayModel:
-    """A fitted estimator of scikit-learn's kind: its probabilities, else its decision function, else its predictions.
+def from_estimator(
+    model: Any, *, gives: str | None = None, classes: int | None = None
+) -> ArrayModel:
+    """A fitted estimator of scikit-learn's kind: its probabilities, else its decision function,
+    else its predictions.
 
-    Predictions are labels where the estimator names its classes (`classes_`), or `classes` says how many there are;
-    else they are numbers, as a regression has them.
+    Predictions are labels where the estimator names its classes (`classes_`), or `classes` says how
+    many there are; else they are numbers, as a regression has them.
 
     Raises:
         InputError: it predicts several labels at once, in a form of scikit-learn's own.
@@ -133,10 +143,15 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         digest = digest_of((), repr(model))
     kind, known = type(model).__name__, _classes(model)
     features = getattr(model, "n_features_in_", None)
-    own: dict[str, Any] = {"digest": digest, "shape": None if features is None else (int(features),)}
+    own: dict[str, Any] = {
+        "digest": digest,
+        "shape": None if features is None else (int(features),),
+    }
     columns = own["columns"] = _columns(model)
     if known is not None:
-        standard = known == list(range(len(known))) and not any(isinstance(c, (bool, str)) for c in known)
+        standard = known == list(range(len(known))) and not any(
+            isinstance(c, (bool, str)) for c in known
+        )
         own |= {"class_labels": None if standard else tuple(known)}
         classes = len(known)
     names = ["predict_proba", "decision_function"]
@@ -149,36 +164,48 @@ def from_estimator(model: Any, *, gives: str | None = None, classes: int | None 
         places = {label: i for i, label in enumerate(known)}
 
         def labels(x: np.ndarray) -> np.ndarray:
-            return np.array([places[label] for label in np.asarray(model.predict(x)).tolist()], np.int64)
+            return np.array(
+                [places[label] for label in np.asarray(model.predict(x)).tolist()], np.int64
+            )
 
         return ArrayModel(labels, gives="labels", classes=classes, **own)
     if classes is not None or gives == "labels":
         return ArrayModel(model.predict, gives="labels", classes=classes, **own)
     said = (
-        f"a {kind} names no classes (classes_), so its predictions are taken for numbers: for a regression say --task "
+        f"a {kind} names no classes (classes_), so its predictions are taken for numbers: for a "
+        "regression say --task "
         f'"regression(tolerance=0.1)" (in Python: task=...), and a classifier has to be fitted first.'
     )
     return ArrayModel(model.predict, numbers=said, **own)
 
 
 def _classes(model: Any) -> list[Any] | None:
-    """What an estimator calls its classes, as plain values in its own order; None where it does not say."""
+    """What an estimator calls its classes, as plain values in its own order; None where it does not
+    say."""
     try:
         found = model.classes_
     except Exception:  # noqa: BLE001  # not fitted, or a property that fails
         # Detectors of outliers predict -1 for them and 1 for the rest, and have no `classes_`.
-        return [-1, 1] if hasattr(model, "fit_predict") and hasattr(model, "decision_function") else None
+        return (
+            [-1, 1]
+            if hasattr(model, "fit_predict") and hasattr(model, "decision_function")
+            else None
+        )
     if isinstance(found, list) and found and isinstance(found[0], np.ndarray):
         raise InputError(
-            f"the {type(model).__name__} predicts {len(found)} labels at once, each with classes of its own; wrap a "
+            f"the {type(model).__name__} predicts {len(found)} labels at once, each with classes "
+            "of its own; wrap a "
             f"function that returns one array of probabilities [n, labels], with task='multilabel'."
         )
     return np.asarray(found).tolist()
 
 
 def _decides_alike(model: Any, features: int | None, columns: list[str] | None, k: int) -> bool:
-    """Whether an estimator's decision function, which does not round to 0 and 1, decides as its probabilities do."""
-    if features is None or not (hasattr(model, "decision_function") and hasattr(model, "predict_proba")):
+    """Whether an estimator's decision function, which does not round to 0 and 1, decides as its
+    probabilities do."""
+    if features is None or not (
+        hasattr(model, "decision_function") and hasattr(model, "predict_proba")
+    ):
         return False
     x = _table(np.random.default_rng(0).normal(size=(64, int(features))), columns)
     try:
@@ -204,8 +231,8 @@ def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:
         odd = [name for name in asked if name not in _OWN_TYPES]
         if odd and not trust:
             raise InputError(
-                f"{path} holds types that may run code ({', '.join(odd[:3])}), so it was not opened; give --trust if "
-                f"you trust its maker."
+                f"{path} holds types that may run code ({', '.join(odd[:3])}), so it was not "
+                f"opened; give --trust if you trust its maker."
             )
         model = io.load(path, trusted=asked)
         _check_trees(model, path)
@@ -218,7 +245,8 @@ def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:
 
 
 def _check_trees(model: Any, path: Path) -> None:
-    """Raises InputError: a tree leads out of its own nodes or features, where compiled code would read other memory."""
+    """Raises InputError: a tree leads out of its own nodes or features, where compiled code would
+    read other memory."""
     parts, seen = [model], set[int]()
     while parts:
         part = parts.pop()
@@ -234,21 +262,28 @@ def _check_trees(model: Any, path: Path) -> None:
         elif type(part).__module__.startswith("sklearn."):
             parts += vars(part).values() if hasattr(part, "__dict__") else []
             if type(part).__name__ == "Tree" and not _sound(part):
-                raise InputError(f"{path} is damaged: a tree of it leads to a node or a feature that is not there.")
+                raise InputError(
+                    f"{path} is damaged: a tree of it leads to a node or a feature that is not "
+                    "there."
+                )
 
 
 def _sound(tree: Any) -> bool:
-    """Whether each inner node of a tree leads to later nodes, and asks for a feature that there is."""
+    """Whether each inner node of a tree leads to later nodes, and asks for a feature that there
+    is."""
     inner = tree.children_left != -1
     sides = np.stack([tree.children_left, tree.children_right])[:, inner]
     feature, at = tree.feature[inner], np.flatnonzero(inner)
     return bool(
-        (sides > at).all() and (sides < tree.node_count).all() and ((feature >= 0) & (feature < tree.n_features)).all()
+        (sides > at).all()
+        and (sides < tree.node_count).all()
+        and ((feature >= 0) & (feature < tree.n_features)).all()
     )
 
 
 def from_trees(path: Path) -> ArrayModel:
-    """An XGBoost JSON dump: a list of trees, the sum of whose leaves is one logit (class 1 when positive).
+    """An XGBoost JSON dump: a list of trees, the sum of whose leaves is one logit (class 1 when
+    positive).
 
     Raises:
         InputError: it is no such list.
@@ -258,7 +293,8 @@ def from_trees(path: Path) -> ArrayModel:
         trees = [_flat(root) for root in json.loads(content)]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is no XGBoost dump (a JSON list of trees with split, split_condition, yes, no, children, leaf)."
+            f"{path} is no XGBoost dump (a JSON list of trees with split, split_condition, yes, "
+            "no, children, leaf)."
         ) from error
 
     def score(x: np.ndarray) -> np.ndarray:
@@ -277,7 +313,8 @@ def from_trees(path: Path) -> ArrayModel:
 
 
 def _flat(root: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    """The nodes of a tree as columns: feature (-1 at a leaf), limit, the next node below it and not, value."""
+    """The nodes of a tree as columns: feature (-1 at a leaf), limit, the next node below it and
+    not, value."""
     nodes, places = [root], {root["nodeid"]: 0}
     for node in nodes:  # grows as it is walked
         for child in node.get("children", ()):

@@ -1,4 +1,5 @@
-"""Boosted trees of XGBoost and LightGBM as their own libraries hold them: live `Booster`s and model files."""
+"""Boosted trees of XGBoost and LightGBM as their own libraries hold them: live `Booster`s and model
+files."""
 
 from __future__ import annotations
 
@@ -13,19 +14,28 @@ import numpy as np
 from holdfast.errors import InputError
 from holdfast.targets.frameworks.arrays import ArrayModel
 
-_CLASSIFIES = ("binary", "multi", "cross_entropy", "xentropy")  # how objectives of classifiers begin
+# how objectives of classifiers begin
+_CLASSIFIES = ("binary", "multi", "cross_entropy", "xentropy")
 
 
 def is_booster(model: Any) -> bool:
-    return type(model).__name__ == "Booster" and type(model).__module__.partition(".")[0] in ("xgboost", "lightgbm")
+    return type(model).__name__ == "Booster" and type(model).__module__.partition(".")[0] in (
+        "xgboost",
+        "lightgbm",
+    )
 
 
 def from_booster(model: Any) -> ArrayModel:
-    """A trained `Booster`: its margins before the sigmoid or softmax, which are logits; of a regression its numbers.
+    """A trained `Booster`: its margins before the sigmoid or softmax, which are logits; of a
+    regression its numbers.
 
     Every tree is asked, or those up to the best iteration where the booster itself stops there.
     """
-    return _from_xgboost(model) if type(model).__module__.startswith("xgboost") else _from_lightgbm(model)
+    return (
+        _from_xgboost(model)
+        if type(model).__module__.startswith("xgboost")
+        else _from_lightgbm(model)
+    )
 
 
 def _from_xgboost(model: Any) -> ArrayModel:
@@ -37,12 +47,18 @@ def _from_xgboost(model: Any) -> ArrayModel:
         rows = xgboost.DMatrix(x.reshape(len(x), -1))
         return model.predict(rows, output_margin=classifies, validate_features=False)
 
-    return _model(ask, int(model.num_features()), bytes(model.save_raw("ubj")), objective, classifies)
+    return _model(
+        ask, int(model.num_features()), bytes(model.save_raw("ubj")), objective, classifies
+    )
 
 
 def _from_lightgbm(model: Any) -> ArrayModel:
     text = model.model_to_string(num_iteration=-1)
-    found = [line.removeprefix("objective=") for line in text.splitlines() if line.startswith("objective=")]
+    found = [
+        line.removeprefix("objective=")
+        for line in text.splitlines()
+        if line.startswith("objective=")
+    ]
     objective = found[0] if found else "none"
     classifies = objective.startswith(_CLASSIFIES)
 
@@ -54,7 +70,8 @@ def _from_lightgbm(model: Any) -> ArrayModel:
 
 def _model(ask: Any, features: int, content: bytes, objective: str, classifies: bool) -> ArrayModel:
     said = (
-        f"the Booster's objective is {objective}, which predicts numbers and no classes: for a regression say --task "
+        f"the Booster's objective is {objective}, which predicts numbers and no classes: for a "
+        "regression say --task "
         f'"regression(tolerance=0.1)" (in Python: task=...).'
     )
     digest = hashlib.sha256(content).digest()
@@ -66,7 +83,9 @@ def _library(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"{what} needs {name}, which is not installed: pip install {name}.") from None
+        raise InputError(
+            f"{what} needs {name}, which is not installed: pip install {name}."
+        ) from None
 
 
 def holds_lightgbm(head: bytes) -> bool:
@@ -75,7 +94,8 @@ def holds_lightgbm(head: bytes) -> bool:
 
 
 def holds_xgboost(head: bytes) -> bool:
-    """Whether a file begins as XGBoost's models do: an object of JSON or UBJSON that holds the learner."""
+    """Whether a file begins as XGBoost's models do: an object of JSON or UBJSON that holds the
+    learner."""
     return head.lstrip().startswith(b"{") and b"learner" in head
 
 
@@ -94,7 +114,8 @@ def load(path: Path) -> ArrayModel:
             return from_booster(lightgbm.Booster(model_str=content.decode()))
         if not holds_xgboost(content[:64]):
             raise ValueError("it does not begin as such a file does")
-        if content[:2] == b"{L" and b"version" not in content[-64:]:  # UBJSON; XGBoost crashes on half a file
+        # UBJSON; XGBoost crashes on half a file
+        if content[:2] == b"{L" and b"version" not in content[-64:]:
             raise ValueError("it is truncated")
         model = _library("xgboost", f"{path}").Booster()
         model.load_model(bytearray(content))
@@ -103,4 +124,6 @@ def load(path: Path) -> ArrayModel:
         raise
     except Exception as error:  # the libraries' own, and of text that is none
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is no model of XGBoost or LightGBM, or damaged: {first}.") from error
+        raise InputError(
+            f"{path} is no model of XGBoost or LightGBM, or damaged: {first}."
+        ) from error

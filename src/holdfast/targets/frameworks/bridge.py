@@ -1,4 +1,5 @@
-"""Models of other frameworks, as functions of torch tensors. One file a framework says how; this one says what."""
+"""Models of other frameworks, as functions of torch tensors. One file a framework says how; this
+one says what."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
 class Foreign(ABC):
-    """A model that runs outside torch: takes float32 [n, *shape] on the CPU, and gives its own output as a tensor.
+    """A model that runs outside torch: takes float32 [n, *shape] on the CPU, and gives its own
+    output as a tensor.
 
     It can be called like a torch function, and differentiated with respect to its input like one.
     """
@@ -30,13 +32,19 @@ class Foreign(ABC):
     shape: tuple[int, ...] | None = None  # of one input, where the model says it
     layout: str = "nchw"  # that the model wants of images
     classes: int | None = None  # where the output does not tell
-    ending: str | None = None  # the activation at its end, where the output is the logits before that one
-    probabilities: bool | None = None  # whether the model says that it gives probabilities; None: it does not say
+    ending: str | None = (
+        None  # the activation at its end, where the output is the logits before that one
+    )
+    probabilities: bool | None = (
+        None  # whether the model says that it gives probabilities; None: it does not say
+    )
     approximate: bool = False  # `vjp` may differ from `infer` in the last digits
     rewrites: bool = False  # the model was seen to change its input in place
     remarks: tuple[tuple[str, str], ...] = ()  # what a report should say: check, text
     class_labels: tuple[Any, ...] | None = None  # what the model calls its classes; None: 0..k-1
-    numbers: str | None = None  # its outputs are no scores of classes: what to say where they are taken for some
+    numbers: str | None = (
+        None  # its outputs are no scores of classes: what to say where they are taken for some
+    )
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
     @property
@@ -53,7 +61,8 @@ class Foreign(ABC):
         raise NotImplementedError
 
     def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The output, and the pulled-back `cotangent` of it; a framework that compiles both as one is faster."""
+        """The output, and the pulled-back `cotangent` of it; a framework that compiles both as one
+        is faster."""
         z, pullback = self.vjp(x)
         return z, pullback(cotangent(z))
 
@@ -63,7 +72,11 @@ class Foreign(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        return _Cross.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.infer(x.detach())
+        return (
+            _Cross.apply(x, self)
+            if torch.is_grad_enabled() and x.requires_grad
+            else self.infer(x.detach())
+        )
 
 
 class _Cross(torch.autograd.Function):
@@ -102,19 +115,31 @@ def need(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         absent = getattr(error, "name", None) or module
-        raise InputError(f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'.") from error
+        raise InputError(
+            f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'."
+        ) from error
 
 
 def versions_of(*modules: str) -> dict[str, str]:
-    """Of those of these modules that are imported: the version of each, by the name that it is installed under."""
-    found = {_INSTALLED_AS.get(name, name): getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    """Of those of these modules that are imported: the version of each, by the name that it is
+    installed under."""
+    found = {
+        _INSTALLED_AS.get(name, name): getattr(sys.modules.get(name), "__version__", None)
+        for name in modules
+    }
     return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def tensor(array: Any) -> Tensor:
     """A framework's array as a tensor that owns its memory: float32, or int64 for labels."""
     array = np.array(array)
-    wanted = np.float64 if array.dtype == np.float64 else np.float32 if array.dtype.kind == "f" else np.int64
+    wanted = (
+        np.float64
+        if array.dtype == np.float64
+        else np.float32
+        if array.dtype.kind == "f"
+        else np.int64
+    )
     return torch.from_numpy(array.astype(wanted, copy=False))
 
 
@@ -129,15 +154,22 @@ def digest_of(arrays: Iterable[Any], *texts: str) -> bytes:
 
 
 def chosen(output: Any, wanted: str | int | None) -> Any:
-    """The scores among a model's outputs: the one that is wanted, the only one, or the one called logits.
+    """The scores among a model's outputs: the one that is wanted, the only one, or the one called
+    logits.
 
     Raises:
         InputError: there are several, and none is wanted; or the wanted one is not among them.
     """
-    if isinstance(output, (list, tuple)) and output and all(hasattr(part, "keys") for part in output):
+    if (
+        isinstance(output, (list, tuple))
+        and output
+        and all(hasattr(part, "keys") for part in output)
+    ):
         raise InputError(
-            f"the model returns a {type(output).__name__} of dicts ({', '.join(map(str, output[0].keys()))}), as "
-            f"detectors of objects do; detection is not supported: a model gives one row of scores an input."
+            f"the model returns a {type(output).__name__} of dicts "
+            f"({', '.join(map(str, output[0].keys()))}), as "
+            "detectors of objects do; detection is not supported: a model gives one row of scores "
+            "an input."
         )
     if is_dataclass(output) and not hasattr(output, "keys"):
         output = {field.name: getattr(output, field.name) for field in fields(output)}
@@ -154,6 +186,6 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
         return found[name]
     said = "none was chosen" if wanted is None else f"{wanted!r} is not among them"
     raise InputError(
-        f"the model returns a {type(output).__name__} with {', '.join(found) or 'nothing'}, and {said}; say which part "
-        f"is the scores [n, classes] with --output (in Python: output=...)."
+        f"the model returns a {type(output).__name__} with {', '.join(found) or 'nothing'}, and "
+        f"{said}; say which part is the scores [n, classes] with --output (in Python: output=...)."
     )

@@ -1,4 +1,5 @@
-"""JAX: functions of one array. Flax and Equinox models are such functions of their parameters and the array."""
+"""JAX: functions of one array. Flax and Equinox models are such functions of their parameters and
+the array."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from holdfast.targets.target import Pullback
 class JaxModel(Foreign):
     """A function from a jax array [n, *shape] to scores.
 
-    Compiled for numbers of rows that are powers of two, the last rows repeated to fill them: a search asks about
-    ever fewer rows, and each new number would be compiled anew. The pullback keeps what the forward left behind.
+    Compiled for numbers of rows that are powers of two, the last rows repeated to fill them: a
+    search asks about ever fewer rows, and each new number would be compiled anew. The pullback
+    keeps what the forward left behind.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class JaxModel(Foreign):
             return chosen(function(x), output) if z is None else z
 
         self._infer = jax.jit(scores)
-        self._both = jax.jit(lambda x: jax.vjp(scores, x))  # the pullback is a tree of arrays, so it can be returned
+        # the pullback is a tree of arrays, so it can be returned
+        self._both = jax.jit(lambda x: jax.vjp(scores, x))
         self._back = jax.jit(lambda pullback, cotangent: pullback(cotangent)[0])
 
     def infer(self, x: Tensor) -> Tensor:
@@ -56,7 +59,9 @@ class JaxModel(Foreign):
         kind = z.dtype
 
         def back(cotangent: Tensor) -> Tensor:
-            rows = torch.cat([cotangent, cotangent.new_zeros(len(z) - len(x), *cotangent.shape[1:])])
+            rows = torch.cat(
+                [cotangent, cotangent.new_zeros(len(z) - len(x), *cotangent.shape[1:])]
+            )
             return tensor(self._back(pullback, rows.numpy().astype(kind, copy=False)))[: len(x)]
 
         return tensor(z)[: len(x)], back
@@ -68,8 +73,11 @@ class JaxModel(Foreign):
     def digest(self) -> bytes:
         if self._digest is not None:
             return self._digest
-        leaves = self.jax.tree_util.tree_leaves(getattr(self.function, "args", ()))  # parameters bound by a partial
-        return digest_of(leaves, getattr(self.function, "__qualname__", type(self.function).__qualname__))
+        # parameters bound by a partial
+        leaves = self.jax.tree_util.tree_leaves(getattr(self.function, "args", ()))
+        return digest_of(
+            leaves, getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        )
 
     def _in(self, x: Tensor) -> Any:
         n = 1 << max(len(x) - 1, 0).bit_length()
@@ -82,7 +90,8 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str, Any] | None:
-    """The activation that gives a function's only result at these arguments, and the logits before it, in its shape."""
+    """The activation that gives a function's only result at these arguments, and the logits before
+    it, in its shape."""
     jaxpr, shapes = closed.jaxpr, []
     made, var = _made(jaxpr), jaxpr.outvars[0]
 
@@ -122,21 +131,38 @@ def _giving(jaxpr: Any, wanted: Any) -> Any:
 
 
 def _activation(step: Any, made: dict[int, Any]) -> tuple[str | None, Any]:
-    """Whether a step is the end of a sigmoid or of a softmax, which is exp(z) / sum(exp(z)); and its logits."""
+    """Whether a step is the end of a sigmoid or of a softmax, which is exp(z) / sum(exp(z)); and
+    its logits."""
     if step.primitive.name == "logistic":
         return "sigmoid", step.invars[0]
     exp = made.get(id(step.invars[0]))
     total = made.get(id(step.invars[1])) if step.primitive.name == "div" else None
     while total is not None and total.primitive.name in ("broadcast_in_dim", *_SHAPES):
         total = made.get(id(total.invars[0]))
-    if exp is None or total is None or (exp.primitive.name, total.primitive.name) != ("exp", "reduce_sum"):
+    if (
+        exp is None
+        or total is None
+        or (exp.primitive.name, total.primitive.name) != ("exp", "reduce_sum")
+    ):
         return None, None
     shape = step.outvars[0].aval.shape
-    if total.invars[0] is not exp.outvars[0] or total.params["axes"] != (len(shape) - 1,) or len(shape) != 2:
+    if (
+        total.invars[0] is not exp.outvars[0]
+        or total.params["axes"] != (len(shape) - 1,)
+        or len(shape) != 2
+    ):
         return None, None
     shifted = made.get(id(exp.invars[0]))
-    top = made.get(id(shifted.invars[1])) if shifted is not None and shifted.primitive.name == "sub" else None
-    shift = top is not None and top.primitive.name in ("stop_gradient", "broadcast_in_dim") and _is_column(top)
+    top = (
+        made.get(id(shifted.invars[1]))
+        if shifted is not None and shifted.primitive.name == "sub"
+        else None
+    )
+    shift = (
+        top is not None
+        and top.primitive.name in ("stop_gradient", "broadcast_in_dim")
+        and _is_column(top)
+    )
     return "softmax", shifted.invars[0] if shifted is not None and shift else exp.invars[0]
 
 

@@ -14,7 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.bridge import Foreign, autograd_vjp, chosen, digest_of, need, versions_of
+from holdfast.targets.frameworks.bridge import (
+    Foreign,
+    autograd_vjp,
+    chosen,
+    digest_of,
+    need,
+    versions_of,
+)
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.target import Pullback
 
@@ -33,7 +40,9 @@ class KerasOnTorch(Foreign):
             out = chosen(self.model(x, training=False), self.output)
         if not self._asked:
             kind, self._asked = activation.ending(out), True
-            self.ending, self.probabilities = (None, False) if kind == activation.LINEAR else (kind, None)
+            self.ending, self.probabilities = (
+                (None, False) if kind == activation.LINEAR else (kind, None)
+            )
         found = None if self.ending is None else activation.before(out)
         return out if found is None or found.logits is None else found.logits
 
@@ -54,7 +63,8 @@ def load(path: Path, *, trust: bool = False) -> Any:
     """The model of a `.keras` or `.h5` file.
 
     Raises:
-        InputError: damaged, weights alone, made by a Keras that this one cannot read, or it wants to run code.
+        InputError: damaged, weights alone, made by a Keras that this one cannot read, or it wants
+            to run code.
     """
     keras = need("keras", "keras", f"{path}")
     try:
@@ -64,20 +74,21 @@ def load(path: Path, *, trust: bool = False) -> Any:
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "safe_mode" in str(error) or "lambda" in str(error).lower():
             raise InputError(
-                f"{path} wants to run code of its own (a Lambda layer), so it was not opened; give --trust if you "
-                f"trust its maker."
+                f"{path} wants to run code of its own (a Lambda layer), so it was not opened; give "
+                f"--trust if you trust its maker."
             ) from error
         if path.suffix == ".keras" and not zipfile.is_zipfile(path):
             first = "it is no .keras archive"
         raise InputError(
-            f"{path} cannot be opened as a Keras model: {first}. If it holds weights alone, give path/file.py:factory "
-            f"that builds the model and loads them."
+            f"{path} cannot be opened as a Keras model: {first}. If it holds weights alone, give "
+            f"path/file.py:factory that builds the model and loads them."
         ) from error
 
 
 @contextmanager
 def _as_now(path: Path) -> Iterator[Path]:
-    """The file, or a copy that Keras 3 can read of one by a Keras before 2.2.3, which stored a Sequential as a list."""
+    """The file, or a copy that Keras 3 can read of one by a Keras before 2.2.3, which stored a
+    Sequential as a list."""
     said = _config(path)
     if said.get("class_name") != "Sequential" or not isinstance(said.get("config"), list):
         yield path
@@ -93,14 +104,19 @@ def _as_now(path: Path) -> Iterator[Path]:
 
 
 def _with_entry(layers: list[Any]) -> list[Any]:
-    """The layers of a Sequential with the shape of its inputs in a layer of its own, where the first one holds it."""
+    """The layers of a Sequential with the shape of its inputs in a layer of its own, where the
+    first one holds it."""
     for layer in layers:
         if layer["class_name"] == "Sequential" and isinstance(layer["config"], list):
             layer["config"] = {"name": layer.get("name"), "layers": _with_entry(layer["config"])}
     shape = layers[0]["config"].pop("batch_input_shape", None) if layers else None
     if shape is None or layers[0]["class_name"] == "InputLayer":
         return layers
-    entry = {"batch_shape": shape, "dtype": layers[0]["config"].get("dtype", "float32"), "name": "entry"}
+    entry = {
+        "batch_shape": shape,
+        "dtype": layers[0]["config"].get("dtype", "float32"),
+        "name": "entry",
+    }
     return [{"class_name": "InputLayer", "config": entry}, *layers]
 
 
@@ -123,7 +139,9 @@ def load_weights(model: Any, path: Path) -> Any:
         InputError: no Keras model, or the weights do not fit it.
     """
     if not hasattr(model, "load_weights"):
-        raise InputError(f"--arch gives a {type(model).__name__}, but the weights of {path} need a Keras model.")
+        raise InputError(
+            f"--arch gives a {type(model).__name__}, but the weights of {path} need a Keras model."
+        )
     try:
         model.load_weights(path)
     except Exception as error:  # keras and h5py raise whatever a file leads them to
@@ -139,7 +157,8 @@ def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
     whole = [i for i in getattr(model, "inputs", None) or () if "int" in str(i.dtype)]
     if whole:
         raise InputError(
-            f"the Keras model takes {whole[0].dtype} inputs, as models of text do with tokens; only inputs that can "
+            f"the Keras model takes {whole[0].dtype} inputs, as models of text do with tokens; "
+            "only inputs that can "
             f"change by a little are supported, such as images and tables of numbers."
         )
     digest = digest_of((_array(w) for w in model.weights), _architecture(model), str(output))
@@ -218,7 +237,9 @@ def of_rows(model: Any, split: Callable[[Any, Any], list[Any]], features: int) -
 
 def _of_one(keras: Any, model: Any, output: str | int | None) -> Any:
     """The model of one tensor, and not of a list of one."""
-    one = len(getattr(model, "outputs", None) or ()) == len(getattr(model, "inputs", None) or ()) == 1
+    one = (
+        len(getattr(model, "outputs", None) or ()) == len(getattr(model, "inputs", None) or ()) == 1
+    )
     if output is not None or not one:
         return model
     try:

@@ -1,7 +1,8 @@
 """ONNX files: scores by onnxruntime, gradients by the same graph run in torch.
 
-The torch graph is held against onnxruntime when the file is opened, and what an attack counts as a success is always
-asked of onnxruntime. A graph with an operator that is not in `OPERATORS` gives scores alone.
+The torch graph is held against onnxruntime when the file is opened, and what an attack counts as a
+success is always asked of onnxruntime. A graph with an operator that is not in `OPERATORS` gives
+scores alone.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.bridge import Foreign, autograd_vjp, chosen, need, tensor, versions_of
+from holdfast.targets.frameworks.bridge import (
+    Foreign,
+    autograd_vjp,
+    chosen,
+    need,
+    tensor,
+    versions_of,
+)
 from holdfast.targets.target import Access, Pullback
 
 TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest score
 
 
 class OnnxModel(Foreign):
-    """One graph with one input. A graph of one fixed row is tried with more, and asked row by row if it refuses.
+    """One graph with one input. A graph of one fixed row is tried with more, and asked row by row
+    if it refuses.
 
     Args:
-        model: the path of a file, a ModelProto, or an InferenceSession: its file or bytes are opened again, on the CPU.
+        model: the path of a file, a ModelProto, or an InferenceSession: its file or bytes are
+            opened again, on the CPU.
         output: which of several outputs are the scores, by name or place.
 
     Raises:
@@ -56,7 +66,11 @@ class OnnxModel(Foreign):
         self.exits = [value.name for value in proto.graph.output]
         sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
         self.shape = tuple(sides[1:]) if len(sides) > 1 and all(sides[1:]) else None
-        self.layout = "nhwc" if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4) else "nchw"
+        self.layout = (
+            "nhwc"
+            if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4)
+            else "nchw"
+        )
         self.ending, linear = _without_activation(onnx, proto, self.exits, output)
         self.probabilities = False if linear else None
         opened = (place or content) if self.ending is None else proto.SerializeToString()
@@ -93,7 +107,9 @@ class OnnxModel(Foreign):
             for graph in (single, _row_by_row(single)):
                 try:
                     z, exact = graph(x), self.infer(x)
-                    if z.shape == exact.shape and (z - exact).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
+                    if z.shape == exact.shape and (
+                        z - exact
+                    ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
                         self.graph, reason = graph, None
                         break
                 except Exception as error:  # noqa: BLE001  # whatever a foreign graph leads torch to
@@ -107,8 +123,11 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _without_activation(onnx: Any, proto: Any, exits: list[str], output: str | int | None) -> tuple[str | None, bool]:
-    """Take the last softmax or sigmoid out of a graph: which one it was, and whether the graph ends in a linear layer.
+def _without_activation(
+    onnx: Any, proto: Any, exits: list[str], output: str | int | None
+) -> tuple[str | None, bool]:
+    """Take the last softmax or sigmoid out of a graph: which one it was, and whether the graph ends
+    in a linear layer.
 
     A softmax over another axis than that of the classes stays.
     """
@@ -116,7 +135,14 @@ def _without_activation(onnx: Any, proto: Any, exits: list[str], output: str | i
     only = exits[0] if len(exits) == 1 else "logits"
     wanted = only if output is None else str(output)
     node = makers.get(wanted)
-    while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"):
+    while node is not None and node.op_type in (
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Dropout",
+    ):
         node = makers.get(node.input[0])
     if node is None:
         return None, False
@@ -124,9 +150,15 @@ def _without_activation(onnx: Any, proto: Any, exits: list[str], output: str | i
         before = [makers[name].op_type for name in node.input if name in makers]
         return None, bool({"MatMul", "Gemm", "Conv"} & set(before))
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-    if node.op_type not in ("Softmax", "Sigmoid") or (node.op_type == "Softmax" and axis not in (-1, 1)):
+    if node.op_type not in ("Softmax", "Sigmoid") or (
+        node.op_type == "Softmax" and axis not in (-1, 1)
+    ):
         return None, node.op_type in ("Gemm", "MatMul", "Conv")
-    if node.op_type == "Softmax" and wanted not in node.output and not _over_classes(onnx, proto, node, axis):
+    if (
+        node.op_type == "Softmax"
+        and wanted not in node.output
+        and not _over_classes(onnx, proto, node, axis)
+    ):
         return None, False
     kind, node.op_type = node.op_type.lower(), "Identity"
     del node.attribute[:]
@@ -134,19 +166,24 @@ def _without_activation(onnx: Any, proto: Any, exits: list[str], output: str | i
 
 
 def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
-    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than one."""
+    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than
+    one."""
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph.value_info
     except Exception:  # noqa: BLE001  # onnx's own of graphs that it cannot follow, or too large
         return False
-    shape = next((value.type.tensor_type.shape.dim for value in known if value.name == node.output[0]), ())
+    shape = next(
+        (value.type.tensor_type.shape.dim for value in known if value.name == node.output[0]), ()
+    )
     other = [side.dim_value for i, side in enumerate(shape) if i not in (0, axis % len(shape))]
     return len(shape) > 1 and all(side == 1 for side in other)
 
 
 def is_onnx(model: Any) -> bool:
     """Whether a live model is a ModelProto of onnx or an InferenceSession of onnxruntime."""
-    return type(model).__name__ in ("ModelProto", "InferenceSession") and type(model).__module__.startswith("onnx")
+    return type(model).__name__ in ("ModelProto", "InferenceSession") and type(
+        model
+    ).__module__.startswith("onnx")
 
 
 def _content(model: Any) -> tuple[bytes, Path | None]:
@@ -157,7 +194,10 @@ def _content(model: Any) -> tuple[bytes, Path | None]:
     content = getattr(model, "_model_bytes", None)
     serialize: Any = getattr(model, "SerializeToString", None)
     if content is None and serialize is None:
-        raise InputError("the InferenceSession does not say what it was made of; pass the path of its .onnx file.")
+        raise InputError(
+            "the InferenceSession does not say what it was made of; pass the path of its .onnx "
+            "file."
+        )
     return (serialize() if content is None else content), None
 
 
@@ -196,7 +236,9 @@ def _session(
     except Exception:  # noqa: BLE001  # the graph needs its fixed number of rows
         pass
     if fixed != 1:
-        raise InputError(f"{path} takes exactly {fixed} rows at once; export it with one row, or any number.")
+        raise InputError(
+            f"{path} takes exactly {fixed} rows at once; export it with one row, or any number."
+        )
     return session, 1
 
 
@@ -208,9 +250,14 @@ def _row_by_row(graph: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 class Graph:
     """The nodes of a graph, run one after the other."""
 
-    def __init__(self, onnx: Any, proto: Any, entry: str, exits: list[str], output: str | int | None) -> None:
+    def __init__(
+        self, onnx: Any, proto: Any, entry: str, exits: list[str], output: str | int | None
+    ) -> None:
         self.entry, self.exits, self.output = entry, exits, output
-        self.weights = {w.name: torch.from_numpy(onnx.numpy_helper.to_array(w).copy()) for w in proto.graph.initializer}
+        self.weights = {
+            w.name: torch.from_numpy(onnx.numpy_helper.to_array(w).copy())
+            for w in proto.graph.initializer
+        }
         self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
         for node in proto.graph.node:
             options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -218,20 +265,26 @@ class Graph:
             if node.op_type == "Constant":
                 value = options.get("value")
                 array = (
-                    onnx.numpy_helper.to_array(value) if value is not None else np.array(next(iter(options.values())))
+                    onnx.numpy_helper.to_array(value)
+                    if value is not None
+                    else np.array(next(iter(options.values())))
                 )
                 self.weights[node.output[0]] = torch.from_numpy(np.array(array))
             else:
                 if node.op_type == "ConstantOfShape":
                     held = options.get("value")
-                    options["value"] = 0.0 if held is None else onnx.numpy_helper.to_array(held).item()
+                    options["value"] = (
+                        0.0 if held is None else onnx.numpy_helper.to_array(held).item()
+                    )
                 self.nodes.append((node.op_type, list(node.input), list(node.output), options))
 
     def __call__(self, x: Tensor) -> Tensor:
         known: dict[str, Tensor | None] = {"": None, self.entry: x} | self.weights
         for kind, inputs, outputs, options in self.nodes:
             answer = OPERATORS[kind](*(known[name] for name in inputs), **options)
-            known.update(zip(outputs, answer if isinstance(answer, tuple) else (answer,), strict=False))
+            known.update(
+                zip(outputs, answer if isinstance(answer, tuple) else (answer,), strict=False)
+            )
         return chosen({name: known[name] for name in self.exits}, self.output)
 
 
@@ -244,7 +297,10 @@ def _padded(x: Tensor, window: list[int], o: Mapping[str, Any], fill: float = 0.
     pads = list(o.get("pads", [0] * 2 * n))
     if auto.startswith("SAME"):
         strides, sizes = o.get("strides", [1] * n), x.shape[2:]
-        need_ = [max((-(-s // t) - 1) * t + w - s, 0) for s, t, w in zip(sizes, strides, window, strict=True)]
+        need_ = [
+            max((-(-s // t) - 1) * t + w - s, 0)
+            for s, t, w in zip(sizes, strides, window, strict=True)
+        ]
         less, more = [p // 2 for p in need_], [p - p // 2 for p in need_]
         pads = less + more if auto == "SAME_UPPER" else more + less
     if o.get("ceil_mode") and fill != 0.0:
@@ -253,7 +309,9 @@ def _padded(x: Tensor, window: list[int], o: Mapping[str, Any], fill: float = 0.
             pads[n + i] += -(s + pads[i] + pads[n + i] - w) % t
     if not any(pads):
         return x
-    return F.pad(x, [side for i in reversed(range(n)) for side in (pads[i], pads[n + i])], value=fill)
+    return F.pad(
+        x, [side for i in reversed(range(n)) for side in (pads[i], pads[n + i])], value=fill
+    )
 
 
 def _conv(x: Tensor, w: Tensor, b: Tensor | None = None, **o: Any) -> Tensor:
@@ -310,7 +368,9 @@ def _layer_norm(x: Tensor, scale: Tensor, b: Tensor | None = None, **o: Any) -> 
 
 
 def _reshape(x: Tensor, shape: Tensor, **o: Any) -> Tensor:
-    sides = [x.shape[i] if s == 0 and not o.get("allowzero") else s for i, s in enumerate(_ints(shape))]
+    sides = [
+        x.shape[i] if s == 0 and not o.get("allowzero") else s for i, s in enumerate(_ints(shape))
+    ]
     return x.reshape(sides)
 
 
@@ -345,7 +405,11 @@ def _reduce(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
         found = _axes(axes, o)
         if found is None and o.get("noop_with_empty_axes"):
             return x
-        return call(x, dim=tuple(range(x.ndim) if found is None else found), keepdim=bool(o.get("keepdims", 1)))
+        return call(
+            x,
+            dim=tuple(range(x.ndim) if found is None else found),
+            keepdim=bool(o.get("keepdims", 1)),
+        )
 
     return reduce
 
@@ -357,7 +421,9 @@ def _slice(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
     where = _axes(axes, o) or list(range(len(first)))
     by = _ints(steps) if steps is not None else [1] * len(first)
     for a, b, axis, step in zip(first, last, where, by, strict=True):
-        picked = range(x.shape[axis])[slice(a, None if step < 0 and b < -x.shape[axis] else b, step)]
+        picked = range(x.shape[axis])[
+            slice(a, None if step < 0 and b < -x.shape[axis] else b, step)
+        ]
         x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
     return x
 
@@ -375,7 +441,9 @@ def _split(x: Tensor, sizes: Tensor | None = None, **o: Any) -> tuple[Tensor, ..
     return x.split(_ints(given), axis)
 
 
-def _pad(x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *_: Any, **o: Any) -> Tensor:
+def _pad(
+    x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *_: Any, **o: Any
+) -> Tensor:
     sides = _ints(o["pads"] if pads is None else pads)
     n = len(sides) // 2
     flat = [side for i in reversed(range(n)) for side in (sides[i], sides[n + i])]
@@ -403,13 +471,24 @@ def _resize(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
     mode, how = o.get("mode", "nearest"), o.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest" and how == "asymmetric" and o.get("nearest_mode") == "floor":
         return F.interpolate(x, to, mode="nearest")
-    if mode == "linear" and x.ndim == 4 and how in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+    if (
+        mode == "linear"
+        and x.ndim == 4
+        and how in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    ):
         return F.interpolate(x, to, mode="bilinear", align_corners=how == "align_corners")
     raise ValueError(f"Resize in mode {mode}, {how}")
 
 
 def _cast(x: Tensor, to: int, **_: Any) -> Tensor:
-    kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
+    kinds = {
+        1: torch.float32,
+        6: torch.int32,
+        7: torch.int64,
+        9: torch.bool,
+        10: torch.float16,
+        11: torch.float64,
+    }
     return x.to(kinds[to])
 
 
@@ -443,7 +522,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ConstantOfShape": lambda shape, value=0.0: torch.full(_ints(shape), value),
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "Div": lambda a, b: torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc"),
+    "Div": lambda a, b: (
+        torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    ),
     "Dropout": lambda x, *_, **__: x,
     "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
     "Equal": torch.eq,

@@ -1,4 +1,5 @@
-"""TensorFlow: functions of tensors, `tf.function`s, SavedModel folders; TFLite files for scores alone."""
+"""TensorFlow: functions of tensors, `tf.function`s, SavedModel folders; TFLite files for scores
+alone."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from holdfast.targets.target import Access, Pullback
 class TensorFlowModel(Foreign):
     """A function from one tf.Tensor [n, *shape] to scores.
 
-    A gradient step is one compiled call: the graph asks back for the cotangent in its middle, so there is no second
-    forward and no open tape (measured: 1.02 to 1.04 of a compiled step that knows its loss).
+    A gradient step is one compiled call: the graph asks back for the cotangent in its middle, so
+    there is no second forward and no open tape (measured: 1.02 to 1.04 of a compiled step that
+    knows its loss).
     """
 
     layout = "nhwc"
@@ -78,9 +80,11 @@ class TensorFlowModel(Foreign):
         return chosen(self.function(x), self.output)
 
     def _reader(self, rows: Any) -> Callable[[Any], Any]:
-        """The function from tensors of this kind to scores, or to what stands before their last activation."""
+        """The function from tensors of this kind to scores, or to what stands before their last
+        activation."""
         graph = self.tf.function(self._plain, input_signature=[rows]).get_concrete_function()
-        nested = _before_shapes(graph.outputs[0]).op.type.endswith("PartitionedCall")  # a function, a SavedModel
+        # a function, a SavedModel
+        nested = _before_shapes(graph.outputs[0]).op.type.endswith("PartitionedCall")
         graph = _inlined(graph) if nested else graph
         if graph is None:
             return self._plain
@@ -100,11 +104,14 @@ class TensorFlowModel(Foreign):
         return scores
 
     def _calls(self, x: Tensor) -> tuple[Any, Any, Any]:
-        """For inputs of one shape and type and any number of rows: the output, its vjp, and both in one."""
+        """For inputs of one shape and type and any number of rows: the output, its vjp, and both in
+        one."""
         key = (*x.shape[1:], x.dtype)
         if key not in self._compiled:
             tf = self.tf
-            rows = tf.TensorSpec([None, *x.shape[1:]], tf.float64 if x.dtype == torch.float64 else tf.float32)
+            rows = tf.TensorSpec(
+                [None, *x.shape[1:]], tf.float64 if x.dtype == torch.float64 else tf.float32
+            )
 
             scores = self._reader(rows)
 
@@ -112,7 +119,9 @@ class TensorFlowModel(Foreign):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(x)
                     z = scores(x)
-                g = tape.gradient(z, x, output_gradients=c(z) if callable(c) else c, unconnected_gradients="zero")
+                g = tape.gradient(
+                    z, x, output_gradients=c(z) if callable(c) else c, unconnected_gradients="zero"
+                )
                 return z, tf.convert_to_tensor(g)
 
             def asked(z: Any) -> Any:
@@ -124,13 +133,17 @@ class TensorFlowModel(Foreign):
             out = infer.get_concrete_function().structured_outputs
             self._compiled[key] = (
                 infer,
-                tf.function(lambda x, c: slope(x, c)[1], input_signature=[rows, tf.TensorSpec(out.shape, out.dtype)]),
+                tf.function(
+                    lambda x, c: slope(x, c)[1],
+                    input_signature=[rows, tf.TensorSpec(out.shape, out.dtype)],
+                ),
                 tf.function(lambda x: slope(x, asked), input_signature=[rows]),
             )
         return self._compiled[key]
 
     def _cotangent(self, z: np.ndarray) -> np.ndarray:
-        """Asked by the graph in mid-flight; what fails here is raised once the graph has returned."""
+        """Asked by the graph in mid-flight; what fails here is raised once the graph has
+        returned."""
         try:
             return self._ask(tensor(z)).detach().numpy().astype(z.dtype, copy=False)
         except BaseException as error:  # noqa: BLE001
@@ -150,7 +163,8 @@ def _before_shapes(z: Any) -> Any:
 
 
 def _before(tf: Any, z: Any) -> tuple[str, Any] | None:
-    """The activation that gives z [n, k] of a graph, and the logits before it in z's shape, added to that graph."""
+    """The activation that gives z [n, k] of a graph, and the logits before it in z's shape, added
+    to that graph."""
     source = _before_shapes(z)
     kind = _ACTIVATIONS.get(source.op.type)
     if kind is None:
@@ -159,9 +173,12 @@ def _before(tf: Any, z: Any) -> tuple[str, Any] | None:
     while z is not source:
         steps.append(z.op)
         z = z.op.inputs[0]
-    if kind == "softmax" and (source.shape[-1] in (None, 1) or any(op.type == "StridedSlice" for op in steps)):
+    if kind == "softmax" and (
+        source.shape[-1] in (None, 1) or any(op.type == "StridedSlice" for op in steps)
+    ):
         return None
-    if kind == "softmax" and any(side != 1 for side in source.shape[1:-1]):  # over groups of outputs
+    # over groups of outputs
+    if kind == "softmax" and any(side != 1 for side in source.shape[1:-1]):
         return None
     logits = source.op.inputs[0]
     with logits.graph.as_default():
@@ -195,7 +212,8 @@ def _is_linear(z: Any) -> bool:
 
 
 def _inlined(graph: Any) -> Any:
-    """A function's graph, with those of the functions that it calls in it; None where that cannot be."""
+    """A function's graph, with those of the functions that it calls in it; None where that cannot
+    be."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     try:
@@ -205,7 +223,8 @@ def _inlined(graph: Any) -> Any:
 
 
 class TFLiteModel(Foreign):
-    """A TFLite file: scores alone, one batch size; quantised inputs and outputs are converted by their own scales."""
+    """A TFLite file: scores alone, one batch size; quantised inputs and outputs are converted by
+    their own scales."""
 
     access = Access.SCORES
     layout = "nhwc"
@@ -219,10 +238,17 @@ class TFLiteModel(Foreign):
             with native_output():
                 self.net.allocate_tensors()
         except ValueError as error:
-            raise InputError(f"{path} is no TFLite model, or damaged: {str(error).splitlines()[0]}.") from error
-        (self.entry,), (self.exit, *more) = self.net.get_input_details(), self.net.get_output_details()
+            raise InputError(
+                f"{path} is no TFLite model, or damaged: {str(error).splitlines()[0]}."
+            ) from error
+        (self.entry,), (self.exit, *more) = (
+            self.net.get_input_details(),
+            self.net.get_output_details(),
+        )
         if more:
-            raise InputError(f"{path} has {1 + len(more)} outputs; one with the scores is expected.")
+            raise InputError(
+                f"{path} has {1 + len(more)} outputs; one with the scores is expected."
+            )
         self.shape = tuple(int(side) for side in self.entry["shape"][1:])
         self.probabilities = self._says()
         self._digest = digest
@@ -259,7 +285,9 @@ class TFLiteModel(Foreign):
         return np.clip(np.round(x / scale) + zero, span.min, span.max).astype(kind)
 
 
-def from_saved_model(folder: Path, digest: bytes, output: str | int | None = None) -> TensorFlowModel:
+def from_saved_model(
+    folder: Path, digest: bytes, output: str | int | None = None
+) -> TensorFlowModel:
     """The `serving_default` signature of a SavedModel folder.
 
     Raises:
@@ -269,13 +297,19 @@ def from_saved_model(folder: Path, digest: bytes, output: str | int | None = Non
     try:
         loaded = tf.saved_model.load(str(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be read as a SavedModel: {str(error).splitlines()[0]}.") from error
+        raise InputError(
+            f"{folder} cannot be read as a SavedModel: {str(error).splitlines()[0]}."
+        ) from error
     call = getattr(loaded, "signatures", {}).get("serving_default")
     if call is None:
-        raise InputError(f"{folder} has no signature serving_default; export it with one of a single input.")
+        raise InputError(
+            f"{folder} has no signature serving_default; export it with one of a single input."
+        )
     inputs = call.structured_input_signature[1]
     if len(inputs) != 1:
-        raise InputError(f"{folder} takes {len(inputs)} inputs ({', '.join(inputs)}); one is expected.")
+        raise InputError(
+            f"{folder} takes {len(inputs)} inputs ({', '.join(inputs)}); one is expected."
+        )
     (name, spec), kept = next(iter(inputs.items())), loaded
     sides = tuple(spec.shape.as_list()[1:]) if spec.shape.rank else (None,)
     shape = None if None in sides else [int(side) for side in sides if side is not None]

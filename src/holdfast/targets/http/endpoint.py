@@ -1,4 +1,5 @@
-"""What a live endpoint is asked and how its answers are read: a small file `*.endpoint.yaml`, `.yml` or `.json`.
+"""What a live endpoint is asked and how its answers are read: a small file `*.endpoint.yaml`,
+`.yml` or `.json`.
 
     url: https://models.example/predict
     shape: [3, 32, 32]
@@ -9,7 +10,8 @@
     headers: {Authorization: "Bearer ${MODEL_TOKEN}"}
     max_queries: 20000
 
-A secret stands in the environment, never in the file: a header that looks like one must name a variable.
+A secret stands in the environment, never in the file: a header that looks like one must name a
+variable.
 """
 
 from __future__ import annotations
@@ -27,12 +29,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from holdfast.errors import InputError, suggest
 
-ALL, ONE, EACH = "$inputs", "$input", "$each"  # in a template: the rows, one row, and what is said of each row
-_SECRET = re.compile(r"auth|key|token|cookie|secret|passw|credential|session|signature", re.IGNORECASE)
-_SECRET_FIELD = re.compile(r"((api|access|auth|client)?[-_]?(key|token|secret|password))|auth\w*|sig\w*", re.IGNORECASE)
+# in a template: the rows, one row, and what is said of each row
+ALL, ONE, EACH = "$inputs", "$input", "$each"
+_SECRET = re.compile(
+    r"auth|key|token|cookie|secret|passw|credential|session|signature", re.IGNORECASE
+)
+_SECRET_FIELD = re.compile(
+    r"((api|access|auth|client)?[-_]?(key|token|secret|password))|auth\w*|sig\w*", re.IGNORECASE
+)
 _NAMED = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 _FROM_ENVIRONMENT = re.compile(r"([A-Za-z][\w-]*[ =])?\$\{[A-Za-z_]\w*\}")  # as in: Bearer ${NAME}
-_TYPES = {"json": "application/json", "png": "image/png", "jpeg": "image/jpeg", "npy": "application/octet-stream"}
+_TYPES = {
+    "json": "application/json",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "npy": "application/octet-stream",
+}
 
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -52,24 +64,37 @@ class Settings(BaseModel):
 
 
 class Request(Settings):
-    template: Any = Field(None, alias="json")  # with $inputs (all rows), $input, or {$each: ... $input ...}
-    inputs: Literal["lists", "png", "jpeg", "npy"] = "lists"  # how a row is written there; files in base64
-    body: Literal["png", "jpeg", "npy"] | None = None  # instead of json: an image, or one array of all rows
+    template: Any = Field(
+        None, alias="json"
+    )  # with $inputs (all rows), $input, or {$each: ... $input ...}
+    inputs: Literal["lists", "png", "jpeg", "npy"] = (
+        "lists"  # how a row is written there; files in base64
+    )
+    body: Literal["png", "jpeg", "npy"] | None = (
+        None  # instead of json: an image, or one array of all rows
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Request:
         if (self.template is None) == (self.body is None):
-            raise ValueError("give either json, a template that holds $inputs, or body: png, jpeg or npy")
+            raise ValueError(
+                "give either json, a template that holds $inputs, or body: png, jpeg or npy"
+            )
         texts = _texts(self.template)
         if self.body is None and sum(value in (ALL, ONE) for _, value in texts) != 1:
-            raise ValueError(f"the json template must hold {ALL} or {ONE} exactly once, as a whole value")
+            raise ValueError(
+                f"the json template must hold {ALL} or {ONE} exactly once, as a whole value"
+            )
         try:
             json.dumps(self.template)
         except (TypeError, ValueError):
             raise ValueError("the json template holds a value that JSON has no form for") from None
         for name, value in texts:
             if _SECRET_FIELD.fullmatch(name) and value not in (ALL, ONE):
-                raise ValueError(f"the template has a text under {name!r}, which looks secret; put it into headers")
+                raise ValueError(
+                    f"the template has a text under {name!r}, which looks secret; put it into "
+                    "headers"
+                )
         return self
 
     @property
@@ -100,22 +125,38 @@ class Endpoint(Settings):
     rate: Above | None = None  # the most requests a second
     timeout: Above = 30.0  # seconds for a whole request
     retries: Annotated[int, Field(ge=0, le=100)] = 4
-    backoff: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5  # seconds before the first retry; then doubled
-    max_queries: Count | None = None  # the most inputs ever sent, retries counted; with cache_file, over all runs
-    cache: bool = True  # ask no input twice; answers that change from one time to the next then go unseen
+    # seconds before the first retry; then doubled
+    backoff: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    max_queries: Count | None = (
+        None  # the most inputs ever sent, retries counted; with cache_file, over all runs
+    )
+    cache: bool = (
+        True  # ask no input twice; answers that change from one time to the next then go unseen
+    )
     cache_file: Path | None = None  # keeps answers and the count for later runs; beside the config
 
     @field_validator("url")
     @classmethod
     def _plain_url(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "$" in url:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.port == 0
+            or "$" in url
+        ):
             raise ValueError("it must be a whole http:// or https:// address")
         if parts.username is not None or parts.password is not None:
             raise ValueError("it holds a user or password; put them into a header, as ${NAME}")
-        hidden = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_FIELD.fullmatch(name)]
+        hidden = [
+            name
+            for name, _ in parse_qsl(parts.query, keep_blank_values=True)
+            if _SECRET_FIELD.fullmatch(name)
+        ]
         if hidden:
-            raise ValueError(f"its parameter {hidden[0]!r} looks secret; put it into a header, as ${{NAME}}")
+            raise ValueError(
+                f"its parameter {hidden[0]!r} looks secret; put it into a header, as ${{NAME}}"
+            )
         return url
 
     @field_validator("headers")
@@ -124,10 +165,20 @@ class Endpoint(Settings):
         for name, value in headers.items():
             if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
                 raise ValueError("a name of a header holds signs that none may hold")
-            if not _NAMED.sub("", value).isascii() or not value.isprintable() or value != value.strip():
-                raise ValueError(f"the value of {name} holds signs that no header may hold (a line break, or no ASCII)")
+            if (
+                not _NAMED.sub("", value).isascii()
+                or not value.isprintable()
+                or value != value.strip()
+            ):
+                raise ValueError(
+                    f"the value of {name} holds signs that no header may hold (a line break, or no "
+                    "ASCII)"
+                )
             if _SECRET.search(name) and not _FROM_ENVIRONMENT.fullmatch(value):
-                raise ValueError(f"{name} looks secret; write ${{NAME}} or Bearer ${{NAME}}, and set NAME outside")
+                raise ValueError(
+                    f"{name} looks secret; write ${{NAME}} or Bearer ${{NAME}}, and set NAME "
+                    "outside"
+                )
         return headers
 
     @model_validator(mode="after")
@@ -135,11 +186,16 @@ class Endpoint(Settings):
         if self.k < 2 or (self.names and len(set(self.names)) < self.k):
             raise ValueError("classes must be a number from 2, or as many different names")
         if self.request.single and self.batch > 1:
-            raise ValueError(f"batch is {self.batch}, but the request has place for one row; use {ALL} or {EACH}")
+            raise ValueError(
+                f"batch is {self.batch}, but the request has place for one row; use {ALL} or {EACH}"
+            )
         if self.cache_file and not self.cache:
             raise ValueError("cache_file is given, but cache is off; drop one of the two")
         if self.request.picture and not self._drawable():
-            raise ValueError(f"inputs of shape {list(self.shape)} ({self.layout}) are no images of 1, 3 or 4 channels")
+            raise ValueError(
+                f"inputs of shape {list(self.shape)} ({self.layout}) are no images of 1, 3 or 4 "
+                "channels"
+            )
         return self
 
     def _drawable(self) -> bool:
@@ -161,29 +217,47 @@ class Endpoint(Settings):
         return 1 if self.gives == "labels" else self.k
 
     def identity(self) -> str:
-        """A SHA-256 of what decides the answers; how fast and how often they are asked for does not."""
+        """A SHA-256 of what decides the answers; how fast and how often they are asked for does
+        not."""
         decides = {"url", "shape", "classes", "gives", "request", "response", "bounds", "layout"}
         said = self.model_dump(mode="json", include=decides, by_alias=True)
-        said["headers"] = {name.lower(): value for name, value in self.headers.items() if "${" not in value}
+        said["headers"] = {
+            name.lower(): value for name, value in self.headers.items() if "${" not in value
+        }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def filled_headers(self) -> dict[str, str]:
         """The headers with the environment's values.
 
         Raises:
-            InputError: names a variable that is missing or cannot stand in a header; never its value.
+            InputError: names a variable that is missing or cannot stand in a header; never its
+                value.
         """
 
         def value(header: str, name: str) -> str:
             found = os.environ.get(name, "")
-            if not found or not found.isascii() or not found.isprintable() or found != found.strip():
+            if (
+                not found
+                or not found.isascii()
+                or not found.isprintable()
+                or found != found.strip()
+            ):
                 state = "holds what no header may hold" if found else "is not set"
-                raise InputError(f"the header {header} needs the environment variable {name}, which {state}.")
+                raise InputError(
+                    f"the header {header} needs the environment variable {name}, which {state}."
+                )
             return found
 
         kind = {"Content-Type": _TYPES[self.request.body or "json"], "Accept": "application/json"}
-        own = {name: _NAMED.sub(lambda m, name=name: value(name, m[1]), text) for name, text in self.headers.items()}
-        return {name: text for name, text in kind.items() if name.lower() not in {o.lower() for o in own}} | own
+        own = {
+            name: _NAMED.sub(lambda m, name=name: value(name, m[1]), text)
+            for name, text in self.headers.items()
+        }
+        return {
+            name: text
+            for name, text in kind.items()
+            if name.lower() not in {o.lower() for o in own}
+        } | own
 
 
 def read(path: Path) -> Endpoint:
@@ -194,7 +268,9 @@ def read(path: Path) -> Endpoint:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return Endpoint.model_validate(json.loads(text) if path.suffix.lower() == ".json" else _yaml(text, path))
+        return Endpoint.model_validate(
+            json.loads(text) if path.suffix.lower() == ".json" else _yaml(text, path)
+        )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     except ValidationError as error:
@@ -204,19 +280,25 @@ def read(path: Path) -> Endpoint:
         raise InputError(f"{place}: {said}{'' if said.endswith(('.', '?')) else '.'}") from None
     except ValueError as error:
         line = getattr(error, "lineno", None)
-        raise InputError(f"{path} is no JSON text{f' (line {line})' if line else ''}; repair it.") from None
+        raise InputError(
+            f"{path} is no JSON text{f' (line {line})' if line else ''}; repair it."
+        ) from None
 
 
 def _yaml(text: str, path: Path) -> Any:
     try:
         import yaml
     except ImportError:
-        raise InputError(f"{path} is YAML, which needs pyyaml: pip install 'holdfast[http]'.") from None
+        raise InputError(
+            f"{path} is YAML, which needs pyyaml: pip install 'holdfast[http]'."
+        ) from None
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(f"{path} is no YAML text{f' (line {mark.line + 1})' if mark else ''}; repair it.") from None
+        raise InputError(
+            f"{path} is no YAML text{f' (line {mark.line + 1})' if mark else ''}; repair it."
+        ) from None
 
 
 def _texts(template: Any, name: str = "") -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""What goes over the wire: inputs as the body of a request, the body of an answer as numbers a row."""
+"""What goes over the wire: inputs as the body of a request, the body of an answer as numbers a
+row."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from holdfast.targets.http.endpoint import ALL, EACH, ONE, Endpoint
 
 
 class BadAnswer(Exception):
-    """An answer that cannot be read; its text repeats nothing of the answer, which may echo a secret."""
+    """An answer that cannot be read; its text repeats nothing of the answer, which may echo a
+    secret."""
 
 
 def encode(e: Endpoint, x: np.ndarray) -> bytes:
@@ -21,7 +23,11 @@ def encode(e: Endpoint, x: np.ndarray) -> bytes:
     if e.request.body:
         return _file(e, x if e.request.body == "npy" else x[0], e.request.body)
     kind = e.request.inputs
-    rows = x.tolist() if kind == "lists" else [base64.b64encode(_file(e, row, kind)).decode() for row in x]
+    rows = (
+        x.tolist()
+        if kind == "lists"
+        else [base64.b64encode(_file(e, row, kind)).decode() for row in x]
+    )
     return json.dumps(_fill(e.request.template, rows)).encode()
 
 
@@ -68,7 +74,8 @@ def _row(e: Endpoint, value: Any) -> np.ndarray:
 
 
 def _file(e: Endpoint, x: np.ndarray, kind: str) -> bytes:
-    """An array as the bytes of a file; a picture has 256 levels from the lower bound to the upper."""
+    """An array as the bytes of a file; a picture has 256 levels from the lower bound to the
+    upper."""
     file = io.BytesIO()
     if kind == "npy":
         np.save(file, x, allow_pickle=False)

@@ -43,18 +43,20 @@ class Part:
 
 
 class HttpTarget(Target):
-    """An endpoint under test. A row that gets no good answer has NaN scores or label -1, and spoils no other.
+    """An endpoint under test. A row that gets no good answer has NaN scores or label -1, and spoils
+    no other.
 
-    A request that meets a busy or silent endpoint is tried again as it is; one whose answer is bad is taken apart,
-    and its rows are asked one by one. What may not be sent any more under `max_queries` gets no answer.
+    A request that meets a busy or silent endpoint is tried again as it is; one whose answer is bad
+    is taken apart, and its rows are asked one by one. What may not be sent any more under
+    `max_queries` gets no answer.
 
     Args:
         settings: what to ask and how.
         folder: where a relative `cache_file` lies.
 
     Raises:
-        InputError: httpx is missing, or a variable of the environment that a header needs. Later: the endpoint
-            refuses every request (401, 403, 404, ...), or gave no good answer at all.
+        InputError: httpx is missing, or a variable of the environment that a header needs. Later:
+            the endpoint refuses every request (401, 403, 404, ...), or gave no good answer at all.
     """
 
     def __init__(self, settings: Endpoint, folder: Path = Path()) -> None:
@@ -69,11 +71,17 @@ class HttpTarget(Target):
         self.settings = settings
         self.access = Access.LABELS if settings.gives == "labels" else Access.SCORES
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
-        self.layout, self.probabilities, self.said = settings.layout, settings.gives == "probabilities", True
+        self.layout, self.probabilities, self.said = (
+            settings.layout,
+            settings.gives == "probabilities",
+            True,
+        )
         self.class_labels = settings.names or None
         self.batch_size = max(256, settings.batch * settings.concurrency)
         self.bind(settings.shape)
-        self.store = Answers(settings.cache_file and folder / settings.cache_file, settings.identity())
+        self.store = Answers(
+            settings.cache_file and folder / settings.cache_file, settings.identity()
+        )
         self._heard = self.store.any()  # one good answer at least was ever given
         self._next = 0.0  # of monotonic: when the rate allows the next request
         self._wire = Wire(settings.filled_headers(), settings.timeout, settings.url)
@@ -113,7 +121,8 @@ class HttpTarget(Target):
     # ------------------------------------------------------------------ inside
 
     def _answers(self, x: Tensor) -> np.ndarray:
-        """Answers to inputs x, from the store where it has them: [n, width] float32, NaN where there is none."""
+        """Answers to inputs x, from the store where it has them: [n, width] float32, NaN where
+        there is none."""
         inputs = x.detach().cpu().float().contiguous().numpy()
         return self.store.to(
             inputs,
@@ -122,8 +131,11 @@ class HttpTarget(Target):
             fresh=not self.settings.cache,
         )
 
-    def _ask(self, x: np.ndarray, keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
-        """Fill in the answers to these rows, round by round: what is left of one is asked again in the next."""
+    def _ask(
+        self, x: np.ndarray, keys: Sequence[bytes], rows: list[int], answers: np.ndarray
+    ) -> None:
+        """Fill in the answers to these rows, round by round: what is left of one is asked again in
+        the next."""
         batch, several = self.settings.batch, self.settings.concurrency
         parts = [Part(rows[i : i + batch]) for i in range(0, len(rows), batch)]
         trouble = ""
@@ -142,18 +154,21 @@ class HttpTarget(Target):
             parts = sorted(again, key=lambda part: part.rows)
         if trouble and len(rows) > 1 and not self._heard:
             raise InputError(
-                f"{self.settings.url} gave no good answer to any of {len(rows)} inputs; the last trouble was {trouble}."
+                f"{self.settings.url} gave no good answer to any of {len(rows)} inputs; the last "
+                f"trouble was {trouble}."
             )
 
     def _wave(self, x: np.ndarray, parts: Sequence[Part]) -> Iterator[tuple[Part, Reply]]:
-        """Send requests at the same time and give each reply as it comes; then heed what the endpoint says of itself.
+        """Send requests at the same time and give each reply as it comes; then heed what the
+        endpoint says of itself.
 
         Raises:
             InputError: it refuses every request, or wants a long rest.
         """
         futures: dict[Future[Reply], Part] = {}
         for part in parts:
-            granted = self.store.spend(len(part.rows), self.settings.max_queries)  # before they are sent
+            # before they are sent
+            granted = self.store.spend(len(part.rows), self.settings.max_queries)
             if granted:
                 self._pace()
                 sent = Part(part.rows[:granted], part.tries)
@@ -161,14 +176,19 @@ class HttpTarget(Target):
         for future in as_completed(futures):
             yield futures[future], future.result()
         replies = [future.result() for future in futures]
-        for status in (reply.status for reply in replies if reply.status in _FINAL or 300 <= reply.status < 400):
+        for status in (
+            reply.status for reply in replies if reply.status in _FINAL or 300 <= reply.status < 400
+        ):
             why = _FINAL.get(status, "it redirects to another address")
             raise InputError(
-                f"{self.settings.url} answers {status}: {why}. Mend that and go on with --resume; nothing is lost."
+                f"{self.settings.url} answers {status}: {why}. Mend that and go on with --resume; "
+                "nothing is lost."
             )
         wait = max((reply.wait for reply in replies if reply.wait is not None), default=0.0)
         if wait > _LONGEST:
-            raise InputError(f"{self.settings.url} asks to wait {wait:.0f} seconds; go on later with --resume.")
+            raise InputError(
+                f"{self.settings.url} asks to wait {wait:.0f} seconds; go on later with --resume."
+            )
         _rest(wait)
 
     def _pace(self) -> None:
@@ -177,7 +197,9 @@ class HttpTarget(Target):
             _rest(self._next - monotonic())
             self._next = max(self._next, monotonic()) + 1 / self.settings.rate
 
-    def _take(self, part: Part, reply: Reply, keys: Sequence[bytes], answers: np.ndarray) -> tuple[list[int], str]:
+    def _take(
+        self, part: Part, reply: Reply, keys: Sequence[bytes], answers: np.ndarray
+    ) -> tuple[list[int], str]:
         """Keep what is good of a reply: the rows that it left without an answer, and why."""
         if reply.trouble:
             return part.rows, reply.trouble
@@ -190,9 +212,14 @@ class HttpTarget(Target):
         if any(good):
             self._heard = True
             if self.settings.cache:
-                self.store.keep((keys[row], values[i]) for i, row in enumerate(part.rows) if good[i])
+                self.store.keep(
+                    (keys[row], values[i]) for i, row in enumerate(part.rows) if good[i]
+                )
         left = [row for i, row in enumerate(part.rows) if not good[i]]
-        return left, f"an answer whose row is not {self.settings.width} usable numbers" if left else ""
+        return (
+            left,
+            f"an answer whose row is not {self.settings.width} usable numbers" if left else "",
+        )
 
     def _left(self, part: Part, bad: list[int], reply: Reply) -> list[Part]:
         """What is still to be asked for the sake of the rows without an answer."""
@@ -206,7 +233,8 @@ class HttpTarget(Target):
         return [Part(bad, part.tries + 1)] if part.tries < retries else []
 
     def _backoff(self, key: bytes, tries: int) -> float:
-        """Seconds before a retry: doubled each time, and spread by up to a half, in the same way every run."""
+        """Seconds before a retry: doubled each time, and spread by up to a half, in the same way
+        every run."""
         jitter = int.from_bytes(hashlib.sha256(key + bytes([tries])).digest()[:4], "big") / 2**32
         return min(self.settings.backoff * 2 ** (tries - 1), 60) * (1 - jitter / 2)
 
@@ -215,7 +243,8 @@ def load(path: Path) -> HttpTarget:
     """The endpoint that a file describes.
 
     Raises:
-        InputError: the file or a setting is wrong, httpx or a variable of the environment is missing.
+        InputError: the file or a setting is wrong, httpx or a variable of the environment is
+            missing.
     """
     return HttpTarget(read(path), path.parent)
 

@@ -1,4 +1,5 @@
-"""Requests to an endpoint: each has one deadline for all of it, and nobody who gives up waits for any of them."""
+"""Requests to an endpoint: each has one deadline for all of it, and nobody who gives up waits for
+any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _LARGEST = 2**28  # bytes of an answer
-_PACKED = ("", "identity", "gzip", "deflate")  # how an answer may be; others unpack to far more in one step
+# how an answer may be; others unpack to far more in one step
+_PACKED = ("", "identity", "gzip", "deflate")
 
 
 @dataclass(frozen=True)
@@ -29,22 +31,28 @@ class Reply:
 
 
 class Wire:
-    """Sends requests from a thread of its own, a daemon: an interrupted process ends without waiting for answers."""
+    """Sends requests from a thread of its own, a daemon: an interrupted process ends without
+    waiting for answers."""
 
     def __init__(self, headers: Mapping[str, str], timeout: float, url: str) -> None:
         import httpx
 
         self.url, self.timeout = url, timeout
         own = {"Accept-Encoding": "gzip, deflate"} | dict(headers)
-        self._client = httpx.AsyncClient(headers=own, timeout=None, trust_env=not _local(url))  # see _send
+        # see _send
+        self._client = httpx.AsyncClient(headers=own, timeout=None, trust_env=not _local(url))
         self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self._loop.run_forever, name="holdfast-endpoint", daemon=True)
+        thread = threading.Thread(
+            target=self._loop.run_forever, name="holdfast-endpoint", daemon=True
+        )
         thread.start()
         weakref.finalize(self, _close, self._client.aclose(), self._loop, thread)
 
     def post(self, body: bytes) -> Future[Reply]:
         """Send a request now; its reply comes within the timeout."""
-        return asyncio.run_coroutine_threadsafe(_send(self._client, self.url, body, self.timeout), self._loop)
+        return asyncio.run_coroutine_threadsafe(
+            _send(self._client, self.url, body, self.timeout), self._loop
+        )
 
 
 async def _send(client: Any, url: str, body: bytes, timeout: float) -> Reply:
@@ -65,14 +73,20 @@ async def _asked(client: Any, url: str, body: bytes) -> Reply:
     async with client.stream("POST", url, content=body) as response:
         status = response.status_code
         if response.headers.get("content-encoding", "").strip().lower() not in _PACKED:
-            return Reply(trouble="an answer that is packed in a way that was not asked for", status=status)
+            return Reply(
+                trouble="an answer that is packed in a way that was not asked for", status=status
+            )
         async for chunk in response.aiter_bytes():
             content += chunk
             if len(content) > _LARGEST:
                 return Reply(trouble="an answer without end", status=status)
     if response.is_success:
         return Reply(bytes(content), status=status)
-    return Reply(trouble=f"status {status}", status=status, wait=seconds(response.headers.get("retry-after", "")))
+    return Reply(
+        trouble=f"status {status}",
+        status=status,
+        wait=seconds(response.headers.get("retry-after", "")),
+    )
 
 
 def _local(url: str) -> bool:
@@ -84,7 +98,9 @@ def _local(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _close(closing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+def _close(
+    closing: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, thread: threading.Thread
+) -> None:
     """End what is under way, and the thread."""
 
     async def end() -> None:

@@ -1,7 +1,8 @@
 """The activation at the end of a torch model: the logits before it, read while the model runs.
 
-A softmax or a sigmoid rounds large logits to exactly 0 and 1, where no gradient is left and no loss can be computed.
-So the input of the last one is read, wherever it stands: in a layer, a nested module, a function, an exported program.
+A softmax or a sigmoid rounds large logits to exactly 0 and 1, where no gradient is left and no loss
+can be computed. So the input of the last one is read, wherever it stands: in a layer, a nested
+module, a function, an exported program.
 """
 
 from __future__ import annotations
@@ -22,8 +23,30 @@ _EXP, _TOTAL, _ONE_MORE = "exp", "sum of exp", "1 + exp"  # parts of a formula o
 _SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
 _LOG_SOFTMAXES = {"log_softmax", "_log_softmax", "special_log_softmax"}
 _SIGMOIDS = {"sigmoid", "special_expit"}
-_LINEARS = {"linear", "addmm", "mm", "matmul", "__matmul__", "conv1d", "conv2d", "conv3d", "convolution"}
-_AFFINE = {"add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__", "div"} | {
+_LINEARS = {
+    "linear",
+    "addmm",
+    "mm",
+    "matmul",
+    "__matmul__",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+}
+_AFFINE = {
+    "add",
+    "__add__",
+    "__radd__",
+    "sub",
+    "__sub__",
+    "__rsub__",
+    "rsub",
+    "mul",
+    "__mul__",
+    "__rmul__",
+    "div",
+} | {
     "__truediv__",
     "neg",
     "__neg__",
@@ -32,7 +55,17 @@ _AFFINE = {"add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "rsub", "
     "sum",
     "adaptive_avg_pool2d",
 }
-_SHAPES = {"reshape", "view", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "movedim"} | {
+_SHAPES = {
+    "reshape",
+    "view",
+    "_unsafe_view",
+    "flatten",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "movedim",
+} | {
     "contiguous",
     "clone",
     "alias",
@@ -47,12 +80,14 @@ _SHAPES = {"reshape", "view", "_unsafe_view", "flatten", "squeeze", "unsqueeze",
 _LIMITS = {"clamp", "clip", "clamp_min"}
 _INVERSES = {"__rdiv__", "__rtruediv__"}
 _PARTS = {"__getitem__", "select", "narrow", "slice"}
-_MOST = 64  # classes up to which a part of a softmax is turned into log-odds: that needs k x k numbers a row
+# classes up to which a part of a softmax is turned into log-odds: that needs k x k numbers a row
+_MOST = 64
 
 
 @dataclass(frozen=True)
 class Before:
-    """What a tensor is made of: `kind` of the logits, in the tensor's own shape. `version`: not changed in place."""
+    """What a tensor is made of: `kind` of the logits, in the tensor's own shape. `version`: not
+    changed in place."""
 
     kind: str
     logits: Tensor | None  # None where there is no activation
@@ -60,7 +95,8 @@ class Before:
 
 
 class Reading(TorchFunctionMode):
-    """While it is active, tensors that come out of a softmax or a sigmoid remember the logits: see `before`."""
+    """While it is active, tensors that come out of a softmax or a sigmoid remember the logits: see
+    `before`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -68,7 +104,8 @@ class Reading(TorchFunctionMode):
             args = (kwargs.pop("input"),)
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and args and out.is_floating_point():
-            name = getattr(func, "__name__", "").partition(".")[0]  # of an exported program: softmax.int
+            # of an exported program: softmax.int
+            name = getattr(func, "__name__", "").partition(".")[0]
             made = _made(name, func, args, kwargs, out)
             if made is not None:
                 version = 0 if out.is_inference() else out._version
@@ -92,7 +129,8 @@ def applied(kind: str, z: Tensor) -> Tensor:
 
 
 def ending(out: Tensor) -> str | None:
-    """How a model ends that gave `out` [n] or [n, k] under `Reading`; None where that cannot be seen."""
+    """How a model ends that gave `out` [n] or [n, k] under `Reading`; None where that cannot be
+    seen."""
     found = before(out)
     if found is None or found.kind not in (SOFTMAX, SIGMOID, LOG_SOFTMAX):
         return LINEAR if found is not None and found.kind == LINEAR else None
@@ -108,11 +146,14 @@ def gives(kind: str, z: Tensor, out: Tensor) -> bool:
     if z.shape != out.shape:
         return False
     loose = 1e-2 if torch.finfo(out.dtype).bits < 32 or torch.finfo(z.dtype).bits < 32 else 1e-4
-    return bool((applied(kind, z.double()) - out.double()).nan_to_num(0, 0, 0).abs().amax() <= loose)
+    return bool(
+        (applied(kind, z.double()) - out.double()).nan_to_num(0, 0, 0).abs().amax() <= loose
+    )
 
 
 class Bare:
-    """A model that gives the logits itself. Its answers remember them as those under `Reading` do."""
+    """A model that gives the logits itself. Its answers remember them as those under `Reading`
+    do."""
 
     def __init__(self, kind: str, model: Callable[[Tensor], Tensor]) -> None:
         self.kind, self.model = kind, model
@@ -145,7 +186,8 @@ def scripted(model: Any) -> Bare | None:
 
 
 def traced(model: nn.Module, kind: str) -> nn.Module | None:
-    """A copy of a module without its last activation, of this kind, as torch.fx traces it; None where it cannot."""
+    """A copy of a module without its last activation, of this kind, as torch.fx traces it; None
+    where it cannot."""
     from torch.fx import symbolic_trace
 
     try:
@@ -153,7 +195,10 @@ def traced(model: nn.Module, kind: str) -> nn.Module | None:
     except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
         return None
     node = next(n for n in bare.graph.nodes if n.op == "output").args[0]
-    while getattr(node, "op", None) in ("call_method", "call_function") and _fx_name(bare, node) in _SHAPES:
+    while (
+        getattr(node, "op", None) in ("call_method", "call_function")
+        and _fx_name(bare, node) in _SHAPES
+    ):
         node = _fx_source(node)
     if not hasattr(node, "op") or _fx_name(bare, node).replace("_", "") != kind.replace("_", ""):
         return None
@@ -174,7 +219,9 @@ def _fx_name(graph: Any, node: Any) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[str, Tensor | None] | None:
+def _made(
+    name: str, func: Any, args: Any, kwargs: Any, out: Tensor
+) -> tuple[str, Tensor | None] | None:
     """Kind and logits of what this call gives."""
     if name in _SOFTMAXES or name in _LOG_SOFTMAXES:
         return _of_softmax(SOFTMAX if name in _SOFTMAXES else LOG_SOFTMAX, args, kwargs)
@@ -197,7 +244,9 @@ def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[st
     if name in _SHAPES:
         return found.kind, func(found.logits, *args[1:], **kwargs)
     if name in _PARTS:
-        whole = found if out.numel() == found.logits.numel() or found.kind == SIGMOID else _odds(found)
+        whole = (
+            found if out.numel() == found.logits.numel() or found.kind == SIGMOID else _odds(found)
+        )
         return None if whole is None else (whole.kind, func(whole.logits, *args[1:], **kwargs))
     if name in _LIMITS and found.kind in (SOFTMAX, SIGMOID) and _at_the_ends(*args[1:], **kwargs):
         return found.kind, found.logits
@@ -209,7 +258,12 @@ def _made(name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> tuple[st
 def _at_the_ends(min: Any = None, max: Any = None) -> bool:
     """Whether limits of probabilities only keep them from 0 and 1, which changes no decision."""
     low, high = 0 if min is None else min, 1 if max is None else max
-    return isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= 1e-4 and high >= 1 - 1e-4
+    return (
+        isinstance(low, (int, float))
+        and isinstance(high, (int, float))
+        and low <= 1e-4
+        and high >= 1 - 1e-4
+    )
 
 
 def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
@@ -221,7 +275,8 @@ def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
 
 
 def _of_formula(name: str, found: Before | None, args: Any) -> tuple[str, Tensor] | None:
-    """The steps of exp(z) / sum(exp(z)) and of 1 / (1 + exp(-z)). Whether that is what they are, `ending` tries."""
+    """The steps of exp(z) / sum(exp(z)) and of 1 / (1 + exp(-z)). Whether that is what they are,
+    `ending` tries."""
     if name == "exp":
         return (_EXP, args[0]) if _is_head(args[0]) else None
     if found is None or found.logits is None:
@@ -230,15 +285,23 @@ def _of_formula(name: str, found: Before | None, args: Any) -> tuple[str, Tensor
         return _TOTAL, found.logits
     if found.kind == _EXP and name in ("add", "__add__", "__radd__") and args[1:] in ((1,), (1.0,)):
         return _ONE_MORE, found.logits
-    if found.kind == _ONE_MORE and (name == "reciprocal" or (name in _INVERSES and args[1:] in ((1,), (1.0,)))):
+    if found.kind == _ONE_MORE and (
+        name == "reciprocal" or (name in _INVERSES and args[1:] in ((1,), (1.0,)))
+    ):
         return SIGMOID, -found.logits
     total = before(args[1]) if name in ("div", "__truediv__") else None
-    softmax = found.kind == _EXP and total is not None and total.kind == _TOTAL and total.logits is found.logits
+    softmax = (
+        found.kind == _EXP
+        and total is not None
+        and total.kind == _TOTAL
+        and total.logits is found.logits
+    )
     return (SOFTMAX, found.logits) if softmax else None
 
 
 def _is_head(z: Tensor) -> bool:
-    """Whether a tensor is [n, k] up to axes of one: attention and gates inside a model need not be remembered."""
+    """Whether a tensor is [n, k] up to axes of one: attention and gates inside a model need not be
+    remembered."""
     return sum(side != 1 for side in z.shape[1:]) <= 1
 
 
@@ -246,11 +309,14 @@ def _together(func: Any, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
     """Several sigmoids side by side, such as 1 - p and p."""
     parts = [before(part) for part in args[0]]
     found = [part.logits for part in parts if part is not None and part.kind == SIGMOID]
-    return (SIGMOID, func(found, *args[1:], **kwargs)) if found and len(found) == len(parts) else None
+    return (
+        (SIGMOID, func(found, *args[1:], **kwargs)) if found and len(found) == len(parts) else None
+    )
 
 
 def _odds(found: Before) -> Before | None:
-    """A softmax of logits [n, k] as the sigmoid of each class's log-odds against all others together."""
+    """A softmax of logits [n, k] as the sigmoid of each class's log-odds against all others
+    together."""
     z = found.logits
     if z is None or found.kind != SOFTMAX or z.ndim != 2 or z.shape[1] > _MOST:
         return None

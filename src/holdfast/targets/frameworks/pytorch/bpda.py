@@ -1,4 +1,5 @@
-"""Straight through: gradients of a torch model as if its steps were slopes, and which steps it takes."""
+"""Straight through: gradients of a torch model as if its steps were slopes, and which steps it
+takes."""
 
 from __future__ import annotations
 
@@ -19,29 +20,70 @@ _ROUND = {"round", "floor", "ceil", "trunc", "fix"}
 _SIGN = {"sign", "sgn", "heaviside"}
 _ABOVE = {"gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"}
 _BELOW = {"lt", "le", "less", "less_equal", "__lt__", "__le__"}
-_CAST = {"to", "float", "double", "half", "bfloat16", "type", "type_as", "long", "int", "short", "byte"}
-_SELECT = {"argmax", "argmin", "topk", "sort", "argsort", "kthvalue", "bucketize", "searchsorted", "one_hot"}
+_CAST = {
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "type_as",
+    "long",
+    "int",
+    "short",
+    "byte",
+}
+_SELECT = {
+    "argmax",
+    "argmin",
+    "topk",
+    "sort",
+    "argsort",
+    "kthvalue",
+    "bucketize",
+    "searchsorted",
+    "one_hot",
+}
 _CUT = {"detach", "detach_", "numpy", "tolist"}
 _WITHIN = {"grad", "backward"}  # autograd inside the model: what it gives is cut from the graph
 _HARD = _ROUND | _SIGN | _ABOVE | _BELOW | _SELECT | _CUT | _WITHIN
-_MIXES = {"where", "mul", "__mul__", "__rmul__", "multiply", "cat", "stack", "sum", "mean", "matmul", "sub", "__rsub__"}
-_STEEP = 30.0  # a lead of the best score over the next, past which a softmax has no gradient worth following
+_MIXES = {
+    "where",
+    "mul",
+    "__mul__",
+    "__rmul__",
+    "multiply",
+    "cat",
+    "stack",
+    "sum",
+    "mean",
+    "matmul",
+    "sub",
+    "__rsub__",
+}
+# a lead of the best score over the next, past which a softmax has no gradient worth following
+_STEEP = 30.0
 
 
 class Straightened(Around):
     """A torch model whose gradient goes straight through what has none.
 
-    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420), found for the model instead of
-    written for it: rounding passes the gradient on as it is, thresholds and signs as that of a slope around the step,
-    `detach` and `no_grad` as if they were not there, autograd inside the model with a graph of its own, and a softmax
-    that is all zeros and ones as that of a flatter one. What it takes for a success is asked of the model itself.
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420), found for
+    the model instead of written for it: rounding passes the gradient on as it is, thresholds and
+    signs as that of a slope around the step, `detach` and `no_grad` as if they were not there,
+    autograd inside the model with a graph of its own, and a softmax that is all zeros and ones as
+    that of a flatter one. What it takes for a success is asked of the model itself.
 
     Raises:
         InputError: the model is not one of torch.
     """
 
     def __init__(self, inner: Target) -> None:
-        if not isinstance(inner, TorchTarget) or isinstance(inner.model, Foreign) or inner.access < Access.GRADIENTS:
+        if (
+            not isinstance(inner, TorchTarget)
+            or isinstance(inner.model, Foreign)
+            or inner.access < Access.GRADIENTS
+        ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
         self.torch = inner
         super().__init__(inner)
@@ -60,14 +102,17 @@ class Straightened(Around):
             if not z.requires_grad:
                 return torch.zeros_like(leaf)
             with torch.inference_mode(False), torch.enable_grad():
-                g = torch.autograd.grad((z * cotangent.to(z.dtype)).sum(), leaf, retain_graph=True, allow_unused=True)
+                g = torch.autograd.grad(
+                    (z * cotangent.to(z.dtype)).sum(), leaf, retain_graph=True, allow_unused=True
+                )
             return torch.zeros_like(leaf) if g[0] is None else g[0]
 
         return z.detach(), pullback
 
 
 def straightened(target: Target) -> Target | None:
-    """A target straight through its steps, also where it is a mean of draws; None where that cannot be."""
+    """A target straight through its steps, also where it is a mean of draws; None where that cannot
+    be."""
     if isinstance(target, ExpectationOverTransformation):
         inner = straightened(target.inner)
         if inner is None:
@@ -80,7 +125,8 @@ def straightened(target: Target) -> Target | None:
 
 
 def hard_steps(target: Target, x: Tensor) -> list[str]:
-    """The functions without a useful gradient that a torch model puts its inputs x [n, *shape] through, in order."""
+    """The functions without a useful gradient that a torch model puts its inputs x [n, *shape]
+    through, in order."""
     while isinstance(target, Around):
         target = target.inner
     if not isinstance(target, TorchTarget) or isinstance(target.model, Foreign):
@@ -104,11 +150,19 @@ class _Seen(TorchFunctionMode):
         name = _name(func)
         depends = any(t.requires_grad for t in _tensors(args, kwargs))
         out = func(*args, **kwargs)
-        if depends and (name in _HARD or (name in _CAST and isinstance(out, Tensor) and not out.is_floating_point())):
+        if depends and (
+            name in _HARD
+            or (name in _CAST and isinstance(out, Tensor) and not out.is_floating_point())
+        ):
             self.names.append(name.strip("_"))
         elif name.endswith("_like") or name.startswith("new_"):  # which take the shape alone
             return out
-        elif depends and isinstance(out, Tensor) and out.is_floating_point() and not out.requires_grad:
+        elif (
+            depends
+            and isinstance(out, Tensor)
+            and out.is_floating_point()
+            and not out.requires_grad
+        ):
             self.names.append("no_grad")
         return out
 
@@ -168,7 +222,8 @@ def _as_if(value: Tensor, slope: Tensor) -> Tensor:
 
 
 def _marked(step: Any, slope: Tensor) -> Any:
-    """A tensor of bool or integers that remembers which numbers it would be if it had a gradient."""
+    """A tensor of bool or integers that remembers which numbers it would be if it had a
+    gradient."""
     if isinstance(step, Tensor) and slope.requires_grad:
         step.soft = _as_if(step.to(slope.dtype), slope)  # pyright: ignore[reportAttributeAccessIssue]
     return step

@@ -1,4 +1,5 @@
-"""Checkpoints of torch: the weights among what else they hold, and the names under which frameworks save them."""
+"""Checkpoints of torch: the weights among what else they hold, and the names under which frameworks
+save them."""
 
 from __future__ import annotations
 
@@ -19,24 +20,40 @@ from torch import (
 
 from holdfast.errors import InputError
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "model_state", "ema", "state_dict_ema")
-_WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put before or between a model's own names
+_CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "weights",
+    "model_state",
+    "ema",
+    "state_dict_ema",
+)
+# what DataParallel and torch.compile put before or between a model's own names
+_WRAPPERS = ("module", "_orig_mod")
 _BESIDE = frozenset(
-    "hyper_parameters datamodule_hyper_parameters hparams hparams_type args config cfg opt callbacks loops optimizer "
+    "hyper_parameters datamodule_hyper_parameters hparams hparams_type args config cfg opt "
+    "callbacks loops optimizer "
     "optimizer_states lr_scheduler lr_schedulers scheduler".split()
 )  # settings and states of a training, which may hold objects
-_VALUES = ("numpy", "argparse", "omegaconf", "datetime", "pathlib")  # modules whose objects are settings, wherever
+# modules whose objects are settings, wherever
+_VALUES = ("numpy", "argparse", "omegaconf", "datetime", "pathlib")
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _utils._rebuild_tensor_v2,  # pyright: ignore[reportPrivateUsage]
     ("torch._utils", "_rebuild_parameter"): _utils._rebuild_parameter,  # pyright: ignore[reportPrivateUsage]
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
-} | {("torch", str(t).removeprefix("torch.")): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+} | {
+    ("torch", str(t).removeprefix("torch.")): t
+    for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 
 class _Object:
-    """Stands for an object of a pickle that was not made: it takes whatever the pickle does to it, and does nothing."""
+    """Stands for an object of a pickle that was not made: it takes whatever the pickle does to it,
+    and does nothing."""
 
     named = ("", "")
 
@@ -60,11 +77,16 @@ class _Object:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads tensors and plain containers; nothing else that a pickle names is imported, called or made."""
+    """Reads tensors and plain containers; nothing else that a pickle names is imported, called or
+    made."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         found = _ALLOWED.get((module_name, global_name))
-        return type("_Object", (_Object,), {"named": (module_name, global_name)}) if found is None else found
+        return (
+            type("_Object", (_Object,), {"named": (module_name, global_name)})
+            if found is None
+            else found
+        )
 
 
 def _load(file: Any, **_: Any) -> Any:
@@ -72,9 +94,11 @@ def _load(file: Any, **_: Any) -> Any:
 
 
 def without_objects(path: Path) -> dict[str, Any] | None:
-    """The weights of a checkpoint whose settings, beside them, hold objects (as Lightning's do); None: it has none.
+    """The weights of a checkpoint whose settings, beside them, hold objects (as Lightning's do);
+    None: it has none.
 
-    Only what lies under the names that training code uses for settings may hold any objects. They are never made.
+    Only what lies under the names that training code uses for settings may hold any objects. They
+    are never made.
     """
     if not zipfile.is_zipfile(path):
         return None
@@ -100,25 +124,34 @@ def _holds_object(value: Any) -> bool:
 
 
 def state_of(content: Any, others: Collection[str] = ()) -> dict[str, Tensor] | None:
-    """The dict of weights in a checkpoint, under one of the names that people give it; None: there is none.
+    """The dict of weights in a checkpoint, under one of the names that people give it; None: there
+    is none.
 
     `others` are the names of what is no tensor in the model's own.
     """
     if not isinstance(content, Mapping):
         return None
-    if content and all(isinstance(k, str) and (isinstance(v, Tensor) or k in others) for k, v in content.items()):
-        return copy.copy(content)  # with the versions of modules that torch keeps beside it  # pyright: ignore
-    return next((found for key in _CONTAINERS if (found := state_of(content.get(key), others)) is not None), None)
+    if content and all(
+        isinstance(k, str) and (isinstance(v, Tensor) or k in others) for k, v in content.items()
+    ):
+        # With the versions of modules that torch keeps beside it.
+        return copy.copy(content)  # pyright: ignore[reportReturnType]
+    return next(
+        (found for key in _CONTAINERS if (found := state_of(content.get(key), others)) is not None),
+        None,
+    )
 
 
 def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Weights under a model's own names, where they only differ in what wrappers put before them.
 
-    `module.` and `_orig_mod.` go wherever they stand; then one prefix (`model.`, `net.`, `backbone.`) under which every
-    weight of the model lies. What lies beside it belongs to other parts, such as a loss.
+    `module.` and `_orig_mod.` go wherever they stand; then one prefix (`model.`, `net.`,
+    `backbone.`) under which every weight of the model lies. What lies beside it belongs to other
+    parts, such as a loss.
 
     Raises:
-        InputError: the model's weights lie under several prefixes, as those of an average beside the trained ones do.
+        InputError: the model's weights lie under several prefixes, as those of an average beside
+            the trained ones do.
     """
     if not own or own.keys() <= weights.keys():
         return weights
@@ -129,18 +162,28 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
     if not names.keys() <= bare.keys():
         prefixes = _prefixes(names, bare)
         if len(prefixes) > 1:
-            prefixes = [p for p in prefixes if "ema" not in p.lower() and "teacher" not in p.lower()] or prefixes
+            prefixes = [
+                p for p in prefixes if "ema" not in p.lower() and "teacher" not in p.lower()
+            ] or prefixes
         if len(prefixes) > 1:
             raise InputError(
-                f"{path} holds the model's weights {len(prefixes)} times, under {', '.join(prefixes)}; save the "
-                f"state_dict of one of them alone."
+                f"{path} holds the model's weights {len(prefixes)} times, under "
+                f"{', '.join(prefixes)}; save the state_dict of one of them alone."
             )
         if prefixes:
             start = prefixes[0]
-            bare = {name.removeprefix(start): value for name, value in bare.items() if name.startswith(start)}
+            bare = {
+                name.removeprefix(start): value
+                for name, value in bare.items()
+                if name.startswith(start)
+            }
         else:  # the other way: the model is wrapped, and the weights are those of what is inside
             first = next(iter(names)).partition(".")[0] + "."
-            inner = {name.removeprefix(first): own_name for name, own_name in names.items() if name.startswith(first)}
+            inner = {
+                name.removeprefix(first): own_name
+                for name, own_name in names.items()
+                if name.startswith(first)
+            }
             names = inner if len(inner) == len(names) and inner.keys() <= bare.keys() else names
     fits = any(name in bare for name in names)
     return {names.get(name, name): value for name, value in bare.items()} if fits else weights

@@ -1,4 +1,5 @@
-"""A torch module as a target keeps it: an own copy, what decides its answers, and what it computes in."""
+"""A torch module as a target keeps it: an own copy, what decides its answers, and what it computes
+in."""
 
 from __future__ import annotations
 
@@ -27,15 +28,18 @@ def frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     """
     if any(value.is_meta for value in (*model.parameters(), *model.buffers())):
         raise InputError(
-            f"the {type(model).__name__} lives on the device meta, where it has shapes but no numbers: make it with "
-            f"to_empty(device='cpu'), load its weights, and wrap it then."
+            f"the {type(model).__name__} lives on the device meta, where it has shapes but no "
+            f"numbers: make it with to_empty(device='cpu'), load its weights, and wrap it then."
         )
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about its own exported programs
+            # of torch about its own exported programs
+            warnings.simplefilter("ignore", FutureWarning)
             own = copy.deepcopy(model)
     except Exception as error:
-        raise InputError(f"the model cannot be copied ({error}); pass a module that copy.deepcopy accepts.") from error
+        raise InputError(
+            f"the model cannot be copied ({error}); pass a module that copy.deepcopy accepts."
+        ) from error
     with usercode.guarded(f"eval() of the {type(model).__name__}"):
         own.eval()
     for module in own.modules():
@@ -46,14 +50,16 @@ def frozen(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 
 
 def content_of(model: nn.Module) -> Iterator[Any]:
-    """All that decides what a module gives, in bytes: its parts, then its weights and other state."""
+    """All that decides what a module gives, in bytes: its parts, then its weights and other
+    state."""
     yield repr(model).encode()
     for name, value in sorted(model.state_dict().items()):
         yield from state_content(name, value)
 
 
 def state_content(name: str, value: Any) -> Iterator[Any]:
-    """One entry of a state, in bytes: a tensor, also a quantised one, or what else a module keeps there."""
+    """One entry of a state, in bytes: a tensor, also a quantised one, or what else a module keeps
+    there."""
     if isinstance(value, Tensor) and value.is_quantized:
         yield from state_content(f"{name}{value.dtype}{value.qscheme()}", value.int_repr())
         yield from state_content(name, value.dequantize())
@@ -71,7 +77,9 @@ def state_content(name: str, value: Any) -> Iterator[Any]:
         yield f"{name}{type(value).__name__}{len(value)}".encode()
         for place, part in enumerate(value):
             yield from state_content(f"{name}.{place}", part)
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+    elif value is None or isinstance(
+        value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+    ):
         yield f"{name}{value!r}".encode()
     else:
         yield f"{name}{type(value).__qualname__}".encode()
@@ -79,7 +87,8 @@ def state_content(name: str, value: Any) -> Iterator[Any]:
 
 
 def _other_content(value: Any) -> bytes:
-    """An object in bytes, as pickle writes it; where it cannot, nothing: its type alone then stands for it."""
+    """An object in bytes, as pickle writes it; where it cannot, nothing: its type alone then stands
+    for it."""
     try:
         if isinstance(value, torch.ScriptObject):  # of packed integers: its pickle holds an address
             return b"".join(bytes(part) for part in state_content("", value.__getstate__()))
@@ -112,14 +121,17 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def half_of(model: Any) -> torch.dtype | None:
-    """The half precision that a module computes in: that of its first parameter; None for any other."""
+    """The half precision that a module computes in: that of its first parameter; None for any
+    other."""
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return first.dtype if first is not None and first.dtype in HALF else None
 
 
 def recurrent(*models: Any) -> tuple[nn.RNNBase, ...]:
     """The recurrent layers of modules, each once."""
-    modules = (module for model in models if isinstance(model, nn.Module) for module in model.modules())
+    modules = (
+        module for model in models if isinstance(model, nn.Module) for module in model.modules()
+    )
     return tuple(dict.fromkeys(module for module in modules if isinstance(module, nn.RNNBase)))
 
 
@@ -127,8 +139,8 @@ def recurrent(*models: Any) -> tuple[nn.RNNBase, ...]:
 def differentiable(layers: tuple[nn.RNNBase, ...]) -> Iterator[None]:
     """Recurrent layers in eval mode that can be differentiated on CUDA too.
 
-    cuDNN keeps what a backward pass needs in train mode alone. Within, layers in eval mode are in train mode with no
-    dropout, which computes the same.
+    cuDNN keeps what a backward pass needs in train mode alone. Within, layers in eval mode are in
+    train mode with no dropout, which computes the same.
     """
     held = [(layer, layer.dropout) for layer in layers if not layer.training]
     for layer, _ in held:

@@ -1,4 +1,5 @@
-"""PyTorch models as targets, and what other frameworks' models share with them: preprocessing, layout, head."""
+"""PyTorch models as targets, and what other frameworks' models share with them: preprocessing,
+layout, head."""
 
 from __future__ import annotations
 
@@ -35,15 +36,16 @@ from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
 _READ = (
-    "The model ends in a {}; its logits are read before it, which are its log-probabilities up to a constant, and "
-    "do not round to 0 and 1."
+    "The model ends in a {}; its logits are read before it, which are its log-probabilities up to "
+    "a constant, and do not round to 0 and 1."
 )
 QUANTISED = (
-    "The model is quantised: layers that compute in whole numbers have no gradient, so it gives scores alone. Lend it "
-    "the gradients of its float version with --surrogate."
+    "The model is quantised: layers that compute in whole numbers have no gradient, so it gives "
+    "scores alone. Lend it the gradients of its float version with --surrogate."
 )
 HALF_PRECISION = (
-    "The model computes in {0}: its inputs are float32 and cast inside, its scores are read as float32. Gradients are "
+    "The model computes in {0}: its inputs are float32 and cast inside, its scores are read as "
+    "float32. Gradients are "
     "those of a copy in float32 where that gives about the same scores; the model itself judges."
 )
 
@@ -51,36 +53,41 @@ HALF_PRECISION = (
 class TorchTarget(Target):
     """A torch classifier: a module or any differentiable callable from [n, *shape] to scores.
 
-    A module is copied once, in eval mode and with frozen parameters, so the caller's own is never touched; wrap it
-    again after training it further. Float32 modules with wide convolutions run channels-last on a CPU, where that
-    is measured faster (benchmarks/results/layout.md); a module that cannot (it calls `view`) runs as it is.
+    A module is copied once, in eval mode and with frozen parameters, so the caller's own is never
+    touched; wrap it again after training it further. Float32 modules with wide convolutions run
+    channels-last on a CPU, where that is measured faster (benchmarks/results/layout.md); a module
+    that cannot (it calls `view`) runs as it is.
 
     Args:
-        model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A `Foreign` one runs
-            in its own framework.
+        model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A
+            `Foreign` one runs in its own framework.
         bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
-        probabilities: whether the model gives probabilities, of which scores are the logits: read before its last
-            softmax or sigmoid where that can be seen, else logarithms. False: what it gives is taken as it is. None:
-            what the model itself says; of one that does not, `evaluate` finds out.
+        probabilities: whether the model gives probabilities, of which scores are the logits: read
+            before its last softmax or sigmoid where that can be seen, else logarithms. False: what
+            it gives is taken as it is. None: what the model itself says; of one that does not,
+            `evaluate` finds out.
         batch_size: rows of one pass.
         device: where to run; default: where the parameters are.
-        layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default: the order of axes in
-            which the model takes them, by its own shape of inputs where it has one, else by trial. Images [h, w] gain
-            an axis of one channel, or lose it, where the model takes them so; a remark says what was done.
+        layout: of raw images, `nchw` or `nhwc`; turned where the model wants the other. Default:
+            the order of axes in which the model takes them, by its own shape of inputs where it has
+            one, else by trial. Images [h, w] gain an axis of one channel, or lose it, where the
+            model takes them so; a remark says what was done.
         output: which of several outputs are the scores, by name or place.
         classes: how many there are, for a model that gives labels.
-        task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose outputs [n, k] are
-            taken as they are; their truths are [n, k] too.
-        free: shape of the last features of flat inputs, where they alone may change; bounds are then of these.
+        task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose
+            outputs [n, k] are taken as they are; their truths are [n, k] too.
+        free: shape of the last features of flat inputs, where they alone may change; bounds are
+            then of these.
         attacked: which of a model's several inputs that is.
-        precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on most CPUs.
+        precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on
+            most CPUs.
         compile: compile what gradients are taken of; pays for large models on accelerators.
 
-    Gradients may come from a faster twin of the model: with its batch norms folded into its convolutions, which is
-    always worth it, and as `precision` and `compile` ask. `scores` never do, and what the twin calls a success is
-    asked of the model itself.
+    Gradients may come from a faster twin of the model: with its batch norms folded into its
+    convolutions, which is always worth it, and as `precision` and `compile` ask. `scores` never do,
+    and what the twin calls a success is asked of the model itself.
 
     Raises:
         InputError: the model cannot be copied, or what it returns is not scores.
@@ -110,20 +117,26 @@ class TorchTarget(Target):
         self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
         self.probabilities, self.said = probabilities, probabilities is not None
-        self.ending: str | None = None  # the activation at the model's end, or that there is none: see `activation`
+        # the activation at the model's end, or that there is none: see `activation`
+        self.ending: str | None = None
         self._scripted: activation.Bare | None = None
         self.batch_size = batch_size
         self.output, self.classes = output, classes
         self.free, self.attacked = free, attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
-        self.form: tuple[int, ...] = ()  # of one input's outputs, where the task is not one of classes
+        # of one input's outputs, where the task is not one of classes
+        self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
         self._asked = layout
-        self.was_training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+        self.was_training = isinstance(model, nn.Module) and any(
+            m.training for m in model.modules()
+        )
         self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         self.device = torch.device(device) if device is not None else _device_of(first)
-        self.dtype = torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
+        self.dtype = (
+            torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
+        )
         self.half, self.recurrent = half_of(self.model), recurrent(self.model)
         if self.half is not None:
             name = str(self.half).removeprefix("torch.")
@@ -156,7 +169,8 @@ class TorchTarget(Target):
     def answers(self, x: Tensor) -> Tensor:
         def ask(rows: slice) -> Tensor:
             z = chosen(
-                self._ask(self.model, self._before(x[rows])), None if isinstance(self.model, Foreign) else self.output
+                self._ask(self.model, self._before(x[rows])),
+                None if isinstance(self.model, Foreign) else self.output,
             )
             return z.reshape(rows.stop - rows.start, -1)
 
@@ -189,9 +203,11 @@ class TorchTarget(Target):
         return kept[-1], g
 
     def live(self, model: nn.Module, precision: str = "float32") -> TorchTarget:
-        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode is the caller's.
+        """This target around a module that is trained meanwhile: no copy, no faster twin; its mode
+        is the caller's.
 
-        With precision bfloat16 whatever gradients flow through is mixed: convolutions and products in bfloat16.
+        With precision bfloat16 whatever gradients flow through is mixed: convolutions and products
+        in bfloat16.
         """
         own = copy.copy(self)
         own.model = own.twin = model
@@ -215,7 +231,9 @@ class TorchTarget(Target):
         elif isinstance(self.model, Foreign):
             digest.update(self.model.digest())
         else:
-            digest.update(getattr(self.model, "__qualname__", type(self.model).__qualname__).encode())
+            digest.update(
+                getattr(self.model, "__qualname__", type(self.model).__qualname__).encode()
+            )
         return digest.hexdigest()
 
     @property
@@ -254,14 +272,16 @@ class TorchTarget(Target):
         return self._head(self._ask(model or self.model, inner), len(x))
 
     def _mixed(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        )
 
     def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         z = self._head(self._ask(model or self.model, self._before(x)), len(x))
         if self.bound and z.shape[1] != self.task.k:
             raise InputError(
-                f"the model gives {z.shape[1]} outputs for {len(x)} inputs, but gave {self.task.k} before; the number "
-                f"may not depend on the inputs."
+                f"the model gives {z.shape[1]} outputs for {len(x)} inputs, but gave {self.task.k} "
+                f"before; the number may not depend on the inputs."
             )
         if not self.detectors:
             return z
@@ -281,13 +301,20 @@ class TorchTarget(Target):
         with self._guarded(x), differentiable(layers):
             z = self._called(model, x)
         if isinstance(z, Tensor) and z.is_meta:
-            raise InputError("the model answers on the device meta, where there are no numbers; load its weights.")
+            raise InputError(
+                "the model answers on the device meta, where there are no numbers; load its "
+                "weights."
+            )
         self.rewrites |= x._version != version or (isinstance(model, Foreign) and model.rewrites)
         return z
 
     def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
-        """Within, the model is asked about x [n, ...]; what it raises while its kind is found out is read by `bind`."""
-        return asking(f"the model, asked about {len(x)} inputs of shape {tuple(x.shape[1:])},", learning=not self.bound)
+        """Within, the model is asked about x [n, ...]; what it raises while its kind is found out
+        is read by `bind`."""
+        return asking(
+            f"the model, asked about {len(x)} inputs of shape {tuple(x.shape[1:])},",
+            learning=not self.bound,
+        )
 
     def _inwards(self, x: Tensor) -> Tensor:
         """Preprocessed images as the model wants them."""
@@ -297,7 +324,11 @@ class TorchTarget(Target):
             x = x[:, 0]
         elif self.wants == "nhwc" and x.ndim > 2:
             x = x.movedim(1, -1)
-        if isinstance(self.model, Foreign) and self.model.shape is not None and len(self.model.shape) == 1:
+        if (
+            isinstance(self.model, Foreign)
+            and self.model.shape is not None
+            and len(self.model.shape) == 1
+        ):
             x = x.flatten(1)
         return x
 
@@ -308,11 +339,16 @@ class TorchTarget(Target):
         if self.single and self.ending == activation.SOFTMAX:  # which is 1 whatever the logit
             return False
         if self.graded is not None:  # whose outputs are judged one by one
-            return self.graded.logits and self.ending == activation.SIGMOID and self.probabilities is not False
+            return (
+                self.graded.logits
+                and self.ending == activation.SIGMOID
+                and self.probabilities is not False
+            )
         return self.probabilities is not False or self.ending == activation.LOG_SOFTMAX
 
     def _called(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """What a model gives for preprocessed x, perhaps with the logits before it: see `activation`."""
+        """What a model gives for preprocessed x, perhaps with the logits before it: see
+        `activation`."""
         if not self.reads or isinstance(model, (Foreign, activation.Bare)):
             return model(x)
         if self._scripted is not None:
@@ -329,11 +365,12 @@ class TorchTarget(Target):
 
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
-        z = chosen(z, None if isinstance(self.model, Foreign) else self.output)  # a foreign one has chosen
+        # a foreign one has chosen
+        z = chosen(z, None if isinstance(self.model, Foreign) else self.output)
         if not isinstance(z, Tensor):
             raise InputError(
-                f"the model returns a {type(z).__name__}, but scores must be one tensor [n, classes]. Wrap it in a "
-                f"module that returns the logits alone."
+                f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
+                f"classes]. Wrap it in a module that returns the logits alone."
             )
         z, logits = self._logits(z)
         chances = bool(self.probabilities) and not logits
@@ -370,10 +407,14 @@ class TorchTarget(Target):
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
         self.passes = 1 + sum(step.passes for step in self.detectors)
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):
-            raise InputError("a detector's refusal stands beside the scores of classes, and this model gives none.")
+            raise InputError(
+                "a detector's refusal stands beside the scores of classes, and this model gives "
+                "none."
+            )
 
     def _settle(self, shape: tuple[int, ...]) -> None:
-        """Take the first of `_readings` in which the model takes inputs of this shape; say it where it was a choice.
+        """Take the first of `_readings` in which the model takes inputs of this shape; say it where
+        it was a choice.
 
         Raises:
             InputError: there is none; the reason is that of the first.
@@ -393,7 +434,9 @@ class TorchTarget(Target):
                     if declared is not None and tuple(before.shape[1:]) != tuple(declared):
                         continue
                     if not isinstance(given, (nn.Module, Foreign)):
-                        self._take(by_trial(given, before, output=self.output, classes=self.classes))
+                        self._take(
+                            by_trial(given, before, output=self.output, classes=self.classes)
+                        )
                         self.layout, self.wants, self.axis = reading
                         if own:
                             self._find_own()
@@ -412,20 +455,25 @@ class TorchTarget(Target):
         raise reason if isinstance(reason, InputError) else _unfit(reason, shape) from reason
 
     def _readings(self, shape: tuple[int, ...]) -> list[tuple[str, str, str]]:
-        """How inputs may lie, and how the model may want them: layout, wants, axis; the likeliest first.
+        """How inputs may lie, and how the model may want them: layout, wants, axis; the likeliest
+        first.
 
-        Networks of torch and Keras have a convention, so images that nobody described lie in it. A plain function is
-        likeliest given what it takes.
+        Networks of torch and Keras have a convention, so images that nobody described lie in it. A
+        plain function is likeliest given what it takes.
         """
         convention = self.model.layout if isinstance(self.model, Foreign) else "nchw"
         asked = self._asked
-        network = isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
+        network = (
+            isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
+        )
         declared = self.model.shape if isinstance(self.model, Foreign) else None
         if declared is not None:
             convention = _layout_of(declared) or convention
         if len(shape) == 2:
             layout = asked or convention
-            others = [(layout, wants, "added") for wants in dict.fromkeys((convention, "nchw", "nhwc"))]
+            others = [
+                (layout, wants, "added") for wants in dict.fromkeys((convention, "nchw", "nhwc"))
+            ]
             return [(layout, convention, ""), *others]
         if len(shape) != 3:
             return [(asked or convention, convention, "")]
@@ -434,21 +482,35 @@ class TorchTarget(Target):
         pairs = [(first, first), (first, other), (other, first)]
         if network or declared is not None:
             pairs = [(first, convention), (other, convention)]
-        dropped = [(layout, convention, "dropped") for layout, end in (("nchw", 0), ("nhwc", -1)) if shape[end] == 1]
+        dropped = [
+            (layout, convention, "dropped")
+            for layout, end in (("nchw", 0), ("nhwc", -1))
+            if shape[end] == 1
+        ]
         return [(*pair, "") for pair in dict.fromkeys(pairs)] + dropped
 
-    def _remark(self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]) -> None:
-        """Say of a reading that is not what was asked for, or not the likeliest, how the inputs were taken."""
+    def _remark(
+        self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]
+    ) -> None:
+        """Say of a reading that is not what was asked for, or not the likeliest, how the inputs
+        were taken."""
         layout, wants, axis = taken
         declared = isinstance(self.model, Foreign) and self.model.shape is not None
-        if taken == likeliest or (declared and not axis and not self._asked):  # only one reading fits
+        # only one reading fits
+        if taken == likeliest or (declared and not axis and not self._asked):
             return
         if axis:
             text = f"Inputs of shape {shape} had an axis of one channel {axis} for the model."
         elif self._asked and layout != likeliest[0]:
-            text = f"Inputs of shape {shape} fit the model only as {layout} images, not as {likeliest[0]} ones."
+            text = (
+                f"Inputs of shape {shape} fit the model only as {layout} images, not as "
+                f"{likeliest[0]} ones."
+            )
         else:
-            text = f"Inputs of shape {shape} were taken as {layout} images, and given to the model as {wants}."
+            text = (
+                f"Inputs of shape {shape} were taken as {layout} images, and given to the model as "
+                f"{wants}."
+            )
         self.remarks += (("layout", text),)
 
     def _find_own(self) -> None:
@@ -461,14 +523,18 @@ class TorchTarget(Target):
             x = applied([steps[i]], x, self.bounds).detach()
         self.preprocess = tuple(steps)
         own = [step for step in steps if isinstance(step, Own)]
-        self.remarks = tuple(r for r in self.remarks if r[0] != "preprocess") + tuple(step.remark for step in own)
+        self.remarks = tuple(r for r in self.remarks if r[0] != "preprocess") + tuple(
+            step.remark for step in own
+        )
         if not all(step.differentiable for step in own):
             self.access = min(self.access, Access.SCORES)
 
     def _spread(self) -> Tensor:
         """Eight inputs at random within the bounds: [8, *shape]."""
         assert self.shape is not None
-        unit = torch.rand((8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.dtype)
+        unit = torch.rand(
+            (8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.dtype
+        )
         return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(self.device)
 
     def _find_task(self) -> None:
@@ -477,7 +543,10 @@ class TorchTarget(Target):
             self.task = Classes(self.scores(self._probe()).shape[1] - refuses, refuses)
             return
         if self.classes is None:
-            raise InputError("the model gives labels alone, which do not say how many classes there are: give classes.")
+            raise InputError(
+                "the model gives labels alone, which do not say how many classes there are: give "
+                "classes."
+            )
         self.labels(self._probe())
         self.task = Classes(self.classes)
 
@@ -492,7 +561,9 @@ class TorchTarget(Target):
             self.ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
             out = self._ask(model, self._before(probe))
-            if activation.gives(scripted.kind, scripted(self._before(probe).to(self.half or self.dtype)), out):
+            if activation.gives(
+                scripted.kind, scripted(self._before(probe).to(self.half or self.dtype)), out
+            ):
                 self.ending, self._scripted = scripted.kind, scripted
         else:
             with activation.Reading():
@@ -518,7 +589,9 @@ class TorchTarget(Target):
 
     def _try_channels_last(self) -> None:
         parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
-        wide = any(isinstance(p, nn.Conv2d) and p.in_channels >= 32 and p.stride == (1, 1) for p in parts)
+        wide = any(
+            isinstance(p, nn.Conv2d) and p.in_channels >= 32 and p.stride == (1, 1) for p in parts
+        )
         if not wide or self.device.type != "cpu" or self.dtype != torch.float32:
             return
         assert isinstance(self.model, nn.Module)
@@ -537,15 +610,22 @@ class TorchTarget(Target):
             return torch.compile(model, dynamic=True)
         assert self.ending is not None
         bare = activation.traced(model, self.ending)
-        return model if bare is None else activation.Bare(self.ending, torch.compile(bare, dynamic=True))
+        return (
+            model
+            if bare is None
+            else activation.Bare(self.ending, torch.compile(bare, dynamic=True))
+        )
 
     def _make_twin(self) -> None:
         """The twin for gradients, faster or more exact, if it gives what the model gives."""
         self.twin = self.model
         if self.half is not None:
             assert isinstance(self.model, nn.Module)
-            self.twin = copy.deepcopy(self.model).float()  # in half precision small gradients are zero
-        elif isinstance(self.model, nn.Module) and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
+            # in half precision small gradients are zero
+            self.twin = copy.deepcopy(self.model).float()
+        elif isinstance(self.model, nn.Module) and any(
+            isinstance(m, nn.BatchNorm2d) for m in self.model.modules()
+        ):
             with sealed(0):
                 self.twin = _folded(self.model)
         if self.compile:
@@ -560,7 +640,8 @@ class TorchTarget(Target):
         loose = 0.1 if self.precision == "bfloat16" or self.half is not None else 1e-3
         try:
             with sealed(0), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf")  # the compiler's
+                # the compiler's
+                warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf")
                 exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
             same = bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1))
         except Exception:  # noqa: BLE001  # a model that casts its inputs itself fails in another precision
@@ -570,13 +651,15 @@ class TorchTarget(Target):
 
 
 def _apart_from(x: Tensor, inner: Tensor) -> Tensor:
-    """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to what it is given."""
+    """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to
+    what it is given."""
     shared = inner.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return inner.clone() if shared else inner
 
 
 def _back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
-    """The gradient on `leaf` of what has this cotangent at z. Only for another one is the graph kept: that costs."""
+    """The gradient on `leaf` of what has this cotangent at z. Only for another one is the graph
+    kept: that costs."""
     if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
         return torch.zeros_like(leaf)
     with torch.inference_mode(False), torch.enable_grad():
@@ -587,7 +670,8 @@ def _back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
 
 
 def _folded(model: nn.Module) -> nn.Module:
-    """The model with each batch norm inside the convolution before it, where its graph can be read."""
+    """The model with each batch norm inside the convolution before it, where its graph can be
+    read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer's own making
@@ -605,16 +689,23 @@ def _are_shares(z: Tensor) -> bool:
 
 def _no_scores(shape: tuple[int, ...], n: int) -> str:
     """What an output of this shape for n inputs may be, where scores [n, classes] are expected."""
-    said = f"the model gives {list(shape)} for {n} inputs, but a classifier gives scores [n, classes]."
+    said = (
+        f"the model gives {list(shape)} for {n} inputs, but a classifier gives scores [n, classes]."
+    )
     if shape[:1] != (n,):
-        return f"{said} Keep the rows apart to the end of the model: what stands first is their number."
+        return (
+            f"{said} Keep the rows apart to the end of the model: what stands first is their "
+            "number."
+        )
     if len(shape) == 4:
-        return f"{said} It looks like a map of scores for each pixel; segmentation is not supported."
+        return (
+            f"{said} It looks like a map of scores for each pixel; segmentation is not supported."
+        )
     each = " x ".join(map(str, shape[1:]))
     return (
         f'{said} If these are {each} numbers or labels of one input, say --task "regression(tolerance=0.1)" or '
-        f"--task multilabel, with a truth for each; if one part of it is the scores, wrap the model in a module that "
-        f"returns that part, such as output[:, -1]."
+        "--task multilabel, with a truth for each; if one part of it is the scores, wrap the "
+        f"model in a module that returns that part, such as output[:, -1]."
     )
 
 
@@ -623,7 +714,8 @@ def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if "scalar types: Long, Int" in first or "embedding" in first.lower():
         return InputError(
-            "the model looks its inputs up as whole numbers, as models of text do with tokens; only inputs that can "
+            "the model looks its inputs up as whole numbers, as models of text do with tokens; "
+            "only inputs that can "
             "change by a little are supported, such as images and tables of numbers."
         )
     cause = "Check the architecture, the preprocessing and the shape of the data."
