@@ -26,6 +26,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation import goals, judge
 from holdfast.evaluation.chunk import Plan
 from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
+from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Threat
 
@@ -85,7 +86,7 @@ class Bill:
 class Sample:
     """Rows that are right clean, of those looked at."""
 
-    x: Tensor
+    x: Batch
     y: Tensor
     clean: Tensor | None  # their scores
     threat: Threat  # with their own classes to reach
@@ -129,18 +130,18 @@ def forecast(
 def _sample(plan: Plan, source: Source, start: int, stop: int) -> tuple[Sample, float]:
     """The rows, and the seconds that one of them takes in a pass."""
     target = plan.target
-    x, y = source.rows(start, stop)
-    x = torch.from_numpy(x).to(target.device, target.dtype)
-    y = torch.from_numpy(np.asarray(y, np.int64)).to(target.device)
+    batch, labels = read(source, start, stop)
+    batch = batch.to(target.device, target.dtype)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
     began = time.monotonic()
-    ruling = judge.rule(target, x, 0)
+    ruling = judge.rule(target, batch, 0)
     pace = (time.monotonic() - began) / (judge.PASSES * len(y))
     right = (ruling.label == y).nonzero()[:, 0]
     clean = ruling.scores[right].to(target.device) if target.access >= Access.SCORES else None  # pyright: ignore[reportOptionalSubscript]
     threat = goals.resolved(
         plan.threat, y[right], start + right.cpu(), clean, target.task.k, plan.seed
     )
-    return Sample(x[right], y[right], clean, threat, len(right) / len(y)), pace
+    return Sample(batch[right], y[right], clean, threat, len(right) / len(y)), pace
 
 
 def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
@@ -205,10 +206,8 @@ def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
 
     def short(steps: int, rows: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""
-        part = [None if v is None else v[:rows] for v in (sample.x, sample.y, sample.clean)]
-        x, y, clean = part
-        assert x is not None
-        assert y is not None
+        x, y = sample.x[:rows], sample.y[:rows]
+        clean = None if sample.clean is None else sample.clean[:rows]
         began = time.monotonic()
         threat = sample.threat.of_rows(torch.arange(rows))
         books = run(
