@@ -22,7 +22,7 @@ def problem(access: Access, budget: Tensor | None, *, stop: bool, sick: bool = F
     target = Narrow(wrap(model, batch_size=7), access)
     x, y = rows(wrap(inner), N)
     t = threat("l2")
-    ledger = Ledger.open(x, legal_size(t.norm, t.eps, target, N))
+    ledger = Ledger.open(x, legal_size(t, target, N))
     return Problem(
         target, x, y, t, Keys.of(0, torch.arange(N)), ledger=ledger, budget=budget, stop=stop
     )

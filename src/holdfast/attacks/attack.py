@@ -154,7 +154,7 @@ def run(
     ids = torch.arange(len(batch)) if ids is None else ids
     with sealed(seed):
         batch, y = batch.to(target.device, target.dtype), y.to(target.device)
-        ledger = Ledger.open(batch.x, legal_size(threat.norm, threat.eps, target, len(batch)))
+        ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
@@ -209,14 +209,14 @@ def perturb(
         books = (
             None
             if attack.bounded
-            else Ledger.open(batch.x, legal_size(threat.norm, threat.eps, target, len(batch)))
+            else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         )
         p = Problem(target, batch, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return target.bounds.clamp(p.x + p.project(point(state)))
+        return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
 
 
 def point(state: State) -> Tensor:
@@ -251,7 +251,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
             f"target.pool to (images, classes)."
         )
-    threat.check_shape(target.shape or ())
+    threat.check_shape(threat.form(target.shape or ()))
     if threat.norm.name not in attack.norms:
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."

@@ -26,7 +26,7 @@ class Ledger:
     """Columns of n rows."""
 
     size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    best: Tensor  # [n, *shape]: the input at it; if none, the legal one of the lowest margin (from labels: the last)
+    best: Tensor  # [n, *shape]: the point at it; if none, the legal one of the lowest margin (from labels: the last)
     limit: Tensor  # [n] float64: the largest legal size
     margin: Tensor  # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
     outcome: Tensor  # [n] int8

@@ -47,8 +47,10 @@ class Problem:
         stop: bool = True,
     ) -> None:
         batch = Batch.of(rows)
-        n, x = len(batch), batch.x
-        self.context = batch.context  # attacks see what may change, and nothing else
+        n, x = len(batch), threat.origin(batch.x)
+        self.threat, self.batch = threat, batch  # attacks see what may change, and nothing else
+        self.layout = target.layout if threat.spatial is None else "nchw"
+        self.square = None if threat.spatial is None else threat.spatial.square
         self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
         self.aim, self.near = aim, near
         self.goal = goal_classes(threat, y)
@@ -138,7 +140,7 @@ class Problem:
             self._note(
                 rows, x, self._against(rows, z), exact=not self.target.approximate, within=within
             )
-            g[rows] = self._clean(rows, pulled)
+            g[rows] = self._clean(rows, self._pulled(rows, x, pulled))
 
         self._each(d, ask, slopes=1)
         return value, g
@@ -162,7 +164,7 @@ class Problem:
             own = z.gather(1, y[:, None])
             unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
             ways = [self._back(rows, raw, unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
-            pulled = [pullback(way) for way in ways]
+            pulled = [self._pulled(rows, x, pullback(way)) for way in ways]
             self._note(rows, x, z, exact=not self.target.approximate)
             gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
             for j in range(m):
@@ -315,7 +317,7 @@ class Problem:
         self.x, self.y, self.eps, self.lo, self.hi = (
             column[keep] for column in (self.x, self.y, self.eps, self.lo, self.hi)
         )
-        self.context = rows_of(self.context, keep)
+        self.batch = self.batch[keep]
         self.aim = None if self.aim is None else self.aim[keep]
         self.goal = None if self.goal is None else self.goal[keep]
         self.near = None if self.near is None else self.near[keep]
@@ -368,12 +370,24 @@ class Problem:
         near = self.target.bounds.clamp(x + d)
         if not self.grid:
             return near
-        limit = legal_size(self.norm, self.eps.flatten()[rows], self.target, len(x))
+        limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])
         return _rounded(self.target, self.norm, limit, x, near)
 
     def _batch(self, rows: Tensor, x: Tensor) -> Batch:
-        """Inputs x for these rows, as the target takes them."""
-        return Batch(x, rows_of(self.context, rows))
+        """What the target sees of these rows at points x."""
+        context = rows_of(self.batch.context, rows)
+        if self.threat.spatial is None:
+            return Batch(x, context)
+        return Batch(self.threat.apply(self.batch.x[rows], x), context)
+
+    def _pulled(self, rows: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        """A gradient on what the target saw of these rows as one on their points x."""
+        if self.threat.spatial is None:
+            return g
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            shown = self.threat.apply(self.batch.x[rows], leaf)
+            return torch.autograd.grad((shown * g).sum(), leaf)[0]
 
     def _scores(self, rows: Tensor, x: Tensor) -> Tensor:
         """Scores [n, k] of these rows' inputs x, as the adversary meets them."""
@@ -560,7 +574,7 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
 def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
     """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can
     be."""
-    limit = legal_size(threat.norm, threat.eps, target, len(x))
+    limit = legal_size(threat, target, len(x))
     return _rounded(target, threat.norm, limit, x, found)
 
 
@@ -572,13 +586,15 @@ def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor
     return torch.where(wide(over, x), target.bounds.as_8bit(found, x), rounded)
 
 
-def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tensor:
-    """The largest size that counts as within eps, [n] float64.
+def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | None = None) -> Tensor:
+    """The largest size that counts as within eps (default: the threat's), [n] float64.
 
     eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in
     the last place of the largest input, in every feature. Where eps is inf, the largest number
     there is.
     """
-    rounding = norm.rounding(math.prod(target.shape or ()), target.bounds.ulp)
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
+    rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
+    eps = torch.as_tensor(
+        threat.eps if eps is None else eps, dtype=torch.float64, device=target.device
+    )
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

@@ -57,7 +57,7 @@ class Ways:
         """Whether the target has this way."""
         if name == "straight":
             return straightened(self.target) is not None
-        if name == "blurred" and not self._slopes:
+        if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
             return False
         if name == "surrogate" and self.target.context:
             return False
@@ -88,6 +88,10 @@ class Ways:
     def _blurred(self) -> Target:
         if self.target.access < Access.GRADIENTS:
             raise SpecError("through='blurred' needs gradients; try through='estimated'.")
+        if self.threat.spatial is not None:
+            raise SpecError(
+                "through='blurred' averages over a ball of inputs, and a movement has none."
+            )
         return Blurred(self.target, self.threat.norm, float(self.threat.eps) / 2)
 
     def _estimated(self) -> Target:

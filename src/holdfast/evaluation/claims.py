@@ -25,8 +25,8 @@ from holdfast.evaluation.protocols import Protocol
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Finding, Manifest, ModelInfo, TrialInfo
-from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -110,7 +110,7 @@ def some(ids: Any) -> str:
 
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
     found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
-    free = {"spec", "arch", "fingerprint"}
+    free = {"spec", "arch", "fingerprint", "moved"}
     if manifest.model.surrogate is not None and found.surrogate is None:
         # the model is verified without the one that lent its gradients
         free |= {"surrogate", "access"}
@@ -150,8 +150,8 @@ def _data(
 
 def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
     said = manifest.threat
-    asked.check_shape(target.shape or ())
-    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
+    asked.check_shape(asked.form(target.shape or ()))
+    measured = [(eps, float(legal_size(asked, target, 1, eps))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
     if (

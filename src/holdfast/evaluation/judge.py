@@ -57,16 +57,16 @@ def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
 
 
 def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid,
+    """Whether stored points are legal answers to inputs x: finite, in the box and on the grid,
     changed where they may be, within eps.
 
     And their sizes.
 
     Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
     """
-    d = found.double() - x.double()
+    d = found.double() - threat.origin(x).double()
     size = threat.norm.size(d)
-    legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
+    legal = size <= legal_size(threat, target, len(x)).to(size.device)
     legal &= target.bounds.inside(found)
     if threat.grid:
         legal &= (target.bounds.as_8bit(found) == found).flatten(1).all(1)

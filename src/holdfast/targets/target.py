@@ -145,9 +145,6 @@ class Target(ABC):
         None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     )
     context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
-    square: tuple[int, int, int] | None = (
-        None  # c, h, w of pixels that, behind the two numbers of their place, are the input
-    )
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool | None = (
         None  # the model gives probabilities, of which scores are the logits; None: not known

@@ -83,7 +83,7 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.context, self.square = self.inner.context, self.inner.square
+        self.context = self.inner.context
         self._follow()
 
     def scores(self, x: Rows) -> Tensor:

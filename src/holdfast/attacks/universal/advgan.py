@@ -20,8 +20,8 @@ from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
-from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, unplaned
 from holdfast.threats.threat import Threat
 
 
