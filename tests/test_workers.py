@@ -19,8 +19,8 @@ from test_harden import MODELS, SMALL, Normed, digits, training
 from torch import Tensor, nn
 
 import holdfast
+from holdfast import memory
 from holdfast.errors import InputError
-from holdfast.evaluation import memory
 from holdfast.hardening import objectives
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
@@ -248,6 +248,9 @@ def test_the_evaluation_undoes_what_training_asks_of_the_allocator(
     kept: dict[int, int] = {}
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=kept.__setitem__))
+    memory.keep_freed()
+    assert not kept  # in a process of the user's
+    monkeypatch.setattr(memory, "_own", True)
     memory.keep_freed()
     assert kept == {-1: 2**30, -3: 2**30}
     memory.give_back_freed()

@@ -37,10 +37,10 @@ from holdfast.evaluation.contract import check_data, check_model, check_range, r
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.memory import give_back_freed
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for
 from holdfast.evaluation.protocols import Protocol, Trial
+from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (

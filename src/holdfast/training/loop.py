@@ -19,11 +19,11 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.evaluation.memory import keep_freed
 from holdfast.hardening import objectives, regularizers
 from holdfast.hardening.objective import Net, Objective
 from holdfast.hardening.recipes import Recipe
 from holdfast.hardening.sharpness import perturbed_weights
+from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed

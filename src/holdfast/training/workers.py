@@ -30,7 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from holdfast import usercode
+from holdfast import memory, usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.hardening.objective import Objective
@@ -202,6 +202,7 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    memory.manage()
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
