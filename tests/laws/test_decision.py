@@ -197,7 +197,7 @@ def test_a_row_without_a_start_survives(name: str) -> None:
 def test_a_known_example_is_a_start_where_noise_is_none() -> None:
     p = problem("l2")
     p.near = p.x + 0.25
-    p.goal = p.target.labels(p.near)
+    p.counts.goal = p.target.labels(p.near)
     d = foothold(p, "best")
     met = p.adversarial(d)
     assert bool(met.all())

@@ -16,7 +16,7 @@ from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS
+from holdfast.norms import NORMS, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows
@@ -167,14 +167,14 @@ def run(
             clean = _ask_clean(p)
         else:
             clean = clean.to(target.device)
-            p.known(clean)
+            p.counts.known(clean)
         if rank and clean is not None:
             p.aim = target.task.rank(clean, y, rank)
         _compact(p, p.x)
         state = attack.start(p)
         for t in range(attack.steps):
             state = _compact(p, state)
-            if bool(p.over.all()):  # or none is left
+            if bool(p.counts.over.all()):  # or none is left
                 break
             p.t = t + 1
             state = attack.step(p, state, t)
@@ -182,7 +182,7 @@ def run(
                 watch(t + 1, int(p.live.sum()))
         p.last(point(state))
         if not attack.bounded and threat.norm.scales:
-            p.tighten()
+            _tighten(p)
     return ledger
 
 
@@ -262,6 +262,18 @@ def _noise_of(attack: Attack) -> str:
     """What an attack's noise depends on: all of it but the number of steps, so that more steps go
     on from fewer."""
     return spec.write(replace(attack, steps=1), whole=True)
+
+
+def _tighten(p: Problem) -> None:
+    """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
+    forwards a row."""
+    d, size = p.best()
+    p.counts.reopen()
+    low, high = torch.full_like(size, 0.9), torch.ones_like(size)
+    for _ in range(5):
+        middle = (low + high) / 2
+        met = p.adversarial(d * wide(middle, d))
+        low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
 
 def _ask_clean(p: Problem) -> Tensor | None:
