@@ -23,6 +23,7 @@ from holdfast import memory
 from holdfast.errors import InputError
 from holdfast.hardening import objectives
 from holdfast.targets import wrap
+from holdfast.targets.batch import Batcher
 from holdfast.targets.demo import demo_net
 from holdfast.targets.loading import made
 from holdfast.training import train, workers
@@ -172,7 +173,7 @@ def test_what_cannot_go_to_other_processes_is_refused_at_once(
     with pytest.raises(InputError, match=r"several processes: .*lambda"):
         workers.check(2, wrap(net), objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
     target = wrap(demo_net())
-    target.device = torch.device("mps")  # pyright: ignore[reportAttributeAccessIssue]
+    target.batcher = Batcher(device=torch.device("mps"))
     with pytest.raises(InputError, match=r"not on mps"):
         workers.check(2, target, objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
     assert not (here / "hard").exists()

@@ -18,7 +18,7 @@ from holdfast.attacks.shared.boundary_search import arc, foothold, normal
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
-from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Targeted
 from laws.exact import distance
@@ -69,7 +69,6 @@ class Tree(Target):
     """Two splits on the way to each of four leaves, and no more than a label."""
 
     access = Access.LABELS
-    dtype = torch.float64
     LEAVES: ClassVar = [  # boxes, and their classes
         ([(0.0, 0.6), (0.0, 1.0), (0.0, 0.7)], 0),
         ([(0.0, 0.6), (0.0, 1.0), (0.7, 1.0)], 2),
@@ -78,7 +77,7 @@ class Tree(Target):
     ]
 
     def __init__(self) -> None:
-        self.task = Classes(3)
+        self.task, self.batcher = Classes(3), Batcher(dtype=torch.float64)
 
     def labels(self, x: Rows) -> Tensor:
         x = Batch.of(x).x

@@ -129,8 +129,8 @@ class Counts:
         wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
             most = (
-                self.target.passes * (2 if self.target.approximate else 1)
-                + slopes * self.target.pull_passes
+                self.target.cost.forwards * (2 if self.target.gradients.approximate else 1)
+                + slopes * self.target.cost.pullback
             )
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
             self.ledger.end(self.rows[spent], Outcome.SPENT)
@@ -144,7 +144,9 @@ class Counts:
         if self.ledger is None or self.budget is None:
             return torch.full_like(rows, m)
         at = self.rows[rows]
-        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.passes).clamp(0, m)
+        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.cost.forwards).clamp(
+            0, m
+        )
 
     # ------------------------------------------------------------------ after one
 
@@ -169,11 +171,13 @@ class Counts:
             size = self.norm.size(x.double() - self.x[rows].double())
             hit &= size <= self.ledger.limit[self.rows[rows]]
         # by the model under test
-        told = torch.ones_like(hit) if again is None or not self.target.lent else hit.clone()
+        told = (
+            torch.ones_like(hit) if again is None or not self.target.gradients.lent else hit.clone()
+        )
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
-            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
+            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
             hit &= self.wins(rows, z) & z.isfinite().all(1)
         margin = self.target.task.margin(z, self.y[rows]).where(told, torch.inf)
         self._settle(rows, x, hit, margin)
@@ -223,8 +227,8 @@ class Counts:
         that are exactly zero are counted."""
         top = g.flatten(1).abs().amax(1)  # NaN and inf carry through
         if self.ledger is not None:
-            estimated = self.target.pull_passes
-            backwards = 0 if estimated else self.target.passes
+            estimated = self.target.cost.pullback
+            backwards = 0 if estimated else self.target.cost.forwards
             at = self.rows[rows]
             self.ledger.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
             self.ledger.dull[at] += top == 0
@@ -271,9 +275,9 @@ class Counts:
     def wins(self, rows: Tensor, z: Tensor) -> Tensor:
         """Whether scores meet the goal, by as much as the target says is no luck."""
         met = self.meets(rows, self.target.task.predict(z))
-        if self.target.caution:
+        if self.target.gradients.caution:
             best = z.topk(2, 1).values
-            met &= best[:, 0] - best[:, 1] >= self.target.caution
+            met &= best[:, 0] - best[:, 1] >= self.target.gradients.caution
         return met
 
     def meets(self, rows: Tensor, labels: Tensor) -> Tensor:
@@ -288,7 +292,7 @@ class Counts:
         if ledger is None:
             return
         at = self.rows[rows]
-        ledger.charge(at, queries=count, forwards=count * self.target.passes)
+        ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)
         size = self.norm.size(x - self.x[rows]).double()
         if margin is not None:
             legal = margin.isfinite() & (size <= ledger.limit[at])

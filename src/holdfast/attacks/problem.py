@@ -268,12 +268,14 @@ class Problem:
             question = (
                 self._scores if graded else lambda at, x: self.target.labels(self._batch(at, x))
             )
-            z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
+            z = torch.cat(
+                list(self.target.batcher.parts(lambda at: question(row[at], x[at]), len(x)))
+            )
             met = self.counts.several(rows, count, asked, x, z)
             found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
             answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
 
-        few = max(1, self.target.batch_size // m)
+        few = max(1, self.target.batcher.size // m)
         self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
         return answer
 
@@ -323,7 +325,7 @@ class Problem:
         allows it, in parts."""
         self._asked = d if among is None else None
         rows = self.counts.open(among, slopes)
-        for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
+        for _ in self.target.batcher.parts(lambda part: ask(rows[part]), len(rows)):
             pass
 
     def _point(self, d: Tensor, rows: Tensor) -> Tensor:
@@ -403,7 +405,7 @@ class Problem:
 
     def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, within: bool = False) -> None:
         """Count the scores that came with a gradient at points x."""
-        again = self._scores if self.target.approximate else None
+        again = self._scores if self.target.gradients.approximate else None
         self.counts.scores(rows, x, z, again=again, within=within)
 
 

@@ -130,6 +130,6 @@ def answers(
 
 def _decide(target: Target, x: Tensor) -> Tensor:
     if target.access < Access.SCORES:
-        return torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x))))
+        return torch.cat(list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x))))
     z = target.all_scores(x)
     return torch.where(z.isfinite().all(1), target.task.predict(z), SILENT)

@@ -86,7 +86,7 @@ def examine(
     clean = judge.rule(target, x, seed)
     right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
     found = Answers(right.cpu().numpy(), target.task.k)
-    found.charge("clean", judge.PASSES * target.passes * len(x))
+    found.charge("clean", judge.PASSES * target.cost.forwards * len(x))
     if not len(right) or clean.scores is None or target.access < Access.GRADIENTS:
         return found
     x, y, z = x[right], y[right], clean.scores[right]
@@ -126,11 +126,13 @@ def _gradients(
             flags.append(top == 0)
             odd |= ~top.isfinite()
         slopes.append(g)  # of the margin
-    n = len(x) * target.passes
+    n = len(x) * target.cost.forwards
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
+    if (
+        target.cost.draws > 1 or target.gradients.approximate
+    ):  # no exact derivative of what is asked
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))

@@ -213,7 +213,9 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
         )
         return
     lists = [
-        one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)
+        one
+        for drawn in {False, target.cost.draws > 1}
+        for one in _lists(manifest, threat, drawn=drawn)
     ]
     if protocol.trials not in lists:
         yield f"protocol: its trials are not those of {protocol.name} version {version}."
@@ -230,7 +232,7 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
     asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.lent:
+    if manifest.model.surrogate is not None and not ways.target.gradients.lent:
         known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
         asked_for = [text for text in known if text in more]
     if more != asked_for:
@@ -290,14 +292,16 @@ def _noted(
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again = [*labels, *check_model(target, source)]
-    taken = randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.draws > 1
+    taken = (
+        randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.cost.draws > 1
+    )
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
     ):  # Holdfast itself took the mean, and says so
         again = [
             f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
         ]
-    lent = manifest.model.surrogate is not None and not target.lent
+    lent = manifest.model.surrogate is not None and not target.gradients.lent
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)

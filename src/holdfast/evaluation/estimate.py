@@ -118,7 +118,7 @@ def forecast(
     sample, pace = _sample(plan, source, start, min(stop, start + ROWS))
     broken, stood = _trials(plan, sample, bill) if len(sample.y) else (0.0, 0.0)
     asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
-    bill.passes += judge.PASSES * asked * plan.target.passes
+    bill.passes += judge.PASSES * asked * plan.target.cost.forwards
     bill.seconds += judge.PASSES * asked * pace
     if examined and len(sample.y):
         _examination(plan, source, sample, stood, bill)
@@ -223,7 +223,7 @@ def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
-        whole = attack.expected_passes * way.passes
+        whole = attack.expected_passes * way.cost.forwards
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
     # of a mean step to the first ones
@@ -266,6 +266,6 @@ def _examination(plan: Plan, source: Source, sample: Sample, stood: float, bill:
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
     points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0
-    asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.passes
+    asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.cost.forwards
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

@@ -168,7 +168,7 @@ def evaluate(
         and protocol in checks.FOLLOWED
         and not target.context
         and movement is None
-        and target.draws == 1
+        and target.cost.draws == 1
         and randomised(noted)
     ):
         target = ExpectationOverTransformation(target)
@@ -463,7 +463,7 @@ def _facts(
     target, threat = plan.target, plan.threat
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
-    libraries |= target.versions
+    libraries |= target.identity.versions
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
     targets = (
         hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
@@ -506,7 +506,7 @@ def _facts(
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
-            "batch_size": target.batch_size,
+            "batch_size": target.batcher.size,
             "device": str(target.device),
             "precision": str(target.dtype),
         },
@@ -573,7 +573,7 @@ def _check_effort(target: Target, chosen: Protocol, budget: int | None) -> None:
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-    least = 2 * target.passes
+    least = 2 * target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
             f"the budget is {budget} forward passes a row, but a single step of an attack takes "

@@ -93,7 +93,9 @@ class PerceptualDistance:
             InputError: the network gives something else, or a value that is not finite.
         """
         with sealed(0):
-            parts = list(self.target.batched(lambda rows: self._ask(x[rows], found[rows]), len(x)))
+            parts = list(
+                self.target.batcher.parts(lambda rows: self._ask(x[rows], found[rows]), len(x))
+            )
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def _ask(self, *pair: Tensor) -> Tensor:

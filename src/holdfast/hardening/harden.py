@@ -226,7 +226,7 @@ def harden(
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.draws)
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = evaluate(
         hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
     )

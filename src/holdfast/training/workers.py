@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
@@ -240,7 +240,7 @@ def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         net, job = torch.load(work / "training.pt", map_location=own, weights_only=False)
     target, share = job["target"], job.pop("share")
     if target.device.type == "cuda":
-        target.device = torch.device("cuda", team.rank)
+        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
     mix = None if share is None else Mix(stored(work, "mix"), share)
     data, held = (stored(work, name) for name in ("train", "held"))
     whole = Training(data=data, held=held, mix=mix, watch=watch, team=team, **job)

@@ -163,7 +163,7 @@ def _inward(x: Tensor, target: Target) -> Tensor:
 
 
 def _slices(target: Target, x: Tensor) -> list[slice]:
-    return [slice(at, at + target.batch_size) for at in range(0, len(x), target.batch_size)]
+    return [slice(at, at + target.batcher.size) for at in range(0, len(x), target.batcher.size)]
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:
