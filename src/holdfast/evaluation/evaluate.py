@@ -141,7 +141,7 @@ def evaluate(
     """
     began = time.monotonic()
     give_back_freed()
-    target = wrap(target)
+    target = wrap(target).copied()
     source = open_for(target, data)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None

@@ -69,6 +69,7 @@ def verify(
             network that is given.
     """
     manifest, whole = store.open_manifest(folder)
+    target = target.copied()
     source = open_for(target, data)
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
@@ -99,7 +100,7 @@ def _all(
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     (source,), labels = numbered(target, source)
-    if manifest.model.draws > 1 and target.draws == 1:
+    if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
