@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from holdfast import attacks, spec
 from holdfast.errors import SpecError, suggest
 from holdfast.hardening import objectives, regularizers
-from holdfast.hardening.sharpness import MOVES
 from holdfast.training import augmentation
 from holdfast.training.balance import CLASS_WEIGHTS
 from holdfast.training.schedules import SCHEDULES
+from holdfast.training.sharpness import MOVES
 
 
 @dataclass(frozen=True)

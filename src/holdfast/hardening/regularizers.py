@@ -19,10 +19,10 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
-from holdfast.hardening.objective import Net, Part
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Net, Part
 
 
 class Regularizer(Part, ABC):
