@@ -42,7 +42,6 @@ EXCEPTIONS = {
     ("targets.frameworks.pytorch.target", "targets.defences"): "wrap() builds the preprocessing",
     ("targets.frameworks.pytorch.target", "targets.preprocess"): "wrap() builds the preprocessing",
     ("training", "hardening"): "the loop parses recipes and objectives itself",
-    ("training.network", "training.keras"): "a network of either kind is chosen in the file of one",
 }
 GROUPS = "gradient minimum_norm score decision transfer sparse universal".split()
 ATTACK_FILES = [
