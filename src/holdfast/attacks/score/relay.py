@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.attacks.shared.square_proposals import RULES
+from holdfast.attacks.shared.square_proposals import VARIANTS
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
@@ -35,7 +35,7 @@ class Relay(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset(RULES)
+    variants: ClassVar = VARIANTS
 
     steps: int = option(4200, "proposals and gradient steps")
     climb: int = option(20, "gradient steps of a climb")
@@ -67,7 +67,7 @@ class Relay(Attack):
 
     def start(self, p: Problem) -> Legs:
         fresh = self.start_at == "stripes"
-        d = RULES[p.norm.name].start(p, Planes.of(p)) if fresh else p.random_start("best")
+        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
         return Legs(d, p.value(d, "margin"), d)
 
     def step(self, p: Problem, s: Legs, t: int) -> Legs:
@@ -77,7 +77,7 @@ class Relay(Attack):
             _, g = p.gradient(ahead, self.loss)
             ahead = p.project(ahead + p.stride(g, self.step_size * (0.2 if turn % 2 else 1)))
             return self._keep(p, s, ahead, ahead)
-        rule, planes = RULES[p.norm.name], Planes.of(p)
+        rule, planes = self.variant(p), Planes.of(p)
         share = halved(self.p, place - self.climb, 10000)
         return self._keep(
             p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead

@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.attacks.shared.square_proposals import RULES
+from holdfast.attacks.shared.square_proposals import VARIANTS
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Access
@@ -37,7 +37,7 @@ class Square(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset(RULES)
+    variants: ClassVar = VARIANTS
 
     steps: int = option(5000, "proposals")
     p: float = option(0.8, "share of an image that the first squares cover")
@@ -63,11 +63,11 @@ class Square(Attack):
 
     def start(self, p: Problem) -> Kept:
         fresh = self.start_at == "stripes"
-        d = RULES[p.norm.name].start(p, Planes.of(p)) if fresh else p.random_start("best")
+        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
         return Kept(d, p.value(d, "margin"))
 
     def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        rule, planes = RULES[p.norm.name], Planes.of(p)
+        rule, planes = self.variant(p), Planes.of(p)
         d = rule.propose(p, planes, s.d, *planes.window(self.share(t), rule.least, rule.odd))
         value = p.value(d, "margin")
         up = value > s.value

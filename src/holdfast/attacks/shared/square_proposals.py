@@ -106,4 +106,8 @@ class Bumps:
         return normalize(falls.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(rows, columns)
 
 
-RULES = {"linf": Corners(), "l2": Bumps(power=2, fade=2), "l1": Bumps(power=1, fade=4, over=3.0)}
+VARIANTS = {
+    "linf": Corners(),
+    "l2": Bumps(power=2, fade=2),
+    "l1": Bumps(power=1, fade=4, over=3.0),
+}
