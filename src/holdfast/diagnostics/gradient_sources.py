@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from holdfast.attacks.shared import pool
 from holdfast.data import Source
 from holdfast.errors import SpecError
-from holdfast.evaluation import pool
 from holdfast.runs.manifest import Costs
 from holdfast.targets.frameworks.pytorch.bpda import straightened
 from holdfast.targets.surrogate import distil
