@@ -12,6 +12,7 @@ from holdfast.attacks.attack import Attack, check_fit, run
 from holdfast.attacks.problem import goal_classes, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.shared import pool
+from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
@@ -22,7 +23,7 @@ from holdfast.evaluation.evaluate import rows_asked, stride_of
 from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
-from holdfast.evaluation.protocols import Trial, chosen, default_attack
+from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.target import Target
 from holdfast.targets.truth import WithTruth

@@ -23,6 +23,7 @@ import torch
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
 from holdfast.attacks.shared import pool
+from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.source import group_names
@@ -41,7 +42,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.memory import give_back_freed
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for
-from holdfast.evaluation.protocols import Protocol, Trial
+from holdfast.evaluation.protocols import Protocol
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (
