@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import resource
 from collections.abc import Generator
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # else built anew for each command
 settings.register_profile("holdfast", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("holdfast")
 
