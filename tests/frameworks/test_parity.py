@@ -133,6 +133,7 @@ def test_keras_on_other_backends(backend: str, asked: Any, tmp_path: Path) -> No
     script = tmp_path / "ask.py"
     script.write_text(
         "import sys, torch\n"
+        "sys.modules['tensorflow'] = None  # not needed here: Keras would import it to write a model down\n"
         "from frameworks import test_parity as t, twins\n"
         "from holdfast.targets import wrap\n"
         "from holdfast.targets.demo import demo_model\n"
