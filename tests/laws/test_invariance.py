@@ -9,7 +9,7 @@ from torch import Tensor
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import TorchTarget
 from holdfast.threat import Targeted
-from laws.catalogue import every, losses_of, short
+from laws.catalogue import brief, every, losses_of
 from laws.world import EPS, SHAPE, Forms, Then, bent, draw, linear, pool, rows, run_forms, threat, wrap
 
 N = 30
@@ -33,7 +33,7 @@ def plain_rows(target: TorchTarget, *, edge: bool = False, wrong: bool = False) 
 
 
 def attacks_of(name: str) -> list[Attack]:
-    return [short(name, 10, **fields) for fields in losses_of(name)]
+    return [brief(name, **fields) for fields in losses_of(name)]
 
 
 @every
