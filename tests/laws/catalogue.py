@@ -39,9 +39,9 @@ def short(name: str, steps: int = 6, **fields: Any) -> Attack:
     return maker(**{field: value for field, value in cheap.items() if field not in fixed} | fields)
 
 
-def brief(name: str, **fields: Any) -> Attack:
-    """The attack of that name, in about as few steps as break some rows of a small network."""
-    return short(name, 10 if name in LATE else 6, **fields)
+def brief(name: str, steps: int = 6, **fields: Any) -> Attack:
+    """The attack of that name, in few steps, but in as many as break some rows of a small network."""
+    return short(name, 2 * steps if name in LATE else steps, **fields)
 
 
 LATE = {"boundary", "cw", "ddn", "patchrs", "pdpgd"}  # these break their first row late

@@ -119,7 +119,7 @@ def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
     x, _ = rows(target, N, edge=True)
     x = x.round()
     y = target.labels(x)
-    ledger = run(short(name, 15), target, x, y, threat(norm, 3 * EPS[norm]))
+    ledger = run(brief(name, 15), target, x, y, threat(norm, 3 * EPS[norm]))
     moved = ((ledger.best - x) != 0).flatten(1).any(1)
     assert bool(moved[ledger.outcome != Outcome.SURVIVED].all())
     assert int(ledger.broken.sum()) > 0
