@@ -324,6 +324,7 @@ def parse_trial(text: str) -> Trial:
     return spec.build(text, {name: _with_sweep(maker) for name, maker in CATALOGUE.items()}, "attack")
 
 
+@functools.cache
 def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
     @functools.wraps(maker, assigned=(), updated=())
     def make(
