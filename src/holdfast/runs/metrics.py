@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -115,10 +116,16 @@ def interval(successes: int, n: int) -> Interval:
     """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
     if n == 0:
         return Interval(value=None, low=None, high=None, n=0)
+    low, high = _wilson(successes, n)
+    return Interval(value=successes / n, low=low, high=high, n=n)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _wilson(successes: int, n: int) -> tuple[float, float]:
     from scipy.stats import binomtest
 
     bounds = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), n=n)
+    return float(bounds.low), float(bounds.high)
 
 
 def survivors(last: Round) -> Survivors:
