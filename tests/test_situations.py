@@ -6,6 +6,7 @@ The tests stand in `tests/situations/` and `tests/frameworks/`; the docstring of
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -51,6 +52,7 @@ LINES = {
 }
 
 
+@functools.cache
 def documented() -> dict[int, list[str]]:
     """The tests of each line, by what their docstrings say."""
     found: dict[int, list[str]] = {line: [] for line in LINES}
