@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast import spec
 from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 
@@ -35,22 +33,3 @@ def follow(p: Problem, s: Moving, g: Tensor, attack: Any) -> Moving:
     length = wide(g.flatten(1).abs().sum(1), g)
     v = attack.decay * s.v + g / torch.where(length > 0, length, 1)
     return Moving(p.project(s.d + p.stride(v, attack.step_size)), v)
-
-
-def check(attack: Any, **least: float) -> None:
-    """Refuse values that mean nothing: steps of no size, and fields below their `least`."""
-    for name, value in least.items():
-        if getattr(attack, name) < value:
-            raise SpecError(
-                f"{spec.write(attack)} has {name} {getattr(attack, name)}; it is at least "
-                f"{value:g}."
-            )
-    if not attack.step_size > 0:
-        raise SpecError(
-            f"{spec.write(attack)} has step_size {attack.step_size}; it is a fraction of eps, "
-            "above 0."
-        )
-    if not attack.decay >= 0:
-        raise SpecError(
-            f"{spec.write(attack)} has decay {attack.decay}; it is a share, at least 0."
-        )

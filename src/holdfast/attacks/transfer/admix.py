@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 from holdfast.attacks.shared.transformed import images, mean_gradient
 
 
@@ -30,16 +30,12 @@ class Admix(Attack):
     mixes: ClassVar = True
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    samples: int = option(3, "images that are mixed in, one at a time")
-    share: float = option(0.2, "of such an image")
-    copies: int = option(5, "of each mixture, the first of full brightness")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    samples: int = option(3, "images that are mixed in, one at a time", at_least=1)
+    share: float = option(0.2, "of such an image", at_least=0)
+    copies: int = option(5, "of each mixture, the first of full brightness", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, samples=1, share=0, copies=1)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 from holdfast.attacks.shared.transformed import mean_gradient, warped
 from holdfast.norms import wide
 from holdfast.rng import Keys
@@ -30,15 +30,11 @@ class DIFGSM(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(1, "smaller copies, beside the input itself")
-    room: float = option(0.1, "share of its side by which a copy may be smaller")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    copies: int = option(1, "smaller copies, beside the input itself", at_least=0)
+    room: float = option(0.1, "share of its side by which a copy may be smaller", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0, room=0)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

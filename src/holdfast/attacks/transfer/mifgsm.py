@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class MIFGSM(Attack):
     also: ClassVar = {"nifgsm": {"ahead": 1.0}}
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    ahead: float = option(0.0, "how far along the past gradients the next is asked for, in steps")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    ahead: float = option(
+        0.0, "how far along the past gradients the next is asked for, in steps", at_least=0
+    )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, ahead=0)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

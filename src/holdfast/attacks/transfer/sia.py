@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 from holdfast.attacks.shared.transformed import mean_gradient, strips
 from holdfast.rng import Keys
 
@@ -29,15 +29,11 @@ class SIA(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(20, "changed copies, beside the input itself")
-    blocks: int = option(3, "along each side")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    copies: int = option(20, "changed copies, beside the input itself", at_least=0)
+    blocks: int = option(3, "along each side", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0, blocks=1)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

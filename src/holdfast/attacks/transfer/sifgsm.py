@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 from holdfast.attacks.shared.transformed import mean_gradient
 
 
@@ -23,14 +23,10 @@ class SIFGSM(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(4, "faded copies, beside the input itself")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    copies: int = option(4, "faded copies, beside the input itself", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

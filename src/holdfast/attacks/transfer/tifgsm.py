@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 from holdfast.attacks.shared.transformed import images, joined
 
 
@@ -30,16 +30,12 @@ class TIFGSM(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
     width: float = option(
-        0.05, "of the Gaussian out to three deviations, as a share of the image's side"
+        0.05, "of the Gaussian out to three deviations, as a share of the image's side", at_least=0
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, width=0)
 
     def start(self, p: Problem) -> Moving:
         return begin(p)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.shared.momentum import Moving, begin, follow
 
 
 class Tuned(NamedTuple):
@@ -31,15 +31,11 @@ class VMIFGSM(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    neighbours: int = option(20, "random points around each iterate")
-    radius: float = option(1.5, "how far they lie at most, in multiples of eps")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
+    neighbours: int = option(20, "random points around each iterate", at_least=1)
+    radius: float = option(1.5, "how far they lie at most, in multiples of eps", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, neighbours=1, radius=0)
 
     def start(self, p: Problem) -> Tuned:
         return Tuned(begin(p), torch.zeros_like(p.x))
