@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
-from holdfast.evaluation.protocols import Trial
 from holdfast.targets import TorchTarget
 from laws.catalogue import bounded, each, each_bounded, each_gradient, each_smallest, short
 from laws.exact import best_margin, distance

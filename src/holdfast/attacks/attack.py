@@ -16,7 +16,7 @@ from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS
+from holdfast.norms import NORMS, Norm
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.target import Access, Target, sealed, together
@@ -53,6 +53,8 @@ class Attack(ABC):
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
     ] = {}  # other names by which the field knows it, with their fields
+    # where the paper gives each norm rules or constants of its own: these by the norm's name
+    variants: ClassVar[Mapping[str, Any]] = {}
 
     steps: int
 
@@ -83,7 +85,18 @@ class Attack(ABC):
 
         return holdfast.attack(model, x, y, threat, self, seed=seed)
 
+    @classmethod
+    def works_in(cls, norm: Norm) -> bool:
+        """Whether it can search in this norm."""
+        return norm.name in cls.norms
+
+    def variant(self, p: Problem) -> Any:
+        """Of its `variants` the one for the norm of this problem."""
+        return self.variants[p.norm.name]
+
     def __init_subclass__(cls) -> None:
+        if "variants" in vars(cls):
+            cls.norms = frozenset(cls.variants)
         cls.__repr__ = Attack.__repr__  # or dataclass would write its own
 
     def __post_init__(self) -> None:
@@ -237,12 +250,12 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
         fits = sorted(
             a.__name__.lower()
             for a in Attack.__subclasses__()
-            if not a.bounded and a.needs <= target.access and threat.norm.name in a.norms
+            if not a.bounded and a.needs <= target.access and a.works_in(threat.norm)
         )
         raise SpecError(
             f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. "
             "Attacks that seek the "
-            f"smallest perturbation in {threat.norm.name}: {', '.join(fits) or 'none'}."
+            f"smallest perturbation in {threat.norm}: {', '.join(fits) or 'none'}."
         )
     if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
         held = "no other images" if target.pool is None else "images of one class alone"
@@ -251,7 +264,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"target.pool to (images, classes)."
         )
     threat.check_shape(target.free or target.shape or ())
-    if threat.norm.name not in attack.norms:
+    if not attack.works_in(threat.norm):
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
         )

@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import run
+from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
-from holdfast.diagnostics.binarisation import CHANCE, INNER, NORMS
+from holdfast.diagnostics.binarisation import CHANCE, INNER
+from holdfast.diagnostics.probe import QUESTIONS
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import goals, judge
 from holdfast.evaluation.chunk import Plan
-from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Threat
 
@@ -266,7 +268,7 @@ def _examination(plan: Plan, source: Source, sample: Sample, stood: float, bill:
             continue
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
-    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0
+    points = INNER + CHANCE + 3 if plan.threat.norm.dense else 0
     asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.passes
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

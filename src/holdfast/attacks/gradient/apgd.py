@@ -62,10 +62,10 @@ class APGD(Attack):
     )
 
     def start(self, p: Problem) -> Climb:
-        return _RULES[p.norm.name].start(self, p)
+        return self.variant(p).start(self, p)
 
     def step(self, p: Problem, s: Climb, t: int) -> Climb:
-        return _RULES[p.norm.name].step(self, p, s, t)
+        return self.variant(p).step(self, p, s, t)
 
     def look(self, p: Problem, d: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient; where the model draws noise, means over `eot` draws."""
@@ -156,4 +156,4 @@ def _inside(p: Problem, d: Tensor) -> Tensor:
     return ((d != 0) & (d > p.lo) & (d < p.hi)).flatten(1).sum(1).to(d)
 
 
-_RULES = {"linf": Halving(), "l2": Halving(), "l1": Sparse()}
+APGD.variants = {"linf": Halving(), "l2": Halving(), "l1": Sparse()}

@@ -93,10 +93,10 @@ class CW(Attack):
         return max(self.steps // self.searches, 1)
 
     def start(self, p: Problem) -> Any:
-        return _RULES[p.norm.name].start(self, p)
+        return self.variant(p).start(self, p)
 
     def step(self, p: Problem, s: Any, t: int) -> Any:
-        return _RULES[p.norm.name].step(self, p, s, t)
+        return self.variant(p).step(self, p, s, t)
 
 
 class Weigh:
@@ -253,4 +253,4 @@ def _descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Te
     )
 
 
-_RULES = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}
+CW.variants = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}
