@@ -100,8 +100,8 @@ def fields_of(name: str) -> dict[str, dataclasses.Field[Any]]:
 
 @functools.cache
 def values(name: str, field: str) -> list[Any]:
-    """Values worth trying for a field: for text the words of its own help that the attack
-    accepts."""
+    """Values worth trying for a field: for text its choices, or the words of its help that the
+    attack accepts."""
     default = getattr(short(name), field)
     if isinstance(default, bool):
         return [False, True]
@@ -110,7 +110,8 @@ def values(name: str, field: str) -> list[Any]:
     elif isinstance(default, float):
         tries = [default, default / 2, default * 2, 0.5, 0.0, 1.0]
     elif isinstance(default, str):
-        tries = [default, *re.findall(r"[\w-]+", help_of(name, field))]
+        words = re.findall(r"[\w-]+", help_of(name, field))
+        tries = [default, *(fields_of(name)[field].metadata["choices"] or words)]
     else:
         tries = [default]
     return [v for v in dict.fromkeys(tries) if accepts(name, field, v)]

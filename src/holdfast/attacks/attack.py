@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from holdfast import spec
 from holdfast.attacks.counts import Ledger
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
-from holdfast.errors import AccessError, SpecError, suggest
+from holdfast.errors import AccessError, SpecError
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS, Norm
 from holdfast.rng import Keys
@@ -23,10 +23,8 @@ from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
-__all__ = ["Access", "Attack", "Problem", "State", "option", "perturb", "run"]
+__all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
 
-# of the fields of an attack, as they are written
-_KINDS = {"int": int, "float": (int, float), "str": str}
 # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 State = Any
 
@@ -102,21 +100,10 @@ class Attack(ABC):
         cls.__repr__ = Attack.__repr__  # or dataclass would write its own
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, _KINDS[str(field.type)]):
-                name = type(self).__name__.lower()
-                raise SpecError(
-                    f"{name} has {field.name}={value!r}, but it is of type {field.type}."
-                )
+        spec.check(self)
         if self.steps < 1:
             raise SpecError(
                 f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1."
-            )
-        loss = getattr(self, "loss", None)
-        if loss is not None and loss not in LOSSES:
-            raise SpecError(
-                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}"
             )
 
     def __repr__(self) -> str:

@@ -8,12 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.checkpoints import check
 from holdfast.errors import SpecError
 from holdfast.norms import sparse, wide
-from holdfast.targets.target import Access
 
 
 class Climb(NamedTuple):
@@ -51,7 +49,7 @@ class APGD(Attack):
     norms: ClassVar = frozenset({"linf", "l2", "l1"})
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
     rho: float = option(
         0.75, "halve the step where at most this share of the steps raised the loss (not in L1)"
     )

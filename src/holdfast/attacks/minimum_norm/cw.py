@@ -10,11 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 _CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's

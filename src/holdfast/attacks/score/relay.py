@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
+from holdfast.attacks.attack import LOSSES, Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_planes import Planes, halved
 from holdfast.attacks.shared.square_proposals import VARIANTS
@@ -44,7 +44,7 @@ class Relay(Attack):
     step_size: float = option(
         0.25, "of every other climb, a fraction of eps; a fifth of it in those between"
     )
-    loss: str = option("margin", "climbed: ce, margin, dlr, mifpe")
+    loss: str = option("margin", "loss that is climbed", choices=LOSSES)
     start_at: str = option(
         "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
     )
