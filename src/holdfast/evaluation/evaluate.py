@@ -30,7 +30,6 @@ from holdfast.data.source import group_names
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import examine
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, moved, protocols
 from holdfast.evaluation.build_manifest import add, add_trials, finish
@@ -42,6 +41,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.memory import give_back_freed
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.probing import probe
 from holdfast.evaluation.protocols import Protocol
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
@@ -227,7 +227,7 @@ def evaluate(
                 first = checks.examined(chosen.name, plan.budget, target, threat)
                 announce(forecast(plan, source, part, examined=first, **asked))
             facts = _examined(plan, journal, source, chosen, facts, ways)
-        added = checks.follow(facts.noted, chosen, threat, ways)
+        added = checks.follow(facts.noted, chosen.name, threat, ways)
         plan = replace(plan, trials=[*chosen.trials, *added])
         if announce is not None and not resume and added:
             announce(forecast(plan, source, part, added=len(added), **asked))
@@ -284,13 +284,13 @@ def _examined(
     if not checks.examined(chosen.name, plan.budget, plan.target, plan.threat):
         return facts
     if journal.find("exam") is None:
-        answers = examine(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
+        answers = probe(plan.target, source, plan.threat, chosen.trials[0], ways, plan.seed)
         found = [f.model_dump(mode="json") for f in checks.signs(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
         journal.write("exam", {"ids": answers.ids}, said)
     _, said = journal.read("exam")
     found = [Finding(**f) for f in json.loads(said["findings"])]
-    found = checks.answered(found, checks.follow(found, chosen, plan.threat, ways))
+    found = checks.answered(found, checks.follow(found, chosen.name, plan.threat, ways))
     costs = add(Costs.model_validate_json(said["costs"]), ways.costs)
     return facts.model_copy(update={"noted": [*facts.noted, *found], "examined": costs})
 
