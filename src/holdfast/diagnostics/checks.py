@@ -145,7 +145,7 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
 
 def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
-    if not ways.open(trial.through) or threat.norm.name not in trial.attack.norms:
+    if not ways.open(trial.through) or not trial.attack.works_in(threat.norm):
         return False
     if trial.through:
         return True

@@ -21,7 +21,7 @@ from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
-from holdfast.diagnostics.binarisation import CHANCE, INNER, NORMS
+from holdfast.diagnostics.binarisation import CHANCE, INNER
 from holdfast.diagnostics.probe import QUESTIONS, CleanRows
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
@@ -241,7 +241,7 @@ def _examination(plan: Plan, source: Source, rows: CleanRows, left: float, bill:
             continue
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
-    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0
+    points = INNER + CHANCE + 3 if plan.threat.norm.dense else 0
     asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * plan.target.passes
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

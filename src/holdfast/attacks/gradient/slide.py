@@ -9,11 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import sparse
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class SLIDE(Attack):
     steps: int = option(100, "gradient steps")
     step_size: float = option(0.1, "fraction of eps")
     quantile: float = option(0.99, "share of the features that a step leaves alone")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

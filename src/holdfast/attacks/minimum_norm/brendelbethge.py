@@ -8,11 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import L2, NORMS, wide
-from holdfast.targets.target import Access
 
 # how far past the boundary a step aims at least, a share of the point's length: no success is
 # rounding's

@@ -10,11 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 _CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
@@ -105,10 +103,10 @@ class CW(Attack):
         return max(self.steps // self.searches, 1)
 
     def start(self, p: Problem) -> Any:
-        return _RULES[p.norm.name].start(self, p)
+        return self.variant(p).start(self, p)
 
     def step(self, p: Problem, s: Any, t: int) -> Any:
-        return _RULES[p.norm.name].step(self, p, s, t)
+        return self.variant(p).step(self, p, s, t)
 
 
 class Weigh:
@@ -265,4 +263,4 @@ def _descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Te
     )
 
 
-_RULES = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}
+CW.variants = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}

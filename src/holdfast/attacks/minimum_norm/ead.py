@@ -9,11 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Search(NamedTuple):

@@ -10,11 +10,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
 from holdfast.norms import NORMS, wide
-from holdfast.targets.target import Access
 
 _SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
 _LIMIT = 1e6  # neither weight falls below a millionth of the other

@@ -36,9 +36,6 @@ class Rule(NamedTuple):
     ]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
 
 
-_RULES = {"linf": Rule(100.0, 1.0, 0.1, torch.tanh), "l2": Rule(0.1, 0.01, 0.01, torch.clone)}
-
-
 @dataclass(frozen=True)
 class Bandits(Attack):
     """Bandits with time and data priors (Ilyas et al. 2019, arXiv:1807.07978, algorithms 2 and 3).
@@ -54,7 +51,10 @@ class Bandits(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset(_RULES)
+    variants: ClassVar = {
+        "linf": Rule(100.0, 1.0, 0.1, torch.tanh),
+        "l2": Rule(0.1, 0.01, 0.01, torch.clone),
+    }
 
     steps: int = option(3333, "of three queries")
     grid: int = option(
@@ -75,7 +75,7 @@ class Bandits(Attack):
         )
 
     def step(self, p: Problem, s: Guess, t: int) -> Guess:
-        rule = _RULES[p.norm.name]
+        rule: Rule = self.variant(p)
         cells, read = tuple(s.prior.shape[1:]), rule.read(s.prior)
         u = (
             rule.explore

@@ -48,7 +48,7 @@ class JSMA(Attack):
     theta: float = option(
         1.0, "how far a feature moves a step, a share of the box's width; 1: to its edge"
     )
-    loss: str = option("ce", "of the rival, ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss of the rival that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
+from holdfast.attacks.attack import LOSSES, Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import scaled, wide
@@ -48,7 +48,7 @@ class SigmaZero(Attack):
     )
     tau: float = option(0.3, "first threshold, a share of the box's width")
     pace: float = option(0.01, "how far the threshold moves, a share of Adam's step")
-    loss: str = option("margin", "ascended where the goal is not met: ce, margin, dlr, mifpe")
+    loss: str = option("margin", "loss that is ascended where the goal is not met", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

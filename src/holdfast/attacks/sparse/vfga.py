@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
+from holdfast.attacks.attack import LOSSES, Attack, option
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
@@ -34,7 +34,7 @@ class VFGA(Attack):
 
     steps: int = option(100, "features changed, beginnings anew included")
     draws: int = option(10, "moves tried of the feature to raise, and as many of that to lower")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,11 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import images, mean_gradient
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Admix(Attack):
     samples: int = option(3, "images that are mixed in, one at a time")
     share: float = option(0.2, "of such an image")
     copies: int = option(5, "of each mixture, the first of full brightness")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

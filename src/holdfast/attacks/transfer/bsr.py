@@ -9,12 +9,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient, strips, warped
 from holdfast.rng import Keys
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class BSR(Attack):
     copies: int = option(20, "shuffled copies, beside the input itself")
     blocks: int = option(2, "along each side")
     turn: float = option(24.0, "degrees by which a block may turn either way")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,13 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient, warped
 from holdfast.norms import wide
 from holdfast.rng import Keys
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class DIFGSM(Attack):
     decay: float = option(1.0, "share of the past gradients kept")
     copies: int = option(1, "smaller copies, beside the input itself")
     room: float = option(0.1, "share of its side by which a copy may be smaller")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

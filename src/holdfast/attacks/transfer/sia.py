@@ -8,12 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient, strips
 from holdfast.rng import Keys
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SIA(Attack):
     decay: float = option(1.0, "share of the past gradients kept")
     copies: int = option(20, "changed copies, beside the input itself")
     blocks: int = option(3, "along each side")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import mean_gradient
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class SIFGSM(Attack):
     step_size: float = option(0.1, "fraction of eps")
     decay: float = option(1.0, "share of the past gradients kept")
     copies: int = option(4, "faded copies, beside the input itself")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
 from holdfast.attacks.shared.transformed import images, joined
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class TIFGSM(Attack):
     width: float = option(
         0.05, "of the Gaussian out to three deviations, as a share of the image's side"
     )
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()

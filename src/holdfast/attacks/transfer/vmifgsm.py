@@ -8,10 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.momentum import Moving, begin, check, follow
-from holdfast.targets.target import Access
 
 
 class Tuned(NamedTuple):
@@ -37,7 +35,7 @@ class VMIFGSM(Attack):
     decay: float = option(1.0, "share of the past gradients kept")
     neighbours: int = option(20, "random points around each iterate")
     radius: float = option(1.5, "how far they lie at most, in multiples of eps")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
