@@ -12,7 +12,7 @@ from torch import nn
 from holdfast.errors import InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.module import half_of, put_tensors
 from holdfast.training import workers
 from holdfast.training.loop import Training
@@ -85,7 +85,7 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    own = model.trainable if isinstance(model, Foreign) else None
+    own = model.trainable if isinstance(model, Adapter) else None
     if own is None:
         raise InputError(
             "hardening trains a torch module or a Keras model, but the model is a "
