@@ -9,8 +9,8 @@ from torch import nn
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign
 from holdfast.targets.preprocess import Normalize, Resize
 from holdfast.targets.target import Target
 
@@ -45,7 +45,7 @@ def channels_of(target: Target) -> int | None:
         for step in getattr(inner, "preprocess", ())
     ):
         return None
-    if shape is None and isinstance(model, Foreign):
+    if shape is None and isinstance(model, Adapter):
         shape = model.shape
     if shape is not None:
         if len(shape) == 2:
