@@ -74,7 +74,7 @@ class Ledger:
 
     def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
         """Points x that met the goal, at these sizes; kept where smaller than what is known."""
-        better = size < self.size[rows]
+        better = (size < self.size[rows]).nonzero()[:, 0]
         at = rows[better]
         self.size[at] = size[better]
         self.best[at] = x[better]
@@ -170,17 +170,21 @@ class Counts:
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
             hit &= size <= self.ledger.limit[self.rows[rows]]
-        # by the model under test
-        told = (
-            torch.ones_like(hit) if again is None or not self.target.gradients.lent else hit.clone()
-        )
+        told = None if again is None or not self.target.gradients.lent else hit.clone()
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
             hit &= self.wins(rows, z) & z.isfinite().all(1)
-        margin = self.target.task.margin(z, self.y[rows]).where(told, torch.inf)
-        self._settle(rows, x, hit, margin)
+        margin = self.target.task.margin(z, self.y[rows])
+        # lent scores say nothing of the margin of the model under test
+        self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
+
+    def hits(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Whether these scores, counted just before, met the goal."""
+        if self.ledger is not None:
+            return self.met[rows]
+        return self.wins(rows, z) & z.isfinite().all(1)
 
     def labels(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Decisions at points x: whether they meet the goal. A negative one is none, and its row
@@ -293,21 +297,21 @@ class Counts:
             return
         at = self.rows[rows]
         ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)
-        size = self.norm.size(x - self.x[rows]).double()
+        limit = ledger.limit[at]
         if margin is not None:
-            legal = margin.isfinite() & (size <= ledger.limit[at])
-            low = torch.where(legal, margin.double(), torch.inf)
-            lower = low < ledger.margin[at]
-            ledger.margin[at[lower]] = low[lower]
-            lower &= ledger.size[at].isinf()
+            legal = self.norm.size(x - self.x[rows]).double() <= limit
+            low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
+            known = ledger.margin[at]
+            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
+            ledger.margin[at] = low.minimum(known)
             ledger.best[at[lower]] = x[lower]
         self.met[rows] = hit
-        if bool(hit.any()):
-            found, start = x[hit], self.x[rows[hit]]
-            ledger.record(at[hit], found, self.norm.size(found.double() - start.double()))
+        new = hit.nonzero()[:, 0]
+        if len(new):
+            found, start = x[new], self.x[rows[new]]
+            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                over = rows[ledger.broken[at] & (ledger.limit[at] < UNLIMITED)]
-                self.live[over] = False
+                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
 
     def _drop(self, rows: Tensor, outcome: Outcome) -> None:
         self.live[rows] = False

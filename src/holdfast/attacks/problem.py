@@ -239,7 +239,7 @@ class Problem:
             if self.target.access >= Access.SCORES:
                 z = self._scores(rows, x)
                 self.counts.scores(rows, x, z)
-                hit[rows] = self.counts.wins(rows, z) & z.isfinite().all(1)
+                hit[rows] = self.counts.hits(rows, z)
             else:
                 label = self.target.labels(self._batch(rows, x))
                 hit[rows] = self.counts.labels(rows, x, label)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
-from holdfast.evaluation.pool import spread
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import joined, read
 from holdfast.targets.target import Access, Target, sealed

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.batch import Batch, Rows
-from holdfast.targets.frameworks.bridge import Foreign
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
@@ -83,7 +83,7 @@ class Straightened(Around):
     def __init__(self, inner: Target) -> None:
         if (
             not isinstance(inner, TorchTarget)
-            or isinstance(inner.model, Foreign)
+            or isinstance(inner.model, Adapter)
             or inner.access < Access.GRADIENTS
         ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
@@ -132,7 +132,7 @@ def hard_steps(target: Target, x: Rows) -> list[str]:
     through, in order."""
     while isinstance(target, Around):
         target = target.inner
-    if not isinstance(target, TorchTarget) or isinstance(target.model, Foreign):
+    if not isinstance(target, TorchTarget) or isinstance(target.model, Adapter):
         return []
     batch = Batch.of(x)
     with sealed(0), torch.enable_grad():
