@@ -18,6 +18,7 @@ from holdfast.attacks.shared.boundary_search import arc, foothold, normal
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
+from holdfast.targets.batch import Batch, Rows
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Targeted
 from laws.exact import distance
@@ -79,11 +80,12 @@ class Tree(Target):
     def __init__(self) -> None:
         self.task = Classes(3)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
+        x = Batch.of(x).x
         right = torch.where(x[:, 1] > 0.3, 1, 2)
         return torch.where(x[:, 0] > 0.6, right, torch.where(x[:, 2] > 0.7, 2, 0))
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         raise AssertionError("a tree has no scores")
 
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from holdfast.evaluation.protocols import protocol
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.targets import Target
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.demo import demo_model
 from holdfast.targets.spatial import Flow, Moved, Movement, Rotation, sample
 from holdfast.targets.target import Bounds
@@ -48,7 +49,7 @@ def test_the_middle_is_no_movement(movement: Movement, layout: str, shape: tuple
     x = draw(6, *shape, dtype=torch.float32) * 2 - 1
     moved = Moved(target, movement, shape)
     start = moved.start(x)
-    assert torch.equal(moved.images(start), x)
+    assert torch.equal(moved.images(start).x, x)
     assert torch.equal(moved.scores(start), target.scores(x))
     assert moved.fingerprint() not in (
         target.fingerprint(),
@@ -79,13 +80,12 @@ def test_a_quarter_turn_and_a_whole_step() -> None:
 @pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
 def test_gradients_are_those_of_the_parameters(movement: Movement) -> None:
     moved = Moved(wrap(bent()), movement, (1, 4, 4))
-    at = torch.cat([draw(4, 16), draw(4, int(np.prod(moved.form)), seed=3)], 1)
-    g = moved.pull(at, torch.ones_like)[1]
-    assert bool((g[:, :16] == 0).all())
-    step = torch.zeros_like(at)
-    step[:, 17] = 1e-6
-    slope = (moved.scores(at + step) - moved.scores(at - step)).sum(1) / 2e-6
-    close(g[:, 17], slope, rtol=1e-5, atol=1e-7)
+    at = moved.start(draw(4, 1, 4, 4)).with_x(draw(4, *moved.form, seed=3))
+    g = moved.pull(at, torch.ones_like)[1].flatten(1)
+    step = torch.zeros_like(at.x)
+    step.flatten(1)[:, 1] = 1e-6
+    up, down = (moved.scores(at.with_x(at.x + side * step)) for side in (1, -1))
+    close(g[:, 1], (up - down).sum(1) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("movement", [Rotation(40, 1), Flow(0.7)], ids=["rotation", "flow"])
@@ -97,12 +97,12 @@ def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Movement) 
     x, threat = moved.start(images), Threat.linf(0.8 * moved.reach)
     ledger = run(parse(attack), moved, x, y, threat)
     assert bool(ledger.broken.any())
-    assert torch.equal(ledger.best[:, :16], x[:, :16])
     broken = ledger.broken
-    legal, size = judge.within(moved, threat, x[broken], ledger.best[broken])
+    found = x.with_x(ledger.best)[broken]
+    legal, size = judge.within(moved, threat, x.x[broken], found.x)
     assert bool(legal.all())
     close(size, ledger.size[broken], atol=1e-12)
-    assert bool((moved.labels(ledger.best[broken]) != y[broken]).all())
+    assert bool((moved.labels(found) != y[broken]).all())
 
 
 def test_other_rows_do_not_matter() -> None:
@@ -118,13 +118,12 @@ def test_other_rows_do_not_matter() -> None:
 
 def test_the_judge_refuses_all_else() -> None:
     moved = Moved(wrap(bent()), Rotation(40, 1), (1, 4, 4))
-    x = moved.start(draw(1, 1, 4, 4))
+    x = moved.start(draw(1, 1, 4, 4)).x
     threat = Threat.linf(moved.reach)
     for place, by, legal in (
-        (3, 1e-12, False),
-        (16, 0.5, True),
-        (16, 0.5001, False),
-        (18, -0.5, True),
+        (0, 0.5, True),
+        (0, 0.5001, False),
+        (2, -0.5, True),
     ):
         found = x.clone()
         found[0, place] += by
@@ -150,8 +149,8 @@ def test_a_grid_is_whole_and_asks_no_point_twice() -> None:
     seen: list[torch.Tensor] = []
 
     class Watched(Moved):
-        def scores(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(x[:, 16:].clone())
+        def scores(self, x: Rows) -> torch.Tensor:
+            seen.append(Batch.of(x).x.clone())
             return super().scores(x)
 
     inner: Target = wrap(bent())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import Access, Target, TorchTarget
+from holdfast.targets.batch import Rows
 from holdfast.threats.threat import Threat
 
 SHAPE = (1, 4, 4)
@@ -103,11 +104,11 @@ class Narrow(Target):
         )
         self.pool = inner.pool
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
         return self.inner.scores(x)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(x)
 
     def fingerprint(self) -> str:

@@ -19,7 +19,8 @@ from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
-from holdfast.targets.target import Access, Target, together
+from holdfast.targets.batch import Batch, Rows, rows_of
+from holdfast.targets.target import Access, Target
 from holdfast.tasks import silent, without
 from holdfast.threats.threat import Targeted, Threat
 
@@ -34,7 +35,7 @@ class Problem:
     def __init__(
         self,
         target: Target,
-        x: Tensor,
+        rows: Rows,
         y: Tensor,
         threat: Threat,
         keys: Keys,
@@ -45,13 +46,14 @@ class Problem:
         budget: Tensor | None = None,
         stop: bool = True,
     ) -> None:
-        n = len(x)
-        self.held, x = target.apart(x)  # attacks see what may change, and nothing else
+        batch = Batch.of(rows)
+        n, x = len(batch), batch.x
+        self.context = batch.context  # attacks see what may change, and nothing else
         self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
-        self.aim, self.near = aim, None if near is None else target.apart(near)[1]
+        self.aim, self.near = aim, near
         self.goal = goal_classes(threat, y)
         pool = target.pool
-        self.pool = None if pool is None else (target.apart(pool[0].to(x))[1], pool[1].to(y))
+        self.pool = None if pool is None else (pool[0].to(x), pool[1].to(y))
         self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
         self.mask = None if threat.mask is None else threat.mask.to(x)
         low, high = target.bounds.sides(x)
@@ -132,7 +134,7 @@ class Problem:
                 return slope
 
             # It may run out of memory and be asked again: no books before.
-            z, pulled = self.target.pull(self._whole(rows, x), cotangent)
+            z, pulled = self.target.pull(self._batch(rows, x), cotangent)
             self._note(
                 rows, x, self._against(rows, z), exact=not self.target.approximate, within=within
             )
@@ -153,7 +155,7 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            raw, pullback = self.target.linearize(self._whole(rows, x))
+            raw, pullback = self.target.linearize(self._batch(rows, x))
             z = self._against(rows, raw)
             y, t = self._sides(rows, z)
             t = without(z, y).topk(m, 1).indices if t is None else t[:, None]
@@ -223,7 +225,7 @@ class Problem:
                 noted = self.ledger is not None
                 hit[rows] = self.met[rows] if noted else self._wins(rows, z) & z.isfinite().all(1)
             else:
-                hit[rows] = self._hear(rows, x, self.target.labels(self._whole(rows, x)))
+                hit[rows] = self._hear(rows, x, self.target.labels(self._batch(rows, x)))
 
         self._each(d, ask, among)
         return hit
@@ -247,7 +249,7 @@ class Problem:
             row = rows.repeat_interleave(count)
             x = self._input(row, d[rows][asked])
             question = (
-                self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
+                self._scores if graded else lambda at, x: self.target.labels(self._batch(at, x))
             )
             z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
             met = self._book(rows, count, asked, x, z)
@@ -314,7 +316,7 @@ class Problem:
         self.x, self.y, self.eps, self.lo, self.hi = (
             column[keep] for column in (self.x, self.y, self.eps, self.lo, self.hi)
         )
-        self.held = None if self.held is None else self.held[keep]
+        self.context = rows_of(self.context, keep)
         self.aim = None if self.aim is None else self.aim[keep]
         self.goal = None if self.goal is None else self.goal[keep]
         self.near = None if self.near is None else self.near[keep]
@@ -370,13 +372,13 @@ class Problem:
         limit = legal_size(self.norm, self.eps.flatten()[rows], self.target, len(x))
         return _rounded(self.target, self.norm, limit, x, near)
 
-    def _whole(self, rows: Tensor, x: Tensor) -> Tensor:
-        """These rows' inputs as the target takes them."""
-        return together(None if self.held is None else self.held[rows], x)
+    def _batch(self, rows: Tensor, x: Tensor) -> Batch:
+        """Inputs x for these rows, as the target takes them."""
+        return Batch(x, rows_of(self.context, rows))
 
     def _scores(self, rows: Tensor, x: Tensor) -> Tensor:
         """Scores [n, k] of these rows' inputs x, as the adversary meets them."""
-        return self._against(rows, self.target.scores(self._whole(rows, x)))
+        return self._against(rows, self.target.scores(self._batch(rows, x)))
 
     def _against(self, rows: Tensor, z: Tensor) -> Tensor:
         """The target's scores as the adversary meets them: a refusal stands with the right
@@ -417,7 +419,6 @@ class Problem:
     def _clean(self, rows: Tensor, g: Tensor) -> Tensor:
         """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are
         counted."""
-        g = self.target.apart(g)[1]
         flat = g.flatten(1)
         top = flat.abs().amax(1)  # NaN and inf carry through
         if self.ledger is not None:
@@ -561,9 +562,8 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
 def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
     """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can
     be."""
-    held, moving = target.apart(found)
     limit = legal_size(threat.norm, threat.eps, target, len(x))
-    return together(held, _rounded(target, threat.norm, limit, target.apart(x)[1], moving))
+    return _rounded(target, threat.norm, limit, x, found)
 
 
 def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor) -> Tensor:
@@ -581,6 +581,6 @@ def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tenso
     the last place of the largest input, in every feature. Where eps is inf, the largest number
     there is.
     """
-    rounding = norm.rounding(math.prod(target.free or target.shape or ()), target.bounds.ulp)
+    rounding = norm.rounding(math.prod(target.shape or ()), target.bounds.ulp)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

@@ -51,7 +51,7 @@ def info(
             corruptions, or those of another version.
         SpecError: the baseline is AlexNet's and the model has not its 1,000 classes.
     """
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "corruptions are of still images of one class each; measure other tasks without them."
         )

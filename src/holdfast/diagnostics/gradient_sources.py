@@ -51,6 +51,8 @@ class Ways:
             return straightened(self.target) is not None
         if name == "blurred" and not self._slopes:
             return False
+        if name == "surrogate" and self.target.context:
+            return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
         )
@@ -84,6 +86,11 @@ class Ways:
         return Estimated(self.target, sigma=0.05)
 
     def _surrogate(self) -> Target:
+        if self.target.context:
+            raise SpecError(
+                "through='surrogate' learns from inputs alone, and to these more belongs: "
+                f"{', '.join(self.target.context)}."
+            )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
             self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)

@@ -24,6 +24,7 @@ from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
+from holdfast.targets.batch import Batch
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.tasks import without
@@ -45,7 +46,7 @@ class CleanRows:
     """Rows of the data that the model has right before any attack."""
 
     ids: Tensor  # [m] int64: their places in the data
-    x: Tensor
+    x: Batch
     y: Tensor
     scores: Tensor | None  # [m, k]; None of a model that gives labels alone
     threat: Threat  # with the goals of these rows
@@ -117,7 +118,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, ways, seed)
-    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
+    planted = missed(target, rows.x.x, rows.threat, first.attack, rows.ids, seed)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -125,7 +126,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
 
 
 def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> None:
-    x, y, threat = rows.x, rows.y, rows.threat
+    x, y, threat = rows.x.x, rows.y, rows.threat
     keys = Keys.of(seed, rows.ids).fold("exam")
     near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
@@ -172,7 +173,7 @@ def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
 def _attacks(
     found: Answers, target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
 ) -> None:
-    everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
+    everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.y.device)
 
     def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
         """Which of these rows a trial breaks; none where it does not fit."""
@@ -208,7 +209,7 @@ def _attacks(
         if name != "straight" or found.hard:
             broken(name, parse_trial(text), stood)
     width = target.bounds.high - target.bounds.low
-    whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
+    whole = float(rows.threat.norm.size(torch.full_like(rows.x.x[:1], width)))
     if first.attack.bounded:
         found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
         larger = broken("larger", first, fallen, eps=min(2 * float(rows.threat.eps), whole))

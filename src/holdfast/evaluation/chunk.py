@@ -23,8 +23,9 @@ from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
+from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
 
@@ -110,7 +111,7 @@ class Plan:
 class Rows:
     """Columns of a chunk as its search goes on; the tensors are on the CPU."""
 
-    x: Tensor  # [n, *shape]
+    batch: Batch
     y: Tensor
     ids: Tensor
     threat: Threat  # the plan's, with the goals of these rows
@@ -133,6 +134,10 @@ class Rows:
         default_factory=set
     )  # eps at which time ran out before every unit was run
     begun: bool = False  # at least one unit was run
+
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
 
     def fold(
         self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan
@@ -163,9 +168,9 @@ class Rows:
         return int(fresh.sum())
 
 
-def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     """Run every unit of the plan on a chunk, skipping what the journal holds."""
-    rows = _begin(plan, journal, f"{name}-clean", x, y, ids)
+    rows = _begin(plan, journal, f"{name}-clean", batch, y, ids)
     own = plan.measured[0]
     larger = _next_larger(plan.measured)
     clean = rows.lowest.clone()
@@ -214,11 +219,11 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     evidence."""
     n = len(rows.y)
     found = rows.size.isfinite().nonzero()[:, 0]
-    stored = rows.best[found]
+    stored = rows.batch[found].with_x(rows.best[found])
     widest = plan.threat.at(max(plan.measured))
-    ruling = judge.rule(plan.target, stored.to(plan.target.device), plan.seed)
+    ruling = _ruled(plan, stored)
     label = ruling.label.cpu()
-    legal, size = judge.within(plan.target, widest, rows.x[found], stored)
+    legal, size = judge.within(plan.target, widest, rows.x[found], stored.x)
     agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
@@ -242,7 +247,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     known[found[holds]] = size[holds]
     psnr, ssim = known.clone(), known.clone()
     psnr[found[holds]], ssim[found[holds]] = perceptual.looks(
-        plan.target, rows.x[found[holds]], stored[holds]
+        plan.target, rows.x[found[holds]], stored.x[holds]
     )
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
@@ -280,7 +285,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         columns["goal"] = goal
     if plan.perceptual is not None:
         columns["lpips"] = torch.full_like(known, torch.nan)
-        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
+        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored.x[holds])
     table = {name: column.numpy() for name, column in columns.items()}
     if (
         isinstance(plan.target, WithTruth)
@@ -290,22 +295,23 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         for column in ("clean_confidence", "attacked_confidence"):
             # the scores are recast: their softmax says nothing
             table[column] = np.full(n, np.nan, np.float32)
-        truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
+        truths = rows.batch.context[TRUTH]
+        truth, clean = outputs(plan.target, truths, rows.clean.scores)
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
-        attacked_output = outputs(plan.target, stored, ruling.scores.cpu())[1]
+        attacked_output = outputs(plan.target, truths[found], ruling.scores.cpu())[1]
         # one row of torch is no list
         table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]
     if plan.target.task.refuses:
         table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
-    return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
+    return table, rows.ids[found[holds]].numpy(), stored.x[holds].numpy()
 
 
 def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where
     nothing was asked."""
     at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
+    ruling = _ruled(plan, rows.batch[at].with_x(rows.best[at]))
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(
@@ -317,13 +323,17 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     return column
 
 
+def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
+    return judge.rule(plan.target, batch.to(plan.target.device, plan.target.dtype), plan.seed)
+
+
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
-def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
+        ruling = _ruled(plan, batch)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
@@ -343,12 +353,12 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
     nobody = torch.full((n,), -1, dtype=torch.int32)
     queries, forwards, backwards, dull = count
     return Rows(
-        x=x,
+        batch=batch,
         y=y,
         ids=ids,
         threat=threat,
         clean=clean,
-        best=x.clone(),
+        best=batch.x.clone(),
         size=far,
         broken_by=nobody,
         margin=margin,
@@ -372,7 +382,7 @@ def _attack(
     ledger = run(
         trial.attack,
         plan.way(trial),
-        rows.x[at],
+        rows.batch[at],
         rows.y[at],
         rows.threat.of_rows(at).at(plan.sought(unit)),
         ids=rows.ids[at],

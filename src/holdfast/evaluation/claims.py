@@ -150,7 +150,7 @@ def _data(
 
 def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
     said = manifest.threat
-    asked.check_shape(target.free or target.shape or ())
+    asked.check_shape(target.shape or ())
     measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."

@@ -50,6 +50,7 @@ from holdfast.runs.manifest import (
 )
 from holdfast.runs.run import Run
 from holdfast.targets import spatial, wrap
+from holdfast.targets.batch import read
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat, as_threat
@@ -138,7 +139,7 @@ def evaluate(
     if not attacks:
         protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     part = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds, target.beside)
+    check_data(source, target.bounds)
     target.bind(source.shape)
     (source,), said = numbered(target, source)
     noted = check_model(target, source)
@@ -146,7 +147,7 @@ def evaluate(
     if (
         not attacks
         and protocol in checks.FOLLOWED
-        and target.free is None
+        and not target.context
         and target.draws == 1
         and randomised(noted)
     ):
@@ -288,13 +289,13 @@ def _do_chunk(
         and done[1]["examples"] == store.checksum(shard)
     ):
         return
-    x, y = source.rows(start, stop)
+    batch, y = read(source, start, stop)
     rows = search(
         plan,
         journal,
         name,
-        torch.from_numpy(x).to(plan.target.dtype),
-        torch.from_numpy(np.asarray(y, dtype=np.int64)),
+        batch.to(batch.x.device, plan.target.dtype),
+        torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
     columns, ids, stored = settle(plan, rows)
@@ -339,8 +340,8 @@ def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[
     target = ways.target
     if isinstance(threat.eps, torch.Tensor):
         raise SpecError("evaluate takes one eps for all rows; use holdfast.attack for one a row.")
-    threat.check_shape(target.free or target.shape or ())
-    threat.check_grid(target.bounds, moves=target.free is not None)
+    threat.check_shape(target.shape or ())
+    threat.check_grid(target.bounds, moves=bool(target.context))
     if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
         raise SpecError(
             f"targets aims at classes in turn, but the threat {threat} has a goal of its own; "
@@ -352,9 +353,7 @@ def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[
             "threat's own."
         )
     for eps in (threat.eps, *curve) if threat.bounded else curve:
-        threat.at(eps).check_box(
-            target.bounds.low, target.bounds.high, target.free or target.shape or ()
-        )
+        threat.at(eps).check_box(target.bounds.low, target.bounds.high, target.shape or ())
     for trial in chosen.trials:
         check_fit(trial.attack, ways(trial.through), threat)
 

@@ -43,6 +43,9 @@ class Numbered(Source):
         x, y = self.inner.rows(start, stop)
         return x, self.positions[np.searchsorted(self.values, _column(y))]
 
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return self.inner.context(start, stop)
+
 
 def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], list[Finding]]:
     """The sources with labels that are the model's class numbers, and what was made of them.

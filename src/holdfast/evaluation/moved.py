@@ -3,14 +3,13 @@ movement's parameters."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from holdfast.data import Source
 from holdfast.data.extended import Extended
 from holdfast.evaluation import protocols
 from holdfast.evaluation.protocols import Protocol
-from holdfast.targets.spatial import Moved, Movement, Patch, Rotation, middle
+from holdfast.targets.spatial import IMAGE, Moved, Movement, Patch, Rotation, middle
 from holdfast.targets.target import Access, Target
 
 # Turns and shifts have many local maxima, so a grid finds more than gradients do (arXiv:1712.02779,
@@ -24,7 +23,7 @@ SQUARES = "patchrs(steps=1000, schedule=1000)"
 def moved(target: Target, source: Source, movement: Movement) -> tuple[Moved, Source]:
     """A model and data, with the movement behind each image."""
     around = Moved(target, movement, source.shape)
-    return around, Extended(source, math.prod(around.form), middle(target.bounds))
+    return around, Extended(source, around.form, middle(target.bounds), IMAGE)
 
 
 def suited(protocol: Protocol, movement: Movement | None) -> Protocol:

@@ -121,4 +121,4 @@ class PerceptualDistance:
 
 def pictures(target: Target, x: Tensor) -> bool:
     """Whether inputs x [n, *shape] are images that colours or greys can be told of."""
-    return target.free is None and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)
+    return not target.context and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)

@@ -145,7 +145,7 @@ def harden(
         raise InputError(
             f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
         )
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."

@@ -1,9 +1,9 @@
 """Images moved or covered: a rotation with a shift, a flow of the pixels, or a square over them,
 searched as any other perturbation is.
 
-An input of a moved target is an image and, behind it, the parameters of its movement, spread over
-the bounds so that the middle is no movement. The target holds the image fixed (`Target.free`), so
-every attack searches the parameters alone, and a stored example says which movement it was.
+An input of a moved target is the parameters of a movement, spread over the bounds so that the middle
+is no movement; the image is in its context. So every attack searches the parameters alone, and a
+stored example says which movement it was.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.target import Bounds, Pullback, Target
-from holdfast.targets.wrappers import Around, StraightThrough
+from holdfast.targets.wrappers import Around
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Patch:
 
 # degrees or pixels: more than any image has, and than its coordinates can count in float32
 FARTHEST = 10_000
+IMAGE = "image"  # the column of the context of what is moved
 MOVEMENTS = {"rotation": Rotation, "flow": Flow, "patch": Patch}
 Movement = Rotation | Flow | Patch
 
@@ -134,9 +136,9 @@ class Moved(Around):
 
     ```python
     moved = Moved(holdfast.wrap(model), Rotation(30, 3), shape=(1, 28, 28))
-    start = moved.start(x)  # [n, 28 * 28 + 3]
+    start = moved.start(x)  # x' [n, 3], with the images as context
     found = run(parse("sweep(steps=1000, order='grid')"), moved, start, y, Threat.linf(moved.reach))
-    images = moved.images(found.best)  # what the model saw
+    images = moved.images(start.with_x(found.best))  # what the model saw
     ```
 
     Raises:
@@ -147,7 +149,7 @@ class Moved(Around):
         inner.bind(shape)
         self.picture, self.order, self.movement = shape, inner.layout, movement
         self.form = movement.form(*planes(torch.zeros(1, *shape), self.order).shape[1:])
-        super().__init__(StraightThrough(inner, self.images, self.images))
+        super().__init__(inner)
 
     @property
     def reach(self) -> float:
@@ -156,32 +158,50 @@ class Moved(Around):
 
     def bind(self, shape: tuple[int, ...]) -> None:
         if self.shape is None:
-            super().bind(shape)
-            self.free, self.layout = self.form, "nchw"
+            super().bind(self.picture)
+            self.layout = "nchw"
+            self.context = {**self.inner.context, IMAGE: self.picture}
             if isinstance(self.movement, Patch):
                 side = self.movement.side
                 self.square = ((self.form[0] - 2) // side**2, side, side)
-            self.shape = (math.prod(self.picture) + math.prod(self.form),)
-        Target.bind(self, self.shape if shape == self.picture else shape)
+            self.shape = self.form
+        Target.bind(self, self.form if shape == self.picture else shape)
 
-    def start(self, x: Tensor) -> Tensor:
+    def start(self, x: Rows) -> Batch:
         """Images [n, *picture] that do not move yet, as inputs."""
-        return torch.cat(
-            [x.flatten(1), x.new_full((len(x), math.prod(self.form)), middle(self.bounds))], 1
-        )
+        batch = Batch.of(x)
+        at = batch.x.new_full((len(batch), *self.form), middle(self.bounds))
+        return Batch(at, {**batch.context, IMAGE: batch.x})
 
-    def images(self, x: Tensor) -> Tensor:
-        """What the model sees of inputs: [n, *picture]."""
-        image, parameters = (
-            x[:, : math.prod(self.picture)].detach(),
-            x[:, math.prod(self.picture) :],
-        )
-        u = ((parameters - middle(self.bounds)) / self.reach).reshape(-1, *self.form)
-        image = planes(image.reshape(-1, *self.picture), self.order)
-        return unplaned(self.movement.move(image, u, self.bounds), self.picture, self.order)
+    def images(self, x: Batch) -> Batch:
+        """What the model sees of inputs."""
+        image = planes(x.context[IMAGE].detach(), self.order)
+        u = (x.x - middle(self.bounds)) / self.reach
+        shown = unplaned(self.movement.move(image, u, self.bounds), self.picture, self.order)
+        return x.with_x(shown).without(IMAGE)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        return self.inner.linearize(x)
+    def scores(self, x: Rows) -> Tensor:
+        return self.inner.scores(self.images(Batch.of(x)))
+
+    def answers(self, x: Rows) -> Tensor:
+        return self.inner.answers(self.images(Batch.of(x)))
+
+    def labels(self, x: Rows) -> Tensor:
+        return self.inner.labels(self.images(Batch.of(x)))
+
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = batch.x.detach().clone().requires_grad_()
+            shown = self.images(batch.with_x(leaf))
+        z, pull = self.inner.linearize(shown.with_x(shown.x.detach()))
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            inner = pull(cotangent)
+            with torch.inference_mode(False), torch.enable_grad():
+                return torch.autograd.grad((shown.x * inner).sum(), leaf, retain_graph=True)[0]
+
+        return z, pullback
 
     def describe(self) -> dict[str, object]:
         return super().describe() | {

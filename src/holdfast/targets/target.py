@@ -24,6 +24,7 @@ from torch import Tensor
 from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
+from holdfast.targets.batch import Rows
 from holdfast.tasks import Classes, Graded
 from holdfast.tensors import as_tensor
 
@@ -132,7 +133,8 @@ class Target(ABC):
     """A model under test. Inputs are raw: [n, *shape] within `bounds`; eps is in the same units.
 
     An adapter writes the richest method that it can; the others follow from it. Calls change
-    nothing: not the model, not the inputs.
+    nothing: not the model, not the inputs. Each takes a `Batch`, or inputs alone where the model
+    needs nothing beside them.
     """
 
     access: Access = Access.GRADIENTS
@@ -142,14 +144,9 @@ class Target(ABC):
     graded: Graded | None = (
         None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     )
-    free: tuple[int, ...] | None = (
-        None  # shape of the last features of a flat input, where they alone may change
-    )
+    context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
     square: tuple[int, int, int] | None = (
-        None  # c, h, w of pixels that, behind the two numbers of their place, are `free`
-    )
-    beside: int = (
-        0  # how many features of a flat input, the first, are no inputs of which the bounds speak
+        None  # c, h, w of pixels that, behind the two numbers of their place, are the input
     )
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool | None = (
@@ -194,18 +191,18 @@ class Target(ABC):
         """
         if self.shape is not None and tuple(self.shape) != tuple(shape):
             raise InputError(f"inputs are {tuple(shape)}, but the model takes {tuple(self.shape)}.")
-        form = tuple(self.free or shape)
-        if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != form:
+        if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != tuple(shape):
             raise InputError(
-                f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is {form}."
+                f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is "
+                f"{tuple(shape)}."
             )
         self.shape = tuple(shape)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
         raise NotImplementedError
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Scores [n, k], and the gradient on x [n, *shape] of what has this cotangent [n, k] at
         them.
 
@@ -215,11 +212,11 @@ class Target(ABC):
         return z, pullback(cotangent(z))
 
     @abstractmethod
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         """Logits [n, k], at least float32, without a gradient; [n, k + 1] where the task
         refuses."""
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         """Decisions [n], int64; negative where the model gave none."""
         return self.task.predict(self.scores(x))
 
@@ -257,27 +254,14 @@ class Target(ABC):
             yield answer
             start = min(start + self.batch_size, n)
 
-    def all_scores(self, x: Tensor) -> Tensor:
+    def all_scores(self, x: Rows) -> Tensor:
         """Scores of any number of rows, in micro-batches."""
         return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         """What the model itself gives for any number of rows, whatever is then made of it: [n,
         ...]."""
         return self.all_scores(x)
-
-    def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own
-        shape."""
-        if self.free is None:
-            return None, x
-        held = x.shape[1] - math.prod(self.free)
-        return x[:, :held], x[:, held:].reshape(-1, *self.free)
-
-
-def together(held: Tensor | None, x: Tensor) -> Tensor:
-    """The inputs of which these are the parts."""
-    return x if held is None else torch.cat([held, x.flatten(1)], 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.norms import Norm
 from holdfast.rng import Keys, content
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.cache import Answers
 from holdfast.targets.target import Access, Pullback, Target, drawing
 
@@ -82,16 +83,16 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.free, self.square = self.inner.free, self.inner.square
+        self.context, self.square = self.inner.context, self.inner.square
         self._follow()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         return self.inner.scores(x)
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         return self.inner.answers(x)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(x)
 
     def fingerprint(self) -> str:
@@ -124,15 +125,15 @@ class ExpectationOverTransformation(Around):
         self.draws, self.passes = self.times * self.inner.draws, self.times * self.inner.passes
         self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
         return torch.stack(self._drawn(lambda: self.inner.labels(x))).mode(0).values
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return mean_of(self._drawn(lambda: self.inner.linearize(x)))
 
     def describe(self) -> dict[str, object]:
@@ -182,22 +183,22 @@ class StraightThrough(Around):
         self.before, self.instead = before, instead
         super().__init__(inner)
 
-    def scores(self, x: Tensor) -> Tensor:
-        return self.inner.scores(self.before(x))
+    def scores(self, x: Rows) -> Tensor:
+        return self.inner.scores(self._defended(x))
 
-    def answers(self, x: Tensor) -> Tensor:
-        return self.inner.answers(self.before(x))
+    def answers(self, x: Rows) -> Tensor:
+        return self.inner.answers(self._defended(x))
 
-    def labels(self, x: Tensor) -> Tensor:
-        return self.inner.labels(self.before(x))
+    def labels(self, x: Rows) -> Tensor:
+        return self.inner.labels(self._defended(x))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        z, pull = self.inner.linearize(self.before(x).detach())
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        z, pull = self.inner.linearize(self._defended(x))
         instead = self.instead
         if instead is None:
             return z, pull
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = Batch.of(x).x.detach().clone().requires_grad_()
             smooth = instead(leaf)
 
         def pullback(cotangent: Tensor) -> Tensor:
@@ -206,6 +207,10 @@ class StraightThrough(Around):
                 return torch.autograd.grad((smooth * inner).sum(), leaf, retain_graph=True)[0]
 
         return z, pullback
+
+    def _defended(self, x: Rows) -> Batch:
+        batch = Batch.of(x)
+        return batch.with_x(self.before(batch.x).detach())
 
     def fingerprint(self) -> str:
         name = getattr(self.before, "__qualname__", repr(self.before))
@@ -232,13 +237,18 @@ class Estimated(Around):
             )
         self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
+
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(content(x)), torch.zeros_like(x)
+            x = batch.x
+            keys, g = Keys(content(batch.flat())), torch.zeros_like(x)
             sigma = self.sigma * (self.bounds.high - self.bounds.low)
             for i in range(self.probes):
                 u = keys.fold(i).normal(tuple(x.shape[1:])).to(x)
-                up, down = self.inner.scores(x + sigma * u), self.inner.scores(x - sigma * u)
+                up, down = (
+                    self.inner.scores(batch.with_x(x + side * sigma * u)) for side in (1, -1)
+                )
                 slope = ((up - down) * cotangent).sum(1) / (2 * sigma * self.probes)
                 g = g + slope.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * u
             return g
@@ -265,12 +275,15 @@ class Blurred(Around):
         super()._follow()
         self.pull_passes = 2 * self.points * self.inner.passes
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
+
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(content(x)), torch.zeros_like(x)
+            x = batch.x
+            keys, g = Keys(content(batch.flat())), torch.zeros_like(x)
             for i in range(self.points):
-                around = x + self.radius * self.norm.sample(keys.fold(i), x)
-                g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
+                around = self.bounds.clamp(x + self.radius * self.norm.sample(keys.fold(i), x))
+                g = g + self.inner.linearize(batch.with_x(around))[1](cotangent)
             return g / self.points
 
         return self.inner.scores(x), pullback
@@ -302,17 +315,17 @@ class Surrogate(Around):
                 f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}."
             )
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         if self.inner.access >= Access.SCORES:
             return self.inner.scores(x)
         label = self.inner.labels(x)
-        z = torch.nn.functional.one_hot(label.clamp_min(0), self.task.k).to(x.dtype)
+        z = torch.nn.functional.one_hot(label.clamp_min(0), self.task.k).to(Batch.of(x).x.dtype)
         return torch.where(label[:, None] < 0, torch.nan, z)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return self.surrogate.linearize(x)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.surrogate.pull(x, cotangent)
 
     def fingerprint(self) -> str:
@@ -378,13 +391,13 @@ class Ensemble(Around):
             )
             raise InputError(f"the members of an ensemble have to answer alike, but give {seen}.")
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         return sum_of_logs([member.scores(x) for member in self.members])
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.task.predict(self.scores(x))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         answers = [member.linearize(x) for member in self.members]
         return mean_of(answers)
 
@@ -420,39 +433,36 @@ class Cached(Around):
             self.stores[chances] = Answers(self.file, identity, kind)
         return self.stores[chances]
 
-    def scores(self, x: Tensor) -> Tensor:
-        return self._known(x, self.task.k, self.inner.scores).to(x.device)
+    def scores(self, x: Rows) -> Tensor:
+        return self._known(Batch.of(x), self.task.k, self.inner.scores)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
-        return (
-            self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0]
-            .long()
-            .to(x.device)
-        )
+        return self._known(Batch.of(x), 1, lambda part: self.inner.labels(part)[:, None])[
+            :, 0
+        ].long()
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return self.inner.linearize(x)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.inner.pull(x, cotangent)
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 
-    def _known(self, x: Tensor, width: int, question: Callable[[Tensor], Tensor]) -> Tensor:
+    def _known(self, batch: Batch, width: int, question: Callable[[Batch], Tensor]) -> Tensor:
         store = self.store()
 
         def ask(keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
             if rows:
                 self.asked += len(rows)
-                answers[rows] = question(x[rows]).detach().cpu().numpy()
+                answers[rows] = question(batch[rows]).detach().cpu().numpy()
                 store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
 
-        return torch.from_numpy(
-            store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False)
-        )
+        x = batch.flat().detach().cpu().contiguous().numpy()
+        return torch.from_numpy(store.to(x, width, ask, fresh=False)).to(batch.x.device)
 
 
 __all__: list[Any] = [

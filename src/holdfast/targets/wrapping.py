@@ -17,7 +17,7 @@ from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adopt
-from holdfast.targets.several_inputs import joined
+from holdfast.targets.several_inputs import further, joined
 from holdfast.targets.target import Bounds, Target
 from holdfast.tasks import parse as parse_task
 
@@ -65,8 +65,8 @@ def wrap(
             `classes`.
         draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a
             defence of `preprocess` is random, else 1.
-        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then
-            flat: the others, in their order, and last the attacked one.
+        inputs: shapes of the inputs of a model that takes several, in their order. Data then are
+            ((x, x2, ...), y): the attacked one, and the others in their order.
         attacked: the place of the one that may change.
         options: see `TorchTarget`.
 
@@ -133,9 +133,9 @@ def wrap(
         shapes = [tuple(shape) for shape in inputs]
         model = joined(model, shapes, attacked)
         options |= {
-            "free": shapes[attacked],
+            "further": further(shapes, attacked),
             "attacked": attacked,
-            "shape": (sum(map(math.prod, shapes)),),
+            "shape": shapes[attacked],
         }
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
     target = TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)

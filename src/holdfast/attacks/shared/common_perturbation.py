@@ -24,7 +24,7 @@ class Crowd:
                 "one answer for all inputs asks for GRADIENTS; the target gives "
                 f"{target.access.name}."
             )
-        if target.free is not None:
+        if target.context:
             raise SpecError(
                 "one answer for all inputs is searched in the whole input, and this target holds a "
                 "part."

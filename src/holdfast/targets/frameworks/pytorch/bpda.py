@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
@@ -92,11 +93,12 @@ class Straightened(Around):
         super()._follow()
         self.approximate, self.lent = True, True
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = batch.x.detach().clone().requires_grad_()
             with _Straight():
-                z = self.torch.outputs(leaf)
+                z = self.torch.outputs(batch.with_x(leaf))
 
         def pullback(cotangent: Tensor) -> Tensor:
             if not z.requires_grad:
@@ -124,17 +126,18 @@ def straightened(target: Target) -> Target | None:
         return None
 
 
-def hard_steps(target: Target, x: Tensor) -> list[str]:
+def hard_steps(target: Target, x: Rows) -> list[str]:
     """The functions without a useful gradient that a torch model puts its inputs x [n, *shape]
     through, in order."""
     while isinstance(target, Around):
         target = target.inner
     if not isinstance(target, TorchTarget) or isinstance(target.model, Adapter):
         return []
+    batch = Batch.of(x)
     with sealed(0), torch.enable_grad():
         seen = _Seen()
         with seen:
-            target.outputs(x.detach().clone().requires_grad_())
+            target.outputs(batch.with_x(batch.x.detach().clone().requires_grad_()))
     return list(dict.fromkeys(seen.names))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
@@ -78,8 +78,8 @@ class TorchTarget(Target):
         classes: how many there are, for a model that gives labels.
         task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose
             outputs [n, k] are taken as they are; their truths are [n, k] too.
-        free: shape of the last features of flat inputs, where they alone may change; bounds are
-            then of these.
+        further: shapes by name of further inputs, which come in the context of a batch. The model
+            then takes flat rows: these in their order, and last the input that may change.
         attacked: which of a model's several inputs that is.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on
             most CPUs.
@@ -107,7 +107,7 @@ class TorchTarget(Target):
         output: str | int | None = None,
         classes: int | None = None,
         task: str | Graded | None = None,
-        free: tuple[int, ...] | None = None,
+        further: Mapping[str, tuple[int, ...]] | None = None,
         attacked: int | None = None,
         precision: str = "float32",
         compile: bool = False,
@@ -122,7 +122,7 @@ class TorchTarget(Target):
         self._scripted: activation.Bare | None = None
         self.batch_size = batch_size
         self.output, self.classes = output, classes
-        self.free, self.attacked = free, attacked
+        self.context, self.attacked = dict(further or {}), attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
         # of one input's outputs, where the task is not one of classes
         self.form: tuple[int, ...] = ()
@@ -150,23 +150,23 @@ class TorchTarget(Target):
         if self.shape is not None:
             return super().bind(shape)
         super().bind(shape)
-        self.beside = 0 if self.free is None else math.prod(shape) - math.prod(self.free)
         self._settle(shape)
         self._try_channels_last()
         self._make_twin()
         self.bound = True
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return super().labels(x)
         with torch.inference_mode(False), torch.no_grad():
             return self._ask(self.model, self._before(x)).reshape(len(x)).long()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            return self._forward(x.clone() if x.is_inference() else x)
+            batch = Batch.of(x)
+            return self._forward(batch.with_x(_own(batch.x)))
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         def ask(rows: slice) -> Tensor:
             z = chosen(
                 self._ask(self.model, self._before(x[rows])),
@@ -177,11 +177,11 @@ class TorchTarget(Target):
         with torch.inference_mode(False), torch.no_grad():
             return torch.cat(list(self.batched(ask, len(x))))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
         return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         if not isinstance(self.model, Adapter) or self.detectors:
             leaf, z = self._traced(x)
             return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
@@ -194,9 +194,10 @@ class TorchTarget(Target):
                 kept.append(z.detach())
                 return torch.autograd.grad((z * cotangent(z.detach())).sum(), leaf)[0]
 
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            inner = self._before(leaf)
+            leaf = _own(batch.x).detach().requires_grad_()
+            inner = self._before(batch.with_x(leaf))
             with self._guarded(inner):
                 _, g = self.model.pull(inner.detach().contiguous(), through_head)
             g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
@@ -216,7 +217,7 @@ class TorchTarget(Target):
         own.approximate, own.precision = False, precision
         return own
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Rows) -> Tensor:
         """Scores [n, k] that gradients flow through, to inputs and parameters alike."""
         with self._mixed():
             return self._forward(x)
@@ -243,7 +244,7 @@ class TorchTarget(Target):
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
-            | ({} if self.free is None else {"free": list(self.free), "attacked": self.attacked})
+            | ({"attacked": self.attacked} if self.context else {})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
@@ -252,12 +253,13 @@ class TorchTarget(Target):
             }
         )
 
-    def _traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _traced(self, x: Rows) -> tuple[Tensor, Tensor]:
         """Inputs that can be asked for a gradient, and the twin's scores of them."""
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            leaf = _own(batch.x).detach().requires_grad_()
             with self._mixed():
-                return leaf, self._forward(leaf, self.twin)
+                return leaf, self._forward(batch.with_x(leaf), self.twin)
 
     def images(self, x: Tensor) -> Tensor:
         """Raw inputs, images with their channels first."""
@@ -276,7 +278,7 @@ class TorchTarget(Target):
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
 
-    def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
+    def _forward(self, x: Rows, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         z = self._head(self._ask(model or self.model, self._before(x)), len(x))
         if self.bound and z.shape[1] != self.task.k:
             raise InputError(
@@ -285,12 +287,27 @@ class TorchTarget(Target):
             )
         if not self.detectors:
             return z
-        far = excess(self.preprocess, self.images(x), self.bounds, lambda u: self.bare(u, model))
+        images = self.images(Batch.of(x).x)
+        far = excess(self.preprocess, images, self.bounds, lambda u: self.bare(u, model))
         return torch.cat([z, refusal(z, far)], 1)
 
-    def _before(self, x: Tensor) -> Tensor:
+    def _before(self, rows: Rows) -> Tensor:
         """Raw inputs as the model wants them, in memory that it may write to."""
+        batch = Batch.of(rows)
+        if self.context:
+            return self._flat(batch)
+        x = batch.x
         return _apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
+
+    def _flat(self, batch: Batch) -> Tensor:
+        """Rows of several inputs, the one that may change last: [n, features]."""
+        missing = [name for name in self.context if name not in batch.context]
+        if missing:
+            raise InputError(
+                f"the model takes several inputs, and {' and '.join(missing)} did not come with x: "
+                "give data as ((x, x2, ...), y)."
+            )
+        return Batch(batch.x, {name: batch.context[name] for name in self.context}).flat()
 
     def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for its inputs x [n, ...], which are its own to change."""
@@ -463,6 +480,8 @@ class TorchTarget(Target):
         """
         convention = self.model.layout if isinstance(self.model, Adapter) else "nchw"
         asked = self._asked
+        if self.context:  # the model takes flat rows, whatever lies in them
+            return [(asked or convention, convention, "")]
         network = (
             isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
         )
@@ -582,10 +601,14 @@ class TorchTarget(Target):
         if self.reads and self.ending != activation.LOG_SOFTMAX:
             self.remarks += (("probabilities", _READ.format(self.ending)),)
 
-    def _probe(self) -> Tensor:
+    def _probe(self) -> Batch:
         assert self.shape is not None
         middle = (self.bounds.low + self.bounds.high) / 2
-        return torch.full((2, *self.shape), middle, dtype=self.dtype, device=self.device)
+
+        def full(shape: tuple[int, ...]) -> Tensor:
+            return torch.full((2, *shape), middle, dtype=self.dtype, device=self.device)
+
+        return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
 
     def _try_channels_last(self) -> None:
         parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
@@ -648,6 +671,11 @@ class TorchTarget(Target):
             same = False
         if not same:
             self.twin, self.precision, self.approximate = self.model, "float32", False
+
+
+def _own(x: Tensor) -> Tensor:
+    """Inputs that a graph may hold, though they were made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def _apart_from(x: Tensor, inner: Tensor) -> Tensor:
