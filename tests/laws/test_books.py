@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.attacks import Outcome, parse, run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.batch import Batch, Rows
-from holdfast.targets.target import Pullback
+from holdfast.targets.target import Cost, Pullback
 from laws.catalogue import class_of, each_blind, every, short
 from laws.world import EPS, Narrow, bent, close, linear, pool, rows, same, threat, wrap
 
@@ -99,7 +99,7 @@ def test_a_question_of_many_passes_costs_them_all(
     name: str, norm: str, budgets: Tensor | None
 ) -> None:
     target = wrap(bent())
-    target.passes = 3
+    target.cost = Cost(3)
     x, y = rows(target, N)
     ledger = run(
         short(name, 10 if budgets is None else 40), target, x, y, threat(norm), budget=budgets

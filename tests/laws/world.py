@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import Access, Target, TorchTarget
-from holdfast.targets.batch import Rows
+from holdfast.targets.batch import Batcher, Rows
 from holdfast.threats.threat import Threat
 
 SHAPE = (1, 4, 4)
@@ -96,12 +96,8 @@ class Narrow(Target):
 
     def __init__(self, inner: Target, access: Access) -> None:
         self.inner, self.access = inner, access
-        self.task, self.shape, self.bounds, self.dtype = (
-            inner.task,
-            inner.shape,
-            inner.bounds,
-            inner.dtype,
-        )
+        self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
+        self.batcher = Batcher(dtype=inner.dtype)
         self.pool = inner.pool
 
     def scores(self, x: Rows) -> Tensor:

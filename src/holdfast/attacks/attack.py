@@ -17,7 +17,7 @@ from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS, Norm
+from holdfast.norms import NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows
@@ -155,7 +155,7 @@ def run(
     ids = torch.arange(len(batch)) if ids is None else ids
     with sealed(seed):
         batch, y = batch.to(target.device, target.dtype), y.to(target.device)
-        ledger = Ledger.open(batch.x, legal_size(threat.norm, threat.eps, target, len(batch)))
+        ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
@@ -168,14 +168,14 @@ def run(
             clean = _ask_clean(p)
         else:
             clean = clean.to(target.device)
-            p.known(clean)
+            p.counts.known(clean)
         if rank and clean is not None:
             p.aim = target.task.rank(clean, y, rank)
         _compact(p, p.x)
         state = attack.start(p)
         for t in range(attack.steps):
             state = _compact(p, state)
-            if bool(p.over.all()):  # or none is left
+            if bool(p.counts.over.all()):  # or none is left
                 break
             p.t = t + 1
             state = attack.step(p, state, t)
@@ -183,7 +183,7 @@ def run(
                 watch(t + 1, int(p.live.sum()))
         p.last(point(state))
         if not attack.bounded and threat.norm.scales:
-            p.tighten()
+            _tighten(p)
     return ledger
 
 
@@ -210,14 +210,14 @@ def perturb(
         books = (
             None
             if attack.bounded
-            else Ledger.open(batch.x, legal_size(threat.norm, threat.eps, target, len(batch)))
+            else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         )
         p = Problem(target, batch, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return target.bounds.clamp(p.x + p.project(point(state)))
+        return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
 
 
 def point(state: State) -> Tensor:
@@ -250,7 +250,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
             f"target.pool to (images, classes)."
         )
-    threat.check_shape(target.shape or ())
+    threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
@@ -269,6 +269,18 @@ def _noise_of(attack: Attack) -> str:
     """What an attack's noise depends on: all of it but the number of steps, so that more steps go
     on from fewer."""
     return spec.write(replace(attack, steps=1), whole=True)
+
+
+def _tighten(p: Problem) -> None:
+    """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
+    forwards a row."""
+    d, size = p.best()
+    p.counts.reopen()
+    low, high = torch.full_like(size, 0.9), torch.ones_like(size)
+    for _ in range(5):
+        middle = (low + high) / 2
+        met = p.adversarial(d * wide(middle, d))
+        low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
 
 def _ask_clean(p: Problem) -> Tensor | None:

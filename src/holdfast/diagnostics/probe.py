@@ -46,19 +46,23 @@ class CleanRows:
     """Rows of the data that the model has right before any attack."""
 
     ids: Tensor  # [m] int64: their places in the data
-    x: Batch
+    batch: Batch
     y: Tensor
     scores: Tensor | None  # [m, k]; None of a model that gives labels alone
     threat: Threat  # with the goals of these rows
     share: float = 1.0  # of the rows that were looked at
     forwards: int = 0  # that it cost to find them
 
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
     def part(self, at: Tensor) -> CleanRows:
         """Those at these places [k] among them."""
         scores = None if self.scores is None else self.scores[at]
         threat = self.threat.of_rows(at)
         return replace(
-            self, ids=self.ids[at], x=self.x[at], y=self.y[at], scores=scores, threat=threat
+            self, ids=self.ids[at], batch=self.batch[at], y=self.y[at], scores=scores, threat=threat
         )
 
 
@@ -118,7 +122,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, ways, seed)
-    planted = missed(target, rows.x.x, rows.threat, first.attack, rows.ids, seed)
+    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -126,7 +130,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
 
 
 def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> None:
-    x, y, threat = rows.x.x, rows.y, rows.threat
+    x, y, threat = rows.x, rows.y, rows.threat
     keys = Keys.of(seed, rows.ids).fold("exam")
     near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
@@ -146,11 +150,13 @@ def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> No
             flags.append(top == 0)
             odd |= ~top.isfinite()
         slopes.append(g)  # of the margin
-    n = len(x) * target.passes
+    n = len(x) * target.cost.forwards
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
+    if (
+        target.cost.draws > 1 or target.gradients.approximate
+    ):  # no exact derivative of what is asked
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
@@ -173,7 +179,7 @@ def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
 def _attacks(
     found: Answers, target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
 ) -> None:
-    everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.y.device)
+    everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
 
     def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
         """Which of these rows a trial breaks; none where it does not fit."""
@@ -209,7 +215,7 @@ def _attacks(
         if name != "straight" or found.hard:
             broken(name, parse_trial(text), stood)
     width = target.bounds.high - target.bounds.low
-    whole = float(rows.threat.norm.size(torch.full_like(rows.x.x[:1], width)))
+    whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
     if first.attack.bounded:
         found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
         larger = broken("larger", first, fallen, eps=min(2 * float(rows.threat.eps), whole))

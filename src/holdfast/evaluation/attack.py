@@ -97,6 +97,7 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
+    target = target.copied()
     source = open_for(target, data)
     threat = as_threat(threat)
     # a typing error is refused before the data are read

@@ -104,7 +104,7 @@ class Plan:
         return refused or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
-        return float(legal_size(self.threat.norm, eps, self.target, 1))
+        return float(legal_size(self.threat, self.target, 1, eps))
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Rows:
     ids: Tensor
     threat: Threat  # the plan's, with the goals of these rows
     clean: judge.Ruling
-    best: Tensor  # smallest adversarial input known; until there is one, that of the lowest margin
+    best: Tensor  # smallest adversarial point known; until there is one, that of the lowest margin
     size: Tensor  # [n] float64, its size; inf if none
     broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
     margin: Tensor
@@ -138,6 +138,11 @@ class Rows:
     @property
     def x(self) -> Tensor:
         return self.batch.x
+
+    def shown(self, rows: Tensor) -> Batch:
+        """What the model sees of these rows at their best points."""
+        batch = self.batch[rows]
+        return batch.with_x(self.threat.apply(batch.x, self.best[rows]))
 
     def fold(
         self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan
@@ -214,16 +219,16 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
     return rows
 
 
-def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are
-    evidence."""
+def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The judge's word on a searched chunk: its columns of samples, and the examples that are
+    evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
     n = len(rows.y)
     found = rows.size.isfinite().nonzero()[:, 0]
-    stored = rows.batch[found].with_x(rows.best[found])
+    stored = rows.shown(found)
     widest = plan.threat.at(max(plan.measured))
     ruling = _ruled(plan, stored)
     label = ruling.label.cpu()
-    legal, size = judge.within(plan.target, widest, rows.x[found], stored.x)
+    legal, size = judge.within(plan.target, widest, rows.x[found], rows.best[found])
     agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
@@ -247,7 +252,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     known[found[holds]] = size[holds]
     psnr, ssim = known.clone(), known.clone()
     psnr[found[holds]], ssim[found[holds]] = perceptual.looks(
-        plan.target, rows.x[found[holds]], stored.x[holds]
+        plan.target, plan.threat, rows.x[found[holds]], stored.x[holds]
     )
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
@@ -271,7 +276,8 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "finished": torch.full((n,), plan.measured[0] not in rows.missed)
         | torch.from_numpy(status == "broken"),
     }
-    if perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
+    still = plan.threat.spatial is None
+    if still and perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
         kept = judge.holds_in_8bit(
             plan.target,
             rows.threat.of_rows(found[broken]),
@@ -304,14 +310,18 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     if plan.target.task.refuses:
         table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
-    return table, rows.ids[found[holds]].numpy(), stored.x[holds].numpy()
+    evidence = {"id": rows.ids[found[holds]], "x": stored.x[holds]}
+    if not still:
+        evidence["point"] = rows.best[found[holds]]
+    return table, {name: column.numpy() for name, column in evidence.items()}
 
 
 def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where
     nothing was asked."""
-    at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = _ruled(plan, rows.batch[at].with_x(rows.best[at]))
+    start = plan.threat.origin(rows.x)
+    at = (robust & (rows.best != start).flatten(1).any(1)).nonzero()[:, 0]
+    ruling = _ruled(plan, rows.shown(at))
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(
@@ -358,7 +368,7 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
         ids=ids,
         threat=threat,
         clean=clean,
-        best=batch.x.clone(),
+        best=threat.origin(batch.x).clone(),
         size=far,
         broken_by=nobody,
         margin=margin,

@@ -88,7 +88,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
     target.bind(data.shape)
     rows = read(data, 0, min(LOOK, len(data)))[0].to(target.device, target.dtype)
     findings: list[Finding] = []
-    if target.was_training:
+    if target.identity.was_training:
         findings.append(
             Finding(
                 check="train_mode",
@@ -98,10 +98,10 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         )
     findings += [
         Finding(check=check, severity="info", text=text)
-        for check, text in (*target.remarks, *data.remarks)
+        for check, text in (*target.identity.remarks, *data.remarks)
     ]
     findings += _randomised(target, rows)
-    if target.rewrites:
+    if target.identity.rewrites:
         text = (
             "The model changes its input in place. It is given a copy each time, so that neither "
             "the data nor an adversarial example is changed."
@@ -175,7 +175,7 @@ def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
     """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is
     no success."""
     with sealed(0):
-        hit = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+        hit = torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
     return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
 
 
@@ -189,7 +189,7 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
             else:
                 answers.append(
                     torch.cat(
-                        list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
+                        list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x)))
                     ).double()[:, None]
                 )
     first, second = (torch.nan_to_num(z) for z in answers)
@@ -197,10 +197,8 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
     share = float(apart.double().mean())
     if not share:
         return []
-    if target.draws > 1:
-        text = (
-            f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
-        )
+    if target.cost.draws > 1:
+        text = f"The model is randomised: its mean over {target.cost.draws} draws was attacked and judged."
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (
         f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. "

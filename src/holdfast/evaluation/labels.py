@@ -65,7 +65,8 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
     """
     k = None if target is None else target.task.k
     seen = [_seen(source, k) for source in sources]
-    known = None if target is None or len(target.class_labels or ()) != k else target.class_labels
+    known = None if target is None else target.identity.class_labels
+    known = known if len(known or ()) == k else None
     tables: list[list[int] | None]
     if known is not None:
         tables, names, said = _by_class(sources, seen, known)

@@ -32,7 +32,7 @@ def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
     labels, and the better one is taken. Where they are equally good, or the labels are of one class
     alone, that is logits. `z` are the target's scores of the first rows as they are.
     """
-    plain = z if not target.probabilities and target.draws == 1 else None
+    plain = z if not target.probabilities and target.cost.draws == 1 else None
     return [
         finding
         for one in _members(target)
@@ -138,7 +138,7 @@ def _by_labels(target: Target, source: Source) -> Finding:
         target.probabilities = reading
         with sealed(0):
             right[reading] = (
-                torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+                torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
             )
     truths = x.context.get(TRUTH, y)
     varied = len(truths.unique()) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from holdfast.evaluation.prepare import open_for
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Facts, Manifest
-from holdfast.targets import spatial
 from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024
@@ -68,6 +69,7 @@ def verify(
             network that is given.
     """
     manifest, whole = store.open_manifest(folder)
+    target = target.copied()
     source = open_for(target, data)
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
@@ -88,18 +90,17 @@ class NoDistances(InputError):
 def _all(
     folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
 ) -> Iterator[str]:
-    images = len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3)
-    if images and manifest.model.moved is None:
+    if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
         source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(manifest.model.moved)
-    if movement is not None and not target.context:
-        target, source = moved.moved(target, source, movement)
     asked = threat_of(folder, manifest, len(source))
+    if movement is not None:
+        asked = replace(asked, spatial=moved.threat_of(movement, target, source.shape).spatial)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     (source,), labels = numbered(target, source)
-    if manifest.model.draws > 1 and target.draws == 1:
+    if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
@@ -205,16 +206,20 @@ def _samples(
     yield from _clean(manifest, asked, columns, ids, target, source)
     yield from _told(manifest, columns, ids)
     evidence = np.zeros(len(ids), dtype=bool)
-    for path_ids, stored in store.examples(folder):
+    form = None if asked.spatial is None else asked.spatial.form
+    for tensors in store.evidence(folder):
+        path_ids, stored, point = tensors["id"], tensors["x"], tensors.get("point")
         rows = np.array([place.get(int(i), -1) for i in path_ids])
-        if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
+        fits = stored.shape[1:] == tuple(source.shape)
+        fits &= form == (None if point is None else point.shape[1:])
+        if (rows < 0).any() or not fits:
             yield (
                 "adversarial: examples of rows that the run does not have: "
                 f"{some(path_ids[rows < 0])}."
             )
             continue
         evidence[rows] = True
-        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
+        yield from _examples(manifest, asked, columns, tensors, rows, target, source, seen)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
         yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
@@ -375,19 +380,22 @@ def _examples(
     manifest: Manifest,
     asked: Threat,
     columns: dict[str, np.ndarray],
-    ids: np.ndarray,
+    tensors: dict[str, np.ndarray],
     rows: np.ndarray,
-    stored: np.ndarray,
     target: Target,
     source: Source,
     perceptual: PerceptualDistance | None,
 ) -> Iterator[str]:
     threat = asked.at(max(eps for eps, _ in manifest.threat.measured))
+    ids = tensors["id"]
     batch = _rows(source, ids)[0]
     batch = batch.to(batch.x.device, target.dtype)
-    x, x_adv = batch.x, torch.from_numpy(stored).to(target.dtype)
+    x, x_adv = batch.x, torch.from_numpy(tensors["x"]).to(target.dtype)
+    point = torch.from_numpy(tensors.get("point", tensors["x"])).to(target.dtype)
     found, y = batch.with_x(x_adv), torch.from_numpy(columns["label"][rows])
-    legal, size = judge.within(target, threat, x, x_adv)
+    legal, size = judge.within(target, threat, x, point)
+    slack = 1e-5 * (target.bounds.high - target.bounds.low)
+    legal &= torch.isclose(threat.apply(x, point), x_adv, rtol=0, atol=slack).flatten(1).all(1)
     ruling = judge.rule(target, found.to(target.device, target.dtype), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
     if goals.differ(asked):
@@ -398,7 +406,7 @@ def _examples(
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
-    shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
+    shown = zip(("psnr", "ssim"), looks(target, threat, x, x_adv), strict=True)
     seen = [(columns[name][rows], value.numpy()) for name, value in shown]
     other_look = ~np.all(
         [np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.data.source import Source
+from holdfast.errors import InputError
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,43 @@ class Batch:
         x as it is."""
         columns = [column.flatten(1).to(self.x) for column in self.context.values()]
         return torch.cat([*columns, self.x.flatten(1)], 1) if columns else self.x
+
+
+@dataclass
+class Batcher:
+    """How rows are packed on their way to a model."""
+
+    size: int = 256  # rows of one pass
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+
+    def parts(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
+        """`ask` on parts of rows 0..n; out of memory halves their size, from then on, and goes on.
+
+        Raises:
+            InputError: one single row does not fit into memory.
+        """
+        start = 0
+        while start < n:
+            try:
+                answer = ask(slice(start, min(start + self.size, n)))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise InputError(
+                        "one single row does not fit into memory; use a larger device."
+                    ) from error
+                self.size = max(1, min(self.size, n - start) // 2)
+                continue
+            yield answer
+            start = min(start + self.size, n)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
 
 
 Rows = Batch | Tensor  # what a target is asked about: inputs alone where there is no context

@@ -3,9 +3,11 @@ attack."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from holdfast.norms import Norm
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.cache import Answers
-from holdfast.targets.target import Access, Pullback, Target, drawing
+from holdfast.targets.target import Access, Identity, Pullback, Target, drawing
 
 T = TypeVar("T")
 
@@ -28,8 +30,7 @@ class Around(Target):
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.batch_size, self.was_training = inner.batch_size, inner.was_training
-        self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
+        self.batcher, self.bounds = inner.batcher, inner.bounds
         if inner.shape is None:
             self._follow()
         else:
@@ -38,11 +39,8 @@ class Around(Target):
     def _follow(self) -> None:
         """Be as the inner target is; many learn what they give only when they are bound."""
         inner = self.inner
-        self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
-        self.draws, self.caution = inner.draws, inner.caution
-        self.approximate, self.lent = inner.approximate, inner.lent
-        self.remarks, self.graded, self.single = inner.remarks, inner.graded, inner.single
-        self.class_labels = inner.class_labels
+        self.access, self.cost, self.gradients = inner.access, inner.cost, inner.gradients
+        self.graded, self.single = inner.graded, inner.single
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -65,12 +63,8 @@ class Around(Target):
         return self.inner.reads
 
     @property
-    def versions(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.versions
-
-    @property
-    def rewrites(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.rewrites
+    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.identity
 
     @property
     def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -83,8 +77,14 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.context, self.square = self.inner.context, self.inner.square
+        self.context = self.inner.context
         self._follow()
+
+    def copied(self) -> Target:
+        twin = copy.copy(self)
+        twin.inner = self.inner.copied()
+        twin.batcher = twin.inner.batcher
+        return twin
 
     def scores(self, x: Rows) -> Tensor:
         return self.inner.scores(x)
@@ -122,8 +122,10 @@ class ExpectationOverTransformation(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.draws, self.passes = self.times * self.inner.draws, self.times * self.inner.passes
-        self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
+        one = self.inner.cost
+        self.cost = replace(one, forwards=self.times * one.forwards, draws=self.times * one.draws)
+        # one standard error of the log-odds, at worst
+        self.gradients = replace(self.gradients, caution=2 / math.sqrt(self.cost.draws))
 
     def scores(self, x: Rows) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
@@ -137,7 +139,7 @@ class ExpectationOverTransformation(Around):
         return mean_of(self._drawn(lambda: self.inner.linearize(x)))
 
     def describe(self) -> dict[str, object]:
-        return super().describe() | {"draws": self.draws}
+        return super().describe() | {"draws": self.cost.draws}
 
     def _drawn(self, ask: Callable[[], T]) -> list[T]:
         answers: list[T] = []
@@ -235,7 +237,8 @@ class Estimated(Around):
             raise InputError(
                 "gradients are estimated from scores, and the target gives labels alone."
             )
-        self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
+        self.access = Access.GRADIENTS
+        self.cost = replace(self.cost, pullback=2 * self.probes * self.inner.cost.forwards)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)
@@ -273,7 +276,7 @@ class Blurred(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.pull_passes = 2 * self.points * self.inner.passes
+        self.cost = replace(self.cost, pullback=2 * self.points * self.inner.cost.forwards)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)
@@ -305,7 +308,13 @@ class Surrogate(Around):
         super()._follow()
         if self.surrogate.access < Access.GRADIENTS:
             raise InputError("a surrogate lends its gradients, and this one has none.")
-        self.access, self.approximate, self.lent = Access.GRADIENTS, True, True
+        self.access = Access.GRADIENTS
+        self.gradients = replace(self.gradients, approximate=True, lent=True)
+
+    def copied(self) -> Target:
+        twin = super().copied()
+        twin.surrogate = self.surrogate.copied()  # pyright: ignore[reportAttributeAccessIssue]
+        return twin
 
     def bind(self, shape: tuple[int, ...]) -> None:
         self.surrogate.bind(shape)
@@ -350,26 +359,30 @@ class Ensemble(Around):
         self.access = min(member.access for member in self.members)
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
-        self.passes = sum(member.passes for member in self.members)
-        self.draws = max(member.draws for member in self.members)
-        self.approximate = any(member.approximate for member in self.members)
-        self.remarks = tuple(
-            dict.fromkeys(remark for member in self.members for remark in member.remarks)
+        self.cost = replace(
+            self.cost,
+            forwards=sum(member.cost.forwards for member in self.members),
+            draws=max(member.cost.draws for member in self.members),
         )
+        approximate = any(member.gradients.approximate for member in self.members)
+        self.gradients = replace(self.gradients, approximate=approximate)
+
+    def copied(self) -> Target:
+        return Ensemble([member.copied() for member in self.members])
 
     @property
     def reads(self) -> bool:
         return all(member.reads for member in self.members)
 
     @property
-    def rewrites(self) -> bool:
-        return any(member.rewrites for member in self.members)
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        return {
-            name: version for member in self.members for name, version in member.versions.items()
-        }
+    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
+        parts = [member.identity for member in self.members]
+        return replace(
+            parts[0],
+            remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+            versions={name: v for part in parts for name, v in part.versions.items()},
+            rewrites=any(part.rewrites for part in parts),
+        )
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]

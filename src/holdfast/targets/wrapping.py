@@ -53,7 +53,8 @@ def wrap(
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's
             kind, a `Booster` of XGBoost or LightGBM, an onnx ModelProto, an InferenceSession of
             onnxruntime, or a callable of one array [n, *shape] of torch, TensorFlow, JAX or numpy;
-            a path or text that `load` takes; a Target is returned as it is, with its task.
+            a path or text that `load` takes; a Target is returned as it is, or, with a task or
+            probabilities, as a copy that has them.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same
             units.
         preprocess: what happens to raw inputs before the model, one step or several in order:
@@ -92,9 +93,12 @@ def wrap(
                 f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is "
                 f"wrapped already; say it where the model is wrapped, or in the endpoint's config."
             )
-        if options.get("probabilities") is not None:
-            model.probabilities, model.said = options["probabilities"], True
-        task = options.get("task")
+        probabilities, task = options.get("probabilities"), options.get("task")
+        if probabilities is None and task is None:
+            return model
+        model = model.copied()
+        if probabilities is not None:
+            model.probabilities, model.said = probabilities, True
         model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model
     given = (preprocess,) if isinstance(preprocess, Callable) else preprocess

@@ -53,7 +53,7 @@ class Crowd:
         return torch.cat(
             [
                 x.new_zeros(0).long(),
-                *self.target.batched(lambda at: self.target.labels(x[at]), len(x)),
+                *self.target.batcher.parts(lambda at: self.target.labels(x[at]), len(x)),
             ]
         )
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from holdfast.decisions import SILENT
 from holdfast.errors import AccessError, InputError
-from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.cache import Answers
 from holdfast.targets.http.endpoint import Endpoint, read
 from holdfast.targets.http.messages import BadAnswer, decode, encode
 from holdfast.targets.http.wire import Reply, Wire
-from holdfast.targets.target import Access, Bounds, Target
+from holdfast.targets.target import Access, Bounds, Identity, Target
 from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
@@ -77,8 +77,8 @@ class HttpTarget(Target):
             settings.gives == "probabilities",
             True,
         )
-        self.class_labels = settings.names or None
-        self.batch_size = max(256, settings.batch * settings.concurrency)
+        self.identity = Identity(class_labels=settings.names or None)
+        self.batcher = Batcher(max(256, settings.batch * settings.concurrency))
         self.bind(settings.shape)
         self.store = Answers(
             settings.cache_file and folder / settings.cache_file, settings.identity()

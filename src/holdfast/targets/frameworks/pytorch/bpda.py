@@ -4,6 +4,7 @@ takes."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Straightened(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.approximate, self.lent = True, True
+        self.gradients = replace(self.gradients, approximate=True, lent=True)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)

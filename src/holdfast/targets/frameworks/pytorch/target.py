@@ -8,6 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen
-from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
@@ -31,7 +32,17 @@ from holdfast.targets.frameworks.pytorch.module import (
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import by_trial
-from holdfast.targets.target import Access, Bounds, Pullback, Target, asking, sealed
+from holdfast.targets.target import (
+    Access,
+    Bounds,
+    Cost,
+    GradientInfo,
+    Identity,
+    Pullback,
+    Target,
+    asking,
+    sealed,
+)
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
@@ -120,7 +131,6 @@ class TorchTarget(Target):
         # the activation at the model's end, or that there is none: see `activation`
         self.ending: str | None = None
         self._scripted: activation.Bare | None = None
-        self.batch_size = batch_size
         self.output, self.classes = output, classes
         self.context, self.attacked = dict(further or {}), attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
@@ -128,19 +138,17 @@ class TorchTarget(Target):
         self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
         self._asked = layout
-        self.was_training = isinstance(model, nn.Module) and any(
-            m.training for m in model.modules()
-        )
+        training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+        self.identity = Identity(was_training=training)
         self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        self.device = torch.device(device) if device is not None else _device_of(first)
-        self.dtype = (
-            torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
-        )
+        where = torch.device(device) if device is not None else _device_of(first)
+        double = first is not None and first.dtype == torch.float64
+        self.batcher = Batcher(batch_size, where, torch.float64 if double else torch.float32)
         self.half, self.recurrent = half_of(self.model), recurrent(self.model)
         if self.half is not None:
             name = str(self.half).removeprefix("torch.")
-            self.remarks += (("half_precision", HALF_PRECISION.format(name)),)
+            self.identity.remarks += (("half_precision", HALF_PRECISION.format(name)),)
         self.channels_last = False
         self.precision, self.compile = precision, compile
         if shape is not None:
@@ -175,7 +183,7 @@ class TorchTarget(Target):
             return z.reshape(rows.stop - rows.start, -1)
 
         with torch.inference_mode(False), torch.no_grad():
-            return torch.cat(list(self.batched(ask, len(x))))
+            return torch.cat(list(self.batcher.parts(ask, len(x))))
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
@@ -214,7 +222,7 @@ class TorchTarget(Target):
         own.model = own.twin = model
         own._scripted = None
         own.half, own.recurrent = half_of(model), recurrent(model)
-        own.approximate, own.precision = False, precision
+        own.gradients, own.precision = GradientInfo(), precision
         return own
 
     def outputs(self, x: Rows) -> Tensor:
@@ -236,10 +244,6 @@ class TorchTarget(Target):
                 getattr(self.model, "__qualname__", type(self.model).__qualname__).encode()
             )
         return digest.hexdigest()
-
-    @property
-    def versions(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model.versions if isinstance(self.model, Adapter) else {}
 
     def describe(self) -> dict[str, object]:
         return (
@@ -322,7 +326,9 @@ class TorchTarget(Target):
                 "the model answers on the device meta, where there are no numbers; load its "
                 "weights."
             )
-        self.rewrites |= x._version != version or (isinstance(model, Adapter) and model.rewrites)
+        self.identity.rewrites |= x._version != version or (
+            isinstance(model, Adapter) and model.rewrites
+        )
         return z
 
     def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
@@ -415,14 +421,18 @@ class TorchTarget(Target):
         self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
         self.layout = self._asked or self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
-        self.remarks = () if foreign is None else foreign.remarks
-        self.class_labels = None if foreign is None else foreign.class_labels
-        self.remarks += (("no_gradients", QUANTISED),) if quantised else ()
-        self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
+        remarks = () if foreign is None else foreign.remarks
+        remarks += (("no_gradients", QUANTISED),) if quantised else ()
+        self.identity = replace(
+            self.identity,
+            remarks=remarks + tuple(s.remark for s in self.preprocess if isinstance(s, Defence)),
+            class_labels=None if foreign is None else foreign.class_labels,
+            versions={} if foreign is None else foreign.versions,
+        )
         if foreign is not None and foreign.numbers is not None and self.graded is None:
             raise InputError(foreign.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
-        self.passes = 1 + sum(step.passes for step in self.detectors)
+        self.cost = Cost(1 + sum(step.passes for step in self.detectors))
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):
             raise InputError(
                 "a detector's refusal stands beside the scores of classes, and this model gives "
@@ -530,7 +540,7 @@ class TorchTarget(Target):
                 f"Inputs of shape {shape} were taken as {layout} images, and given to the model as "
                 f"{wants}."
             )
-        self.remarks += (("layout", text),)
+        self.identity.remarks += (("layout", text),)
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -542,9 +552,9 @@ class TorchTarget(Target):
             x = applied([steps[i]], x, self.bounds).detach()
         self.preprocess = tuple(steps)
         own = [step for step in steps if isinstance(step, Own)]
-        self.remarks = tuple(r for r in self.remarks if r[0] != "preprocess") + tuple(
-            step.remark for step in own
-        )
+        self.identity.remarks = tuple(
+            r for r in self.identity.remarks if r[0] != "preprocess"
+        ) + tuple(step.remark for step in own)
         if not all(step.differentiable for step in own):
             self.access = min(self.access, Access.SCORES)
 
@@ -599,7 +609,7 @@ class TorchTarget(Target):
         if says is not None and labels and not self.said:
             self.probabilities, self.said = says, True
         if self.reads and self.ending != activation.LOG_SOFTMAX:
-            self.remarks += (("probabilities", _READ.format(self.ending)),)
+            self.identity.remarks += (("probabilities", _READ.format(self.ending)),)
 
     def _probe(self) -> Batch:
         assert self.shape is not None
@@ -653,12 +663,13 @@ class TorchTarget(Target):
                 self.twin = _folded(self.model)
         if self.compile:
             self.twin = self._compiled(self.twin)
-        self.approximate = self.twin is not self.model or self.precision != "float32"
         if isinstance(self.model, Adapter):
-            self.approximate = self.model.approximate
+            self.gradients = GradientInfo(approximate=self.model.approximate)
             return
-        if not self.approximate:
+        if self.twin is self.model and self.precision == "float32":
+            self.gradients = GradientInfo()
             return
+        self.gradients = GradientInfo(approximate=True)
         self.recurrent = recurrent(self.model, self.twin)
         loose = 0.1 if self.precision == "bfloat16" or self.half is not None else 1e-3
         try:
@@ -670,7 +681,7 @@ class TorchTarget(Target):
         except Exception:  # noqa: BLE001  # a model that casts its inputs itself fails in another precision
             same = False
         if not same:
-            self.twin, self.precision, self.approximate = self.model, "float32", False
+            self.twin, self.precision, self.gradients = self.model, "float32", GradientInfo()
 
 
 def _own(x: Tensor) -> Tensor:
