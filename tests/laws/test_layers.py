@@ -41,7 +41,6 @@ EXCEPTIONS = {
     ("losses", "tasks"): "a loss asks for the width of a regression's scores",
     ("targets.frameworks.pytorch.target", "targets.defences"): "wrap() builds the preprocessing",
     ("targets.frameworks.pytorch.target", "targets.preprocess"): "wrap() builds the preprocessing",
-    ("training", "hardening"): "the loop parses recipes and objectives itself",
 }
 GROUPS = "gradient minimum_norm score decision transfer sparse universal".split()
 ATTACK_FILES = [
