@@ -32,7 +32,7 @@ class Several(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         for threat in self.others:
-            if isinstance(threat.goal, Targeted) or threat.norm.name not in Ascent.norms:
+            if isinstance(threat.goal, Targeted) or not Ascent.works_in(threat.norm):
                 raise SpecError(
                     f"{self!r} also has {threat}, but ascent takes untargeted threats in linf, l2 "
                     "and l1."
