@@ -38,8 +38,8 @@ VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
 EXCEPTIONS = {
     ("attacks.attack", "holdfast"): "an attack that is called is judged, as holdfast.attack does",
     ("data.arrays", "data.joined"): "one array of several is made of its parts",
-    ("diagnostics", "evaluation"): "the probe reads protocols, goals and the judge",
     ("losses", "tasks"): "a loss asks for the width of a regression's scores",
+    ("targets.frameworks.pytorch.files", "targets.loading"): "its files are chosen there by suffix",
     ("targets.frameworks.pytorch.target", "targets.defences"): "wrap() builds the preprocessing",
     ("targets.frameworks.pytorch.target", "targets.preprocess"): "wrap() builds the preprocessing",
 }
