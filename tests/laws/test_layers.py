@@ -31,7 +31,7 @@ LAYERS = """
     targets
     data
     threats tasks
-    decisions errors losses norms quiet rng spec tensors usercode
+    decisions errors losses memory norms quiet rng spec tensors usercode
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
@@ -39,11 +39,10 @@ VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
 EXCEPTIONS = {
     ("attacks.attack", "holdfast"): "an attack that is called is judged, as holdfast.attack does",
     ("data.arrays", "data.joined"): "one array of several is made of its parts",
-    ("diagnostics", "evaluation"): "the probe reads protocols, goals and the judge",
     ("losses", "tasks"): "a loss asks for the width of a regression's scores",
+    ("targets.frameworks.pytorch.files", "targets.loading"): "its files are chosen there by suffix",
     ("targets.frameworks.pytorch.target", "targets.defences"): "wrap() builds the preprocessing",
     ("targets.frameworks.pytorch.target", "targets.preprocess"): "wrap() builds the preprocessing",
-    ("training", "hardening"): "the loop parses recipes and objectives itself",
 }
 GROUPS = "gradient minimum_norm score decision transfer sparse universal".split()
 ATTACK_FILES = [
