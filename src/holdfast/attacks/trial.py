@@ -86,6 +86,7 @@ class Trial:
         return self.write()
 
 
+@functools.cache
 def trial_maker(maker: Callable[..., Attack]) -> Callable[..., Trial]:
     """What makes a trial of an attack from the attack's own options and the trial's."""
 
