@@ -142,7 +142,9 @@ def test_no_imports_go_in_a_circle() -> None:
 
 @pytest.mark.parametrize("file", ATTACK_FILES, ids=str)
 def test_no_attack_imports_another(file: Path) -> None:
-    assert not edges(file) & {"attacks", *map(module, ATTACK_FILES)}
+    """Its own variants are in files that are named after it."""
+    others = {m for m in map(module, ATTACK_FILES) if not m.startswith(f"{module(file)}_")}
+    assert not edges(file) & {"attacks", *others}
 
 
 @pytest.mark.parametrize(
