@@ -11,12 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes
-from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 
 class Guess(NamedTuple):
@@ -58,14 +55,11 @@ class Bandits(Attack):
 
     steps: int = option(3333, "of three queries")
     grid: int = option(
-        50, "cells along each side of the grid of the guess; where an image has fewer pixels, these"
+        50,
+        "cells along each side of the grid of the guess; where an image has fewer pixels, these",
+        at_least=1,
     )
-    step_size: float = option(0.2, "fraction of eps")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.grid < 1:
-            raise SpecError(f"bandits has grid {self.grid}; it is a number of cells, at least 1.")
+    step_size: float = option(0.2, "fraction of eps", above=0)
 
     def start(self, p: Problem) -> Guess:
         planes = Planes.of(p)

@@ -8,13 +8,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes, halved
 from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Legs(NamedTuple):
@@ -38,27 +35,20 @@ class Relay(Attack):
     variants: ClassVar = VARIANTS
 
     steps: int = option(4200, "proposals and gradient steps")
-    climb: int = option(20, "gradient steps of a climb")
-    leg: int = option(400, "proposals between two climbs")
-    p: float = option(0.05, "share of an image that the first squares of a leg cover")
+    climb: int = option(20, "gradient steps of a climb", at_least=1)
+    leg: int = option(400, "proposals between two climbs", at_least=1)
+    p: float = option(
+        0.05, "share of an image that the first squares of a leg cover", above=0, at_most=1
+    )
     step_size: float = option(
-        0.25, "of every other climb, a fraction of eps; a fifth of it in those between"
+        0.25, "of every other climb, a fraction of eps; a fifth of it in those between", above=0
     )
     loss: str = option("margin", "loss that is climbed", choices=LOSSES)
     start_at: str = option(
-        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
+        "stripes",
+        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
+        choices=("stripes", "best"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_at not in ("stripes", "best"):
-            raise SpecError(f"relay has start_at {self.start_at!r}; it is stripes or best.")
-        if not 0 < self.p <= 1:
-            raise SpecError(
-                f"relay has p {self.p}; it is a share of the image, above 0 and at most 1."
-            )
-        if self.leg < 1 or self.climb < 1:
-            raise SpecError(f"{self!r}: leg and climb are numbers of steps, at least 1 each.")
 
     @property
     def expected_passes(self) -> float:

@@ -9,13 +9,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes, halved
 from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Kept(NamedTuple):
@@ -40,26 +37,15 @@ class Square(Attack):
     variants: ClassVar = VARIANTS
 
     steps: int = option(5000, "proposals")
-    p: float = option(0.8, "share of an image that the first squares cover")
+    p: float = option(0.8, "share of an image that the first squares cover", above=0, at_most=1)
     schedule: int = option(
-        10000, "queries over which that share falls to p / 512, whatever the steps"
+        10000, "queries over which that share falls to p / 512, whatever the steps", at_least=1
     )
     start_at: str = option(
-        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
+        "stripes",
+        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
+        choices=("stripes", "best"),
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_at not in ("stripes", "best"):
-            raise SpecError(f"square has start_at {self.start_at!r}; it is stripes or best.")
-        if not 0 < self.p <= 1:
-            raise SpecError(
-                f"square has p {self.p}; it is a share of the image, above 0 and at most 1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"square has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
 
     def start(self, p: Problem) -> Kept:
         fresh = self.start_at == "stripes"
