@@ -3,6 +3,7 @@ cases."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import resource
 from collections.abc import Generator
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
+# else built anew for each command
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 settings.register_profile(
     "holdfast", deadline=None, derandomize=True, database=None, max_examples=40
 )

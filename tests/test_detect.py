@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import holdfast
-from holdfast.attacks import parse
+from holdfast.attacks import parse, parse_trial
 from holdfast.attacks.attack import perturb, run
 from holdfast.cli.main import app
 from holdfast.data import open_data
@@ -24,7 +24,6 @@ from holdfast.diagnostics import probe
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
-from holdfast.evaluation.protocols import parse_trial
 from holdfast.spec import write
 from holdfast.targets import wrap
 from holdfast.targets.defences.detectors import DETECTORS, Detector, Divergence, Reconstruction

@@ -17,6 +17,7 @@ from test_planted import Planted
 from torch import Tensor, nn
 
 import holdfast
+from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
 from holdfast.diagnostics.gradient_sources import Ways
@@ -110,9 +111,9 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     threat, source = Threat.linf(0.1), open_data("digits")
     ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
     trials = follow([found], protocols.protocol("standard", "linf"), threat, ways)
-    assert {
-        protocols.parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")
-    } <= {*trials}
+    assert {parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {
+        *trials
+    }
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])

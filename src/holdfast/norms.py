@@ -272,7 +272,9 @@ class _L2(Norm):
     name = "l2"
 
     def size(self, d: Tensor) -> Tensor:
-        return scaled(d).flatten(1).square().sum(1).sqrt() * d.flatten(1).abs().amax(1)
+        flat = d.flatten(1)
+        top = flat.abs().amax(1)
+        return (flat / torch.where(top > 0, top, 1)[:, None]).square().sum(1).sqrt() * top
 
     def _long(self, d: Tensor, share: Tensor) -> Tensor:
         return 1 - share

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from holdfast import spec
-from holdfast.attacks import CATALOGUE, parse
+from holdfast.attacks import CATALOGUE, parse, parse_trial
 from holdfast.errors import SpecError
-from holdfast.evaluation.protocols import PROTOCOLS, parse_trial
+from holdfast.evaluation.protocols import PROTOCOLS
 from holdfast.norms import NORMS
 from holdfast.threats.threat import Threat
 from laws.catalogue import CLASSES, fields_of, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -239,9 +240,7 @@ def point(state: State) -> Tensor:
 def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
-        fits = sorted(
-            a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access
-        )
+        fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
         raise AccessError(
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
@@ -249,7 +248,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     if attack.bounded and not threat.bounded:
         fits = sorted(
             a.__name__.lower()
-            for a in Attack.__subclasses__()
+            for a in _kinds()
             if not a.bounded and a.needs <= target.access and a.works_in(threat.norm)
         )
         raise SpecError(
@@ -268,6 +267,14 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
         )
+
+
+def _kinds() -> list[type[Attack]]:
+    """Every attack that has been imported."""
+    kinds = Attack.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds if not inspect.isabstract(kind)]
 
 
 def _noise_of(attack: Attack) -> str:

@@ -13,8 +13,8 @@ import typer
 from holdfast.errors import SpecError, suggest
 
 if TYPE_CHECKING:
-    from holdfast.hardening.objective import Objective
     from holdfast.hardening.regularizers import Regularizer
+    from holdfast.training.objective import Objective
 
 
 def listing(

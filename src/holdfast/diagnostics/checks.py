@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit
+from holdfast.attacks.trial import Trial
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.protocols import Protocol, Trial, parse_trial
+from holdfast.evaluation.protocols import Protocol
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat

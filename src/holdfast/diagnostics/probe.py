@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit, run
+from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import goals, judge
-from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
@@ -31,6 +32,13 @@ from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
 NEAR = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
+# What the examination asks of rows that a protocol's first trial leaves; see `examine`.
+QUESTIONS: dict[str, str] = {
+    "one": 'fgsm(loss="margin")',
+    "scores": "square(steps=120)",
+    "labels": "rays(steps=30)",
+    "straight": 'apgd(steps=30, loss="margin", through="straight")',
+}
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
@@ -302,7 +303,7 @@ def _noted(
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
     if due and not lent:
-        first = protocols.parse_trial(manifest.protocol.trials[0])
+        first = parse_trial(manifest.protocol.trials[0])
         answers = examine(target, source, threat, first, ways, manifest.seed)
         found = checks.signs(answers)
         protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())

@@ -17,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import run
+from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
 from holdfast.diagnostics.binarisation import CHANCE, INNER
+from holdfast.diagnostics.probe import QUESTIONS
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import goals, judge
 from holdfast.evaluation.chunk import Plan
-from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Threat
 

@@ -22,6 +22,8 @@ import torch
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, check_fit
+from holdfast.attacks.shared import pool
+from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.source import group_names
@@ -30,7 +32,7 @@ from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import examine
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import goals, moved, pool, protocols
+from holdfast.evaluation import goals, moved, protocols
 from holdfast.evaluation.build_manifest import add, add_trials, finish
 from holdfast.evaluation.chunk import STATUSES, Plan, Progress, Watch, search, settle
 from holdfast.evaluation.contract import check_data, check_model, check_range, randomised
@@ -40,7 +42,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.memory import give_back_freed
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for
-from holdfast.evaluation.protocols import Protocol, Trial
+from holdfast.evaluation.protocols import Protocol
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (

@@ -14,10 +14,10 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.hardening.objective import Objective
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class SignOPT(Attack):
     def step(self, p: Problem, s: Course, t: int) -> Course:
         pull, best, trying = p.steepest(self._descent(p, s)), s, torch.ones_like(p.live)
         for _ in range(TRIES):  # twice as long while it helps
+            if not bool((trying & p.live).any()):
+                break
             last, best = (
                 best,
                 self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying),
@@ -73,6 +75,8 @@ class SignOPT(Attack):
         best = best._replace(alpha=torch.where(helped, best.alpha / 2, best.alpha))
         for _ in range(TRIES):  # else a quarter as long, until it does
             trying = (best.radius == s.radius) & (best.alpha >= LEAST)
+            if not bool((trying & p.live).any()):
+                break
             best = best._replace(alpha=torch.where(trying, best.alpha / 4, best.alpha))
             best = self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying)
         coarse = best.alpha < LEAST

@@ -50,7 +50,10 @@ class ACG(Attack):
     steps: int = option(100, "gradient steps")
     loss: str = option("margin", "loss that is ascended", choices=LOSSES)
     rho: float = option(
-        0.75, "halve the step where at most this share of the steps raised the loss"
+        0.75,
+        "halve the step where at most this share of the steps raised the loss",
+        at_least=0,
+        at_most=1,
     )
 
     def start(self, p: Problem) -> Conjugate:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.checkpoints import check
-from holdfast.errors import SpecError
 from holdfast.norms import sparse, wide
 
 
@@ -51,16 +50,16 @@ class APGD(Attack):
     steps: int = option(100, "gradient steps")
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
     rho: float = option(
-        0.75, "halve the step where at most this share of the steps raised the loss (not in L1)"
+        0.75,
+        "halve the step where at most this share of the steps raised the loss (not in L1)",
+        at_least=0,
+        at_most=1,
     )
     eot: int = option(
-        1, "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)"
+        1,
+        "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)",
+        at_least=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eot < 1:
-            raise SpecError(f"apgd has eot {self.eot}, but a step takes at least 1 gradient.")
 
     def start(self, p: Problem) -> Climb:
         return self.variant(p).start(self, p)

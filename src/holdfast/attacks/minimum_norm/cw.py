@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 _CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
@@ -84,18 +83,9 @@ class CW(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps of all searches")
-    searches: int = option(20, "which share the steps; more where some end early")
-    c: float = option(1e-3, "first weight of the margin")
-    rate: float = option(0.01, "Adam's, in tanh space")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.searches < 1:
-            raise SpecError(
-                f"{self!r} divides its steps by {self.searches} searches, but needs at least 1."
-            )
-        if not (0 < self.c < math.inf and 0 < self.rate < math.inf):
-            raise SpecError(f"{self!r} has c {self.c} and rate {self.rate}; both lie above 0.")
+    searches: int = option(20, "which share the steps; more where some end early", at_least=1)
+    c: float = option(1e-3, "first weight of the margin", above=0)
+    rate: float = option(0.01, "Adam's, in tanh space", above=0)
 
     @property
     def span(self) -> int:
