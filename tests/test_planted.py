@@ -18,8 +18,8 @@ from holdfast.diagnostics.binarisation import Planted as PlantedHead
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.checks import signs
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import examine
 from holdfast.evaluation.contract import check_model, randomised
+from holdfast.evaluation.probing import probe
 from holdfast.runs.manifest import Finding
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.testing import BROKEN, SOUND, Defence
@@ -126,7 +126,7 @@ def seen(model: nn.Module, eps: float = 0.1, first: str = FIRST) -> list[Finding
     if randomised(noted):
         target = ExpectationOverTransformation(target, 4)
     trial = parse_trial(first)
-    return [*noted, *signs(examine(target, source, threat, trial, Ways(target, threat, source), 0))]
+    return [*noted, *signs(probe(target, source, threat, trial, Ways(target, threat, source), 0))]
 
 
 TABLE: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = [

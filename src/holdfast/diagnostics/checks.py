@@ -17,7 +17,6 @@ from holdfast.attacks.trial import Trial
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.protocols import Protocol
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
@@ -117,15 +116,15 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
     return f.model_copy(update={"shows_as": shown, "text": text})
 
 
-def follow(found: Sequence[Finding], protocol: Protocol, threat: Threat, ways: Ways) -> list[Trial]:
-    """The trials that answer these findings, each once, in the order of the first sign that asks
-    for it."""
+def follow(found: Sequence[Finding], protocol: str, threat: Threat, ways: Ways) -> list[Trial]:
+    """The trials that answer these findings after a protocol of this name, each once, in the order
+    of the first sign that asks for it."""
     return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
 
 
-def follow_ups(found: Sequence[Finding], protocol: Protocol) -> list[Trial]:
+def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
     """As `follow`, whether or not they fit the threat and the target."""
-    if protocol.name not in FOLLOWED:
+    if protocol not in FOLLOWED:
         return []
     checks = [check for f in found if f.severity != "info" for check in (f.check, *f.shows_as)]
     texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))

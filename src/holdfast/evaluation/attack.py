@@ -18,11 +18,11 @@ from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, judge, perceptual
+from holdfast.evaluation.chunking import stride_of
 from holdfast.evaluation.contract import check_data, check_model, check_range
-from holdfast.evaluation.evaluate import rows_asked, stride_of
 from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.target import Target

@@ -21,9 +21,10 @@ from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.chunk import Watch
 from holdfast.evaluation.contract import check_data
-from holdfast.evaluation.evaluate import Names, evaluate, rows_asked
+from holdfast.evaluation.evaluate import evaluate
+from holdfast.evaluation.facts import Names
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.hardening import objectives, recipes
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, left_as_found
