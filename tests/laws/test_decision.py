@@ -14,7 +14,7 @@ from holdfast.attacks import CATALOGUE, Outcome, parse, run
 from holdfast.attacks.decision.cgba import CGBA
 from holdfast.attacks.decision.rays import block
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import arc, foothold, normal
+from holdfast.attacks.shared.boundary_search import arc, find_start, normal
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
@@ -196,7 +196,7 @@ def test_a_known_example_is_a_start_where_noise_is_none() -> None:
     p = problem("l2")
     p.near = p.x + 0.25
     p.goal = p.target.labels(p.near)
-    d = foothold(p, "best")
+    d = find_start(p, "best")
     met = p.adversarial(d)
     assert bool(met.all())
     assert bool(((d - 0.25).abs().flatten(1).amax(1) < 1e-12).any())

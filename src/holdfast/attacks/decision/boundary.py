@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.boundary_search import across, foothold, nearer, start_option
+from holdfast.attacks.shared.boundary_search import across, find_start, nearer, start_option
 from holdfast.norms import L2, wide
 
 GAP = 1e-4  # between the walk's first point and the boundary, a share of the point
-PACE = 0.5  # share of the adaptation that one answer brings
+GAIN = 0.5  # share of the adaptation that one answer brings
 AROUND, TOWARDS = 0.5, 0.25  # shares of successes at which the lengths stay
 
 
-class Stroll(NamedTuple):
+class Walk(NamedTuple):
     d: Tensor  # the present point, [n, *shape], which meets the goal
     around: Tensor  # [n]: next step on the sphere, a share of the distance to x
     towards: Tensor  # [n]: next step towards x, a share of that distance
@@ -52,22 +52,22 @@ class Boundary(Attack):
     )
     start_at: str = start_option()
 
-    def start(self, p: Problem) -> Stroll:
+    def start(self, p: Problem) -> Walk:
         one = torch.ones_like(p.eps.flatten())
-        d = nearer(p, foothold(p, self.start_at), GAP * one)
-        return Stroll(d, self.step_size * one, self.step_size * one)
+        d = nearer(p, find_start(p, self.start_at), GAP * one)
+        return Walk(d, self.step_size * one, self.step_size * one)
 
-    def step(self, p: Problem, s: Stroll, t: int) -> Stroll:
+    def step(self, p: Problem, s: Walk, t: int) -> Walk:
         v = across(p.noise("direction").normal(p.x.shape[1:], p.x.dtype), s.d)
         aside = s.d + wide(s.around * L2.size(s.d), v) * v
         aside = (aside / wide((1 + s.around.square()).sqrt(), v)).clamp(p.lo, p.hi)
         stays = p.adversarial(aside)
         ahead = aside * wide(1 - s.towards, v)
-        nears = p.adversarial(ahead, stays)
+        closer = p.adversarial(ahead, stays)
         around = self._adapted(s.around, stays, AROUND)
-        towards = torch.where(stays, self._adapted(s.towards, nears, TOWARDS), s.towards)
-        return Stroll(
-            torch.where(wide(nears, v), ahead, torch.where(wide(stays, v), aside, s.d)),
+        towards = torch.where(stays, self._adapted(s.towards, closer, TOWARDS), s.towards)
+        return Walk(
+            torch.where(wide(closer, v), ahead, torch.where(wide(stays, v), aside, s.d)),
             around,
             towards,
         )
@@ -75,5 +75,5 @@ class Boundary(Attack):
     def _adapted(self, length: Tensor, met: Tensor, share: float) -> Tensor:
         """The next length after this answer: on average the same, where this share of the answers
         are successes."""
-        longer, shorter = (self.adaptation ** (PACE * (hit - share)) for hit in (1, 0))
+        longer, shorter = (self.adaptation ** (GAIN * (hit - share)) for hit in (1, 0))
         return (length * torch.where(met, longer, shorter)).clamp_max(0.9)

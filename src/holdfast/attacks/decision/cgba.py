@@ -16,7 +16,7 @@ from holdfast.attacks.shared.boundary_search import (
     arc,
     ball,
     bisect,
-    foothold,
+    find_start,
     nearer,
     normal,
     start_option,
@@ -50,7 +50,7 @@ class CGBA(Attack):
     start_at: str = start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = foothold(p, self.start_at)
+        d = find_start(p, self.start_at)
         return nearer(p, d, within(p, d, ball(p, self.radius)))
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:

@@ -13,7 +13,7 @@ from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.boundary_search import (
     ball,
     bisect,
-    foothold,
+    find_start,
     nearer,
     normal,
     start_option,
@@ -49,16 +49,16 @@ class GeoDA(Attack):
     start_at: str = start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = foothold(p, self.start_at)
+        d = find_start(p, self.start_at)
         return nearer(p, d, within(p, d, ball(p, self.radius)))
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         radius = torch.full_like(p.eps.flatten(), ball(p, self.radius))
-        way = p.steepest(normal(p, s, radius, self.share(t)))
+        direction = p.steepest(normal(p, s, radius, self.share(t)))
         size = p.norm.size(s)
 
         def along(share: Tensor) -> Tensor:
-            return (wide(share * size, s) * way).clamp(p.lo, p.hi)
+            return (wide(share * size, s) * direction).clamp(p.lo, p.hi)
 
         one = torch.ones_like(size)
         met = p.adversarial(along(one))

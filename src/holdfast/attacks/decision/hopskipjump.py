@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.boundary_search import finest, foothold, nearer, normal, start_option
+from holdfast.attacks.shared.boundary_search import find_start, finest, nearer, normal, start_option
 from holdfast.norms import L2, wide
 
 HALVINGS = 15  # of a step, before the row stays where it is
 
 
-class Landing(NamedTuple):
+class BoundaryPoint(NamedTuple):
     d: Tensor  # a point just past the boundary, [n, *shape]
-    fall: Tensor  # [n]: the L2 length of the point from which it was pulled there
+    length: Tensor  # [n]: the L2 length of the point from which it was pulled there
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,24 @@ class HopSkipJump(Attack):
     )
     start_at: str = start_option()
 
-    def start(self, p: Problem) -> Landing:
-        d = foothold(p, self.start_at)
-        return Landing(
+    def start(self, p: Problem) -> BoundaryPoint:
+        d = find_start(p, self.start_at)
+        return BoundaryPoint(
             nearer(p, d, self.gap(p)),
             torch.full_like(p.norm.size(d), 0.1 * p.width * self.features(p)),
         )
 
-    def step(self, p: Problem, s: Landing, t: int) -> Landing:
-        radius = self.gamma * s.fall / self.features(p)
+    def step(self, p: Problem, s: BoundaryPoint, t: int) -> BoundaryPoint:
+        radius = self.gamma * s.length / self.features(p)
         m = min(int(self.probes * math.sqrt(t + 1)), self.most)
         g = normal(p, s.d, radius.clamp_min(finest(p) * math.sqrt(self.features(p))), m)
-        way, length = p.steepest(g), p.norm.size(s.d) / math.sqrt(t + 1)
+        direction, length = p.steepest(g), p.norm.size(s.d) / math.sqrt(t + 1)
         d, waiting = s.d, torch.ones_like(p.live)
         for _ in range(HALVINGS):
-            ahead = (s.d + wide(length, g) * way).clamp(p.lo, p.hi)
+            ahead = (s.d + wide(length, g) * direction).clamp(p.lo, p.hi)
             met = p.adversarial(ahead, waiting)
             d, waiting, length = torch.where(wide(met, d), ahead, d), waiting & ~met, length / 2
-        return Landing(nearer(p, d, self.gap(p), ~waiting), L2.size(d))
+        return BoundaryPoint(nearer(p, d, self.gap(p), ~waiting), L2.size(d))
 
     def gap(self, p: Problem) -> Tensor:
         """The share of a point that may lie between it and the boundary, [n]."""

@@ -15,7 +15,7 @@ from holdfast.attacks.shared.boundary_search import (
     across,
     arc,
     bisect,
-    foothold,
+    find_start,
     nearer,
     start_option,
 )
@@ -27,7 +27,7 @@ GAP = 1e-4  # between the first point and the boundary, a share of the point
 FINE = 1 / 32
 
 
-class Plane(NamedTuple):
+class Planes(NamedTuple):
     d: Tensor  # the best point, [n, *shape], just past the boundary
     past: Tensor  # the last directions, [n, memory, *shape], each of L2 length 1
     angle: Tensor  # [n]: the largest angle that is tried, in radians
@@ -55,16 +55,16 @@ class SurFree(Attack):
     memory: int = option(100, "last directions to which a new one is orthogonal", at_least=0)
     start_at: str = start_option()
 
-    def start(self, p: Problem) -> Plane:
+    def start(self, p: Problem) -> Planes:
         share = torch.full_like(p.eps.flatten(), GAP)
-        d = nearer(p, foothold(p, self.start_at), share)
+        d = nearer(p, find_start(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
         memory = min(self.memory, math.prod(p.x.shape[1:]) // 2)
-        return Plane(
+        return Planes(
             d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
         )
 
-    def step(self, p: Problem, s: Plane, t: int) -> Plane:
+    def step(self, p: Problem, s: Planes, t: int) -> Planes:
         v = p.noise("direction").normal(p.x.shape[1:], p.x.dtype)
         axes = tuple(range(2, s.past.ndim))
         v = across(v - ((s.past * v[:, None]).sum(axes, keepdim=True) * s.past).sum(1), s.d)
@@ -90,4 +90,4 @@ class SurFree(Attack):
             wide(hit, v), between(bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
         )
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
-        return Plane(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))
+        return Planes(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

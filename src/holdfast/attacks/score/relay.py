@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.image_planes import Planes, halved
+from holdfast.attacks.shared.image_shape import ImageShape, halved
 from holdfast.attacks.shared.square_proposals import VARIANTS
 from holdfast.norms import wide
 
@@ -57,7 +57,7 @@ class Relay(Attack):
 
     def start(self, p: Problem) -> Legs:
         fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
+        d = self.variant(p).start(p, ImageShape.of(p)) if fresh else p.random_start("best")
         return Legs(d, p.value(d, "margin"), d)
 
     def step(self, p: Problem, s: Legs, t: int) -> Legs:
@@ -67,10 +67,10 @@ class Relay(Attack):
             _, g = p.gradient(ahead, self.loss)
             ahead = p.project(ahead + p.stride(g, self.step_size * (0.2 if turn % 2 else 1)))
             return self._keep(p, s, ahead, ahead)
-        rule, planes = self.variant(p), Planes.of(p)
+        rule, shape = self.variant(p), ImageShape.of(p)
         share = halved(self.p, place - self.climb, 10000)
         return self._keep(
-            p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead
+            p, s, rule.propose(p, shape, s.d, *shape.window(share, rule.least, rule.odd)), s.ahead
         )
 
     def _keep(self, p: Problem, s: Legs, d: Tensor, ahead: Tensor) -> Legs:

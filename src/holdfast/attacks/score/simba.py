@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.image_planes import Planes
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.norms import wide
 
 
@@ -27,9 +27,9 @@ class Turns(NamedTuple):
 class SimBA(Attack):
     """Simple black-box attack (Guo et al. 2019, arXiv:1905.07121, algorithm 1).
 
-    Directions are single features, or the waves of a discrete cosine transform of each plane: those
-    of the lowest eighth of the frequencies in random order, then bands of a 32nd more each (as in
-    the authors' code).
+    Directions are single features, or the waves of a discrete cosine transform of each channel:
+    those of the lowest eighth of the frequencies in random order, then bands of a 32nd more each
+    (as in the authors' code).
 
     Cost: one forward a step and row, and one for the start.
     Differs from the paper: the loss is the margin, not the class's probability; points are
@@ -47,14 +47,14 @@ class SimBA(Attack):
     def start(self, p: Problem) -> Turns:
         d = torch.zeros_like(p.x)
         chance = p.noise("order").uniform((math.prod(p.x.shape[1:]),), torch.float64)
-        band = _BASES[self.basis].band(Planes.of(p), p.x)
+        band = _BASES[self.basis].band(ImageShape.of(p), p.x)
         order = (band + chance).argsort(dim=1)
         turn = torch.zeros_like(order[:, 0])
         return Turns(d, p.value(d, "margin"), order, turn, turn > 0)
 
     def step(self, p: Problem, s: Turns, t: int) -> Turns:
         at = s.order.gather(1, s.turn[:, None])[:, 0]
-        q = _BASES[self.basis].direction(Planes.of(p), at, p.x)
+        q = _BASES[self.basis].direction(ImageShape.of(p), at, p.x)
         length = self.step_size * p.width / p.norm.size(q)
         d = p.project(s.d + wide(torch.where(s.back, -length, length), q) * q)
         value = p.value(d, "margin")
@@ -69,28 +69,28 @@ class SimBA(Attack):
 class Pixel:
     """One feature each."""
 
-    def band(self, planes: Planes, like: Tensor) -> Tensor:
+    def band(self, shape: ImageShape, like: Tensor) -> Tensor:
         return like.new_zeros(math.prod(like.shape[1:]))
 
-    def direction(self, planes: Planes, at: Tensor, like: Tensor) -> Tensor:
+    def direction(self, shape: ImageShape, at: Tensor, like: Tensor) -> Tensor:
         return torch.zeros_like(like).flatten(1).scatter(1, at[:, None], 1).view_as(like)
 
 
 class Cosine:
-    """One wave each: plane c, u half periods down and v across, numbered as [c, u, v]."""
+    """One wave each: channel c, u half periods down and v across, numbered as [c, u, v]."""
 
-    def band(self, planes: Planes, like: Tensor) -> Tensor:
-        u, v = (torch.arange(k, device=like.device) / k for k in (planes.h, planes.w))
+    def band(self, shape: ImageShape, like: Tensor) -> Tensor:
+        u, v = (torch.arange(k, device=like.device) / k for k in (shape.h, shape.w))
         highest = torch.maximum(u[:, None], v)
         return (
-            (((highest - 1 / 8) * 32).floor() + 1).clamp_min(0).flatten().repeat(planes.c).double()
+            (((highest - 1 / 8) * 32).floor() + 1).clamp_min(0).flatten().repeat(shape.c).double()
         )
 
-    def direction(self, planes: Planes, at: Tensor, like: Tensor) -> Tensor:
-        c, u, v = at // (planes.h * planes.w), at // planes.w % planes.h, at % planes.w
-        wave = _wave(u, planes.h, like)[:, :, None] * _wave(v, planes.w, like)[:, None]
-        own = torch.arange(planes.c, device=at.device) == c[:, None]
-        return planes.join(own[:, :, None, None] * wave[:, None], like)
+    def direction(self, shape: ImageShape, at: Tensor, like: Tensor) -> Tensor:
+        c, u, v = at // (shape.h * shape.w), at // shape.w % shape.h, at % shape.w
+        wave = _wave(u, shape.h, like)[:, :, None] * _wave(v, shape.w, like)[:, None]
+        own = torch.arange(shape.c, device=at.device) == c[:, None]
+        return shape.join(own[:, :, None, None] * wave[:, None], like)
 
 
 def _wave(u: Tensor, k: int, like: Tensor) -> Tensor:

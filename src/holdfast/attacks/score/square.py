@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.image_planes import Planes, halved
+from holdfast.attacks.shared.image_shape import ImageShape, halved
 from holdfast.attacks.shared.square_proposals import VARIANTS
 from holdfast.norms import wide
 
@@ -30,7 +30,7 @@ class Square(Attack):
     column; where an image is not square, a window that does not fit becomes a rectangle of its
     area; an input with one axis is one row of pixels. In Linf a proposal that would change nothing
     has its signs flipped (the authors draw again). In L1 the overshoot of 3 is AutoAttack's for
-    three planes, whatever their number.
+    three channels, whatever their number.
     """
 
     needs = Access.SCORES
@@ -49,12 +49,12 @@ class Square(Attack):
 
     def start(self, p: Problem) -> Kept:
         fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
+        d = self.variant(p).start(p, ImageShape.of(p)) if fresh else p.random_start("best")
         return Kept(d, p.value(d, "margin"))
 
     def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        rule, planes = self.variant(p), Planes.of(p)
-        d = rule.propose(p, planes, s.d, *planes.window(self.share(t), rule.least, rule.odd))
+        rule, shape = self.variant(p), ImageShape.of(p)
+        d = rule.propose(p, shape, s.d, *shape.window(self.share(t), rule.least, rule.odd))
         value = p.value(d, "margin")
         up = value > s.value
         return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))

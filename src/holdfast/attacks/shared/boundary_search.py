@@ -20,7 +20,7 @@ PART = 2**15  # features of a row that are probed together
 
 
 def start_option() -> Any:
-    """The field `start_at` of an attack: the word that `foothold` takes."""
+    """The field `start_at` of an attack: the word that `find_start` takes."""
     return option(
         "noise",
         "noise, or best: the best point known before, where it meets the goal",
@@ -28,7 +28,7 @@ def start_option() -> Any:
     )
 
 
-def foothold(p: Problem, start_at: str = "noise") -> Tensor:
+def find_start(p: Problem, start_at: str = "noise") -> Tensor:
     """A perturbation that meets the goal, [n, *shape]; the search of a row that has none is over.
 
     Uniform noise in the box, each draw blended with x in growing shares; with `best` first the
