@@ -12,9 +12,9 @@ from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Outcome, parse, run
 from holdfast.attacks.decision.cgba import CGBA
-from holdfast.attacks.decision.rays import block
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.boundary_search import arc, find_start, normal
+from holdfast.attacks.shared.sign_blocks import block
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
@@ -226,7 +226,7 @@ def test_the_blocks_of_a_level_are_all_the_features(features: int) -> None:
     while 2**level < 2 * features:
         covered: list[int] = []
         while len(covered) < features:
-            first, last = block(steps, features)
+            first, last = block(steps, features, again=False)
             assert last - first <= -(-features // 2**level)
             covered += range(first, last)
             steps += 1

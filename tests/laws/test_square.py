@@ -92,9 +92,9 @@ def test_autoattack_one_square_for_the_whole_batch_is_not_ours() -> None:
     p, alone = problem(), problem(ids=torch.tensor([4]))
     shape, rule = ImageShape.of(p), VARIANTS["linf"]
     d = torch.zeros_like(p.x)
-    moved = rule.propose(p, shape, d, 2, 2)
+    moved = rule.paint(p, shape, d, 2, 2)
     assert len((moved != 0).flatten(1).unique(dim=0)) > 1
-    assert torch.equal(rule.propose(alone, shape, d[:1], 2, 2)[0], moved[4])
+    assert torch.equal(rule.paint(alone, shape, d[:1], 2, 2)[0], moved[4])
 
 
 @pytest.mark.parametrize("norm", EPS)
@@ -102,9 +102,9 @@ def test_windows_reach_every_pixel(norm: str) -> None:
     """The last row and column too."""
     p = problem(norm=norm, n=40)
     shape, seen = ImageShape.of(p), torch.zeros(SHAPE, dtype=torch.bool)
-    start = VARIANTS[norm].start(p, shape)
+    start = VARIANTS[norm].start(p)
     for p.t in range(40):
-        seen |= (VARIANTS[norm].propose(p, shape, start, 3, 3) != start).any(0)
+        seen |= (VARIANTS[norm].paint(p, shape, start, 3, 3) != start).any(0)
     assert bool(seen.all())
 
 
@@ -114,9 +114,9 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
     x, y = rows(target, 20)
     p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(20)))
     rule, shape = VARIANTS["linf"], ImageShape.of(p)
-    d = rule.start(p, shape)
+    d = rule.start(p)
     for p.t in range(20):
-        new = rule.propose(p, shape, d, 1, 1)
+        new = rule.paint(p, shape, d, 1, 1)
         assert bool(((new != d).flatten(1).sum(1) == 1).all())
         d = new
 
@@ -124,7 +124,7 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
 def test_stripes_are_vertical_and_of_full_size() -> None:
     p = problem((3, 5, 6))
     p.lo, p.hi = torch.full_like(p.lo, -9), torch.full_like(p.hi, 9)
-    d = VARIANTS["linf"].start(p, ImageShape.of(p))
+    d = VARIANTS["linf"].start(p)
     assert torch.equal(d, d[:, :, :1].expand_as(d))
     close(d.abs(), torch.full_like(d, EPS["linf"]))
     assert len(d[:, :, 0].unique(dim=0)) > 1

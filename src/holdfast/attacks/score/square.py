@@ -4,20 +4,11 @@ margin."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import ClassVar
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.image_shape import ImageShape, halved
+from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
 from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.norms import wide
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]
-    value: Tensor  # its loss, [n]
 
 
 @dataclass(frozen=True)
@@ -47,17 +38,13 @@ class Square(Attack):
         choices=("stripes", "best"),
     )
 
-    def start(self, p: Problem) -> Kept:
-        fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, ImageShape.of(p)) if fresh else p.random_start("best")
-        return Kept(d, p.value(d, "margin"))
+    def start(self, p: Problem) -> Best:
+        if self.start_at == "best":
+            return begin(p, p.random_start("best"))
+        return begin(p, self.variant(p).start(p))
 
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        rule, shape = self.variant(p), ImageShape.of(p)
-        d = rule.propose(p, shape, s.d, *shape.window(self.share(t), rule.least, rule.odd))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+    def step(self, p: Problem, s: Best, t: int) -> Best:
+        return keep_better(p, s, self.variant(p).propose(p, s.d, self.share(t)))
 
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""

@@ -1,4 +1,4 @@
-"""How an input is read as an image, and how much of it a random search paints at once."""
+"""How an input is read as an image, and squares within it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import Problem
-
-# of 10,000 queries: after each the share halves
-_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class ImageShape(NamedTuple):
@@ -62,9 +59,3 @@ class ImageShape(NamedTuple):
     def join(self, images: Tensor, like: Tensor) -> Tensor:
         """Images [n, c, h, w] as inputs."""
         return (images.movedim(1, -1) if self.strides[0] == 1 else images).reshape(like.shape)
-
-
-def halved(share: float, t: int, schedule: int) -> float:
-    """What is left of a first share at step t, where it halves nine times in so many queries
-    (arXiv:1912.00049)."""
-    return share / 2 ** sum(int(t / schedule * 10000) > mark for mark in _MARKS)

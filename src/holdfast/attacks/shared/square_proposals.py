@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,24 +10,43 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from holdfast.attacks.attack import option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Problem
 from holdfast.attacks.shared.image_shape import ImageShape
 
 
-@dataclass(frozen=True)
-class Corners:
+class Proposals(ABC):
+    """The rule of a norm."""
+
+    least: ClassVar[int]  # pixels along the side of a window
+    odd: ClassVar[bool]  # whether they are always odd
+
+    @abstractmethod
+    def start(self, p: Problem) -> Tensor:
+        """The first point."""
+
+    @abstractmethod
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+        """d with other values in a window of each row's own."""
+
+    def propose(self, p: Problem, d: Tensor, share: float) -> Tensor:
+        """d with other values in a square that covers this share of an image."""
+        shape = ImageShape.of(p)
+        return self.paint(p, shape, d, *shape.window(share, self.least, self.odd))
+
+
+class Corners(Proposals):
     """Linf: every feature stands at +eps or -eps, or where the box stops it."""
 
-    least: ClassVar = 1
-    odd: ClassVar = False
+    least = 1
+    odd = False
 
-    def start(self, p: Problem, shape: ImageShape) -> Tensor:
+    def start(self, p: Problem) -> Tensor:
         """Vertical stripes: one sign a channel and column."""
+        shape = ImageShape.of(p)
         signs = p.noise("stripes").signs((shape.c, 1, shape.w), p.x.dtype)
         return p.project(p.eps * p.steepest(shape.join(signs.expand(-1, -1, shape.h, -1), p.x)))
 
-    def propose(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
         """One sign a channel in the window; where that changes nothing, the opposite."""
         u = p.noise("square").uniform((2 + shape.c,))
         at = shape.at(rows, columns, u[:, :2]).flatten(1)
@@ -39,19 +59,20 @@ class Corners:
 
 
 @dataclass(frozen=True)
-class Bumps:
+class Bumps(Proposals):
     """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
     second window."""
 
     power: int  # of the norm
     fade: int  # how fast a mound falls off
-    over: float = option(1.0, "how far a proposal exceeds the ball; the projection makes it sparse")
+    over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
-    least: ClassVar = 3
-    odd: ClassVar = True
+    least = 3
+    odd = True
 
-    def start(self, p: Problem, shape: ImageShape) -> Tensor:
+    def start(self, p: Problem) -> Tensor:
         """A grid of five by five bumps."""
+        shape = ImageShape.of(p)
         a, b = max(shape.h // 5, 1), max(shape.w // 5, 1)
         m, n = shape.h // a, shape.w // b
         tiles = self.shapes(a, b, p.x).view(2, a, b)[
@@ -64,7 +85,7 @@ class Bumps:
         unit = normalize(shape.join(image, p.x).flatten(1), self.power)
         return p.project(p.eps * unit.view_as(p.x))
 
-    def propose(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
         u = p.noise("square").uniform((5 + shape.c,))
         at, away = (shape.at(rows, columns, u[:, i : i + 2]).flatten(1) for i in (0, 2))
         flat = d.flatten(1)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.image_shape import ImageShape, halved
-from holdfast.norms import wide
+from holdfast.attacks.shared.image_shape import ImageShape
+from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
 
 # which steps move the patch: every fourth, every tenth where one class is the goal
 _TURN, _AIMED = 4, 10
 _SQUARES = 1000  # painted at the start, at most
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]
-    value: Tensor  # its loss, [n]
 
 
 @dataclass(frozen=True)
@@ -54,21 +49,18 @@ class PatchRS(Attack):
         at_least=1,
     )
 
-    def start(self, p: Problem) -> Kept:
+    def start(self, p: Problem) -> Best:
         shape, first = _pixels(p)
         place = 2 * p.noise("place").uniform((2,), p.x.dtype)[:, :first] - 1
         painted = shape.join(_painted(p, shape), p.x[:, first:])
         unit = torch.cat([place, painted.flatten(1)], 1)
-        d = p.project(p.eps * unit.view_as(p.x))
-        return Kept(d, p.value(d, "margin"))
+        return begin(p, p.project(p.eps * unit.view_as(p.x)))
 
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
+    def step(self, p: Problem, s: Best, t: int) -> Best:
         shape, first = _pixels(p)
         moves = first > 0 and (t + 1) % (_TURN if p.goal is None else _AIMED) == 0
         d = p.project(self._move(p, s.d, t) if moves else self._paint(p, shape, first, s.d, t))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+        return keep_better(p, s, d)
 
     def share(self, t: int) -> float:
         """The share of the patch that step t paints."""
