@@ -53,15 +53,12 @@ class RayS(Attack):
         return self._try(p, s, s.signs * flip.view_as(p.x[0]))
 
     def _try(self, p: Problem, s: Ray, signs: Tensor) -> Ray:
-        """The ray along these signs, in rows where it meets the goal at the radius known
-        already."""
+        """The ray along these signs, in rows where it meets the goal at the known radius."""
 
         def along(radius: Tensor) -> Tensor:
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
         radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
-        d = torch.where(wide(met, signs), along(radius), s.d)
-        return Ray(
-            d, torch.where(wide(met, signs), signs, s.signs), torch.where(met, radius, s.radius)
-        )
+        hit = wide(met, signs)
+        return Ray(torch.where(hit, along(radius), s.d), torch.where(hit, signs, s.signs), radius)

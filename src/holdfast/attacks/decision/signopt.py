@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.boundary_search import bisect, directions, find_start, start_option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
 
 TRIES = 12  # lengths of one line search, in each sense
@@ -50,10 +50,10 @@ class SignOPT(Attack):
     probes: int = option(200, "signs for one step", at_least=1)
     alpha: float = option(0.2, "first length of a step, of a direction of size 1", above=0)
     beta: float = option(0.001, "first size of the probes' change of the direction", above=0)
-    start_at: str = start_option()
+    start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Ray:
-        d = find_start(p, self.start_at)
+        d = search.find_start(p, self.start_at)
         size = p.norm.size(d)
         s = Ray(
             d, unit(p, d), size, torch.full_like(size, self.alpha), torch.full_like(size, self.beta)
@@ -91,7 +91,7 @@ class SignOPT(Attack):
             wide(s.radius, s.d)[:, None],
             wide(s.beta, s.d)[:, None],
         )
-        for u in directions(p, self.probes):
+        for u in search.directions(p, self.probes):
             u = unit(p, u.flatten(0, 1)).view_as(u)
             direction = turned(
                 p, s.direction[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)
@@ -108,7 +108,7 @@ class SignOPT(Attack):
             return (wide(radius, direction) * direction).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius), among)
-        radius = bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
+        radius = search.bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
         d, direction = (
             torch.where(wide(met, direction), new, old)
             for new, old in ((along(radius), s.d), (direction, s.direction))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.random_search import begin, halved, keep_better
-from holdfast.attacks.shared.square_proposals import VARIANTS
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
 
 
 class Turns(NamedTuple):
@@ -35,17 +35,13 @@ class Relay(Attack):
     climb: int = option(20, "gradient steps of a climb", at_least=1)
     leg: int = option(400, "proposals between two climbs", at_least=1)
     p: float = option(
-        0.05, "share of an image that the first squares of a leg cover", above=0, at_most=1
+        0.05, "share of an image that a leg's first squares cover", above=0, at_most=1
     )
     step_size: float = option(
         0.25, "of every other climb, a fraction of eps; a fifth of it in those between", above=0
     )
     loss: str = option("margin", "loss that is climbed", choices=LOSSES)
-    start_at: str = option(
-        "stripes",
-        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
-        choices=("stripes", "best"),
-    )
+    start_at: str = start_option()
 
     @property
     def expected_passes(self) -> float:
@@ -65,6 +61,5 @@ class Relay(Attack):
             return keep_better(p, s, self.variant(p).propose(p, s.d, share))
         ahead = s.ahead if place else s.d
         _, g = p.gradient(ahead, self.loss)
-        shrink = 0.2 if turn % 2 else 1
-        ahead = p.project(ahead + p.stride(g, self.step_size * shrink))
+        ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))
         return keep_better(p, s, ahead)._replace(ahead=ahead)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
-from holdfast.attacks.shared.square_proposals import VARIANTS
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,7 @@ class Square(Attack):
     schedule: int = option(
         10000, "queries over which that share falls to p / 512, whatever the steps", at_least=1
     )
-    start_at: str = option(
-        "stripes",
-        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
-        choices=("stripes", "best"),
-    )
+    start_at: str = start_option()
 
     def start(self, p: Problem) -> Best:
         if self.start_at == "best":

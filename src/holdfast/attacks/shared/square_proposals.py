@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from holdfast.attacks.attack import Problem
+from holdfast.attacks.attack import Problem, option
 from holdfast.attacks.shared.image_shape import ImageShape
+
+
+def start_option() -> Any:
+    """The field `start_at` of an attack."""
+    return option(
+        "stripes",
+        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
+        choices=("stripes", "best"),
+    )
 
 
 class Proposals(ABC):

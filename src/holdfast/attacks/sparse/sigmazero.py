@@ -44,9 +44,7 @@ class SigmaZero(Attack):
         0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)", above=0
     )
     tau: float = option(0.3, "first threshold, a share of the box's width", at_least=0)
-    tau_step: float = option(
-        0.01, "how far the threshold moves, a share of Adam's step", at_least=0
-    )
+    tau_step: float = option(0.01, "step of the threshold, a share of Adam's", at_least=0)
     loss: str = option("margin", "loss that is ascended where the goal is not met", choices=LOSSES)
 
     def start(self, p: Problem) -> Sparse:
