@@ -156,8 +156,9 @@ def harden(
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    check_network(network, target, source, recipe)
-    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    objective_, penalties = recipes.parts(recipe)
+    check_network(network, target, source, recipe, objective_)
+    workers.check(devices, target, objective_, pickled=network.pickled)
     check_precision(precision)
     if tensorboard:
         tensorboard_log.writer()
@@ -211,6 +212,8 @@ def harden(
             held,
             threat,
             recipe,
+            objective_,
+            penalties,
             seed=seed,
             floor=min_clean,
             min_recall=min_recall,
