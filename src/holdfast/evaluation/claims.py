@@ -232,7 +232,7 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     protocol = manifest.protocol.name
     asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.gradients.lent:
+    if manifest.model.surrogate is not None and not ways.target.gradients.substitute:
         known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
         asked_for = [text for text in known if text in more]
     if more != asked_for:
@@ -301,7 +301,7 @@ def _noted(
         again = [
             f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
         ]
-    lent = manifest.model.surrogate is not None and not target.gradients.lent
+    lent = manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
