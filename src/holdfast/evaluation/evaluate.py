@@ -42,7 +42,7 @@ from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for
 from holdfast.evaluation.protocols import Protocol, Trial
 from holdfast.runs import store
-from holdfast.runs.journal import Journal, left_as_found, refuse_changes
+from holdfast.runs.journal import VERSION, Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (
     Costs,
     DataInfo,
@@ -51,7 +51,7 @@ from holdfast.runs.manifest import (
     ModelInfo,
     ProtocolInfo,
     Provenance,
-    Round,
+    Restart,
     ThreatInfo,
     TrialInfo,
 )
@@ -225,7 +225,7 @@ def evaluate(
                 first = checks.examined(chosen.name, plan.budget, target, threat)
                 announce(forecast(plan, source, part, examined=first, **asked))
             facts = _examined(plan, journal, source, chosen, facts, ways)
-        added = checks.follow(facts.noted, chosen, threat, ways)
+        added = checks.follow(facts.initial_findings, chosen, threat, ways)
         plan = replace(plan, trials=[*chosen.trials, *added])
         if announce is not None and not resume and added:
             announce(forecast(plan, source, part, added=len(added), **asked))
@@ -278,7 +278,9 @@ def _examined(
 ) -> Facts:
     """The facts with what the examination finds, and what it costs."""
     if not plan.threat.bounded:
-        return facts.model_copy(update={"noted": [*facts.noted, checks.NO_EPS]})
+        return facts.model_copy(
+            update={"initial_findings": [*facts.initial_findings, checks.NO_EPS]}
+        )
     if not checks.examined(chosen.name, plan.budget, plan.target, plan.threat):
         return facts
     if journal.find("exam") is None:
@@ -290,7 +292,9 @@ def _examined(
     found = [Finding(**f) for f in json.loads(said["findings"])]
     found = checks.answered(found, checks.follow(found, chosen, plan.threat, ways))
     costs = add(Costs.model_validate_json(said["costs"]), ways.costs)
-    return facts.model_copy(update={"noted": [*facts.noted, *found], "examined": costs})
+    return facts.model_copy(
+        update={"initial_findings": [*facts.initial_findings, *found], "probe_costs": costs}
+    )
 
 
 def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
@@ -303,6 +307,7 @@ def question(facts: Facts) -> dict[str, str]:
     """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one
     run."""
     return {
+        VERSION: str(facts.schema_version),
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
         "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
@@ -425,11 +430,16 @@ def _collect(
         for eps, i, restart, seen, fell, paid in json.loads(meta["costs"]):
             text, rounds = (
                 plan.trials[i].write(whole=True),
-                [Round()] * restart + [Round(attacked=seen, broken=fell)],
+                [Restart()] * restart + [Restart(attacked=seen, broken=fell)],
             )
             first = 0 if restart else seen
             info = TrialInfo(
-                spec=text, eps=eps, attacked=first, broken=fell, costs=Costs(**paid), rounds=rounds
+                spec=text,
+                eps=eps,
+                attacked=first,
+                broken=fell,
+                costs=Costs(**paid),
+                restarts=rounds,
             )
             totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
     order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
@@ -509,7 +519,7 @@ def _facts(
             versions={"python": platform.python_version(), **libraries},
             hardware=_hardware(target.device),
         ),
-        noted=noted,
+        initial_findings=noted,
     )
 
 

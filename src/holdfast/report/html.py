@@ -23,7 +23,7 @@ from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -60,11 +60,11 @@ def differs(folder: Path) -> Iterator[str]:
     Raises:
         InputError: as `write` does.
     """
-    path = folder / "report.html"
-    if not path.exists():
-        return  # a run made from Python has none until it is written
+    path, manifest = folder / "report.html", store.open_manifest(folder)[0]
+    if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
+        return  # a run made from Python has none until it is written; an older one has other words
     said = store.read_bytes(path).decode("utf-8", "replace")
-    if _said(said) != _said(_render(folder, store.open_manifest(folder)[0])):
+    if _said(said) != _said(_render(folder, manifest)):
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."

@@ -171,8 +171,8 @@ def freedom(manifest: Manifest) -> str:
 
 def _freedom(manifest: Manifest) -> str:
     threat = manifest.threat
-    if manifest.model.moved is not None and threat.norm == "linf":
-        name, _, bounds = spec.call(manifest.model.moved)
+    if manifest.model.transformation is not None and threat.norm == "linf":
+        name, _, bounds = spec.call(manifest.model.transformation)
         low, high = manifest.model.bounds
         share = 2 * threat.eps / (high - low)
         return MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # JSON has no NaN and no infinity: what is undefined is null.
 Real = Annotated[
@@ -66,7 +66,7 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
-    moved: str | None = (
+    transformation: str | None = (
         None  # the movement of images whose parameters are attacked, and stand behind each image
     )
 
@@ -99,7 +99,7 @@ class ThreatInfo(Record):
     eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
     targets: str | None = (
-        None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
+        None  # least-likely or random, or the SHA-256 of the classes given: see target_class
     )
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     measured: list[
@@ -128,7 +128,7 @@ class Finding(Record):
     source: str = ""  # where the threshold comes from
     passes: int = 0  # forwards and backwards that it cost
     advice: str = ""
-    shows_as: list[str] = []  # checks that fired as well, and that this one explains
+    explains: list[str] = []  # checks that fired as well, and that this one explains
 
 
 class Verdict(Record):
@@ -146,7 +146,7 @@ class Costs(Record):
     seconds: float = 0.0
 
 
-class Round(Record):
+class Restart(Record):
     """One restart of a trial, with all aims."""
 
     attacked: int = 0
@@ -161,8 +161,8 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
-    rounds: list[
-        Round
+    restarts: list[
+        Restart
     ] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
 
 
@@ -328,7 +328,7 @@ class Provenance(Record):
 class Facts(Record):
     """What was asked of what: all of run.json but the answers."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION  # of the file
     model: ModelInfo
     data: DataInfo
     threat: ThreatInfo
@@ -341,8 +341,8 @@ class Facts(Record):
         str, Any
     ]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
-    noted: list[Finding]  # of the input contract and the examination, before the protocol
-    examined: Costs = Costs()  # of the examination
+    initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
+    probe_costs: Costs = Costs()
 
 
 class Manifest(Facts):

@@ -186,7 +186,7 @@ class Moved(Around):
     def describe(self) -> dict[str, object]:
         return super().describe() | {
             "shape": list(self.shape or ()),
-            "moved": spec.write(self.movement, whole=True),
+            "transformation": spec.write(self.movement, whole=True),
         }
 
 
