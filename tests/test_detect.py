@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import holdfast
-from holdfast.attacks import parse
+from holdfast.attacks import parse, parse_trial
 from holdfast.attacks.attack import perturb, run
 from holdfast.cli.main import app
 from holdfast.data import open_data
@@ -23,8 +23,7 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics import probe
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import judge
-from holdfast.evaluation.protocols import parse_trial
+from holdfast.evaluation import judge, probing
 from holdfast.spec import write
 from holdfast.targets import wrap
 from holdfast.targets.defences.detectors import DETECTORS, Detector, Divergence, Reconstruction
@@ -201,7 +200,7 @@ def test_a_model_of_several_passes_is_not_taken_for_a_random_one(
     target = wrap(demo_model(), preprocess=Divergence(Main(), limit=0.1), shape=(1, 8, 8))
     source, threat = open_data("digits"), Threat.l1(1)
     monkeypatch.setattr(probe, "_attacks", lambda *_: None)
-    found = probe.examine(
+    found = probing.probe(
         target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0
     )
     assert found.slope is not None

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.attacks import Ledger, parse
+from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluation import judge, pool
+from holdfast.evaluation import judge
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify

@@ -25,13 +25,13 @@ from holdfast.data import Source, from_arrays, open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.hardening import objectives, recipes
-from holdfast.hardening.sharpness import perturbed_weights
 from holdfast.runs.compare import compare, paired
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_net
 from holdfast.threats.threat import Threat
 from holdfast.training import loop
 from holdfast.training.loop import Training
+from holdfast.training.sharpness import perturbed_weights
 from holdfast.training.state import STATE, State, read_log
 
 

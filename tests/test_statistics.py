@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from test_bad_input import holdfast, names
 
 from holdfast.evaluation.perceptual import looks, ssim
@@ -38,6 +38,14 @@ def test_the_interval_of_a_share_covers(n: int) -> None:
     share = np.linspace(0.02, 0.98, 97)[:, None]
     covered = (low <= share) & (share <= high)
     assert 0.94 <= float((binom.pmf(np.arange(n + 1), n, share) * covered).sum(1).mean()) <= 0.97
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40, 333, 10_000])
+def test_the_interval_of_a_share_is_scipys(n: int) -> None:
+    """To the last bit, without the time that scipy.stats takes to be imported."""
+    for k in {0, 1, n // 3, n // 2, n - 1, n}:
+        bounds = binomtest(k, n).proportion_ci(0.95, method="wilson")
+        assert (interval(k, n).low, interval(k, n).high) == (bounds.low, bounds.high)
 
 
 def test_the_interval_of_a_mean_covers() -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from holdfast.evaluation.evaluate import evaluate
     from holdfast.hardening.harden import harden
     from holdfast.runs.run import Run
-    from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
+    from holdfast.targets.wrapping import load, wrap
     from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 _HOMES = {
@@ -32,7 +32,7 @@ _HOMES = {
     "holdfast.evaluation.evaluate": ("evaluate",),
     "holdfast.runs.run": ("Run",),
     "holdfast.hardening.harden": ("harden",),
-    "holdfast.targets": ("load", "wrap"),
+    "holdfast.targets.wrapping": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.threats.threat": ("Targeted", "Threat", "Untargeted"),
 }

@@ -24,6 +24,8 @@ class Norm(ABC):
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
     grain: float = 0.0  # sizes are multiples of it
+    dense: bool = True  # its steepest step moves every feature
+    boxed: bool = False  # its ball is a box, so that each feature may have an eps of its own
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -178,6 +180,7 @@ def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
 
 class _Linf(Norm):
     name = "linf"
+    boxed = True
 
     def size(self, d: Tensor) -> Tensor:
         return d.flatten(1).abs().amax(1)
@@ -214,6 +217,7 @@ class Scaled(Norm):
     [*shape] above 0."""
 
     name = "linf"
+    boxed = True
 
     def __init__(self, scale: Tensor) -> None:
         self.scale = scale
@@ -268,7 +272,9 @@ class _L2(Norm):
     name = "l2"
 
     def size(self, d: Tensor) -> Tensor:
-        return scaled(d).flatten(1).square().sum(1).sqrt() * d.flatten(1).abs().amax(1)
+        flat = d.flatten(1)
+        top = flat.abs().amax(1)
+        return (flat / torch.where(top > 0, top, 1)[:, None]).square().sum(1).sqrt() * top
 
     def _long(self, d: Tensor, share: Tensor) -> Tensor:
         return 1 - share
@@ -326,6 +332,7 @@ class _L2(Norm):
 
 class _L1(Norm):
     name = "l1"
+    dense = False
 
     def size(self, d: Tensor) -> Tensor:
         return d.flatten(1).abs().sum(1)
@@ -415,6 +422,7 @@ class _L0(Norm):
 
     name = "l0"
     scales = False
+    dense = False
     grain = 1.0
 
     def size(self, d: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def test_nor_does_a_longer_search_on_all(cases: Path, folder: str) -> None:
     assert not any(solve(cases, folder, "unsat", 'apgd(steps=100, loss="margin")'))
 
 
-@pytest.mark.parametrize("images", [40, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("images", [25, pytest.param(100, marks=pytest.mark.slow)])
 def test_none_of_the_proved_images_of_colt_falls(cases: Path, images: int) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -60,9 +60,9 @@ def search(
 @pytest.mark.parametrize(
     ("spec", "norm", "slack"),
     [
-        ("fmn(steps=200)", "linf", 1.01),
-        ("fmn(steps=200)", "l1", 1.01),
-        ("fmn(steps=200)", "l2", 1.01),
+        ("fmn(steps=100)", "linf", 1.01),
+        ("fmn(steps=100)", "l1", 1.01),
+        ("fmn(steps=100)", "l2", 1.01),
         ("fab(steps=30)", "l2", 1.05),
         ("deepfool", "linf", 1.05),
     ],

@@ -84,5 +84,5 @@ def test_only_so_many_features_change_whatever_the_others_may() -> None:
 
 
 def test_three_parents_are_needed() -> None:
-    with pytest.raises(SpecError, match="three parents"):
+    with pytest.raises(SpecError, match="three others for parents"):
         OnePixel(population=3)

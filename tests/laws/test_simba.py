@@ -74,5 +74,5 @@ def test_a_row_turns_to_the_next_after_a_rise_or_both_sides(basis: str) -> None:
 
 
 def test_other_bases_are_refused() -> None:
-    with pytest.raises(SpecError, match="pixel or dct"):
+    with pytest.raises(SpecError, match="known: dct, pixel"):
         SimBA(basis="haar")

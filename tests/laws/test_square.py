@@ -11,8 +11,9 @@ from torch import Tensor
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.score.square import _RULES, Bumps, Square
+from holdfast.attacks.score.square import Square
 from holdfast.attacks.shared.image_planes import Planes
+from holdfast.attacks.shared.square_proposals import VARIANTS, Bumps
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from holdfast.targets import Access
@@ -89,7 +90,7 @@ def test_channels_may_stand_last() -> None:
 def test_autoattack_one_square_for_the_whole_batch_is_not_ours() -> None:
     """Rows change in different places, and in the same as when alone."""
     p, alone = problem(), problem(ids=torch.tensor([4]))
-    planes, rule = Planes.of(p), _RULES["linf"]
+    planes, rule = Planes.of(p), VARIANTS["linf"]
     d = torch.zeros_like(p.x)
     moved = rule.propose(p, planes, d, 2, 2)
     assert len((moved != 0).flatten(1).unique(dim=0)) > 1
@@ -101,9 +102,9 @@ def test_windows_reach_every_pixel(norm: str) -> None:
     """The last row and column too."""
     p = problem(norm=norm, n=40)
     planes, seen = Planes.of(p), torch.zeros(SHAPE, dtype=torch.bool)
-    start = _RULES[norm].start(p, planes)
+    start = VARIANTS[norm].start(p, planes)
     for p.t in range(40):
-        seen |= (_RULES[norm].propose(p, planes, start, 3, 3) != start).any(0)
+        seen |= (VARIANTS[norm].propose(p, planes, start, 3, 3) != start).any(0)
     assert bool(seen.all())
 
 
@@ -112,7 +113,7 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
     target = wrap(Bent(4, 25, 12, 0, torch.float64), (1, 5, 5), bounds=(-9, 10))
     x, y = rows(target, 20)
     p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(20)))
-    rule, planes = _RULES["linf"], Planes.of(p)
+    rule, planes = VARIANTS["linf"], Planes.of(p)
     d = rule.start(p, planes)
     for p.t in range(20):
         new = rule.propose(p, planes, d, 1, 1)
@@ -123,7 +124,7 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
 def test_stripes_are_vertical_and_of_full_size() -> None:
     p = problem((3, 5, 6))
     p.lo, p.hi = torch.full_like(p.lo, -9), torch.full_like(p.hi, 9)
-    d = _RULES["linf"].start(p, Planes.of(p))
+    d = VARIANTS["linf"].start(p, Planes.of(p))
     assert torch.equal(d, d[:, :, :1].expand_as(d))
     close(d.abs(), torch.full_like(d, EPS["linf"]))
     assert len(d[:, :, 0].unique(dim=0)) > 1
@@ -192,7 +193,7 @@ def plain(p: Problem, d: Tensor, norm: str, share: float) -> Tensor:
             if not torch.equal(new, d):
                 break
         return new
-    power, over, rule = (2, 1.0, _RULES["l2"]) if norm == "l2" else (1, 3.0, _RULES["l1"])
+    power, over, rule = (2, 1.0, VARIANTS["l2"]) if norm == "l2" else (1, 3.0, VARIANTS["l1"])
     a = max(round(math.sqrt(share * h * w)), 3)
     a = b = min(a + 1 - a % 2, h)
     u = p.noise("square").uniform((5 + c,))[0].tolist()
@@ -240,7 +241,7 @@ def test_scores_are_enough_and_one_is_asked_a_step() -> None:
 
 @pytest.mark.parametrize("spec", [{"p": 0.0}, {"p": 1.5}, {"schedule": 0}, {"start_at": "ball"}])
 def test_values_that_mean_nothing_are_refused(spec: dict[str, float]) -> None:
-    with pytest.raises(SpecError, match="square has"):
+    with pytest.raises(SpecError, match=r"square has|in square"):
         Square(**spec)  # pyright: ignore[reportArgumentType]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import holdfast
 from holdfast.targets import wrap
 from holdfast.targets.target import Target
-from holdfast.training.network import network_of
+from holdfast.training.prepare import network_of
 
 X = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 

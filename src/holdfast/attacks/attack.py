@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,19 +15,17 @@ from holdfast import spec
 from holdfast.attacks.counts import Ledger
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
-from holdfast.errors import AccessError, SpecError, suggest
+from holdfast.errors import AccessError, SpecError
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS
+from holdfast.norms import NORMS, Norm
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.target import Access, Target, sealed, together
 from holdfast.targets.truth import WithTruth
 from holdfast.threats.threat import Threat
 
-__all__ = ["Access", "Attack", "Problem", "State", "option", "perturb", "run"]
+__all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
 
-# of the fields of an attack, as they are written
-_KINDS = {"int": int, "float": (int, float), "str": str}
 # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 State = Any
 
@@ -55,6 +54,8 @@ class Attack(ABC):
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
     ] = {}  # other names by which the field knows it, with their fields
+    # where the paper gives each norm rules or constants of its own: these by the norm's name
+    variants: ClassVar[Mapping[str, Any]] = {}
 
     steps: int
 
@@ -85,25 +86,25 @@ class Attack(ABC):
 
         return holdfast.attack(model, x, y, threat, self, seed=seed)
 
+    @classmethod
+    def works_in(cls, norm: Norm) -> bool:
+        """Whether it can search in this norm."""
+        return norm.name in cls.norms
+
+    def variant(self, p: Problem) -> Any:
+        """Of its `variants` the one for the norm of this problem."""
+        return self.variants[p.norm.name]
+
     def __init_subclass__(cls) -> None:
+        if "variants" in vars(cls):
+            cls.norms = frozenset(cls.variants)
         cls.__repr__ = Attack.__repr__  # or dataclass would write its own
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, _KINDS[str(field.type)]):
-                name = type(self).__name__.lower()
-                raise SpecError(
-                    f"{name} has {field.name}={value!r}, but it is of type {field.type}."
-                )
+        spec.check(self)
         if self.steps < 1:
             raise SpecError(
                 f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1."
-            )
-        loss = getattr(self, "loss", None)
-        if loss is not None and loss not in LOSSES:
-            raise SpecError(
-                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}"
             )
 
     def __repr__(self) -> str:
@@ -239,9 +240,7 @@ def point(state: State) -> Tensor:
 def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
-        fits = sorted(
-            a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access
-        )
+        fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
         raise AccessError(
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
@@ -249,13 +248,13 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     if attack.bounded and not threat.bounded:
         fits = sorted(
             a.__name__.lower()
-            for a in Attack.__subclasses__()
-            if not a.bounded and a.needs <= target.access and threat.norm.name in a.norms
+            for a in _kinds()
+            if not a.bounded and a.needs <= target.access and a.works_in(threat.norm)
         )
         raise SpecError(
             f"{attack!r} searches a ball and needs a finite eps, but the threat is {threat}. "
             "Attacks that seek the "
-            f"smallest perturbation in {threat.norm.name}: {', '.join(fits) or 'none'}."
+            f"smallest perturbation in {threat.norm}: {', '.join(fits) or 'none'}."
         )
     if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
         held = "no other images" if target.pool is None else "images of one class alone"
@@ -264,10 +263,18 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"target.pool to (images, classes)."
         )
     threat.check_shape(target.free or target.shape or ())
-    if threat.norm.name not in attack.norms:
+    if not attack.works_in(threat.norm):
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
         )
+
+
+def _kinds() -> list[type[Attack]]:
+    """Every attack that has been imported."""
+    kinds = Attack.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds if not inspect.isabstract(kind)]
 
 
 def _noise_of(attack: Attack) -> str:

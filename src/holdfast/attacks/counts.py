@@ -65,7 +65,7 @@ class Ledger:
 
     def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
         """Points x that met the goal, at these sizes; kept where smaller than what is known."""
-        better = size < self.size[rows]
+        better = (size < self.size[rows]).nonzero()[:, 0]
         at = rows[better]
         self.size[at] = size[better]
         self.best[at] = x[better]

@@ -220,7 +220,8 @@ class Problem:
             if self.target.access >= Access.SCORES:
                 z = self._scores(rows, x)
                 self._note(rows, x, z)
-                hit[rows] = self._wins(rows, z) & z.isfinite().all(1)
+                noted = self.ledger is not None
+                hit[rows] = self.met[rows] if noted else self._wins(rows, z) & z.isfinite().all(1)
             else:
                 hit[rows] = self._hear(rows, x, self.target.labels(self._whole(rows, x)))
 
@@ -449,14 +450,14 @@ class Problem:
                 self.norm.size(x.double() - self.x[rows].double())
                 <= self.ledger.limit[self.rows[rows]]
             )
-        # by the model under test
-        told = torch.ones_like(hit) if exact or not self.target.lent else hit.clone()
+        told = None if exact or not self.target.lent else hit.clone()  # by the model under test
         if not exact and bool(hit.any()):
             z = z.clone()
             z[hit] = self._scores(rows[hit], x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
             hit &= self._wins(rows, z) & z.isfinite().all(1)
-        self._settle(rows, x, hit, self.target.task.margin(z, self.y[rows]).where(told, torch.inf))
+        margin = self.target.task.margin(z, self.y[rows])
+        self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
 
     def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its
@@ -509,22 +510,23 @@ class Problem:
             return
         at = self.rows[rows]
         ledger.charge(at, queries=count, forwards=count * self.target.passes)
-        size = self.norm.size(x - self.x[rows]).double()
+        limit = ledger.limit[at]
         if margin is not None:
-            low = torch.where(
-                margin.isfinite() & (size <= ledger.limit[at]), margin.double(), torch.inf
+            legal = self.norm.size(x - self.x[rows]).double() <= limit
+            low, known = (
+                torch.where(margin.isfinite() & legal, margin.double(), torch.inf),
+                ledger.margin[at],
             )
-            lower = low < ledger.margin[at]
-            ledger.margin[at[lower]] = low[lower]
-            lower &= ledger.size[at].isinf()
+            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
+            ledger.margin[at] = low.minimum(known)
             ledger.best[at[lower]] = x[lower]
         self.met[rows] = hit
-        if bool(hit.any()):
-            found, start = x[hit], self.x[rows[hit]]
-            ledger.record(at[hit], found, self.norm.size(found.double() - start.double()))
+        new = hit.nonzero()[:, 0]
+        if len(new):
+            found, start = x[new], self.x[rows[new]]
+            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                over = rows[ledger.broken[at] & (ledger.limit[at] < UNLIMITED)]
-                self.live[over] = False
+                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
 
     def _drop(self, rows: Tensor, outcome: Outcome) -> None:
         self.live[rows] = False

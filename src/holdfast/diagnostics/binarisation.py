@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Threat, Untargeted
 
 INNER, SHARE = 64, 0.95  # points that the new head calls inner, within this share of eps
 CHANCE = 32  # random points of which none may be a solution
-NORMS = ("linf", "l2")  # those of the paper
 
 
 class Planted:
@@ -39,7 +38,7 @@ class Planted:
     def __init__(self, target: Target, x: Tensor) -> None:
         if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
             raise LookupError("not a torch module.")
-        if isinstance(target.model, Foreign) or target.graded is not None:
+        if isinstance(target.model, Adapter) or target.graded is not None:
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
@@ -123,11 +122,11 @@ def missed(
 
     Returns which rows got a solution and in which of these the attack missed it ([m] bool each),
     the forwards and the backwards; None where the test cannot be made: the model is no torch module
-    that ends in a linear layer, it answers by lot, or the norm is none of `NORMS`. A row gets no
-    solution where the features do not set the point apart, where the model does not answer as the
-    new head says, or where chance finds it too.
+    that ends in a linear layer, it answers by lot, or the norm is neither Linf nor L2, those of the
+    paper. A row gets no solution where the features do not set the point apart, where the model
+    does not answer as the new head says, or where chance finds it too.
     """
-    if threat.norm.name not in NORMS or target.draws > 1:
+    if not threat.norm.dense or target.draws > 1:
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
-from holdfast.evaluation.protocols import parse_trial
 from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
 
 

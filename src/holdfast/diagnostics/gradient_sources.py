@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from holdfast.attacks.shared import pool
 from holdfast.data import Source
 from holdfast.errors import SpecError
-from holdfast.evaluation import pool
 from holdfast.runs.manifest import Costs
 from holdfast.targets.frameworks.pytorch.bpda import straightened
 from holdfast.targets.surrogate import distil
@@ -21,14 +21,6 @@ from holdfast.threats.threat import Threat
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
 LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be blurred
 QUERIES = 2048  # that it may put to the model
-
-# What follows `through=`, and what it does.
-WAYS: dict[str, str] = {
-    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax (torch models)",
-    "blurred": "gradients averaged over 10 points of the ball of half eps",
-    "estimated": "gradients estimated from 100 scores",
-    "surrogate": f"gradients of a surrogate distilled from {QUERIES} answers",
-}
 
 
 @dataclass

@@ -11,17 +11,19 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, check_fit, run
 from holdfast.attacks.problem import goal_classes, on_8bit
 from holdfast.attacks.result import AttackResult
+from holdfast.attacks.shared import pool
+from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import goals, judge, perceptual, pool
+from holdfast.evaluation import goals, judge, perceptual
+from holdfast.evaluation.chunking import stride_of
 from holdfast.evaluation.contract import check_data, check_model, check_range
-from holdfast.evaluation.evaluate import rows_asked, stride_of
 from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for
-from holdfast.evaluation.protocols import Trial, chosen, default_attack
+from holdfast.evaluation.prepare import open_for, rows_asked
+from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.target import Target
 from holdfast.targets.truth import WithTruth

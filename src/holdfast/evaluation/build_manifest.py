@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from holdfast.attacks import parse_trial
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics.findings import conclude
 from holdfast.errors import SpecError
 from holdfast.evaluation.judge import PASSES
-from holdfast.evaluation.protocols import parse_trial
 from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
 from holdfast.runs.metrics import corrupted, measure, survivors

@@ -16,11 +16,11 @@ from torch import Tensor
 from holdfast.attacks.attack import run
 from holdfast.attacks.counts import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.protocols import Trial
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.target import Target

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import examine
 from holdfast.errors import InputError
 from holdfast.evaluation import moved, protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import check_model, randomised
-from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo, TrialInfo
@@ -227,7 +227,7 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     if run[: len(asked)] != [(text, manifest.threat.eps) for text in asked]:
         yield "trials: they are not those of the protocol at the threat's eps."
     more = [text for text, eps in run[len(asked) :] if eps == manifest.threat.eps]
-    protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
+    protocol = manifest.protocol.name
     asked_for = [
         t.write(whole=True)
         for t in checks.follow(manifest.initial_findings, protocol, threat, ways)
@@ -307,10 +307,10 @@ def _noted(
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
     if due and not lent:
-        first = protocols.parse_trial(manifest.protocol.trials[0])
-        answers = examine(target, source, threat, first, ways, manifest.seed)
+        first = parse_trial(manifest.protocol.trials[0])
+        answers = probe(target, source, threat, first, ways, manifest.seed)
         found = checks.signs(answers)
-        protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
+        protocol = manifest.protocol.name
         again += checks.answered(found, checks.follow(found, protocol, threat, ways))
         costs = add(answers.costs, ways.costs)
     if not (due and lent):

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
-from holdfast.evaluation.pool import spread
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
-from holdfast.evaluation.pool import spread
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import WithTruth

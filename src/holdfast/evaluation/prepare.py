@@ -8,8 +8,9 @@ from torch import nn
 
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
+from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign
 from holdfast.targets.preprocess import Normalize, Resize
 from holdfast.targets.target import Target
 
@@ -44,7 +45,7 @@ def channels_of(target: Target) -> int | None:
         for step in getattr(inner, "preprocess", ())
     ):
         return None
-    if shape is None and isinstance(model, Foreign):
+    if shape is None and isinstance(model, Adapter):
         shape = model.shape
     if shape is not None:
         if len(shape) == 2:
@@ -60,3 +61,18 @@ def _innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target
+
+
+def rows_asked(
+    samples: int | tuple[int, int] | None, total: int, name: str, what: str = "samples"
+) -> tuple[int, int]:
+    """The rows [start, stop) of a source of `total`; `what` is the option that says them."""
+    asked = total if samples is None else samples
+    start, stop = (0, asked) if isinstance(asked, int) else asked
+    if not 0 <= start < stop:
+        raise InputError(
+            f"{what} {start}:{stop} is no range of rows; give a count of at least 1, or start:stop."
+        )
+    if stop > total:
+        raise InputError(f"{what} up to row {stop} were asked for, but {name} has {total} rows.")
+    return start, stop

@@ -19,9 +19,9 @@ from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals, judge, moved
 from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.chunking import chunk_of
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.contract import randomised
-from holdfast.evaluation.evaluate import chunk_of
 from holdfast.evaluation.graded import graded, outputs
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance, looks

@@ -17,10 +17,10 @@ from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.hardening.learned_attacker import AdvGAN
 from holdfast.hardening.noise import Noise, SmoothAdv
-from holdfast.hardening.objective import Net, Objective, crossed, distance, divergence
 from holdfast.hardening.several_threats import EAT, MSD, Avg, Max
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Net, Objective, crossed, distance, divergence
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ anywhere."""
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
@@ -109,6 +110,16 @@ class _Figure(HTMLParser):
 def rendered(template: str, **values: Any) -> str:
     """A page from a template of this package, with its style sheet and the filters that all
     share."""
+    try:
+        return _template(template).render(css=Markup(_text("report.css")), words=words, **values)
+    except TemplateError as error:
+        raise InputError(
+            f"the page cannot be written: {error}; run.json leaves out what a run's has."
+        ) from error
+
+
+@functools.cache
+def _template(name: str) -> Template:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -123,14 +134,7 @@ def rendered(template: str, **values: Any) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    try:
-        return environment.from_string(_text(template)).render(
-            css=Markup(_text("report.css")), words=words, **values
-        )
-    except TemplateError as error:
-        raise InputError(
-            f"the page cannot be written: {error}; run.json leaves out what a run's has."
-        ) from error
+    return environment.from_string(_text(name))
 
 
 def _harmless(value: object) -> object:

@@ -147,7 +147,7 @@ class Threat:
         if scale is None:
             return replace(self, mask=mask)
         scale = as_tensor(scale, "a scale")
-        if self.norm.name != "linf":
+        if not self.norm.boxed:
             raise SpecError(
                 "a scale gives each feature an eps of its own, which means something in linf, not "
                 f"in {self}."

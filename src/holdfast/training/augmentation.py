@@ -19,7 +19,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.targets.frameworks.bridge import need
+from holdfast.targets.adapter import need
 from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Target, sealed
 

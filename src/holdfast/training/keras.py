@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from holdfast import usercode
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.hardening.recipes import Recipe
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.frameworks.keras import KerasOnTorch, load
@@ -44,6 +43,7 @@ from holdfast.training.distributed import Team
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
 from holdfast.training.network import behind
+from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights

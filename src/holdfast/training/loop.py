@@ -21,9 +21,6 @@ from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.memory import keep_freed
 from holdfast.hardening import objectives, regularizers
-from holdfast.hardening.objective import Net, Objective
-from holdfast.hardening.recipes import Recipe
-from holdfast.hardening.sharpness import perturbed_weights
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
@@ -35,7 +32,10 @@ from holdfast.training.batches import Plan, read, shuffled
 from holdfast.training.distributed import Team
 from holdfast.training.inner_attack import Craft, Rival, evaluating
 from holdfast.training.mixing import Mix
+from holdfast.training.objective import Net, Objective
+from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import share_of_rate
+from holdfast.training.sharpness import perturbed_weights
 from holdfast.training.state import STATE, Epoch, Place, State, blend, packed, table
 
 # by which the judge may find more than the inner attack before that one counts as fooled

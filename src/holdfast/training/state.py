@@ -20,10 +20,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from holdfast.errors import InputError
-from holdfast.hardening.recipes import Recipe
 from holdfast.runs.store import NO_DIGEST, digest_holds, with_digest
 from holdfast.targets.frameworks.pytorch.module import put_tensors, tensors_of
 from holdfast.training.inner_attack import Rival
+from holdfast.training.recipe import Recipe
 
 STATE = "training.safetensors"
 

@@ -13,15 +13,15 @@ from typing import Any
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.hardening import objectives
-from holdfast.hardening.harden import check_network, check_precision
-from holdfast.hardening.recipes import Recipe
 from holdfast.targets import TorchTarget
 from holdfast.targets.frameworks.pytorch.module import put_tensors
 from holdfast.threats.threat import Threat
 from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly
 from holdfast.training.loop import Training
-from holdfast.training.network import TorchNetwork, network_of
+from holdfast.training.network import TorchNetwork
+from holdfast.training.prepare import check_network, check_precision, network_of
+from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
 

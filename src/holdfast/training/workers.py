@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from holdfast import usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
-from holdfast.hardening.objective import Objective
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.training.distributed import Team
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
+from holdfast.training.objective import Objective
 from holdfast.training.state import STATE, Epoch, packed
 
 _BEST = "best.safetensors"

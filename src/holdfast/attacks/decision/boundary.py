@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import across, check_start, foothold, nearer
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.boundary_search import across, foothold, nearer, start_option
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 GAP = 1e-4  # between the walk's first point and the boundary, a share of the point
 PACE = 0.5  # share of the adaptation that one answer brings
@@ -46,21 +42,15 @@ class Boundary(Attack):
 
     steps: int = option(25000, "proposals")
     step_size: float = option(
-        0.01, "first lengths of steps on the sphere and towards x, as shares of the distance to x"
+        0.01,
+        "first lengths of steps on the sphere and towards x, as shares of the distance to x",
+        above=0,
+        below=1,
     )
-    adaptation: float = option(1.5, "how fast both lengths follow their successes; 1: not at all")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    adaptation: float = option(
+        1.5, "how fast both lengths follow their successes; 1: not at all", above=0
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("boundary", self.start_at)
-        if not (0 < self.step_size < 1 and 0 < self.adaptation < math.inf):
-            raise SpecError(
-                f"{self!r}: step_size is a share, in (0, 1), and adaptation a finite factor above "
-                "0."
-            )
+    start_at: str = start_option()
 
     def start(self, p: Problem) -> Stroll:
         one = torch.ones_like(p.eps.flatten())

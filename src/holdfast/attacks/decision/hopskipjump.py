@@ -10,12 +10,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import check_start, finest, foothold, nearer, normal
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.boundary_search import finest, foothold, nearer, normal, start_option
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 HALVINGS = 15  # of a step, before the row stays where it is
 
@@ -44,21 +41,14 @@ class HopSkipJump(Attack):
     bounded: ClassVar = False
 
     steps: int = option(64, "estimates of the normal")
-    probes: int = option(100, "of the first estimate; that of step t has sqrt(t) times as many")
-    most: int = option(10000, "probes of one estimate")
-    gamma: float = option(1.0, "scale of the probes' radius and of the gap left to the boundary")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    probes: int = option(
+        100, "of the first estimate; that of step t has sqrt(t) times as many", at_least=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("hopskipjump", self.start_at)
-        if self.probes < 1 or self.most < 1 or not 0 < self.gamma < math.inf:
-            raise SpecError(
-                f"{self!r}: probes and most are numbers, at least 1, and gamma is finite and above "
-                "0."
-            )
+    most: int = option(10000, "probes of one estimate", at_least=1)
+    gamma: float = option(
+        1.0, "scale of the probes' radius and of the gap left to the boundary", above=0
+    )
+    start_at: str = start_option()
 
     def start(self, p: Problem) -> Landing:
         d = foothold(p, self.start_at)

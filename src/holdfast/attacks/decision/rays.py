@@ -9,12 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.boundary_search import bisect
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Ray(NamedTuple):
@@ -38,12 +35,9 @@ class RayS(Attack):
     random: ClassVar = False
 
     steps: int = option(10000, "blocks tried, each level with twice as many as the last")
-    tolerance: float = option(0.001, "share of the radius within which the boundary is found")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.tolerance < 1:
-            raise SpecError(f"rays has tolerance {self.tolerance}; it is a share, between 0 and 1.")
+    tolerance: float = option(
+        0.001, "share of the radius within which the boundary is found", above=0, below=1
+    )
 
     def start(self, p: Problem) -> Ray:
         ray = Ray(

@@ -3,19 +3,15 @@ its differences."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import bisect, check_start, directions, foothold
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.boundary_search import bisect, directions, foothold, start_option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 TRIES = 12  # lengths of one line search, in each sense
 LEAST = 1e-4  # step length below which the probes were too coarse, and are drawn nearer
@@ -51,20 +47,10 @@ class SignOPT(Attack):
     bounded: ClassVar = False
 
     steps: int = option(100, "gradient steps of the direction")
-    probes: int = option(200, "signs for one step")
-    alpha: float = option(0.2, "first length of a step, of a direction of size 1")
-    beta: float = option(0.001, "first size of the probes' change of the direction")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("signopt", self.start_at)
-        if self.probes < 1 or not 0 < self.alpha < math.inf or not 0 < self.beta < math.inf:
-            raise SpecError(
-                f"{self!r}: probes is at least 1, alpha and beta are finite lengths above 0."
-            )
+    probes: int = option(200, "signs for one step", at_least=1)
+    alpha: float = option(0.2, "first length of a step, of a direction of size 1", above=0)
+    beta: float = option(0.001, "first size of the probes' change of the direction", above=0)
+    start_at: str = start_option()
 
     def start(self, p: Problem) -> Course:
         d = foothold(p, self.start_at)
@@ -77,6 +63,8 @@ class SignOPT(Attack):
     def step(self, p: Problem, s: Course, t: int) -> Course:
         pull, best, trying = p.steepest(self._descent(p, s)), s, torch.ones_like(p.live)
         for _ in range(TRIES):  # twice as long while it helps
+            if not bool((trying & p.live).any()):
+                break
             last, best = (
                 best,
                 self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying),
@@ -87,6 +75,8 @@ class SignOPT(Attack):
         best = best._replace(alpha=torch.where(helped, best.alpha / 2, best.alpha))
         for _ in range(TRIES):  # else a quarter as long, until it does
             trying = (best.radius == s.radius) & (best.alpha >= LEAST)
+            if not bool((trying & p.live).any()):
+                break
             best = best._replace(alpha=torch.where(trying, best.alpha / 4, best.alpha))
             best = self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying)
         coarse = best.alpha < LEAST

@@ -10,19 +10,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.boundary_search import (
     across,
     arc,
     bisect,
-    check_start,
     foothold,
     nearer,
+    start_option,
 )
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 TRIES = 3  # angles on each side, before a direction is given up
 GAP = 1e-4  # between the first point and the boundary, a share of the point
@@ -51,20 +48,12 @@ class SurFree(Attack):
     bounded: ClassVar = False
 
     steps: int = option(1000, "directions")
-    angle: float = option(30.0, "first angle that is tried, in degrees")
-    growth: float = option(0.02, "share by which it grows after a success, and shrinks after none")
-    memory: int = option(100, "last directions to which a new one is orthogonal")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    angle: float = option(30.0, "first angle that is tried, in degrees", above=0)
+    growth: float = option(
+        0.02, "share by which it grows after a success, and shrinks after none", above=-1, below=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("surfree", self.start_at)
-        if not (0 < self.angle < math.inf and abs(self.growth) < 1 and self.memory >= 0):
-            raise SpecError(
-                f"{self!r}: angle is above 0 degrees, growth a share below 1, memory at least 0."
-            )
+    memory: int = option(100, "last directions to which a new one is orthogonal", at_least=0)
+    start_at: str = start_option()
 
     def start(self, p: Problem) -> Plane:
         share = torch.full_like(p.eps.flatten(), GAP)

@@ -9,11 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.checkpoints import check
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 
 class Conjugate(NamedTuple):
@@ -50,9 +48,12 @@ class ACG(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("margin", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("margin", "loss that is ascended", choices=LOSSES)
     rho: float = option(
-        0.75, "halve the step where at most this share of the steps raised the loss"
+        0.75,
+        "halve the step where at most this share of the steps raised the loss",
+        at_least=0,
+        at_most=1,
     )
 
     def start(self, p: Problem) -> Conjugate:

@@ -8,12 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.checkpoints import check
-from holdfast.errors import SpecError
 from holdfast.norms import sparse, wide
-from holdfast.targets.target import Access
 
 
 class Climb(NamedTuple):
@@ -51,24 +48,24 @@ class APGD(Attack):
     norms: ClassVar = frozenset({"linf", "l2", "l1"})
 
     steps: int = option(100, "gradient steps")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
     rho: float = option(
-        0.75, "halve the step where at most this share of the steps raised the loss (not in L1)"
+        0.75,
+        "halve the step where at most this share of the steps raised the loss (not in L1)",
+        at_least=0,
+        at_most=1,
     )
     eot: int = option(
-        1, "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)"
+        1,
+        "gradients of a step, of which the mean is taken (Athalye et al. 2018, arXiv:1802.00420)",
+        at_least=1,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.eot < 1:
-            raise SpecError(f"apgd has eot {self.eot}, but a step takes at least 1 gradient.")
-
     def start(self, p: Problem) -> Climb:
-        return _RULES[p.norm.name].start(self, p)
+        return self.variant(p).start(self, p)
 
     def step(self, p: Problem, s: Climb, t: int) -> Climb:
-        return _RULES[p.norm.name].step(self, p, s, t)
+        return self.variant(p).step(self, p, s, t)
 
     def look(self, p: Problem, d: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient; where the model draws noise, means over `eot` draws."""
@@ -159,4 +156,4 @@ def _inside(p: Problem, d: Tensor) -> Tensor:
     return ((d != 0) & (d > p.lo) & (d < p.hi)).flatten(1).sum(1).to(d)
 
 
-_RULES = {"linf": Halving(), "l2": Halving(), "l1": Sparse()}
+APGD.variants = {"linf": Halving(), "l2": Halving(), "l1": Sparse()}

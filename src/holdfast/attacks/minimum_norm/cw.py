@@ -10,11 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 _CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
@@ -86,18 +83,9 @@ class CW(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps of all searches")
-    searches: int = option(20, "which share the steps; more where some end early")
-    c: float = option(1e-3, "first weight of the margin")
-    rate: float = option(0.01, "Adam's, in tanh space")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.searches < 1:
-            raise SpecError(
-                f"{self!r} divides its steps by {self.searches} searches, but needs at least 1."
-            )
-        if not (0 < self.c < math.inf and 0 < self.rate < math.inf):
-            raise SpecError(f"{self!r} has c {self.c} and rate {self.rate}; both lie above 0.")
+    searches: int = option(20, "which share the steps; more where some end early", at_least=1)
+    c: float = option(1e-3, "first weight of the margin", above=0)
+    rate: float = option(0.01, "Adam's, in tanh space", above=0)
 
     @property
     def span(self) -> int:
@@ -105,10 +93,10 @@ class CW(Attack):
         return max(self.steps // self.searches, 1)
 
     def start(self, p: Problem) -> Any:
-        return _RULES[p.norm.name].start(self, p)
+        return self.variant(p).start(self, p)
 
     def step(self, p: Problem, s: Any, t: int) -> Any:
-        return _RULES[p.norm.name].step(self, p, s, t)
+        return self.variant(p).step(self, p, s, t)
 
 
 class Weigh:
@@ -265,4 +253,4 @@ def _descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Te
     )
 
 
-_RULES = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}
+CW.variants = {"l2": Weigh(), "linf": Cut(), "l0": Fix()}

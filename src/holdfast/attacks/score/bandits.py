@@ -11,12 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes
-from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 
 class Guess(NamedTuple):
@@ -36,9 +33,6 @@ class Rule(NamedTuple):
     ]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
 
 
-_RULES = {"linf": Rule(100.0, 1.0, 0.1, torch.tanh), "l2": Rule(0.1, 0.01, 0.01, torch.clone)}
-
-
 @dataclass(frozen=True)
 class Bandits(Attack):
     """Bandits with time and data priors (Ilyas et al. 2019, arXiv:1807.07978, algorithms 2 and 3).
@@ -54,18 +48,18 @@ class Bandits(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset(_RULES)
+    variants: ClassVar = {
+        "linf": Rule(100.0, 1.0, 0.1, torch.tanh),
+        "l2": Rule(0.1, 0.01, 0.01, torch.clone),
+    }
 
     steps: int = option(3333, "of three queries")
     grid: int = option(
-        50, "cells along each side of the grid of the guess; where an image has fewer pixels, these"
+        50,
+        "cells along each side of the grid of the guess; where an image has fewer pixels, these",
+        at_least=1,
     )
-    step_size: float = option(0.2, "fraction of eps")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.grid < 1:
-            raise SpecError(f"bandits has grid {self.grid}; it is a number of cells, at least 1.")
+    step_size: float = option(0.2, "fraction of eps", above=0)
 
     def start(self, p: Problem) -> Guess:
         planes = Planes.of(p)
@@ -75,7 +69,7 @@ class Bandits(Attack):
         )
 
     def step(self, p: Problem, s: Guess, t: int) -> Guess:
-        rule = _RULES[p.norm.name]
+        rule: Rule = self.variant(p)
         cells, read = tuple(s.prior.shape[1:]), rule.read(s.prior)
         u = (
             rule.explore

@@ -9,10 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,16 @@ class NES(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(200, "gradient steps")
-    samples: int = option(50, "points of an estimate, in pairs on either side of the current one")
-    sigma: float = option(0.001, "their standard deviation, a share of the box's width")
-    step_size: float = option(0.2, "fraction of eps")
+    samples: int = option(
+        50, "points of an estimate, in pairs on either side of the current one", at_least=2
+    )
+    sigma: float = option(0.001, "their standard deviation, a share of the box's width", above=0)
+    step_size: float = option(0.2, "fraction of eps", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2 or self.samples % 2:
+        if self.samples % 2:
             raise SpecError(f"nes has samples {self.samples}, but they come in pairs.")
-        if not self.sigma > 0:
-            raise SpecError(f"nes has sigma {self.sigma}, but its points need a distance above 0.")
 
     def start(self, p: Problem) -> Tensor:
         return p.random_start("zero")

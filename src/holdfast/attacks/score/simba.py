@@ -10,12 +10,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Turns(NamedTuple):
@@ -44,13 +41,8 @@ class SimBA(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(10000, "points asked about")
-    basis: str = option("pixel", "directions: pixel or dct")
-    step_size: float = option(0.2, "length of a step, a share of the box's width")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.basis not in _BASES:
-            raise SpecError(f"simba has basis {self.basis!r}; it is pixel or dct.")
+    basis: str = option("pixel", "directions: single features, or waves", choices=("pixel", "dct"))
+    step_size: float = option(0.2, "length of a step, a share of the box's width", above=0)
 
     def start(self, p: Problem) -> Turns:
         d = torch.zeros_like(p.x)

@@ -9,10 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.errors import SpecError
-from holdfast.targets.target import Access
 
 
 class Adam(NamedTuple):
@@ -37,16 +35,18 @@ class SPSA(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(100, "steps of Adam")
-    samples: int = option(128, "points of an estimate, in pairs on either side of the current one")
-    delta: float = option(0.01, "how far every feature moves for them, a share of the box's width")
-    rate: float = option(0.01, "Adam's, a share of the box's width")
+    samples: int = option(
+        128, "points of an estimate, in pairs on either side of the current one", at_least=2
+    )
+    delta: float = option(
+        0.01, "how far every feature moves for them, a share of the box's width", above=0
+    )
+    rate: float = option(0.01, "Adam's, a share of the box's width", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2 or self.samples % 2:
+        if self.samples % 2:
             raise SpecError(f"spsa has samples {self.samples}, but they come in pairs.")
-        if not self.delta > 0:
-            raise SpecError(f"spsa has delta {self.delta}, but its points need a distance above 0.")
 
     def start(self, p: Problem) -> Adam:
         zero = torch.zeros_like(p.x)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Problem, option
 from holdfast.norms import L2, wide
 
 DRAWS = 25  # of noise, before a row is given up
@@ -19,10 +19,13 @@ FINEST = 8  # units in the last place of the box's width: no length is told apar
 PART = 2**15  # features of a row that are probed together
 
 
-def check_start(name: str, start_at: str) -> None:
-    """Refuse a word that `foothold` does not know."""
-    if start_at not in ("noise", "best"):
-        raise SpecError(f"{name} has start_at {start_at!r}; it is noise or best.")
+def start_option() -> Any:
+    """The field `start_at` of an attack: the word that `foothold` takes."""
+    return option(
+        "noise",
+        "noise, or best: the best point known before, where it meets the goal",
+        choices=("noise", "best"),
+    )
 
 
 def foothold(p: Problem, start_at: str = "noise") -> Tensor:

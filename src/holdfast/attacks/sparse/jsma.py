@@ -8,12 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.losses import LOSSES
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 from holdfast.tasks import without
 
 
@@ -46,16 +42,12 @@ class JSMA(Attack):
 
     steps: int = option(100, "pairs of features changed, beginnings anew included")
     theta: float = option(
-        1.0, "how far a feature moves a step, a share of the box's width; 1: to its edge"
+        1.0,
+        "how far a feature moves a step, a share of the box's width; 1: to its edge",
+        above=0,
+        at_most=1,
     )
-    loss: str = option("ce", "of the rival, ascended: ce, margin, dlr, mifpe")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.theta <= 1:
-            raise SpecError(
-                f"jsma has theta {self.theta}, but a move is a share of the box's width, above 0."
-            )
+    loss: str = option("ce", "loss of the rival that is ascended", choices=LOSSES)
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)

@@ -9,11 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes
-from holdfast.errors import SpecError
-from holdfast.targets.target import Access
 
 
 class Swarm(NamedTuple):
@@ -40,16 +37,8 @@ class OnePixel(Attack):
     norms: ClassVar = frozenset({"l0"})
 
     steps: int = option(10000, "members tried")
-    population: int = option(50, "members")
+    population: int = option(50, "members; a child has three others for parents", at_least=4)
     scale: float = option(0.5, "of the difference of two members that a third is moved by")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.population < 4:
-            raise SpecError(
-                f"onepixel has population {self.population}, but a child has three parents besides "
-                "itself."
-            )
 
     def start(self, p: Problem) -> Swarm:
         widest = min(max(p.eps.flatten().tolist(), default=0), math.prod(p.x.shape[1:]))

@@ -9,12 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 # which steps move the patch: every fourth, every tenth where one class is the goal
 _TURN, _AIMED = 4, 10
@@ -48,22 +45,14 @@ class PatchRS(Attack):
     norms: ClassVar = frozenset({"linf"})
 
     steps: int = option(10000, "proposals")
-    alpha: float = option(0.4, "share of the patch that the first proposal paints")
-    schedule: int = option(
-        10000, "queries over which that share falls to alpha / 512 and the moves to 0"
+    alpha: float = option(
+        0.4, "share of the patch that the first proposal paints", above=0, at_most=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise SpecError(
-                f"patchrs has alpha {self.alpha}; it is a share of the patch, above 0 and at most "
-                "1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"patchrs has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
+    schedule: int = option(
+        10000,
+        "queries over which that share falls to alpha / 512 and the moves to 0",
+        at_least=1,
+    )
 
     def start(self, p: Problem) -> Kept:
         planes, first = _pixels(p)

@@ -9,11 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 # After which of 10,000 queries the share of the features that are swapped is divided by what.
 _MARKS = (
@@ -53,21 +50,12 @@ class SparseRS(Attack):
     norms: ClassVar = frozenset({"l0"})
 
     steps: int = option(10000, "proposals")
-    alpha: float = option(0.3, "share of the set that the first proposal swaps")
-    schedule: int = option(
-        10000, "queries over which that share falls to alpha / 20, whatever the steps"
+    alpha: float = option(
+        0.3, "share of the set that the first proposal swaps", at_least=0, at_most=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise SpecError(
-                f"sparsers has alpha {self.alpha}; it is a share of the set, from 0 to 1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"sparsers has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
+    schedule: int = option(
+        10000, "queries over which that share falls to alpha / 20, whatever the steps", at_least=1
+    )
 
     def start(self, p: Problem) -> Kept:
         chosen = _first(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))

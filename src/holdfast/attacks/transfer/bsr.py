@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import mean_gradient, strips, warped
 from holdfast.rng import Keys
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
-class BSR(Attack):
+class BSR(MomentumAttack):
     """Block shuffle and rotation (Wang et al. 2024, arXiv:2308.10299).
 
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
@@ -26,23 +24,10 @@ class BSR(Attack):
     block leaves its place bare stands what lies beside the block, not black.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(20, "shuffled copies, beside the input itself")
-    blocks: int = option(2, "along each side")
-    turn: float = option(24.0, "degrees by which a block may turn either way")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0, blocks=1, turn=0)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
+    copies: int = option(20, "shuffled copies, beside the input itself", at_least=0)
+    blocks: int = option(2, "along each side", at_least=1)
+    turn: float = option(24.0, "degrees by which a block may turn either way", at_least=0)
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         def change(image: Tensor, i: int) -> Tensor:
@@ -52,7 +37,7 @@ class BSR(Attack):
                 image, p.noise(f"copy {i}"), self.blocks, self.turn, p.target.bounds.low
             )
 
-        return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
+        return self.follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change))
 
 
 class Trade(NamedTuple):

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import mean_gradient, strips
 from holdfast.rng import Keys
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
-class SIA(Attack):
+class SIA(MomentumAttack):
     """Structure invariant attack (Wang et al. 2023, arXiv:2309.14700).
 
     Each block of a copy is rolled down or aside, mirrored either way, turned upside down, dimmed,
@@ -27,22 +24,9 @@ class SIA(Attack):
     resized, filtered or dropped out.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(20, "changed copies, beside the input itself")
-    blocks: int = option(3, "along each side")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0, blocks=1)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
+    copies: int = option(20, "changed copies, beside the input itself", at_least=0)
+    blocks: int = option(3, "along each side", at_least=1)
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         def change(image: Tensor, i: int) -> Tensor:
@@ -50,7 +34,7 @@ class SIA(Attack):
                 image, p.noise(f"copy {i}"), self.blocks, p.target.bounds.low, p.width * 16 / 255
             )
 
-        return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
+        return self.follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change))
 
 
 ROLL_DOWN, ROLL_ASIDE, MIRROR, UPEND, HALF_TURN, DIM, SHAKE = range(7)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
-from holdfast.errors import SpecError
 from holdfast.rng import Keys
+from holdfast.spec import check as check_fields
 from holdfast.spec import option
 from holdfast.targets.spatial import planes, sample, unplaned
 from holdfast.targets.target import Target, sealed
@@ -27,15 +27,16 @@ ANY = Untargeted()
 class Manner:
     """How a square patch may lie: anywhere within an image, turned and scaled at random."""
 
-    share: float = option(0.1, "of an image's pixels that it covers at full scale")
-    degrees: float = option(20.0, "the largest turn, either way")
-    least: float = option(0.7, "the smallest scale of its side; the largest is 1")
+    share: float = option(
+        0.1, "of an image's pixels that it covers at full scale", above=0, below=1
+    )
+    degrees: float = option(20.0, "the largest turn, either way", at_least=0)
+    least: float = option(
+        0.7, "the smallest scale of its side; the largest is 1", above=0, at_most=1
+    )
 
     def __post_init__(self) -> None:
-        if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.degrees < math.inf):
-            raise SpecError(
-                f"{self} is no manner: share and least are within 0 and 1, degrees at least 0."
-            )
+        check_fields(self)
 
     def paste(self, pixels: Tensor, image: Tensor, keys: Keys) -> Tensor:
         """Images [n, c, h, w] with the patch [c, side, side] in them, each at its own place."""

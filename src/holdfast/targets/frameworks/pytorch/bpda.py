@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
@@ -81,7 +81,7 @@ class Straightened(Around):
     def __init__(self, inner: Target) -> None:
         if (
             not isinstance(inner, TorchTarget)
-            or isinstance(inner.model, Foreign)
+            or isinstance(inner.model, Adapter)
             or inner.access < Access.GRADIENTS
         ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
@@ -129,7 +129,7 @@ def hard_steps(target: Target, x: Tensor) -> list[str]:
     through, in order."""
     while isinstance(target, Around):
         target = target.inner
-    if not isinstance(target, TorchTarget) or isinstance(target.model, Foreign):
+    if not isinstance(target, TorchTarget) or isinstance(target.model, Adapter):
         return []
     with sealed(0), torch.enable_grad():
         seen = _Seen()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter, chosen
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign, chosen
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
@@ -60,7 +60,7 @@ class TorchTarget(Target):
 
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A
-            `Foreign` one runs in its own framework.
+            `Adapter` one runs in its own framework.
         bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
@@ -170,7 +170,7 @@ class TorchTarget(Target):
         def ask(rows: slice) -> Tensor:
             z = chosen(
                 self._ask(self.model, self._before(x[rows])),
-                None if isinstance(self.model, Foreign) else self.output,
+                None if isinstance(self.model, Adapter) else self.output,
             )
             return z.reshape(rows.stop - rows.start, -1)
 
@@ -182,7 +182,7 @@ class TorchTarget(Target):
         return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
 
     def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.model, Foreign) or self.detectors:
+        if not isinstance(self.model, Adapter) or self.detectors:
             leaf, z = self._traced(x)
             return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
         kept: list[Tensor] = []
@@ -228,7 +228,7 @@ class TorchTarget(Target):
         if isinstance(self.model, nn.Module):
             for part in content_of(self.model):
                 digest.update(part)
-        elif isinstance(self.model, Foreign):
+        elif isinstance(self.model, Adapter):
             digest.update(self.model.digest())
         else:
             digest.update(
@@ -238,7 +238,7 @@ class TorchTarget(Target):
 
     @property
     def versions(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model.versions if isinstance(self.model, Foreign) else {}
+        return self.model.versions if isinstance(self.model, Adapter) else {}
 
     def describe(self) -> dict[str, object]:
         return (
@@ -305,7 +305,7 @@ class TorchTarget(Target):
                 "the model answers on the device meta, where there are no numbers; load its "
                 "weights."
             )
-        self.rewrites |= x._version != version or (isinstance(model, Foreign) and model.rewrites)
+        self.rewrites |= x._version != version or (isinstance(model, Adapter) and model.rewrites)
         return z
 
     def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
@@ -325,7 +325,7 @@ class TorchTarget(Target):
         elif self.wants == "nhwc" and x.ndim > 2:
             x = x.movedim(1, -1)
         if (
-            isinstance(self.model, Foreign)
+            isinstance(self.model, Adapter)
             and self.model.shape is not None
             and len(self.model.shape) == 1
         ):
@@ -349,7 +349,7 @@ class TorchTarget(Target):
     def _called(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for preprocessed x, perhaps with the logits before it: see
         `activation`."""
-        if not self.reads or isinstance(model, (Foreign, activation.Bare)):
+        if not self.reads or isinstance(model, (Adapter, activation.Bare)):
             return model(x)
         if self._scripted is not None:
             return self._scripted(x)
@@ -358,7 +358,7 @@ class TorchTarget(Target):
 
     def _logits(self, z: Tensor) -> tuple[Tensor, bool]:
         """A model's output, or the logits before its last activation; and whether it is these."""
-        if isinstance(self.model, Foreign) and self.model.ending is not None:
+        if isinstance(self.model, Adapter) and self.model.ending is not None:
             return (z, True) if self.reads else (activation.applied(self.model.ending, z), False)
         found = activation.before(z) if self.reads else None
         return (z, False) if found is None or found.logits is None else (found.logits, True)
@@ -366,7 +366,7 @@ class TorchTarget(Target):
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
         # a foreign one has chosen
-        z = chosen(z, None if isinstance(self.model, Foreign) else self.output)
+        z = chosen(z, None if isinstance(self.model, Adapter) else self.output)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -390,7 +390,7 @@ class TorchTarget(Target):
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
         self.model = self.twin = model
-        foreign = model if isinstance(model, Foreign) else None
+        foreign = model if isinstance(model, Adapter) else None
         self.access = Access.GRADIENTS if foreign is None else foreign.access
         quantised = is_quantised(model)
         self.access = Access.SCORES if quantised else self.access
@@ -421,7 +421,7 @@ class TorchTarget(Target):
         """
         given, readings, reason = self.model, self._readings(shape), None
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
-        declared, access = given.shape if isinstance(given, Foreign) else None, self.access
+        declared, access = given.shape if isinstance(given, Adapter) else None, self.access
         for reading in readings:
             self.access = access  # an earlier reading may have lowered it
             try:
@@ -433,7 +433,7 @@ class TorchTarget(Target):
                     before = self._before(self._probe())
                     if declared is not None and tuple(before.shape[1:]) != tuple(declared):
                         continue
-                    if not isinstance(given, (nn.Module, Foreign)):
+                    if not isinstance(given, (nn.Module, Adapter)):
                         self._take(
                             by_trial(given, before, output=self.output, classes=self.classes)
                         )
@@ -461,12 +461,12 @@ class TorchTarget(Target):
         Networks of torch and Keras have a convention, so images that nobody described lie in it. A
         plain function is likeliest given what it takes.
         """
-        convention = self.model.layout if isinstance(self.model, Foreign) else "nchw"
+        convention = self.model.layout if isinstance(self.model, Adapter) else "nchw"
         asked = self._asked
         network = (
             isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
         )
-        declared = self.model.shape if isinstance(self.model, Foreign) else None
+        declared = self.model.shape if isinstance(self.model, Adapter) else None
         if declared is not None:
             convention = _layout_of(declared) or convention
         if len(shape) == 2:
@@ -495,7 +495,7 @@ class TorchTarget(Target):
         """Say of a reading that is not what was asked for, or not the likeliest, how the inputs
         were taken."""
         layout, wants, axis = taken
-        declared = isinstance(self.model, Foreign) and self.model.shape is not None
+        declared = isinstance(self.model, Adapter) and self.model.shape is not None
         # only one reading fits
         if taken == likeliest or (declared and not axis and not self._asked):
             return
@@ -556,7 +556,7 @@ class TorchTarget(Target):
             return
         model, says, probe = self.model, None, self._probe()[:1]
         self.ending = self._scripted = None
-        if isinstance(model, Foreign):
+        if isinstance(model, Adapter):
             out = model(self._before(probe))
             self.ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
@@ -570,7 +570,7 @@ class TorchTarget(Target):
                 out = self._ask(model, self._before(probe))
             self.ending = activation.ending(chosen(out, self.output))
         self._head(out, 1)  # one row alone is a batch too
-        out = chosen(out, None if isinstance(model, Foreign) else self.output)
+        out = chosen(out, None if isinstance(model, Adapter) else self.output)
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
@@ -631,7 +631,7 @@ class TorchTarget(Target):
         if self.compile:
             self.twin = self._compiled(self.twin)
         self.approximate = self.twin is not self.model or self.precision != "float32"
-        if isinstance(self.model, Foreign):
+        if isinstance(self.model, Adapter):
             self.approximate = self.model.approximate
             return
         if not self.approximate:

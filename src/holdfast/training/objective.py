@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -101,6 +102,22 @@ class Objective(Part):
         Whoever trains takes the mean, in which rows of some classes may count more.
         """
         return crossed(net, near, y.repeat(len(near) // len(y)), self.smoothing)
+
+
+class Regularizer(Part, ABC):
+    """One penalty. The fields are its hyperparameters; they only store."""
+
+    weight: float
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """Forward and backward passes that it costs a row of one training step."""
+
+    @abstractmethod
+    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """The mean over rows x [n, *shape] of classes y [n], weighted; z [m n, k] are the scores
+        trained at."""
 
 
 def crossed(net: Net, x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
