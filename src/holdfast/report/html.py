@@ -92,7 +92,8 @@ class _Figure(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.said += [tag] if tag not in self.DRAWING else []
+        if tag not in self.DRAWING:
+            self.said.append(tag)
         own = [
             (name, value or "")
             for name, value in attrs
@@ -101,7 +102,8 @@ class _Figure(HTMLParser):
         self.said += [f"{name}={value}" for name, value in own if not value.startswith("#")]
 
     def handle_data(self, data: str) -> None:
-        self.said += [data.strip()] if data.strip() else []
+        if data.strip():
+            self.said.append(data.strip())
 
     def handle_comment(self, data: str) -> None:
         pass  # of the drawing library: which text is drawn next
@@ -153,7 +155,11 @@ def _render(folder: Path, manifest: Manifest) -> str:
 def _page(folder: Path, manifest: Manifest) -> str:
     stored, examples = _gallery(folder, manifest)
     counts = manifest.metrics.confusion
-    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+    names = [words.class_name(manifest, c) for c in range(len(getattr(counts, "clean", ())))]
+    matrices = (
+        ("On clean inputs", "Clean inputs", "clean"),
+        ("Under attack", "Under attack", "attacked"),
+    )
     return rendered(
         "report.html.j2",
         m=manifest,
@@ -163,18 +169,12 @@ def _page(folder: Path, manifest: Manifest) -> str:
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             (
-                "On clean inputs",
-                Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean")),
-            ),
-            (
-                "Under attack",
-                Markup(
-                    figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked")
-                ),
-            ),
-        ]
-        if counts
-        else [],
+                title,
+                Markup(figures.confusion(getattr(counts, part), names, said, f"confusion-{part}")),
+            )
+            for title, said, part in matrices
+            if counts is not None
+        ],
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
@@ -247,7 +247,7 @@ def _png(x: np.ndarray, layout: str) -> str:
     if pixels.ndim == 3 and layout == "nchw":
         pixels = pixels.transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
-        file, "PNG"
-    )
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    Image.fromarray(pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -92,6 +92,12 @@ class DataInfo(Record):
     ] = {}  # options with which the data were read: label, classes, resize, crop
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        if self.class_names is None or not 0 <= label < len(self.class_names):
+            return str(label)
+        return self.class_names[label]
+
 
 class ThreatInfo(Record):
     text: str  # as typed back: linf(8/255)
