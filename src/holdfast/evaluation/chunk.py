@@ -242,10 +242,10 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
     columns = _columns(plan, rows, found, torch.from_numpy(status == "broken"))
     columns |= _looks(plan, rows, found)
     if goal is not None and goals.differ(plan.threat):
-        columns["goal"] = goal
+        columns["target_class"] = goal
     table = {name: column.numpy() for name, column in columns.items()} | _outputs(plan, rows, found)
     if plan.target.task.refuses:
-        table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
+        table["robust_by_refusal"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     held = found.at[found.holds]
     evidence = {"id": rows.ids[held], "x": found.shown.x[found.holds]}
@@ -319,7 +319,7 @@ def _looks(plan: Plan, rows: Rows, found: Judged) -> dict[str, Tensor]:
     if still and perceptual.pictures(target, rows.x):
         shown, threat = found.shown[found.broken], rows.threat.of_rows(broken)
         kept = judge.holds_in_8bit(target, threat, shown, rows.y[broken], plan.seed)
-        columns["holds_8bit"] = _of_all(rows, broken, kept.double())
+        columns["broken_8bit"] = _of_all(rows, broken, kept.double())
     if plan.perceptual is not None:
         columns["lpips"] = _of_all(rows, held, plan.perceptual(*pair))
     return columns
