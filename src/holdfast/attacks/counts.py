@@ -14,6 +14,7 @@ from torch import Tensor
 
 from holdfast.decisions import REFUSED
 from holdfast.norms import Norm, wide
+from holdfast.targets.batch import picked
 from holdfast.targets.target import Access, Target
 from holdfast.tasks import silent
 
@@ -119,7 +120,7 @@ class Counts:
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
         self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
-        self.goal = None if self.goal is None else self.goal[keep]
+        self.goal = picked(self.goal, keep)
         self.live, self.over, self.met = self.live[keep], self.over[keep], self.met[keep]
 
     # ------------------------------------------------------------------ before a question

@@ -25,7 +25,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
-from holdfast.targets.batch import Batch, read
+from holdfast.targets.batch import Batch, picked, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH
 from holdfast.threats.threat import Threat, as_threat
@@ -196,7 +196,7 @@ def _chunk(
             seed=seed,
             restart=restart,
             rank=rank,
-            clean=None if clean.scores is None else clean.scores[left],
+            clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
         )
         found = ledger.size.where(ledger.broken, torch.inf).cpu()

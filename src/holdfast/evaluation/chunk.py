@@ -23,7 +23,7 @@ from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
-from holdfast.targets.batch import Batch
+from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
@@ -438,7 +438,7 @@ def _attack(
         seed=plan.seed,
         restart=unit.restart,
         rank=unit.rank,
-        clean=None if rows.clean.scores is None else rows.clean.scores[at],
+        clean=picked(rows.clean.scores, at),
         near=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
         stop=plan.stops(trial),
