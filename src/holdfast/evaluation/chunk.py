@@ -19,8 +19,8 @@ from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
+from holdfast.evaluation.truths import outputs
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch, picked

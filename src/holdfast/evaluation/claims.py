@@ -18,7 +18,7 @@ from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError
-from holdfast.evaluation import moved, protocols
+from holdfast.evaluation import protocols, transformations
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import check_model, randomised
 from holdfast.evaluation.probing import probe
@@ -190,7 +190,9 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
         for access in given
         if bounded or protocols.seeks_smallest(name, norm, access)
     ]
-    return [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
+    return [
+        [t.write(whole=True) for t in transformations.suited(one, movement).trials] for one in known
+    ]
 
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
