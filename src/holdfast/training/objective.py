@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -12,15 +12,8 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.gradient.pgd import PGD as Ascent
-from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import Craft, Rival
-
-_KINDS = {
-    "int": (int, "a whole number from 1"),
-    "float": ((int, float), "a number from 0"),
-    "str": (str, "a text"),
-}
 
 
 @dataclass(frozen=True)
@@ -39,16 +32,7 @@ class Part:
     store."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value, (kind, words) = getattr(self, field.name), _KINDS[str(field.type)]
-            right = isinstance(value, kind) and not isinstance(value, bool)
-            if not right or (
-                isinstance(value, (int, float))
-                and not (field.type == "int") <= value < float("inf")
-            ):
-                raise SpecError(
-                    f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}."
-                )
+        spec.check(self)
 
     def __repr__(self) -> str:
         return spec.write(self)
