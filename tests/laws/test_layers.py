@@ -28,7 +28,8 @@ LAYERS = """
     diagnostics
     attacks runs
     bounds
-    data targets
+    targets
+    data
     threats tasks
     decisions errors losses norms quiet rng spec tensors usercode
 """

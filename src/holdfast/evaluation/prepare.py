@@ -9,8 +9,8 @@ from torch import nn
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign
 from holdfast.targets.preprocess import Normalize, Resize
 from holdfast.targets.target import Target
 
@@ -31,7 +31,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     first = steps[0] if steps else None
     size = (first.height, first.width) if isinstance(first, Resize) else None
     source = source.fitted(channels=channels_of(target), size=size)
-    if target.shape is None or target.free is not None:
+    if target.shape is None:
         return source
     return laid_as(source, target.shape)
 
@@ -45,7 +45,7 @@ def channels_of(target: Target) -> int | None:
         for step in getattr(inner, "preprocess", ())
     ):
         return None
-    if shape is None and isinstance(model, Foreign):
+    if shape is None and isinstance(model, Adapter):
         shape = model.shape
     if shape is not None:
         if len(shape) == 2:

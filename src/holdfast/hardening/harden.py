@@ -136,7 +136,7 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    given = wrap(model)
+    given = wrap(model).copied()
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
@@ -145,7 +145,7 @@ def harden(
         raise InputError(
             f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
         )
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."
@@ -226,7 +226,7 @@ def harden(
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.draws)
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = evaluate(
         hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
     )

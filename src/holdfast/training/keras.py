@@ -105,7 +105,7 @@ class KerasNetwork:
                 else [target.bounds.low, target.bounds.high],
                 "layout": target.layout,
                 "output": target.output,
-                "batch_size": target.batch_size,
+                "batch_size": target.batcher.size,
                 "device": str(target.device),
             },
             "files": usercode.files(),

@@ -13,7 +13,7 @@ from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.contract import check_model
 from holdfast.hardening import objectives
 from holdfast.targets import Target, TorchTarget
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import sealed
 from holdfast.training import augmentation
 from holdfast.training.network import Network, TorchNetwork
@@ -32,7 +32,7 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    own = model.trainable if isinstance(model, Foreign) else None
+    own = model.trainable if isinstance(model, Adapter) else None
     if own is None:
         raise InputError(
             "hardening trains a torch module or a Keras model, but the model is a "

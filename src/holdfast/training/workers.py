@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from holdfast import usercode
+from holdfast import memory, usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
@@ -202,6 +202,7 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    memory.manage()
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -239,7 +240,7 @@ def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         net, job = torch.load(work / "training.pt", map_location=own, weights_only=False)
     target, share = job["target"], job.pop("share")
     if target.device.type == "cuda":
-        target.device = torch.device("cuda", team.rank)
+        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
     mix = None if share is None else Mix(stored(work, "mix"), share)
     data, held = (stored(work, name) for name in ("train", "held"))
     whole = Training(data=data, held=held, mix=mix, watch=watch, team=team, **job)

@@ -82,9 +82,9 @@ class PatchRS(Attack):
 
 def _pixels(p: Problem) -> tuple[ImageShape, int]:
     """The pixels to paint, and how many numbers stand before them: the place, or none."""
-    if p.target.square is None:
+    if p.square is None:
         return ImageShape.of(p), 0
-    c, h, w = p.target.square
+    c, h, w = p.square
     return ImageShape(c, h, w, (h * w, w, 1)), 2
 
 
