@@ -71,7 +71,8 @@ class Round:
     kid: float
     right: float  # share of samples that are taken for the class asked for
     classes: int  # of which at least half are
-    spread: float  # of the class whose samples differ least among themselves; 1: as much as real rows do
+    # of the class whose samples differ least among themselves; 1: as much as real rows do
+    spread: float
     note: str = ""
 
 
@@ -151,7 +152,8 @@ class Training:
         self.f_real = quality.features(self.reader, self.real[0])
         device = self.frame.middle.device
         with sealed(self.seed), torch.enable_grad():
-            s = State(model, model.nets(tuple(self.frame.shape), k).to(device))  # pyright: ignore[reportArgumentType]
+            shape: tuple[int, ...] = tuple(self.frame.shape)  # pyright: ignore
+            s = State(model, model.nets(shape, k).to(device))
             if (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
             keys = Keys.of(self.seed, torch.arange(model.batch_size, device=device)).fold("train")

@@ -36,7 +36,7 @@ from holdfast.targets.frameworks.keras import KerasOnTorch, load
 from holdfast.training import workers
 from holdfast.training.distributed import Team
 from holdfast.training.loop import Training
-from holdfast.training.network import behind
+from holdfast.training.network import behind, settings
 from holdfast.training.state import Epoch
 
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
@@ -87,10 +87,9 @@ class KerasNetwork:
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
         workers.check_portable(target.preprocess)
-        names = ("bounds", "preprocess", "layout", "output", "batch_size", "device")
         own = {
             "code": _own_code(),
-            "wrapped": {name: getattr(target, name) for name in names},
+            "settings": settings(target),
             "probabilities": target.probabilities,
         }
         workers.hand_over(training, work, own)
@@ -159,7 +158,7 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     for where in own["code"]:
         usercode.find(where)
     model, held = _again(work / "model.keras"), job["held"]
-    target = wrap(model, **own["wrapped"])
+    target = wrap(model, **own["settings"])
     target.bind(held.shape)
     target.probabilities = own["probabilities"]
     assert isinstance(target, TorchTarget)

@@ -56,7 +56,7 @@ class Training:
         seed: of the order of rows, of all noise, and of what the network draws itself.
         floor: the least clean accuracy on `held` of the weights chosen.
         min_recall: the least clean recall there of any class.
-        balance: of the classes in `data`; None: all count alike.
+        balance: of the classes in `data`; of none: all count alike.
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
@@ -78,7 +78,7 @@ class Training:
     seed: int = 0
     floor: float = 0.0
     min_recall: float = 0.0
-    balance: Balance | None = None
+    balance: Balance = field(default=Balance(()))
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
@@ -139,9 +139,9 @@ class Training:
         craft = self._craft(
             self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start
         )
-        size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
+        size = self.recipe.move[1] * (done > self.recipe.ramp)
         batch = augmentation.augmented(self.changes, x, y, self.target, self.seed + place.step)
-        batch = batch.part(mine) if self.team.size > 1 else batch
+        batch = batch.part(mine)
         x, y = batch.x, batch.y
         objective.teach(craft, x, y)
         near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
@@ -156,7 +156,7 @@ class Training:
 
         place.step, place.batch = place.step + 1, place.batch + 1
         place.rows += n
-        beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
+        beside = sum(part.passes for part in self.penalties) + 2 * objective.asks * bool(size)
         beside += 2 * batch.beside(objective.asks)
         place.passes += n * (objective.passes + objective.replays * beside)
         place.loss += float(loss) * n
@@ -204,7 +204,7 @@ class Training:
     def _weighed(self, rows: Tensor, y: Tensor) -> Tensor:
         """The losses of points [m n], all first points first, of classes y [n], each times the
         weight of its class."""
-        if self.balance is None or not self.balance.weights:
+        if not self.balance.weights:
             return rows
         return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
 
@@ -225,9 +225,7 @@ class Training:
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
         rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * (
-            min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0
-        )
+        return rate, float(self.threat.eps) * min(1.0, done / (self.recipe.ramp or done))
 
     def _settled(self, place: Place) -> bool:
         """Whether so many epochs at full eps have brought nothing better that it ends early."""
@@ -249,18 +247,15 @@ class Training:
             clean=clean,
             inner=inner,
             robust=robust,
-            aligned=self._aligned(s) if recipe.judge else math.nan,
+            aligned=self._aligned(s),
             passes=place.passes,
-            note=self.balance.note if self.balance is not None and not place.epoch else "",
             recall=recall,
         )
-        place.epoch, place.batch, place.rows, place.loss, place.right = (
-            place.epoch + 1,
-            0,
-            0,
-            0.0,
-            0,
-        )
+        if not place.epoch:
+            line.note = self.balance.note
+        place.epoch += 1
+        place.batch = place.rows = place.right = 0
+        place.loss = 0.0
         place.full = place.full + 1 if eps == self.threat.eps else 0
         score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
         if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
@@ -287,8 +282,9 @@ class Training:
         all of one class under every attack, which can be a higher mean over the classes than that
         of a network that tells them apart.
         """
-        unequal = self.balance is not None and self.balance.unequal
-        return max(self.min_recall, 0.5 / self.target.task.k if unequal else 0.0)
+        if not self.balance.unequal:
+            return self.min_recall
+        return max(self.min_recall, 0.5 / self.target.task.k)
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
         """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,
@@ -314,11 +310,9 @@ class Training:
             )
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         each = self._per_class(self.judged[1])[mine]  # [n, classes there]
-        weight = (
-            each.mean(1)
-            if self.balance is not None and self.balance.unequal
-            else torch.ones_like(each[:, 0])
-        )
+        weight = torch.ones_like(each[:, 0])
+        if self.balance.unequal:
+            weight = each.mean(1)
         columns = [held * weight for held in (right, inner & right, stood)]
         recalls = [right * column for column in each.unbind(1)]
         *figures, accuracy = self.team.shares([*columns, *recalls, right])
@@ -332,7 +326,9 @@ class Training:
 
     def _aligned(self, s: State) -> float:
         """How far gradients at those rows and at random points near them point the same way: their
-        mean cosine."""
+        mean cosine. Without a judge it is not asked."""
+        if not self.recipe.judge:
+            return math.nan
         mine = self.team.share(len(self.judged[1]))
         craft = self._craft(
             self.target.live(s.average), float(self.threat.eps), self.seed, mine.start

@@ -43,20 +43,18 @@ from holdfast.training.state import STATE, Epoch, packed
 
 _BEST = "best.safetensors"
 _CARRIED = (
-    *(
-        "threat",
-        "recipe",
-        "objective",
-        "penalties",
-        "seed",
-        "floor",
-        "min_recall",
-        "balance",
-        "folder",
-        "every",
-        "precision",
-        "devices",
-    ),
+    "threat",
+    "recipe",
+    "objective",
+    "penalties",
+    "seed",
+    "floor",
+    "min_recall",
+    "balance",
+    "folder",
+    "every",
+    "precision",
+    "devices",
 )
 
 
@@ -100,9 +98,10 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
         raise InputError(
             f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}."
         )
-    there = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
+    there, what = os.cpu_count() or 1, "cores"
+    if kind == "cuda":
+        there, what = torch.cuda.device_count(), "CUDA devices"
     if not 1 <= devices <= there:
-        what = "CUDA devices" if kind == "cuda" else "cores"
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
     if type(objective).rival is not Objective.rival:
         raise InputError(
@@ -136,7 +135,7 @@ def run(
         | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
     )
     common["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // training.devices))
-    fallen: list[int] = []
+    dead: list[int] = []
     with ExitStack() as stack:
         children = [
             stack.enter_context(
@@ -158,7 +157,7 @@ def run(
 
         def guard(rank: int) -> None:
             if children[rank].wait():
-                fallen.append(rank)
+                dead.append(rank)
                 end()
 
         guards = [threading.Thread(target=guard, args=(rank,)) for rank in range(training.devices)]
@@ -171,14 +170,20 @@ def run(
         except BaseException:
             end()
             raise
-    if failed is None and fallen:
-        said = (work / f"stderr{fallen[0]}").read_text(errors="replace").strip().splitlines()
-        last = (said or [f"it ended with code {children[fallen[0]].returncode}"])[-1].rstrip(".")
-        which = f" (process {fallen[0] + 1} of {len(children)})" if len(children) > 1 else ""
-        stored = training.folder is not None and (training.folder / STATE).exists()
-        more = "What it stored goes on with --resume." if stored else hint
-        raise InputError(f"the training's own process{which} died: {last}. {more}".rstrip())
+    if failed is None and dead:
+        code = children[dead[0]].returncode
+        raise InputError(_died(training, work, dead[0], code, hint))
     return failed
+
+
+def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> str:
+    said = (work / f"stderr{rank}").read_text(errors="replace").strip().splitlines()
+    last, which = (said or [f"it ended with code {code}"])[-1].rstrip("."), ""
+    if training.devices > 1:
+        which = f" (process {rank + 1} of {training.devices})"
+    if training.folder is not None and (training.folder / STATE).exists():
+        hint = "What it stored goes on with --resume."
+    return f"the training's own process{which} died: {last}. {hint}".rstrip()
 
 
 def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
@@ -205,7 +210,9 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
 
     if team.size > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        place = dist.FileStore(str(work / "rendezvous"), team.size)  # pyright: ignore[reportPrivateImportUsage]
+        place = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]
+            str(work / "rendezvous"), team.size
+        )
         hours = timedelta(hours=24)  # one that died is seen by who started it
         dist.init_process_group(
             backend, store=place, rank=team.rank, world_size=team.size, timeout=hours
@@ -244,11 +251,12 @@ def emptied(folder: Path) -> Path:
 
 def hand_over(training: Training, work: Path, own: dict[str, Any]) -> None:
     """Leave in a folder what a training in processes of its own takes, and what else is theirs."""
-    mix = {} if training.mix is None else {"mix": training.mix.data}
-    for name, source in {"train": training.data, "held": training.held, **mix}.items():
+    sources, share = {"train": training.data, "held": training.held}, None
+    if training.mix is not None:
+        sources["mix"], share = training.mix.data, training.mix.share
+    for name, source in sources.items():
         _store(source, work, name)
     job = {name: getattr(training, name) for name in _CARRIED}
-    share = None if training.mix is None else training.mix.share
     (work / "code.json").write_text(json.dumps(usercode.files()))
     torch.save((own, job, share), work / "training.pt")
 
@@ -267,7 +275,7 @@ def taken_over(
             usercode.run_file(file)
         # Written by the process that started this one.
         own, job, share = torch.load(work / "training.pt", map_location=devices, weights_only=False)
-    mix = None if share is None else Mix(_stored(work, "mix"), share)
+    mix = share and Mix(_stored(work, "mix"), share)
     return own, job | {"data": _stored(work, "train"), "held": _stored(work, "held"), "mix": mix}
 
 
