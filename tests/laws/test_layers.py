@@ -28,9 +28,10 @@ LAYERS = """
     diagnostics
     attacks runs
     bounds
-    data targets
+    targets
+    data
     threats tasks
-    decisions errors losses norms quiet rng spec tensors usercode
+    decisions errors losses memory norms quiet rng spec tensors usercode
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}

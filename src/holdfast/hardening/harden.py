@@ -137,7 +137,7 @@ def harden(
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
     parts = recipes.parts(recipe)
-    given = wrap(model)
+    given = wrap(model).copied()
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
@@ -206,7 +206,7 @@ def harden(
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.draws)
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = measured(hard, "after", replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
@@ -291,7 +291,7 @@ def _check_task(target: TorchTarget) -> None:
         raise InputError(
             f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
         )
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."

@@ -17,7 +17,7 @@ from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adopt
-from holdfast.targets.several_inputs import joined
+from holdfast.targets.several_inputs import further, joined
 from holdfast.targets.target import Bounds, Target
 from holdfast.tasks import parse as parse_task
 
@@ -53,7 +53,8 @@ def wrap(
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's
             kind, a `Booster` of XGBoost or LightGBM, an onnx ModelProto, an InferenceSession of
             onnxruntime, or a callable of one array [n, *shape] of torch, TensorFlow, JAX or numpy;
-            a path or text that `load` takes; a Target is returned as it is, with its task.
+            a path or text that `load` takes; a Target is returned as it is, or, with a task or
+            probabilities, as a copy that has them.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same
             units.
         preprocess: what happens to raw inputs before the model, one step or several in order:
@@ -65,8 +66,8 @@ def wrap(
             `classes`.
         draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a
             defence of `preprocess` is random, else 1.
-        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then
-            flat: the others, in their order, and last the attacked one.
+        inputs: shapes of the inputs of a model that takes several, in their order. Data then are
+            ((x, x2, ...), y): the attacked one, and the others in their order.
         attacked: the place of the one that may change.
         options: see `TorchTarget`.
 
@@ -92,9 +93,12 @@ def wrap(
                 f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is "
                 f"wrapped already; say it where the model is wrapped, or in the endpoint's config."
             )
-        if options.get("probabilities") is not None:
-            model.probabilities, model.said = options["probabilities"], True
-        task = options.get("task")
+        probabilities, task = options.get("probabilities"), options.get("task")
+        if probabilities is None and task is None:
+            return model
+        model = model.copied()
+        if probabilities is not None:
+            model.probabilities, model.said = probabilities, True
         model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
         return model
     given = (preprocess,) if isinstance(preprocess, Callable) else preprocess
@@ -133,9 +137,9 @@ def wrap(
         shapes = [tuple(shape) for shape in inputs]
         model = joined(model, shapes, attacked)
         options |= {
-            "free": shapes[attacked],
+            "further": further(shapes, attacked),
             "attacked": attacked,
-            "shape": (sum(map(math.prod, shapes)),),
+            "shape": shapes[attacked],
         }
     own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
     target = TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)

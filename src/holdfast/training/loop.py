@@ -19,7 +19,7 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.evaluation.memory import keep_freed
+from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed

@@ -76,7 +76,7 @@ def settings(target: TorchTarget) -> dict[str, Any]:
     return {
         "bounds": target.bounds,
         "preprocess": target.preprocess,
-        "batch_size": target.batch_size,
+        "batch_size": target.batcher.size,
         "device": target.device,
         "layout": target.layout,
         "output": target.output,

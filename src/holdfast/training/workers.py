@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from holdfast import usercode
+from holdfast import memory, usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
@@ -202,6 +202,7 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    memory.manage()
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -236,7 +237,7 @@ def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     own, job = taken_over(work, devices)
     target = own["target"]
     if target.device.type == "cuda":
-        target.device = torch.device("cuda", team.rank)
+        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
     whole = Training(target=target, watch=watch, team=team, **job)
     best = whole.fit(own["net"], resume=True).best_average()
     if team.leads:

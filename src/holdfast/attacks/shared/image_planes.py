@@ -26,7 +26,7 @@ class Planes(NamedTuple):
     def of(p: Problem) -> Planes:
         """Inputs that are no images are one plane; those with one axis, one row."""
         shape = (1,) * (3 - (p.x.ndim - 1)) + tuple(p.x.shape[1:])
-        if p.target.layout == "nhwc" and len(shape) == 3:
+        if p.layout == "nhwc" and len(shape) == 3:
             h, w, c = shape
             return Planes(c, h, w, (1, w * c, c))
         h, w = shape[-2:]

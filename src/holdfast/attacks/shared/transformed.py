@@ -35,7 +35,7 @@ def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change)
 
 def images(p: Problem, x: Tensor) -> Tensor:
     """Inputs as images [n, c, h, w]; those with one axis are one row."""
-    if p.target.layout == "nhwc" and x.ndim == 4:
+    if p.layout == "nhwc" and x.ndim == 4:
         return x.movedim(-1, 1)
     shape = (1,) * (4 - x.ndim) + tuple(x.shape[1:])
     return x.reshape(len(x), math.prod(shape[:-2]), *shape[-2:])
@@ -43,7 +43,7 @@ def images(p: Problem, x: Tensor) -> Tensor:
 
 def joined(p: Problem, image: Tensor) -> Tensor:
     """Images as inputs."""
-    return (image.movedim(1, -1) if p.target.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
+    return (image.movedim(1, -1) if p.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
         p.x.shape
     )
 

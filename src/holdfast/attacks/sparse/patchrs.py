@@ -90,9 +90,9 @@ class PatchRS(Attack):
 
 def _pixels(p: Problem) -> tuple[Planes, int]:
     """The pixels to paint, and how many numbers stand before them: the place, or none."""
-    if p.target.square is None:
+    if p.square is None:
         return Planes.of(p), 0
-    c, h, w = p.target.square
+    c, h, w = p.square
     return Planes(c, h, w, (h * w, w, 1)), 2
 
 

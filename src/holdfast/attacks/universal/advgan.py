@@ -20,8 +20,8 @@ from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
-from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, unplaned
 from holdfast.threats.threat import Threat
 
 
@@ -163,7 +163,7 @@ def _inward(x: Tensor, target: Target) -> Tensor:
 
 
 def _slices(target: Target, x: Tensor) -> list[slice]:
-    return [slice(at, at + target.batch_size) for at in range(0, len(x), target.batch_size)]
+    return [slice(at, at + target.batcher.size) for at in range(0, len(x), target.batcher.size)]
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:

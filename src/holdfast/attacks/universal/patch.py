@@ -16,8 +16,8 @@ from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
 from holdfast.rng import Keys
 from holdfast.spec import check as check_fields
 from holdfast.spec import option
-from holdfast.targets.spatial import planes, sample, unplaned
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, sample, unplaned
 from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 ANY = Untargeted()
