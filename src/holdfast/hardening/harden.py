@@ -38,7 +38,7 @@ from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly, labels_of
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
-from holdfast.training.network import behind
+from holdfast.training.network import wrapped_like
 from holdfast.training.prepare import check_network, check_precision, network_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
@@ -204,7 +204,7 @@ def harden(
             training.watch = tensorboard_log.written(folder, tell)
         network.train(training)
     hardened = network.read(folder)
-    hard: Target = behind(target, hardened)
+    hard: Target = wrapped_like(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
         hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = measured(hard, "after", replace(called, model="hardened"))

@@ -83,8 +83,8 @@ def settings(target: TorchTarget) -> dict[str, Any]:
     }
 
 
-def behind(like: TorchTarget, model: Any) -> TorchTarget:
-    """A trained model behind the same door as the one that it came from."""
+def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
+    """A trained model, wrapped as the one that it came from is."""
     own = wrap(model, probabilities=like.probabilities, draws=1, **settings(like))
     assert isinstance(own, TorchTarget)
     assert like.shape is not None

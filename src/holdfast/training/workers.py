@@ -35,7 +35,7 @@ from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
-from holdfast.training.distributed import Team
+from holdfast.training.distributed import ProcessGroup
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
 from holdfast.training.objective import Objective
@@ -73,7 +73,7 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         else:
             work = emptied(training.folder / "work")
             stack.callback(shutil.rmtree, work, ignore_errors=True)
-        hand_over(training, work, {"net": net, "target": _plain(training.target)})
+        hand_over(training, work, {"net": net, "target": _without_twin(training.target)})
         failed = run(__name__, work, training)
         if failed is not None:
             raise InputError(failed)
@@ -109,7 +109,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
             "it out."
         )
     if pickled:
-        check_portable(_plain(target))
+        check_portable(_without_twin(target))
     elif kind == "cuda":
         raise InputError(f"devices is {devices}, but a Keras model is trained on one CUDA device.")
 
@@ -196,51 +196,51 @@ def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None
     return failed
 
 
-def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]) -> None:
-    """In a process of its own: join the team, train, and tell each epoch as a line of JSON."""
+def serve(work: Path, fit: Callable[[Path, ProcessGroup, Callable[[Epoch], None]], None]) -> None:
+    """In a process of its own: join the group, train, and print each epoch as a line of JSON."""
     # What frameworks print is not meant for the listener; and where that one is gone, so is the
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     memory.manage()
-    team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-    def tell(**said: Any) -> None:
+    def send(**said: Any) -> None:
         print(json.dumps(said), file=line, flush=True)
 
-    if team.size > 1:
+    if group.size > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        place = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]
-            str(work / "rendezvous"), team.size
+        store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]
+            str(work / "rendezvous"), group.size
         )
         hours = timedelta(hours=24)  # one that died is seen by who started it
         dist.init_process_group(
-            backend, store=place, rank=team.rank, world_size=team.size, timeout=hours
+            backend, store=store, rank=group.rank, world_size=group.size, timeout=hours
         )
     try:
-        fit(work, team, lambda epoch: tell(epoch=asdict(epoch)))
+        fit(work, group, lambda epoch: send(epoch=asdict(epoch)))
     except HoldfastError as error:
-        tell(failed=str(error))
+        send(failed=str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as error:  # of the user's code
-        tell(failed=str(usercode.raised("the model", error)))
+        send(failed=str(usercode.raised("the model", error)))
     finally:
-        if team.size > 1:
+        if group.size > 1:
             dist.destroy_process_group()
 
 
-def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
+def _fit(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
-    devices = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}
+    devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
     own, job = taken_over(work, devices)
     target = own["target"]
     if target.device.type == "cuda":
-        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
-    whole = Training(target=target, watch=watch, team=team, **job)
+        target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
+    whole = Training(target=target, watch=watch, group=group, **job)
     best = whole.fit(own["net"], resume=True).best_average()
-    if team.leads:
+    if group.leads:
         write_bytes(work / _BEST, packed(best))
 
 
@@ -299,7 +299,7 @@ def _stored(work: Path, name: str) -> Source:
     return from_arrays(x, y, scale=False)
 
 
-def _plain(target: TorchTarget) -> TorchTarget:
+def _without_twin(target: TorchTarget) -> TorchTarget:
     """The same without a faster twin, which may be a traced graph and cannot be pickled."""
     assert isinstance(target.model, nn.Module)
     return target.live(target.model)
