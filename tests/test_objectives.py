@@ -287,7 +287,7 @@ def test_free_takes_two_steps_by_hand() -> None:
     )
     x, y = (torch.from_numpy(part).float() for part in done.data.rows(0, 64))
     y, w, s = y.long(), next(net.parameters()), State(net, done.recipe)
-    craft = done._craft(done.target.live(net), 0.15, 0)
+    craft = done._inner_attack(done.target.live(net), 0.15, 0)
     near = craft.around(x, "start")
     weights = [v.detach().clone() for v in net.parameters()]
 

@@ -285,10 +285,10 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
             rows.y[found[broken]],
             plan.seed,
         )
-        columns["holds_8bit"] = torch.full_like(known, torch.nan)
-        columns["holds_8bit"][found[broken]] = kept.double()
+        columns["broken_8bit"] = torch.full_like(known, torch.nan)
+        columns["broken_8bit"][found[broken]] = kept.double()
     if goal is not None and goals.differ(plan.threat):
-        columns["goal"] = goal
+        columns["target_class"] = goal
     if plan.perceptual is not None:
         columns["lpips"] = torch.full_like(known, torch.nan)
         columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored.x[holds])
@@ -308,7 +308,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
         # one row of torch is no list
         table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]
     if plan.target.task.refuses:
-        table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
+        table["robust_by_refusal"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     evidence = {"id": rows.ids[found[holds]], "x": stored.x[holds]}
     if not still:

@@ -28,7 +28,7 @@ from holdfast.runs.manifest import (
     Perceptual,
     QueryPoint,
     Refusals,
-    Round,
+    Restart,
     Sizes,
     Status,
     Survivors,
@@ -89,7 +89,7 @@ def samples_for(width: float, share: float = 0.5) -> int:
 
 
 # a robust row's worst input is wrong but for that; null: not asked
-REFUSALS = pa.schema([("refused", pa.bool_())])
+REFUSALS = pa.schema([("robust_by_refusal", pa.bool_())])
 
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
@@ -100,10 +100,10 @@ LPIPS = pa.schema([("lpips", pa.float64())])
 
 # Whether the example of a broken row still fools the model as an image file of 8 bits holds it;
 # null: no example.
-ROUNDED = pa.schema([("holds_8bit", pa.bool_())])
+ROUNDED = pa.schema([("broken_8bit", pa.bool_())])
 
 # the class that counts as a success, where each row has its own
-GOAL = pa.schema([("goal", pa.int64())])
+GOAL = pa.schema([("target_class", pa.int64())])
 
 GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
@@ -112,10 +112,10 @@ def schema_of(columns: Container[str]) -> pa.Schema:
     """The columns of samples: those of the models and data that have further ones after them."""
     optional = (
         ("truth", OUTPUTS),
-        ("refused", REFUSALS),
+        ("robust_by_refusal", REFUSALS),
         ("lpips", LPIPS),
-        ("holds_8bit", ROUNDED),
-        ("goal", GOAL),
+        ("broken_8bit", ROUNDED),
+        ("target_class", GOAL),
         ("group", GROUP),
     )
     return pa.schema(
@@ -134,7 +134,7 @@ def interval(successes: int, n: int) -> Interval:
     return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
 
 
-def survivors(last: Round) -> Survivors:
+def survivors(last: Restart) -> Survivors:
     """What another round would still break, from the last one.
 
     A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's
@@ -205,11 +205,11 @@ def measure(
         per_group=(groups := _groups(table, right, robust)),
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
-    if "holds_8bit" in table.column_names:
-        fooled = table.column("holds_8bit").fill_null(False).to_numpy(zero_copy_only=False)
+    if "broken_8bit" in table.column_names:
+        fooled = table.column("broken_8bit").fill_null(False).to_numpy(zero_copy_only=False)
         shown.accuracy_8bit = interval(int((robust | ((status == "broken") & ~fooled)).sum()), n)
-    if "refused" in table.column_names:
-        held = table.column("refused").fill_null(False).to_numpy(zero_copy_only=False)
+    if "robust_by_refusal" in table.column_names:
+        held = table.column("robust_by_refusal").fill_null(False).to_numpy(zero_copy_only=False)
         clean_held = interval(int((clean == REFUSED).sum()), n)
         shown.refusals = Refusals(
             clean=clean_held, attacked=interval(int(held.sum()), int(right.sum()))

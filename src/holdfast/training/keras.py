@@ -32,7 +32,7 @@ from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, wrap
-from holdfast.targets.frameworks.keras import KerasOnTorch, load
+from holdfast.targets.frameworks.keras import KerasOnTorch, read
 from holdfast.training import workers
 from holdfast.training.distributed import ProcessGroup
 from holdfast.training.loop import Training
@@ -80,7 +80,7 @@ class KerasNetwork:
 
     def read(self, folder: Path) -> Any:
         # it was written here, from a model that runs here
-        return load(folder / self.file, trust=True)
+        return read(folder / self.file, trust=True)
 
     def _hand_over(self, training: Training, work: Path) -> None:
         self.model.save(work / "model.keras")
@@ -97,7 +97,7 @@ class KerasNetwork:
     def _carried_back(self, work: Path) -> bytes:
         """The .keras file of the model as it came, with the trained weights."""
         weights = load_file(work / "weights.safetensors")
-        own = load(work / "model.keras", trust=True)
+        own = read(work / "model.keras", trust=True)
         own.set_weights([weights[str(i)].numpy() for i in range(len(weights))])
         return packed(own)
 
@@ -218,7 +218,7 @@ def _again(file: Path) -> Any:
         InputError: parts of it are unknown to a process of its own.
     """
     try:
-        return load(file, trust=True)
+        return read(file, trust=True)
     except InputError as error:
         first = (str(error.__cause__) or "its file cannot be read").splitlines()[0].rstrip(".")
         raise InputError(
