@@ -38,8 +38,6 @@ VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
 # Imports (from, of) that break the order or close a circle until they are mended, and why.
 EXCEPTIONS = {
     ("attacks.attack", "holdfast"): "an attack that is called is judged, as holdfast.attack does",
-    ("data.arrays", "data.joined"): "one array of several is made of its parts",
-    ("losses", "tasks"): "a loss asks for the width of a regression's scores",
     ("targets.frameworks.pytorch.target", "targets.defences"): "wrap() builds the preprocessing",
     ("targets.frameworks.pytorch.target", "targets.preprocess"): "wrap() builds the preprocessing",
 }
