@@ -130,7 +130,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     step = Training._step
 
     def dies(self: Training, s: State, *args: Tensor, **options: int) -> None:
-        if s.place.step == 7:  # of 10: two of the second epoch are done
+        if s.progress.step == 7:  # of 10: two of the second epoch are done
             raise Killed
         step(self, s, *args, **options)
 
@@ -152,7 +152,7 @@ from holdfast.training.loop import Training
 step = Training._step
 
 def stops(self, s, *args, **options):
-    if s.place.step == 7:  # the second epoch has begun
+    if s.progress.step == 7:  # the second epoch has begun
         print("here", flush=True)
         sys.stdin.read()
     step(self, s, *args, **options)
@@ -256,7 +256,7 @@ def test_what_counts_as_fooled() -> None:
     # an attack of ten steps is not fooled so
     assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
     assert repr(fast.stronger()) == "pgd(steps=2, step_size=0.5)"
-    assert fast.stronger().stronger().inner == 4
+    assert fast.stronger().stronger().inner_steps == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
         assert all(torch.equal(a, b) for a, b in zip(seen[1], self.net.parameters(), strict=True))
 
     monkeypatch.setattr(State, "back_to_best", checked)
-    place = done.fit(net).place
+    place = done.fit(net).progress
     assert [line.objective for line in place.log] == [
         *["fast()"] * 3,
         *["pgd(steps=2, step_size=0.5)"] * 2,
@@ -314,7 +314,7 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     recipe = recipes.parse(f'fast({how}, schedule="flat", judge="pgd(steps=10)")')
     rows, threat = (digits(0, 1200), digits(1200, 1437)), Threat.linf(0.3)
     done = Training(target, *rows, threat, recipe, *recipes.parts(recipe))  # pyright: ignore
-    log = done.fit(net).place.log
+    log = done.fit(net).progress.log
     fallen = next(i for i, line in enumerate(log) if line.note)
     names(
         log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2"
@@ -330,7 +330,7 @@ def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> N
     done, net = training('standard(epochs=3, objective="standard")', rows=128, floor=0.95)
     answers = iter([(0.96, 0.3, 0.3), (0.94, 0.6, 0.6), (0.95, 0.4, 0.4)])
     monkeypatch.setattr(Training, "_judge", lambda *_: (*(held := next(answers)), held[0], 1.0))
-    assert done.fit(net).place.best_epoch == 3
+    assert done.fit(net).progress.best_epoch == 3
 
 
 def test_divergence_is_named_and_the_last_good_weights_stay(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_loss_that_dies_later_leaves_the_best_weights(
     step = Training._step
 
     def poisoned(self: Training, s: State, *args: Tensor, **options: int) -> None:
-        if s.place.epoch == 1:
+        if s.progress.epoch == 1:
             next(s.net.parameters()).data.fill_(math.nan)
         step(self, s, *args, **options)
 

@@ -34,9 +34,9 @@ from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.frameworks.keras import KerasOnTorch, read
 from holdfast.training import workers
-from holdfast.training.distributed import Team
+from holdfast.training.distributed import ProcessGroup
 from holdfast.training.loop import Training
-from holdfast.training.network import behind
+from holdfast.training.network import settings, wrapped_like
 from holdfast.training.state import Epoch
 
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
@@ -72,7 +72,7 @@ class KerasNetwork:
                 write_bytes(training.folder / self.file, self._carried_back(work))
             if failed is not None:
                 raise InputError(failed.replace(_KEPT, self.file))
-            hardened = behind(training.target, self.read(training.folder))
+            hardened = wrapped_like(training.target, self.read(training.folder))
             _agree(hardened, training.held, work / "after.npy", "the hardened file gives")
         finally:
             (training.folder / _KEPT).unlink(missing_ok=True)
@@ -87,11 +87,9 @@ class KerasNetwork:
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
         workers.check_portable(target.preprocess)
-        names = ("bounds", "preprocess", "layout", "output", "device")
         own = {
             "code": _own_code(),
-            "wrapped": {name: getattr(target, name) for name in names}
-            | {"batch_size": target.batcher.size},
+            "settings": settings(target),
             "probabilities": target.probabilities,
         }
         workers.hand_over(training, work, own)
@@ -155,12 +153,12 @@ def _in_torch(work: Path, training: Training) -> str | None:
     return workers.run(__name__, work, training, env, _HINT)
 
 
-def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
+def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
     own, job = workers.taken_over(work)
     for where in own["code"]:
         usercode.find(where)
     model, held = _again(work / "model.keras"), job["held"]
-    target = wrap(model, **own["wrapped"])
+    target = wrap(model, **own["settings"])
     target.bind(held.shape)
     target.probabilities = own["probabilities"]
     assert isinstance(target, TorchTarget)
@@ -168,7 +166,7 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
-    training = Training(target=target, watch=watch, team=team, **job)
+    training = Training(target=target, watch=watch, group=group, **job)
     failed, kept = None, work.parent / _KEPT
     try:
         best = training.fit(net, resume=True).best_average()
@@ -178,7 +176,7 @@ def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
         if not kept.exists():
             raise
         best, failed = load_file(kept), error
-    if not team.leads:
+    if not group.leads:
         return
     net.load_state_dict(best)
     _put(net, bare)

@@ -21,7 +21,7 @@ from holdfast.training.recipe import Recipe
 
 
 def network_of(given: Any, target: Target) -> Network:
-    """The network behind a target, to be trained.
+    """The network of a target, to be trained.
 
     Args:
         given: what the target was made of, or the target itself.

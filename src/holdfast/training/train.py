@@ -38,7 +38,7 @@ def train(
     class_weights: str = "auto",
     watch: Callable[[Epoch], None] = lambda _: None,
 ) -> Any:
-    """A copy of the network behind `target`, trained by cross-entropy with Adam: a torch module in
+    """A copy of the network of `target`, trained by cross-entropy with Adam: a torch module in
     eval mode, or Keras.
 
     A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are
