@@ -128,3 +128,10 @@ def test_a_gap_in_the_arrays_and_a_preprocess_are_refused(tmp_path: Path) -> Non
         holdfast.wrap(Net(), inputs=SHAPES, attacked=1, preprocess=holdfast.Normalize(0.5, 0.5))
     with pytest.raises(InputError, match="attacked is 2"):
         holdfast.wrap(Net(), inputs=SHAPES, attacked=2)
+
+
+def test_further_inputs_that_are_missing_or_of_another_shape_are_refused() -> None:
+    target = holdfast.wrap(Net(), inputs=SHAPES, attacked=1)
+    for x, said in ((IMAGE, "x2 did not come"), ((IMAGE, TABLE[:, :2]), r"x2 is \(2,\)")):
+        with pytest.raises(InputError, match=said):
+            holdfast.evaluate(target, from_arrays(x, Y), "linf(0.15)", attacks=["fgsm"])

@@ -305,12 +305,17 @@ class TorchTarget(Target):
 
     def _flat(self, batch: Batch) -> Tensor:
         """Rows of several inputs, the one that may change last: [n, features]."""
-        missing = [name for name in self.context if name not in batch.context]
-        if missing:
-            raise InputError(
-                f"the model takes several inputs, and {' and '.join(missing)} did not come with x: "
-                "give data as ((x, x2, ...), y)."
-            )
+        for name, shape in self.context.items():
+            given = batch.context.get(name)
+            if given is None:
+                raise InputError(
+                    f"the model takes several inputs, and {name} did not come with x: give data as "
+                    "((x, x2, ...), y)."
+                )
+            if tuple(given.shape[1:]) != (shape or (1,)):
+                raise InputError(
+                    f"{name} is {tuple(given.shape[1:])} a row, but the model takes {shape}."
+                )
         return Batch(batch.x, {name: batch.context[name] for name in self.context}).flat()
 
     def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
