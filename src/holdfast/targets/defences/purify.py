@@ -188,7 +188,7 @@ class DiffPure(Purifier):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.least >= self.sigma:
-            raise SpecError(f"{spec.write(self)} needs a least noise below its sigma.")
+            raise SpecError(f"{spec.write(self)} needs 0 < least < sigma; least={self.least:g}.")
 
     @property
     def random(self) -> bool:
