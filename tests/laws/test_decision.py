@@ -12,9 +12,9 @@ from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Outcome, parse, run
 from holdfast.attacks.decision.cgba import CGBA
-from holdfast.attacks.decision.rays import block
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import arc, foothold, normal
+from holdfast.attacks.shared.boundary_search import arc, find_start, normal
+from holdfast.attacks.shared.sign_blocks import block
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
@@ -197,7 +197,7 @@ def test_a_known_example_is_a_start_where_noise_is_none() -> None:
     p = problem("l2")
     p.near = p.x + 0.25
     p.counts.goal = p.target.labels(p.near)
-    d = foothold(p, "best")
+    d = find_start(p, "best")
     met = p.adversarial(d)
     assert bool(met.all())
     assert bool(((d - 0.25).abs().flatten(1).amax(1) < 1e-12).any())
@@ -227,7 +227,7 @@ def test_the_blocks_of_a_level_are_all_the_features(features: int) -> None:
     while 2**level < 2 * features:
         covered: list[int] = []
         while len(covered) < features:
-            first, last = block(steps, features)
+            first, last = block(steps, features, again=False)
             assert last - first <= -(-features // 2**level)
             covered += range(first, last)
             steps += 1

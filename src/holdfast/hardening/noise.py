@@ -17,7 +17,7 @@ from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
 from holdfast.spec import option
 from holdfast.targets.target import Access, Bounds
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Objective
 
 
@@ -29,11 +29,11 @@ class Noise(Objective):
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
-    def inner(self) -> int:
+    def inner_steps(self) -> int:
         return 0
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.sigma * craft.keys(x, "noise").normal(x.shape[1:], x.dtype)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.sigma * inner.keys(x, "noise").normal(x.shape[1:], x.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ class SmoothAdv(Objective):
     def passes(self) -> int:
         return 2 * self.draws * (self.steps + 1)
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        low, high = craft.live.bounds.low, craft.live.bounds.high
-        open_ = copy.copy(craft.live)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        low, high = inner.live.bounds.low, inner.live.bounds.high
+        open_ = copy.copy(inner.live)
         open_.bounds = Bounds(
             2 * low - high - 1000 * self.sigma, 2 * high - low + 1000 * self.sigma
         )
         attack = _Smooth(
             self.steps, self.step_size, self.sigma, self.draws, float(low), float(high)
         )
-        x = craft.live.bounds.clamp(craft(attack, x, y, on=open_))
+        x = inner.live.bounds.clamp(inner(attack, x, y, on=open_))
         return torch.cat(
             [
-                x + self.sigma * craft.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype)
+                x + self.sigma * inner.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype)
                 for i in range(self.draws)
             ]
         )

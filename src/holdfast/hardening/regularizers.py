@@ -21,7 +21,7 @@ from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
 from holdfast.spec import option
 from holdfast.targets.target import Access
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Net, Regularizer
 
 
@@ -40,8 +40,8 @@ class GradAlign(Regularizer):
     def passes(self) -> int:
         return 6
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        here, there = slopes(net, x, y).detach(), slopes(net, craft.around(x, "gradalign"), y)
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        here, there = slopes(net, x, y).detach(), slopes(net, inner.around(x, "gradalign"), y)
         return self.weight * (1 - F.cosine_similarity(here.flatten(1), there.flatten(1))).mean()
 
 
@@ -59,9 +59,9 @@ class ELLE(Regularizer):
     def passes(self) -> int:
         return 6
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        u, v = craft.around(x, "first"), craft.around(x, "second")
-        a = craft.keys(x, "between").uniform((), x.dtype)
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        u, v = inner.around(x, "first"), inner.around(x, "second")
+        a = inner.keys(x, "between").uniform((), x.dtype)
         at = [u, v, u + wide(a, x) * (v - u)]
         first, second, between = (F.cross_entropy(net(p), y, reduction="none") for p in at)
         return self.weight * (between - (1 - a) * first - a * second).square().mean()
@@ -77,7 +77,7 @@ class Gradient(Regularizer):
     def passes(self) -> int:
         return 4
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * slopes(net, x, y).flatten(1).square().sum(1).mean()
 
 
@@ -95,12 +95,12 @@ class Jacobian(Regularizer):
     def passes(self) -> int:
         return 1 + 3 * self.projections
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()
         scores, total = net(leaf), x.new_zeros(len(x))
         k = scores.shape[1]
         for i in range(self.projections):
-            v = F.normalize(craft.keys(x, f"projection {i}").normal((k,), x.dtype))
+            v = F.normalize(inner.keys(x, f"projection {i}").normal((k,), x.dtype))
             pulled = torch.autograd.grad((scores * v).sum(), leaf, create_graph=True)[0]
             total = total + k / self.projections * pulled.flatten(1).square().sum(1)
         return self.weight / 2 * total.mean()
@@ -121,9 +121,9 @@ class CURE(Regularizer):
     def passes(self) -> int:
         return 8
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         here = slopes(net, x, y)
-        far = x + self.h * float(craft.threat.eps) * craft.threat.norm.steepest(here.detach())
+        far = x + self.h * float(inner.threat.eps) * inner.threat.norm.steepest(here.detach())
         return self.weight * (slopes(net, far, y) - here).flatten(1).square().sum(1).mean()
 
 
@@ -143,8 +143,8 @@ class LLR(Regularizer):
     def passes(self) -> int:
         return 2 * self.steps + 8
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        d = (craft(_Bent(self.steps, self.step_size), x, y) - x).detach()
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        d = (inner(_Bent(self.steps, self.step_size), x, y) - x).detach()
         leaf = x.detach().requires_grad_()
         here = F.cross_entropy(net(leaf), y, reduction="none")
         g = torch.autograd.grad(here.sum(), leaf, create_graph=True)[0]
@@ -164,7 +164,7 @@ class Squeeze(Regularizer):
     def passes(self) -> int:
         return 0
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * z.square().mean()
 
 
@@ -183,9 +183,9 @@ class Spectral(Regularizer):
     def passes(self) -> int:
         return 0
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        assert isinstance(craft.live.model, torch.nn.Module)
-        layers = [w for w in craft.live.model.parameters() if w.requires_grad and w.ndim > 1]
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        assert isinstance(inner.live.model, torch.nn.Module)
+        layers = [w for w in inner.live.model.parameters() if w.requires_grad and w.ndim > 1]
         squares = [torch.linalg.matrix_norm(w.flatten(1), 2).square() for w in layers]
         return self.weight / 2 * torch.stack(squares).sum()
 

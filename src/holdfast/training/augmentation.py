@@ -2,7 +2,7 @@
 noise(sigma=0.05)`.
 
 The changes are kornia's, drawn from the training's seed and the step alone, so that a training that
-was killed goes on with the same bits. Objectives then craft and train at the changed rows as at any
+was killed goes on with the same bits. Objectives then perturb and train at the changed rows as at any
 others.
 """
 
@@ -217,14 +217,14 @@ class CutMix(Augmentation):
 
     def __call__(self, batch: Batch) -> Batch:
         classes = torch.arange(len(batch.y), device=batch.x.device)
-        mix = _kornia().RandomCutMixV2(
+        cut = _kornia().RandomCutMixV2(
             beta=float(self.alpha),
             p=1.0,
             same_on_batch=True,
             use_correct_lambda=True,
             data_keys=["input", "class"],
         )
-        x, pairs = mix(batch.x, classes)
+        x, pairs = cut(batch.x, classes)
         own, other, share = pairs[0, :, 0].long(), pairs[0, :, 1].long(), float(pairs[0, 0, 2])
         y = batch.y
         if share < 0.5:

@@ -13,7 +13,7 @@ from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Threat
 
 
-class Crowd:
+class InputSet:
     """Inputs with the model's own decisions on them; with a goal, those that are not of that class
     already."""
 
