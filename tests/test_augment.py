@@ -115,7 +115,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(
     step = Training._step
 
     def dies(self: Training, s: State, *args: Tensor, **options: int) -> None:
-        if s.place.step == 4:
+        if s.progress.step == 4:
             raise Killed
         step(self, s, *args, **options)
 

@@ -184,14 +184,14 @@ def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
     seen = holdfast.evaluate(target, (x, y), "linf(0.08)", attacks=["pgd(steps=20)"])
     assert seen.metrics.refusals is not None
     assert seen.metrics.refusals.attacked.value == 0
-    assert seen.samples.column("refused").null_count == 0
+    assert seen.samples.column("robust_by_refusal").null_count == 0
     assert seen.manifest.costs.judge_forwards == judge.PASSES * (5 + 5)
     flat = wrap(
         lambda x: 0 * x + torch.tensor([1.0, 0]), preprocess=Reconstruction(Fixed(), 1), shape=(2,)
     )
     # nothing is worse than the clean
     still = holdfast.evaluate(flat, (x, y), "linf(0.08)", attacks=["pgd(steps=2)"])
-    assert still.samples.column("refused").null_count == 5
+    assert still.samples.column("robust_by_refusal").null_count == 5
     assert still.manifest.costs.judge_forwards == judge.PASSES * 5
 
 

@@ -4,7 +4,7 @@ strong attack finds."""
 from __future__ import annotations
 
 import functools
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,8 @@ from holdfast.testing.sound import NETS, mlp, trained
 from holdfast.threats.threat import Threat
 
 M = 40
-JOB = sys.modules["holdfast.evaluation.evaluate"]  # whose name is also that of its function
+# whose name is also that of its function
+JOB = importlib.import_module("holdfast.evaluation.evaluate")
 
 
 def sound_answers() -> Answers:
@@ -107,7 +108,7 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     for check in ("one_hot", "unbounded", "binarisation"):
         PLANTED[check](answers)
     (found,) = signs(answers)
-    assert (found.check, found.shows_as) == ("one_hot", ["unbounded", "binarisation"])
+    assert (found.check, found.explains) == ("one_hot", ["unbounded", "binarisation"])
     assert "shows as unbounded, binarisation too" in found.text
     threat, source = Threat.linf(0.1), open_data("digits")
     ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
@@ -244,7 +245,7 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     assert whole.manifest.trials[1].broken > 0
     assert whole.verdict.status == "upper-bound"
     assert "gradient" in whole.verdict.reason
-    assert whole.manifest.examined.forwards > 0
+    assert whole.manifest.probe_costs.forwards > 0
     assert verify(whole.folder, holdfast.wrap(model), source()) == []
     parts = [measure(model, rows, out=tmp_path / str(rows[0])) for rows in ((0, 8), (8, 16))]
     merged = merge([part.folder for part in parts], tmp_path / "merged")
@@ -281,18 +282,18 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(
 ) -> None:
     model = Planted(lambda x: (4 * x).round() / 4)
     kept = measure(model, out=tmp_path / "run")
-    explained = [check for finding in kept.manifest.noted for check in finding.shows_as]
+    explained = [check for finding in kept.manifest.initial_findings for check in finding.explains]
     assert explained
     # neither a note nor what a finding explains has to be there
     with monkeypatch.context() as other:
         found = [Finding(check=check, severity="red", text="") for check in explained]
         found.append(Finding(check="binarisation", severity="info", text=""))
-        asked = SimpleNamespace(costs=kept.manifest.examined)
+        asked = SimpleNamespace(costs=kept.manifest.probe_costs)
         other.setattr("holdfast.evaluation.claims.probe", lambda *_: asked)
         other.setattr("holdfast.diagnostics.checks.signs", lambda _: found)
         assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"
-    text = kept.manifest.model_copy(update={"noted": []}).model_dump_json()
+    text = kept.manifest.model_copy(update={"initial_findings": []}).model_dump_json()
     run_json.write_text(text)
     wrong = " ".join(verify(kept.folder, holdfast.wrap(model), source()))
     assert "leaves out" in wrong
@@ -416,7 +417,7 @@ def test_a_sound_model_is_trusted(name: str, seed: int, threat: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "hardened-cnn"])
 def test_all_findings_cost_little(name: str) -> None:
     found = holdfast.evaluate(holdfast.wrap(SOUND[name]()), open_data("digits"), "linf(0.1)")
-    asked, all_ = found.manifest.examined, found.manifest.costs
+    asked, all_ = found.manifest.probe_costs, found.manifest.costs
     assert asked.forwards + asked.backwards <= 0.15 * (all_.forwards + all_.backwards)
 
 

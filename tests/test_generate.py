@@ -212,7 +212,7 @@ def test_a_training_that_is_killed_ends_with_the_same_bits(
     step = train.Training._step
 
     def dies(self: train.Training, s: train.State, *args: np.ndarray) -> None:
-        if s.place.step == 14:
+        if s.progress.step == 14:
             raise Killed
         step(self, s, *args)  # pyright: ignore[reportArgumentType]
 
@@ -240,7 +240,7 @@ from test_generate import SHAPE, TINY, blobs, make, quality, train
 step = train.Training._step
 
 def stops(self, s, *args):
-    if s.place.step == 14:  # of 24: the second round has begun
+    if s.progress.step == 14:  # of 24: the second round has begun
         print("here", flush=True)
         sys.stdin.read()
     step(self, s, *args)

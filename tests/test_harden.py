@@ -74,12 +74,14 @@ def training(
     net = fresh(make)
     target = wrap(net)
     target.bind((1, 8, 8))
+    made = recipes.parse(recipe)
     return Training(
         target,
         digits(0, rows),
         digits(1000, 1060),
         Threat.linf(eps),
-        recipes.parse(recipe),
+        made,
+        *recipes.parts(made),
         **options,
     ), net  # pyright: ignore[reportArgumentType]
 
@@ -128,7 +130,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     step = Training._step
 
     def dies(self: Training, s: State, *args: Tensor, **options: int) -> None:
-        if s.place.step == 7:  # of 10: two of the second epoch are done
+        if s.progress.step == 7:  # of 10: two of the second epoch are done
             raise Killed
         step(self, s, *args, **options)
 
@@ -150,7 +152,7 @@ from holdfast.training.loop import Training
 step = Training._step
 
 def stops(self, s, *args, **options):
-    if s.place.step == 7:  # the second epoch has begun
+    if s.progress.step == 7:  # the second epoch has begun
         print("here", flush=True)
         sys.stdin.read()
     step(self, s, *args, **options)
@@ -253,8 +255,8 @@ def test_what_counts_as_fooled() -> None:
     assert not loop.fooled(fast, inner=0.85, robust=0.69, best=0.81)
     # an attack of ten steps is not fooled so
     assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
-    assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
-    assert objectives.stronger(objectives.stronger(fast)).inner == 4
+    assert repr(fast.stronger()) == "pgd(steps=2, step_size=0.5)"
+    assert fast.stronger().stronger().inner_steps == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,9 +280,9 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
         assert all(torch.equal(a, b) for a, b in zip(seen[1], self.net.parameters(), strict=True))
 
     monkeypatch.setattr(State, "back_to_best", checked)
-    place = done.fit(net).place
+    place = done.fit(net).progress
     assert [line.objective for line in place.log] == [
-        *["fast"] * 3,
+        *["fast()"] * 3,
         *["pgd(steps=2, step_size=0.5)"] * 2,
     ]
     names(place.log[2].note, "catastrophic overfitting", "95%", "2%", "epoch 2", "pgd(steps=2")
@@ -310,8 +312,9 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     target.bind((1, 8, 8))
     how = 'epochs=16, objective="fgsm", optimiser="adam", rate=0.003, warmup=0, ramp=0.5, decay=0, ema=0'
     recipe = recipes.parse(f'fast({how}, schedule="flat", judge="pgd(steps=10)")')
-    done = Training(target, digits(0, 1200), digits(1200, 1437), Threat.linf(0.3), recipe)  # pyright: ignore
-    log = done.fit(net).place.log
+    rows, threat = (digits(0, 1200), digits(1200, 1437)), Threat.linf(0.3)
+    done = Training(target, *rows, threat, recipe, *recipes.parts(recipe))  # pyright: ignore
+    log = done.fit(net).progress.log
     fallen = next(i for i, line in enumerate(log) if line.note)
     names(
         log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2"
@@ -327,7 +330,7 @@ def test_the_floor_comes_before_robustness(monkeypatch: pytest.MonkeyPatch) -> N
     done, net = training('standard(epochs=3, objective="standard")', rows=128, floor=0.95)
     answers = iter([(0.96, 0.3, 0.3), (0.94, 0.6, 0.6), (0.95, 0.4, 0.4)])
     monkeypatch.setattr(Training, "_judge", lambda *_: (*(held := next(answers)), held[0], 1.0))
-    assert done.fit(net).place.best_epoch == 3
+    assert done.fit(net).progress.best_epoch == 3
 
 
 def test_divergence_is_named_and_the_last_good_weights_stay(tmp_path: Path) -> None:
@@ -345,7 +348,7 @@ def test_a_loss_that_dies_later_leaves_the_best_weights(
     step = Training._step
 
     def poisoned(self: Training, s: State, *args: Tensor, **options: int) -> None:
-        if s.place.epoch == 1:
+        if s.progress.epoch == 1:
             next(s.net.parameters()).data.fill_(math.nan)
         step(self, s, *args, **options)
 

@@ -22,7 +22,7 @@ from holdfast.rng import Keys
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.demo import demo_model, demo_net
 from holdfast.threats.threat import Threat
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Net
 from holdfast.training.state import State
 
@@ -137,9 +137,9 @@ def linear(weight: Tensor) -> TorchTarget:
     return target
 
 
-def crafting(threat: Threat | None = None, share: float = 1.0) -> Craft:
+def crafting(threat: Threat | None = None, share: float = 1.0) -> InnerAttack:
     target = linear(W)
-    return Craft(
+    return InnerAttack(
         target.live(target.model), linear(GIVEN), threat or Threat.linf(0.05), seed=1, share=share
     )  # pyright: ignore[reportArgumentType]
 
@@ -160,21 +160,21 @@ def corner(w: Tensor = W) -> Tensor:
     ],
 )
 def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
-    near = objectives.parse(text).near(crafting(), X, Y)
+    near = objectives.parse(text).points(crafting(), X, Y)
     size = float((near - X).abs().max())
     assert 0.05 * max(0.5, 1.01 if reach > 1 else 0) < size <= reach * 0.05 + 1e-12
     assert float(ce(near).sum()) > float(ce(X).sum()) or text in ("trades", "hat", "lse")
 
 
 def test_the_points_of_one_step_are_those_by_hand() -> None:
-    assert torch.allclose(objectives.parse("fgsm").near(crafting(), X, Y), X + corner())
-    both = objectives.parse("ensemble").near(crafting(), X, Y)
+    assert torch.allclose(objectives.parse("fgsm").points(crafting(), X, Y), X + corner())
+    both = objectives.parse("ensemble").points(crafting(), X, Y)
     assert torch.allclose(both, torch.stack([(X + corner(GIVEN))[0], (X + corner())[1]]))
 
 
 def test_distances_grow_where_an_objective_pays_for_them() -> None:
     def apart(text: str, measure: str) -> Tensor:
-        near = objectives.parse(text).near(crafting(), X, Y)
+        near = objectives.parse(text).points(crafting(), X, Y)
         p, q = softmax(X @ W.T), softmax(near @ W.T)
         return (p * (p / q).log()).sum(1) if measure == "kl" else (p - q).square().sum(1)
 
@@ -195,30 +195,30 @@ def test_several_threats() -> None:
     def legal(d: Tensor) -> Tensor:
         return torch.stack([t.norm.size(d) <= float(t.eps) * (1 + 1e-9) for t in threats])
 
-    ends = objectives.parse(f"avg({text})").near(crafting(), X, Y)
+    ends = objectives.parse(f"avg({text})").points(crafting(), X, Y)
     assert bool(legal(ends - X.repeat(3, 1)).view(3, 3, 2).diagonal().all())
     losses = torch.stack([ce(part) for part in ends.split(2)])
     assert torch.allclose(
-        ce(objectives.parse(f"max({text})").near(crafting(), X, Y)), losses.amax(0)
+        ce(objectives.parse(f"max({text})").points(crafting(), X, Y)), losses.amax(0)
     )
-    drawn = ce(objectives.parse(f"eat({text})").near(crafting(), X, Y))
+    drawn = ce(objectives.parse(f"eat({text})").points(crafting(), X, Y))
     assert bool(((drawn - losses).abs() < 1e-3).any(0).all())
-    steepest = objectives.parse(f"msd({text})").near(crafting(), X, Y)
+    steepest = objectives.parse(f"msd({text})").points(crafting(), X, Y)
     assert bool(legal(steepest - X).any(0).all())
     assert bool((ce(steepest) >= losses.amax(0) - 1e-3).all())
     # in the ramp
-    half = objectives.parse(f"avg({text})").near(crafting(threats[0].at(0.025), share=0.5), X, Y)
+    half = objectives.parse(f"avg({text})").points(crafting(threats[0].at(0.025), share=0.5), X, Y)
     assert bool(legal(2 * (half - X.repeat(3, 1))).view(3, 3, 2).diagonal().all())
 
 
 def test_noise_is_gaussian_and_leaves_the_box() -> None:
     x = torch.full((500, 2), 0.9, dtype=F64)
-    noise = objectives.parse("noise(sigma=0.5)").near(crafting(), x, torch.zeros(500).long()) - x
+    noise = objectives.parse("noise(sigma=0.5)").points(crafting(), x, torch.zeros(500).long()) - x
     assert abs(float(noise.mean())) < 0.06
     assert float(noise.std()) == pytest.approx(0.5, rel=0.08)
     assert float((x + noise).max()) > 1.2
     again = (
-        objectives.parse("noise(sigma=0.5)").near(
+        objectives.parse("noise(sigma=0.5)").points(
             replace(crafting(), seed=2), x, torch.zeros(500).long()
         )
         - x
@@ -240,7 +240,7 @@ def test_smoothadv_ascends_the_loss_of_the_mean_under_noise() -> None:
     wanted = (X + 0.05 * d.grad / d.grad.norm(dim=1, keepdim=True)).clamp(0, 1)
     craft = crafting(Threat.l2(0.05))
     text = f"smoothadv(sigma={sigma}, draws=3, steps=1, step_size=1)"
-    near = objectives.parse(text).near(craft, X, Y)
+    near = objectives.parse(text).points(craft, X, Y)
     noise = [sigma * craft.keys(X, f"noise {i}").normal((2,), F64) for i in range(3)]
     assert torch.allclose(near - torch.cat(noise), wanted.repeat(3, 1), atol=1e-9)
 
@@ -254,7 +254,7 @@ def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
     rival = objective.rival(craft.live)
     assert rival is not None
     craft, net = replace(craft, rival=rival), copy.deepcopy(rival.net)
-    near = objective.near(craft, X, Y)
+    near = objective.points(craft, X, Y)
     assert not torch.equal(near, X)
     wrong = (near @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
     (-(net(2 * X - 1) * (W[wrong] - W[Y])).sum() / len(X)).backward()
@@ -287,7 +287,7 @@ def test_free_takes_two_steps_by_hand() -> None:
     )
     x, y = (torch.from_numpy(part).float() for part in done.data.rows(0, 64))
     y, w, s = y.long(), next(net.parameters()), State(net, done.recipe)
-    craft = done._craft(done.target.live(net), 0.15, 0)
+    craft = done._inner_attack(done.target.live(net), 0.15, 0)
     near = craft.around(x, "start")
     weights = [v.detach().clone() for v in net.parameters()]
 
@@ -304,7 +304,7 @@ def test_free_takes_two_steps_by_hand() -> None:
     step(near)
     done._step(s, x, y, total=5)
     assert torch.allclose(w, weights[0], atol=1e-6)
-    assert s.place.passes == 4 * 64
+    assert s.progress.passes == 4 * 64
 
 
 def test_objectives_are_calls() -> None:
@@ -321,8 +321,7 @@ def test_objectives_are_calls() -> None:
         with pytest.raises(SpecError):
             objectives.parse(text)
     assert (
-        repr(objectives.stronger(objectives.parse('max("l2(1)", steps=2)')))
-        == "max(also='l2(1)', steps=4)"
+        repr(objectives.parse('max("l2(1)", steps=2)').stronger()) == "max(also='l2(1)', steps=4)"
     )
     assert objectives.parse('max(also="l2(2), l1(10)")').passes == 3 * 21 + 2
 

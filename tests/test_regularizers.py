@@ -173,7 +173,7 @@ def test_a_flat_step_takes_the_gradient_where_the_loss_is_worse(kind: str) -> No
 def test_penalties_and_perturbed_weights_are_counted() -> None:
     how = 'epochs=1, batch_size=64, ramp=0, sam=0.01, regularize="gradalign, spectral"'
     done, net = training(f"standard({how}, objective='pgd(steps=2)')")
-    assert done.fit(net).place.passes == 320 * (4 + 2 + 6 + 2)
+    assert done.fit(net).progress.passes == 320 * (4 + 2 + 6 + 2)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_training_without_gain_ends_early(monkeypatch: pytest.MonkeyPatch) -> 
     done, net = training('standard(epochs=9, patience=2, ramp=0, objective="standard")', rows=128)
     answers = iter([(0.9, 0.3, 0.3), (0.9, 0.5, 0.5), (0.9, 0.4, 0.4), (0.9, 0.4, 0.45)])
     monkeypatch.setattr(Training, "_judge", lambda *_: (*next(answers), 1.0, 1.0))
-    place = done.fit(net).place
+    place = done.fit(net).progress
     assert (place.epoch, place.best_epoch) == (4, 2)
 
 
@@ -258,4 +258,4 @@ def test_penalties_learn_nothing_from_noise() -> None:
     s = State(net, done.recipe)
     done.fit(net)
     assert int(net[1].num_batches_tracked) == 1  # pyright: ignore
-    assert s.place.step == 0
+    assert s.progress.step == 0

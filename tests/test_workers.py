@@ -27,7 +27,7 @@ from holdfast.targets.batch import Batcher
 from holdfast.targets.demo import demo_net
 from holdfast.targets.loading import made
 from holdfast.training import train, workers
-from holdfast.training.distributed import Team
+from holdfast.training.distributed import ProcessGroup
 from holdfast.training.loop import Training
 from holdfast.training.state import STATE, Epoch, State, read_log
 
@@ -64,13 +64,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("n", "size"), [(64, 2), (65, 2), (7, 3), (4, 2)])
 def test_shares_are_all_rows_once(n: int, size: int) -> None:
-    rows = [i for rank in range(size) for i in range(n)[Team(rank, size).share(n)]]
+    rows = [i for rank in range(size) for i in range(n)[ProcessGroup(rank, size).share(n)]]
     assert rows == list(range(n))
-    assert min(len(range(n)[Team(rank, size).share(n)]) for rank in range(size)) >= 2
+    assert min(len(range(n)[ProcessGroup(rank, size).share(n)]) for rank in range(size)) >= 2
 
 
 def test_few_rows_are_everybodys() -> None:
-    assert [Team(rank, 2).share(3) for rank in (0, 1)] == [slice(0, 3)] * 2
+    assert [ProcessGroup(rank, 2).share(3) for rank in (0, 1)] == [slice(0, 3)] * 2
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_a_worker_finds_what_the_file_of_the_model_imports(
         # as if in a process of its own
         for name in ("holdfast_user_layered", "neighbour", "lazy_neighbour"):
             monkeypatch.delitem(sys.modules, name)
-        workers._fit(work, Team(), done.watch)
+        workers._fit(work, ProcessGroup(), done.watch)
 
     monkeypatch.setattr(workers, "run", run)
     done, net = training(
@@ -264,7 +264,7 @@ def test_dropout_goes_on_apart_in_each_process(here: Path, monkeypatch: pytest.M
     )
     done.fit(net)
     # dropout is all that is left to differ
-    monkeypatch.setattr(Team, "share", lambda self, n: slice(0, n))
+    monkeypatch.setattr(ProcessGroup, "share", lambda self, n: slice(0, n))
     found = []
     for rank in (1, 1, 0):
         again, net = training(
@@ -272,7 +272,7 @@ def test_dropout_goes_on_apart_in_each_process(here: Path, monkeypatch: pytest.M
             rows=64,
             make=Normed,
             folder=here,
-            team=Team(rank),
+            group=ProcessGroup(rank),
         )
         found.append(again.fit(net, resume=True).net.state_dict()["head.weight"])
     assert torch.equal(found[0], found[1])

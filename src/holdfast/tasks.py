@@ -14,6 +14,7 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.decisions import REFUSED
 from holdfast.errors import SpecError
+from holdfast.losses import without
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,6 @@ class Classes:
         return torch.sort(
             without(self.against(z, y), y), dim=1, descending=True, stable=True
         ).indices[:, r - 1]
-
-
-def without(z: Tensor, c: Tensor) -> Tensor:
-    """Scores with class c [n] at -inf. (A product with a 0/1 mask would let 0 win over negative
-    scores.)"""
-    return z.scatter(1, c[:, None], -torch.inf)
 
 
 def odds(p: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.losses import LOSSES, ce, dlr, margin, mifpe
+from holdfast.losses import LOSSES, ce, dlr, margin, mifpe, without
 from holdfast.rng import Keys
-from holdfast.tasks import Classes, without
+from holdfast.tasks import Classes
 from laws.world import close
 
 N = 200

@@ -14,10 +14,9 @@ from holdfast.attacks import Ledger, parse, run
 from holdfast.attacks.attack import _noise_of
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.sparse.jsma import JSMA
-from holdfast.losses import LOSSES
+from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
-from holdfast.tasks import without
 from holdfast.threats.threat import Targeted
 from laws.world import Bent, rows, threat, wrap
 

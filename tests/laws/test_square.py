@@ -241,7 +241,7 @@ def test_scores_are_enough_and_one_is_asked_a_step() -> None:
 
 @pytest.mark.parametrize("spec", [{"p": 0.0}, {"p": 1.5}, {"schedule": 0}, {"start_at": "ball"}])
 def test_values_that_mean_nothing_are_refused(spec: dict[str, float]) -> None:
-    with pytest.raises(SpecError, match=r"square has|in square"):
+    with pytest.raises(SpecError, match="square"):
         Square(**spec)  # pyright: ignore[reportArgumentType]
 
 

@@ -13,10 +13,9 @@ from holdfast.attacks import Ledger, Outcome, run
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.evaluation import judge
-from holdfast.losses import LOSSES
+from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
-from holdfast.tasks import without
 from holdfast.threats.threat import Targeted, Threat
 from laws.catalogue import brief, every, losses_of, short
 from laws.world import EPS, Then, bent, close, rows, threat, wrap

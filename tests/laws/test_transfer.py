@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse, run
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.transformed import strips
-from holdfast.attacks.transfer.bsr import shuffled
+from holdfast.attacks.shared.image_blocks import rebuilt, shuffled, strips
 from holdfast.attacks.transfer.difgsm import smaller
-from holdfast.attacks.transfer.sia import rebuilt
 from holdfast.attacks.transfer.tifgsm import blurred
 from holdfast.errors import SpecError
 from holdfast.losses import ce

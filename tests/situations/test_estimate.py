@@ -36,7 +36,7 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
     paid = run.manifest.costs
     taken = paid.forwards + paid.backwards + paid.judge_forwards + paid.corruption_forwards
     if len(said) > 1:
-        examined = run.manifest.examined
+        examined = run.manifest.probe_costs
         taken -= examined.forwards + examined.backwards
     return said[-1].passes * said[-1].rows / taken, said
 

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from holdfast.attacks.counts import UNLIMITED, Counts, Ledger
 from holdfast.errors import SpecError
-from holdfast.losses import LOSSES, Loss
+from holdfast.losses import LOSSES, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Rows, rows_of
 from holdfast.targets.target import Access, Target
-from holdfast.tasks import without
 from holdfast.threats.threat import Targeted, Threat
 
 

@@ -184,7 +184,8 @@ def tell(line: Round) -> None:
     """A round, on stderr."""
     typer.echo(
         f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
-        f"taken for the class asked for: {line.right:.1%}"
-        + (f"\n  {line.note}" if line.note else ""),
+        f"taken for the class asked for: {line.right:.1%}",
         err=True,
     )
+    if line.note:
+        typer.echo(f"  {line.note}", err=True)

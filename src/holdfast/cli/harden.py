@@ -13,6 +13,7 @@ from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from holdfast.hardening.harden import Hardened
+    from holdfast.runs.run import Run
     from holdfast.training.state import Epoch
 
 
@@ -165,25 +166,22 @@ def harden(
         typer.echo(made.comparison.model_dump_json(indent=1))
     else:
         Console().print(paired.summary(made.comparison))
-    typer.echo(
-        (
-            f"{'model' if made.file.suffix == '.keras' else 'weights'}: {made.file}\nlog: "
-            f"{folder / 'log.csv'}"
-        ),
-        err=True,
-    )
-    typer.echo(f"report: {pages(made)}", err=True)
-    clean = made.after.clean_accuracy.value
+    what = "model" if made.file.suffix == ".keras" else "weights"
+    typer.echo(f"{what}: {made.file}\nlog: {folder / 'log.csv'}\nreport: {pages(made)}", err=True)
+    return _gate(made.after, min_clean, min_recall)
+
+
+def _gate(after: Run, min_clean: float, min_recall: float) -> int:
+    """The exit code: 1, with a sentence on stderr, where a floor does not hold."""
+    clean = after.clean_accuracy.value
     if clean is None or clean < min_clean:
         typer.echo(f"clean accuracy is {clean}, below the floor of {min_clean:g}.", err=True)
         return 1
-    least = min(made.after.metrics.per_class, key=lambda c: c.recall.clean or 0, default=None)
+    least = min(after.metrics.per_class, key=lambda c: c.recall.clean or 0, default=None)
     if least is not None and (least.recall.clean or 0) < min_recall:
         typer.echo(
-            (
-                f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor "
-                f"of {min_recall:g}."
-            ),
+            f"clean recall of class {least.name} is {least.recall.clean:.3g}, below the floor of "
+            f"{min_recall:g}.",
             err=True,
         )
         return 1
@@ -193,13 +191,12 @@ def harden(
 def tell(line: Epoch) -> None:
     """An epoch, on stderr."""
     typer.echo(
-        (
-            f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
-            f"robust {line.robust:.1%}"
-        )
-        + (f"\n  {line.note}" if line.note else ""),
+        f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
+        f"robust {line.robust:.1%}",
         err=True,
     )
+    if line.note:
+        typer.echo(f"  {line.note}", err=True)
 
 
 def pages(made: Hardened) -> Path:

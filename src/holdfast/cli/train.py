@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holdfast.cli import options
 from holdfast.errors import InputError
+
+if TYPE_CHECKING:
+    from holdfast.training.state import Epoch
 
 
 def train(
@@ -63,7 +66,8 @@ def train(
 
     torch.manual_seed(seed)
     options.check_layout(layout)
-    door: dict[str, Any] = {
+    settings: dict[str, Any] = {
+        "preprocess": parse(preprocess),
         "bounds": options.bounds_of(bounds),
         "device": options.device_of(device),
         "layout": layout,
@@ -71,11 +75,7 @@ def train(
     network = None if keras else made(model)
     loading = options.loading_of(label, classes, resize, crop)
     source = options.open_source(data, bounds, split, **loading)
-    target = (
-        load(model, preprocess=parse(preprocess), **door)
-        if keras
-        else wrap(network, preprocess=parse(preprocess), **door)
-    )
+    target = load(model, **settings) if keras else wrap(network, **settings)
     if not isinstance(target, TorchTarget) or not (
         keras or isinstance(target.model, torch.nn.Module)
     ):
@@ -94,12 +94,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
-        watch=lambda line: typer.echo(
-            f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
-            f"{line.trained:.1%}, "
-            f"on held-out rows {line.clean:.1%}" + (f"\n  {line.note}" if line.note else ""),
-            err=True,
-        ),
+        watch=lambda line: _show(line, epochs),
     )
     if keras:
         from holdfast.training.keras import packed as whole
@@ -109,3 +104,14 @@ def train(
         write_bytes(out, packed(tensors_of(trained)))
     typer.echo(f"{'model' if keras else 'weights'}: {out}")
     return 0
+
+
+def _show(line: Epoch, epochs: int) -> None:
+    """An epoch, on stderr."""
+    typer.echo(
+        f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy {line.trained:.1%}, "
+        f"on held-out rows {line.clean:.1%}",
+        err=True,
+    )
+    if line.note:
+        typer.echo(f"  {line.note}", err=True)

@@ -73,6 +73,33 @@ def like(value: np.ndarray, example: Any) -> Any:
     return value
 
 
+class Joined(Source):
+    """Rows of x; the others are their context: x2, x3, ... Bytes of these are never rescaled.
+
+    Raises:
+        InputError: an array is not numeric, or has another length.
+    """
+
+    def __init__(self, arrays: list[np.ndarray], y: np.ndarray, name: str, *, scale: bool) -> None:
+        first, *others = arrays
+        self.x = Arrays(first, y, name, scale=scale)
+        self.others = [
+            Arrays(a if a.ndim > 1 else a[:, None], y, f"{name}, x{i}", scale=False)
+            for i, a in enumerate(others, 2)
+        ]
+        self.name, self.inputs = name, (self.x.shape, *(other.shape for other in self.others))
+        self.shape = self.x.shape
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.x.rows(start, stop)
+
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return {f"x{i}": a.rows(start, stop)[0] for i, a in enumerate(self.others, 2)}
+
+
 def from_arrays(
     x: Any,
     y: Any,
@@ -101,8 +128,6 @@ def from_arrays(
     elif labels.dtype == np.bool_ and labels.ndim == 1:
         labels = labels.astype(np.int64)
     if isinstance(x, tuple):
-        from holdfast.data.joined import Joined
-
         arrays = [to_numpy(part, f"x of {name}") for part in x]
         source: Source = Joined(arrays, labels, name, scale=scale)
         source.class_names = class_names
@@ -117,7 +142,9 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
         InputError: NumPy cannot read it (ragged lists, bfloat16 tensors); `what` names it.
     """
     try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        array = np.asarray(value)
         dtypes = getattr(value, "dtypes", None)
         if (
             array.dtype == object

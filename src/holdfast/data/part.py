@@ -20,7 +20,8 @@ class Part(Source):
             whole.class_names,
         )
         self.inputs, self.remarks, self.loading = whole.inputs, whole.remarks, whole.loading
-        self.groups = None if whole.groups is None else whole.groups[ids]
+        if whole.groups is not None:
+            self.groups = whole.groups[ids]
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -78,7 +78,8 @@ class Source(ABC):
         step = max(1, _VALUES_AT_ONCE // math.prod(self.shape))
         for start in range(0, len(self), step):
             x, y = self.rows(start, start + step)
-            y = y.astype(np.int64) if y.dtype.kind in "iu" else y
+            if y.dtype.kind in "iu":
+                y = y.astype(np.int64)
             for part in (*self.context(start, start + step).values(), x):
                 x_hash.update(part.tobytes())
             y_hash.update(y.tobytes())
@@ -91,7 +92,9 @@ def floats(x: np.ndarray, scale: bool) -> np.ndarray:
     only if `scale`."""
     wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     out = x.astype(np.float64 if wide else np.float32, order="C")
-    return out / np.float32(255) if scale and x.dtype == np.uint8 else out
+    if scale and x.dtype == np.uint8:
+        out /= np.float32(255)
+    return out
 
 
 def sized(count: int) -> str:

@@ -114,7 +114,7 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
     """The finding, with those that it explains."""
     shown = [] if f.severity == "info" else [check for check in EXPLAINS[f.check] if check in bad]
     text = f"{f.text} It shows as {', '.join(shown)} too." if shown else f.text
-    return f.model_copy(update={"shows_as": shown, "text": text})
+    return f.model_copy(update={"explains": shown, "text": text})
 
 
 def follow(found: Sequence[Finding], protocol: str, threat: Threat, ways: Ways) -> list[Trial]:
@@ -127,7 +127,7 @@ def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
     """As `follow`, whether or not they fit the threat and the target."""
     if protocol not in FOLLOWED:
         return []
-    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.shows_as)]
+    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.explains)]
     texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))
     return [parse_trial(text) for text in texts]
 

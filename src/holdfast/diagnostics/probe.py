@@ -21,13 +21,12 @@ from holdfast.data import Source
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import HoldfastError
-from holdfast.losses import LOSSES
+from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
 from holdfast.targets.batch import Batch
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.tasks import without
 from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds

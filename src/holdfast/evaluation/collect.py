@@ -12,7 +12,7 @@ from holdfast.corruptions import measure
 from holdfast.evaluation.build_manifest import add_trials
 from holdfast.evaluation.chunk import STATUSES, Plan
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Costs, Facts, Round, TrialInfo
+from holdfast.runs.manifest import Costs, Facts, Restart, TrialInfo
 from holdfast.runs.metrics import schema_of
 
 
@@ -43,11 +43,16 @@ def collect(
         for eps, i, restart, seen, fell, paid in json.loads(meta["costs"]):
             text, rounds = (
                 plan.trials[i].write(whole=True),
-                [Round()] * restart + [Round(attacked=seen, broken=fell)],
+                [Restart()] * restart + [Restart(attacked=seen, broken=fell)],
             )
             first = 0 if restart else seen
             info = TrialInfo(
-                spec=text, eps=eps, attacked=first, broken=fell, costs=Costs(**paid), rounds=rounds
+                spec=text,
+                eps=eps,
+                attacked=first,
+                broken=fell,
+                costs=Costs(**paid),
+                restarts=rounds,
             )
             totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
     order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]

@@ -210,7 +210,7 @@ def evaluate(
                 first = checks.examined(chosen.name, plan.budget, target, threat)
                 announce(forecast(plan, source, part, examined=first, **asked))
             facts = _examined(plan, journal, source, chosen, facts, ways)
-        added = checks.follow(facts.noted, chosen.name, threat, ways)
+        added = checks.follow(facts.initial_findings, chosen.name, threat, ways)
         plan = replace(plan, trials=[*chosen.trials, *added])
         if announce is not None and not resume and added:
             announce(forecast(plan, source, part, added=len(added), **asked))
@@ -263,7 +263,9 @@ def _examined(
 ) -> Facts:
     """The facts with what the examination finds, and what it costs."""
     if not plan.threat.bounded:
-        return facts.model_copy(update={"noted": [*facts.noted, checks.NO_EPS]})
+        return facts.model_copy(
+            update={"initial_findings": [*facts.initial_findings, checks.NO_EPS]}
+        )
     if not checks.examined(chosen.name, plan.budget, plan.target, plan.threat):
         return facts
     if journal.find("exam") is None:
@@ -275,7 +277,9 @@ def _examined(
     found = [Finding(**f) for f in json.loads(said["findings"])]
     found = checks.answered(found, checks.follow(found, chosen.name, plan.threat, ways))
     costs = add(Costs.model_validate_json(said["costs"]), ways.costs)
-    return facts.model_copy(update={"noted": [*facts.noted, *found], "examined": costs})
+    return facts.model_copy(
+        update={"initial_findings": [*facts.initial_findings, *found], "probe_costs": costs}
+    )
 
 
 def _do_chunk(

@@ -15,6 +15,7 @@ from holdfast import spec
 from holdfast.data import Source
 from holdfast.evaluation.chunk import Plan
 from holdfast.evaluation.protocols import Protocol
+from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
     DataInfo,
     Facts,
@@ -62,7 +63,7 @@ def facts_of(
             spec=names.model or type(model).__name__,
             arch=names.arch,
             fingerprint=target.fingerprint(),
-            moved=None if moved is None else spec.write(moved.transform, whole=True),
+            transformation=None if moved is None else spec.write(moved.transform, whole=True),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
         data=DataInfo(
@@ -101,7 +102,7 @@ def facts_of(
             versions={"python": platform.python_version(), **libraries},
             hardware=_hardware(target.device),
         ),
-        noted=noted,
+        initial_findings=noted,
     )
 
 
@@ -121,9 +122,10 @@ def question(facts: Facts) -> dict[str, str]:
     """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one
     run."""
     return {
+        VERSION: str(facts.schema_version),
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
-        "movement": facts.model.moved or "none",
+        "movement": facts.model.transformation or "none",
         "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],

@@ -15,7 +15,7 @@ from holdfast.evaluation.chunking import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
-from holdfast.runs.manifest import Facts, Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
 
 
 def merge(shards: Sequence[Path], out: Path) -> Manifest:
@@ -39,6 +39,12 @@ def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
     if not manifests:
         raise InputError("no run was given to merge.")
     for manifest, shard in manifests:
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise InputError(
+                f"cannot merge {shard}: it has schema version {manifest.schema_version}, and this "
+                f"Holdfast merges runs of version {SCHEMA_VERSION} alone. Merge it with the "
+                "Holdfast that made it, or run it again."
+            )
         if store.checksums(shard) != manifest.files:
             raise InputError(
                 f"{shard} was changed after its run (checksums differ); see holdfast verify."

@@ -29,7 +29,7 @@ from holdfast.evaluation.perceptual import PerceptualDistance, looks
 from holdfast.evaluation.prepare import open_for
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Facts, Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
 from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
@@ -38,6 +38,10 @@ from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024
+# of an older run: they were worded otherwise then
+WORDS: dict[str, Any] = {
+    "verdict": {"reason": True, "findings": {"__all__": {"text", "advice", "source"}}}
+}
 CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
 
 
@@ -93,7 +97,7 @@ def _all(
     if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
         source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
-    movement = spatial.parse(manifest.model.moved)
+    movement = spatial.parse(manifest.model.transformation)
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
         asked = replace(asked, spatial=moved.threat_of(movement, target, source.shape).spatial)
@@ -124,7 +128,7 @@ def _all(
     if not 0 <= ids.min(initial=0) <= ids.max(initial=-1) < len(source):
         yield f"data: they have {len(source)} rows, but the run measured row {ids.max(initial=-1)}."
         return
-    if goals.differ(asked) != ("goal" in table.column_names):
+    if goals.differ(asked) != ("target_class" in table.column_names):
         yield (
             "samples: they say the class to reach of each row, or run.json says that rows have "
             "one, and not both."
@@ -155,8 +159,11 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
     again = finish(folder, facts, table, manifest.trials)
+    apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
-        said, found = getattr(manifest, part).model_dump(), getattr(again, part).model_dump()
+        said, found = (
+            getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
+        )
         yield from _differences(part, said, found)
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
@@ -200,7 +207,7 @@ def _samples(
     columns = {
         name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
     }
-    if goals.differ(asked) and "goal" not in columns:
+    if goals.differ(asked) and "target_class" not in columns:
         yield f"samples: they do not say which class each row was to reach, as {asked} asks."
         return
     yield from _clean(manifest, asked, columns, ids, target, source)
@@ -240,7 +247,9 @@ def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -
     spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
     budget = np.inf if manifest.max_queries is None else manifest.max_queries
     sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
-    goal = columns.get("goal", -1 if manifest.threat.target is None else manifest.threat.target)
+    goal = columns.get(
+        "target_class", -1 if manifest.threat.target is None else manifest.threat.target
+    )
     chunk = np.array([chunk_of(int(i), manifest.data.parts, manifest.model.shape) for i in ids])
     skipped, finished = status == "skipped", columns["finished"].astype(bool)
     for bad, what in (
@@ -290,8 +299,10 @@ def _told(manifest: Manifest, columns: dict[str, np.ndarray], ids: np.ndarray) -
                 "broken."
             )
     if (
-        "refused" in columns
-        and ((status != "robust") & ~pa.array(columns["refused"]).is_null().to_numpy(False)).any()
+        "robust_by_refusal" in columns
+        and (
+            (status != "robust") & ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
+        ).any()
     ):
         yield "samples: rows that are not robust are said to have stood by a refusal."
 
@@ -339,7 +350,7 @@ def _clean(
                 torch.from_numpy(np.array(y, np.int64)),
             )
             own = goals.resolved(asked, labels, where, ruling.scores, target.task.k, manifest.seed)
-            said_goal = columns["goal"][part]
+            said_goal = columns["target_class"][part]
             aimed += list(ids[part][goal_classes(own, labels).numpy() != said_goal])  # pyright: ignore
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
@@ -399,8 +410,8 @@ def _examples(
     ruling = judge.rule(target, found.to(target.device, target.dtype), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
     if goals.differ(asked):
-        threat = threat.towards(columns["goal"][rows])
-    drawn = randomised(manifest.noted)  # in another batch such a model draws other noise
+        threat = threat.towards(columns["target_class"][rows])
+    drawn = randomised(manifest.initial_findings)  # in another batch such a model draws other noise
     labels = [label, *_further_labels(target, found, manifest.seed if drawn else None)]
     meets = torch.stack([judge.meets_goal(threat, one, y) for one in labels]).any(0) | ~stable
     own = manifest.threat.measured[0][1]
@@ -432,14 +443,14 @@ def _examples(
         & _surer(columns["attacked_confidence"][rows], manifest, target, ruling)
     )
     other_rounded = np.zeros(len(ids), dtype=bool)
-    if "holds_8bit" in columns and broken.any() and not drawn:
+    if "broken_8bit" in columns and broken.any() and not drawn:
         own_threat, at = (
             threat.of_rows(torch.from_numpy(broken.nonzero()[0])),
             torch.from_numpy(broken),
         )
         again = judge.holds_in_8bit(target, own_threat, found[at], y[at], manifest.seed).numpy()
         other_rounded[broken] = (
-            again != columns["holds_8bit"][rows][broken].astype(bool)
+            again != columns["broken_8bit"][rows][broken].astype(bool)
         ) & stable.numpy()[broken]
     hidden = ~broken & (size <= own).numpy() & legal.numpy() & meets.numpy()
     for bad, what in (
@@ -519,7 +530,7 @@ def _surer(
     found = ruling.confidence.cpu().double().numpy()
     if manifest.model.access == "labels" and manifest.model.surrogate is not None:
         return np.zeros(len(found), dtype=bool)  # it was made up around the label
-    if randomised(manifest.noted):
+    if randomised(manifest.initial_findings):
         return np.zeros(len(found), dtype=bool)  # in another batch it draws other noise
     # whose softmax says nothing
     recast = isinstance(target, WithTruth) and ruling.scores is not None

@@ -95,7 +95,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         u = F.relu(self.norms[0](self.first(z).view(-1, *self.bottom), y))
-        for up, norm in zip(self.ups, self.norms[1:], strict=True):  # pyright: ignore[reportArgumentType]
+        norms = self.norms[1:]
+        for up, norm in zip(self.ups, norms, strict=True):  # pyright: ignore[reportArgumentType]
             u = F.relu(norm(up(u), y))
         return self.last(u).tanh()
 

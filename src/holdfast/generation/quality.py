@@ -28,21 +28,22 @@ class Quality:
 
     n: int  # samples measured
     real: int  # real rows that they were measured against; none of them trained the generator
-    fid: float  # Frechet distance of two normal distributions (arXiv:1706.08500); biased upwards for few rows
-    fid_real: float  # the same between real training rows and those rows: what a perfect generator would reach
+    # Frechet distance of two normal distributions (arXiv:1706.08500); biased upwards for few rows
+    fid: float
+    # the same between real training rows and those rows: what a perfect generator would reach
+    fid_real: float
     kid: float  # squared maximum mean discrepancy, polynomial kernel, unbiased (arXiv:1801.01401)
     kid_real: float
     precision: float  # share of samples that lie among real rows (arXiv:1904.06991)
     recall: float  # share of real rows that lie among samples
-    right: list[
-        float
-    ]  # by class: the share of samples that the classifier takes for what was asked
-    spread: list[
-        float
-    ]  # by class: how far samples differ among themselves, 1: as much as real rows do
+    # by class: the share of samples that the classifier takes for what was asked
+    right: list[float]
+    # by class: how far samples differ among themselves, 1: as much as real rows do
+    spread: list[float]
     trained: float  # accuracy on real rows of a classifier trained on samples
     trained_real: float  # and of one trained on as many real rows
-    copies: float  # share of samples nearer to a training row than 1 % of real rows are: 0.01 is no memory
+    # share of samples nearer to a training row than 1 % of real rows are: 0.01 is no memory
+    copies: float
 
 
 def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) -> Reader:

@@ -71,12 +71,13 @@ class Round:
     kid: float
     right: float  # share of samples that are taken for the class asked for
     classes: int  # of which at least half are
-    spread: float  # of the class whose samples differ least among themselves; 1: as much as real rows do
+    # of the class whose samples differ least among themselves; 1: as much as real rows do
+    spread: float
     note: str = ""
 
 
 @dataclass
-class Place:
+class Progress:
     """Where a training stands, beside its tensors."""
 
     round: int = 0
@@ -95,7 +96,7 @@ class State:
     """All that a training goes on from."""
 
     def __init__(self, model: Model, nets: nn.ModuleDict) -> None:
-        self.nets, self.optimiser, self.place = nets, model.optimiser(nets), Place()
+        self.nets, self.optimiser, self.progress = nets, model.optimiser(nets), Progress()
         self.average = copy.deepcopy(nets["generator"]).eval().requires_grad_(False)
 
     def dump(self) -> bytes:
@@ -105,11 +106,11 @@ class State:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
-        return stored(tensors, asdict(self.place))
+        return stored(tensors, asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
-        tensors, place = restored(content)
-        self.place = Place(**{**place, "log": [Round(**line) for line in place["log"]]})
+        tensors, progress = restored(content)
+        self.progress = Progress(**{**progress, "log": [Round(**line) for line in progress["log"]]})
         self.nets.load_state_dict(under("now.", tensors))
         self.average.load_state_dict(under("average.", tensors))
         put_slots(self.optimiser, tensors)
@@ -151,44 +152,54 @@ class Training:
         self.f_real = quality.features(self.reader, self.real[0])
         device = self.frame.middle.device
         with sealed(self.seed), torch.enable_grad():
-            s = State(model, model.nets(tuple(self.frame.shape), k).to(device))  # pyright: ignore[reportArgumentType]
+            shape: tuple[int, ...] = tuple(self.frame.shape)  # pyright: ignore
+            s = State(model, model.nets(shape, k).to(device))
             if (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
             keys = Keys.of(self.seed, torch.arange(model.batch_size, device=device)).fold("train")
-            while s.place.step < model.steps:
-                plan = shuffled(len(self.data), model.batch_size, self.seed + s.place.epoch + 1)
+            while s.progress.step < model.steps:
+                batches = shuffled(
+                    len(self.data), model.batch_size, self.seed + s.progress.epoch + 1
+                )
                 for x, y in read(
-                    self.data, plan[s.place.batch : s.place.batch + model.steps - s.place.step]
+                    self.data,
+                    batches[s.progress.batch : s.progress.batch + model.steps - s.progress.step],
                 ):
                     self._step(s, x, y, keys)
-                if s.place.batch == len(plan):
-                    s.place.epoch, s.place.batch = s.place.epoch + 1, 0
-        if not s.place.best_round:
+                if s.progress.batch == len(batches):
+                    s.progress.epoch, s.progress.batch = s.progress.epoch + 1, 0
+        if not s.progress.best_round:
             raise InputError(
                 f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps."
             )
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
-        place, model = s.place, self.model
+        progress, model = s.progress, self.model
         u = self.frame.inward(torch.from_numpy(x).float().to(self.frame.middle.device))
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
-        own = Keys(keys.rows[: len(u)]).fold(place.step)
+        own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
         told = [
-            v for v in model.learn(s.nets, s.optimiser, u, labels, own, place.step) if v is not None
+            v
+            for v in model.learn(s.nets, s.optimiser, u, labels, own, progress.step)
+            if v is not None
         ]
         *paid, critic = torch.stack(told).tolist()
         if not math.isfinite(sum(paid) + critic):
             what = " and ".join(f"{v:g}" for v in (*paid, critic))
             raise InputError(
-                f"the losses of generator and critic are {what} in step {place.step + 1}: the "
+                f"the losses of generator and critic are {what} in step {progress.step + 1}: the "
                 f"training diverged. {self._kept(s)} Try a lower rate than {model.rate:g}."
             )
-        blend(s.average, s.nets["generator"], min(model.ema, (1 + place.step) / (10 + place.step)))
-        place.step, place.batch = place.step + 1, place.batch + 1
-        place.losses = [place.losses[0] + sum(paid), place.losses[1] + critic]
-        place.count += len(paid)
-        if place.step * model.rounds // model.steps > place.round:
+        blend(
+            s.average,
+            s.nets["generator"],
+            min(model.ema, (1 + progress.step) / (10 + progress.step)),
+        )
+        progress.step, progress.batch = progress.step + 1, progress.batch + 1
+        progress.losses = [progress.losses[0] + sum(paid), progress.losses[1] + critic]
+        progress.count += len(paid)
+        if progress.step * model.rounds // model.steps > progress.round:
             self._close(s)
         elif time.monotonic() - self.began >= self.every:
             self.began = time.monotonic()
@@ -196,20 +207,20 @@ class Training:
 
     def _close(self, s: State) -> None:
         """End a round: draw, compare, keep what is best, and name what goes wrong."""
-        place, k = s.place, self.reader.head.out_features
+        progress, k = s.progress, self.reader.head.out_features
         reader = None if knows_classes(s.average) else self.reader
         drawer = Generator(self.model, s.average, self.frame, k, reader)
-        place.round += 1
+        progress.round += 1
         y = torch.arange(k).repeat(max(2, self.model.glance // k))
         x = drawer.draw(y, torch.arange(len(y)), self.seed)
         made = quality.features(self.reader, x)
         right, spread = quality.by_class(self.reader, x, y, *self.real)
         steps = max(1, self.model.steps // self.model.rounds)
         line = Round(
-            round=place.round,
-            step=place.step,
-            loss=place.losses[0] / max(1, place.count),
-            critic=place.losses[1] / steps,
+            round=progress.round,
+            step=progress.step,
+            loss=progress.losses[0] / max(1, progress.count),
+            critic=progress.losses[1] / steps,
             fid=quality.fid(made, self.f_real),
             kid=quality.kid(made, self.f_real),
             right=float(np.mean(right)),
@@ -217,14 +228,14 @@ class Training:
             # NaN: too few rows
             spread=min((share for share in spread if not math.isnan(share)), default=float("nan")),
         )
-        line.note = wrong(place.log, line, spread, self.model.rounds)
-        place.losses, place.count = [0.0, 0.0], 0
-        place.bad = place.bad + 1 if line.note else 0
-        if not line.note and line.kid < place.best:
-            place.best, place.best_round = line.kid, place.round
+        line.note = wrong(progress.log, line, spread, self.model.rounds)
+        progress.losses, progress.count = [0.0, 0.0], 0
+        progress.bad = progress.bad + 1 if line.note else 0
+        if not line.note and line.kid < progress.best:
+            progress.best, progress.best_round = line.kid, progress.round
             weights = s.average.state_dict() | {"low": self.frame.low, "high": self.frame.high}
             write_bytes(self.folder / WEIGHTS, packed(weights))
-        place.log.append(line)
+        progress.log.append(line)
         if len(self.frame.shape) == 3:
             picture = grid(
                 x[: _SHOWN * k].cpu().numpy(),
@@ -233,17 +244,17 @@ class Training:
                 self.bounds.low,
                 self.bounds.high,
             )
-            write_bytes(self.folder / "samples" / f"round-{place.round:03}.png", picture)
+            write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
-        write_bytes(self.folder / "log.csv", table(place.log, Round).encode())
+        write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
         self.watch(line)
-        if place.bad > 1:
+        if progress.bad > 1:
             raise InputError(
-                f"training stopped in round {place.round}: {line.note}. {self._kept(s)}"
+                f"training stopped in round {progress.round}: {line.note}. {self._kept(s)}"
             )
 
     def _kept(self, s: State) -> str:
-        if not s.place.best_round:
+        if not s.progress.best_round:
             return "No generator was good enough to keep."
         return f"The generator of round {s.place.best_round} is in {self.folder / WEIGHTS}."
 

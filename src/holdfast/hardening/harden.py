@@ -38,7 +38,7 @@ from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly, labels_of
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
-from holdfast.training.network import behind
+from holdfast.training.network import wrapped_like
 from holdfast.training.prepare import check_network, check_precision, network_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
@@ -136,100 +136,78 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
+    parts = recipes.parts(recipe)
     given = wrap(model).copied()
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
-    if target.graded is not None:
-        raise InputError(
-            f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
-        )
-    if target.context:
-        raise InputError(
-            "hardening trains models of one input, all of which may change, and this one has "
-            "several."
-        )
+    _check_task(target)
     source, judged = _sources(target, data, test, seed)
     source = _some(source, train_samples, "train_samples")
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    check_network(network, target, source, recipe)
-    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    check_network(network, target, source, recipe, parts[0])
+    workers.check(devices, target, parts[0], pickled=network.pickled)
     check_precision(precision)
     if tensorboard:
         tensorboard_log.writer()
     _check_counts(source, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
-    balance = balance_of(train, target.task.k, recipe.class_weights)
     mix = Mix(more[0], synthetic_share) if more else None
     if mix is not None:
         mix.check(source)
         check_data(mix.data, target.bounds)
-    if len(train) < recipe.batch_size:
-        recipe = replace(recipe, batch_size=len(train))
-    recipe = replace(
-        recipe, epochs=min(recipe.epochs, math.ceil(recipe.steps * recipe.batch_size / len(train)))
+    training = Training(
+        target,
+        train,
+        held,
+        threat,
+        _fitted(recipe, len(train)),
+        *parts,
+        seed=seed,
+        floor=min_clean,
+        min_recall=min_recall,
+        balance=balance_of(train, target.task.k, recipe.class_weights),
+        every=every,
+        watch=tell,
+        mix=mix,
+        precision=precision,
+        devices=devices,
     )
 
-    asked = {
-        "threat": repr(threat),
-        "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
-        "floor": str(min_clean),
-        "seed": str(seed),
-        "model": target.fingerprint()[:16],
-        "data": source.fingerprint()[:16],
-    }
-    if min_recall:
-        asked["floor of recall"] = str(min_recall)
-    if balance.weights:
-        asked["class weights"] = "balanced"
-    if precision != "float32":
-        asked["precision"] = precision
-    if mix is not None:
-        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
+    def measured(model: Target, where: str, names: Names) -> Run:
+        return evaluate(
+            model,
+            judged,
+            threat,
+            out=folder / where,
+            names=names,
+            protocol=protocol,
+            samples=test_samples,
+            seed=seed,
+            resume=True,
+            watch=watch,
+        )
+
     folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
     called = names or Names(type(target.model).__name__)
-    judge: dict[str, Any] = {
-        "protocol": protocol,
-        "samples": test_samples,
-        "seed": seed,
-        "resume": True,
-        "watch": watch,
-    }
     with left_as_found(folder):
-        begin(folder, "harden.json", asked, "a hardening", resume=resume)
-        before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
+        begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
+        before = measured(given, "before", called)
     if not (folder / "comparison.json").exists():  # or it is finished
-        tell = tensorboard_log.written(folder, tell) if tensorboard else tell
-        how = Training(
-            target,
-            train,
-            held,
-            threat,
-            recipe,
-            seed=seed,
-            floor=min_clean,
-            min_recall=min_recall,
-            balance=balance,
-            folder=folder,
-            every=every,
-            watch=tell,
-            mix=mix,
-            precision=precision,
-            devices=devices,
-        )
-        network.train(how)
+        training.folder = folder
+        if tensorboard:
+            training.watch = tensorboard_log.written(folder, tell)
+        network.train(training)
     hardened = network.read(folder)
-    hard: Target = behind(target, hardened)
+    hard: Target = wrapped_like(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
         hard = ExpectationOverTransformation(hard, given.cost.draws)
-    after = evaluate(
-        hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
-    )
+    after = measured(hard, "after", replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
@@ -239,11 +217,42 @@ def harden(
 def _recipe(
     recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None
 ) -> Recipe:
+    """The recipe, with what is given in place of its own."""
     made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
-    made = made if objective is None else replace(made, objective=objective)
-    made = made if epochs is None else replace(made, epochs=epochs, steps=10**9)
-    made = made if class_weights is None else replace(made, class_weights=class_weights)
+    changed: dict[str, Any] = {"objective": objective, "class_weights": class_weights}
+    if epochs is not None:
+        changed |= {"epochs": epochs, "steps": 10**9}
+    made = replace(made, **{name: value for name, value in changed.items() if value is not None})
     return replace(made, objective=repr(objectives.parse(made.objective)))
+
+
+def _fitted(recipe: Recipe, n: int) -> Recipe:
+    """The recipe on n rows: no batch is larger, and no more epochs than its steps are for."""
+    size = min(recipe.batch_size, n)
+    epochs = min(recipe.epochs, math.ceil(recipe.steps * size / n))
+    return replace(recipe, batch_size=size, epochs=epochs)
+
+
+def _asked(training: Training, source: Source) -> dict[str, str]:
+    """What harden.json holds: with another of these it would be another hardening."""
+    recipe, mix = training.recipe, training.mix
+    asked = {
+        "threat": repr(training.threat),
+        "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
+        "floor": str(training.floor),
+        "seed": str(training.seed),
+        "model": training.target.fingerprint()[:16],
+        "data": source.fingerprint()[:16],
+    }
+    if training.min_recall:
+        asked["floor of recall"] = str(training.min_recall)
+    if training.balance is not None and training.balance.weights:
+        asked["class weights"] = "balanced"
+    if training.precision != "float32":
+        asked["precision"] = training.precision
+    if mix is not None:
+        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
+    return asked
 
 
 def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, Source]:
@@ -272,9 +281,21 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
 def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
     """These rows of a source."""
     start, stop = rows_asked(samples, len(source), source.name, name)
-    return (
-        source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
-    )
+    if samples is None:
+        return source
+    return Part(source, np.arange(start, stop), f"rows {start}:{stop}")
+
+
+def _check_task(target: TorchTarget) -> None:
+    if target.graded is not None:
+        raise InputError(
+            f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
+        )
+    if target.context:
+        raise InputError(
+            "hardening trains models of one input, all of which may change, and this one has "
+            "several."
+        )
 
 
 def _check_counts(source: Source, k: int) -> None:

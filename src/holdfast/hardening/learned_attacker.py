@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.universal.advgan import changed, perturber, priced
+from holdfast.spec import option
 from holdfast.targets import TorchTarget
-from holdfast.training.inner_attack import Craft, Rival, evaluating
+from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.objective import Net, Objective, crossed
 
 
@@ -26,9 +27,9 @@ class AdvGAN(Objective):
     """
 
     asks = 2
-    width: int = 16  # channels of the perturbing network's first layer
-    rate: float = 1e-3  # of its Adam
-    smoothing: float = 0.0  # share of a label spread over all classes
+    width: int = option(16, "channels of the perturbing network's first layer", at_least=1)
+    rate: float = option(1e-3, "of its Adam", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def rival(self, target: TorchTarget) -> Rival:
         assert target.shape is not None
@@ -39,18 +40,18 @@ class AdvGAN(Objective):
         )
         return Rival(net, torch.optim.Adam(net.parameters(), self.rate))
 
-    def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
-        assert craft.rival is not None
-        craft.rival.optimiser.zero_grad()
-        with evaluating(craft.live.model):
-            priced(craft.rival.net, craft.problem(x, y), craft.threat)[1].backward()
-        craft.rival.optimiser.step()
+    def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
+        assert inner.rival is not None
+        inner.rival.optimiser.zero_grad()
+        with evaluating(inner.live.model):
+            priced(inner.rival.net, inner.problem(x, y), inner.threat)[1].backward()
+        inner.rival.optimiser.step()
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        assert craft.rival is not None
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        assert inner.rival is not None
         with torch.no_grad():
-            return changed(craft.rival.net, craft.live, craft.threat, x)
+            return changed(inner.rival.net, inner.live, inner.threat, x)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
         return (clean + crafted) / 2, there

@@ -15,8 +15,9 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
+from holdfast.spec import option
 from holdfast.targets.target import Access, Bounds
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Objective
 
 
@@ -24,15 +25,15 @@ from holdfast.training.objective import Objective
 class Noise(Objective):
     """CE(f(x + noise), y), Gaussian (Cohen et al. 2019, arXiv:1902.02918)."""
 
-    sigma: float = 0.25  # of the noise, in raw input units
-    smoothing: float = 0.0  # share of a label spread over all classes
+    sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
-    def inner(self) -> int:
+    def inner_steps(self) -> int:
         return 0
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return x + self.sigma * craft.keys(x, "noise").normal(x.shape[1:], x.dtype)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.sigma * inner.keys(x, "noise").normal(x.shape[1:], x.dtype)
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,31 @@ class SmoothAdv(Objective):
     Differs from the paper: the loss draws noise of its own, not that of the attack.
     """
 
-    sigma: float = 0.25  # of the noise, in raw input units
-    draws: int = 2  # of noise: for the attack's mean of softmax, and points a row to train at
-    steps: int = 4  # of the inner attack
-    step_size: float = 0.5  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
+    draws: int = option(
+        2, "of noise: for the attack's mean of softmax, and points a row to train at", at_least=1
+    )
+    steps: int = option(4, "of the inner attack", at_least=1)
+    step_size: float = option(0.5, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
         return 2 * self.draws * (self.steps + 1)
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        low, high = craft.live.bounds.low, craft.live.bounds.high
-        open_ = copy.copy(craft.live)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        low, high = inner.live.bounds.low, inner.live.bounds.high
+        open_ = copy.copy(inner.live)
         open_.bounds = Bounds(
             2 * low - high - 1000 * self.sigma, 2 * high - low + 1000 * self.sigma
         )
         attack = _Smooth(
             self.steps, self.step_size, self.sigma, self.draws, float(low), float(high)
         )
-        x = craft.live.bounds.clamp(craft(attack, x, y, on=open_))
+        x = inner.live.bounds.clamp(inner(attack, x, y, on=open_))
         return torch.cat(
             [
-                x + self.sigma * craft.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype)
+                x + self.sigma * inner.keys(x, f"noise {i}").normal(x.shape[1:], x.dtype)
                 for i in range(self.draws)
             ]
         )

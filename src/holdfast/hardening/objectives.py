@@ -4,8 +4,8 @@ files of their own."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,34 +18,29 @@ from holdfast.attacks.problem import Problem
 from holdfast.hardening.learned_attacker import AdvGAN
 from holdfast.hardening.noise import Noise, SmoothAdv
 from holdfast.hardening.several_threats import EAT, MSD, Avg, Max
+from holdfast.spec import option
 from holdfast.targets.target import Access
-from holdfast.training.inner_attack import Craft
-from holdfast.training.objective import Net, Objective, crossed, distance, divergence
-
-
-@dataclass(frozen=True)
-class Standard(Objective):
-    """CE(f(x), y): the undefended baseline."""
-
-    smoothing: float = 0.0  # share of a label spread over all classes
-
-    @property
-    def inner(self) -> int:
-        return 0
-
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return x
+from holdfast.training.inner_attack import InnerAttack
+from holdfast.training.objective import (
+    PGD,
+    Net,
+    Objective,
+    Standard,
+    crossed,
+    distance,
+    divergence,
+)
 
 
 @dataclass(frozen=True)
 class FGSM(Objective):
     """CE(f(x'), y) one step from x (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(Ascent(steps=1, step_size=self.step_size, start_at="zero", loss="ce"), x, y)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner(Ascent(steps=1, step_size=self.step_size, start_at="zero", loss="ce"), x, y)
 
 
 @dataclass(frozen=True)
@@ -53,8 +48,8 @@ class Fast(Objective):
     """CE(f(x'), y) one long step from a random point of the ball (FGSM-RS: Wong et al. 2020,
     arXiv:2001.03994)."""
 
-    step_size: float = 1.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    step_size: float = option(1.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -66,14 +61,14 @@ class NFGSM(Objective):
     eps.
     """
 
-    noise: float = 2.0  # size of the noise, multiples of eps
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    noise: float = option(2.0, "size of the noise, multiples of eps", at_least=0)
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         widen = self.noise + self.step_size
-        wide = craft.threat.at(float(craft.threat.eps) * widen)
-        return craft(_Noisy(share=self.noise / widen, step_size=self.step_size / widen), x, y, wide)
+        wide = inner.threat.at(float(inner.threat.eps) * widen)
+        return inner(_Noisy(share=self.noise / widen, step_size=self.step_size / widen), x, y, wide)
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,12 @@ class Free(Objective):
     paper: x' of a new batch starts at random, not from where the last batch's ended.
     """
 
-    batch_replays: int = 8  # steps of the optimiser a batch (m in the paper)
-    step_size: float = 1.0  # fraction of eps, from one replay to the next
-    smoothing: float = 0.0  # share of a label spread over all classes
+    batch_replays: int = option(8, "steps of the optimiser a batch (m in the paper)", at_least=1)
+    step_size: float = option(1.0, "fraction of eps, from one replay to the next", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
-    def inner(self) -> int:
+    def inner_steps(self) -> int:
         return 0  # its attack is its training
 
     @property
@@ -101,18 +96,8 @@ class Free(Objective):
     def replays(self) -> int:
         return self.batch_replays
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft.around(x, "start")
-
-
-@dataclass(frozen=True)
-class PGD(Objective):
-    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
-    arXiv:1706.06083)."""
-
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner.around(x, "start")
 
 
 @dataclass(frozen=True)
@@ -121,13 +106,13 @@ class ALP(Objective):
     arXiv:1803.06373)."""
 
     asks = 2
-    weight: float = 0.5  # of the distance between the logits
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    weight: float = option(0.5, "of the distance between the logits", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
         return (clean + crafted) / 2 + self.weight * (there - z).square().mean(1), there
 
 
@@ -137,20 +122,20 @@ class Trades(Objective):
     arXiv:1901.08573)."""
 
     asks = 2
-    beta: float = 6.0  # of the divergence: more robust, less accurate
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    beta: float = option(6.0, "of the divergence: more robust, less accurate", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
         return super().passes + 1  # the inner attack asks for p too
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(_Apart(steps=self.steps, step_size=self.step_size), x, y)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, z), there = crossed(net, x, y, self.smoothing), net(x_adv)
         return clean + self.beta * divergence(there, z), there
 
 
@@ -164,20 +149,20 @@ class LSE(Objective):
     """
 
     asks = 2
-    beta: float = 4.0  # of the distance between the probabilities
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.1  # share of a label spread over all classes
+    beta: float = option(4.0, "of the distance between the probabilities", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.1, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
         return super().passes + 1  # the inner attack asks for p too
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(_Apart(steps=self.steps, step_size=self.step_size, measure="distance"), x, y)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner(_Apart(steps=self.steps, step_size=self.step_size, measure="distance"), x, y)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z, there = net(x), net(near)
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z, there = net(x), net(x_adv)
         k = z.shape[1]
         label = F.one_hot(y, k) * (1 - self.smoothing) + self.smoothing / k
         clean = (z.softmax(1) - label).square().sum(1)
@@ -194,23 +179,23 @@ class HAT(Objective):
     """
 
     asks = 3
-    beta: float = 2.5  # of the divergence
-    gamma: float = 0.5  # of the helper examples
-    reach: float = 2.0  # of the helper examples, multiples of x' - x
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    beta: float = option(2.5, "of the divergence", at_least=0)
+    gamma: float = option(0.5, "of the helper examples", at_least=0)
+    reach: float = option(2.0, "of the helper examples, multiples of x' - x", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
         return super().passes + 2  # the inner attack asks for p too, and the loss for h
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft(_Apart(steps=self.steps, step_size=self.step_size), x, y)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), there = crossed(net, x, y, self.smoothing), net(near)
-        helped, _ = crossed(net, x + self.reach * (near - x), net.given(near).argmax(1), 0)
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, z), there = crossed(net, x, y, self.smoothing), net(x_adv)
+        helped, _ = crossed(net, x + self.reach * (x_adv - x), net.given(x_adv).argmax(1), 0)
         return clean + self.beta * divergence(there, z) + self.gamma * helped, there
 
 
@@ -223,12 +208,12 @@ class Mart(Objective):
     """
 
     asks = 2
-    beta: float = 5.0  # of the divergence (lambda in the paper)
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
+    beta: float = option(5.0, "of the divergence (lambda in the paper)", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        z, there = net(x), net(near)
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z, there = net(x), net(x_adv)
         own = y[:, None]
         rival = there.softmax(1).scatter(1, own, 0).amax(1)
         bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - rival).clamp_min(1e-4))
@@ -246,22 +231,22 @@ class Ensemble(Objective):
     """
 
     asks = 2
-    steps: int = 1  # of the inner attack
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    steps: int = option(1, "of the inner attack", at_least=1)
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")
-        near, odd = x.clone(), craft.start % 2
+        x_adv, odd = x.clone(), inner.start % 2
         for part, target in (
-            (slice(odd, None, 2), craft.given),
-            (slice(1 - odd, None, 2), craft.live),
+            (slice(odd, None, 2), inner.given),
+            (slice(1 - odd, None, 2), inner.live),
         ):
-            near[part] = craft(attack, x[part], y[part], on=target)
-        return near
+            x_adv[part] = inner(attack, x[part], y[part], on=target)
+        return x_adv
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, near))
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
         return (clean + crafted) / 2, there
 
 
@@ -292,15 +277,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 def parse(text: str) -> Objective:
     """The objective that a spec such as `trades(beta=6)` spells."""
     return spec.build(text, OBJECTIVES, "objective")
-
-
-def stronger(objective: Objective) -> Objective:
-    """What to go on with where the inner attack no longer finds what there is: twice the steps."""
-    steps = max(2, 2 * objective.inner)
-    more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
-    if hasattr(objective, "steps"):
-        return replace(objective, **more)  # pyright: ignore[reportArgumentType]
-    return PGD(**more, smoothing=objective.smoothing)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from holdfast import spec
+from holdfast.hardening import objectives, regularizers
+from holdfast.training.objective import Objective, Regularizer
 from holdfast.training.recipe import Recipe
 
-RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
+RECIPES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "fast": (
         1,
         "two steps of ascent: a third of the passes, a few points short",
@@ -39,7 +42,14 @@ RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
 def parse(text: str) -> Recipe:
     """The recipe that a name, or a call such as `standard(epochs=30, rate=0.05)`, spells."""
     makers: dict[str, Callable[..., Recipe]] = {
-        name: functools.partial(Recipe, name=name, version=version, **fields)  # pyright: ignore[reportArgumentType]
+        name: functools.partial(Recipe, name=name, version=version, **fields)
         for name, (version, _, fields) in RECIPES.items()
     }
-    return spec.build(text, makers, "recipe")
+    recipe = spec.build(text, makers, "recipe")
+    parts(recipe)  # refuses unknown ones
+    return recipe
+
+
+def parts(recipe: Recipe) -> tuple[Objective, list[Regularizer]]:
+    """The objective and the regularisers that a recipe names."""
+    return objectives.parse(recipe.objective), regularizers.parse(recipe.regularize)

@@ -19,8 +19,9 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
+from holdfast.spec import option
 from holdfast.targets.target import Access
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Net, Regularizer
 
 
@@ -33,14 +34,14 @@ class GradAlign(Regularizer):
     fixed.
     """
 
-    weight: float = 0.2  # lambda: .2 at 8/255, .063 at 4/255
+    weight: float = option(0.2, "lambda: 0.2 at 8/255, 0.063 at 4/255", at_least=0)
 
     @property
     def passes(self) -> int:
         return 6
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        here, there = slopes(net, x, y).detach(), slopes(net, craft.around(x, "gradalign"), y)
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        here, there = slopes(net, x, y).detach(), slopes(net, inner.around(x, "gradalign"), y)
         return self.weight * (1 - F.cosine_similarity(here.flatten(1), there.flatten(1))).mean()
 
 
@@ -52,15 +53,15 @@ class ELLE(Regularizer):
     fixed: no ELLE-A.
     """
 
-    weight: float = 1000.0  # lambda: 1,000 to 8/255, 5,000 from 10/255
+    weight: float = option(1000.0, "lambda: 1,000 to 8/255, 5,000 from 10/255", at_least=0)
 
     @property
     def passes(self) -> int:
         return 6
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        u, v = craft.around(x, "first"), craft.around(x, "second")
-        a = craft.keys(x, "between").uniform((), x.dtype)
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        u, v = inner.around(x, "first"), inner.around(x, "second")
+        a = inner.keys(x, "between").uniform((), x.dtype)
         at = [u, v, u + wide(a, x) * (v - u)]
         first, second, between = (F.cross_entropy(net(p), y, reduction="none") for p in at)
         return self.weight * (between - (1 - a) * first - a * second).square().mean()
@@ -70,13 +71,13 @@ class ELLE(Regularizer):
 class Gradient(Regularizer):
     """weight |g|^2 (input-gradient penalty: Ross and Doshi-Velez 2018, arXiv:1711.09404)."""
 
-    weight: float = 1.0  # grows with the square of the inputs' unit
+    weight: float = option(1.0, "grows with the square of the inputs' unit", at_least=0)
 
     @property
     def passes(self) -> int:
         return 4
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * slopes(net, x, y).flatten(1).square().sum(1).mean()
 
 
@@ -85,19 +86,21 @@ class Jacobian(Regularizer):
     """weight |J|_F^2 / 2 of the scores, by random projections (Hoffman et al. 2019,
     arXiv:1908.02729)."""
 
-    weight: float = 0.01
-    projections: int = 1  # random directions of the scores; without a bias however few
+    weight: float = option(0.01, "of the penalty", at_least=0)
+    projections: int = option(
+        1, "random directions of the scores; without a bias however few", at_least=1
+    )
 
     @property
     def passes(self) -> int:
         return 1 + 3 * self.projections
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()
         scores, total = net(leaf), x.new_zeros(len(x))
         k = scores.shape[1]
         for i in range(self.projections):
-            v = F.normalize(craft.keys(x, f"projection {i}").normal((k,), x.dtype))
+            v = F.normalize(inner.keys(x, f"projection {i}").normal((k,), x.dtype))
             pulled = torch.autograd.grad((scores * v).sum(), leaf, create_graph=True)[0]
             total = total + k / self.projections * pulled.flatten(1).square().sum(1)
         return self.weight / 2 * total.mean()
@@ -111,16 +114,16 @@ class CURE(Regularizer):
     Differs from the paper: z is one of the threat's norm, and h a multiple of eps.
     """
 
-    weight: float = 4.0  # lambda
-    h: float = 1.5  # how far the gradients are compared, multiples of eps
+    weight: float = option(4.0, "lambda", at_least=0)
+    h: float = option(1.5, "how far the gradients are compared, multiples of eps", at_least=0)
 
     @property
     def passes(self) -> int:
         return 8
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         here = slopes(net, x, y)
-        far = x + self.h * float(craft.threat.eps) * craft.threat.norm.steepest(here.detach())
+        far = x + self.h * float(inner.threat.eps) * inner.threat.norm.steepest(here.detach())
         return self.weight * (slopes(net, far, y) - here).flatten(1).square().sum(1).mean()
 
 
@@ -131,17 +134,17 @@ class LLR(Regularizer):
     Local linearity (Qin et al. 2019, arXiv:1907.02610). Meant to go with the standard objective.
     """
 
-    weight: float = 4.0  # lambda
-    slope: float = 3.0  # mu
-    steps: int = 5  # of the search for d
-    step_size: float = 0.5  # fraction of eps
+    weight: float = option(4.0, "lambda", at_least=0)
+    slope: float = option(3.0, "mu", at_least=0)
+    steps: int = option(5, "of the search for d", at_least=1)
+    step_size: float = option(0.5, "fraction of eps", at_least=0)
 
     @property
     def passes(self) -> int:
         return 2 * self.steps + 8
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        d = (craft(_Bent(self.steps, self.step_size), x, y) - x).detach()
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        d = (inner(_Bent(self.steps, self.step_size), x, y) - x).detach()
         leaf = x.detach().requires_grad_()
         here = F.cross_entropy(net(leaf), y, reduction="none")
         g = torch.autograd.grad(here.sum(), leaf, create_graph=True)[0]
@@ -155,13 +158,13 @@ class Squeeze(Regularizer):
     """weight |z|^2 / k of the scores trained at (logit squeezing: Kannan et al. 2018,
     arXiv:1803.06373)."""
 
-    weight: float = 0.05
+    weight: float = option(0.05, "of the penalty", at_least=0)
 
     @property
     def passes(self) -> int:
         return 0
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * z.square().mean()
 
 
@@ -174,15 +177,15 @@ class Spectral(Regularizer):
     its kernel.
     """
 
-    weight: float = 0.01
+    weight: float = option(0.01, "of the penalty", at_least=0)
 
     @property
     def passes(self) -> int:
         return 0
 
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        assert isinstance(craft.live.model, torch.nn.Module)
-        layers = [w for w in craft.live.model.parameters() if w.requires_grad and w.ndim > 1]
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        assert isinstance(inner.live.model, torch.nn.Module)
+        layers = [w for w in inner.live.model.parameters() if w.requires_grad and w.ndim > 1]
         squares = [torch.linalg.matrix_norm(w.flatten(1), 2).square() for w in layers]
         return self.weight / 2 * torch.stack(squares).sum()
 

@@ -14,9 +14,10 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
+from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
-from holdfast.training.inner_attack import Craft
+from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Objective
 
 
@@ -24,10 +25,10 @@ from holdfast.training.objective import Objective
 class Several(Objective):
     """Trains against the threat and those that `also` lists."""
 
-    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
-    steps: int = 10  # of the inner attack, for each threat that it asks about
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
+    steps: int = option(10, "of the inner attack, for each threat that it asks about", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,10 +43,10 @@ class Several(Objective):
     def others(self) -> list[Threat]:
         return [Threat.parse(text) for text in spec.parts(self.also)]
 
-    def ends(self, craft: Craft, x: Tensor, y: Tensor) -> list[Tensor]:
+    def ends(self, inner: InnerAttack, x: Tensor, y: Tensor) -> list[Tensor]:
         """Where ascent ends under each threat."""
         attack = Ascent(steps=self.steps, step_size=self.step_size, loss="ce")
-        return [craft(attack, x, y, threat) for threat in craft.threats(self.others)]
+        return [inner(attack, x, y, threat) for threat in inner.threats(self.others)]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Avg(Several):
     def passes(self) -> int:
         return super().passes * (1 + len(self.others))
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat(self.ends(craft, x, y))
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat(self.ends(inner, x, y))
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Max(Several):
     def passes(self) -> int:
         return (2 * self.steps + 1) * (1 + len(self.others)) + 2
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return craft.worst(self.ends(craft, x, y), y)
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return inner.worst(self.ends(inner, x, y), y)
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class EAT(Several):
     the threat is drawn for a row, not for a batch, and each is as likely.
     """
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, loss="ce")
-        threats, near = craft.threats(self.others), x.clone()
-        drawn = craft.keys(x, "threat").integers(len(threats))
+        threats, x_adv = inner.threats(self.others), x.clone()
+        drawn = inner.keys(x, "threat").integers(len(threats))
         for i, threat in enumerate(threats):
             rows = (drawn == i).nonzero()[:, 0]
-            near[rows] = craft(attack, x[rows], y[rows], threat, among=rows)
-        return near
+            x_adv[rows] = inner(attack, x[rows], y[rows], threat, among=rows)
+        return x_adv
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ class MSD(Several):
     def passes(self) -> int:
         return super().passes + self.steps * (1 + len(self.others))
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        bounds = craft.live.bounds
-        threats = ", ".join(repr(threat) for threat in craft.threats(self.others))
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        bounds = inner.live.bounds
+        threats = ", ".join(repr(threat) for threat in inner.threats(self.others))
         # The union of balls is no ball: this one holds them all.
-        return craft(
+        return inner(
             _Steepest(self.steps, self.step_size, threats),
             x,
             y,

@@ -24,7 +24,7 @@ from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -61,11 +61,11 @@ def differs(folder: Path) -> Iterator[str]:
     Raises:
         InputError: as `write` does.
     """
-    path = folder / "report.html"
-    if not path.exists():
-        return  # a run made from Python has none until it is written
+    path, manifest = folder / "report.html", store.open_manifest(folder)[0]
+    if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
+        return  # a run made from Python has none until it is written; an older one has other words
     said = store.read_bytes(path).decode("utf-8", "replace")
-    if _said(said) != _said(_render(folder, store.open_manifest(folder)[0])):
+    if _said(said) != _said(_render(folder, manifest)):
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."
@@ -92,7 +92,8 @@ class _Figure(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.said += [tag] if tag not in self.DRAWING else []
+        if tag not in self.DRAWING:
+            self.said.append(tag)
         own = [
             (name, value or "")
             for name, value in attrs
@@ -101,7 +102,8 @@ class _Figure(HTMLParser):
         self.said += [f"{name}={value}" for name, value in own if not value.startswith("#")]
 
     def handle_data(self, data: str) -> None:
-        self.said += [data.strip()] if data.strip() else []
+        if data.strip():
+            self.said.append(data.strip())
 
     def handle_comment(self, data: str) -> None:
         pass  # of the drawing library: which text is drawn next
@@ -153,7 +155,11 @@ def _render(folder: Path, manifest: Manifest) -> str:
 def _page(folder: Path, manifest: Manifest) -> str:
     stored, examples = _gallery(folder, manifest)
     counts = manifest.metrics.confusion
-    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+    names = [words.class_name(manifest, c) for c in range(len(getattr(counts, "clean", ())))]
+    matrices = (
+        ("On clean inputs", "Clean inputs", "clean"),
+        ("Under attack", "Under attack", "attacked"),
+    )
     return rendered(
         "report.html.j2",
         m=manifest,
@@ -163,18 +169,12 @@ def _page(folder: Path, manifest: Manifest) -> str:
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             (
-                "On clean inputs",
-                Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean")),
-            ),
-            (
-                "Under attack",
-                Markup(
-                    figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked")
-                ),
-            ),
-        ]
-        if counts
-        else [],
+                title,
+                Markup(figures.confusion(getattr(counts, part), names, said, f"confusion-{part}")),
+            )
+            for title, said, part in matrices
+            if counts is not None
+        ],
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
@@ -247,7 +247,7 @@ def _png(x: np.ndarray, layout: str) -> str:
     if pixels.ndim == 3 and layout == "nchw":
         pixels = pixels.transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
-        file, "PNG"
-    )
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    Image.fromarray(pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

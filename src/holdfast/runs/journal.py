@@ -23,6 +23,7 @@ from holdfast.runs.store import read_json, read_record, write_bytes, write_recor
 
 Record = tuple[dict[str, np.ndarray], dict[str, str]]  # tensors and texts
 
+VERSION = "schema version"  # its key in a question; older runs have none
 NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 
 
@@ -160,11 +161,11 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
         resumable: finished pieces serve a later try, and stay; else all that was made goes.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = set(folder.rglob("*")) if folder.is_dir() else set()
+    before = set(folder.rglob("*"))
     try:
         yield
     except Exception:
-        new = set(folder.rglob("*")) - before if folder.is_dir() else set()
+        new = set(folder.rglob("*")) - before
         files = {path for path in new if not path.is_dir()}
         if not resumable or all(path.name in NOTES or path.suffix == ".part" for path in files):
             for path in files:
@@ -179,8 +180,15 @@ def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) ->
     """Refuse to go on with a run that was made from something else.
 
     Raises:
-        InputError: names the first difference.
+        InputError: it is of another schema version; or names the first difference.
     """
+    version = was.get(VERSION, "1")
+    if VERSION in now and version != now[VERSION]:
+        raise InputError(
+            f"cannot resume {run}: it has schema version {version}, and this Holdfast goes on with "
+            f"version {now[VERSION]} alone. Finish it with the Holdfast that began it, or choose "
+            "another --out."
+        )
     for key in [*was, *(k for k in now if k not in was)]:
         if was.get(key) != now.get(key):
             raise InputError(

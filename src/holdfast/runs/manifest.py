@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # JSON has no NaN and no infinity: what is undefined is null.
 Real = Annotated[
@@ -55,9 +55,8 @@ class ModelInfo(Record):
     shape: list[Annotated[int, Field(ge=1)]]
     classes: Annotated[int, Field(ge=1, le=1_000_000)]  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
-    free: list[int] | None = (
-        None  # shape of the last features of a flat input, where they alone may change
-    )
+    # shape of the last features of a flat input, where they alone may change
+    free: list[int] | None = None
     attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
@@ -66,7 +65,7 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
-    moved: str | None = None  # the movement of images whose parameters are attacked
+    transformation: str | None = None  # the movement of images whose parameters are attacked
 
     @field_validator("bounds")
     @classmethod
@@ -85,10 +84,15 @@ class DataInfo(Record):
     total: int  # rows of the source
     parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
     class_names: list[str] | None = None
-    loading: dict[
-        str, str
-    ] = {}  # options with which the data were read: label, classes, resize, crop
+    # options with which the data were read: label, classes, resize, crop
+    loading: dict[str, str] = {}
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        if self.class_names is None or not 0 <= label < len(self.class_names):
+            return str(label)
+        return self.class_names[label]
 
 
 class ThreatInfo(Record):
@@ -96,13 +100,11 @@ class ThreatInfo(Record):
     norm: str
     eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
-    targets: str | None = (
-        None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
-    )
+    # least-likely or random, or the SHA-256 of the classes given: see target_class
+    targets: str | None = None
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
-    measured: list[
-        tuple[Eps, float]
-    ]  # (eps, largest size that counts as within it), the threat's own first
+    # (eps, largest size that counts as within it), the threat's own first
+    measured: list[tuple[Eps, float]]
 
 
 class CorruptionInfo(Record):
@@ -126,7 +128,7 @@ class Finding(Record):
     source: str = ""  # where the threshold comes from
     passes: int = 0  # forwards and backwards that it cost
     advice: str = ""
-    shows_as: list[str] = []  # checks that fired as well, and that this one explains
+    explains: list[str] = []  # checks that fired as well, and that this one explains
 
 
 class Verdict(Record):
@@ -144,7 +146,7 @@ class Costs(Record):
     seconds: float = 0.0
 
 
-class Round(Record):
+class Restart(Record):
     """One restart of a trial, with all aims."""
 
     attacked: int = 0
@@ -159,9 +161,8 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
-    rounds: list[
-        Round
-    ] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
+    # in their order; `attacked` is that of the first, `broken` their sum
+    restarts: list[Restart] = []
 
 
 class ProtocolInfo(Record):
@@ -257,7 +258,8 @@ class Refusals(Record):
     """How many inputs a model that may refuse does refuse."""
 
     clean: Interval
-    attacked: Interval  # of those right clean: not broken, and the worst input found is wrong but for the refusal
+    # of those right clean: not broken, and the worst input found is wrong but for the refusal
+    attacked: Interval
 
 
 class CorruptionPoint(Record):
@@ -282,7 +284,8 @@ class Survivors(Record):
 
     attacked: int  # rows that round was run on: robust so far, and near enough for the trial
     broken: int
-    expected: Real  # of the rows it left, the share that it broke; errs upwards, since what falls easily has fallen
+    # of the rows it left, the share that it broke; errs upwards, since what breaks easily is broken
+    expected: Real
     high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
 
 
@@ -307,13 +310,11 @@ class Metrics(Record):
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
     perceptual: Perceptual | None = None
-    survivors: Survivors | None = (
-        None  # where no trial drew noise after a first round there is no estimate
-    )
+    # where no trial drew noise after a first round there is no estimate
+    survivors: Survivors | None = None
     refusals: Refusals | None = None
-    accuracy_8bit: Interval | None = (
-        None  # of images: under attack, each example rounded as a file of 8 bits holds it
-    )
+    # of images: under attack, each example rounded as a file of 8 bits holds it
+    accuracy_8bit: Interval | None = None
 
 
 class Provenance(Record):
@@ -326,7 +327,7 @@ class Provenance(Record):
 class Facts(Record):
     """What was asked of what: all of run.json but the answers."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION  # of the file
     model: ModelInfo
     data: DataInfo
     threat: ThreatInfo
@@ -335,12 +336,11 @@ class Facts(Record):
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
-    settings: dict[
-        str, Any
-    ]  # batch size, device, time limit: what may differ without changing the question
+    # batch size, device, time limit: what may differ without changing the question
+    settings: dict[str, Any]
     provenance: Provenance
-    noted: list[Finding]  # of the input contract and the examination, before the protocol
-    examined: Costs = Costs()  # of the examination
+    initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
+    probe_costs: Costs = Costs()
 
 
 class Manifest(Facts):
@@ -351,9 +351,8 @@ class Manifest(Facts):
     costs: Costs
     trials: list[TrialInfo]
     files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder
-    digest: str | None = (
-        None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
-    )
+    # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
+    digest: str | None = None
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.errors import InputError
-from holdfast.targets.registry import is_keras
+from holdfast.targets.registry import of_model
 
 
 def further(inputs: Sequence[tuple[int, ...]], attacked: int) -> dict[str, tuple[int, ...]]:
@@ -49,10 +49,9 @@ def joined(model: Any, inputs: Sequence[tuple[int, ...]], attacked: int) -> Any:
             reshape(rows[:, a:b], (-1, *shape)) for (a, b), shape in zip(spans, inputs, strict=True)
         ]
 
-    if is_keras(model):
-        from holdfast.targets.frameworks.keras import of_rows
-
-        return of_rows(model, split, cuts[-1][1])
+    framework = of_model(model)
+    if framework is not None and framework.of_rows is not None:
+        return framework.of_rows(model, split, cuts[-1][1])
     if isinstance(model, nn.Module):
         return OfRows(model, split)
     return lambda rows: model(*split(rows, lambda part, shape: part.reshape(shape)))

@@ -1,4 +1,4 @@
-"""Team: the processes that train one network together, each on its share of every step's rows.
+"""A group of processes that train one network together, each on its share of every step's rows.
 
 All take the same steps: each has the same weights, order of rows and noise (which hangs on a row's
 place in the step), and gradients are averaged over all rows before the step is taken. So what N
@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """One process of `size`; alone it asks nobody."""
 
     rank: int = 0

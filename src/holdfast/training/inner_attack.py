@@ -27,7 +27,7 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Craft:
+class InnerAttack:
     """Calls run an attack's rule on rows: x [n, *shape], y [n] to points near x.
 
     The network is in eval mode meanwhile, so that its batch norms neither see nor learn the search.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.hardening import objectives, regularizers
 from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
@@ -28,15 +27,15 @@ from holdfast.threats.threat import Threat
 from holdfast.training import augmentation
 from holdfast.training.augmentation import Batch
 from holdfast.training.balance import Balance
-from holdfast.training.batches import Plan, read, shuffled
-from holdfast.training.distributed import Team
-from holdfast.training.inner_attack import Craft, Rival, evaluating
+from holdfast.training.batches import Steps, read, shuffled
+from holdfast.training.distributed import ProcessGroup
+from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.mixing import Mix
-from holdfast.training.objective import Net, Objective
+from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import share_of_rate
 from holdfast.training.sharpness import perturbed_weights
-from holdfast.training.state import STATE, Epoch, Place, State, blend, packed, table
+from holdfast.training.state import STATE, Epoch, Progress, State, blend, packed, table
 
 # by which the judge may find more than the inner attack before that one counts as fooled
 _GAP = 0.1
@@ -47,15 +46,17 @@ class Training:
     """A training to be done: `fit` does it.
 
     Args:
-        target: the network's door, bound; its own copy of the network is not used.
+        target: the network, wrapped and bound; its own copy of the network is not used.
         data: rows to train on.
         held: rows that choose the weights.
         threat: what the network shall withstand.
         recipe: how.
+        objective: the one that the recipe names.
+        penalties: the regularisers that it names.
         seed: of the order of rows, of all noise, and of what the network draws itself.
         floor: the least clean accuracy on `held` of the weights chosen.
         min_recall: the least clean recall there of any class.
-        balance: of the classes in `data`; None: all count alike.
+        balance: of the classes in `data`; of none: all count alike.
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
@@ -64,7 +65,7 @@ class Training:
             judge's are float32.
         devices: processes that share every step; on accelerators each has one of its own.
             `workers.train` starts them.
-        team: which of these processes this is.
+        group: which of these processes this is.
     """
 
     target: TorchTarget
@@ -72,22 +73,20 @@ class Training:
     held: Source
     threat: Threat
     recipe: Recipe
+    objective: Objective
+    penalties: Sequence[Regularizer] = ()
     seed: int = 0
     floor: float = 0.0
     min_recall: float = 0.0
-    balance: Balance | None = None
+    balance: Balance = field(default=Balance(()))
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
     mix: Mix | None = None
     precision: str = "float32"
     devices: int = 1
-    team: Team = field(default_factory=Team)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     rival: Rival | None = field(default=None, init=False)
-
-    @cached_property
-    def penalties(self) -> list[regularizers.Regularizer]:
-        return regularizers.parse(self.recipe.regularize)
 
     @cached_property
     def changes(self) -> list[augmentation.Augmentation]:
@@ -106,83 +105,87 @@ class Training:
         keep_freed()
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        with sealed(self.seed + self.team.rank), torch.enable_grad():
-            self.rival = objectives.parse(recipe.objective).rival(self.target)
+        with sealed(self.seed + self.group.rank), torch.enable_grad():
+            self.rival = self.objective.rival(self.target)
             s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
                 # whose random state it is; the others draw on from seeds of their own
-                if not self.team.leads:
-                    torch.manual_seed(int(torch.randint(2**62, ())) + self.team.rank)
-            while s.place.epoch < recipe.epochs and not self._settled(s.place):
-                plan = shuffled(len(self.data), recipe.batch_size, self.seed + s.place.epoch + 1)
-                for x, y in self._read(plan, s):
-                    self._step(s, *self._tensors(x, y), total=recipe.epochs * len(plan))
+                if not self.group.leads:
+                    torch.manual_seed(int(torch.randint(2**62, ())) + self.group.rank)
+            while s.progress.epoch < recipe.epochs and not self._settled(s.progress):
+                steps = shuffled(
+                    len(self.data), recipe.batch_size, self.seed + s.progress.epoch + 1
+                )
+                for x, y in self._read(steps, s):
+                    self._step(s, *self._tensors(x, y), total=recipe.epochs * len(steps))
                     self._store(s)
                 self._close(s)
         return s
 
-    def _read(self, plan: Plan, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _read(self, steps: Steps, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The rows of the steps that are left of an epoch."""
         if self.mix is None:
-            return read(self.data, plan[s.place.batch :])
-        return self.mix.read(self.data, plan, s.place.batch, self.seed + s.place.epoch + 1)
+            return read(self.data, steps[s.progress.batch :])
+        return self.mix.read(self.data, steps, s.progress.batch, self.seed + s.progress.epoch + 1)
 
     def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
         """One step on rows x [n, *shape], y [n]."""
-        place = s.place
-        done = (place.step + 1) / total
+        progress = s.progress
+        done = (progress.step + 1) / total
         rate, eps = self._pace(done)
         for group in s.optimiser.param_groups:
             group["lr"] = rate
-        objective = objectives.parse(place.objective)
-        n, mine = len(y), self.team.share(len(y))
-        craft = self._craft(
-            self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start
+        objective = self._objective(progress)
+        n, mine = len(y), self.group.share(len(y))
+        inner = self._inner_attack(
+            self.target.live(s.net, self.precision), eps, self.seed + progress.step, mine.start
         )
-        size = self.recipe.move[1] if done > self.recipe.ramp else 0.0
-        batch = augmentation.augmented(self.changes, x, y, self.target, self.seed + place.step)
-        batch = batch.part(mine) if self.team.size > 1 else batch
+        size = self.recipe.move[1] * (done > self.recipe.ramp)
+        batch = augmentation.augmented(self.changes, x, y, self.target, self.seed + progress.step)
+        batch = batch.part(mine)
         x, y = batch.x, batch.y
-        objective.teach(craft, x, y)
-        near = objective.near(craft, x, y).requires_grad_(objective.replays > 1)
-        loss, z = self._update(s, objective, craft, batch, near, size, n)
+        objective.teach(inner, x, y)
+        x_adv = objective.points(inner, x, y).requires_grad_(objective.replays > 1)
+        loss, z = self._update(s, objective, inner, batch, x_adv, size, n)
         for _ in range(objective.replays - 1):
-            assert near.grad is not None
-            near = craft.ascend(x, near.detach(), near.grad, objective.step_size).requires_grad_()
-            loss, z = self._update(s, objective, craft, batch, near, size, n)
+            assert x_adv.grad is not None
+            x_adv = inner.ascend(
+                x, x_adv.detach(), x_adv.grad, objective.step_size
+            ).requires_grad_()
+            loss, z = self._update(s, objective, inner, batch, x_adv, size, n)
         right = unbroken(z.argmax(1), y)
-        self.team.follow([part for part in s.net.buffers() if part.is_floating_point()])
-        blend(s.average, s.net, self._past(place.step, total))
+        self.group.follow([part for part in s.net.buffers() if part.is_floating_point()])
+        blend(s.average, s.net, self._past(progress.step, total))
 
-        place.step, place.batch = place.step + 1, place.batch + 1
-        place.rows += n
-        beside = sum(part.passes for part in self.penalties) + (2 * objective.asks if size else 0)
+        progress.step, progress.batch = progress.step + 1, progress.batch + 1
+        progress.rows += n
+        beside = sum(part.passes for part in self.penalties) + 2 * objective.asks * bool(size)
         beside += 2 * batch.beside(objective.asks)
-        place.passes += n * (objective.passes + objective.replays * beside)
-        place.loss += float(loss) * n
-        place.right += round(self.team.shares([right])[0] * n)
+        progress.passes += n * (objective.passes + objective.replays * beside)
+        progress.loss += float(loss) * n
+        progress.right += round(self.group.shares([right])[0] * n)
 
     def _update(
         self,
         s: State,
         objective: Objective,
-        craft: Craft,
+        inner: InnerAttack,
         batch: Batch,
-        near: Tensor,
+        x_adv: Tensor,
         size: float,
         n: int,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser, at points near x: the loss of all n rows there, and the scores
+        """One step of the optimiser, at points x_adv: the loss of all n rows there, and the scores
         of this share."""
 
         def mean(tensors: list[Tensor]) -> None:
-            self.team.mean(tensors, n)
+            self.group.mean(tensors, n)
 
-        net = Net(craft.live.outputs, self.target.scores)
+        net = Net(inner.live.outputs, self.target.scores)
 
         def ask(y: Tensor) -> tuple[Tensor, Tensor]:
-            rows, z = objective.loss(net, batch.x, near, y)
+            rows, z = objective.loss(net, batch.x, x_adv, y)
             return self._weighed(rows, y).mean(), z
 
         s.net.train()
@@ -190,7 +193,7 @@ class Training:
             loss, z = batch.loss(ask, net)
             with evaluating(s.net):
                 loss = loss + sum(
-                    part.penalty(net, craft, batch.x, batch.y, z) for part in self.penalties
+                    part.penalty(net, inner, batch.x, batch.y, z) for part in self.penalties
                 )
             s.optimiser.zero_grad()
             loss.backward()
@@ -205,9 +208,16 @@ class Training:
     def _weighed(self, rows: Tensor, y: Tensor) -> Tensor:
         """The losses of points [m n], all first points first, of classes y [n], each times the
         weight of its class."""
-        if self.balance is None or not self.balance.weights:
+        if not self.balance.weights:
             return rows
         return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
+
+    def _objective(self, progress: Progress) -> Objective:
+        """That of the recipe, stronger by as much as a guard has made it."""
+        objective = self.objective
+        for _ in range(progress.stronger):
+            objective = objective.stronger()
+        return objective
 
     def _past(self, step: int, total: int) -> float:
         """The share that the average keeps of itself at this step."""
@@ -219,58 +229,53 @@ class Training:
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
         rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * (
-            min(1.0, done / self.recipe.ramp) if self.recipe.ramp else 1.0
-        )
+        return rate, float(self.threat.eps) * min(1.0, done / (self.recipe.ramp or done))
 
-    def _settled(self, place: Place) -> bool:
+    def _settled(self, progress: Progress) -> bool:
         """Whether so many epochs at full eps have brought nothing better that it ends early."""
-        return 0 < self.recipe.patience <= min(place.full, place.epoch - place.best_epoch)
+        return 0 < self.recipe.patience <= min(progress.full, progress.epoch - progress.best_epoch)
 
     def _close(self, s: State) -> None:
         """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
-        place, recipe = s.place, self.recipe
-        objective = objectives.parse(place.objective)
+        progress, recipe = s.progress, self.recipe
+        objective = self._objective(progress)
         clean, inner, robust, accuracy, recall = self._judge(s, objective)
-        rate, eps = self._pace((place.epoch + 1) / recipe.epochs)
+        rate, eps = self._pace((progress.epoch + 1) / recipe.epochs)
         line = Epoch(
-            epoch=place.epoch + 1,
-            objective=place.objective,
+            epoch=progress.epoch + 1,
+            objective=repr(objective),
             rate=rate,
             eps=eps,
-            loss=place.loss / place.rows,
-            trained=place.right / place.rows,
+            loss=progress.loss / progress.rows,
+            trained=progress.right / progress.rows,
             clean=clean,
             inner=inner,
             robust=robust,
-            aligned=self._aligned(s) if recipe.judge else math.nan,
-            passes=place.passes,
-            note=self.balance.note if self.balance is not None and not place.epoch else "",
+            aligned=self._aligned(s),
+            passes=progress.passes,
             recall=recall,
         )
-        place.epoch, place.batch, place.rows, place.loss, place.right = (
-            place.epoch + 1,
-            0,
-            0,
-            0.0,
-            0,
-        )
-        place.full = place.full + 1 if eps == self.threat.eps else 0
+        if not progress.epoch:
+            line.note = self.balance.note
+        progress.epoch += 1
+        progress.batch = progress.rows = progress.right = 0
+        progress.loss = 0.0
+        progress.full = progress.full + 1 if eps == self.threat.eps else 0
         score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
-        if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
-            harder = objectives.stronger(objective)
+        if progress.full > 1 and fooled(objective, inner, robust, progress.best[1]):
             s.back_to_best(recipe)
-            place.objective, place.full = repr(harder), 0
+            progress.stronger, progress.full = progress.stronger + 1, 0
             line.note = (
                 f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under "
-                f"the judge; back to the weights of epoch {place.best_epoch}, on with {harder!r}"
+                f"the judge; back to the weights of epoch {progress.best_epoch}, on with "
+                f"{objective.stronger()!r}"
             )
-        elif score >= place.best:
-            place.best, place.best_epoch = score, place.epoch
+        elif score >= progress.best:
+            progress.best, progress.best_epoch = score, progress.epoch
             s.keep()
-        place.log.append(line)
+        progress.log.append(line)
         self._store(s, now=True)
-        if self.team.leads:
+        if self.group.leads:
             self.watch(line)
 
     @property
@@ -281,8 +286,9 @@ class Training:
         all of one class under every attack, which can be a higher mean over the classes than that
         of a network that tells them apart.
         """
-        unequal = self.balance is not None and self.balance.unequal
-        return max(self.min_recall, 0.5 / self.target.task.k if unequal else 0.0)
+        if not self.balance.unequal:
+            return self.min_recall
+        return max(self.min_recall, 0.5 / self.target.task.k)
 
     def _judge(self, s: State, objective: Objective) -> tuple[float, float, float, float, float]:
         """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,
@@ -291,82 +297,86 @@ class Training:
         Means over the classes where these are unequal; then the plain clean accuracy, and the least
         recall of a class.
         """
-        mine = self.team.share(len(self.judged[1]))
+        mine = self.group.share(len(self.judged[1]))
         x, y = (column[mine] for column in self.judged)
-        door = self.target.live(s.average)
+        model = self.target.live(s.average)
         with torch.no_grad():
-            right = door.task.predict(door.all_scores(x)) == y
-            near = objective.near(
-                self._craft(door, float(self.threat.eps), self.seed, mine.start), x, y
+            right = model.task.predict(model.all_scores(x)) == y
+            x_adv = objective.points(
+                self._inner_attack(model, float(self.threat.eps), self.seed, mine.start), x, y
             )
-            inner = unbroken(door.task.predict(door.all_scores(near)), y)
+            inner = unbroken(model.task.predict(model.all_scores(x_adv)), y)
         stood = right
         if self.recipe.judge:
             ids = torch.arange(mine.start, mine.stop)
             books = run(
-                attacks.parse(self.recipe.judge), door, x, y, self.threat, ids=ids, seed=self.seed
+                attacks.parse(self.recipe.judge), model, x, y, self.threat, ids=ids, seed=self.seed
             )
             stood = (books.outcome == attacks.Outcome.SURVIVED) & right
         each = self._per_class(self.judged[1])[mine]  # [n, classes there]
-        weight = (
-            each.mean(1)
-            if self.balance is not None and self.balance.unequal
-            else torch.ones_like(each[:, 0])
-        )
+        weight = torch.ones_like(each[:, 0])
+        if self.balance.unequal:
+            weight = each.mean(1)
         columns = [held * weight for held in (right, inner & right, stood)]
         recalls = [right * column for column in each.unbind(1)]
-        *figures, accuracy = self.team.shares([*columns, *recalls, right])
+        *figures, accuracy = self.group.shares([*columns, *recalls, right])
         return *figures[:3], accuracy, min(figures[3:])  # pyright: ignore[reportReturnType]
 
     def _per_class(self, y: Tensor) -> Tensor:
         """Weights [n, classes there] whose mean with a column of rows is that of each class,
         float64."""
-        there, place, count = y.unique(return_inverse=True, return_counts=True)
-        return F.one_hot(place, len(there)).double() * (len(y) / count)
+        there, index, count = y.unique(return_inverse=True, return_counts=True)
+        return F.one_hot(index, len(there)).double() * (len(y) / count)
 
     def _aligned(self, s: State) -> float:
         """How far gradients at those rows and at random points near them point the same way: their
-        mean cosine."""
-        mine = self.team.share(len(self.judged[1]))
-        craft = self._craft(
+        mean cosine. Without a judge it is not asked."""
+        if not self.recipe.judge:
+            return math.nan
+        mine = self.group.share(len(self.judged[1]))
+        inner = self._inner_attack(
             self.target.live(s.average), float(self.threat.eps), self.seed, mine.start
         )
-        return self.team.shares([craft.aligned(*(column[mine] for column in self.judged))])[0]
+        return self.group.shares([inner.aligned(*(column[mine] for column in self.judged))])[0]
 
-    def _craft(self, live: TorchTarget, eps: float, seed: int, start: int = 0) -> Craft:
+    def _inner_attack(
+        self, live: TorchTarget, eps: float, seed: int, start: int = 0
+    ) -> InnerAttack:
         share = eps / float(self.threat.eps)
-        return Craft(live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.rival)
+        return InnerAttack(
+            live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.rival
+        )
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
         return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
 
     def _store(self, s: State, *, now: bool = False) -> None:
-        if self.folder is None or not self.team.leads or math.isinf(self.every):
+        if self.folder is None or not self.group.leads or math.isinf(self.every):
             return
         if not now and time.monotonic() - self.began < self.every:
             return
         self.began = time.monotonic()
         write_bytes(self.folder / STATE, s.dump())
         if now:
-            write_bytes(self.folder / "log.csv", table(s.place.log).encode())
+            write_bytes(self.folder / "log.csv", table(s.progress.log).encode())
 
     def _diverged(self, s: State, loss: float, length: float) -> str:
         rate = s.optimiser.param_groups[0]["lr"]
         what = f"the loss is {loss:g} and the gradient's length {length:g}"
-        if s.place.step == 0:
+        if s.progress.step == 0:
             return (
                 f"{what} at the first step; the network or its preprocessing gives numbers that "
                 "cannot be trained."
             )
-        where = (
-            f"{what} in epoch {s.place.epoch + 1} at learning rate {rate:.3g}: training diverged."
-        )
-        if not s.place.best_epoch or self.folder is None or not self.team.leads:
+        where = f"{what} in epoch {s.progress.epoch + 1} at learning rate {rate:.3g}: training diverged."
+        if not s.progress.best_epoch or self.folder is None or not self.group.leads:
             return f"{where} Try a lower rate."
         kept = self.folder / "model.safetensors"
         write_bytes(kept, packed(s.best_average()))
-        return f"{where} The weights of epoch {s.place.best_epoch} are in {kept}; try a lower rate."
+        return (
+            f"{where} The weights of epoch {s.progress.best_epoch} are in {kept}; try a lower rate."
+        )
 
 
 def unbroken(labels: Tensor, y: Tensor) -> Tensor:
@@ -383,5 +393,5 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     third of what was reached must be lost, or half of what the inner attack leaves standing must
     fall. On training rows, plain overfitting would look the same.
     """
-    short = 0 < objective.inner <= 4
+    short = 0 < objective.inner_steps <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)

@@ -1,4 +1,4 @@
-"""Mix: generated rows that take the place of some real ones in every step of a training
+"""Generated rows that take the place of some real ones in every step of a training
 (arXiv:2010.03593)."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.data import Source
 from holdfast.errors import InputError, SpecError
-from holdfast.training.batches import Plan, read, shuffled
+from holdfast.training.batches import Steps, read, shuffled
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Mix:
             )
 
     def read(
-        self, real: Source, plan: Plan, done: int, seed: int
+        self, real: Source, steps: Steps, done: int, seed: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The rows of the steps of an epoch's `plan` that come after the first `done`; the seed
         orders the others."""
-        counts = [min(max(1, round(self.share * len(rows))), len(rows) - 1) for _, rows in plan]
+        counts = [min(max(1, round(self.share * len(rows))), len(rows) - 1) for _, rows in steps]
         if min(counts) < 1:
             raise InputError(
                 "a step of one row cannot be mixed with generated ones; give a larger batch_size."
             )
-        made: Plan = []
-        while len(made) < len(plan):
+        made: Steps = []
+        while len(made) < len(steps):
             made += shuffled(len(self.data), max(counts), seed + len(made))
         made = [(start, rows[:count]) for (start, rows), count in zip(made, counts, strict=False)]
         kept = [
             (start, rows[: len(rows) - count])
-            for (start, rows), count in zip(plan, counts, strict=True)
+            for (start, rows), count in zip(steps, counts, strict=True)
         ]
         for (x, y), (u, v) in zip(
             read(real, kept[done:]), read(self.data, made[done:]), strict=True

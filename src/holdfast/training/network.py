@@ -71,19 +71,21 @@ class TorchNetwork:
         return self.net.eval()
 
 
-def behind(like: TorchTarget, model: Any) -> TorchTarget:
-    """A trained model behind the same door as the one that it came from."""
-    own = wrap(
-        model,
-        bounds=like.bounds,
-        preprocess=like.preprocess,
-        probabilities=like.probabilities,
-        batch_size=like.batcher.size,
-        device=like.device,
-        layout=like.layout,
-        output=like.output,
-        draws=1,
-    )
+def settings(target: TorchTarget) -> dict[str, Any]:
+    """What `wrap` takes to make such a target of another model, but for its probabilities."""
+    return {
+        "bounds": target.bounds,
+        "preprocess": target.preprocess,
+        "batch_size": target.batcher.size,
+        "device": target.device,
+        "layout": target.layout,
+        "output": target.output,
+    }
+
+
+def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
+    """A trained model, wrapped as the one that it came from is."""
+    own = wrap(model, probabilities=like.probabilities, draws=1, **settings(like))
     assert isinstance(own, TorchTarget)
     assert like.shape is not None
     own.bind(like.shape)

@@ -1,26 +1,21 @@
-"""An objective: where a network is trained, and what it pays there."""
+"""An objective: where a network is trained, and what it pays there. The two that need no more than
+the base class are here."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.gradient.pgd import PGD as Ascent
-from holdfast.errors import SpecError
+from holdfast.spec import option
 from holdfast.targets import TorchTarget
-from holdfast.training.inner_attack import Craft, Rival
-
-_KINDS = {
-    "int": (int, "a whole number from 1"),
-    "float": ((int, float), "a number from 0"),
-    "str": (str, "a text"),
-}
+from holdfast.training.inner_attack import InnerAttack, Rival
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,7 @@ class Part:
     store."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value, (kind, words) = getattr(self, field.name), _KINDS[str(field.type)]
-            right = isinstance(value, kind) and not isinstance(value, bool)
-            if not right or (
-                isinstance(value, (int, float))
-                and not (field.type == "int") <= value < float("inf")
-            ):
-                raise SpecError(
-                    f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}."
-                )
+        spec.check(self)
 
     def __repr__(self) -> str:
         return spec.write(self)
@@ -58,7 +44,7 @@ class Part:
 
 
 class Objective(Part):
-    """One way to train: `near` crafts the points x' to train at, `loss` is what is then minimised.
+    """One way to train: `points` finds the points x' to train at, `loss` is what is then minimised.
 
     Below, p = softmax f(x) and p' = softmax f(x'). Where a subclass says no more than its fields,
     x' is the end of projected ascent of the cross-entropy, and the loss is the cross-entropy there.
@@ -70,38 +56,71 @@ class Objective(Part):
     smoothing: float  # share of a label spread over all classes
 
     @property
-    def inner(self) -> int:
+    def inner_steps(self) -> int:
         """Gradient steps of the inner attack."""
         return getattr(self, "steps", 1)
 
     @property
     def passes(self) -> int:
         """Forward and backward passes that a row of one training step costs."""
-        return 2 * self.inner + 2 * self.asks
+        return 2 * self.inner_steps + 2 * self.asks
 
     @property
     def replays(self) -> int:
         """Steps of the optimiser that one batch takes."""
         return 1
 
+    def stronger(self) -> Objective:
+        """What to go on with where the inner attack no longer finds what there is: twice the
+        steps."""
+        steps = max(2, 2 * self.inner_steps)
+        more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
+        if hasattr(self, "steps"):
+            return replace(self, **more)  # pyright: ignore[reportArgumentType]
+        return PGD(**more, smoothing=self.smoothing)
+
     def rival(self, target: TorchTarget) -> Rival | None:
         """An attacker that learns beside the network, freshly drawn; None: there is none."""
         return None
 
-    def teach(self, craft: Craft, x: Tensor, y: Tensor) -> None:
+    def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
         """One step of that attacker, before the network's."""
 
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points
         come first."""
-        return craft(Ascent(steps=self.inner, step_size=self.step_size, loss="ce"), x, y)
+        return inner(Ascent(steps=self.inner_steps, step_size=self.step_size, loss="ce"), x, y)
 
-    def loss(self, net: Net, x: Tensor, near: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each point, and the scores at x': [n] and [n, k], or [m n] and [m n, k].
 
         Whoever trains takes the mean, in which rows of some classes may count more.
         """
-        return crossed(net, near, y.repeat(len(near) // len(y)), self.smoothing)
+        return crossed(net, x_adv, y.repeat(len(x_adv) // len(y)), self.smoothing)
+
+
+@dataclass(frozen=True)
+class Standard(Objective):
+    """CE(f(x), y): the undefended baseline."""
+
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
+
+    @property
+    def inner_steps(self) -> int:
+        return 0
+
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class PGD(Objective):
+    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
+    arXiv:1706.06083)."""
+
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
 
 class Regularizer(Part, ABC):
@@ -115,7 +134,7 @@ class Regularizer(Part, ABC):
         """Forward and backward passes that it costs a row of one training step."""
 
     @abstractmethod
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """The mean over rows x [n, *shape] of classes y [n], weighted; z [m n, k] are the scores
         trained at."""
 

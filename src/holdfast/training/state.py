@@ -1,4 +1,4 @@
-"""What a training goes on from: weights, their average, the optimiser, the random state, the place
+"""What a training goes on from: weights, their average, the optimiser, the random state, the progress
 in the epoch.
 
 It is stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
@@ -52,13 +52,13 @@ class Epoch:
 
 
 @dataclass
-class Place:
+class Progress:
     """Where a training stands, beside its tensors."""
 
     epoch: int = 0
     batch: int = 0  # steps done of this epoch
     step: int = 0  # steps done of all
-    objective: str = ""  # as it is now: a guard may have changed it
+    stronger: int = 0  # times that a guard has made the objective so
     loss: float = 0.0  # sums over this epoch's rows
     right: int = 0
     rows: int = 0
@@ -80,7 +80,7 @@ class State:
         self.net, self.rival = net, rival
         self.average = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = _optimiser(net, recipe)
-        self.place = Place(objective=recipe.objective)
+        self.progress = Progress()
         self.keep()
 
     def keep(self) -> None:
@@ -113,12 +113,15 @@ class State:
         tensors = {
             name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
         }
-        return stored(tensors, asdict(self.place))
+        return stored(tensors, asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
-        tensors, place = restored(content)
-        place["best"], log = tuple(place["best"]), [Epoch(**line) for line in place.pop("log")]
-        self.place = Place(**place, log=log)
+        tensors, progress = restored(content)
+        progress["best"], log = (
+            tuple(progress["best"]),
+            [Epoch(**line) for line in progress.pop("log")],
+        )
+        self.progress = Progress(**progress, log=log)
         self._put(under("now.", tensors))
         self.best = under("best.", tensors)
         put_slots(self.optimiser, tensors)
@@ -174,13 +177,13 @@ def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
     optimiser.load_state_dict(optimiser.state_dict() | {"state": kept})
 
 
-def stored(tensors: dict[str, Tensor], place: dict[str, Any]) -> bytes:
+def stored(tensors: dict[str, Tensor], progress: dict[str, Any]) -> bytes:
     """A state as the bytes of a file that carries a digest of itself."""
-    return with_digest(save(tensors, metadata={"place": json.dumps(place), "digest": NO_DIGEST}))
+    return with_digest(save(tensors, metadata={"place": json.dumps(progress), "digest": NO_DIGEST}))
 
 
 def restored(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the place, as JSON holds it, in the bytes of a stored state.
+    """The tensors and the progress, as JSON holds it, in the bytes of a stored state.
 
     Raises:
         InputError: they are not what was stored.

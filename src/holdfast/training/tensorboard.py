@@ -1,4 +1,4 @@
-"""Board: the epochs of a training as TensorBoard's event files, beside log.csv."""
+"""The epochs of a training as TensorBoard's event files, beside log.csv."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def writer() -> Any:
 
 def written(folder: Path, tell: Callable[[Epoch], None]) -> Callable[[Epoch], None]:
     """`tell` that writes each epoch first: its numbers as scalars, its note as text."""
-    board = writer()(str(folder))
+    events = writer()(str(folder))
 
     def write(line: Epoch) -> None:
         for name, value in vars(line).items():
             if name != "epoch" and not isinstance(value, str):
-                board.add_scalar(name, value, line.epoch)
+                events.add_scalar(name, value, line.epoch)
         if line.note:
-            board.add_text("note", line.note, line.epoch)
-        board.flush()
+            events.add_text("note", line.note, line.epoch)
+        events.flush()
         tell(line)
 
     return write

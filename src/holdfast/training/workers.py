@@ -35,7 +35,7 @@ from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
-from holdfast.training.distributed import Team
+from holdfast.training.distributed import ProcessGroup
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
 from holdfast.training.objective import Objective
@@ -43,18 +43,18 @@ from holdfast.training.state import STATE, Epoch, packed
 
 _BEST = "best.safetensors"
 _CARRIED = (
-    *(
-        "threat",
-        "recipe",
-        "seed",
-        "floor",
-        "min_recall",
-        "balance",
-        "folder",
-        "every",
-        "precision",
-        "devices",
-    ),
+    "threat",
+    "recipe",
+    "objective",
+    "penalties",
+    "seed",
+    "floor",
+    "min_recall",
+    "balance",
+    "folder",
+    "every",
+    "precision",
+    "devices",
 )
 
 
@@ -73,14 +73,7 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         else:
             work = emptied(training.folder / "work")
             stack.callback(shutil.rmtree, work, ignore_errors=True)
-        for name, source in sources(training).items():
-            store(source, work, name)
-        job = {name: getattr(training, name) for name in _CARRIED} | {
-            "target": _plain(training.target)
-        }
-        job["share"] = training.mix and training.mix.share
-        (work / "code.json").write_text(json.dumps(usercode.files()))
-        torch.save((net, job), work / "training.pt")
+        hand_over(training, work, {"net": net, "target": _without_twin(training.target)})
         failed = run(__name__, work, training)
         if failed is not None:
             raise InputError(failed)
@@ -105,9 +98,10 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
         raise InputError(
             f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}."
         )
-    there = torch.cuda.device_count() if kind == "cuda" else os.cpu_count() or 1
+    there, what = os.cpu_count() or 1, "cores"
+    if kind == "cuda":
+        there, what = torch.cuda.device_count(), "CUDA devices"
     if not 1 <= devices <= there:
-        what = "CUDA devices" if kind == "cuda" else "cores"
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
     if type(objective).rival is not Objective.rival:
         raise InputError(
@@ -115,7 +109,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
             "it out."
         )
     if pickled:
-        check_portable(_plain(target))
+        check_portable(_without_twin(target))
     elif kind == "cuda":
         raise InputError(f"devices is {devices}, but a Keras model is trained on one CUDA device.")
 
@@ -141,7 +135,7 @@ def run(
         | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
     )
     common["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // training.devices))
-    fallen: list[int] = []
+    dead: list[int] = []
     with ExitStack() as stack:
         children = [
             stack.enter_context(
@@ -163,7 +157,7 @@ def run(
 
         def guard(rank: int) -> None:
             if children[rank].wait():
-                fallen.append(rank)
+                dead.append(rank)
                 end()
 
         guards = [threading.Thread(target=guard, args=(rank,)) for rank in range(training.devices)]
@@ -176,14 +170,20 @@ def run(
         except BaseException:
             end()
             raise
-    if failed is None and fallen:
-        said = (work / f"stderr{fallen[0]}").read_text(errors="replace").strip().splitlines()
-        last = (said or [f"it ended with code {children[fallen[0]].returncode}"])[-1].rstrip(".")
-        which = f" (process {fallen[0] + 1} of {len(children)})" if len(children) > 1 else ""
-        stored = training.folder is not None and (training.folder / STATE).exists()
-        more = "What it stored goes on with --resume." if stored else hint
-        raise InputError(f"the training's own process{which} died: {last}. {more}".rstrip())
+    if failed is None and dead:
+        code = children[dead[0]].returncode
+        raise InputError(_died(training, work, dead[0], code, hint))
     return failed
+
+
+def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> str:
+    said = (work / f"stderr{rank}").read_text(errors="replace").strip().splitlines()
+    last, which = (said or [f"it ended with code {code}"])[-1].rstrip("."), ""
+    if training.devices > 1:
+        which = f" (process {rank + 1} of {training.devices})"
+    if training.folder is not None and (training.folder / STATE).exists():
+        hint = "What it stored goes on with --resume."
+    return f"the training's own process{which} died: {last}. {hint}".rstrip()
 
 
 def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
@@ -196,56 +196,51 @@ def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None
     return failed
 
 
-def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]) -> None:
-    """In a process of its own: join the team, train, and tell each epoch as a line of JSON."""
+def serve(work: Path, fit: Callable[[Path, ProcessGroup, Callable[[Epoch], None]], None]) -> None:
+    """In a process of its own: join the group, train, and print each epoch as a line of JSON."""
     # What frameworks print is not meant for the listener; and where that one is gone, so is the
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
     memory.manage()
-    team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    group = ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-    def tell(**said: Any) -> None:
+    def send(**said: Any) -> None:
         print(json.dumps(said), file=line, flush=True)
 
-    if team.size > 1:
+    if group.size > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        place = dist.FileStore(str(work / "rendezvous"), team.size)  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.FileStore(  # pyright: ignore[reportPrivateImportUsage]
+            str(work / "rendezvous"), group.size
+        )
         hours = timedelta(hours=24)  # one that died is seen by who started it
         dist.init_process_group(
-            backend, store=place, rank=team.rank, world_size=team.size, timeout=hours
+            backend, store=store, rank=group.rank, world_size=group.size, timeout=hours
         )
     try:
-        fit(work, team, lambda epoch: tell(epoch=asdict(epoch)))
+        fit(work, group, lambda epoch: send(epoch=asdict(epoch)))
     except HoldfastError as error:
-        tell(failed=str(error))
+        send(failed=str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as error:  # of the user's code
-        tell(failed=str(usercode.raised("the model", error)))
+        send(failed=str(usercode.raised("the model", error)))
     finally:
-        if team.size > 1:
+        if group.size > 1:
             dist.destroy_process_group()
 
 
-def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
+def _fit(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
-    own = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}
-    with ExitStack() as stack:
-        for file in map(Path, json.loads((work / "code.json").read_text())):
-            stack.enter_context(usercode.importable(str(file.parent.absolute())))
-            usercode.run_file(file)
-        # Written by the process that started this one.
-        net, job = torch.load(work / "training.pt", map_location=own, weights_only=False)
-    target, share = job["target"], job.pop("share")
+    devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
+    own, job = taken_over(work, devices)
+    target = own["target"]
     if target.device.type == "cuda":
-        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
-    mix = None if share is None else Mix(stored(work, "mix"), share)
-    data, held = (stored(work, name) for name in ("train", "held"))
-    whole = Training(data=data, held=held, mix=mix, watch=watch, team=team, **job)
-    best = whole.fit(net, resume=True).best_average()
-    if team.leads:
+        target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
+    whole = Training(target=target, watch=watch, group=group, **job)
+    best = whole.fit(own["net"], resume=True).best_average()
+    if group.leads:
         write_bytes(work / _BEST, packed(best))
 
 
@@ -255,13 +250,37 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def sources(training: Training) -> dict[str, Source]:
-    """The rows that a training reads, by name."""
-    mix = {} if training.mix is None else {"mix": training.mix.data}
-    return {"train": training.data, "held": training.held, **mix}
+def hand_over(training: Training, work: Path, own: dict[str, Any]) -> None:
+    """Leave in a folder what a training in processes of its own takes, and what else is theirs."""
+    sources, share = {"train": training.data, "held": training.held}, None
+    if training.mix is not None:
+        sources["mix"], share = training.mix.data, training.mix.share
+    for name, source in sources.items():
+        _store(source, work, name)
+    job = {name: getattr(training, name) for name in _CARRIED}
+    (work / "code.json").write_text(json.dumps(usercode.files()))
+    torch.save((own, job, share), work / "training.pt")
 
 
-def store(source: Source, work: Path, name: str) -> None:
+def taken_over(
+    work: Path, devices: dict[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was handed over: what else was given, and the fields of the training but its target.
+
+    Args:
+        devices: where tensors go, by where they were; None: where they were.
+    """
+    with ExitStack() as stack:
+        for file in map(Path, json.loads((work / "code.json").read_text())):
+            stack.enter_context(usercode.importable(str(file.parent.absolute())))
+            usercode.run_file(file)
+        # Written by the process that started this one.
+        own, job, share = torch.load(work / "training.pt", map_location=devices, weights_only=False)
+    mix = share and Mix(_stored(work, "mix"), share)
+    return own, job | {"data": _stored(work, "train"), "held": _stored(work, "held"), "mix": mix}
+
+
+def _store(source: Source, work: Path, name: str) -> None:
     """A source as two arrays on disk, block by block; the process of its own reads them as it needs
     them."""
     shapes = {"x": (len(source), *source.shape), "y": (len(source),)}
@@ -275,12 +294,12 @@ def store(source: Source, work: Path, name: str) -> None:
         )
 
 
-def stored(work: Path, name: str) -> Source:
+def _stored(work: Path, name: str) -> Source:
     x, y = (np.load(work / f"{name}.{part}.npy", mmap_mode="r") for part in ("x", "y"))
     return from_arrays(x, y, scale=False)
 
 
-def _plain(target: TorchTarget) -> TorchTarget:
+def _without_twin(target: TorchTarget) -> TorchTarget:
     """The same without a faster twin, which may be a traced graph and cannot be pickled."""
     assert isinstance(target.model, nn.Module)
     return target.live(target.model)

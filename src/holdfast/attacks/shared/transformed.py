@@ -54,13 +54,3 @@ def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:
     h, w = image.shape[-2:]
     grid = torch.stack([(2 * j + 1) / w - 1, (2 * i + 1) / h - 1], -1).to(image.dtype)
     return grid_sample(image - empty, grid, align_corners=False) + empty
-
-
-def strips(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A side cut into strips whose widths go as u [..., b]: the strip of each place [..., size],
-    starts and widths."""
-    ends = (u.cumsum(-1) / u.sum(-1, keepdim=True).clamp_min(1e-9) * size).round().long()
-    ends = torch.cat([ends[..., :-1], torch.full_like(ends[..., :1], size)], -1)
-    start = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
-    place = torch.arange(size, device=u.device)
-    return (place[:, None] >= ends[..., None, :]).sum(-1), start, ends - start

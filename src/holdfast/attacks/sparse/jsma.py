@@ -10,8 +10,8 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.few_features import spent
+from holdfast.losses import without
 from holdfast.norms import wide
-from holdfast.tasks import without
 
 
 class Pairs(NamedTuple):

@@ -31,7 +31,7 @@ from holdfast.targets.frameworks.pytorch.module import (
 )
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
-from holdfast.targets.registry import by_trial
+from holdfast.targets.registry import adapted_by_trial
 from holdfast.targets.target import (
     Access,
     Bounds,
@@ -462,7 +462,9 @@ class TorchTarget(Target):
                         continue
                     if not isinstance(given, (nn.Module, Adapter)):
                         self._take(
-                            by_trial(given, before, output=self.output, classes=self.classes)
+                            adapted_by_trial(
+                                given, before, output=self.output, classes=self.classes
+                            )
                         )
                         self.layout, self.wants, self.axis = reading
                         if own:
