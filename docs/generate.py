@@ -23,7 +23,7 @@ def schema() -> str:
 
 
 def attacks() -> str:
-    """One section an attack: what it is, and its fields with their defaults and comments."""
+    """One section an attack: what it is, and its options with their defaults and limits."""
     parts = ["# Attacks and protocols\n\nThis page is made from the code by `make docs`.\n"]
     seen: set[type] = set()
     for maker in CATALOGUE.values():
@@ -38,13 +38,17 @@ def attacks() -> str:
         doc = (
             (inspect.getdoc(inspect.getmodule(kind)) or "") + "\n\n" + (inspect.getdoc(kind) or "")
         )
+        rules = dict.fromkeys(inspect.getdoc(type(rule)) for rule in kind.variants.values())
+        if len(rules) > 1:
+            doc = "\n\n".join([doc, *filter(None, rules)])
         norms = ", ".join(sorted(kind.norms))
         table = "\n".join(
-            f"| `{name}` | `{default!r}` | {text} |" for name, default, text in fields_of(kind)
+            f"| `{name}` | `{default!r}` | {takes} | {text} |"
+            for name, default, takes, text in fields_of(kind)
         )
         parts.append(
             f"## {kind.__name__.lower()}\n\n{doc}{also}\n\nNeeds {kind.needs.name.lower()}. Norms: "
-            f"{norms}.\n\n| field | default | meaning |\n|---|---|---|\n{table}\n"
+            f"{norms}.\n\n| option | default | takes | meaning |\n|---|---|---|---|\n{table}\n"
         )
     parts.append("## Protocols\n")
     for name, (version, text, lists) in PROTOCOLS.items():
@@ -71,9 +75,12 @@ def attacks() -> str:
     return "\n".join(parts)
 
 
-def fields_of(kind: type) -> list[tuple[str, object, str]]:
-    """(name, default, help) of each option."""
-    return [(f.name, f.default, f.metadata.get("help", "")) for f in dataclasses.fields(kind)]
+def fields_of(kind: type) -> list[tuple[str, object, str, str]]:
+    """(name, default, limits, help) of each option."""
+    return [
+        (f.name, f.default, spec.limits(f), f.metadata.get("help", ""))
+        for f in dataclasses.fields(kind)
+    ]
 
 
 PAGES = {

@@ -3,6 +3,7 @@ cases."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import resource
 from collections.abc import Generator
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two workers with one thread each are faster than one with two
+# else built anew for each command
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 settings.register_profile(
     "holdfast", deadline=None, derandomize=True, database=None, max_examples=40
 )
@@ -35,6 +39,9 @@ def pytest_collection_finish() -> None:
     again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(
+        20_000
+    )  # what tests leave behind is little: at 700 a tenth of their time went into looking for it
 
 
 def _cpu() -> float:

@@ -220,7 +220,7 @@ def test_rows_of_one_class_say_nothing_of_a_range() -> None:
         ("--attack", "pgd(loss='drl')", "'drl'", "did you mean dlr"),
         ("--attack", "pgd(loss='square')", "'square'", "known: ce, dlr, margin, mifpe"),
         ("--attack", "pgd(start_at='bal')", "'bal'", "ball"),
-        ("--attack", "pgd(step_size=0)", "step_size 0", "above 0"),
+        ("--attack", "pgd(step_size=0)", "step_size=0", "above 0"),
         ("--attack", "pgd(1, 2, 'ce', 'ball', 0, 6)", "too many", "steps"),
         ("--attack", "pgd(steps=3", "'pgd(steps=3'", "cannot read"),
         ("--attack", "pgd(**{'steps': 3})", "**"),

@@ -46,13 +46,13 @@ def clean_percent(target: Target, x: np.ndarray, y: np.ndarray) -> float:
     ("name", "options", "percent"),
     [
         ("torch_advertorch_lenet5", {"k": "adv"}, 98.64),
-        ("torch_advertorch_lenet5", {"k": "cln"}, 98.89),
+        pytest.param("torch_advertorch_lenet5", {"k": "cln"}, 98.89, marks=pytest.mark.slow),
         ("torch_advertorch_lenet5", {"k": "mlp"}, 98.17),
         ("torch_trades_mnist", {}, 99.48),
         ("torch_kw_mnist", {}, 98.20),
         ("torch_cnn_a_mnist", {}, 96.33),
         ("torch_abs_cnn_mnist", {"binarize": False}, 99.35),
-        ("torch_abs_cnn_mnist", {"binarize": True}, 98.82),
+        pytest.param("torch_abs_cnn_mnist", {"binarize": True}, 98.82, marks=pytest.mark.slow),
     ],
 )
 def test_clean_accuracy_on_mnist_is_the_tables(

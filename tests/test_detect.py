@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import holdfast
-from holdfast.attacks import parse
+from holdfast.attacks import parse, parse_trial
 from holdfast.attacks.attack import perturb, run
 from holdfast.cli.main import app
 from holdfast.data import open_data
@@ -23,8 +23,7 @@ from holdfast.decisions import REFUSED
 from holdfast.diagnostics import probe
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import judge
-from holdfast.evaluation.protocols import parse_trial
+from holdfast.evaluation import judge, probing
 from holdfast.spec import write
 from holdfast.targets import wrap
 from holdfast.targets.defences.detectors import DETECTORS, Detector, Divergence, Reconstruction
@@ -32,6 +31,7 @@ from holdfast.targets.defences.purify import Reform
 from holdfast.targets.defences.transforms import BitDepth
 from holdfast.targets.demo import demo_model
 from holdfast.targets.preprocess import Normalize
+from holdfast.targets.target import Cost
 from holdfast.targets.wrappers import Ensemble
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Targeted, Threat
@@ -131,7 +131,7 @@ def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector])
     up, down = (one.distance(x + h * way, target.bare) / 0.01 for h in (1e-6, -1e-6))
     slope = 0.3 * (top - z[:, :-1].mean(1)) * (up - down) / 2e-6
     assert torch.allclose((pullback(c) * way).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
-    assert (target.passes, target.draws) == (1 + one.passes, 1)
+    assert target.cost == Cost(1 + one.passes)
 
 
 @pytest.mark.parametrize(("limit", "held"), [(0.035, True), (0.055, False)])
@@ -184,14 +184,14 @@ def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:
     seen = holdfast.evaluate(target, (x, y), "linf(0.08)", attacks=["pgd(steps=20)"])
     assert seen.metrics.refusals is not None
     assert seen.metrics.refusals.attacked.value == 0
-    assert seen.samples.column("refused").null_count == 0
+    assert seen.samples.column("robust_by_refusal").null_count == 0
     assert seen.manifest.costs.judge_forwards == judge.PASSES * (5 + 5)
     flat = wrap(
         lambda x: 0 * x + torch.tensor([1.0, 0]), preprocess=Reconstruction(Fixed(), 1), shape=(2,)
     )
     # nothing is worse than the clean
     still = holdfast.evaluate(flat, (x, y), "linf(0.08)", attacks=["pgd(steps=2)"])
-    assert still.samples.column("refused").null_count == 5
+    assert still.samples.column("robust_by_refusal").null_count == 5
     assert still.manifest.costs.judge_forwards == judge.PASSES * 5
 
 
@@ -201,11 +201,11 @@ def test_a_model_of_several_passes_is_not_taken_for_a_random_one(
     target = wrap(demo_model(), preprocess=Divergence(Main(), limit=0.1), shape=(1, 8, 8))
     source, threat = open_data("digits"), Threat.l1(1)
     monkeypatch.setattr(probe, "_attacks", lambda *_: None)
-    found = probe.examine(
+    found = probing.probe(
         target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0
     )
     assert found.slope is not None
-    assert found.passes["slope"] == 5 * target.passes * len(found.ids)
+    assert found.passes["slope"] == 5 * target.cost.forwards * len(found.ids)
 
 
 def test_magnet_refuses_a_blind_attack_and_falls_to_one_that_knows_of_it() -> None:

@@ -34,7 +34,7 @@ def test_every_field_of_an_attack_is_explained() -> None:
     fields_of = load(ROOT / "docs" / "generate.py").fields_of
     kinds = {type(maker()) for maker in holdfast.attacks.CATALOGUE.values()}
     assert not [
-        (kind.__name__, name) for kind in kinds for name, _, text in fields_of(kind) if not text
+        (kind.__name__, name) for kind in kinds for name, *_, text in fields_of(kind) if not text
     ]
 
 

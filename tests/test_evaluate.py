@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.attacks import Ledger, parse
+from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
-from holdfast.evaluation import judge, pool
+from holdfast.evaluation import judge
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
@@ -240,14 +241,14 @@ def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) ->
 def test_rounds_say_what_one_more_would_break() -> None:
     two, three = (measure(attacks=[f"pgd(steps=2, restarts={n})"]) for n in (2, 3))
     (trial,), (more,) = two.manifest.trials, three.manifest.trials
-    assert more.rounds[:2] == trial.rounds
-    assert more.rounds[2].attacked == trial.attacked - trial.broken > 0
+    assert more.restarts[:2] == trial.restarts
+    assert more.restarts[2].attacked == trial.attacked - trial.broken > 0
     assert (trial.attacked, trial.broken) == (
-        trial.rounds[0].attacked,
-        sum(r.broken for r in trial.rounds),
+        trial.restarts[0].attacked,
+        sum(r.broken for r in trial.restarts),
     )
-    assert two.metrics.survivors == survivors(trial.rounds[1])
-    assert more.rounds[2].broken <= two.metrics.survivors.high
+    assert two.metrics.survivors == survivors(trial.restarts[1])
+    assert more.restarts[2].broken <= two.metrics.survivors.high
     alone, still = (
         measure(attacks=["pgd(steps=2)"]),
         measure(attacks=["pgd(steps=2)", "fmn(steps=3)"]),
@@ -255,7 +256,7 @@ def test_rounds_say_what_one_more_would_break() -> None:
     # nothing says how the rows that a first round leaves differ from the others
     assert alone.metrics.survivors is None
     # FMN draws nothing
-    assert still.metrics.survivors == survivors(still.manifest.trials[0].rounds[0])
+    assert still.metrics.survivors == survivors(still.manifest.trials[0].restarts[0])
 
 
 def test_a_shard_mixes_in_the_same_images() -> None:
@@ -403,7 +404,7 @@ def edit_limit(run: dict) -> None:
 
 
 def edit_rounds(run: dict) -> None:
-    run["trials"][0]["rounds"][0]["broken"] -= 1
+    run["trials"][0]["restarts"][0]["broken"] -= 1
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,15 @@ from test_planted import Planted
 from torch import Tensor, nn
 
 import holdfast
+from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import Answers, examine
+from holdfast.diagnostics.probe import Answers
 from holdfast.errors import SpecError
 from holdfast.evaluation import protocols
 from holdfast.evaluation.merge import merge
+from holdfast.evaluation.probing import probe
 from holdfast.evaluation.verify import verify
 from holdfast.runs.manifest import Finding
 from holdfast.runs.run import Run
@@ -105,14 +107,14 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     for check in ("one_hot", "unbounded", "binarisation"):
         PLANTED[check](answers)
     (found,) = signs(answers)
-    assert (found.check, found.shows_as) == ("one_hot", ["unbounded", "binarisation"])
+    assert (found.check, found.explains) == ("one_hot", ["unbounded", "binarisation"])
     assert "shows as unbounded, binarisation too" in found.text
     threat, source = Threat.linf(0.1), open_data("digits")
     ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
-    trials = follow([found], protocols.protocol("standard", "linf"), threat, ways)
-    assert {
-        protocols.parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")
-    } <= {*trials}
+    trials = follow([found], "standard", threat, ways)
+    assert {parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {
+        *trials
+    }
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
@@ -125,12 +127,12 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
         answers = sound_answers()
         plant(answers)
         found = signs(answers)
-        trials = follow(found, protocols.protocol("standard", norm), threat, ways)
+        trials = follow(found, "standard", threat, ways)
         if norm == "l0" and check in ("one_hot", "more_steps"):
             continue  # its searches use neither of these losses
         assert trials, check
         assert [f.severity for f in answered(found, trials)] == ["amber"]
-        assert follow(found, protocols.chosen(["fgsm"]), threat, ways) == []
+        assert follow(found, "custom", threat, ways) == []
     assert set(FOLLOW_UPS) == set(PLANTED)
 
 
@@ -242,7 +244,7 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     assert whole.manifest.trials[1].broken > 0
     assert whole.verdict.status == "upper-bound"
     assert "gradient" in whole.verdict.reason
-    assert whole.manifest.examined.forwards > 0
+    assert whole.manifest.probe_costs.forwards > 0
     assert verify(whole.folder, holdfast.wrap(model), source()) == []
     parts = [measure(model, rows, out=tmp_path / str(rows[0])) for rows in ((0, 8), (8, 16))]
     merged = merge([part.folder for part in parts], tmp_path / "merged")
@@ -267,7 +269,7 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
         broken.setattr(JOB, "settle", stop)
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
-    monkeypatch.setattr(JOB, "examine", None)  # it was examined: nobody asks again
+    monkeypatch.setattr(JOB, "probe", None)  # it was examined: nobody asks again
     again = measure(model, out=tmp_path / "run", resume=True)
     assert again.samples.equals(whole.samples)
     assert again.verdict == whole.verdict
@@ -279,18 +281,18 @@ def test_verify_misses_findings_and_trials_that_were_taken_out(
 ) -> None:
     model = Planted(lambda x: (4 * x).round() / 4)
     kept = measure(model, out=tmp_path / "run")
-    explained = [check for finding in kept.manifest.noted for check in finding.shows_as]
+    explained = [check for finding in kept.manifest.initial_findings for check in finding.explains]
     assert explained
     # neither a note nor what a finding explains has to be there
     with monkeypatch.context() as other:
         found = [Finding(check=check, severity="red", text="") for check in explained]
         found.append(Finding(check="binarisation", severity="info", text=""))
-        asked = SimpleNamespace(costs=kept.manifest.examined)
-        other.setattr("holdfast.evaluation.claims.examine", lambda *_: asked)
+        asked = SimpleNamespace(costs=kept.manifest.probe_costs)
+        other.setattr("holdfast.evaluation.claims.probe", lambda *_: asked)
         other.setattr("holdfast.diagnostics.checks.signs", lambda _: found)
         assert verify(kept.folder, holdfast.wrap(model), source()) == []
     run_json = kept.folder / "run.json"
-    text = kept.manifest.model_copy(update={"noted": []}).model_dump_json()
+    text = kept.manifest.model_copy(update={"initial_findings": []}).model_dump_json()
     run_json.write_text(text)
     wrong = " ".join(verify(kept.folder, holdfast.wrap(model), source()))
     assert "leaves out" in wrong
@@ -414,7 +416,7 @@ def test_a_sound_model_is_trusted(name: str, seed: int, threat: str) -> None:
 @pytest.mark.parametrize("name", ["mlp", "hardened-cnn"])
 def test_all_findings_cost_little(name: str) -> None:
     found = holdfast.evaluate(holdfast.wrap(SOUND[name]()), open_data("digits"), "linf(0.1)")
-    asked, all_ = found.manifest.examined, found.manifest.costs
+    asked, all_ = found.manifest.probe_costs, found.manifest.costs
     assert asked.forwards + asked.backwards <= 0.15 * (all_.forwards + all_.backwards)
 
 
@@ -449,7 +451,7 @@ def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
     )
     target.bind((1, 14, 14))
     trial = protocols.protocol("standard", "linf").trials[0]
-    answers = examine(target, source, threat, trial, Ways(target, threat, source), 0)
+    answers = probe(target, source, threat, trial, Ways(target, threat, source), 0)
     assert answers.slope is not None
     assert len(answers.slope) == 16
     assert bool((answers.slope < 0.5).all())

@@ -18,12 +18,12 @@ from holdfast.data import open_data
 from holdfast.errors import SpecError
 from holdfast.hardening import objectives
 from holdfast.hardening.noise import _Smooth
-from holdfast.hardening.objective import Net
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.demo import demo_model, demo_net
 from holdfast.threats.threat import Threat
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Net
 from holdfast.training.state import State
 
 F64 = torch.float64
@@ -321,8 +321,7 @@ def test_objectives_are_calls() -> None:
         with pytest.raises(SpecError):
             objectives.parse(text)
     assert (
-        repr(objectives.stronger(objectives.parse('max("l2(1)", steps=2)')))
-        == "max(also='l2(1)', steps=4)"
+        repr(objectives.parse('max("l2(1)", steps=2)').stronger()) == "max(also='l2(1)', steps=4)"
     )
     assert objectives.parse('max(also="l2(2), l1(10)")').passes == 3 * 21 + 2
 

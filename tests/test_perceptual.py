@@ -104,7 +104,7 @@ def test_the_distance_is_that_of_the_network_and_verified(at: Path) -> None:
 
 def test_without_a_network_nothing_is_added(at: Path) -> None:
     run("r", "--samples", str(ROWS))
-    assert store.read_samples(Path("r")).schema == schema_of(["holds_8bit"])
+    assert store.read_samples(Path("r")).schema == schema_of(["broken_8bit"])
     perceptual = store.read_manifest(Path("r")).metrics.perceptual
     assert perceptual is not None
     assert perceptual.lpips is None

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import holdfast
+from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.binarisation import Planted as PlantedHead
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.checks import signs
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import examine
-from holdfast.evaluation import protocols
 from holdfast.evaluation.contract import check_model, randomised
+from holdfast.evaluation.probing import probe
 from holdfast.runs.manifest import Finding
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.testing import BROKEN, SOUND, Defence
@@ -125,8 +125,8 @@ def seen(model: nn.Module, eps: float = 0.1, first: str = FIRST) -> list[Finding
     noted = check_model(target, source)
     if randomised(noted):
         target = ExpectationOverTransformation(target, 4)
-    trial = protocols.parse_trial(first)
-    return [*noted, *signs(examine(target, source, threat, trial, Ways(target, threat, source), 0))]
+    trial = parse_trial(first)
+    return [*noted, *signs(probe(target, source, threat, trial, Ways(target, threat, source), 0))]
 
 
 TABLE: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = [
@@ -183,7 +183,7 @@ def asked(model: nn.Module, threat: str = "linf(0.1)") -> tuple[int, int, int, i
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
     found = missed(
-        target, X[:6], Threat.parse(threat), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
+        target, X[:6], Threat.parse(threat), parse_trial(FIRST).attack, torch.arange(6), 0
     )
     return None if found is None else (int(found[0].sum()), int(found[1].sum()), *found[2:])
 
@@ -217,9 +217,7 @@ def test_what_is_planted_is_found_at_the_cost_that_is_said() -> None:
     target = holdfast.wrap(model)
     target.bind((1, 8, 8))
     before, weight = model.rows[0], model.net[2].weight.clone()
-    found = missed(
-        target, X[:6], Threat.linf(0.1), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
-    )
+    found = missed(target, X[:6], Threat.linf(0.1), parse_trial(FIRST).attack, torch.arange(6), 0)
     assert found is not None
     assert (int(found[0].sum()), int(found[1].sum())) == (6, 0)
     assert model.rows[0] - before == found[2]
@@ -231,9 +229,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     target = holdfast.wrap(SOUND[name]())
     target.bind((1, 8, 8))
     before = target.fingerprint()
-    found = missed(
-        target, X[:6], Threat.l2(0.5), protocols.parse_trial(FIRST).attack, torch.arange(6), 0
-    )
+    found = missed(target, X[:6], Threat.l2(0.5), parse_trial(FIRST).attack, torch.arange(6), 0)
     assert found is not None
     assert int(found[1].sum()) == 0
     assert target.fingerprint() == before
@@ -254,7 +250,7 @@ def test_where_nothing_can_be_planted_nothing_is() -> None:
     assert asked(trained(mlp), "l1(1)") is None
     target = holdfast.wrap(lambda x: x.flatten(1)[:, :10])
     target.bind((1, 8, 8))
-    attack = protocols.parse_trial(FIRST).attack
+    attack = parse_trial(FIRST).attack
     assert missed(target, X[:6], Threat.linf(0.1), attack, torch.arange(6), 0) is None
     torch.manual_seed(0)
     single = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from holdfast.errors import SpecError
 from holdfast.hardening import recipes, regularizers
-from holdfast.hardening.objective import Net
 from holdfast.hardening.regularizers import _Bent
-from holdfast.hardening.sharpness import MOVES, perturbed_weights
 from holdfast.tasks import Classes
 from holdfast.training import loop
 from holdfast.training.loop import Training
+from holdfast.training.objective import Net
+from holdfast.training.sharpness import MOVES, perturbed_weights
 from holdfast.training.state import State
 
 __all__ = ["plain"]  # a fixture

@@ -136,7 +136,7 @@ def make(
         provenance=Provenance(
             command=spec, created="2025-11-21T02:10:00Z", versions={"torch": spec}, hardware=spec
         ),
-        noted=[],
+        initial_findings=[],
         verdict=Verdict(
             status=more.get("status", "upper-bound"),
             findings=[

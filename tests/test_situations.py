@@ -8,6 +8,7 @@ its number.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -53,6 +54,7 @@ LINES = {
 }
 
 
+@functools.cache
 def documented() -> dict[int, list[str]]:
     """The tests of each line, by what their docstrings say."""
     found: dict[int, list[str]] = {line: [] for line in LINES}

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from test_bad_input import holdfast, names
 
 from holdfast.evaluation.perceptual import looks, ssim
 from holdfast.runs import store
 from holdfast.runs.compare import paired
-from holdfast.runs.manifest import Round
+from holdfast.runs.manifest import Restart
 from holdfast.runs.metrics import (
     calibration_error,
     interval,
@@ -38,6 +38,14 @@ def test_the_interval_of_a_share_covers(n: int) -> None:
     share = np.linspace(0.02, 0.98, 97)[:, None]
     covered = (low <= share) & (share <= high)
     assert 0.94 <= float((binom.pmf(np.arange(n + 1), n, share) * covered).sum(1).mean()) <= 0.97
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40, 333, 10_000])
+def test_the_interval_of_a_share_is_scipys(n: int) -> None:
+    """To the last bit, without the time that scipy.stats takes to be imported."""
+    for k in {0, 1, n // 3, n // 2, n - 1, n}:
+        bounds = binomtest(k, n).proportion_ci(0.95, method="wilson")
+        assert (interval(k, n).low, interval(k, n).high) == (bounds.low, bounds.high)
 
 
 def test_the_interval_of_a_mean_covers() -> None:
@@ -62,15 +70,15 @@ def test_the_interval_of_a_change_covers() -> None:
 def test_what_another_round_would_break_is_not_underestimated() -> None:
     """Rows of which each falls with a probability of its own; after three rounds the truth about a
     fourth is known."""
-    none = survivors(Round(attacked=60, broken=0))
+    none = survivors(Restart(attacked=60, broken=0))
     assert (none.expected, none.high) == (0, pytest.approx(60 * (1 - 0.05 ** (1 / 60))))
-    assert survivors(Round(attacked=8, broken=8)).high == survivors(Round()).high == 0
+    assert survivors(Restart(attacked=8, broken=8)).high == survivors(Restart()).high == 0
     found, truth = [], []
     for _ in range(400):
         odds = RNG.beta(0.2, 2, 200)
         for _ in range(3):
             fell = RNG.random(len(odds)) < odds
-            found.append(survivors(Round(attacked=len(odds), broken=int(fell.sum()))))
+            found.append(survivors(Restart(attacked=len(odds), broken=int(fell.sum()))))
             odds = odds[~fell]
         truth.append(odds.sum())
     last = found[2::3]

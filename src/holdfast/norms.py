@@ -24,6 +24,8 @@ class Norm(ABC):
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
     grain: float = 0.0  # sizes are multiples of it
+    dense: bool = True  # its steepest step moves every feature
+    boxed: bool = False  # its ball is a box, so that each feature may have an eps of its own
     polar: Norm  # the norm that `dual` measures in
 
     @abstractmethod
@@ -124,17 +126,17 @@ def scaled(g: Tensor) -> Tensor:
     return g / torch.where(top > 0, top, 1)
 
 
-def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Tensor:
-    """Move every entry at its own pace [n, *shape], each until the box stops it, until <g, v> =
+def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Tensor:
+    """Move every entry at its own speed [n, *shape], each until the box stops it, until <g, v> =
     gap."""
     g, gap = g * wide(gap.sign(), g), gap.abs()
     top = g.flatten(1).abs().amax(1)
-    steep, pace = scaled(g).flatten(1).abs(), pace.flatten(1)
+    steep, speed = scaled(g).flatten(1).abs(), speed.flatten(1)
     cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
     moving = (steep > 0) & (cap > 0)
-    kinks, order = torch.where(moving, cap / pace, 0).sort(1)
+    kinks, order = torch.where(moving, cap / speed, 0).sort(1)
     full = torch.where(moving, steep * cap, 0).gather(1, order)
-    rate = torch.where(moving, steep * pace, 0).gather(1, order)
+    rate = torch.where(moving, steep * speed, 0).gather(1, order)
     stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
     going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
     need = (gap / torch.where(top > 0, top, 1))[:, None]
@@ -142,7 +144,7 @@ def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Ten
     last = at.clamp_max(kinks.shape[1] - 1)
     time = (need - stopped.gather(1, last)) / going.gather(1, last)
     time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(moving, (pace * time).minimum(cap), 0).view_as(g) * g.sign()
+    return torch.where(moving, (speed * time).minimum(cap), 0).view_as(g) * g.sign()
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
@@ -178,6 +180,7 @@ def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
 
 class _Linf(Norm):
     name = "linf"
+    boxed = True
 
     def size(self, d: Tensor) -> Tensor:
         return d.flatten(1).abs().amax(1)
@@ -214,6 +217,7 @@ class Scaled(Norm):
     [*shape] above 0."""
 
     name = "linf"
+    boxed = True
 
     def __init__(self, scale: Tensor) -> None:
         self.scale = scale
@@ -268,7 +272,9 @@ class _L2(Norm):
     name = "l2"
 
     def size(self, d: Tensor) -> Tensor:
-        return scaled(d).flatten(1).square().sum(1).sqrt() * d.flatten(1).abs().amax(1)
+        flat = d.flatten(1)
+        top = flat.abs().amax(1)
+        return (flat / torch.where(top > 0, top, 1)[:, None]).square().sum(1).sqrt() * top
 
     def _long(self, d: Tensor, share: Tensor) -> Tensor:
         return 1 - share
@@ -326,6 +332,7 @@ class _L2(Norm):
 
 class _L1(Norm):
     name = "l1"
+    dense = False
 
     def size(self, d: Tensor) -> Tensor:
         return d.flatten(1).abs().sum(1)
@@ -415,6 +422,7 @@ class _L0(Norm):
 
     name = "l0"
     scales = False
+    dense = False
     grain = 1.0
 
     def size(self, d: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -39,10 +39,99 @@ _EXAMPLES = {  # of each kind, for a message about a text that is no call
 }
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of a dataclass that a spec can set: its default, and what it is in one line of
-    text."""
-    return dataclasses.field(default=default, metadata={"help": text})
+# of a field's values, by the type that it declares: what they are, and what that is called
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "a text"),
+    "bool": (bool, "True or False"),
+    "tuple": (tuple, "a list"),
+}
+_LIMITS: dict[str, Callable[[Any, Any], bool]] = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Iterable[str] = (),
+    finite: bool = True,
+) -> Any:
+    """A field of a dataclass that a spec can set: its default, what it is in one line of text, and
+    what `check` takes for it.
+
+    Args:
+        choices: the texts that it may be; none: any.
+        finite: whether infinity is refused.
+    """
+    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    limits = {word: limit for word, limit in limits.items() if limit is not None}
+    metadata = {"help": text, "limits": limits, "choices": tuple(choices), "finite": finite}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(item: Any) -> None:
+    """Hold the fields of a dataclass instance against their types, limits and choices.
+
+    A field that is no `option` has a type alone; NaN fits none.
+
+    Raises:
+        SpecError: a value does not fit.
+    """
+    for field in dataclasses.fields(item):
+        value, choices = getattr(item, field.name), field.metadata.get("choices")
+        if not _fits(field, value):
+            name = type(item).__name__.lower()
+            raise SpecError(f"{name} has {field.name}={value!r}, but it must be {_wanted(field)}.")
+        if choices and value not in choices:
+            raise SpecError(
+                f"unknown {field.name} {value!r} in {write(item)}; {suggest(value, choices)}"
+            )
+
+
+def limits(field: dataclasses.Field[Any]) -> str:
+    """What values an option takes, as text: `above 0 and at most 1`, or its choices; "" for any."""
+    choices = field.metadata.get("choices", ())
+    bounds = field.metadata.get("limits", {})
+    return ", ".join(choices) or " and ".join(f"{w} {number(limit)}" for w, limit in bounds.items())
+
+
+def _fits(field: dataclasses.Field[Any], value: Any) -> bool:
+    name = _type(field)
+    if name not in _TYPES:
+        return True
+    if not isinstance(value, _TYPES[name][0]) or isinstance(value, bool) != (name == "bool"):
+        return False
+    allowed = math.isfinite if field.metadata.get("finite", True) else lambda v: not math.isnan(v)
+    if isinstance(value, float) and not allowed(value):
+        return False
+    bounds = field.metadata.get("limits", {})
+    return all(_LIMITS[word](value, limit) for word, limit in bounds.items())
+
+
+def _wanted(field: dataclasses.Field[Any]) -> str:
+    """What a value of the field must be, with its help."""
+    kind, text = _type(field), field.metadata.get("help")
+    words = _TYPES[kind][1]
+    if field.metadata.get("choices"):
+        words = "one of"
+    elif kind == "float" and field.metadata.get("finite", True):
+        words = "a finite number"
+    return " ".join(filter(None, [words, limits(field), text and f"({text})"]))
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    """The name of the type that a field declares, without its parameters."""
+    return getattr(field.type, "__name__", str(field.type)).partition("[")[0]
 
 
 def call(text: str, kind: str = "attack") -> tuple[str, list[Any], dict[str, Any]]:

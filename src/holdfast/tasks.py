@@ -32,7 +32,7 @@ class Classes:
     def predict(self, z: Tensor) -> Tensor:
         """The decision on scores z [n, k], or [n, k + 1]: [n] int64, `REFUSED` for a refusal."""
         label = z.argmax(1)
-        return torch.where(label < self.k, label, REFUSED)
+        return label if z.shape[1] == self.k else torch.where(label < self.k, label, REFUSED)
 
     def against(self, z: Tensor, y: Tensor) -> Tensor:
         """Scores [n, k] as an adversary of class y [n] meets them: y's is the refusal's, where that

@@ -24,10 +24,9 @@ from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.runs.run import Run
 
-keras = pytest.importorskip("keras")
-tf = pytest.importorskip("tensorflow")
-
 pytestmark = pytest.mark.slow
+keras: Any = None
+tf: Any = None
 GAN = """
 import keras
 from keras import layers
@@ -68,6 +67,12 @@ def images(split: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = source.rows(0, len(source))
     large = np.kron(np.rint(x[:, 0] * 255).astype(np.uint8), np.ones((1, 3, 3), np.uint8))
     return np.pad(large, ((0, 0), (2, 2), (2, 2))), y.astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Imported where a test runs: each worker would pay for it here, also those that run none."""
+    globals().update(keras=pytest.importorskip("keras"), tf=pytest.importorskip("tensorflow"))
 
 
 @pytest.fixture(scope="module")

@@ -99,9 +99,9 @@ def test_a_run_leaves_no_trace(name: str, norm: str) -> None:
     ids, budget = torch.arange(6), torch.full((6,), 9)
     eps = torch.full((6,), 0.1)
     before = picture(model, x, y, ids, budget, eps)
-    run(short(name), wrap(model), x, y, threat(norm, eps), ids=ids, budget=budget)
-    perturb(short(name), wrap(model), x, y, threat(norm, eps))
-    short(name)(wrap(model), x, y, threat(norm, eps))
+    run(short(name, 4), wrap(model), x, y, threat(norm, eps), ids=ids, budget=budget)
+    perturb(short(name, 4), wrap(model), x, y, threat(norm, eps))
+    short(name, 4)(wrap(model), x, y, threat(norm, eps))
     judge.rule(wrap(model), x)
     assert picture(model, x, y, ids, budget, eps) == before
 
@@ -114,9 +114,9 @@ def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     before = picture(model, x, y)
     eps = max(0.1, NORMS[norm].grain)  # a tenth of a feature would move none
     with pytest.raises(InputError, match="raised ZeroDivisionError"):
-        run(short(name), target, x, y, threat(norm, eps))
+        run(short(name, 4), target, x, y, threat(norm, eps))
     with contextlib.suppress(InputError):  # a single step from x never asks about a moved point
-        perturb(short(name), target, x, y, threat(norm, eps))
+        perturb(short(name, 4), target, x, y, threat(norm, eps))
     assert picture(model, x, y) == before
 
 
@@ -126,10 +126,10 @@ def test_a_randomised_model_draws_from_the_runs_own_seed(name: str, norm: str) -
     x, y = world(model)
     target = wrap(model)
     before = picture(model, x, y)
-    first = run(short(name), target, x, y, threat(norm, 0.1), seed=4)
+    first = run(short(name, 4), target, x, y, threat(norm, 0.1), seed=4)
     random.seed(8)
     torch.rand(3)
-    again = run(short(name), target, x, y, threat(norm, 0.1), seed=4)
+    again = run(short(name, 4), target, x, y, threat(norm, 0.1), seed=4)
     same(first, again)
     random.setstate(before[0])
     torch.set_rng_state(torch.tensor(before[1], dtype=torch.uint8))
@@ -157,14 +157,14 @@ def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(
 def test_works_in_every_gradient_mode(name: str, norm: str) -> None:
     model = bent()
     x, y = rows(wrap(model), 12)
-    usual = run(short(name), wrap(model), x, y, threat(norm))
-    after = perturb(short(name), wrap(model), x, y, threat(norm))
+    usual = run(short(name, 4), wrap(model), x, y, threat(norm))
+    after = perturb(short(name, 4), wrap(model), x, y, threat(norm))
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             target = wrap(model)
             inside, theirs = x.clone(), y.clone()
-            found = run(short(name), target, inside, theirs, threat(norm))
-            trained = perturb(short(name), target, inside, theirs, threat(norm))
+            found = run(short(name, 4), target, inside, theirs, threat(norm))
+            trained = perturb(short(name, 4), target, inside, theirs, threat(norm))
         same(found, usual)
         assert torch.equal(trained, after)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
-from laws.catalogue import every, losses_of, short
+from laws.catalogue import brief, every, losses_of
 from laws.world import (
     EPS,
     SHAPE,
@@ -50,7 +50,7 @@ def plain_rows(
 
 
 def attacks_of(name: str) -> list[Attack]:
-    return [short(name, 10, **fields) for fields in losses_of(name)]
+    return [brief(name, **fields) for fields in losses_of(name)]
 
 
 @every

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
-from holdfast.evaluation.protocols import Trial
 from holdfast.targets import TorchTarget
-from laws.catalogue import bounded, each, each_bounded, each_gradient, each_smallest, short
+from laws.catalogue import bounded, brief, each, each_bounded, each_gradient, each_smallest, short
 from laws.exact import best_margin, distance
 from laws.world import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
 
@@ -212,7 +212,7 @@ EVOLVED = ("onepixel",)
 @each
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
-    found = growing(short(name, 30), target, x, y, norm)
+    found = growing(brief(name, 15), target, x, y, norm)
     for (broken, margin), (more, lower) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
         assert name in EVOLVED or bool((lower <= margin + 1e-9).all())
@@ -222,7 +222,7 @@ def test_more_eps_never_hurts(name: str, norm: str) -> None:
 @each_gradient
 def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
-    found = growing(short(name, 30), target, x, y, norm)
+    found = growing(brief(name, 15), target, x, y, norm)
     for (broken, _), (more, _) in itertools.pairwise(found):
         assert not bool((broken & ~more).any())
 

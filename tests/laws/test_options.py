@@ -9,7 +9,7 @@ import torch
 
 from holdfast.attacks import Attack, Ledger, parse, run
 from holdfast.targets import Access
-from laws.catalogue import CLASSES, bounded, each, every, fields_of, short, values
+from laws.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
 from laws.world import EPS, bent, rows, threat, wrap
 
 N = 25
@@ -83,7 +83,7 @@ def test_no_attack_is_beaten_by_chance(name: str, norm: str, model_seed: int) ->
     of a small net."""
     if norm == "l0":
         pytest.skip("a law of the others: chance soon tries both ends of each of 16 features")
-    attack = short(name, 30)
+    attack = brief(name, 15)
     target = wrap(bent(seed=model_seed))
     x, y = rows(target, 60)
     ledger = run(attack, target, x, y, threat(norm))

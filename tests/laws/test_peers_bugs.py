@@ -20,7 +20,8 @@ import holdfast
 from holdfast.attacks import Attack, parse, run
 from holdfast.attacks.attack import perturb
 from holdfast.attacks.problem import Problem
-from holdfast.evaluation.protocols import PROTOCOLS, Trial, protocol
+from holdfast.attacks.trial import Trial
+from holdfast.evaluation.protocols import PROTOCOLS, protocol
 from holdfast.norms import NORMS, wide
 from holdfast.targets import Access
 from holdfast.threats.threat import Targeted, Threat

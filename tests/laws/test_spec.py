@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from holdfast import spec
-from holdfast.attacks import CATALOGUE, parse
+from holdfast.attacks import CATALOGUE, parse, parse_trial
 from holdfast.errors import SpecError
-from holdfast.evaluation.protocols import PROTOCOLS, parse_trial
+from holdfast.evaluation.protocols import PROTOCOLS
 from holdfast.norms import NORMS
 from holdfast.threats.threat import Threat
 from laws.catalogue import CLASSES, fields_of, values
@@ -73,6 +73,75 @@ def test_words_are_checked_at_the_border(name: str) -> None:
         parse(f"{name}(steps=0)")
     with pytest.raises(SpecError, match="did you mean steps"):
         parse(f"{name}(stepps=3)")
+
+
+LIMITED = [
+    pytest.param(cls, field, word, limit, id=f"{cls.__name__}.{field.name} {word} {limit:g}")
+    for cls in CLASSES
+    for field in dataclasses.fields(cls)
+    for word, limit in field.metadata["limits"].items()
+]
+
+
+@pytest.mark.parametrize(("cls", "field", "word", "limit"), LIMITED)
+def test_a_limit_parts_the_values_on_either_side(
+    cls: type, field: dataclasses.Field[Any], word: str, limit: float
+) -> None:
+    whole = isinstance(field.default, int)
+    up = limit + 1 if whole else math.nextafter(limit, math.inf)
+    down = limit - 1 if whole else math.nextafter(limit, -math.inf)
+    inside, outside = {
+        "at least": (limit, down),
+        "above": (up, limit),
+        "at most": (limit, up),
+        "below": (down, limit),
+    }[word]
+    assert getattr(cls(**{field.name: inside}), field.name) == inside
+    with pytest.raises(SpecError, match=f"{field.name}=.* {word} "):
+        cls(**{field.name: outside})
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_no_option_takes_a_value_of_another_type_or_no_number(cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        for bad in (None, True, math.nan, math.inf, (1,)):
+            with pytest.raises(SpecError, match=f"has {field.name}="):
+                cls(**{field.name: bad})
+
+
+@dataclasses.dataclass
+class Every:
+    count: int = spec.option(1, "of rounds", at_least=1)
+    share: float = spec.option(0.5, "of the rows", above=0, at_most=1)
+    far: float = spec.option(math.inf, "how far", finite=False)
+    kind: str = spec.option("red", "colour", choices=("red", "blue"))
+    on: bool = spec.option(False, "whether")
+    sides: tuple[int, ...] = spec.option((), "lengths")
+    model: object = None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("count", 0, "every has count=0, but it must be a whole number at least 1 (of rounds)."),
+        (
+            "count",
+            2.0,
+            "every has count=2.0, but it must be a whole number at least 1 (of rounds).",
+        ),
+        ("share", 0, "but it must be a finite number above 0 and at most 1 (of the rows)."),
+        ("far", math.nan, "every has far=nan, but it must be a number (how far)."),
+        ("kind", "bleu", "unknown kind 'bleu' in every(kind='bleu'); did you mean blue?"),
+        ("kind", 3, "every has kind=3, but it must be one of red, blue (colour)."),
+        ("on", 1, "every has on=1, but it must be True or False (whether)."),
+        ("sides", 3, "every has sides=3, but it must be a list (lengths)."),
+    ],
+)
+def test_a_check_says_what_was_wanted(field: str, value: Any, message: str) -> None:
+    spec.check(Every())
+    with pytest.raises(SpecError) as error:
+        spec.check(Every(**{field: value}))
+    assert str(error.value).endswith(message)
 
 
 @given(value=st.floats())

@@ -18,7 +18,7 @@ from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.tasks import without
 from holdfast.threats.threat import Targeted, Threat
-from laws.catalogue import every, losses_of, short
+from laws.catalogue import brief, every, losses_of, short
 from laws.world import EPS, Then, bent, close, rows, threat, wrap
 
 N = 40
@@ -66,7 +66,7 @@ def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torc
     )
     for fields in losses_of(name):
         t = threat(norm)
-        ledger = run(short(name, 10, **fields), target, x, y, t, stop=stop)
+        ledger = run(brief(name, **fields), target, x, y, t, stop=stop)
         for half in ledger.broken.split(N):
             assert 0 < int(half.sum()) < N
         check(ledger, model, target, x, y, t)
@@ -79,7 +79,7 @@ def test_the_mask_is_kept(name: str, norm: str) -> None:
     x, y = rows(target, N, edge=True)
     mask = torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.6
     t = threat(norm, 2 * EPS[norm], mask=mask)
-    ledger = run(short(name, 10), target, x, y, t)
+    ledger = run(brief(name), target, x, y, t)
     assert int(ledger.broken.sum()) > 0
     check(ledger, model, target, x, y, t)
 
@@ -92,7 +92,7 @@ def test_only_the_goal_counts(name: str, norm: str) -> None:
     for goal in (2, (y + 1) % 5):
         t = threat(norm, 2 * EPS[norm], goal=Targeted(goal))
         for fields in losses_of(name):
-            check(run(short(name, 10, **fields), target, x, y, t), model, target, x, y, t)
+            check(run(brief(name, **fields), target, x, y, t), model, target, x, y, t)
 
 
 @every
@@ -101,7 +101,7 @@ def test_an_eps_a_row(name: str, norm: str) -> None:
     target = wrap(model)
     x, y = rows(target, N)
     t = threat(norm, EPS[norm] * (torch.arange(N, dtype=torch.float64) + 1) / N * 2)
-    ledger = run(short(name, 10), target, x, y, t)
+    ledger = run(brief(name), target, x, y, t)
     assert int(ledger.broken.sum()) > 0
     check(ledger, model, target, x, y, t)
 
@@ -113,7 +113,7 @@ def test_other_bounds(name: str, norm: str) -> None:
     target = wrap(model, bounds=(-1, 1))
     x = rows(target, N)[0] * 2 - 1
     y, t = target.labels(x), threat(norm, 2 * EPS[norm])
-    ledger = run(short(name, 10), target, x, y, t)
+    ledger = run(brief(name), target, x, y, t)
     assert int(ledger.broken.sum()) > 0
     check(ledger, model, target, x, y, t)
 
@@ -125,7 +125,7 @@ def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
     x, _ = rows(target, N, edge=True)
     x = x.round()
     y = target.labels(x)
-    ledger = run(short(name, 30), target, x, y, threat(norm, 3 * EPS[norm]))
+    ledger = run(brief(name, 15), target, x, y, threat(norm, 3 * EPS[norm]))
     moved = ((ledger.best - x) != 0).flatten(1).any(1)
     assert bool(moved[ledger.outcome != Outcome.SURVIVED].all())
     assert int(ledger.broken.sum()) > 0
@@ -154,7 +154,7 @@ def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -
     target = wrap(bent(k))
     x, y = rows(target, N)
     for fields in losses_of(name):
-        attack = short(name, 10, **fields)
+        attack = brief(name, **fields)
         aimed = [run(attack, target, x, y, threat(norm), rank=r) for r in range(1, target.task.k)]
         assert all(bool((a.outcome != Outcome.FAILED).all()) for a in aimed)
         assert sum(int(a.broken.sum()) for a in aimed) > 0
@@ -163,6 +163,6 @@ def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -
 def test_the_limit_is_eps_and_rounding() -> None:
     target = wrap(bent(dtype=torch.float32))
     for norm, rounding in (("linf", 2.0**-24), ("l2", 4 * 2.0**-24), ("l1", 16 * 2.0**-24)):
-        assert float(legal_size(threat(norm).norm, 0.5, target, 1)) == pytest.approx(
+        assert float(legal_size(threat(norm), target, 1, 0.5)) == pytest.approx(
             0.5 * (1 + 1e-6) + rounding, abs=1e-12
         )

@@ -202,7 +202,7 @@ def test_targets_of_every_kind() -> None:
     one = holdfast.evaluate(
         linear(), (x, y), "linf(inf, target='random')", attacks=["fmn"], samples=(5, 9)
     )
-    assert one.samples.column("goal").to_pylist() == drawn[5:9].tolist()
+    assert one.samples.column("target_class").to_pylist() == drawn[5:9].tolist()
 
 
 SLOW_TARGETS = [
@@ -234,7 +234,7 @@ def test_targets_on_the_command_line(
         skipped = np.array(run.samples.column("label").to_pylist()) == 1
         assert (broken[skipped] == "skipped").all()
     else:
-        assert (label[hit] == np.array(run.samples.column("goal").to_pylist())[hit]).all()
+        assert (label[hit] == np.array(run.samples.column("target_class").to_pylist())[hit]).all()
 
 
 def test_targets_that_cannot_be_are_refused(
@@ -274,9 +274,9 @@ def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
     source, target = holdfast.data.as_source((x, y)), holdfast.wrap(demo_model())
     assert verify(run.folder, target, source) == []
     table = run.samples
-    told = [None if v is None else True for v in table.column("holds_8bit").to_pylist()]
-    place = table.column_names.index("holds_8bit")
-    store.write_samples(run.folder, table.set_column(place, "holds_8bit", [told]))
+    told = [None if v is None else True for v in table.column("broken_8bit").to_pylist()]
+    place = table.column_names.index("broken_8bit")
+    store.write_samples(run.folder, table.set_column(place, "broken_8bit", [told]))
     assert any("8 bits" in sentence for sentence in verify(run.folder, target, source))
 
 

@@ -31,7 +31,7 @@ def test_a_run_of_several_searches_for_the_smallest_size_is_confirmed(tmp_path: 
     first, second = run.manifest.trials
     assert first.attacked == second.attacked > second.broken
     lying = second.model_copy(
-        update={"attacked": 1, "rounds": [second.rounds[0].model_copy(update={"attacked": 1})]}
+        update={"attacked": 1, "restarts": [second.restarts[0].model_copy(update={"attacked": 1})]}
     )
     seal(run.folder, run.manifest.model_copy(update={"trials": [first, lying]}))
     assert any(text.startswith("trials:") for text in found(run.folder))
@@ -83,13 +83,13 @@ def test_class_numbers_for_a_model_that_names_its_classes_are_confirmed(tmp_path
     run = holdfast.evaluate(
         model, data, "linf(0.05)", attacks=["square(steps=3)"], out=tmp_path / "run"
     )
-    assert Counter(f.check for f in run.manifest.noted)["labels"] == 2
+    assert Counter(f.check for f in run.manifest.initial_findings)["labels"] == 2
     target = holdfast.wrap(model)
     assert verify(run.folder, target, data) == []
-    labels = [f for f in run.manifest.noted if f.check == "labels"]
+    labels = [f for f in run.manifest.initial_findings if f.check == "labels"]
     for noted in ([labels[0]], [labels[0], labels[0]]):
-        kept = [f for f in run.manifest.noted if f.check != "labels"]
-        seal(run.folder, run.manifest.model_copy(update={"noted": [*noted, *kept]}))
+        kept = [f for f in run.manifest.initial_findings if f.check != "labels"]
+        seal(run.folder, run.manifest.model_copy(update={"initial_findings": [*noted, *kept]}))
         assert any("labels" in text for text in verify(run.folder, holdfast.wrap(model), data))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import holdfast
+from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays
 from holdfast.diagnostics import checks
 from holdfast.evaluation import protocols
@@ -35,7 +36,7 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
     paid = run.manifest.costs
     taken = paid.forwards + paid.backwards + paid.judge_forwards + paid.corruption_forwards
     if len(said) > 1:
-        examined = run.manifest.examined
+        examined = run.manifest.probe_costs
         taken -= examined.forwards + examined.backwards
     return said[-1].passes * said[-1].rows / taken, said
 
@@ -91,8 +92,8 @@ def test_the_examination_is_counted(threat: str, curve: tuple[float, ...]) -> No
 def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 33: where the examination adds trials, the estimate is given anew with them."""
     job = sys.modules["holdfast.evaluation.evaluate"]
-    trials = (protocols.parse_trial("pgd(steps=5)"),)
-    more = [protocols.parse_trial("pgd(steps=40, restarts=3)")]
+    trials = (parse_trial("pgd(steps=5)"),)
+    more = [parse_trial("pgd(steps=40, restarts=3)")]
     monkeypatch.setattr(
         job.protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials)
     )

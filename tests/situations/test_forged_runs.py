@@ -31,7 +31,7 @@ from holdfast.runs.manifest import Costs, Finding, Manifest
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = measure(tmp_path_factory.mktemp("whole") / "run", curve=(0.02,))
     assert 0 < run.metrics.counts["broken"] < N - 3
-    assert [finding.check for finding in run.manifest.noted] == ["logit_scale"]
+    assert [finding.check for finding in run.manifest.initial_findings] == ["logit_scale"]
     return run.folder
 
 
@@ -78,17 +78,17 @@ def renamed(m: Manifest) -> Manifest:
         ),
         (lambda m: m.model_copy(update={"max_queries": 1}), "more than the budget"),
         (
-            lambda m: m.model_copy(update={"examined": Costs(forwards=9)}),
-            "examined: run.json says 9",
+            lambda m: m.model_copy(update={"probe_costs": Costs(forwards=9)}),
+            "probe_costs: run.json says 9",
         ),
         (
             lambda m: m.model_copy(
-                update={"noted": [Finding(check="one_step", severity="red", text="")]}
+                update={"initial_findings": [Finding(check="one_step", severity="red", text="")]}
             ),
             "one_step",
         ),
     ],
-    ids=["renamed", "perceptual", "budget", "examined", "noted"],
+    ids=["renamed", "perceptual", "budget", "examined", "initial_findings"],
 )
 def test_forged_facts_are_found(
     run: Path, change: Callable[[Manifest], Manifest], seen: str
@@ -105,12 +105,14 @@ def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     short = {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})}
     monkeypatch.setattr("holdfast.evaluation.protocols.PROTOCOLS", short)
     made = measure(tmp_path / "run", attacks=(), protocol="autoattack")
-    assert made.manifest.examined.forwards > 0
+    assert made.manifest.probe_costs.forwards > 0
     assert found(made.folder) == []
-    noted = [finding for finding in made.manifest.noted if finding.check == "logit_scale"]
-    emptied = made.manifest.model_copy(update={"examined": Costs(), "noted": noted})
+    noted = [
+        finding for finding in made.manifest.initial_findings if finding.check == "logit_scale"
+    ]
+    emptied = made.manifest.model_copy(update={"probe_costs": Costs(), "initial_findings": noted})
     seal(made.folder, refigured(made.folder, emptied))
-    assert "examined: run.json says 0 forwards" in " ".join(found(made.folder))
+    assert "probe_costs: run.json says 0 forwards" in " ".join(found(made.folder))
 
 
 def test_an_edited_page_is_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +152,7 @@ def test_exchanged_pictures_are_found(run: Path) -> None:
 def test_another_schema_is_refused_in_one_sentence(run: Path) -> None:
     """Line 5: a schema version that this Holdfast does not know is not read."""
     text = (
-        (run / "run.json").read_text("utf-8").replace('"schema_version": 1', '"schema_version": 99')
+        (run / "run.json").read_text("utf-8").replace('"schema_version": 2', '"schema_version": 99')
     )
     (run / "run.json").write_text(text, "utf-8")
     with pytest.raises(InputError, match="schema version 99"):
@@ -172,7 +174,7 @@ FREE = {
     "max_queries": "a larger one than any row cost says no more than no budget",
     "settings": "decide nothing",
     "provenance": "where and when",
-    "examined.seconds": "a clock's",
+    "probe_costs.seconds": "a clock's",
     "costs.seconds": "a clock's",
     "corruptions": "held where there are some: see test_corruptions",
     "threat.measured": "an eps may be left out: what was run there then counts as an upper bound",
@@ -180,7 +182,7 @@ FREE = {
     "noted.passes": "what it cost",
     "noted.ids": "the first rows that show it",
     "trials.costs": "their sums are held against the samples, which could be made to fit",
-    "trials.rounds": "how many each round broke; their sums are held",
+    "trials.restarts": "how many each round broke; their sums are held",
 }
 FIGURES = ("metrics", "verdict", "costs")
 COLUMNS_FREE = {

@@ -134,7 +134,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "eps": edited("threat.eps", 1e308),
     "no eps": edited("threat.measured", []),
     "norm": edited("threat.norm", "linfinity"),
-    "movement": edited("model.moved", "rotation(1e308, -3)"),
+    "movement": edited("model.transformation", "rotation(1e308, -3)"),
     "task": edited("model.task", "regression()"),
     "goal": edited("threat.target", 10**9),
     "no names": edited("data.class_names", []),

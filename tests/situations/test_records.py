@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +14,10 @@ import torch
 from small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
+from holdfast.evaluation import chunking
 from holdfast.runs import journal, store
 from holdfast.runs.run import Run
 from holdfast.training.state import restored, stored
-
-EVALUATE = sys.modules["holdfast.evaluation.evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **more: Any)
 def _() -> Iterator[None]:
     """Chunks of five rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EVALUATE, "stride_of", lambda shape: 5)
+        patch.setattr(chunking, "stride_of", lambda shape: 5)
         yield
 
 
@@ -125,7 +123,7 @@ def test_a_run_that_time_cut_goes_on_to_the_same_end(
         slow.setattr(
             "holdfast.evaluation.chunk.time", SimpleNamespace(monotonic=lambda: float(next(clock)))
         )
-        slow.setattr(EVALUATE, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        slow.setattr("holdfast.evaluation.evaluate.time", SimpleNamespace(monotonic=lambda: 0.0))
         cut = measure(tmp_path / "run", max_seconds=8)
         assert cut.unfinished
         assert 0 < cut.metrics.counts["skipped"] < N

@@ -18,9 +18,9 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.hardening import objectives
-from holdfast.hardening.objective import Net
 from holdfast.report import paired
 from holdfast.training.balance import Balance, divide_fairly
+from holdfast.training.objective import Net
 from holdfast.training.train import train
 
 

@@ -13,6 +13,7 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
 from holdfast.attacks.counts import Ledger, Outcome
 from holdfast.attacks.result import AttackResult
+from holdfast.attacks.trial import Trial, trial_maker
 
 
 def _discover() -> dict[str, Callable[..., Attack]]:
@@ -40,4 +41,12 @@ def parse(text: str) -> Attack:
     return spec.build(text, CATALOGUE, "attack")
 
 
-__all__ = ["CATALOGUE", "Attack", "AttackResult", "Ledger", "Outcome", "parse", "perturb", "run"]
+def parse_trial(text: str) -> Trial:
+    """The trial that a spec such as `apgd(loss="dlr", restarts=2, targets=9)` spells."""
+    return spec.build(text, {name: trial_maker(made) for name, made in CATALOGUE.items()}, "attack")
+
+
+__all__ = [
+    "CATALOGUE", "Attack", "AttackResult", "Ledger", "Outcome", "Trial", "parse", "parse_trial",
+    "perturb", "run",
+]  # fmt: skip

@@ -26,7 +26,7 @@ def demo(
     from rich.console import Console
 
     from holdfast.data import open_data
-    from holdfast.evaluation.evaluate import Names
+    from holdfast.evaluation.facts import Names
     from holdfast.evaluation.verify import verify
     from holdfast.hardening import recipes
     from holdfast.hardening.harden import harden

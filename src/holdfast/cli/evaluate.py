@@ -96,8 +96,8 @@ def evaluate(
         raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
     if resume and out is None:
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
-    from holdfast.evaluation.evaluate import Names
     from holdfast.evaluation.evaluate import evaluate as measure
+    from holdfast.evaluation.facts import Names
 
     limited = options.limits_of(limits)
     loading = options.loading_of(label, classes, resize, crop)

@@ -104,7 +104,7 @@ def harden(
         )
     from rich.console import Console
 
-    from holdfast.evaluation.evaluate import Names
+    from holdfast.evaluation.facts import Names
     from holdfast.hardening.harden import harden as make_robust
     from holdfast.report import paired
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -12,8 +13,8 @@ import typer
 from holdfast.errors import SpecError, suggest
 
 if TYPE_CHECKING:
-    from holdfast.hardening.objective import Objective
     from holdfast.hardening.regularizers import Regularizer
+    from holdfast.training.objective import Objective
 
 
 def listing(
@@ -60,6 +61,11 @@ def attacks() -> str:
             f"{name}  needs {example.needs.name.lower()}; {', '.join(sorted(example.norms))}",
             f"    {_summary(type(example))}",
             f"    {spec.write(example, whole=True)}",
+        ]
+        lines += [
+            f"    {field.name}: {spec.limits(field)}"
+            for field in dataclasses.fields(example)
+            if field.metadata.get("choices")
         ]
     return "\n".join(lines) + "\n"
 

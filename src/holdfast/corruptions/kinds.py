@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import norm, poisson
+from scipy.special import ndtr, pdtr
 from torch import Tensor
 
 from holdfast.corruptions import filters
@@ -117,16 +117,16 @@ def _between(below: np.ndarray) -> np.ndarray:
 
 
 def gaussian_noise(c: float) -> np.ndarray:
-    return _between(norm.cdf((_EDGE - _BEFORE) / (255 * c)))
+    return _between(ndtr((_EDGE - _BEFORE) / (255 * c)))
 
 
 def speckle_noise(c: float) -> np.ndarray:
-    return _between(norm.cdf((_EDGE - _BEFORE) / np.maximum(_BEFORE * c, 1e-9)))
+    return _between(ndtr((_EDGE - _BEFORE) / np.maximum(_BEFORE * c, 1e-9)))
 
 
 def shot_noise(c: float) -> np.ndarray:
     """Photons that arrive by chance, c of them at full brightness."""
-    return _between(poisson.cdf(np.ceil(_EDGE * c / 255 - 1e-6) - 1, _BEFORE * c / 255))
+    return _between(pdtr(np.ceil(_EDGE * c / 255 - 1e-6) - 1, _BEFORE * c / 255))
 
 
 def impulse_noise(c: float) -> np.ndarray:

@@ -21,11 +21,14 @@ KINDS = {
     "cifar10": "cifar10:DIR: CIFAR-10's binary version; [3, 32, 32]",
     "idx": "idx:IMAGES,LABELS: any pair of IDX files, plain or .gz",
     "libsvm": "libsvm:FILE: LIBSVM's text, one row a line; index i is feature i",
-    "npz": "FILE.npz: the arrays x and y (or x_test, y_test); further inputs are x2, x3, ..., groups group",
-    "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are splits; "
-    "--resize 256 --crop 224 while loading, --classes FILE for their numbers",
-    "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label NAME); plain or .gz",
-    "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names groups",
+    "npz": "FILE.npz: the arrays x and y (or x_test, y_test); further inputs are x2, x3, ..., "
+    "groups group",
+    "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are "
+    "splits; --resize 256 --crop 224 while loading, --classes FILE for their numbers",
+    "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label "
+    "NAME); plain or .gz",
+    "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names "
+    "groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",
 }
 _ENDINGS = {

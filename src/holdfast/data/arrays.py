@@ -117,7 +117,9 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
         InputError: NumPy cannot read it (ragged lists, bfloat16 tensors); `what` names it.
     """
     try:
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+        array = np.asarray(value)
         dtypes = getattr(value, "dtypes", None)
         if (
             array.dtype == object

@@ -34,11 +34,12 @@ def open_cifar10(folder: Path, name: str, split: str, scale: bool) -> Arrays:
         InputError: no such files, or one that is not a whole number of records.
     """
     inner = folder / "cifar-10-batches-bin"
-    home = inner if inner.is_dir() else folder
-    parts = [_records(path) for path in sorted(home.glob(SPLITS[split]))]
+    if inner.is_dir():
+        folder = inner
+    parts = [_records(path) for path in sorted(folder.glob(SPLITS[split]))]
     if not parts:
         raise InputError(
-            f"there is no {home / SPLITS[split]}; expected CIFAR-10's binary version "
+            f"there is no {folder / SPLITS[split]}; expected CIFAR-10's binary version "
             "(cifar-10-binary.tar.gz), since the Python version is pickles, which could run code."
         )
     records = parts[0] if len(parts) == 1 else np.concatenate(parts)

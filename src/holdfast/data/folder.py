@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.data.classes import class_name, read_classes
-from holdfast.data.images import ENDINGS, Picture, Resizing, opened, picture_of, pixels_of
+from holdfast.data.images import ENDINGS, MODES, Picture, Resizing, opened, picture_of, pixels_of
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError, suggest
 
@@ -67,23 +67,26 @@ class Folder(Source):
         return self._shape
 
     @property
-    def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        done = [] if self._resizing is None else [f"every image {self._resizing}"]
-        modes = Counter(
-            p.mode for p in self._seen if p.mode != ("L" if self._channels == 1 else "RGB")
-        )
+    def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore
+        done = [f"every image {resizing}" for resizing in (self._resizing,) if resizing]
+        usual = MODES[self._channels]
+        modes = Counter(p.mode for p in self._seen if p.mode != usual)
         if modes:
             kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
-            done.append(f"{kinds} made {'grey' if self._channels == 1 else 'RGB'}")
+            done.append(f"{kinds} made {usual.replace('L', 'grey')}")
         if turned := sum(picture.turned for picture in self._seen):
             done.append(f"{turned:,} turned upright as their EXIF tag says")
-        text = "; ".join(done)
-        return (("loading", f"While loading the images: {text}."),) if done else ()
+        if not done:
+            return ()
+        return (("loading", f"While loading the images: {'; '.join(done)}."),)
 
     def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
         sizes = {self._size(picture) for picture in self._seen}
-        resizing = Resizing(size) if size is not None and len(sizes) > 1 else self._resizing
-        channels = channels if channels in (1, 3) else self._channels
+        resizing = self._resizing
+        if size is not None and len(sizes) > 1:
+            resizing = Resizing(size)
+        if channels not in (1, 3):
+            channels = self._channels
         if (channels, resizing) == (self._channels, self._resizing):
             return self
         own = copy.copy(self)
@@ -116,7 +119,9 @@ class Folder(Source):
 
     def _size(self, picture: Picture) -> tuple[int, int]:
         size = picture.width, picture.height
-        return size if self._resizing is None else self._resizing.size(*size)
+        if self._resizing is not None:
+            size = self._resizing.size(*size)
+        return size
 
 
 def _header(path: Path) -> Picture:

@@ -57,7 +57,9 @@ def open_idx(
             f"{images} has shape {x.shape} and {labels} has shape {y.shape}; expected [n, h, w] "
             "and [n]: the two are probably swapped."
         )
-    return Arrays(x[:, None] if x.ndim == 3 else x, y, name, scale=scale, class_names=class_names)
+    if x.ndim == 3:
+        x = x[:, None]
+    return Arrays(x, y, name, scale=scale, class_names=class_names)
 
 
 def read_idx(path: Path) -> np.ndarray:

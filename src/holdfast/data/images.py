@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+MODES = {1: "L", 3: "RGB"}  # by the number of channels
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -101,7 +103,8 @@ class Resizing:
                 f"a crop of {self.crop[0]} x {self.crop[1]} does not fit into an image of {height} "
                 f"x {width} (height x width); give a larger --resize, or a smaller --crop."
             )
-        return (self.crop[1], self.crop[0]) if self.crop else (width, height)
+        width, height = self.crop[::-1] or (width, height)
+        return width, height
 
     def __call__(self, image: Image.Image) -> Image.Image:
         self.size(*image.size)
@@ -114,14 +117,12 @@ class Resizing:
         return image.crop((left, top, left + width, top + height))
 
     def __str__(self) -> str:
-        shorter = "the shorter side to " if len(self.resize) == 1 else ""
-        resized = (
-            f"resized ({shorter}{' x '.join(map(str, self.resize))}, {self.filter})"
-            if self.resize
-            else ""
-        )
-        cut = f"cropped to the middle {' x '.join(map(str, self.crop))}" if self.crop else ""
-        return " and ".join(part for part in (resized, cut) if part)
+        shorter = {1: "the shorter side to "}.get(len(self.resize), "")
+        parts = {
+            f"resized ({shorter}{' x '.join(map(str, self.resize))}, {self.filter})": self.resize,
+            f"cropped to the middle {' x '.join(map(str, self.crop))}": self.crop,
+        }
+        return " and ".join(text for text, size in parts.items() if size)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         if len(self.resize) == 2:
@@ -159,7 +160,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except InputError:
         raise
-    except Exception as error:  # noqa: BLE001 - a decoder raises whatever a damaged file leads it to
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever a file leads them to
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(
             f"{path} cannot be read as an image ({reason}); it is probably damaged."
@@ -179,7 +180,9 @@ def picture_of(image: Image.Image, name: object) -> Picture:
             "bits: convert it."
         )
     turned = _turn(image)
-    width, height = reversed(image.size) if turned >= 5 else image.size
+    width, height = image.size
+    if turned >= 5:
+        width, height = height, width
     return Picture(image.mode, width, height, turned > 1)
 
 
@@ -190,8 +193,9 @@ def pixels_of(image: Image.Image, channels: int, resizing: Resizing | None = Non
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert would cut off all above 255
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    image = image if resizing is None else resizing(image)
+    image = image.convert(MODES[channels])
+    if resizing is not None:
+        image = resizing(image)
     return np.moveaxis(np.atleast_3d(np.asarray(image)), -1, 0)
 
 
@@ -207,11 +211,7 @@ def _turn(image: Image.Image) -> int:
 
 def _numbers(text: str | None, wanted: str) -> tuple[tuple[int, ...], list[str]]:
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
-    numbers = tuple(
-        int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 6
-    )
+    numbers = [part for part in parts if re.fullmatch(r"[0-9]{1,5}", part)]
     if text is not None and not numbers:
         raise SpecError(f"{text!r} is no size of images; expected {wanted}.")
-    return numbers, [
-        part for part in parts if not (part.isascii() and part.isdigit() and len(part) < 6)
-    ]
+    return tuple(map(int, numbers)), [part for part in parts if part not in numbers]

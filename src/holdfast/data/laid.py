@@ -69,6 +69,8 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Height and width of images of one channel."""
     if len(shape) == 2:
         return shape
-    if 1 in (shape[0], shape[-1]):
-        return shape[1:] if shape[0] == 1 else shape[:-1]
+    if shape[0] == 1:
+        return shape[1:]
+    if shape[-1] == 1:
+        return shape[:-1]
     return None

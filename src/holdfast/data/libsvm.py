@@ -42,5 +42,6 @@ def open_libsvm(path: Path, name: str) -> Arrays:
         raise InputError(
             f"{path} has the label {y[y != np.round(y)][0]:g}; expected class numbers."
         )
-    labels = np.where(y < 0, 0, y) if set(np.unique(y)) <= {-1, 1} else y
-    return Arrays(x.astype(np.float32).toarray(), labels.astype(np.int64), name, scale=False)
+    if set(np.unique(y)) <= {-1, 1}:
+        y = y.clip(0)
+    return Arrays(x.astype(np.float32).toarray(), y.astype(np.int64), name, scale=False)

@@ -57,10 +57,10 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
                 f"{path} holds {', '.join(archive.files)}; further inputs are x2, x3, ... in order."
             )
         x, y, *others = (member(path, archive, key) for key in (*keys, *further))
-        groups = member(path, archive, "group") if "group" in archive.files else None
+        groups = [member(path, archive, key) for key in archive.files if key == "group"]
     source = from_arrays((x, *others) if others else x, y, name, scale=scale)
-    if groups is not None:
-        source.groups = group_names(groups, len(source), name)
+    if groups:
+        source.groups = group_names(groups[0], len(source), name)
     return source
 
 
@@ -75,7 +75,8 @@ def opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected an .npz archive.")
     if not zipfile.is_zipfile(path):
-        cut = " that is cut short" if (seen := looks_like(path)) == "a zip archive" else ""
+        seen = looks_like(path)
+        cut = {"a zip archive": " that is cut short"}.get(seen, "")
         raise InputError(
             f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) "
             "writes it."

@@ -86,7 +86,8 @@ def hold(
     for i, piece in enumerate(_pieces(pieces, name)):
         what = f"item {i} of {name}"
         x, y = pair_of(piece, what)
-        channels = channels or (channels_of(x, what) if is_picture(x) else None)
+        if not channels and is_picture(x):
+            channels = channels_of(x, what)
         x, y = numbers_of(x, what, channels), to_numpy(y, f"y of {what}")
         if not (y.ndim and x.ndim > 1 and len(x) == len(y)):
             x, y = x[None], y[None]
@@ -134,7 +135,8 @@ def _items(data: Any, name: str, scale: bool) -> Source:
     if not random and not texts:
         return source
     held = hold((data[i] for i in range(len(source))), name, scale, source.class_names)
-    held.remarks = (("loading", _REMARK),) if random else ()
+    if random:
+        held.remarks = (("loading", _REMARK),)
     return held
 
 
@@ -180,11 +182,7 @@ def _roots(data: Any) -> set[str]:
 def _class_names(data: Any) -> tuple[str, ...] | None:
     """The names that a dataset gives its classes, as torchvision, Keras and Hugging Face do."""
     features = getattr(data, "features", None)
-    label = (
-        next((features[key] for key in features if key in ("label", "labels")), None)
-        if isinstance(features, dict)
-        else None
-    )
+    label = isinstance(features, dict) and (features.get("label") or features.get("labels"))
     for found in (
         getattr(data, "classes", None),
         getattr(data, "class_names", None),
@@ -197,4 +195,6 @@ def _class_names(data: Any) -> tuple[str, ...] | None:
         ):
             return tuple(found)
     inner = getattr(data, "dataset", None)
-    return None if inner is None or inner is data else _class_names(inner)
+    if inner is None or inner is data:
+        return None
+    return _class_names(inner)

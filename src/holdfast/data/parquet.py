@@ -19,7 +19,6 @@ from holdfast.data.table import (
     columns_of,
     groups_of,
     is_group,
-    is_list,
     is_text,
     labels_of,
     values_of,
@@ -48,11 +47,11 @@ class Table(Source):
             columns = columns_of(schema, f"{path}", label)
         except (pa.ArrowException, OSError, UnicodeDecodeError):
             seen = looks_like(path)
-            cut = " that is damaged or cut short" if seen == "a Parquet file" else ""
+            cut = {"a Parquet file": " that is damaged or cut short"}.get(seen, "")
             raise InputError(f"{path} is {seen}{cut}; expected a whole Parquet file.") from None
         self._label, self._features = columns
         kinds = [schema.field(column).type for column in self._features]
-        kinds = [kind.value_type if is_list(kind) else kind for kind in kinds]
+        kinds = [getattr(kind, "value_type", kind) for kind in kinds]
         self._dtype = np.float64 if any(pa.types.is_float64(kind) for kind in kinds) else np.float32
         self._divisor = 255 if scale and all(pa.types.is_uint8(kind) for kind in kinds) else 1
         groups = [meta.row_group(group) for group in range(meta.num_row_groups)]
@@ -98,8 +97,7 @@ class Table(Source):
 
     def _x(self, table: pa.Table) -> np.ndarray:
         parts = [values_of(table, column, f"{self._path}") for column in self._features]
-        x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
-        return x.astype(self._dtype) / self._dtype(self._divisor)
+        return np.column_stack(parts).astype(self._dtype) / self._dtype(self._divisor)
 
     def _y(self, table: pa.Table) -> np.ndarray:
         if self.class_names is None:

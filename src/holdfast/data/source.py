@@ -23,7 +23,7 @@ class Source(ABC):
     Attributes:
         name: what the user typed, for example `mnist:DIR`; "arrays" for arrays.
         shape: of one input, without the row axis.
-        inputs: shapes of x, x2, ..., where a row is several arrays: then flat, x last.
+        inputs: shapes of x, x2, ..., where a row is several arrays, of which x may change.
         class_names: one text a class, in the order of the labels, where the data names them.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
@@ -54,6 +54,11 @@ class Source(ABC):
             InputError: a row cannot be read (a damaged image, the user's own dataset raised).
         """
 
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """What goes with these rows and never changes, by name: further inputs x2, x3, ..., or the
+        truth that outputs are held to."""
+        return {}
+
     def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
         """This source with its pictures made to fit a model; what holds arrays is returned as it
         is.
@@ -73,8 +78,10 @@ class Source(ABC):
         step = max(1, _VALUES_AT_ONCE // math.prod(self.shape))
         for start in range(0, len(self), step):
             x, y = self.rows(start, start + step)
-            y = y.astype(np.int64) if y.dtype.kind in "iu" else y
-            x_hash.update(x.tobytes())
+            if y.dtype.kind in "iu":
+                y = y.astype(np.int64)
+            for part in (*self.context(start, start + step).values(), x):
+                x_hash.update(part.tobytes())
             y_hash.update(y.tobytes())
         whole = f"{len(self)} {self.shape} {x_hash.hexdigest()} {y_hash.hexdigest()}"
         return hashlib.sha256(whole.encode()).hexdigest()
@@ -85,7 +92,9 @@ def floats(x: np.ndarray, scale: bool) -> np.ndarray:
     only if `scale`."""
     wide = x.dtype.kind == "f" and x.dtype.itemsize >= 8
     out = x.astype(np.float64 if wide else np.float32, order="C")
-    return out / np.float32(255) if scale and x.dtype == np.uint8 else out
+    if scale and x.dtype == np.uint8:
+        out /= np.float32(255)
+    return out
 
 
 def sized(count: int) -> str:

@@ -93,11 +93,11 @@ def from_table(
         raise InputError(f"{what} is empty: it has no rows; expected at least one.")
     chosen, features = columns_of(table.schema, what, label)
     parts = [values_of(table, column, what) for column in features]
-    x = parts[0] if parts[0].ndim == 2 else np.stack(parts, axis=1)
+    x = np.column_stack(parts)
+    if x.dtype.kind not in "fu":
+        x = x.astype(np.float32)
     y = labels_of(table.column(chosen), chosen, what)
-    source = from_arrays(
-        x.astype(np.float32) if x.dtype.kind not in "fu" else x, y, name, scale=scale
-    )
+    source = from_arrays(x, y, name, scale=scale)
     assert isinstance(source, Arrays)
     if is_group(table.schema, "group"):
         source.groups = groups_of(table, name)
@@ -119,8 +119,8 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
         raise InputError(
             f"{what} has no column {label!r} of labels (--label); {suggest(label, names)}"
         )
-    found = [[name for name in names if name in pair] for pair in LABELS]
-    labels = [label] if label is not None else next((some for some in found if some), [])
+    found = [[name for name in names if name in known] for known in ((label,), *LABELS)]
+    labels = next((some for some in found if some), [])
     if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
         raise InputError(
             f"{what} has the columns {', '.join(names)[:200] or 'none'}; expected features under "
@@ -128,16 +128,15 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
             "one column of labels: y, label, target or class, or what --label names."
         )
     lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
-    features = ["x"] if lists else [name for name in names if name not in labels]
+    features = [name for name in names if name not in labels and (name == "x" or not lists)]
     for column in features:
         kind = schema.field(column).type
-        if not _is_numeric(kind.value_type if column == "x" and is_list(kind) else kind):
+        if not (_is_numeric(kind) or (lists and _is_numeric(kind.value_type))):
             raise InputError(
                 f"column {column} of {what} holds {kind}; expected numbers: encode or drop it."
             )
     kind = schema.field(labels[0]).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (is_text(kind) or _is_numeric(kind.value_type if is_list(kind) else kind)):
+    if not (is_text(kind) or _is_numeric(getattr(kind, "value_type", kind))):
         raise InputError(
             f"column {labels[0]} of {what} holds {kind}; expected class numbers or texts."
         )
@@ -173,9 +172,12 @@ def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
         )
     if is_text(cells.type):
         return np.array([str(text) for text in cells.to_pylist()], dtype=np.str_)
-    cells = cells.cast(cells.type.value_type) if pa.types.is_dictionary(cells.type) else cells
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
     y = cells.to_numpy()
-    return y.astype(np.int64) if y.dtype.kind == "f" and np.array_equal(y, np.rint(y)) else y
+    if y.dtype.kind == "f" and np.array_equal(y, np.rint(y)):
+        return y.astype(np.int64)
+    return y
 
 
 def groups_of(table: pa.Table, name: str) -> np.ndarray:
@@ -204,11 +206,10 @@ def is_list(kind: pa.DataType) -> bool:
 
 def is_text(kind: pa.DataType) -> bool:
     """Texts, or categories of texts."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(
-        test(kind)
-        for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

@@ -25,7 +25,6 @@ from holdfast.threats.threat import Threat, Untargeted
 
 INNER, SHARE = 64, 0.95  # points that the new head calls inner, within this share of eps
 CHANCE = 32  # random points of which none may be a solution
-NORMS = ("linf", "l2")  # those of the paper
 
 
 class Planted:
@@ -123,11 +122,11 @@ def missed(
 
     Returns which rows got a solution and in which of these the attack missed it ([m] bool each),
     the forwards and the backwards; None where the test cannot be made: the model is no torch module
-    that ends in a linear layer, it answers by lot, or the norm is none of `NORMS`. A row gets no
-    solution where the features do not set the point apart, where the model does not answer as the
-    new head says, or where chance finds it too.
+    that ends in a linear layer, it answers by lot, or the norm is neither Linf nor L2, those of the
+    paper. A row gets no solution where the features do not set the point apart, where the model
+    does not answer as the new head says, or where chance finds it too.
     """
-    if threat.norm.name not in NORMS or target.draws > 1:
+    if not threat.norm.dense or target.cost.draws > 1:
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit
+from holdfast.attacks.trial import Trial
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.protocols import Protocol, Trial, parse_trial
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
@@ -28,7 +29,8 @@ EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
     here."""
-    return threat.bounded and protocol in EXAMINED and budget is None and target.free is None
+    usual = not target.context and threat.spatial is None
+    return threat.bounded and protocol in EXAMINED and budget is None and usual
 
 
 NO_EPS = Finding(
@@ -112,20 +114,20 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
     """The finding, with those that it explains."""
     shown = [] if f.severity == "info" else [check for check in EXPLAINS[f.check] if check in bad]
     text = f"{f.text} It shows as {', '.join(shown)} too." if shown else f.text
-    return f.model_copy(update={"shows_as": shown, "text": text})
+    return f.model_copy(update={"explains": shown, "text": text})
 
 
-def follow(found: Sequence[Finding], protocol: Protocol, threat: Threat, ways: Ways) -> list[Trial]:
-    """The trials that answer these findings, each once, in the order of the first sign that asks
-    for it."""
+def follow(found: Sequence[Finding], protocol: str, threat: Threat, ways: Ways) -> list[Trial]:
+    """The trials that answer these findings after a protocol of this name, each once, in the order
+    of the first sign that asks for it."""
     return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
 
 
-def follow_ups(found: Sequence[Finding], protocol: Protocol) -> list[Trial]:
+def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
     """As `follow`, whether or not they fit the threat and the target."""
-    if protocol.name not in FOLLOWED:
+    if protocol not in FOLLOWED:
         return []
-    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.shows_as)]
+    checks = [check for f in found if f.severity != "info" for check in (f.check, *f.explains)]
     texts = dict.fromkeys(text for check in checks for text in FOLLOW_UPS.get(check, ()))
     return [parse_trial(text) for text in texts]
 
@@ -144,7 +146,7 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
 
 def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
-    if not ways.open(trial.through) or threat.norm.name not in trial.attack.norms:
+    if not ways.open(trial.through) or not trial.attack.works_in(threat.norm):
         return False
     if trial.through:
         return True

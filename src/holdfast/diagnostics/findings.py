@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
-from holdfast.evaluation.protocols import parse_trial
 from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
 
 
@@ -33,7 +33,7 @@ def conclude(
         _budget(table, facts.max_queries),
         *knowledge(facts, table),
     ]
-    findings = [*facts.noted, *(f for f in shown if f is not None)]
+    findings = [*facts.initial_findings, *(f for f in shown if f is not None)]
     worst = {f.severity for f in findings}
     status = "unreliable" if "red" in worst else "upper-bound" if "amber" in worst else "trusted"
     return Verdict(status=status, findings=findings, reason=_reason(findings))

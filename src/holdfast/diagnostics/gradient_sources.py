@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from holdfast.attacks.shared import pool
 from holdfast.data import Source
 from holdfast.errors import SpecError
-from holdfast.evaluation import pool
 from holdfast.runs.manifest import Costs
 from holdfast.targets.frameworks.pytorch.bpda import straightened
 from holdfast.targets.surrogate import distil
@@ -21,14 +21,6 @@ from holdfast.threats.threat import Threat
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
 LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be blurred
 QUERIES = 2048  # that it may put to the model
-
-# What follows `through=`, and what it does.
-WAYS: dict[str, str] = {
-    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax (torch models)",
-    "blurred": "gradients averaged over 10 points of the ball of half eps",
-    "estimated": "gradients estimated from 100 scores",
-    "surrogate": f"gradients of a surrogate distilled from {QUERIES} answers",
-}
 
 
 @dataclass
@@ -57,7 +49,9 @@ class Ways:
         """Whether the target has this way."""
         if name == "straight":
             return straightened(self.target) is not None
-        if name == "blurred" and not self._slopes:
+        if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
+            return False
+        if name == "surrogate" and self.target.context:
             return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
@@ -69,10 +63,10 @@ class Ways:
         if self.target.access < Access.GRADIENTS:
             return False
         x = pool.spread(self.source, LOOKED)[0]
-        estimated = len(x) * self.target.pull_passes
-        self.costs.forwards += len(x) * self.target.passes + estimated
-        self.costs.queries += len(x) * self.target.passes + estimated
-        self.costs.backwards += 0 if estimated else len(x) * self.target.passes
+        estimated = len(x) * self.target.cost.pullback
+        self.costs.forwards += len(x) * self.target.cost.forwards + estimated
+        self.costs.queries += len(x) * self.target.cost.forwards + estimated
+        self.costs.backwards += 0 if estimated else len(x) * self.target.cost.forwards
         with sealed(0):
             z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
             return bool((pull(torch.randn_like(z)) != 0).any())
@@ -86,12 +80,21 @@ class Ways:
     def _blurred(self) -> Target:
         if self.target.access < Access.GRADIENTS:
             raise SpecError("through='blurred' needs gradients; try through='estimated'.")
+        if self.threat.spatial is not None:
+            raise SpecError(
+                "through='blurred' averages over a ball of inputs, and a movement has none."
+            )
         return Blurred(self.target, self.threat.norm, float(self.threat.eps) / 2)
 
     def _estimated(self) -> Target:
         return Estimated(self.target, sigma=0.05)
 
     def _surrogate(self) -> Target:
+        if self.target.context:
+            raise SpecError(
+                "through='surrogate' learns from inputs alone, and to these more belongs: "
+                f"{', '.join(self.target.context)}."
+            )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
             self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)

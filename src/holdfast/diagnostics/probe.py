@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit, run
+from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import HoldfastError
-from holdfast.evaluation import goals, judge
-from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
+from holdfast.targets.batch import Batch
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.tasks import without
@@ -31,6 +32,38 @@ from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
 NEAR = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
+# What the examination asks of rows that a protocol's first trial leaves; see `examine`.
+QUESTIONS: dict[str, str] = {
+    "one": 'fgsm(loss="margin")',
+    "scores": "square(steps=120)",
+    "labels": "rays(steps=30)",
+    "straight": 'apgd(steps=30, loss="margin", through="straight")',
+}
+
+
+@dataclass(frozen=True)
+class CleanRows:
+    """Rows of the data that the model has right before any attack."""
+
+    ids: Tensor  # [m] int64: their places in the data
+    batch: Batch
+    y: Tensor
+    scores: Tensor | None  # [m, k]; None of a model that gives labels alone
+    threat: Threat  # with the goals of these rows
+    share: float = 1.0  # of the rows that were looked at
+    forwards: int = 0  # that it cost to find them
+
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
+    def part(self, at: Tensor) -> CleanRows:
+        """Those at these places [k] among them."""
+        scores = None if self.scores is None else self.scores[at]
+        threat = self.threat.of_rows(at)
+        return replace(
+            self, ids=self.ids[at], batch=self.batch[at], y=self.y[at], scores=scores, threat=threat
+        )
 
 
 @dataclass
@@ -69,9 +102,7 @@ def rows_of(source: Source) -> int:
     return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
 
 
-def examine(
-    target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int
-) -> Answers:
+def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int) -> Answers:
     """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that
     it left alone.
 
@@ -80,34 +111,27 @@ def examine(
     in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
     succeeded within eps.
     """
-    x, y = source.rows(0, rows_of(source))
-    x = torch.from_numpy(x).to(target.device, target.dtype)
-    y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(target.device)
-    clean = judge.rule(target, x, seed)
-    right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
-    found = Answers(right.cpu().numpy(), target.task.k)
-    found.charge("clean", judge.PASSES * target.passes * len(x))
-    if not len(right) or clean.scores is None or target.access < Access.GRADIENTS:
+    found = Answers(rows.ids.cpu().numpy(), target.task.k)
+    found.charge("clean", rows.forwards)
+    if not len(rows.ids) or rows.scores is None or target.access < Access.GRADIENTS:
         return found
-    x, y, z = x[right], y[right], clean.scores[right]
-    threat = goals.resolved(threat, y, right, z, target.task.k, seed)
-    wrong = target.task.against(z, y).float().softmax(1).scatter(1, y[:, None], 0).amax(1)
+    scores = target.task.against(rows.scores, rows.y)
+    wrong = scores.float().softmax(1).scatter(1, rows.y[:, None], 0).amax(1)
     found.one_hot = _np(wrong <= torch.finfo(torch.float32).tiny)
-    found.hard = hard_steps(target, x[:2])
+    found.hard = hard_steps(target, rows.x[:2])
     with sealed(seed):
-        _gradients(found, target, threat, x, y, right, seed)
-    _attacks(found, target, threat, first, ways, x, y, z, right, seed)
-    planted = missed(target, x, threat, first.attack, right, seed)
+        _gradients(found, target, rows, seed)
+    _attacks(found, target, rows, first, ways, seed)
+    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
     return found
 
 
-def _gradients(
-    found: Answers, target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, seed: int
-) -> None:
-    keys = Keys.of(seed, ids).fold("exam")
+def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> None:
+    x, y, threat = rows.x, rows.y, rows.threat
+    keys = Keys.of(seed, rows.ids).fold("exam")
     near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
@@ -126,11 +150,13 @@ def _gradients(
             flags.append(top == 0)
             odd |= ~top.isfinite()
         slopes.append(g)  # of the margin
-    n = len(x) * target.passes
+    n = len(x) * target.cost.forwards
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
+    if (
+        target.cost.draws > 1 or target.gradients.approximate
+    ):  # no exact derivative of what is asked
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
@@ -151,33 +177,32 @@ def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
 
 
 def _attacks(
-    found: Answers, target: Target, threat: Threat, first: Trial, ways: Ways, x: Tensor, y: Tensor, z: Tensor,
-    ids: Tensor, seed: int,
-) -> None:  # fmt: skip
-    everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    found: Answers, target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
+) -> None:
+    everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
 
     def broken(name: str, trial: Trial, among: Tensor, eps: float | None = None) -> Tensor:
         """Which of these rows a trial breaks; none where it does not fit."""
-        hit, rows = torch.zeros_like(everything), among.nonzero()[:, 0]
-        asked = threat if eps is None else threat.at(eps)
+        hit, at = torch.zeros_like(everything), among.nonzero()[:, 0]
+        part = rows.part(at)
+        threat = part.threat if eps is None else part.threat.at(eps)
         try:
             way = ways(trial.through)
-            check_fit(trial.attack, way, asked)
+            check_fit(trial.attack, way, threat)
         except HoldfastError:
             return hit
-        if len(rows):
-            asked = asked.of_rows(rows)
+        if len(at):
             books = run(
                 trial.attack,
                 way,
-                x[rows],
-                y[rows],
-                asked,
-                ids=ids[rows].cpu(),
+                part.x,
+                part.y,
+                threat,
+                ids=part.ids.cpu(),
                 seed=seed,
-                clean=z[rows],
+                clean=part.scores,
             )
-            hit[rows] = books.broken
+            hit[at] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
             found.beat[name] = _np(hit)
         return hit
@@ -189,10 +214,11 @@ def _attacks(
     for name, text in QUESTIONS.items():
         if name != "straight" or found.hard:
             broken(name, parse_trial(text), stood)
-    whole = float(threat.norm.size(torch.full_like(x[:1], target.bounds.high - target.bounds.low)))
+    width = target.bounds.high - target.bounds.low
+    whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
     if first.attack.bounded:
         found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
-        larger = broken("larger", first, fallen, eps=min(2 * float(threat.eps), whole))
+        larger = broken("larger", first, fallen, eps=min(2 * float(rows.threat.eps), whole))
         found.beat["larger"] = _np(fallen & ~larger)
 
 

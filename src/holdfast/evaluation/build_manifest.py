@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from holdfast.attacks import parse_trial
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics.findings import conclude
 from holdfast.errors import SpecError
 from holdfast.evaluation.judge import PASSES
-from holdfast.evaluation.protocols import parse_trial
 from holdfast.runs import store
-from holdfast.runs.manifest import Costs, Facts, Manifest, Round, TrialInfo
+from holdfast.runs.manifest import Costs, Facts, Manifest, Restart, TrialInfo
 from holdfast.runs.metrics import corrupted, measure, survivors
 
 
@@ -39,11 +39,11 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
     )
     judged = table.num_rows + stored
-    if "holds_8bit" in table.column_names:
-        judged += table.num_rows - table.column("holds_8bit").null_count
-    if "refused" in table.column_names:
-        judged += table.num_rows - table.column("refused").null_count
-    total = reduce(add, (t.costs for t in trials), facts.examined)
+    if "broken_8bit" in table.column_names:
+        judged += table.num_rows - table.column("broken_8bit").null_count
+    if "robust_by_refusal" in table.column_names:
+        judged += table.num_rows - table.column("robust_by_refusal").null_count
+    total = reduce(add, (t.costs for t in trials), facts.probe_costs)
     return Manifest(
         **dict(facts),
         verdict=conclude(facts, table, metrics, trials),
@@ -56,11 +56,11 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
     )
 
 
-def _last_round(trials: Sequence[TrialInfo]) -> Round | None:
+def _last_round(trials: Sequence[TrialInfo]) -> Restart | None:
     """The last one that drew noise: without it another would repeat this one. None where nothing
     went before it."""
-    drawn = [r for t in trials if _draws(t.spec) for r in t.rounds]
-    return drawn[-1] if drawn and len([r for t in trials for r in t.rounds]) > 1 else None
+    drawn = [r for t in trials if _draws(t.spec) for r in t.restarts]
+    return drawn[-1] if drawn and len([r for t in trials for r in t.restarts]) > 1 else None
 
 
 def _draws(text: str) -> bool:
@@ -84,7 +84,7 @@ def add_trials(a: TrialInfo, b: TrialInfo) -> TrialInfo:
         "costs": add(a.costs, b.costs),
     }
     rounds = [
-        Round(attacked=one.attacked + other.attacked, broken=one.broken + other.broken)
-        for one, other in zip_longest(a.rounds, b.rounds, fillvalue=Round())
+        Restart(attacked=one.attacked + other.attacked, broken=one.broken + other.broken)
+        for one, other in zip_longest(a.restarts, b.restarts, fillvalue=Restart())
     ]
-    return a.model_copy(update=update | {"rounds": rounds})
+    return a.model_copy(update=update | {"restarts": rounds})

@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.diagnostics.probe import examine
 from holdfast.errors import InputError
 from holdfast.evaluation import moved, protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import check_model, randomised
-from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
-from holdfast.runs.manifest import Costs, Finding, Manifest, ModelInfo, TrialInfo
-from holdfast.targets import spatial
+from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo, TrialInfo
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -95,10 +95,10 @@ def _goals(folder: Path, rows: int) -> torch.Tensor:
     int64."""
     goal = torch.zeros(rows, dtype=torch.int64)
     table = store.read_samples(folder)
-    if "goal" in table.column_names and table.num_rows:
+    if "target_class" in table.column_names and table.num_rows:
         ids = torch.from_numpy(table.column("id").to_numpy().copy())
         known = (ids >= 0) & (ids < rows)
-        goal[ids[known]] = torch.from_numpy(table.column("goal").to_numpy().copy())[known]
+        goal[ids[known]] = torch.from_numpy(table.column("target_class").to_numpy().copy())[known]
     return goal
 
 
@@ -110,7 +110,7 @@ def some(ids: Any) -> str:
 
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
     found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
-    free = {"spec", "arch", "fingerprint"}
+    free = {"spec", "arch", "fingerprint", "transformation"}
     if manifest.model.surrogate is not None and found.surrogate is None:
         # the model is verified without the one that lent its gradients
         free |= {"surrogate", "access"}
@@ -150,8 +150,8 @@ def _data(
 
 def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
     said = manifest.threat
-    asked.check_shape(target.free or target.shape or ())
-    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
+    asked.check_shape(asked.form(target.shape or ()))
+    measured = [(eps, float(legal_size(asked, target, 1, eps))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
     if (
@@ -184,7 +184,7 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
         for a in Access
         if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)
     ]
-    movement = spatial.parse(manifest.model.moved)
+    movement = spatial.parse(manifest.model.transformation)
     known = [
         protocols.protocol(name, norm, access=access, **kind)
         for access in given
@@ -213,7 +213,9 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
         )
         return
     lists = [
-        one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)
+        one
+        for drawn in {False, target.cost.draws > 1}
+        for one in _lists(manifest, threat, drawn=drawn)
     ]
     if protocol.trials not in lists:
         yield f"protocol: its trials are not those of {protocol.name} version {version}."
@@ -227,11 +229,16 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     if run[: len(asked)] != [(text, manifest.threat.eps) for text in asked]:
         yield "trials: they are not those of the protocol at the threat's eps."
     more = [text for text, eps in run[len(asked) :] if eps == manifest.threat.eps]
-    protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
-    asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
+    protocol = manifest.protocol.name
+    asked_for = [
+        t.write(whole=True)
+        for t in checks.follow(manifest.initial_findings, protocol, threat, ways)
+    ]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.lent:
-        known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
+    if manifest.model.surrogate is not None and not ways.target.gradients.lent:
+        known = [
+            t.write(whole=True) for t in checks.follow_ups(manifest.initial_findings, protocol)
+        ]
         asked_for = [text for text in known if text in more]
     if more != asked_for:
         yield (
@@ -255,7 +262,7 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     for trial in own:
         # else it may leave out some rows
         everywhere = whole and not smaller and "near=" not in trial.spec
-        for done in trial.rounds:
+        for done in trial.restarts:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere
             if too_many or too_few or done.broken > (done.attacked if threat.bounded else high):
@@ -270,13 +277,13 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
             yield (
                 f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
             )
-        if everywhere and not trial.rounds and low > 0:
+        if everywhere and not trial.restarts and low > 0:
             yield f"trials: {trial.spec} attacked no row, but {low} were left."
 
 
 def _sums(trial: TrialInfo) -> tuple[int, int]:
-    return trial.rounds[0].attacked if trial.rounds else 0, sum(
-        done.broken for done in trial.rounds
+    return trial.restarts[0].attacked if trial.restarts else 0, sum(
+        done.broken for done in trial.restarts
     )
 
 
@@ -290,51 +297,57 @@ def _noted(
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again = [*labels, *check_model(target, source)]
-    taken = randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.draws > 1
+    taken = (
+        randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.cost.draws > 1
+    )
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
     ):  # Holdfast itself took the mean, and says so
         again = [
             f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
         ]
-    lent = manifest.model.surrogate is not None and not target.lent
+    lent = manifest.model.surrogate is not None and not target.gradients.lent
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
     if due and not lent:
-        first = protocols.parse_trial(manifest.protocol.trials[0])
-        answers = examine(target, source, threat, first, ways, manifest.seed)
+        first = parse_trial(manifest.protocol.trials[0])
+        answers = probe(target, source, threat, first, ways, manifest.seed)
         found = checks.signs(answers)
-        protocol = Protocol(manifest.protocol.name, manifest.protocol.version, ())
+        protocol = manifest.protocol.name
         again += checks.answered(found, checks.follow(found, protocol, threat, ways))
         costs = add(answers.costs, ways.costs)
     if not (due and lent):
-        yield from _paid(manifest.examined, costs)
-    shown = {check for finding in manifest.noted for check in (finding.check, *finding.shows_as)}
+        yield from _paid(manifest.probe_costs, costs)
+    shown = {
+        check
+        for finding in manifest.initial_findings
+        for check in (finding.check, *finding.explains)
+    }
     notes = {f.check for f in again if f.severity == "info" and f.check in checks.EXPLAINS}
     left_out = {f.check for f in again} - notes - shown - set(LOADING)
     if left_out:
-        yield f"noted: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+        yield f"initial_findings: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
     expected: dict[str, list[Finding]] = {}
     for finding in again:
         expected.setdefault(finding.check, []).append(finding)
-    for said in manifest.noted:
+    for said in manifest.initial_findings:
         if found := expected.get(said.check):
             # a check may have found several things
-            differs = [(list(_same(said, one)), one) for one in found]
+            differs = [(list(_same(manifest, said, one)), one) for one in found]
             least, one = min(differs, key=lambda pair: len(pair[0]))
             found.remove(one)
             yield from least
-        elif _known(said) and not (due and lent) and not expected.keys() & set(said.shows_as):
-            yield f"noted: run.json has {said.check}, which the model does not show."
+        elif _known(said) and not (due and lent) and not expected.keys() & set(said.explains):
+            yield f"initial_findings: run.json has {said.check}, which the model does not show."
     for check, left in expected.items():
         if (
             left
             and check in shown
             and check not in LOADING
-            and any(s.check == check for s in manifest.noted)
+            and any(s.check == check for s in manifest.initial_findings)
         ):
-            yield f"noted: run.json leaves out what the model shows: {left[0].text}"
+            yield f"initial_findings: run.json leaves out what the model shows: {left[0].text}"
 
 
 def _paid(said: Costs, found: Costs) -> Iterator[str]:
@@ -342,7 +355,7 @@ def _paid(said: Costs, found: Costs) -> Iterator[str]:
         a, b = getattr(said, name), getattr(found, name)
         if abs(a - b) > SPREAD * b:
             yield (
-                f"examined: run.json says {a} {name}, but the examination that this run asks for "
+                f"probe_costs: run.json says {a} {name}, but the examination that this run asks for "
                 f"takes {b}."
             )
 
@@ -353,17 +366,18 @@ def _known(said: Finding) -> bool:
     return (said.severity != "info" or said.check in checks.EXPLAINS) and said.check not in LOADING
 
 
-def _same(said: Finding, found: Finding) -> Iterator[str]:
+def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
     """A finding of run.json beside the one that the model shows now. Its numbers may be another
-    device's."""
+    device's, and the words of an older run were others."""
     if said.severity != found.severity:
-        yield f"noted: {said.check} is called {said.severity}, but it is {found.severity}."
+        yield f"initial_findings: {said.check} is called {said.severity}, but it is {found.severity}."
+    worded = manifest.schema_version == SCHEMA_VERSION
     a, b = (
-        [_words(f.text), f.advice, f.source, f.threshold, f.shows_as, f.value is None]
+        [f.threshold, f.explains, f.value is None, worded and [_words(f.text), f.advice, f.source]]
         for f in (said, found)
     )
     if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
-        yield f"noted: run.json says otherwise of {said.check} than what is found: {found.text}"
+        yield f"initial_findings: run.json says otherwise of {said.check} than what is found: {found.text}"
 
 
 def _words(text: str) -> str:

@@ -13,21 +13,21 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import run
+from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
-from holdfast.diagnostics.binarisation import CHANCE, INNER, NORMS
+from holdfast.diagnostics.binarisation import CHANCE, INNER
+from holdfast.diagnostics.probe import QUESTIONS, CleanRows
 from holdfast.errors import HoldfastError
-from holdfast.evaluation import goals, judge
+from holdfast.evaluation import judge
 from holdfast.evaluation.chunk import Plan
-from holdfast.evaluation.protocols import QUESTIONS, Trial, parse_trial
+from holdfast.evaluation.probing import clean_rows
 from holdfast.targets.target import Access
-from holdfast.threats.threat import Threat
 
 ROWS = 128  # that are looked at; on all of them the longest of the short runs is timed
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
@@ -81,17 +81,6 @@ class Bill:
         self.seconds += price.seconds(rows, self.chunks)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Rows that are right clean, of those looked at."""
-
-    x: Tensor
-    y: Tensor
-    clean: Tensor | None  # their scores
-    threat: Threat  # with their own classes to reach
-    share: float  # of the rows looked at
-
-
 def forecast(
     plan: Plan,
     source: Source,
@@ -114,46 +103,30 @@ def forecast(
     start, stop = part
     n = stop - start
     bill = Bill(n, math.ceil(n / stride))
-    sample, pace = _sample(plan, source, start, min(stop, start + ROWS))
-    broken, stood = _trials(plan, sample, bill) if len(sample.y) else (0.0, 0.0)
-    asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
-    bill.passes += judge.PASSES * asked * plan.target.passes
-    bill.seconds += judge.PASSES * asked * pace
-    if examined and len(sample.y):
-        _examination(plan, source, sample, stood, bill)
-    most = math.inf if plan.budget is None else 2.0 * plan.budget + judge.PASSES * 2
-    left = plan.deadline - time.monotonic()
-    return Forecast(n, min(bill.passes / n, most), min(bill.seconds, max(left, 0.0)), added)
-
-
-def _sample(plan: Plan, source: Source, start: int, stop: int) -> tuple[Sample, float]:
-    """The rows, and the seconds that one of them takes in a pass."""
-    target = plan.target
-    x, y = source.rows(start, stop)
-    x = torch.from_numpy(x).to(target.device, target.dtype)
-    y = torch.from_numpy(np.asarray(y, np.int64)).to(target.device)
+    looked = min(n, ROWS)
     began = time.monotonic()
-    ruling = judge.rule(target, x, 0)
-    pace = (time.monotonic() - began) / (judge.PASSES * len(y))
-    right = (ruling.label == y).nonzero()[:, 0]
-    clean = ruling.scores[right].to(target.device) if target.access >= Access.SCORES else None  # pyright: ignore[reportOptionalSubscript]
-    threat = goals.resolved(
-        plan.threat, y[right], start + right.cpu(), clean, target.task.k, plan.seed
-    )
-    return Sample(x[right], y[right], clean, threat, len(right) / len(y)), pace
+    rows = clean_rows(plan.target, source, plan.threat, start, start + looked, plan.seed)
+    pace = (time.monotonic() - began) / (judge.PASSES * looked)  # seconds of a pass
+    broken, left = _trials(plan, rows, bill) if len(rows.y) else (0.0, 0.0)
+    asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
+    bill.passes += judge.PASSES * asked * plan.target.cost.forwards
+    bill.seconds += judge.PASSES * asked * pace
+    if examined and len(rows.y):
+        _examination(plan, source, rows, left, bill)
+    most = math.inf if plan.budget is None else 2.0 * plan.budget + judge.PASSES * 2
+    time_left = plan.deadline - time.monotonic()
+    return Forecast(n, min(bill.passes / n, most), min(bill.seconds, max(time_left, 0.0)), added)
 
 
-def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
+def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
     """Bill every trial at every eps, in the order of the plan.
 
     Returns the share of all rows that is broken at any eps, and of the right ones that which stands
     at the threat's.
     """
-    first, m = plan.trials[0], min(PILOT, len(sample.y))
+    first, m = plan.trials[0], min(PILOT, len(rows.y))
     if plan.target.access < Access.GRADIENTS:
         m = min(m, max(8, bill.n // 10))  # its first trial is long, and questions may be dear
-    x, y = sample.x[:m], sample.y[:m]
-    clean = None if sample.clean is None else sample.clean[:m]
     size = torch.full((m,), torch.inf, dtype=torch.float64)
     own, larger = (
         plan.measured[0],
@@ -165,58 +138,67 @@ def _trials(plan: Plan, sample: Sample, bill: Bill) -> tuple[float, float]:
         trial = plan.trials[unit.trial]
         if unit.eps != eps:
             eps, left, begun = unit.eps, torch.zeros(m), False
-        price = _priced(plan, trial, sample, bill)
+        price = _priced(plan, trial, rows, bill)
         live = ~(size <= plan.limit(plan.sought(unit))) | (not plan.threat.bounded)
         if eps < own:
             live &= size <= plan.limit(larger[eps])
-        weight = bill.n * sample.share / m
+        weight = bill.n * rows.share / m
         if begun or trial is not first:
             bill.add(price, weight * float((live & ~(left > trial.near)).sum()))
             continue
         at, begun = live.nonzero()[:, 0], True
         if not len(at):
             continue
+        part = rows.part(at)
         pilot = run(
-            first.attack, plan.way(first), x[at], y[at], sample.threat.of_rows(at).at(plan.sought(unit)),
-            clean=None if clean is None else clean[at], seed=plan.seed,
-        )  # fmt: skip
+            first.attack,
+            plan.way(first),
+            part.batch,
+            part.y,
+            part.threat.at(plan.sought(unit)),
+            clean=part.scores,
+            seed=plan.seed,
+        )
         size[at] = torch.minimum(size[at], pilot.size.cpu().double())
-        if clean is not None:
-            left[at] = (pilot.margin / plan.target.task.margin(clean[at], y[at])).cpu().float()
+        if part.scores is not None:
+            left[at] = (pilot.margin / plan.target.task.margin(part.scores, part.y)).cpu().float()
         spent = float((pilot.forwards + pilot.backwards).sum())
         bill.passes += weight * spent
         bill.seconds += price.seconds(weight * spent / max(price.passes, 1.0), bill.chunks)
     found, stands = size <= plan.limit(max(plan.measured)), size > plan.limit(own)
-    return sample.share * float(found.double().mean()), float(stands.double().mean())
+    return rows.share * float(found.double().mean()), float(stands.double().mean())
 
 
-def _priced(plan: Plan, trial: Trial, sample: Sample, bill: Bill) -> Price:
+def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     """The price of a trial, found once."""
     text = trial.write(whole=True)
     if text not in bill.prices:
-        bill.prices[text] = _price(plan, trial, sample)
+        bill.prices[text] = _price(plan, trial, rows)
     return bill.prices[text]
 
 
-def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
+def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
     """From runs of a few steps. Their cost grows with the steps, or with a power of them where each
     costs more."""
     attack, way = trial.attack, plan.way(trial)
 
-    def short(steps: int, rows: int) -> tuple[float, float]:
+    def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""
-        part = [None if v is None else v[:rows] for v in (sample.x, sample.y, sample.clean)]
-        x, y, clean = part
-        assert x is not None
-        assert y is not None
+        part, brief = rows.part(torch.arange(n)), replace(attack, steps=steps)
         began = time.monotonic()
-        threat = sample.threat.of_rows(torch.arange(rows))
         books = run(
-            replace(attack, steps=steps), way, x, y, threat, clean=clean, seed=plan.seed, stop=False
+            brief,
+            way,
+            part.batch,
+            part.y,
+            part.threat,
+            clean=part.scores,
+            seed=plan.seed,
+            stop=False,
         )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 
-    few, many = min(FEW, len(sample.y)), len(sample.y)
+    few, many = min(FEW, len(rows.y)), len(rows.y)
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
     costs = [short(s, few) for s in steps]
     cost, spent = costs[-1]
@@ -224,7 +206,7 @@ def _price(plan: Plan, trial: Trial, sample: Sample) -> Price:
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
-        whole = attack.expected_passes * way.passes
+        whole = attack.expected_passes * way.cost.forwards
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
     # of a mean step to the first ones
@@ -247,26 +229,26 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
     return costs[-1] + slope * (last**power - steps[-1] ** power)
 
 
-def _examination(plan: Plan, source: Source, sample: Sample, stood: float, bill: Bill) -> None:
-    """Bill the questions of `probe.examine`, most of which go to the share `stood` that the first
+def _examination(plan: Plan, source: Source, rows: CleanRows, left: float, bill: Bill) -> None:
+    """Bill the questions of `probe.examine`, most of which go to the share `left` that the first
     trial leaves."""
-    m = probe.rows_of(source) * sample.share
+    m = probe.rows_of(source) * rows.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)
     first = plan.trials[0]
     doubled = Trial(replace(first.attack, steps=2 * first.attack.steps))
     # again on planted examples, where it soon succeeds
-    own.add(_priced(plan, first, sample, bill), 1.5 * m)
+    own.add(_priced(plan, first, rows, bill), 1.5 * m)
     for trial in (
         doubled,
         *(parse_trial(text) for name, text in QUESTIONS.items() if name != "straight"),
     ):
         try:
-            own.add(_priced(plan, trial, sample, bill), stood * m)
+            own.add(_priced(plan, trial, rows, bill), left * m)
         except HoldfastError:  # a question that does not fit the threat is not asked
             continue
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
-    points = INNER + CHANCE + 3 if plan.threat.norm.name in NORMS else 0
-    asked = (judge.PASSES / max(sample.share, 0.01) + 13 + points) * plan.target.passes
+    points = INNER + CHANCE + 3 if plan.threat.norm.dense else 0
+    asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * plan.target.cost.forwards
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

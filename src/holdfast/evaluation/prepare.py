@@ -8,6 +8,7 @@ from torch import nn
 
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
+from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
@@ -30,7 +31,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     first = steps[0] if steps else None
     size = (first.height, first.width) if isinstance(first, Resize) else None
     source = source.fitted(channels=channels_of(target), size=size)
-    if target.shape is None or target.free is not None:
+    if target.shape is None:
         return source
     return laid_as(source, target.shape)
 
@@ -60,3 +61,18 @@ def _innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target
+
+
+def rows_asked(
+    samples: int | tuple[int, int] | None, total: int, name: str, what: str = "samples"
+) -> tuple[int, int]:
+    """The rows [start, stop) of a source of `total`; `what` is the option that says them."""
+    asked = total if samples is None else samples
+    start, stop = (0, asked) if isinstance(asked, int) else asked
+    if not 0 <= start < stop:
+        raise InputError(
+            f"{what} {start}:{stop} is no range of rows; give a count of at least 1, or start:stop."
+        )
+    if stop > total:
+        raise InputError(f"{what} up to row {stop} were asked for, but {name} has {total} rows.")
+    return start, stop

@@ -3,83 +3,14 @@ version."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from holdfast import spec
-from holdfast.attacks import CATALOGUE
+from holdfast.attacks import CATALOGUE, parse_trial
 from holdfast.attacks.attack import Attack
-from holdfast.diagnostics.gradient_sources import WAYS
+from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError, suggest
 from holdfast.targets.target import Access
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One attack, with every restart, and aimed at each of the best wrong classes in turn
-    (`targets`, 0: at any).
-
-    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those
-    whose lowest margin is at most this share of their clean one. (A rule on the row alone, so that
-    company changes nothing.) `through` names one of the `ways` round a defence; success is still
-    the model's own.
-    """
-
-    attack: Attack
-    restarts: int = 1
-    targets: int = 0
-    near: float = 1.0
-    through: str = ""
-
-    def __post_init__(self) -> None:
-        whole = all(type(value) is int for value in (self.restarts, self.targets))
-        if not whole or self.restarts < 1 or self.targets < 0:
-            raise SpecError(
-                f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0."
-            )
-        if (
-            isinstance(self.near, bool)
-            or not isinstance(self.near, (int, float))
-            or not 0 < self.near <= 1
-        ):
-            raise SpecError(
-                f"{self!r}: near is a share of the clean margin, above 0 and at most 1."
-            )
-        if self.through not in ("", *WAYS):
-            raise SpecError(
-                f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}"
-            )
-        if self.restarts > 1 and not self.attack.random:
-            raise SpecError(
-                f"{self!r}: it draws nothing at random, so a restart would only repeat it."
-            )
-
-    def units(self, classes: int) -> Iterator[tuple[int, int]]:
-        """(restart, rank) of each run that this trial stands for."""
-        ranks = range(1, min(self.targets, classes - 1) + 1) if self.targets else (0,)
-        for restart in range(self.restarts):
-            for rank in ranks:
-                yield restart, rank
-
-    def write(self, *, whole: bool = False) -> str:
-        usual = {"restarts": 1, "targets": 0, "near": 1}
-        extra = [
-            f"{name}={getattr(self, name):g}"
-            for name in usual
-            if getattr(self, name) != usual[name]
-        ]
-        extra += [f"through={self.through!r}"] if self.through else []
-        text = spec.write(self.attack, whole=whole)
-        return (
-            text
-            if not extra
-            else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
-        )
-
-    def __repr__(self) -> str:
-        return self.write()
 
 
 @dataclass(frozen=True)
@@ -310,13 +241,6 @@ DRAWN: dict[str, tuple[str, ...]] = {
     ),
     "l0": ("sigmazero(steps=100)",),
 }
-# What the examination asks of rows that a protocol's first trial leaves; see `exam`.
-QUESTIONS: dict[str, str] = {
-    "one": 'fgsm(loss="margin")',
-    "scores": "square(steps=120)",
-    "labels": "rays(steps=30)",
-    "straight": 'apgd(steps=30, loss="margin", through="straight")',
-}
 
 
 def protocol(
@@ -389,32 +313,3 @@ def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
         for a in attacks
     )
     return Protocol("custom", 1, tuple(trials))
-
-
-def parse_trial(text: str) -> Trial:
-    """The trial that a spec such as `apgd(loss="dlr", restarts=2, targets=9)` spells."""
-    return spec.build(
-        text, {name: _with_sweep(maker) for name, maker in CATALOGUE.items()}, "attack"
-    )
-
-
-def _with_sweep(maker: Callable[..., Attack]) -> Callable[..., Trial]:
-    @functools.wraps(maker, assigned=(), updated=())
-    def make(
-        *values: object,
-        restarts: int = 1,
-        targets: int = 0,
-        near: float = 1.0,
-        through: str = "",
-        **options: object,
-    ) -> Trial:
-        return Trial(maker(*values, **options), restarts, targets, near, through)
-
-    own = list(inspect.signature(maker).parameters.values())
-    sweep = [
-        p
-        for p in inspect.signature(make, follow_wrapped=False).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
-    make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore[reportAttributeAccessIssue]
-    return make

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from holdfast import attacks
@@ -21,26 +20,27 @@ from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.chunk import Watch
-from holdfast.evaluation.contract import check_data, check_model
-from holdfast.evaluation.evaluate import Names, evaluate, rows_asked
+from holdfast.evaluation.contract import check_data
+from holdfast.evaluation.evaluate import evaluate
+from holdfast.evaluation.facts import Names
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.hardening import objectives, recipes
-from holdfast.hardening.recipes import Recipe
 from holdfast.runs.compare import Comparison, compare
 from holdfast.runs.journal import begin, left_as_found
 from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
-from holdfast.targets.target import sealed
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat
-from holdfast.training import augmentation, workers
 from holdfast.training import tensorboard as tensorboard_log
+from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly, labels_of
 from holdfast.training.loop import Training
 from holdfast.training.mixing import Mix
-from holdfast.training.network import Network, behind, network_of
+from holdfast.training.network import behind
+from holdfast.training.prepare import check_network, check_precision, network_of
+from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
 
 
@@ -136,7 +136,7 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    given = wrap(model)
+    given = wrap(model).copied()
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
@@ -145,7 +145,7 @@ def harden(
         raise InputError(
             f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
         )
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."
@@ -156,8 +156,9 @@ def harden(
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    check_network(network, target, source, recipe)
-    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    objective_, penalties = recipes.parts(recipe)
+    check_network(network, target, source, recipe, objective_)
+    workers.check(devices, target, objective_, pickled=network.pickled)
     check_precision(precision)
     if tensorboard:
         tensorboard_log.writer()
@@ -211,6 +212,8 @@ def harden(
             held,
             threat,
             recipe,
+            objective_,
+            penalties,
             seed=seed,
             floor=min_clean,
             min_recall=min_recall,
@@ -226,7 +229,7 @@ def harden(
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.draws)
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = evaluate(
         hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
     )
@@ -275,48 +278,6 @@ def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> S
     return (
         source if samples is None else Part(source, np.arange(start, stop), f"rows {start}:{stop}")
     )
-
-
-def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
-    """Refuse a network that cannot be trained on these rows, or has nothing to train.
-
-    Raises:
-        InputError: that.
-    """
-    check_model(target, source)
-    if target.task.refuses:
-        raise InputError(
-            "the model stands behind a detector, which training does not know of; leave it out."
-        )
-    x, _ = source.rows(0, 256)
-    if not bool(
-        target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()
-    ):
-        raise InputError(
-            f"the {network.kind} gives scores that are not finite on the first rows of "
-            f"{source.name}, so its loss is not either; repair its weights or its preprocessing."
-        )
-    if not network.trains:
-        raise InputError(f"the {network.kind} has no parameters to train.")
-    if recipe.batch_size == 1 and network.normed:
-        raise InputError(
-            "the network has batch norm, which a batch of one row cannot train; give a larger "
-            "batch_size."
-        )
-    # what does not suit the rows shall not come to light after the first measurement
-    x, y = source.rows(0, 2)
-    rows = (
-        torch.from_numpy(x).to(target.device, target.dtype),
-        torch.from_numpy(np.asarray(y, np.int64)),
-    )
-    augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
-    with sealed(0):
-        objectives.parse(recipe.objective).rival(target)
-
-
-def check_precision(precision: str) -> None:
-    if precision not in ("float32", "bfloat16"):
-        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
 
 
 def _check_counts(source: Source, k: int) -> None:

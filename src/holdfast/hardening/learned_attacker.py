@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.universal.advgan import changed, perturber, priced
-from holdfast.hardening.objective import Net, Objective, crossed
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import Craft, Rival, evaluating
+from holdfast.training.objective import Net, Objective, crossed
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
-from holdfast.hardening.objective import Objective
 from holdfast.norms import wide
 from holdfast.targets.target import Access, Bounds
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ meanwhile, so that its batch norms do not learn from points that are no data.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,26 +18,10 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
-from holdfast.hardening.objective import Net, Part
 from holdfast.norms import wide
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import Craft
-
-
-class Regularizer(Part, ABC):
-    """One penalty. The fields are its hyperparameters; they only store."""
-
-    weight: float
-
-    @property
-    @abstractmethod
-    def passes(self) -> int:
-        """Forward and backward passes that it costs a row of one training step."""
-
-    @abstractmethod
-    def penalty(self, net: Net, craft: Craft, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """The mean over rows x [n, *shape] of classes y [n], weighted; z [m n, k] are the scores
-        trained at."""
+from holdfast.training.objective import Net, Regularizer
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
-from holdfast.hardening.objective import Objective
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
 from holdfast.training.inner_attack import Craft
+from holdfast.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Several(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         for threat in self.others:
-            if isinstance(threat.goal, Targeted) or threat.norm.name not in Ascent.norms:
+            if isinstance(threat.goal, Targeted) or not Ascent.works_in(threat.norm):
                 raise SpecError(
                     f"{self!r} also has {threat}, but ascent takes untargeted threats in linf, l2 "
                     "and l1."

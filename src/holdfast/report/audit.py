@@ -10,7 +10,8 @@ from holdfast.runs.manifest import Manifest
 TESTED, PARTLY, NOT = "tested", "in part", "not tested"
 
 KNOWLEDGE = {
-    "gradients": "White box: the adversary knows the model, its weights, its preprocessing and its gradients.",
+    "gradients": "White box: the adversary knows the model, its weights, its preprocessing and its "
+    "gradients.",
     "scores": "Black box: the adversary asks the model and sees its scores.",
     "labels": "Black box: the adversary asks the model and sees its decisions alone.",
 }
@@ -35,10 +36,10 @@ def knowledge(manifest: Manifest) -> str:
 
 def untested(manifest: Manifest) -> list[tuple[str, str]]:
     """Topic and what it is, of everything that this run says nothing about."""
-    white, lent = manifest.model.access == "gradients", manifest.model.surrogate is not None
+    white, borrowed = manifest.model.access == "gradients", manifest.model.surrogate is not None
     rows = [
         (
-            not white or lent,
+            not white or borrowed,
             "White box",
             (
                 "Adversaries who have the model itself, and so may find more than queries or a "
@@ -46,7 +47,7 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
             ),
         ),
         (
-            white and not lent,
+            white and not borrowed,
             "Black box, transfer",
             "Adversaries who only ask the model, or borrow another one. What the white box breaks "
             "is broken; what it leaves was not tried this way.",
@@ -82,8 +83,9 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
 def places(manifest: Manifest) -> list[Place]:
     """MITRE ATLAS, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2 E2025, EU AI Act
     Article 15."""
-    lent, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
-    white = TESTED if not (lent or asked) else NOT
+    tested = {True: TESTED, False: NOT}
+    borrowed, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
+    white = tested[not (borrowed or asked)]
     shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
     atlas, owasp, nist, act = (
         "MITRE ATLAS",
@@ -94,8 +96,8 @@ def places(manifest: Manifest) -> list[Place]:
     return [
         Place(atlas, "AML.T0015 Evade ML model", TESTED),
         Place(atlas, "AML.T0043.000 Craft adversarial data: white box", white),
-        Place(atlas, "AML.T0043.001 Craft adversarial data: black box", TESTED if asked else NOT),
-        Place(atlas, "AML.T0043.002 Craft adversarial data: transfer", TESTED if lent else NOT),
+        Place(atlas, "AML.T0043.001 Craft adversarial data: black box", tested[asked]),
+        Place(atlas, "AML.T0043.002 Craft adversarial data: transfer", tested[borrowed]),
         Place(atlas, "AML.T0043.003, .004 Manual changes, triggers", NOT),
         Place(atlas, "AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
         Place(atlas, "AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),

@@ -86,7 +86,7 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
             axes.plot(
                 x[~measured], y[~measured], markerfacecolor=PAPER, label=label, zorder=3, **dots
             )
-        widest = max([*x, eps]) if np.isfinite(eps) else max([*x, 1e-9])
+        widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
         axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_axisbelow(True)

@@ -102,11 +102,8 @@ def _pictures(folder: Path, best: int) -> list[tuple[int, str]]:
         int(path.stem.partition("-")[2]): path for path in (folder / "samples").glob("round-*.png")
     }
     rounds = sorted(found)
-    some = (
-        {rounds[i * (len(rounds) - 1) // max(1, _PICTURES - 1)] for i in range(_PICTURES)}
-        if rounds
-        else set()
-    )
+    apart = max(1, _PICTURES - 1)
+    some = {rounds[i * (len(rounds) - 1) // apart] for i in range(_PICTURES) if rounds}
     order = [r for r in (best, *sorted(some - {best})) if r in found]
     return [
         (r, f"data:image/png;base64,{base64.b64encode(found[r].read_bytes()).decode()}")

@@ -4,6 +4,7 @@ anywhere."""
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
@@ -23,7 +24,7 @@ from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
-from holdfast.runs.manifest import Manifest
+from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -60,11 +61,11 @@ def differs(folder: Path) -> Iterator[str]:
     Raises:
         InputError: as `write` does.
     """
-    path = folder / "report.html"
-    if not path.exists():
-        return  # a run made from Python has none until it is written
+    path, manifest = folder / "report.html", store.open_manifest(folder)[0]
+    if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
+        return  # a run made from Python has none until it is written; an older one has other words
     said = store.read_bytes(path).decode("utf-8", "replace")
-    if _said(said) != _said(_render(folder, store.open_manifest(folder)[0])):
+    if _said(said) != _said(_render(folder, manifest)):
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."
@@ -91,7 +92,8 @@ class _Figure(HTMLParser):
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.said += [tag] if tag not in self.DRAWING else []
+        if tag not in self.DRAWING:
+            self.said.append(tag)
         own = [
             (name, value or "")
             for name, value in attrs
@@ -100,7 +102,8 @@ class _Figure(HTMLParser):
         self.said += [f"{name}={value}" for name, value in own if not value.startswith("#")]
 
     def handle_data(self, data: str) -> None:
-        self.said += [data.strip()] if data.strip() else []
+        if data.strip():
+            self.said.append(data.strip())
 
     def handle_comment(self, data: str) -> None:
         pass  # of the drawing library: which text is drawn next
@@ -109,6 +112,16 @@ class _Figure(HTMLParser):
 def rendered(template: str, **values: Any) -> str:
     """A page from a template of this package, with its style sheet and the filters that all
     share."""
+    try:
+        return _template(template).render(css=Markup(_text("report.css")), words=words, **values)
+    except TemplateError as error:
+        raise InputError(
+            f"the page cannot be written: {error}; run.json leaves out what a run's has."
+        ) from error
+
+
+@functools.cache
+def _template(name: str) -> Template:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -123,14 +136,7 @@ def rendered(template: str, **values: Any) -> str:
         "number": words.number,
         "eps": spec.number,
     }
-    try:
-        return environment.from_string(_text(template)).render(
-            css=Markup(_text("report.css")), words=words, **values
-        )
-    except TemplateError as error:
-        raise InputError(
-            f"the page cannot be written: {error}; run.json leaves out what a run's has."
-        ) from error
+    return environment.from_string(_text(name))
 
 
 def _harmless(value: object) -> object:
@@ -149,7 +155,11 @@ def _render(folder: Path, manifest: Manifest) -> str:
 def _page(folder: Path, manifest: Manifest) -> str:
     stored, examples = _gallery(folder, manifest)
     counts = manifest.metrics.confusion
-    names = [words.class_name(manifest, c) for c in range(len(counts.clean) if counts else 0)]
+    names = [words.class_name(manifest, c) for c in range(len(getattr(counts, "clean", ())))]
+    matrices = (
+        ("On clean inputs", "Clean inputs", "clean"),
+        ("Under attack", "Under attack", "attacked"),
+    )
     return rendered(
         "report.html.j2",
         m=manifest,
@@ -159,18 +169,12 @@ def _page(folder: Path, manifest: Manifest) -> str:
         curve=Markup(figures.curve(manifest.metrics.curve, manifest.threat.eps)),
         confusions=[
             (
-                "On clean inputs",
-                Markup(figures.confusion(counts.clean, names, "Clean inputs", "confusion-clean")),
-            ),
-            (
-                "Under attack",
-                Markup(
-                    figures.confusion(counts.attacked, names, "Under attack", "confusion-attacked")
-                ),
-            ),
-        ]
-        if counts
-        else [],
+                title,
+                Markup(figures.confusion(getattr(counts, part), names, said, f"confusion-{part}")),
+            )
+            for title, said, part in matrices
+            if counts is not None
+        ],
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
@@ -243,7 +247,7 @@ def _png(x: np.ndarray, layout: str) -> str:
     if pixels.ndim == 3 and layout == "nchw":
         pixels = pixels.transpose(1, 2, 0)
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
-        file, "PNG"
-    )
+    if pixels.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    Image.fromarray(pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

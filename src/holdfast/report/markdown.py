@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from holdfast.report import audit, words
 from holdfast.runs.gates import Outcome
-from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest
+from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest, ModelInfo
 
 
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
@@ -42,43 +42,23 @@ def card(manifest: Manifest) -> str:
         figures.append(
             ("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy)
         )
+    kind = "image" if words.is_image(manifest.model.shape, manifest.model.layout) else "tabular"
     result = {
-        "task": {"type": "image-classification" if _image(manifest) else "tabular-classification"},
+        "task": {"type": f"{kind}-classification"},
         "dataset": {"name": data.spec, "type": data.spec, "split": data.split},
         "metrics": [
             {"type": kind, "name": name, "value": share.value} for kind, name, share in figures
         ],
     }
     index = [{"name": manifest.model.spec, "results": [result]}]
-    shape = " × ".join(map(str, manifest.model.shape))
+    groups: list[str] = []
+    if m.per_group:
+        groups = ["## By group", _parts("group", m.per_group)]
     parts = [
         f"---\nmodel-index: {json.dumps(index, ensure_ascii=True)}\n---",
         f"# Model card: {_plain(manifest.model.spec)}",
         "## Model details",
-        _table(
-            ["", ""],
-            [
-                [
-                    "Model",
-                    ", ".join(
-                        _code(part) for part in (manifest.model.spec, manifest.model.arch) if part
-                    ),
-                ],
-                [
-                    "Inputs",
-                    (
-                        f"{shape} ({_plain(manifest.model.layout)}), in "
-                        f"{_plain(list(manifest.model.bounds))}"
-                    ),
-                ],
-                ["Classes", str(manifest.model.classes)],
-                [
-                    "Preprocessing",
-                    ", ".join(map(_code, manifest.model.preprocess)) or "none declared",
-                ],
-                ["SHA-256", _code(manifest.model.fingerprint)],
-            ],
-        ),
+        _details(manifest.model),
         "## Intended use",
         "_To be filled in by the owner: intended use, users, uses out of scope._",
         "## Evaluation data",
@@ -96,12 +76,24 @@ def card(manifest: Manifest) -> str:
         *_evidence(manifest),
         "## By class",
         _parts("class", m.per_class),
-        *(["## By group", _parts("group", m.per_group)] if m.per_group else []),
+        *groups,
         *_limits(manifest),
         "## Reproduce",
         _block(manifest.provenance.command),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _details(model: ModelInfo) -> str:
+    shape = " × ".join(map(str, model.shape))
+    rows = [
+        ["Model", ", ".join(_code(part) for part in (model.spec, model.arch) if part)],
+        ["Inputs", f"{shape} ({_plain(model.layout)}), in {_plain(list(model.bounds))}"],
+        ["Classes", str(model.classes)],
+        ["Preprocessing", ", ".join(map(_code, model.preprocess)) or "none declared"],
+        ["SHA-256", _code(model.fingerprint)],
+    ]
+    return _table(["", ""], rows)
 
 
 def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) -> str:
@@ -121,16 +113,18 @@ def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) ->
 
 def _story(manifest: Manifest) -> list[str]:
     m = manifest.metrics
-    rows = [["clean accuracy", m.clean_accuracy], ["robust accuracy", m.robust_accuracy]]
-    rows += (
-        [["certified accuracy", m.certified_accuracy]] if m.certified_accuracy is not None else []
+    figures = (
+        ("clean accuracy", m.clean_accuracy),
+        ("robust accuracy", m.robust_accuracy),
+        ("certified accuracy", m.certified_accuracy),
+        ("attack success rate", m.attack_success_rate),
+        ("mean accuracy under corruptions", m.corruptions and m.corruptions.mean_accuracy),
     )
-    rows += [["attack success rate", m.attack_success_rate]]
-    rows += (
-        [["mean accuracy under corruptions", m.corruptions.mean_accuracy]]
-        if m.corruptions is not None
-        else []
-    )
+    rows = [
+        [name, words.percent(share.value), words.span(share), f"{share.n:,}"]
+        for name, share in figures
+        if share is not None
+    ]
     return [
         _plain(
             " ".join(
@@ -138,10 +132,7 @@ def _story(manifest: Manifest) -> list[str]:
             ).strip()
         ),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",
-        _table(
-            ["figure", "value", "95 % interval", "of"],
-            [[name, words.percent(v.value), words.span(v), f"{v.n:,}"] for name, v in rows],  # pyright: ignore
-        ),
+        _table(["figure", "value", "95 % interval", "of"], rows),
     ]
 
 
@@ -169,13 +160,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _share(interval: Interval) -> str:
-    return words.percent(interval.value) + (
-        f" ({words.span(interval)})" if interval.value is not None else ""
-    )
-
-
-def _image(manifest: Manifest) -> bool:
-    return words.is_image(manifest.model.shape, manifest.model.layout)
+    if interval.value is None:
+        return words.NONE
+    return f"{words.percent(interval.value)} ({words.span(interval)})"
 
 
 # Text from outside: names of classes, groups and files, findings, and whatever run.json says in the
@@ -197,7 +184,9 @@ def _escaped(mark: re.Match[str]) -> str:
 def _code(text: str) -> str:
     """Text as code; as plain text where a sign in it would end the code or the cell."""
     text = words.plain(text)
-    return _plain(text) if not text.strip() or set(text) & set("`|\\") else f"`{text}`"
+    if not text.strip() or set(text) & set("`|\\"):
+        return _plain(text)
+    return f"`{text}`"
 
 
 def _block(text: str) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from markupsafe import Markup
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from holdfast.report import figures, html, words
+from holdfast.report.terminal import columns
 from holdfast.runs.compare import Average, Comparison, Paired, PartChange, Spread
 from holdfast.runs.store import write_bytes
 
@@ -22,12 +22,8 @@ _SHOWN = 6  # losses in the summary
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
-    )
-    table.add_column("accuracy")
-    for label in ("first", "95 % interval", "second", "95 % interval", "gained", "lost"):
-        table.add_column(label, justify="right", no_wrap=True)
+    of = ("first", "95 % interval", "second", "95 % interval", "gained", "lost")
+    table = columns("accuracy", *of)
     for f in found.figures:
         shares = (
             words.percent(f.first.value),
@@ -41,36 +37,27 @@ def summary(found: Comparison) -> RenderableType:
     ]
     lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
     lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
-    lines += [_averages(found.averages), ""] if found.averages else []
+    if found.averages:
+        lines += [_averages(found.averages), ""]
     lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
     lines += [Text(sentence(f, found), style="bold") for f in found.figures]
     lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
-    lines += [
-        "",
-        _parts("class", [*found.per_class, *([found.class_mean] if found.class_mean else [])]),
-    ]
-    return Group(*lines, *(["", _parts("group", found.per_group)] if found.per_group else []))
+    lines += ["", _parts("class", [*found.per_class, *filter(None, [found.class_mean])])]
+    if found.per_group:
+        lines += ["", _parts("group", found.per_group)]
+    return Group(*lines)
 
 
 def _averages(averages: Sequence[Average]) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
-    )
-    table.add_column("mean of the classes")
-    for label in ("clean, first", "second", "under attack, first", "second"):
-        table.add_column(label, justify="right", no_wrap=True)
+    of = ("clean, first", "second", "under attack, first", "second")
+    table = columns("mean of the classes", *of)
     for a in averages:
         table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
     return table
 
 
 def _parts(kind: str, changes: Sequence[PartChange]) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
-    )
-    table.add_column(kind)
-    for label in ("of", "clean, first", "second", "robust, first", "second"):
-        table.add_column(label, justify="right", no_wrap=True)
+    table = columns(kind, "of", "clean, first", "second", "robust, first", "second")
     for c in changes:
         table.add_row(
             Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
@@ -94,18 +81,17 @@ def seeds(found: Spread) -> str:
 
 def warnings(found: Comparison) -> list[str]:
     """What must not be read past: a second model that knows nothing, and the classes that lost."""
-    said = (
-        [f"The second model knows nothing: no gain is one. {found.knows_nothing}"]
-        if found.knows_nothing
-        else []
-    )
+    said = []
+    if found.knows_nothing:
+        said.append(f"The second model knows nothing: no gain is one. {found.knows_nothing}")
     said += [
         f"Lost: {loss.kind} recall of class {loss.name} from {words.percent(loss.first)} to "
         f"{words.percent(loss.second)} of {loss.n:,} inputs."
         for loss in found.losses[:_SHOWN]
     ]
-    more = len(found.losses) - _SHOWN
-    return [*said, f"{more} more such losses are in the table of classes."] if more > 0 else said
+    if (more := len(found.losses) - _SHOWN) > 0:
+        said.append(f"{more} more such losses are in the table of classes.")
+    return said
 
 
 def sentence(f: Paired, found: Comparison) -> str:

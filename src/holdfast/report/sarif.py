@@ -80,4 +80,6 @@ def _text(text: str) -> str:
 def _uri(spec: str) -> str:
     """The file that a model's text names, as a relative reference."""
     path, colon, name = spec.rpartition(":")
-    return quote(path if colon and name.isidentifier() else spec, safe="/")
+    if not (colon and name.isidentifier()):
+        path = spec
+    return quote(path, safe="/")

@@ -3,6 +3,8 @@ it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -54,21 +56,17 @@ def summary(manifest: Manifest) -> RenderableType:
 
 def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
-    table = _table()
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("of", justify="right")
+    table = columns("figure", "value", "95 % interval", "of")
     bounded = words.bounded(manifest)
-    rows = [("clean accuracy", m.clean_accuracy)] + (
-        [("robust accuracy", m.robust_accuracy)] if bounded else []
-    )
-    if m.accuracy_8bit is not None and bounded:
-        rows.append(("robust accuracy, examples in 8 bits", m.accuracy_8bit))
-    if m.certified_accuracy is not None:
-        rows.append(("certified accuracy", m.certified_accuracy))
-    for label, share in [*rows, ("attack success rate", m.attack_success_rate)]:
-        table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
+    for label, share, wanted in (
+        ("clean accuracy", m.clean_accuracy, True),
+        ("robust accuracy", m.robust_accuracy, bounded),
+        ("robust accuracy, examples in 8 bits", m.accuracy_8bit, bounded),
+        ("certified accuracy", m.certified_accuracy, True),
+        ("attack success rate", m.attack_success_rate, True),
+    ):
+        if share is not None and wanted:
+            table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
     if not bounded:
         for point in _spread(m.curve):
             share = point.robust_accuracy
@@ -84,12 +82,9 @@ def _figures(manifest: Manifest) -> Table:
             table.add_row(
                 f"{label}, clean and under attack", f"{words.percent(pair.clean)}, {under}", "", ""
             )
-    for label, share in (
-        []
-        if m.errors is None
-        else [("clean error", m.errors.clean), ("attacked error", m.errors.attacked)]
-    ):
-        table.add_row(f"{label}, median", words.number(share.median), "", f"{share.n:,}")
+    if m.errors is not None:
+        for label, share in (("clean", m.errors.clean), ("attacked", m.errors.attacked)):
+            table.add_row(f"{label} error, median", words.number(share.median), "", f"{share.n:,}")
     return table
 
 
@@ -100,10 +95,9 @@ def _spread(points: list[CurvePoint], most: int = 6) -> list[CurvePoint]:
 
 
 def _trials(manifest: Manifest) -> Table:
-    table = _table()
-    table.add_column("trial", overflow="fold", ratio=1)
-    for label in ("eps", "attacked", "broken", "passes", "seconds"):
-        table.add_column(label, justify="right", no_wrap=True)
+    table = columns(
+        "trial", "eps", "attacked", "broken", "passes", "seconds", overflow="fold", ratio=1
+    )
     for t in manifest.trials:
         passes = t.costs.forwards + t.costs.backwards
         figures = (f"{t.attacked:,}", f"{t.broken:,}", f"{passes:,}", f"{t.costs.seconds:,.1f}")
@@ -124,7 +118,12 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
     return lines
 
 
-def _table() -> Table:
-    return Table(
+def columns(first: str, *figures: str, **how: Any) -> Table:
+    """A table of a column of words, which is laid out as `how` says, and of columns of figures."""
+    table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="dim"
     )
+    table.add_column(first, **how)
+    for label in figures:
+        table.add_column(label, justify="right", no_wrap=True)
+    return table

@@ -20,27 +20,28 @@ NORMS = {
 }
 
 MOVEMENTS = {
-    "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} pixels each way",
+    "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
+    "pixels each way",
     "patch": "set one square of {side:g} x {side:g} pixels, anywhere in an image, to anything",
     "flow": "take each pixel from up to {pixels:g} pixels away, each way",
 }
 
 VERDICTS = {
-    "trusted": "No check found a sign that the attacks failed. The figure can be quoted, together with its threat.",
-    "upper-bound": "A check found that the attacks may not have done all they could: the true robust accuracy may be "
-    "lower. Quote the figure as “at most”.",
-    "unreliable": "A check contradicts the figure. Do not quote it before the red findings are resolved.",
+    "trusted": "No check found a sign that the attacks failed. The figure can be quoted, together "
+    "with its threat.",
+    "upper-bound": "A check found that the attacks may not have done all they could: the true "
+    "robust accuracy may be lower. Quote the figure as “at most”.",
+    "unreliable": "A check contradicts the figure. Do not quote it before the red findings are "
+    "resolved.",
 }
 
 
 def verdict(manifest: Manifest) -> str:
     """What the verdict means, and why it was given."""
     said = manifest.verdict
-    return (
-        f"{said.reason} {VERDICTS[said.status]}"
-        if said.reason and said.status != "trusted"
-        else VERDICTS[said.status]
-    )
+    if said.status == "trusted":
+        return VERDICTS[said.status]
+    return f"{said.reason} {VERDICTS[said.status]}".strip()
 
 
 STATUSES = {
@@ -68,7 +69,7 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return NONE
     if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
+        return str(value)
     if value == int(value) or abs(value) >= 1e4:
         return f"{value:,.0f}"
     return f"{value:,.4g}"
@@ -122,16 +123,13 @@ def corruptions(manifest: Manifest) -> str:
     found = manifest.metrics.corruptions
     if found is None or found.mean_accuracy.value is None:
         return "No input was measured under corruptions."
-    drop = (
-        ""
-        if found.relative_drop is None
-        else f", a relative drop of {percent(found.relative_drop)}"
-    )
     said = (
-        f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} (95 % "
-        "interval "
+        f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} "
+        f"(95 % interval {span(found.mean_accuracy)})"
     )
-    said += f"{span(found.mean_accuracy)}){drop}."
+    if found.relative_drop is not None:
+        said += f", a relative drop of {percent(found.relative_drop)}"
+    said += "."
     if found.mce is not None and manifest.corruptions is not None:
         said += f" The mCE is {100 * found.mce:.1f} against {manifest.corruptions.baseline}."
     return said
@@ -140,7 +138,9 @@ def corruptions(manifest: Manifest) -> str:
 def mean(points: Sequence[CorruptionPoint]) -> float | None:
     """Of the severities of one kind."""
     known = [p.accuracy.value for p in points if p.accuracy.value is not None]
-    return sum(known) / len(known) if len(known) == len(points) and known else None
+    if not known or len(known) < len(points):
+        return None
+    return sum(known) / len(known)
 
 
 def span(interval: Interval) -> str:
@@ -156,30 +156,30 @@ def is_image(shape: Sequence[int], layout: str) -> bool:
 
 def class_name(manifest: Manifest, label: int) -> str:
     if label < 0:
-        return "refused" if label == REFUSED else "no prediction"
-    names = manifest.data.class_names
-    return names[label] if names is not None and label < len(names) else str(label)
+        return {REFUSED: "refused"}.get(label, "no prediction")
+    return manifest.data.class_name(label)
 
 
 def freedom(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
-    limited = "limits=" in manifest.threat.text
-    return _freedom(manifest) + (
-        ", times a scale and within a mask of each value's own" if limited else ""
-    )
+    said = _freedom(manifest)
+    if "limits=" in manifest.threat.text:
+        said += ", times a scale and within a mask of each value's own"
+    return said
 
 
 def _freedom(manifest: Manifest) -> str:
     threat = manifest.threat
-    if manifest.model.moved is not None and threat.norm == "linf":
-        name, _, bounds = spec.call(manifest.model.moved)
+    if manifest.model.transformation is not None and threat.norm == "linf":
+        name, _, bounds = spec.call(manifest.model.transformation)
         low, high = manifest.model.bounds
         share = 2 * threat.eps / (high - low)
         return MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})
     if not bounded(manifest):
         return f"change an input by any amount, measured in {threat.norm}"
     phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
-    phrase += ", to what a file of 8 bits holds" if threat.grid else ""
+    if threat.grid:
+        phrase += ", to what a file of 8 bits holds"
     return phrase.format(unit=_unit(manifest.model), eps=spec.number(threat.eps))
 
 
@@ -199,7 +199,9 @@ def wanted(manifest: Manifest) -> str | None:
     threat = manifest.threat
     if threat.targets is not None:
         return TARGETS.get(threat.targets, "the class given for each input")
-    return None if threat.target is None else f"“{class_name(manifest, threat.target)}”"
+    if threat.target is None:
+        return None
+    return f"“{class_name(manifest, threat.target)}”"
 
 
 def goal(manifest: Manifest) -> str:
@@ -227,30 +229,23 @@ def headline(manifest: Manifest) -> str:
     clean, robust = m.clean_accuracy, m.robust_accuracy
     if clean.value is None or robust.value is None:
         return "No input was measured, so there is no figure."
-    answer = wanted(manifest)
-    wish = "" if answer is None else f", and wants the answer {answer},"
+    start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
     if not bounded(manifest):
-        return (
-            f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
-            f"{distances(manifest)}"
-        )
-    start = (
-        f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; an adversary who may "
-    )
-    least = " or less" if manifest.verdict.status == "upper-bound" else ""
+        return start + distances(manifest)
+    start += f"an adversary who may {freedom(manifest)}"
+    if (answer := wanted(manifest)) is not None:
+        start += f", and wants the answer {answer},"
+    least = {"upper-bound": " or less"}.get(manifest.verdict.status, "")
     figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
     if m.counts.get("broken", 0):
-        return f"{start}{freedom(manifest)}{wish} breaks it down to {figure}."
-    return (
-        f"{start}{freedom(manifest)}{wish} broke none of these in what ran; robust accuracy is "
-        f"{figure}."
-    )
+        return f"{start} breaks it down to {figure}."
+    return f"{start} broke none of these in what ran; robust accuracy is {figure}."
 
 
 def asides(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
-    said = [right] if (right := _right(manifest.model)) else []
+    said = [part for part in (_right(manifest.model),) if part]
     if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
         said.append(
             f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists."
@@ -295,7 +290,7 @@ def _right(model: ModelInfo) -> str:
 
 
 def _inputs(n: int) -> str:
-    return "1 input" if n == 1 else f"{n:,} inputs"
+    return f"{n:,} input{'s' * (n != 1)}"
 
 
 def _unit(model: ModelInfo) -> str:

@@ -132,14 +132,14 @@ def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
 
         both = int(((label == predicted) & (label == values[1])).sum())
         return float(hypergeom.sf(both - 1, n, rows[1], given[1]))
-    from scipy.stats import norm
+    from scipy.special import ndtr
 
     a, b = rows.astype(float), given.astype(float)
     mean, cross = a @ b / n, a * b
     variance = (cross @ ((n - a) * (n - b)) + cross.sum() ** 2 - cross @ cross) / (n * n * (n - 1))
     if variance <= 0:
         return 1.0
-    return float(norm.sf((hits - 0.5 - mean) / np.sqrt(variance)))
+    return float(ndtr(-(hits - 0.5 - mean) / np.sqrt(variance)))
 
 
 def labels_follow(truth: np.ndarray, said: np.ndarray) -> bool:

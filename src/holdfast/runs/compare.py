@@ -104,13 +104,7 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         "robust": lambda table: _among(table, "robust", "certified"),
     }
     held = {name: (test(tables[0]), test(tables[1])) for name, test in tests.items()}
-    names = facts[0].data.class_names
-    group, other = map(_group, tables)
-    group = group if np.array_equal(group, other) else np.empty(0, str)
-
-    def name(c: int) -> str:
-        return names[c] if names is not None and 0 <= c < len(names) else str(c)
-
+    group, name = _group(tables), facts[0].data.class_name
     classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
         runs=(str(folders[0]), str(folders[1])),
@@ -148,14 +142,12 @@ def _samples(folder: Path, manifest: Manifest) -> pa.Table:
     return table.sort_by("id")
 
 
-def _group(table: pa.Table) -> np.ndarray:
-    """The groups of the rows; none where they have none."""
-    named = "group" in table.column_names
-    return (
-        table.column("group").to_numpy(zero_copy_only=False).astype(str)
-        if named
-        else np.empty(0, str)
-    )
+def _group(tables: Sequence[pa.Table]) -> np.ndarray:
+    """The groups of the rows; none where the tables have none, or others."""
+    found = [table.column("group") for table in tables if "group" in table.column_names]
+    if len(found) < len(tables) or not found[0].equals(found[1]):
+        return np.empty(0, str)
+    return found[0].to_numpy(zero_copy_only=False).astype(str)
 
 
 def _part(
@@ -216,19 +208,17 @@ def _nothing(
         return ""
     answers = Answers(label, predicted, facts.model.classes)
     given = np.unique(predicted)
+    if given.max() < 0 and answers.one_class is None:
+        return "It never answers."
     if len(given) == 1 and answers.one_class is None:
-        return (
-            f"It answers class {name(int(given[0]))} to every input."
-            if given[0] >= 0
-            else "It never answers."
-        )
-    return "Its clean answers are no better than chance." if answers.chance_level() else ""
+        return f"It answers class {name(int(given[0]))} to every input."
+    if answers.chance_level():
+        return "Its clean answers are no better than chance."
+    return ""
 
 
 def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
     """The paired figures of two columns of truths, [n] each."""
-    from scipy.stats import binomtest
-
     n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
     # Half a sample is added to each of the four kinds: the plain interval has no width where
     # nothing changed.
@@ -240,12 +230,21 @@ def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
         second=interval(int(second.sum()), n),
         gained=gained,
         lost=lost,
-        change=(gained - lost) / n if n else 0.0,
+        change=(gained - lost) / max(n, 1),
         low=(g - b) / m - spread,
         high=(g - b) / m + spread,
         bootstrap=_bootstrap(gained, lost, n),
-        p=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        p=_mcnemar(gained, lost),
     )
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    """The exact test: a fair coin splits the changed rows at least so unevenly."""
+    from scipy.stats import binomtest
+
+    if not gained + lost:
+        return 1.0
+    return float(binomtest(gained, gained + lost).pvalue)
 
 
 def _bootstrap(gained: int, lost: int, n: int, draws: int = 10_000) -> tuple[float, float]:
@@ -305,16 +304,12 @@ def spread(folders: Sequence[Path | str]) -> Spread | None:
 
 def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
     parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
-    for what, one, other in (
-        ("threat", a.threat.text, b.threat.text),
-        (
-            "data",
-            f"{a.data.spec} {a.data.fingerprint[:12]}",
-            f"{b.data.spec} {b.data.fingerprint[:12]}",
-        ),
-        ("rows", *parts),
+    said = [f"{facts.data.spec} {facts.data.fingerprint[:12]}" for facts in (a, b)]
+    for what, same, one, other in (
+        ("threat", a.threat.text == b.threat.text, a.threat.text, b.threat.text),
+        ("data", a.data.fingerprint == b.data.fingerprint, *said),
+        ("rows", parts[0] == parts[1], *parts),
     ):
-        same = a.data.fingerprint == b.data.fingerprint if what == "data" else one == other
         if not same:
             raise InputError(
                 f"{folders[0]} and {folders[1]} cannot be compared: their {what} differ, {one} and "

@@ -23,6 +23,7 @@ from holdfast.runs.store import read_json, read_record, write_bytes, write_recor
 
 Record = tuple[dict[str, np.ndarray], dict[str, str]]  # tensors and texts
 
+VERSION = "schema version"  # its key in a question; older runs have none
 NOTES = ("question.json", "harden.json", "generate.json")  # what was asked: no finished work
 
 
@@ -179,8 +180,15 @@ def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) ->
     """Refuse to go on with a run that was made from something else.
 
     Raises:
-        InputError: names the first difference.
+        InputError: it is of another schema version; or names the first difference.
     """
+    version = was.get(VERSION, "1")
+    if VERSION in now and version != now[VERSION]:
+        raise InputError(
+            f"cannot resume {run}: it has schema version {version}, and this Holdfast goes on with "
+            f"version {now[VERSION]} alone. Finish it with the Holdfast that began it, or choose "
+            "another --out."
+        )
     for key in [*was, *(k for k in now if k not in was)]:
         if was.get(key) != now.get(key):
             raise InputError(

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # JSON has no NaN and no infinity: what is undefined is null.
 Real = Annotated[
@@ -66,9 +66,7 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
-    moved: str | None = (
-        None  # the movement of images whose parameters are attacked, and stand behind each image
-    )
+    transformation: str | None = None  # the movement of images whose parameters are attacked
 
     @field_validator("bounds")
     @classmethod
@@ -92,6 +90,12 @@ class DataInfo(Record):
     ] = {}  # options with which the data were read: label, classes, resize, crop
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        if self.class_names is None or not 0 <= label < len(self.class_names):
+            return str(label)
+        return self.class_names[label]
+
 
 class ThreatInfo(Record):
     text: str  # as typed back: linf(8/255)
@@ -99,7 +103,7 @@ class ThreatInfo(Record):
     eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
     targets: str | None = (
-        None  # least-likely or random, or the SHA-256 of the classes given: see the column goal
+        None  # least-likely or random, or the SHA-256 of the classes given: see target_class
     )
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     measured: list[
@@ -128,7 +132,7 @@ class Finding(Record):
     source: str = ""  # where the threshold comes from
     passes: int = 0  # forwards and backwards that it cost
     advice: str = ""
-    shows_as: list[str] = []  # checks that fired as well, and that this one explains
+    explains: list[str] = []  # checks that fired as well, and that this one explains
 
 
 class Verdict(Record):
@@ -146,7 +150,7 @@ class Costs(Record):
     seconds: float = 0.0
 
 
-class Round(Record):
+class Restart(Record):
     """One restart of a trial, with all aims."""
 
     attacked: int = 0
@@ -161,8 +165,8 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
-    rounds: list[
-        Round
+    restarts: list[
+        Restart
     ] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
 
 
@@ -328,7 +332,7 @@ class Provenance(Record):
 class Facts(Record):
     """What was asked of what: all of run.json but the answers."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION  # of the file
     model: ModelInfo
     data: DataInfo
     threat: ThreatInfo
@@ -341,8 +345,8 @@ class Facts(Record):
         str, Any
     ]  # batch size, device, time limit: what may differ without changing the question
     provenance: Provenance
-    noted: list[Finding]  # of the input contract and the examination, before the protocol
-    examined: Costs = Costs()  # of the examination
+    initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
+    probe_costs: Costs = Costs()
 
 
 class Manifest(Facts):

@@ -28,7 +28,7 @@ from holdfast.runs.manifest import (
     Perceptual,
     QueryPoint,
     Refusals,
-    Round,
+    Restart,
     Sizes,
     Status,
     Survivors,
@@ -89,7 +89,7 @@ def samples_for(width: float, share: float = 0.5) -> int:
 
 
 # a robust row's worst input is wrong but for that; null: not asked
-REFUSALS = pa.schema([("refused", pa.bool_())])
+REFUSALS = pa.schema([("robust_by_refusal", pa.bool_())])
 
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
@@ -100,10 +100,10 @@ LPIPS = pa.schema([("lpips", pa.float64())])
 
 # Whether the example of a broken row still fools the model as an image file of 8 bits holds it;
 # null: no example.
-ROUNDED = pa.schema([("holds_8bit", pa.bool_())])
+ROUNDED = pa.schema([("broken_8bit", pa.bool_())])
 
 # the class that counts as a success, where each row has its own
-GOAL = pa.schema([("goal", pa.int64())])
+GOAL = pa.schema([("target_class", pa.int64())])
 
 GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
 
@@ -112,10 +112,10 @@ def schema_of(columns: Container[str]) -> pa.Schema:
     """The columns of samples: those of the models and data that have further ones after them."""
     optional = (
         ("truth", OUTPUTS),
-        ("refused", REFUSALS),
+        ("robust_by_refusal", REFUSALS),
         ("lpips", LPIPS),
-        ("holds_8bit", ROUNDED),
-        ("goal", GOAL),
+        ("broken_8bit", ROUNDED),
+        ("target_class", GOAL),
         ("group", GROUP),
     )
     return pa.schema(
@@ -127,13 +127,14 @@ def interval(successes: int, n: int) -> Interval:
     """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
     if n == 0:
         return Interval(value=None, low=None, high=None, n=0)
-    from scipy.stats import binomtest
+    p, z = successes / n, 1.959963984540054  # by hand: scipy.stats takes a second to be imported
+    whole = 2 * (n + z**2)
+    centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
+    low = centre - half if successes else 0.0
+    return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
 
-    bounds = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), n=n)
 
-
-def survivors(last: Round) -> Survivors:
+def survivors(last: Restart) -> Survivors:
     """What another round would still break, from the last one.
 
     A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's
@@ -204,11 +205,11 @@ def measure(
         per_group=(groups := _groups(table, right, robust)),
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
-    if "holds_8bit" in table.column_names:
-        fooled = table.column("holds_8bit").fill_null(False).to_numpy(zero_copy_only=False)
+    if "broken_8bit" in table.column_names:
+        fooled = table.column("broken_8bit").fill_null(False).to_numpy(zero_copy_only=False)
         shown.accuracy_8bit = interval(int((robust | ((status == "broken") & ~fooled)).sum()), n)
-    if "refused" in table.column_names:
-        held = table.column("refused").fill_null(False).to_numpy(zero_copy_only=False)
+    if "robust_by_refusal" in table.column_names:
+        held = table.column("robust_by_refusal").fill_null(False).to_numpy(zero_copy_only=False)
         clean_held = interval(int((clean == REFUSED).sum()), n)
         shown.refusals = Refusals(
             clean=clean_held, attacked=interval(int(held.sum()), int(right.sum()))
@@ -352,29 +353,25 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not len(label):
         return np.full(classes, np.nan), np.full(classes, np.nan), np.full(classes, np.nan)
-    if label.ndim == 2:  # labels, of which scikit-learn takes one alone for a class
+    if label.ndim == 2:
         hits, said, borne = (label & predicted).sum(0), predicted.sum(0), label.sum(0)
-        of = (said, borne, (said + borne) / 2)
-        precision, recall, f1 = (hits / np.maximum(count, 0.5) for count in of)
-        return precision, recall, f1
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        label,
-        predicted,
-        labels=np.arange(classes),
-        zero_division=0,  # pyright: ignore[reportArgumentType]
+    else:
+        columns = (label[label == predicted], predicted, label)
+        hits, said, borne = (
+            np.bincount(column[column >= 0], minlength=classes)[:classes] for column in columns
+        )
+    precision, recall, f1 = (
+        hits / np.maximum(count, 0.5) for count in (said, borne, (said + borne) / 2)
     )
-    return np.asarray(precision), np.asarray(recall), np.asarray(f1)
+    return precision, recall, f1
 
 
 def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
-    known = predicted >= 0
-    if not known.any():
-        return [[0] * classes for _ in range(classes)]
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(label[known], predicted[known], labels=np.arange(classes)).tolist()
+    known = (label >= 0) & (predicted >= 0) & (predicted < classes)
+    counts = np.bincount(label[known] * classes + predicted[known], minlength=classes**2)[
+        : classes**2
+    ]
+    return counts.reshape(classes, classes).tolist()
 
 
 BINS = 15

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from holdfast.errors import InputError
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
+from holdfast.runs.migration import migrate, migrate_samples
 
 NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
@@ -33,9 +34,9 @@ _MAY_BE_NULL = {
     "psnr",
     "ssim",
     "lpips",
-    "refused",
+    "robust_by_refusal",
 }
-_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence", "holds_8bit"}
+_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence", "broken_8bit"}
 # What computing with values that no run has can raise.
 _ODD = (
     ArithmeticError,
@@ -213,7 +214,7 @@ def read_samples(folder: Path) -> pa.Table:
         InputError: the file is missing, damaged, or holds other columns or values than a run's.
     """
     path = folder / "samples.parquet"
-    table = _read_table(path)
+    table = migrate_samples(_read_table(path))
     with _readable(path):
         table = table.cast(schema_of(table.column_names))
         bare = [
@@ -305,8 +306,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def open_manifest(folder: Path) -> tuple[Manifest, bool]:
-    """run.json of a run, and whether it is what the run wrote. Runs of before there was a digest
-    count as that.
+    """run.json of a run, of schema version 1 too, and whether it is what the run wrote. Runs of
+    before there was a digest count as that.
 
     Raises:
         InputError: the folder holds no finished run, or one of another schema.
@@ -321,14 +322,15 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
         )
         raise InputError(f"{folder} holds {what}.")
     content = read_bytes(path)
-    version = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)
-    if version is not None and int(version[1]) != SCHEMA_VERSION:
+    found = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)
+    version = SCHEMA_VERSION if found is None else int(found[1])
+    if version not in (1, SCHEMA_VERSION):
         raise InputError(
-            f"{path} has schema version {int(version[1])}, but this Holdfast reads version "
+            f"{path} has schema version {version}, but this Holdfast reads versions 1 and "
             f"{SCHEMA_VERSION}; use the version of Holdfast that made the run."
         )
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(migrate(content) if version == 1 else content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the text"
@@ -342,13 +344,26 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     Raises:
         InputError: a shard is damaged, or holds something else.
     """
+    for tensors in evidence(folder):
+        yield tensors["id"], tensors["x"]
+
+
+def evidence(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The shards of stored examples: id [m], x [m, *shape], and under a threat with parameters of
+    its own point [m, *form].
+
+    Raises:
+        InputError: a shard is damaged, or holds something else.
+    """
     for path in sorted((folder / "adversarial").glob("*.safetensors")):
         tensors, _ = read_tensors(path)
-        if set(tensors) != {"id", "x"}:
+        if set(tensors) - {"point"} != {"id", "x"}:
             raise InputError(
                 f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x."
             )
-        yield _checked(path, tensors, "x")[0], tensors["x"]
+        for name in tensors.keys() - {"id"}:
+            _checked(path, tensors, name)
+        yield tensors
 
 
 def _checked(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> tuple[np.ndarray, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
-from holdfast.targets.several_inputs import joined
+from holdfast.targets.several_inputs import further, joined
 from holdfast.targets.target import Bounds, Target
 from holdfast.tasks import Graded
 from holdfast.tasks import parse as parse_task
@@ -79,8 +78,8 @@ def wrap(
             `classes`.
         draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a
             defence of `preprocess` is random, else 1.
-        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then
-            flat: the others, in their order, and last the attacked one.
+        inputs: shapes of the inputs of a model that takes several, in their order. Data then are
+            ((x, x2, ...), y): the attacked one, and the others in their order.
         attacked: the place of the one that may change.
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         probabilities: whether the model gives probabilities; default: what the model itself says.
@@ -112,7 +111,7 @@ def wrap(
     steps = _steps(preprocess)
     if draws is None:
         draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
-    free = None
+    others = None
     if inputs is not None:
         if steps:
             raise InputError(
@@ -121,7 +120,7 @@ def wrap(
             )
         shapes = [tuple(side) for side in inputs]
         model = joined(model, shapes, attacked)
-        free, shape = shapes[attacked], (sum(map(math.prod, shapes)),)
+        others, shape = further(shapes, attacked), shapes[attacked]
     target = TorchTarget(
         adapted(model, framework, output=output, gives=gives, classes=classes),
         shape=shape,
@@ -134,8 +133,8 @@ def wrap(
         output=output,
         classes=classes,
         task=task,
-        free=free,
-        attacked=None if free is None else attacked,
+        further=others,
+        attacked=attacked,
         precision=precision,
         compile=compile,
     )
@@ -162,7 +161,7 @@ def _wrapped_again(
         )
     if probabilities is None and task is None:
         return target
-    own = copy.copy(target)
+    own = target.copied()
     if probabilities is not None:
         own.probabilities, own.said = probabilities, True
     own.graded = parse_task(task) if isinstance(task, str) else task or target.graded

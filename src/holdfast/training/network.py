@@ -9,10 +9,8 @@ from typing import Any, Protocol
 from safetensors.torch import load_file
 from torch import nn
 
-from holdfast.errors import InputError
 from holdfast.runs.store import write_bytes
-from holdfast.targets import Target, TorchTarget, wrap
-from holdfast.targets.adapter import Adapter
+from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.frameworks.pytorch.module import half_of, put_tensors
 from holdfast.training import workers
 from holdfast.training.loop import Training
@@ -73,29 +71,6 @@ class TorchNetwork:
         return self.net.eval()
 
 
-def network_of(given: Any, target: Target) -> Network:
-    """The network behind a target, to be trained.
-
-    Args:
-        given: what the target was made of, or the target itself.
-
-    Raises:
-        InputError: it is neither a torch module nor a Keras model.
-    """
-    model = getattr(target, "model", target)
-    if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
-        return TorchNetwork(given, target)
-    own = model.trainable if isinstance(model, Adapter) else None
-    if own is None:
-        raise InputError(
-            "hardening trains a torch module or a Keras model, but the model is a "
-            f"{type(model).__name__}."
-        )
-    from holdfast.training.keras import KerasNetwork
-
-    return KerasNetwork(own)
-
-
 def behind(like: TorchTarget, model: Any) -> TorchTarget:
     """A trained model behind the same door as the one that it came from."""
     own = wrap(
@@ -103,7 +78,7 @@ def behind(like: TorchTarget, model: Any) -> TorchTarget:
         bounds=like.bounds,
         preprocess=like.preprocess,
         probabilities=like.probabilities,
-        batch_size=like.batch_size,
+        batch_size=like.batcher.size,
         device=like.device,
         layout=like.layout,
         output=like.output,

@@ -13,11 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
+
+STARTS = ("ball", "sphere", "zero", "best")
 
 
 class Moving(NamedTuple):
@@ -41,21 +40,12 @@ class PGD(Attack):
     }
 
     steps: int = option(40, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
-    start_at: str = option("ball", "ball, sphere, zero, or best: the best point known before")
-    momentum: float = option(0.0, "share of the past gradients kept")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_at not in ("ball", "sphere", "zero", "best"):
-            raise SpecError(
-                f"pgd has start_at {self.start_at!r}; it is one of ball, sphere, zero, best."
-            )
-        if not self.step_size > 0:
-            raise SpecError(
-                f"pgd has step_size {self.step_size}; it is a fraction of eps, above 0."
-            )
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
+    start_at: str = option(
+        "ball", "where it starts; best: the best point known before", choices=STARTS
+    )
+    momentum: float = option(0.0, "share of the past gradients kept", at_least=0)
 
     def start(self, p: Problem) -> Moving:
         return Moving(p.random_start(self.start_at), torch.zeros_like(p.x))

@@ -10,10 +10,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Ray(NamedTuple):
@@ -35,9 +33,9 @@ class DDN(Attack):
     random: ClassVar = False
 
     steps: int = option(100, "gradient steps")
-    gamma: float = option(0.05, "share by which the norm shrinks or grows")
-    radius: float = option(1.0, "first norm")
-    loss: str = option("ce", "ascended: ce, margin, dlr, mifpe")
+    gamma: float = option(0.05, "share by which the norm shrinks or grows", at_least=0, below=1)
+    radius: float = option(1.0, "first norm", above=0)
+    loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def start(self, p: Problem) -> Ray:
         return Ray(torch.zeros_like(p.x), torch.full_like(p.eps.flatten(), self.radius * p.width))

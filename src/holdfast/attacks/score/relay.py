@@ -1,0 +1,65 @@
+"""Relay: a random search and gradient ascent that take turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.shared.random_search import begin, halved, keep_better
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
+
+
+class Turns(NamedTuple):
+    d: Tensor  # the best point so far, [n, *shape]
+    value: Tensor  # its margin, [n]
+    ahead: Tensor  # where the climb stands
+
+
+@dataclass(frozen=True)
+class Relay(Attack):
+    """Square's random search and gradient ascent in turns, each from the best point of both.
+
+    Each escapes where the other is stuck: on networks with masked gradients the two together need a
+    fraction of the passes of either (docs/protocols.md).
+
+    Cost: one forward a step and row, in climbs two and one backward; one forward for the start.
+    """
+
+    needs = Access.GRADIENTS
+    variants: ClassVar = VARIANTS
+
+    steps: int = option(4200, "proposals and gradient steps")
+    climb: int = option(20, "gradient steps of a climb", at_least=1)
+    leg: int = option(400, "proposals between two climbs", at_least=1)
+    p: float = option(
+        0.05, "share of an image that a leg's first squares cover", above=0, at_most=1
+    )
+    step_size: float = option(
+        0.25, "of every other climb, a fraction of eps; a fifth of it in those between", above=0
+    )
+    loss: str = option("margin", "loss that is climbed", choices=LOSSES)
+    start_at: str = start_option()
+
+    @property
+    def expected_passes(self) -> float:
+        turns, rest = divmod(self.steps, self.climb + self.leg)
+        return 1 + self.steps + 2 * (turns * self.climb + min(rest, self.climb))
+
+    def start(self, p: Problem) -> Turns:
+        d = self.variant(p).start(p)
+        if self.start_at == "best":
+            d = p.random_start("best")
+        return Turns(*begin(p, d), ahead=d)
+
+    def step(self, p: Problem, s: Turns, t: int) -> Turns:
+        turn, place = divmod(t, self.climb + self.leg)
+        if place >= self.climb:
+            share = halved(self.p, place - self.climb, 10000)
+            return keep_better(p, s, self.variant(p).propose(p, s.d, share))
+        ahead = s.ahead if place else s.d
+        _, g = p.gradient(ahead, self.loss)
+        ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))
+        return keep_better(p, s, ahead)._replace(ahead=ahead)

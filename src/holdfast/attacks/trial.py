@@ -1,0 +1,111 @@
+"""A trial: one attack of a list, with the restarts, aims and rows that go with it, and its text."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from holdfast import spec
+from holdfast.attacks.attack import Attack
+from holdfast.errors import SpecError, suggest
+
+# What follows `through=`, and what it does.
+WAYS: dict[str, str] = {
+    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax (torch models)",
+    "blurred": "gradients averaged over 10 points of the ball of half eps",
+    "estimated": "gradients estimated from 100 scores",
+    "surrogate": "gradients of a surrogate distilled from 2048 answers",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack, with every restart, and aimed at each of the best wrong classes in turn
+    (`targets`, 0: at any).
+
+    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those
+    whose lowest margin is at most this share of their clean one. (A rule on the row alone, so that
+    company changes nothing.) `through` names one of the `ways` round a defence; success is still
+    the model's own.
+    """
+
+    attack: Attack
+    restarts: int = 1
+    targets: int = 0
+    near: float = 1.0
+    through: str = ""
+
+    def __post_init__(self) -> None:
+        whole = all(type(value) is int for value in (self.restarts, self.targets))
+        if not whole or self.restarts < 1 or self.targets < 0:
+            raise SpecError(
+                f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0."
+            )
+        if (
+            isinstance(self.near, bool)
+            or not isinstance(self.near, (int, float))
+            or not 0 < self.near <= 1
+        ):
+            raise SpecError(
+                f"{self!r}: near is a share of the clean margin, above 0 and at most 1."
+            )
+        if self.through not in ("", *WAYS):
+            raise SpecError(
+                f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}"
+            )
+        if self.restarts > 1 and not self.attack.random:
+            raise SpecError(
+                f"{self!r}: it draws nothing at random, so a restart would only repeat it."
+            )
+
+    def units(self, classes: int) -> Iterator[tuple[int, int]]:
+        """(restart, rank) of each run that this trial stands for."""
+        ranks = range(1, min(self.targets, classes - 1) + 1) if self.targets else (0,)
+        for restart in range(self.restarts):
+            for rank in ranks:
+                yield restart, rank
+
+    def write(self, *, whole: bool = False) -> str:
+        usual = {"restarts": 1, "targets": 0, "near": 1}
+        extra = [
+            f"{name}={getattr(self, name):g}"
+            for name in usual
+            if getattr(self, name) != usual[name]
+        ]
+        extra += [f"through={self.through!r}"] if self.through else []
+        text = spec.write(self.attack, whole=whole)
+        return (
+            text
+            if not extra
+            else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
+        )
+
+    def __repr__(self) -> str:
+        return self.write()
+
+
+@functools.cache
+def trial_maker(maker: Callable[..., Attack]) -> Callable[..., Trial]:
+    """What makes a trial of an attack from the attack's own options and the trial's."""
+
+    @functools.wraps(maker, assigned=(), updated=())
+    def make(
+        *values: object,
+        restarts: int = 1,
+        targets: int = 0,
+        near: float = 1.0,
+        through: str = "",
+        **options: object,
+    ) -> Trial:
+        return Trial(maker(*values, **options), restarts, targets, near, through)
+
+    own = list(inspect.signature(maker).parameters.values())
+    sweep = [
+        p
+        for p in inspect.signature(make, follow_wrapped=False).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore[reportAttributeAccessIssue]
+    return make

@@ -1,0 +1,39 @@
+"""The probe on the rows of an evaluation: those of the data that the judge finds right before any
+attack."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from holdfast.attacks.trial import Trial
+from holdfast.data import Source
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.probe import Answers, CleanRows, examine, rows_of
+from holdfast.evaluation import goals, judge
+from holdfast.targets.batch import read
+from holdfast.targets.target import Target
+from holdfast.threats.threat import Threat
+
+
+def clean_rows(
+    target: Target, source: Source, threat: Threat, start: int, stop: int, seed: int
+) -> CleanRows:
+    """Of rows start to stop, those whose class the model gives, and gives again."""
+    batch, labels = read(source, start, stop)
+    batch = batch.to(target.device, target.dtype)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    clean = judge.rule(target, batch, seed)
+    right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
+    ids, scores = start + right, None if clean.scores is None else clean.scores[right]
+    threat = goals.resolved(threat, y[right], ids, scores, target.task.k, seed)
+    forwards = judge.PASSES * target.cost.forwards * len(batch)
+    return CleanRows(ids, batch[right], y[right], scores, threat, len(right) / len(batch), forwards)
+
+
+def probe(
+    target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int
+) -> Answers:
+    """Put the questions of `examine` to the first rows of the data."""
+    rows = clean_rows(target, source, threat, 0, rows_of(source), seed)
+    return examine(target, rows, first, ways, seed)

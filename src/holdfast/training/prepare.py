@@ -1,0 +1,87 @@
+"""Before a training: the network of a model, and what is refused before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from holdfast.data import Source
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluation.contract import check_model
+from holdfast.targets import Target, TorchTarget
+from holdfast.targets.adapter import Adapter
+from holdfast.targets.target import sealed
+from holdfast.training import augmentation
+from holdfast.training.network import Network, TorchNetwork
+from holdfast.training.objective import Objective
+from holdfast.training.recipe import Recipe
+
+
+def network_of(given: Any, target: Target) -> Network:
+    """The network behind a target, to be trained.
+
+    Args:
+        given: what the target was made of, or the target itself.
+
+    Raises:
+        InputError: it is neither a torch module nor a Keras model.
+    """
+    model = getattr(target, "model", target)
+    if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
+        return TorchNetwork(given, target)
+    own = model.trainable if isinstance(model, Adapter) else None
+    if own is None:
+        raise InputError(
+            "hardening trains a torch module or a Keras model, but the model is a "
+            f"{type(model).__name__}."
+        )
+    from holdfast.training.keras import KerasNetwork
+
+    return KerasNetwork(own)
+
+
+def check_network(
+    network: Network, target: TorchTarget, source: Source, recipe: Recipe, objective: Objective
+) -> None:
+    """Refuse a network that cannot be trained on these rows, or has nothing to train.
+
+    Raises:
+        InputError: that.
+    """
+    check_model(target, source)
+    if target.task.refuses:
+        raise InputError(
+            "the model stands behind a detector, which training does not know of; leave it out."
+        )
+    x, _ = source.rows(0, 256)
+    if not bool(
+        target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()
+    ):
+        raise InputError(
+            f"the {network.kind} gives scores that are not finite on the first rows of "
+            f"{source.name}, so its loss is not either; repair its weights or its preprocessing."
+        )
+    if not network.trains:
+        raise InputError(f"the {network.kind} has no parameters to train.")
+    if recipe.batch_size == 1 and network.normed:
+        raise InputError(
+            "the network has batch norm, which a batch of one row cannot train; give a larger "
+            "batch_size."
+        )
+    # what does not suit the rows shall not come to light after the first measurement
+    x, y = source.rows(0, 2)
+    rows = (
+        torch.from_numpy(x).to(target.device, target.dtype),
+        torch.from_numpy(np.asarray(y, np.int64)),
+    )
+    augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
+    with sealed(0):
+        objective.rival(target)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("float32", "bfloat16"):
+        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
