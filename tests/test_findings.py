@@ -4,7 +4,7 @@ strong attack finds."""
 from __future__ import annotations
 
 import functools
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,8 @@ from holdfast.testing.sound import NETS, mlp, trained
 from holdfast.threats.threat import Threat
 
 M = 40
-JOB = sys.modules["holdfast.evaluation.evaluate"]  # whose name is also that of its function
+# whose name is also that of its function
+JOB = importlib.import_module("holdfast.evaluation.evaluate")
 
 
 def sound_answers() -> Answers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import holdfast
 from holdfast.attacks import parse, perturb, run
+from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluation import judge
+from holdfast.evaluation.verify import verify
 from holdfast.norms import NORMS
+from holdfast.targets.demo import demo_model
 from holdfast.targets.target import sealed
 from laws.catalogue import every, short
 from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
@@ -186,3 +192,24 @@ def test_train_mode_and_eval_mode_give_one_ledger() -> None:
     live = run(parse("pgd(steps=5)"), wrap(model.train()), x, y, threat("linf"))
     same(live, calm)
     assert all(module.training for module in model.modules())
+
+
+def test_a_target_handed_in_stays_as_it_is() -> None:
+    """What an evaluation learns of it (shape, probabilities, a pool of images) stays with a copy."""
+    x, y = open_data("digits").rows(0, 24)
+    model = nn.Sequential(demo_model(), nn.Softmax(1))
+    target = holdfast.wrap(model.forward, framework="torch")
+    before = dict(vars(target))
+    run = holdfast.evaluate(target, (x, y), "linf(0.1)", attacks=["admix(steps=2)"])
+    assert run.manifest.model.probabilities
+    holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=2)")
+    assert verify(run.folder, target, (x, y)) == []
+    assert holdfast.wrap(target, task="multilabel").graded is not None
+    assert vars(target) == before
+    assert target.shape is None
+
+
+def test_a_library_call_sets_nothing_of_the_process() -> None:
+    code = "import os; before = dict(os.environ); import holdfast, holdfast.evaluation.evaluate; "
+    code += "assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)

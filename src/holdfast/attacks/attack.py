@@ -130,7 +130,7 @@ def run(
     stop: bool = True,
     watch: Callable[[int, int], None] | None = None,
 ) -> Ledger:
-    """Run an attack on rows x [n, *shape] of classes y [n] and return the books.
+    """Run an attack on rows x [n, *shape] of classes y [n] and return its ledger.
 
     Rows are a `Batch` where more than x belongs to them. Of a target that is `graded` y is [n, k],
     and scores are those of `WithTruth`.
@@ -165,27 +165,38 @@ def run(
             target, batch, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop
         )
         p.restart = restart
-        if clean is None:
-            clean = _ask_clean(p)
-        else:
-            clean = clean.to(target.device)
-            p.counts.known(clean)
-        if rank and clean is not None:
-            p.aim = target.task.rank(clean, y, rank)
-        _compact(p, p.x)
-        state = attack.start(p)
-        for t in range(attack.steps):
-            state = _compact(p, state)
-            if bool(p.counts.over.all()):  # or none is left
-                break
-            p.t = t + 1
-            state = attack.step(p, state, t)
-            if watch is not None:
-                watch(t + 1, int(p.live.sum()))
-        p.last(point(state))
-        if not attack.bounded and threat.norm.scales:
-            _tighten(p)
+        _search(attack, p, clean, rank, watch)
     return ledger
+
+
+def _search(
+    attack: Attack,
+    p: Problem,
+    clean: Tensor | None,
+    rank: int,
+    watch: Callable[[int, int], None] | None,
+) -> None:
+    """All steps on the rows that are not settled, and the last point."""
+    if clean is None:
+        clean = _ask_clean(p)
+    else:
+        clean = clean.to(p.target.device)
+        p.counts.known(clean)
+    if rank and clean is not None:
+        p.aim = p.target.task.rank(clean, p.y, rank)
+    _compact(p, p.x)
+    state = attack.start(p)
+    for t in range(attack.steps):
+        state = _compact(p, state)
+        if bool(p.counts.over.all()):  # or none is left
+            break
+        p.t = t + 1
+        state = attack.step(p, state, t)
+        if watch is not None:
+            watch(t + 1, int(p.live.sum()))
+    p.last(point(state))
+    if not attack.bounded and p.norm.scales:
+        _tighten(p)
 
 
 def perturb(
@@ -198,7 +209,7 @@ def perturb(
     ids: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """The same rule without books, for training: all steps on all rows, and the last point,
+    """The same rule without counting, for training: all steps on all rows, and the last point,
     unjudged."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
@@ -208,12 +219,12 @@ def perturb(
         ids = torch.arange(len(batch)) if ids is None else ids
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
-        books = (
+        ledger = (
             None
             if attack.bounded
             else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         )
-        p = Problem(target, batch, y, threat, keys, ledger=books, stop=False)
+        p = Problem(target, batch, y, threat, keys, ledger=ledger, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1

@@ -35,9 +35,11 @@ class Ledger:
     """Columns of n rows: those that `run` was given, in their order."""
 
     size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    best: Tensor  # [n, *shape]: the point at it; if none, the legal one of the lowest margin (from labels: the last)
+    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the last)
+    best: Tensor
     limit: Tensor  # [n] float64: the largest legal size
-    margin: Tensor  # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
+    # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
+    margin: Tensor
     outcome: Tensor  # [n] int8
     queries: Tensor  # [n] int64: points asked about
     forwards: Tensor  # [n] int64: model passes, more than queries where one question costs several

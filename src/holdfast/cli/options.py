@@ -82,8 +82,8 @@ Steps = Annotated[
     list[str],
     typer.Option(
         "--preprocess",
-        help='What comes first: "normalize(0.1307, 0.3081)", a function of your own: path/file.py:function, or a '
-        'defence: "jpeg(75)" (list defences); repeatable.',
+        help='What comes first: "normalize(0.1307, 0.3081)", a function of your own: '
+        'path/file.py:function, or a defence: "jpeg(75)" (list defences); repeatable.',
     ),
 ]
 Perceptual = Annotated[
@@ -250,7 +250,9 @@ def limits_of(path: Path | None) -> dict[str, Any]:
 
 def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
     """Bounds from `--bounds`, or for each feature from `--limits`."""
-    return (limits["low"], limits["high"]) if "low" in limits else bounds_of(text)
+    if "low" in limits:
+        return limits["low"], limits["high"]
+    return bounds_of(text)
 
 
 def threat_of(
@@ -267,7 +269,9 @@ def threat_of(
     threat = Threat.parse(text).limited(**own)
     if target is not None:
         threat = threat.towards(_target_of(target))
-    return threat if grid is None else replace(threat, grid=grid)
+    if grid is not None:
+        threat = replace(threat, grid=grid)
+    return threat
 
 
 def _target_of(text: str) -> int | str | list[int]:
@@ -350,7 +354,9 @@ def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] 
         raise SpecError(
             f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200."
         )
-    return (int(start), int(stop)) if colon else int(start)
+    if colon:
+        return int(start), int(stop)
+    return int(start)
 
 
 def lines_of(path: Path | None, flag: str) -> list[str] | None:
@@ -363,7 +369,9 @@ def lines_of(path: Path | None, flag: str) -> list[str] | None:
         text = path.read_text(encoding="utf-8-sig")  # which also makes "\n" of every end of line
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{flag} {path} cannot be read as text: {error}.") from None
-    return text.removesuffix("\n").split("\n") if text else []
+    if not text:
+        return []
+    return text.removesuffix("\n").split("\n")
 
 
 def loading_of(
@@ -413,7 +421,7 @@ def open_target(
     eot: int | None = None,
     surrogate: str | None = None,
 ) -> Target:
-    """The model behind the door."""
+    """The model, wrapped."""
     from holdfast.targets import load, wrappers
     from holdfast.targets.preprocess import parse
 
@@ -437,11 +445,9 @@ def open_target(
         "probabilities": probabilities,
     }
     target = load(model, arch=arch, preprocess=steps, draws=eot, **own, **common)
-    return (
-        wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common))
-        if surrogate
-        else target
-    )
+    if surrogate:
+        target = wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common))
+    return target
 
 
 def check_layout(layout: str | None) -> None:
@@ -466,9 +472,7 @@ def device_of(text: str) -> str:
 def fresh_folder(model: str, what: str) -> Path:
     """A folder under runs/ that does not exist yet, named for what it will hold."""
     stem = Path(model.rpartition(":")[0] or model).stem
-    base = Path("runs") / "".join(
-        c if c.isalnum() or c in "-._" else "-" for c in f"{stem}-{what}"
-    ).strip("-")
+    base = Path("runs") / re.sub(r"[^\w.-]", "-", f"{stem}-{what}").strip("-")
     at, number = base, 2
     while at.exists():
         at, number = base.with_name(f"{base.name}-{number}"), number + 1

@@ -58,4 +58,4 @@ def report(
     for outcome in judged:
         if not outcome.held:
             typer.echo(f"gate not held: {outcome.sentence}.", err=True)
-    return 0 if all(outcome.held for outcome in judged) else 1
+    return int(not all(outcome.held for outcome in judged))

@@ -27,7 +27,7 @@ def open_libsvm(path: Path, name: str) -> Arrays:
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected one of LIBSVM's text.")
     try:
-        x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore[reportArgumentType]
+        x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore
     except (ValueError, OverflowError, MemoryError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1."

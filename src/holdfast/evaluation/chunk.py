@@ -219,101 +219,140 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
     return rows
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the judge says of the points that were found: m of the rows."""
+
+    at: Tensor  # [m] int64, the rows
+    shown: Batch  # what the model sees there
+    ruling: judge.Ruling
+    size: Tensor  # [m] float64
+    holds: Tensor  # [m] bool: legal, of the goal, and stable
+    broken: Tensor  # [m] bool: and within the threat's own eps
+    unstable: Tensor  # [m] bool: within it, but without a stable answer
+    failed: Tensor  # [m] bool: the judge does not find what the attack did
+
+
 def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The judge's word on a searched chunk: its columns of samples, and the examples that are
     evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
-    n = len(rows.y)
-    found = rows.size.isfinite().nonzero()[:, 0]
-    stored = rows.shown(found)
+    found = _judge(plan, rows)
+    goal = goal_classes(rows.threat, rows.y)
+    status = _status(rows, found, goal)
+    columns = _columns(plan, rows, found, torch.from_numpy(status == "broken"))
+    columns |= _looks(plan, rows, found)
+    if goal is not None and goals.differ(plan.threat):
+        columns["target_class"] = goal
+    table = {name: column.numpy() for name, column in columns.items()} | _outputs(plan, rows, found)
+    if plan.target.task.refuses:
+        table["robust_by_refusal"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
+    table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
+    held = found.at[found.holds]
+    evidence = {"id": rows.ids[held], "x": found.shown.x[found.holds]}
+    if plan.threat.spatial is not None:
+        evidence["point"] = rows.best[held]
+    return table, {name: column.numpy() for name, column in evidence.items()}
+
+
+def _judge(plan: Plan, rows: Rows) -> Judged:
+    at = rows.size.isfinite().nonzero()[:, 0]
+    shown = rows.shown(at)
+    ruling = _ruled(plan, shown)
     widest = plan.threat.at(max(plan.measured))
-    ruling = _ruled(plan, stored)
-    label = ruling.label.cpu()
-    legal, size = judge.within(plan.target, widest, rows.x[found], rows.best[found])
-    agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
+    legal, size = judge.within(plan.target, widest, rows.x[at], rows.best[at])
+    agreed = judge.meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
+    own = size <= plan.limit(plan.measured[0])
+    return Judged(at, shown, ruling, size, holds, holds & own, wavers & own, ~holds & ~wavers)
 
-    status = np.where((rows.clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
-    status[rows.clean.silent.numpy()] = "failed"
-    status[(~rows.clean.stable & ~rows.clean.silent).numpy()] = "unstable"
+
+def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
+    """The status of each row, a text."""
+    clean = rows.clean
+    status = np.where((clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
+    status[clean.silent.numpy()] = "failed"
+    status[(~clean.stable & ~clean.silent).numpy()] = "unstable"
     status[(rows.asked & rows.failed).numpy()] = "failed"
-    own = plan.limit(plan.measured[0])
-    broken = holds & (size <= own)
-    status[found[broken].numpy()] = "broken"
-    status[found[wavers & (size <= own)].numpy()] = "unstable"
-    status[found[~holds & ~wavers].numpy()] = "failed"
-    goal = goal_classes(rows.threat, rows.y)
+    status[found.at[found.broken].numpy()] = "broken"
+    status[found.at[found.unstable].numpy()] = "unstable"
+    status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
         status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
     if not rows.begun and bool(rows.asked.any()):
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
+    return status
 
-    known = torch.full((n,), torch.nan, dtype=torch.float64)
-    known[found[holds]] = size[holds]
-    psnr, ssim = known.clone(), known.clone()
-    psnr[found[holds]], ssim[found[holds]] = perceptual.looks(
-        plan.target, plan.threat, rows.x[found[holds]], stored.x[holds]
-    )
+
+def _columns(plan: Plan, rows: Rows, found: Judged, broken: Tensor) -> dict[str, Tensor]:
+    """What every table of samples holds, but for the status; `broken` says which rows are."""
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
-    attacked[found[broken]] = label[broken]
-    confidence[found[broken]] = ruling.confidence.cpu()[broken]
-    columns = {
+    fell = found.at[found.broken]
+    attacked[fell] = found.ruling.label.cpu()[found.broken]
+    confidence[fell] = found.ruling.confidence.cpu()[found.broken]
+    in_time = torch.full((len(rows.y),), plan.measured[0] not in rows.missed)
+    return {
         "id": rows.ids,
         "label": rows.y,
         "clean_prediction": rows.clean.label,
         "attacked_prediction": attacked,
         "clean_confidence": rows.clean.confidence,
         "attacked_confidence": confidence,
-        "broken_by": torch.where(torch.from_numpy(status == "broken"), rows.broken_by, -1),
-        "size": known,
+        "broken_by": torch.where(broken, rows.broken_by, -1),
+        "size": _of_all(rows, found.at[found.holds], found.size[found.holds]),
         "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
         "queries": rows.queries,
         "forwards": rows.forwards,
         "backwards": rows.backwards,
         "zero_gradients": rows.dull,
-        "psnr": psnr,
-        "ssim": ssim,
-        "finished": torch.full((n,), plan.measured[0] not in rows.missed)
-        | torch.from_numpy(status == "broken"),
+        "finished": in_time | broken,
     }
-    still = plan.threat.spatial is None
-    if still and perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
-        kept = judge.holds_in_8bit(
-            plan.target,
-            rows.threat.of_rows(found[broken]),
-            stored[broken],
-            rows.y[found[broken]],
-            plan.seed,
-        )
-        columns["broken_8bit"] = torch.full_like(known, torch.nan)
-        columns["broken_8bit"][found[broken]] = kept.double()
-    if goal is not None and goals.differ(plan.threat):
-        columns["target_class"] = goal
+
+
+def _looks(plan: Plan, rows: Rows, found: Judged) -> dict[str, Tensor]:
+    """How the examples look, and whether they hold as files of 8 bits, where that can be said."""
+    target, held, broken = plan.target, found.at[found.holds], found.at[found.broken]
+    pair = rows.x[held], found.shown.x[found.holds]
+    psnr, ssim = perceptual.looks(target, plan.threat, *pair)
+    columns = {"psnr": _of_all(rows, held, psnr), "ssim": _of_all(rows, held, ssim)}
+    still = plan.threat.spatial is None and target.bounds.each is None
+    if still and perceptual.pictures(target, rows.x):
+        shown, threat = found.shown[found.broken], rows.threat.of_rows(broken)
+        kept = judge.holds_in_8bit(target, threat, shown, rows.y[broken], plan.seed)
+        columns["broken_8bit"] = _of_all(rows, broken, kept.double())
     if plan.perceptual is not None:
-        columns["lpips"] = torch.full_like(known, torch.nan)
-        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored.x[holds])
-    table = {name: column.numpy() for name, column in columns.items()}
-    if (
-        isinstance(plan.target, WithTruth)
-        and rows.clean.scores is not None
-        and ruling.scores is not None
-    ):
-        for column in ("clean_confidence", "attacked_confidence"):
-            # the scores are recast: their softmax says nothing
-            table[column] = np.full(n, np.nan, np.float32)
-        truths = rows.batch.context[TRUTH]
-        truth, clean = outputs(plan.target, truths, rows.clean.scores)
-        table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
-        attacked_output = outputs(plan.target, truths[found], ruling.scores.cpu())[1]
-        # one row of torch is no list
-        table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]
-    if plan.target.task.refuses:
-        table["robust_by_refusal"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
-    table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
-    evidence = {"id": rows.ids[found[holds]], "x": stored.x[holds]}
-    if not still:
-        evidence["point"] = rows.best[found[holds]]
-    return table, {name: column.numpy() for name, column in evidence.items()}
+        columns["lpips"] = _of_all(rows, held, plan.perceptual(*pair))
+    return columns
+
+
+def _of_all(rows: Rows, at: Tensor, values: Tensor) -> Tensor:
+    """A column of values at some rows, and NaN at all others."""
+    column = torch.full((len(rows.y),), torch.nan, dtype=torch.float64)
+    column[at] = values
+    return column
+
+
+def _outputs(plan: Plan, rows: Rows, found: Judged) -> dict[str, np.ndarray]:
+    """The columns of a model whose outputs are held to a truth; of any other none."""
+    clean, attacked = rows.clean.scores, found.ruling.scores
+    if not isinstance(plan.target, WithTruth) or clean is None or attacked is None:
+        return {}
+    truths = rows.batch.context[TRUTH]
+    truth, before = outputs(plan.target, truths, clean)
+    after, broken = before.copy(), found.broken.numpy()
+    # one row of torch is no list
+    after[found.at.numpy()[broken]] = outputs(plan.target, truths[found.at], attacked.cpu())[1][
+        broken
+    ]
+    # the scores are recast: their softmax says nothing
+    nothing = np.full(len(rows.y), np.nan, np.float32)
+    return {
+        "clean_confidence": nothing,
+        "attacked_confidence": nothing.copy(),
+        "truth": truth,
+        "clean_output": before,
+        "attacked_output": after,
+    }
 
 
 def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:

@@ -42,7 +42,7 @@ def outputs(
 
 
 class Truths(Source):
-    """Each row of `inner` with its truth [k] as context; the label of all is 0, which is "right"."""
+    """Each row of `inner` with its truth [k] as context; the label of all is 0: "right"."""
 
     def __init__(self, inner: Source, target: WithTruth) -> None:
         self.inner, self.rule, self.k = inner, target.rule, target.k

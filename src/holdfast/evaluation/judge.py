@@ -24,7 +24,8 @@ from holdfast.threats.threat import Threat
 class Ruling:
     """What the model says of n inputs."""
 
-    label: Tensor  # [n] int64; -1 where the scores are not finite, or the model gave no decision; or REFUSED
+    # [n] int64; -1 where scores are not finite or the model gave no decision; or REFUSED
+    label: Tensor
     confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
     stable: Tensor  # [n] bool: both looks agree
     scores: Tensor | None  # [n, k], of the first look

@@ -19,6 +19,7 @@ from holdfast.errors import SpecError
 from holdfast.generation.model import Model
 from holdfast.generation.nets import halvings
 from holdfast.rng import Keys
+from holdfast.spec import option
 
 _DATA = 0.5  # the standard deviation that the parametrisation takes the data to have
 
@@ -32,26 +33,31 @@ class Diffusion(Model):
     Differs from the paper: a far smaller network, without attention or dropout.
     """
 
-    steps: int = 6000  # of Adam
-    batch_size: int = 64  # rows of a step
-    rate: float = 2e-3  # Adam's learning rate at first; it falls to a tenth, linearly
-    width: int = 32  # channels at the first resolution; double at the next
-    ema: float = (
-        0.999  # share of the past in the moving average of the weights, which is what is kept
+    steps: int = option(6000, "of Adam", at_least=1)
+    batch_size: int = option(64, "rows of a step", at_least=2)
+    rate: float = option(
+        2e-3, "Adam's learning rate at first; it falls to a tenth, linearly", at_least=0
     )
-    rounds: int = 10  # parts of the training, each ended by a look at the samples
-    glance: int = 200  # samples looked at then
-    judged: int = 2000  # samples measured at the end
-    heun: int = 18  # steps of the sampler, two passes each
-    low: float = 0.002  # the least noise, where inputs span [-1, 1]
-    high: float = 80.0  # the most noise, which sampling starts from
+    width: int = option(32, "channels at the first resolution; double at the next", at_least=1)
+    ema: float = option(
+        0.999,
+        "share of the past in the moving average of the weights, which is what is kept",
+        at_least=0,
+        below=1,
+    )
+    rounds: int = option(
+        10, "parts of the training, each ended by a look at the samples", at_least=1
+    )
+    glance: int = option(200, "samples looked at then", at_least=1)
+    judged: int = option(2000, "samples measured at the end", at_least=1)
+    heun: int = option(18, "steps of the sampler, two passes each", at_least=2)
+    low: float = option(0.002, "the least noise, where inputs span [-1, 1]", above=0)
+    high: float = option(80.0, "the most noise, which sampling starts from", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 < self.low < self.high and self.heun >= 2):
-            raise SpecError(
-                f"{self!r} cannot sample; low is above 0 and below high, and heun at least 2."
-            )
+        if self.low >= self.high:
+            raise SpecError(f"{self!r} cannot sample; low is below high.")
 
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
         return nn.ModuleDict({"generator": Denoiser(shape, k, self.width)})

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from holdfast.errors import SpecError
 from holdfast.generation.model import Model, descend
 from holdfast.generation.nets import Critic, Decoder
 from holdfast.rng import Keys
+from holdfast.spec import option
 
 
 @dataclass(frozen=True)
@@ -40,29 +40,39 @@ class GAN(Model):
         }
     }
 
-    steps: int = 4000  # of the critic
-    batch_size: int = 64  # rows of a step
-    rate: float = 1e-3  # Adam's learning rate at first; it falls to a tenth, linearly
-    width: int = 32  # channels of the first halved layer; it grows with depth
-    ema: float = (
-        0.998  # share of the past in the moving average of the generator, which is what is kept
+    steps: int = option(4000, "of the critic", at_least=1)
+    batch_size: int = option(64, "rows of a step", at_least=2)
+    rate: float = option(
+        1e-3, "Adam's learning rate at first; it falls to a tenth, linearly", at_least=0
     )
-    rounds: int = 20  # parts of the training, each ended by a look at the samples
-    glance: int = 1000  # samples looked at then
-    judged: int = 10_000  # samples measured at the end
-    latent: int = 64  # random numbers that a sample is made from
-    loss: str = (
-        "hinge"  # hinge (with spectral norm and R1) or wasserstein (with a gradient penalty)
+    width: int = option(32, "channels of the first halved layer; it grows with depth", at_least=1)
+    ema: float = option(
+        0.998,
+        "share of the past in the moving average of the generator, which is what is kept",
+        at_least=0,
+        below=1,
     )
-    critics: int = 1  # steps of the critic to one of the generator
-    penalty: float = 1.0  # weight of R1 (gamma), or of the gradient penalty
-    lazy: int = 8  # the penalty comes once in so many steps, and as many times heavier
-    augment: float = 0.06  # largest shift of an image, and half the side of the square cut out; of a row: what is cut
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loss not in ("hinge", "wasserstein"):
-            raise SpecError(f"{self!r} has loss {self.loss!r}; it is hinge or wasserstein.")
+    rounds: int = option(
+        20, "parts of the training, each ended by a look at the samples", at_least=1
+    )
+    glance: int = option(1000, "samples looked at then", at_least=1)
+    judged: int = option(10_000, "samples measured at the end", at_least=1)
+    latent: int = option(64, "random numbers that a sample is made from", at_least=1)
+    loss: str = option(
+        "hinge",
+        "hinge has spectral norm and R1, wasserstein a gradient penalty",
+        choices=("hinge", "wasserstein"),
+    )
+    critics: int = option(1, "steps of the critic to one of the generator", at_least=1)
+    penalty: float = option(1.0, "weight of R1 (gamma), or of the gradient penalty", at_least=0)
+    lazy: int = option(
+        8, "the penalty comes once in so many steps, and as many times heavier", at_least=1
+    )
+    augment: float = option(
+        0.06,
+        "largest shift of an image, and half the side of the square cut out; of a row: what is cut",
+        at_least=0,
+    )
 
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
         wrap = spectral_norm if self.loss == "hinge" else nn.Sequential

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from holdfast import spec
-from holdfast.errors import SpecError
 from holdfast.rng import Keys
 
 
@@ -60,20 +59,7 @@ class Model(ABC):
         alone."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), str(field.type)
-            right = {"int": int, "float": (int, float), "str": str}[kind]
-            if isinstance(value, bool) or not isinstance(value, right):
-                raise SpecError(f"{self!r} has {field.name}={value!r}, but it is of type {kind}.")
-            if kind != "str" and not (
-                0 <= value < float("inf") and (kind == "float" or value >= 1)
-            ):
-                least = "a number from 0" if kind == "float" else "a whole number from 1"
-                raise SpecError(f"{self!r} has {field.name}={value!r}, but it is {least}.")
-        if self.batch_size < 2:
-            raise SpecError(f"{self!r} has batch_size=1, but batch norm needs at least 2.")
-        if not self.ema < 1:
-            raise SpecError(f"{self!r} has ema={self.ema:g}, but it is less than 1.")
+        spec.check(self)
 
     def __init_subclass__(cls) -> None:
         cls.__repr__ = Model.__repr__  # or dataclass would write its own

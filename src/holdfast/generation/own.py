@@ -25,6 +25,7 @@ from holdfast import usercode
 from holdfast.errors import InputError, SpecError
 from holdfast.generation.model import Model, descend
 from holdfast.rng import Keys
+from holdfast.spec import option
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,30 @@ class Own(Model):
     generator gives, or that and the class, and gives one number a row: a logit, or a probability.
     """
 
-    steps: int = 4000  # of both networks
-    batch_size: int = 64  # rows of a step
-    rate: float = 2e-4  # Adam's learning rate, with betas 0.5 and 0.999
-    ema: float = (
-        0.99  # share of the past in the moving average of the generator, which is what is kept
+    steps: int = option(4000, "of both networks", at_least=1)
+    batch_size: int = option(64, "rows of a step", at_least=2)
+    rate: float = option(2e-4, "Adam's learning rate, with betas 0.5 and 0.999", at_least=0)
+    ema: float = option(
+        0.99,
+        "share of the past in the moving average of the generator, which is what is kept",
+        at_least=0,
+        below=1,
     )
-    rounds: int = 10  # parts of the training, each ended by a look at the samples
-    glance: int = 500  # samples looked at then
-    judged: int = 2000  # samples measured at the end
-    latent: int = 100  # random numbers that a sample is made from, where the generator's first layer does not say
-    generator: str = ""  # path/file.py:name or package.module:name of a function without arguments that builds it
-    discriminator: str = ""  # the same
+    rounds: int = option(
+        10, "parts of the training, each ended by a look at the samples", at_least=1
+    )
+    glance: int = option(500, "samples looked at then", at_least=1)
+    judged: int = option(2000, "samples measured at the end", at_least=1)
+    latent: int = option(
+        100,
+        "random numbers that a sample is made from, where the generator's first layer does not say",
+        at_least=1,
+    )
+    generator: str = option(
+        "",
+        "path/file.py:name or package.module:name of a function without arguments that builds it",
+    )
+    discriminator: str = option("", "the same")
 
     def __post_init__(self) -> None:
         super().__post_init__()

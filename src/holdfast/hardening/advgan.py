@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.universal.advgan import changed, perturber, priced
+from holdfast.spec import option
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.objective import Net, Objective, crossed
@@ -26,9 +27,9 @@ class AdvGAN(Objective):
     """
 
     asks = 2
-    width: int = 16  # channels of the perturbing network's first layer
-    rate: float = 1e-3  # of its Adam
-    smoothing: float = 0.0  # share of a label spread over all classes
+    width: int = option(16, "channels of the perturbing network's first layer", at_least=1)
+    rate: float = option(1e-3, "of its Adam", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def rival(self, target: TorchTarget) -> Rival:
         assert target.shape is not None

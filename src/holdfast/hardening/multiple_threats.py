@@ -14,6 +14,7 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
+from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
 from holdfast.training.inner_attack import InnerAttack
@@ -24,10 +25,10 @@ from holdfast.training.objective import Objective
 class MultipleThreats(Objective):
     """Trains against the threat and those that `also` lists."""
 
-    also: str = ""  # threats beside the one that is measured: "l2(2), l1(10)"
-    steps: int = 10  # of the inner attack, for each threat that it asks about
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
+    steps: int = option(10, "of the inner attack, for each threat that it asks about", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
+from holdfast.spec import option
 from holdfast.targets.target import Access, Bounds
 from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Objective
@@ -24,8 +25,8 @@ from holdfast.training.objective import Objective
 class Noise(Objective):
     """CE(f(x + noise), y), Gaussian (Cohen et al. 2019, arXiv:1902.02918)."""
 
-    sigma: float = 0.25  # of the noise, in raw input units
-    smoothing: float = 0.0  # share of a label spread over all classes
+    sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def inner_steps(self) -> int:
@@ -43,11 +44,13 @@ class SmoothAdv(Objective):
     Differs from the paper: the loss draws noise of its own, not that of the attack.
     """
 
-    sigma: float = 0.25  # of the noise, in raw input units
-    draws: int = 2  # of noise: for the attack's mean of softmax, and points a row to train at
-    steps: int = 4  # of the inner attack
-    step_size: float = 0.5  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
+    draws: int = option(
+        2, "of noise: for the attack's mean of softmax, and points a row to train at", at_least=1
+    )
+    steps: int = option(4, "of the inner attack", at_least=1)
+    step_size: float = option(0.5, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:

@@ -18,6 +18,7 @@ from holdfast.attacks.problem import Problem
 from holdfast.hardening.advgan import AdvGAN
 from holdfast.hardening.multiple_threats import EAT, MSD, Avg, Max
 from holdfast.hardening.noise import Noise, SmoothAdv
+from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import (
@@ -35,8 +36,8 @@ from holdfast.training.objective import (
 class FGSM(Objective):
     """CE(f(x'), y) one step from x (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return inner(Ascent(steps=1, step_size=self.step_size, start_at="zero", loss="ce"), x, y)
@@ -47,8 +48,8 @@ class Fast(Objective):
     """CE(f(x'), y) one long step from a random point of the ball (FGSM-RS: Wong et al. 2020,
     arXiv:2001.03994)."""
 
-    step_size: float = 1.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    step_size: float = option(1.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class NFGSM(Objective):
     eps.
     """
 
-    noise: float = 2.0  # size of the noise, multiples of eps
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    noise: float = option(2.0, "size of the noise, multiples of eps", at_least=0)
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         widen = self.noise + self.step_size
@@ -79,9 +80,9 @@ class Free(Objective):
     paper: x' of a new batch starts at random, not from where the last batch's ended.
     """
 
-    batch_replays: int = 8  # steps of the optimiser a batch (m in the paper)
-    step_size: float = 1.0  # fraction of eps, from one replay to the next
-    smoothing: float = 0.0  # share of a label spread over all classes
+    batch_replays: int = option(8, "steps of the optimiser a batch (m in the paper)", at_least=1)
+    step_size: float = option(1.0, "fraction of eps, from one replay to the next", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def inner_steps(self) -> int:
@@ -105,10 +106,10 @@ class ALP(Objective):
     arXiv:1803.06373)."""
 
     asks = 2
-    weight: float = 0.5  # of the distance between the logits
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    weight: float = option(0.5, "of the distance between the logits", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
@@ -121,10 +122,10 @@ class Trades(Objective):
     arXiv:1901.08573)."""
 
     asks = 2
-    beta: float = 6.0  # of the divergence: more robust, less accurate
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    beta: float = option(6.0, "of the divergence: more robust, less accurate", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -148,10 +149,10 @@ class LSE(Objective):
     """
 
     asks = 2
-    beta: float = 4.0  # of the distance between the probabilities
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.1  # share of a label spread over all classes
+    beta: float = option(4.0, "of the distance between the probabilities", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.1, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -178,12 +179,12 @@ class HAT(Objective):
     """
 
     asks = 3
-    beta: float = 2.5  # of the divergence
-    gamma: float = 0.5  # of the helper examples
-    reach: float = 2.0  # of the helper examples, multiples of x' - x
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    beta: float = option(2.5, "of the divergence", at_least=0)
+    gamma: float = option(0.5, "of the helper examples", at_least=0)
+    reach: float = option(2.0, "of the helper examples, multiples of x' - x", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -207,9 +208,9 @@ class Mart(Objective):
     """
 
     asks = 2
-    beta: float = 5.0  # of the divergence (lambda in the paper)
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
+    beta: float = option(5.0, "of the divergence (lambda in the paper)", at_least=0)
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z, there = net(x), net(x_adv)
@@ -230,9 +231,9 @@ class Ensemble(Objective):
     """
 
     asks = 2
-    steps: int = 1  # of the inner attack
-    step_size: float = 1.0  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    steps: int = option(1, "of the inner attack", at_least=1)
+    step_size: float = option(1.0, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")

@@ -19,6 +19,7 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.problem import Problem
 from holdfast.norms import wide
+from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Net, Regularizer
@@ -33,7 +34,7 @@ class GradAlign(Regularizer):
     fixed.
     """
 
-    weight: float = 0.2  # lambda: 0.2 at 8/255, 0.063 at 4/255
+    weight: float = option(0.2, "lambda: 0.2 at 8/255, 0.063 at 4/255", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -52,7 +53,7 @@ class ELLE(Regularizer):
     fixed: no ELLE-A.
     """
 
-    weight: float = 1000.0  # lambda: 1,000 to 8/255, 5,000 from 10/255
+    weight: float = option(1000.0, "lambda: 1,000 to 8/255, 5,000 from 10/255", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -70,7 +71,7 @@ class ELLE(Regularizer):
 class Gradient(Regularizer):
     """weight |g|^2 (input-gradient penalty: Ross and Doshi-Velez 2018, arXiv:1711.09404)."""
 
-    weight: float = 1.0  # grows with the square of the inputs' unit
+    weight: float = option(1.0, "grows with the square of the inputs' unit", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -85,8 +86,10 @@ class Jacobian(Regularizer):
     """weight |J|_F^2 / 2 of the scores, by random projections (Hoffman et al. 2019,
     arXiv:1908.02729)."""
 
-    weight: float = 0.01
-    projections: int = 1  # random directions of the scores; without a bias however few
+    weight: float = option(0.01, "of the penalty", at_least=0)
+    projections: int = option(
+        1, "random directions of the scores; without a bias however few", at_least=1
+    )
 
     @property
     def passes(self) -> int:
@@ -111,8 +114,8 @@ class CURE(Regularizer):
     Differs from the paper: z is one of the threat's norm, and h a multiple of eps.
     """
 
-    weight: float = 4.0  # lambda
-    h: float = 1.5  # how far the gradients are compared, multiples of eps
+    weight: float = option(4.0, "lambda", at_least=0)
+    h: float = option(1.5, "how far the gradients are compared, multiples of eps", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -131,10 +134,10 @@ class LLR(Regularizer):
     Local linearity (Qin et al. 2019, arXiv:1907.02610). Meant to go with the standard objective.
     """
 
-    weight: float = 4.0  # lambda
-    slope: float = 3.0  # mu
-    steps: int = 5  # of the search for d
-    step_size: float = 0.5  # fraction of eps
+    weight: float = option(4.0, "lambda", at_least=0)
+    slope: float = option(3.0, "mu", at_least=0)
+    steps: int = option(5, "of the search for d", at_least=1)
+    step_size: float = option(0.5, "fraction of eps", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -155,7 +158,7 @@ class Squeeze(Regularizer):
     """weight |z|^2 / k of the scores trained at (logit squeezing: Kannan et al. 2018,
     arXiv:1803.06373)."""
 
-    weight: float = 0.05
+    weight: float = option(0.05, "of the penalty", at_least=0)
 
     @property
     def passes(self) -> int:
@@ -174,7 +177,7 @@ class Spectral(Regularizer):
     its kernel.
     """
 
-    weight: float = 0.01
+    weight: float = option(0.01, "of the penalty", at_least=0)
 
     @property
     def passes(self) -> int:

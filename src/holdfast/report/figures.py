@@ -255,7 +255,8 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     label = html.escape(words.plain(said), quote=True)
     return re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
-        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" class="figure {name}" '
+        r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        rf'class="figure {name}" '
         rf'\1 role="img" aria-label="{label}" stroke-linejoin="round" stroke-linecap="butt">',
         text,
         count=1,

@@ -29,9 +29,8 @@ class Paired(BaseModel):
     change: float  # second - first
     low: float  # 95 % interval of the change (Agresti and Min 2005)
     high: float
-    bootstrap: tuple[
-        float, float
-    ]  # 95 % interval of the change, by drawing the samples anew in pairs
+    # 95 % interval of the change, by drawing the samples anew in pairs
+    bootstrap: tuple[float, float]
     p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
 
 
@@ -76,9 +75,8 @@ class Comparison(BaseModel):
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
     losses: list[Loss] = []  # what the second run lost, the largest first
-    knows_nothing: str = (
-        ""  # why the second run's model knows nothing: no gain of it is one; empty where it does
-    )
+    # why the second run's model knows nothing: no gain of it is one; empty where it does
+    knows_nothing: str = ""
 
 
 def compare(first: Path | str, second: Path | str) -> Comparison:

@@ -74,7 +74,8 @@ def parse(text: str) -> Gate:
         return Gate(text.strip(), name, compare, float(bound))
     except ValueError:
         raise SpecError(
-            f'cannot read the gate {text!r}; expected for example "robust_accuracy>=0.45" or "verdict==trusted".'
+            f'cannot read the gate {text!r}; expected for example "robust_accuracy>=0.45" or '
+            '"verdict==trusted".'
         ) from None
 
 

@@ -161,11 +161,11 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
         resumable: finished pieces serve a later try, and stay; else all that was made goes.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    before = set(folder.rglob("*")) if folder.is_dir() else set()
+    before = set(folder.rglob("*"))
     try:
         yield
     except Exception:
-        new = set(folder.rglob("*")) - before if folder.is_dir() else set()
+        new = set(folder.rglob("*")) - before
         files = {path for path in new if not path.is_dir()}
         if not resumable or all(path.name in NOTES or path.suffix == ".part" for path in files):
             for path in files:

@@ -55,9 +55,8 @@ class ModelInfo(Record):
     shape: list[Annotated[int, Field(ge=1)]]
     classes: Annotated[int, Field(ge=1, le=1_000_000)]  # or labels, or outputs
     task: str = "classes"  # or multilabel, or regression(tolerance=0.1)
-    free: list[int] | None = (
-        None  # shape of the last features of a flat input, where they alone may change
-    )
+    # shape of the last features of a flat input, where they alone may change
+    free: list[int] | None = None
     attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
@@ -85,9 +84,8 @@ class DataInfo(Record):
     total: int  # rows of the source
     parts: list[tuple[int, int]]  # the rows evaluated, as [start, stop) ranges of ids
     class_names: list[str] | None = None
-    loading: dict[
-        str, str
-    ] = {}  # options with which the data were read: label, classes, resize, crop
+    # options with which the data were read: label, classes, resize, crop
+    loading: dict[str, str] = {}
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
 
     def class_name(self, label: int) -> str:
@@ -102,13 +100,11 @@ class ThreatInfo(Record):
     norm: str
     eps: Eps  # in raw input units; null: no limit, the smallest change is asked for
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
-    targets: str | None = (
-        None  # least-likely or random, or the SHA-256 of the classes given: see target_class
-    )
+    # least-likely or random, or the SHA-256 of the classes given: see target_class
+    targets: str | None = None
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
-    measured: list[
-        tuple[Eps, float]
-    ]  # (eps, largest size that counts as within it), the threat's own first
+    # (eps, largest size that counts as within it), the threat's own first
+    measured: list[tuple[Eps, float]]
 
 
 class CorruptionInfo(Record):
@@ -165,9 +161,8 @@ class TrialInfo(Record):
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
     costs: Costs = Costs()
-    restarts: list[
-        Restart
-    ] = []  # its restarts in their order; `attacked` is that of the first, `broken` their sum
+    # in their order; `attacked` is that of the first, `broken` their sum
+    restarts: list[Restart] = []
 
 
 class ProtocolInfo(Record):
@@ -263,7 +258,8 @@ class Refusals(Record):
     """How many inputs a model that may refuse does refuse."""
 
     clean: Interval
-    attacked: Interval  # of those right clean: not broken, and the worst input found is wrong but for the refusal
+    # of those right clean: not broken, and the worst input found is wrong but for the refusal
+    attacked: Interval
 
 
 class CorruptionPoint(Record):
@@ -288,7 +284,8 @@ class Survivors(Record):
 
     attacked: int  # rows that round was run on: robust so far, and near enough for the trial
     broken: int
-    expected: Real  # of the rows it left, the share that it broke; errs upwards, since what falls easily has fallen
+    # of the rows it left, the share that it broke; errs upwards, since what breaks easily is broken
+    expected: Real
     high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
 
 
@@ -313,13 +310,11 @@ class Metrics(Record):
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
     perceptual: Perceptual | None = None
-    survivors: Survivors | None = (
-        None  # where no trial drew noise after a first round there is no estimate
-    )
+    # where no trial drew noise after a first round there is no estimate
+    survivors: Survivors | None = None
     refusals: Refusals | None = None
-    accuracy_8bit: Interval | None = (
-        None  # of images: under attack, each example rounded as a file of 8 bits holds it
-    )
+    # of images: under attack, each example rounded as a file of 8 bits holds it
+    accuracy_8bit: Interval | None = None
 
 
 class Provenance(Record):
@@ -341,9 +336,8 @@ class Facts(Record):
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
-    settings: dict[
-        str, Any
-    ]  # batch size, device, time limit: what may differ without changing the question
+    # batch size, device, time limit: what may differ without changing the question
+    settings: dict[str, Any]
     provenance: Provenance
     initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
     probe_costs: Costs = Costs()
@@ -357,9 +351,8 @@ class Manifest(Facts):
     costs: Costs
     trials: list[TrialInfo]
     files: dict[str, str]  # SHA-256 of every other file of evidence, by its path in the folder
-    digest: str | None = (
-        None  # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
-    )
+    # SHA-256 of run.json with zeros in this place; the last key, absent in older runs
+    digest: str | None = None
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Container, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -79,21 +80,20 @@ def samples_for(width: float, share: float = 0.5) -> int:
     def wide(n: int) -> float:
         return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
 
-    low, high = 0, 1
-    while wide(high) > width:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if wide(middle) > width else (low, middle)
-    return high
+    enough = 1
+    while wide(enough) > width:
+        enough *= 2
+    return 1 + bisect_left(range(1, enough + 1), -width, key=lambda n: -wide(n))
 
 
 # a robust row's worst input is wrong but for that; null: not asked
 REFUSALS = pa.schema([("robust_by_refusal", pa.bool_())])
 
+# of a model whose task is not one of k classes, k values each; an attacked output is like an
+# attacked prediction
 OUTPUTS = pa.schema(
     [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
-)  # of a model whose task is not one of k classes, k values each; an attacked output is like an attacked prediction
+)
 
 # of the stored example, by the network that the user gave
 LPIPS = pa.schema([("lpips", pa.float64())])
@@ -181,17 +181,13 @@ def measure(
     counts = Counter(everything.tolist())
     table = samples.filter(pa.array(everything != "skipped"))
     status = table.column("status").to_numpy(zero_copy_only=False)
-    label, clean, attacked = (
-        table.column(name).to_numpy()
-        for name in ("label", "clean_prediction", "attacked_prediction")
-    )
+    label, clean = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
     right = clean == label
     robust = np.isin(status, ["robust", "certified"])
     n = len(status)
 
     spent = table.column("queries").to_numpy()[status == "broken"]
-    names = list(class_names) if class_names is not None else [str(c) for c in range(classes + 1)]
     shown = Metrics(
         clean_accuracy=interval(int(right.sum()), n),
         robust_accuracy=interval(int(robust.sum()), n),
@@ -215,42 +211,49 @@ def measure(
             clean=clean_held, attacked=interval(int(held.sum()), int(right.sum()))
         )
     if task.startswith("regression"):
-        told = _outputs(table, classes)
-        far = [
-            np.abs(told[which] - told["truth"]).max(1)
-            for which in ("clean_output", "attacked_output")
-        ]
-        clean_errors, attacked_errors = (_sizes(error) for error in far)
-        return shown.model_copy(
-            update={"errors": Errors(clean=clean_errors, attacked=attacked_errors)}
-        )
+        truth, *told = _outputs(table, classes)
+        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in told]
+        return shown.model_copy(update={"errors": Errors(clean=errors[0], attacked=errors[1])})
+    names = dict(enumerate(class_names or map(str, range(classes + 1))))
+    return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
+
+
+def _by_class(
+    table: pa.Table,
+    classes: int,
+    names: dict[int, str],
+    right: np.ndarray,
+    robust: np.ndarray,
+    task: str,
+) -> dict[str, Any]:
+    """The metrics that tell classes or labels apart, by their names in `Metrics`."""
+    found: dict[str, Any] = {}
     if task == "multilabel":
-        told = _outputs(table, classes)
-        label, clean, attacked = (
-            told["truth"] > 0,
-            told["clean_output"] > 0,
-            told["attacked_output"] > 0,
-        )
-        bears, names, confusion = label, [name.removesuffix(" wrong") for name in names[1:]], None
+        bears, clean, attacked = (outputs > 0 for outputs in _outputs(table, classes))
+        label, names = bears, {c - 1: name.removesuffix(" wrong") for c, name in names.items()}
     else:
+        label, clean, attacked = (
+            table.column(name).to_numpy()
+            for name in ("label", "clean_prediction", "attacked_prediction")
+        )
         bears = label.reshape(-1, 1) == np.arange(classes)
-        confusion = Confusion(
+        found["confusion"] = Confusion(
             clean=_confusion(label, clean, classes), attacked=_confusion(label, attacked, classes)
         )
+        found["calibration"] = _calibration(table, label, clean, attacked)
     scores = {
         "clean": _scores(label, clean, classes),
         "attacked": _scores(label, attacked, classes),
     }
     present = np.any(bears, axis=0)
 
-    def pair(which: int, c: int | None = None) -> Pair:
-        pick = (lambda v: float(v[present].mean())) if c is None else (lambda v: float(v[c]))
-        return Pair(clean=pick(scores["clean"][which]), attacked=pick(scores["attacked"][which]))
+    def pair(which: int, of: Any) -> Pair:
+        return Pair(**{kind: float(score[which][of].mean()) for kind, score in scores.items()})
 
-    per_class = [
+    found["per_class"] = [
         ClassMetrics(
             label=c,
-            name=names[c] if c < len(names) else str(c),
+            name=names.get(c, str(c)),
             clean_accuracy=interval(int((right & bears[:, c]).sum()), int(bears[:, c].sum())),
             robust_accuracy=interval(int((robust & bears[:, c]).sum()), int(bears[:, c].sum())),
             precision=pair(0, c),
@@ -260,15 +263,9 @@ def measure(
         for c in range(classes)
         if present[c]
     ]
-    averages = (
-        {name: pair(i) for i, name in enumerate(("precision", "recall", "f1"))}
-        if present.any()
-        else {}
-    )
-    worth = _calibration(table, label, clean, attacked) if task == "classes" else None
-    return shown.model_copy(
-        update=averages | {"per_class": per_class, "confusion": confusion, "calibration": worth}
-    )
+    if present.any():
+        found |= {name: pair(i, present) for i, name in enumerate(("precision", "recall", "f1"))}
+    return found
 
 
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
@@ -288,12 +285,10 @@ def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[Grou
     ]
 
 
-def _outputs(table: pa.Table, k: int) -> dict[str, np.ndarray]:
+def _outputs(table: pa.Table, k: int) -> list[np.ndarray]:
     """The columns of `OUTPUTS`, [n, k] each."""
-    flat = {
-        name: table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names
-    }
-    return {name: values.reshape(-1, k) for name, values in flat.items()}
+    flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names]
+    return [values.reshape(-1, k) for values in flat]
 
 
 # kinds that are in no mean, as in the paper
@@ -386,8 +381,8 @@ def _calibration(
         confidence = table.column(name).to_numpy(zero_copy_only=False).astype(float)
         known = np.isfinite(confidence) & (predicted >= 0)
         sure, right = confidence[known], (predicted == label)[known]
-        figures["ece"].append(calibration_error(sure, right) if len(sure) else None)
-        figures["aurc"].append(risk_over_coverage(sure, right) if len(sure) else None)
+        for figure, of in (("ece", calibration_error), ("aurc", risk_over_coverage)):
+            figures[figure].append(of(sure, right) if len(sure) else None)
     return Calibration(**{name: Pair(clean=a, attacked=b) for name, (a, b) in figures.items()})
 
 

@@ -224,8 +224,8 @@ class Target(ABC):
         self.shape = tuple(shape)
 
     def copied(self) -> Target:
-        """A target with the same model and a state of its own: what an evaluation learns of it stays
-        with the copy."""
+        """The same model with a state of its own: what an evaluation learns of it stays with the
+        copy."""
         twin = copy.copy(self)
         twin.batcher, twin.identity = replace(self.batcher), replace(self.identity)
         return twin

@@ -25,7 +25,7 @@ class WithTruth(Around):
     ```python
     graded = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
     rows, right = Batch(x, {"truth": truth}), torch.zeros(n).long()
-    books = run(parse("apgd"), graded, rows, right, Threat.linf(0.1))
+    found = run(parse("apgd"), graded, rows, right, Threat.linf(0.1))
     ```
 
     Raises:

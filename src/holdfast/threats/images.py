@@ -18,12 +18,16 @@ def planes(x: Tensor, layout: str) -> Tensor:
         raise InputError(
             f"inputs of shape {tuple(x.shape[1:])} are no images, and only images can be moved."
         )
-    return x[:, None] if x.ndim == 3 else x.movedim(-1, 1) if layout == "nhwc" else x
+    if x.ndim == 3:
+        return x[:, None]
+    return x.movedim(-1, 1) if layout == "nhwc" else x
 
 
 def unplaned(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
     """The images of this shape of which these are the `planes`."""
-    return x[:, 0] if len(shape) == 2 else x.movedim(1, -1) if layout == "nhwc" else x
+    if len(shape) == 2:
+        return x[:, 0]
+    return x.movedim(1, -1) if layout == "nhwc" else x
 
 
 def sample(image: Tensor, at: Tensor, outside: float | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Threats that move or cover an image: the search goes through the parameters of a `Transform`.
 
-The parameters are spread over the bounds of the inputs, so that the middle changes nothing and every
-attack searches them as it searches pixels.
+The parameters are spread over the bounds of the inputs, so that the middle changes nothing and
+every attack searches them as it searches pixels.
 """
 
 from __future__ import annotations

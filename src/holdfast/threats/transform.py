@@ -15,7 +15,7 @@ FARTHEST = 10_000
 
 
 class Transform(ABC):
-    """A change of images. The fields of a subclass bound it; 0 of each parameter changes nothing."""
+    """A change of images, bounded by the fields of a subclass. Parameters of 0 change nothing."""
 
     @abstractmethod
     def form(self, c: int, h: int, w: int) -> tuple[int, ...]:

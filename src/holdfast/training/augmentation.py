@@ -2,8 +2,8 @@
 noise(sigma=0.05)`.
 
 The changes are kornia's, drawn from the training's seed and the step alone, so that a training that
-was killed goes on with the same bits. Objectives then perturb and train at the changed rows as at any
-others.
+was killed goes on with the same bits. Objectives then perturb and train at the changed rows as at
+any others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
+from holdfast.spec import option
 from holdfast.targets.adapter import need
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.images import planes, unplaned
@@ -76,15 +77,7 @@ class Augmentation(ABC):
     generator."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 <= value < float("inf")
-            ):
-                raise SpecError(
-                    f"{spec.write(self)} has {name}={value!r}, but it is a number from 0."
-                )
+        spec.check(self)
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Batch:
@@ -107,7 +100,7 @@ class Change(Augmentation):
 class Flip(Change):
     """Left and right exchanged; no help where that makes another class, as of digits."""
 
-    p: float = 0.5  # share of the images
+    p: float = option(0.5, "share of the images", at_least=0, at_most=1)
 
     def changed(self, x: Tensor) -> Tensor:
         return _kornia().RandomHorizontalFlip(p=self.p)(x)
@@ -117,7 +110,7 @@ class Flip(Change):
 class Rotate(Change):
     """A turn about the middle; what comes in is black."""
 
-    degrees: float = 15.0  # the largest, either way
+    degrees: float = option(15.0, "the largest, either way", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
         return _kornia().RandomRotation(float(self.degrees), p=1.0)(x)
@@ -127,7 +120,7 @@ class Rotate(Change):
 class Crop(Change):
     """A window of the image's size, from the image with a black border."""
 
-    padding: int = 4  # width of the border, in pixels
+    padding: int = option(4, "width of the border, in pixels", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
         return _kornia().RandomCrop((x.shape[2], x.shape[3]), padding=int(self.padding))(x)
@@ -138,10 +131,10 @@ class Color(Change):
     """Brightness, contrast, saturation and hue moved by up to these shares; of images of three
     channels."""
 
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.05  # at most 0.5
+    brightness: float = option(0.2, "largest change of brightness", at_least=0)
+    contrast: float = option(0.2, "largest change of contrast", at_least=0)
+    saturation: float = option(0.2, "largest change of saturation", at_least=0)
+    hue: float = option(0.05, "largest change of hue", at_least=0, at_most=0.5)
 
     def changed(self, x: Tensor) -> Tensor:
         if x.shape[1] != 3:
@@ -155,7 +148,7 @@ class Color(Change):
 class Noise(Change):
     """Gaussian noise."""
 
-    sigma: float = 0.05  # share of the bounds' width
+    sigma: float = option(0.05, "share of the bounds' width", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
         return _kornia().RandomGaussianNoise(std=self.sigma, p=1.0)(x)
@@ -165,7 +158,7 @@ class Noise(Change):
 class SaltPepper(Change):
     """Some pixels white or black."""
 
-    amount: float = 0.03  # share of the pixels, at most 1
+    amount: float = option(0.03, "share of the pixels", at_least=0, at_most=1)
 
     def changed(self, x: Tensor) -> Tensor:
         return _kornia().RandomSaltAndPepperNoise((self.amount, self.amount), p=1.0)(x)
@@ -175,7 +168,7 @@ class SaltPepper(Change):
 class Speckle(Change):
     """Gaussian noise in proportion to each value."""
 
-    sigma: float = 0.1  # share of the value
+    sigma: float = option(0.1, "share of the value", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
         return x * (1 + self.sigma * torch.randn_like(x))
@@ -186,8 +179,8 @@ class RandAugment(Change):
     """Some changes in a row, drawn for each step (Cubuk et al. 2020, arXiv:1909.13719). Gray images
     stay gray."""
 
-    n: int = 2  # how many changes
-    m: float = 9.0  # how strong, below 30
+    n: int = option(2, "how many changes", at_least=0)
+    m: float = option(9.0, "how strong, below 30", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
         return _chain(x, int(self.n), self.m, without=())
@@ -201,7 +194,7 @@ class MixUp(Augmentation):
     crafted against.
     """
 
-    alpha: float = 1.0  # of the Beta distribution of the share
+    alpha: float = option(1.0, "of the Beta distribution of the share", above=0)
 
     def __call__(self, batch: Batch) -> Batch:
         share = float(torch.distributions.Beta(float(self.alpha), float(self.alpha)).sample())
@@ -220,7 +213,7 @@ class CutMix(Augmentation):
     are crafted against.
     """
 
-    alpha: float = 1.0  # of the Beta distribution of the window's area
+    alpha: float = option(1.0, "of the Beta distribution of the window's area", above=0)
 
     def __call__(self, batch: Batch) -> Batch:
         classes = torch.arange(len(batch.y), device=batch.x.device)
@@ -250,9 +243,9 @@ class AugMix(Augmentation):
     each.
     """
 
-    weight: float = 12.0  # of the divergence
-    width: int = 3  # chains of a view
-    strength: float = 9.0  # of each change, below 30
+    weight: float = option(12.0, "of the divergence", at_least=0)
+    width: int = option(3, "chains of a view", at_least=0)
+    strength: float = option(9.0, "of each change, below 30", at_least=0)
 
     def __call__(self, batch: Batch) -> Batch:
         return replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -13,15 +13,9 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.gradient.pgd import PGD as Ascent
-from holdfast.errors import SpecError
+from holdfast.spec import option
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import InnerAttack, Rival
-
-_KINDS = {
-    "int": (int, "a whole number from 1"),
-    "float": ((int, float), "a number from 0"),
-    "str": (str, "a text"),
-}
 
 
 @dataclass(frozen=True)
@@ -40,16 +34,7 @@ class Part:
     store."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value, (kind, words) = getattr(self, field.name), _KINDS[str(field.type)]
-            right = isinstance(value, kind) and not isinstance(value, bool)
-            if not right or (
-                isinstance(value, (int, float))
-                and not (field.type == "int") <= value < float("inf")
-            ):
-                raise SpecError(
-                    f"{type(self).__name__.lower()} has {field.name}={value!r}, but it is {words}."
-                )
+        spec.check(self)
 
     def __repr__(self) -> str:
         return spec.write(self)
@@ -118,7 +103,7 @@ class Objective(Part):
 class Standard(Objective):
     """CE(f(x), y): the undefended baseline."""
 
-    smoothing: float = 0.0  # share of a label spread over all classes
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def inner_steps(self) -> int:
@@ -133,9 +118,9 @@ class PGD(Objective):
     """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
     arXiv:1706.06083)."""
 
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
 
 class Regularizer(Part, ABC):
