@@ -6,12 +6,7 @@ Names are imported when first used, so that the command line and the report star
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
-
-# An evaluation has large blocks given back as soon as they are free (evaluate.py); with torch's
-# huge pages, taking them anew costs next to nothing. Torch reads this at its first large block.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from holdfast import attacks

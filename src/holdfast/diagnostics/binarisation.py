@@ -126,7 +126,7 @@ def missed(
     paper. A row gets no solution where the features do not set the point apart, where the model
     does not answer as the new head says, or where chance finds it too.
     """
-    if not threat.norm.dense or target.draws > 1:
+    if not threat.norm.dense or target.cost.draws > 1:
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)

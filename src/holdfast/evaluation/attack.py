@@ -25,8 +25,9 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
+from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH
 from holdfast.threats.threat import Threat, as_threat
 
 ARRAYS = ("x", "x_adv", "as_8bit")  # of inputs, which come back as float64 where they came as that
@@ -96,13 +97,14 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
+    target = target.copied()
     source = open_for(target, data)
     threat = as_threat(threat)
     # a typing error is refused before the data are read
     named = None if attack is None else _named(attack)
     start, stop = rows_asked(samples, len(source), source.name)
     target, source = graded(target, source, threat)
-    check_data(source, target.bounds, target.beside)
+    check_data(source, target.bounds)
     target.bind(source.shape)
     (source,), _ = numbered(target, source)
     check_model(target, source)
@@ -138,7 +140,7 @@ def _named(attack: str | Attack | Trial) -> Trial:
 
 def _check(target: Target, source: Source, threat: Threat, trial: Trial) -> None:
     """Refuse a threat that these rows cannot have, before any pass is spent."""
-    shape = target.free or source.shape
+    shape = source.shape
     goals.check(threat, target, len(source), source.name)
     threat.check_shape(shape)
     threat.check_grid(target.bounds, moves=False)
@@ -166,17 +168,17 @@ def _chunk(
     stop: int,
 ) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
-    raw, labels = source.rows(first, stop)
-    x = torch.from_numpy(raw).to(target.device, target.dtype)
-    y = torch.from_numpy(np.array(labels, dtype=np.int64)).to(target.device)
+    batch, labels = read(source, first, stop)
+    batch = batch.to(target.device, target.dtype)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
     ids = torch.arange(first, stop)
-    clean = judge.rule(target, x, seed)
+    clean = judge.rule(target, batch, seed)
     if isinstance(threat.eps, Tensor):
         threat = threat.of_eps(ids)
     threat = goals.resolved(threat, y, ids, clean.scores, target.task.k, seed)
-    best, size = x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64)
+    best, size = batch.x.clone(), torch.full((len(y),), torch.inf, dtype=torch.float64)
     cost = {
-        name: torch.zeros(len(x), dtype=torch.int64)
+        name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
     goal = goal_classes(threat, y)
@@ -187,7 +189,7 @@ def _chunk(
         ledger = run(
             trial.attack,
             way,
-            x[left],
+            batch[left],
             y[left],
             threat.of_rows(left),
             ids=ids[left],
@@ -202,13 +204,13 @@ def _chunk(
         best[left[better]], size[left[better]] = ledger.best[better.to(best.device)], found[better]
         for name, column in cost.items():
             column[left] += getattr(ledger, name).cpu()
-    return _judged(target, threat, x, y, best, clean, skipped, seed) | cost | {"id": ids}
+    return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}
 
 
 def _judged(
     target: Target,
     threat: Threat,
-    x: Tensor,
+    batch: Batch,
     y: Tensor,
     best: Tensor,
     clean: judge.Ruling,
@@ -216,24 +218,24 @@ def _judged(
     seed: int,
 ) -> dict[str, Tensor]:
     """What the judge says of the examples, as floats and as images of 8 bits."""
-    wrong = (clean.label != y) & ~skipped
+    wrong, x = (clean.label != y) & ~skipped, batch.x
 
     def success(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         legal, size = judge.within(target, threat, x, found)
-        label = judge.rule(target, found, seed).label
+        label = judge.rule(target, batch.with_x(found), seed).label
         return legal & judge.meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
-    grey = target.free is None and x.ndim == 3
+    grey = not target.context and x.ndim == 3
     if (grey or perceptual.pictures(target, x)) and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {
-        "x": target.apart(x)[1],
-        "x_adv": target.apart(best)[1],
-        "y": target.parts(best)[0] if isinstance(target, WithTruth) else y,
+        "x": x,
+        "x_adv": best,
+        "y": batch.context.get(TRUTH, y),
         "success": hit,
         "wrong": wrong,
         "skipped": skipped,

@@ -36,11 +36,11 @@ from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.memory import give_back_freed
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.probing import probe
 from holdfast.evaluation.protocols import Protocol
+from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
 from holdfast.runs.manifest import (
@@ -49,9 +49,12 @@ from holdfast.runs.manifest import (
     Finding,
 )
 from holdfast.runs.run import Run
-from holdfast.targets import spatial, wrap
+from holdfast.targets import wrap
+from holdfast.targets.batch import read
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
+from holdfast.threats.patch import Patch
 from holdfast.threats.threat import Targeted, Threat, as_threat
 
 
@@ -87,7 +90,7 @@ def evaluate(
         threat: what the adversary may do; one eps for all rows, perhaps with a scale and a mask of
             the features. Text may also name a movement of images, `rotation(30, 3)` (degrees,
             pixels), `flow(1.5)` (pixels) or `patch(5)` (side of a square in pixels): see
-            `holdfast.targets.spatial`. It is then linf on the movement, with half of the bounds'
+            `holdfast.threats.spatial`. It is then linf on the movement, with half of the bounds'
             width for all of it, and a grid goes before a protocol that has to turn, a random search
             before one that has to place.
         protocol: `quick`, `standard`, `thorough` or `autoattack`; ignored where `attacks` are
@@ -120,17 +123,16 @@ def evaluate(
     """
     began = time.monotonic()
     give_back_freed()
-    target = wrap(target)
+    target = wrap(target).copied()
     source = open_for(target, data)
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
-    if isinstance(movement, spatial.Patch) and curve:
+    if isinstance(movement, Patch) and curve:
         raise SpecError(
             f"a curve runs at further eps, but {threat} has one size; give one run a side instead."
         )
     if movement is not None:
-        target, source = moved.moved(target, source, movement)
-        threat = Threat.linf(target.reach)
+        threat = moved.threat_of(movement, target, source.shape)
     threat = as_threat(threat)
     target, source = graded(target, source, threat)
     aimed = isinstance(threat.goal, Targeted)
@@ -138,7 +140,7 @@ def evaluate(
     if not attacks:
         protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     part = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds, target.beside)
+    check_data(source, target.bounds)
     target.bind(source.shape)
     (source,), said = numbered(target, source)
     noted = check_model(target, source)
@@ -146,8 +148,9 @@ def evaluate(
     if (
         not attacks
         and protocol in checks.FOLLOWED
-        and target.free is None
-        and target.draws == 1
+        and not target.context
+        and movement is None
+        and target.cost.draws == 1
         and randomised(noted)
     ):
         target = ExpectationOverTransformation(target)
@@ -292,18 +295,18 @@ def _do_chunk(
         and done[1]["examples"] == store.checksum(shard)
     ):
         return
-    x, y = source.rows(start, stop)
+    batch, y = read(source, start, stop)
     rows = search(
         plan,
         journal,
         name,
-        torch.from_numpy(x).to(plan.target.dtype),
-        torch.from_numpy(np.asarray(y, dtype=np.int64)),
+        batch.to(batch.x.device, plan.target.dtype),
+        torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
-    columns, ids, stored = settle(plan, rows)
-    if len(ids):
-        store.write_tensors(shard, {"id": ids, "x": stored})
+    columns, examples = settle(plan, rows)
+    if len(examples["id"]):
+        store.write_tensors(shard, examples)
     else:
         shard.unlink(missing_ok=True)
     costs = [
@@ -343,8 +346,9 @@ def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[
     target = ways.target
     if isinstance(threat.eps, torch.Tensor):
         raise SpecError("evaluate takes one eps for all rows; use holdfast.attack for one a row.")
-    threat.check_shape(target.free or target.shape or ())
-    threat.check_grid(target.bounds, moves=target.free is not None)
+    form = threat.form(target.shape or ())
+    threat.check_shape(form)
+    threat.check_grid(target.bounds, moves=bool(target.context))
     if isinstance(threat.goal, Targeted) and any(trial.targets for trial in chosen.trials):
         raise SpecError(
             f"targets aims at classes in turn, but the threat {threat} has a goal of its own; "
@@ -356,9 +360,7 @@ def _check_threat(threat: Threat, ways: Ways, chosen: Protocol, curve: Sequence[
             "threat's own."
         )
     for eps in (threat.eps, *curve) if threat.bounded else curve:
-        threat.at(eps).check_box(
-            target.bounds.low, target.bounds.high, target.free or target.shape or ()
-        )
+        threat.at(eps).check_box(target.bounds.low, target.bounds.high, form)
     for trial in chosen.trials:
         check_fit(trial.attack, ways(trial.through), threat)
 
@@ -372,7 +374,7 @@ def _check_effort(target: Target, chosen: Protocol, budget: int | None) -> None:
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-    least = 2 * target.passes
+    least = 2 * target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
             f"the budget is {budget} forward passes a row, but a single step of an attack takes "

@@ -48,9 +48,10 @@ def facts_of(
     names: Names,
 ) -> Facts:
     target, threat = plan.target, plan.threat
+    moved = threat.spatial
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
-    libraries |= target.versions
+    libraries |= target.identity.versions
     goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
     targets = (
         hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
@@ -62,6 +63,7 @@ def facts_of(
             spec=names.model or type(model).__name__,
             arch=names.arch,
             fingerprint=target.fingerprint(),
+            transformation=None if moved is None else spec.write(moved.transform, whole=True),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
         data=DataInfo(
@@ -90,7 +92,7 @@ def facts_of(
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
-            "batch_size": target.batch_size,
+            "batch_size": target.batcher.size,
             "device": str(target.device),
             "precision": str(target.dtype),
         },
@@ -123,6 +125,7 @@ def question(facts: Facts) -> dict[str, str]:
         VERSION: str(facts.schema_version),
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
+        "movement": facts.model.transformation or "none",
         "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],

@@ -31,7 +31,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     first = steps[0] if steps else None
     size = (first.height, first.width) if isinstance(first, Resize) else None
     source = source.fitted(channels=channels_of(target), size=size)
-    if target.shape is None or target.free is not None:
+    if target.shape is None:
         return source
     return laid_as(source, target.shape)
 

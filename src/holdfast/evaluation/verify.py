@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from holdfast.evaluation.prepare import open_for
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
-from holdfast.targets import spatial
+from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024
@@ -71,6 +73,7 @@ def verify(
             network that is given.
     """
     manifest, whole = store.open_manifest(folder)
+    target = target.copied()
     source = open_for(target, data)
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
@@ -95,13 +98,13 @@ def _all(
         source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     groups = source.groups if groups is None else group_names(groups, len(source), source.name)
     movement = spatial.parse(manifest.model.transformation)
-    if movement is not None and target.free is None:
-        target, source = moved.moved(target, source, movement)
     asked = threat_of(folder, manifest, len(source))
+    if movement is not None:
+        asked = replace(asked, spatial=moved.threat_of(movement, target, source.shape).spatial)
     target, source = graded(target, source, asked)
     target.bind(source.shape)
     (source,), labels = numbered(target, source)
-    if manifest.model.draws > 1 and target.draws == 1:
+    if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
@@ -210,16 +213,20 @@ def _samples(
     yield from _clean(manifest, asked, columns, ids, target, source)
     yield from _told(manifest, columns, ids)
     evidence = np.zeros(len(ids), dtype=bool)
-    for path_ids, stored in store.examples(folder):
+    form = None if asked.spatial is None else asked.spatial.form
+    for tensors in store.evidence(folder):
+        path_ids, stored, point = tensors["id"], tensors["x"], tensors.get("point")
         rows = np.array([place.get(int(i), -1) for i in path_ids])
-        if (rows < 0).any() or stored.shape[1:] != tuple(source.shape):
+        fits = stored.shape[1:] == tuple(source.shape)
+        fits &= form == (None if point is None else point.shape[1:])
+        if (rows < 0).any() or not fits:
             yield (
                 "adversarial: examples of rows that the run does not have: "
                 f"{some(path_ids[rows < 0])}."
             )
             continue
         evidence[rows] = True
-        yield from _examples(manifest, asked, columns, path_ids, rows, stored, target, source, seen)
+        yield from _examples(manifest, asked, columns, tensors, rows, target, source, seen)
     bare = (columns["status"] == "broken") & ~evidence
     if bare.any():
         yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
@@ -334,10 +341,8 @@ def _clean(
     relabelled, repredicted, retold, unsure, aimed = [], [], [], [], []
     for start in range(0, len(ids), STRIDE):
         part = slice(start, min(start + STRIDE, len(ids)))
-        x, y = _rows(source, ids[part])
-        ruling = judge.rule(
-            target, torch.from_numpy(x).to(target.device, target.dtype), manifest.seed
-        )
+        batch, y = _rows(source, ids[part])
+        ruling = judge.rule(target, batch.to(target.device, target.dtype), manifest.seed)
         relabelled += list(ids[part][label[part] != y])
         if goals.differ(asked):
             where, labels = (
@@ -350,9 +355,7 @@ def _clean(
         waver = (status[part] == "unstable") | ~ruling.stable.cpu().numpy()
         repredicted += list(ids[part][(ruling.label.cpu().numpy() != said[part]) & ~waver])
         retold += list(
-            ids[part][
-                _retold(columns, "clean_output", part, target, torch.from_numpy(x), ruling) & ~waver
-            ]
+            ids[part][_retold(columns, "clean_output", part, target, batch, ruling) & ~waver]
         )
         unsure += list(
             ids[part][_surer(columns["clean_confidence"][part], manifest, target, ruling) & ~waver]
@@ -388,28 +391,33 @@ def _examples(
     manifest: Manifest,
     asked: Threat,
     columns: dict[str, np.ndarray],
-    ids: np.ndarray,
+    tensors: dict[str, np.ndarray],
     rows: np.ndarray,
-    stored: np.ndarray,
     target: Target,
     source: Source,
     perceptual: PerceptualDistance | None,
 ) -> Iterator[str]:
     threat = asked.at(max(eps for eps, _ in manifest.threat.measured))
-    x = torch.from_numpy(_rows(source, ids)[0]).to(target.dtype)
-    x_adv, y = torch.from_numpy(stored).to(target.dtype), torch.from_numpy(columns["label"][rows])
-    legal, size = judge.within(target, threat, x, x_adv)
-    ruling = judge.rule(target, x_adv.to(target.device), manifest.seed)
+    ids = tensors["id"]
+    batch = _rows(source, ids)[0]
+    batch = batch.to(batch.x.device, target.dtype)
+    x, x_adv = batch.x, torch.from_numpy(tensors["x"]).to(target.dtype)
+    point = torch.from_numpy(tensors.get("point", tensors["x"])).to(target.dtype)
+    found, y = batch.with_x(x_adv), torch.from_numpy(columns["label"][rows])
+    legal, size = judge.within(target, threat, x, point)
+    slack = 1e-5 * (target.bounds.high - target.bounds.low)
+    legal &= torch.isclose(threat.apply(x, point), x_adv, rtol=0, atol=slack).flatten(1).all(1)
+    ruling = judge.rule(target, found.to(target.device, target.dtype), manifest.seed)
     label, stable = ruling.label.cpu(), ruling.stable.cpu()
     if goals.differ(asked):
         threat = threat.towards(columns["target_class"][rows])
     drawn = randomised(manifest.initial_findings)  # in another batch such a model draws other noise
-    labels = [label, *_further_labels(target, x_adv, manifest.seed if drawn else None)]
+    labels = [label, *_further_labels(target, found, manifest.seed if drawn else None)]
     meets = torch.stack([judge.meets_goal(threat, one, y) for one in labels]).any(0) | ~stable
     own = manifest.threat.measured[0][1]
     broken = columns["status"][rows] == "broken"
     other_size = ~np.isclose(size.numpy(), columns["size"][rows], rtol=1e-9, atol=0)
-    shown = zip(("psnr", "ssim"), looks(target, x, x_adv), strict=True)
+    shown = zip(("psnr", "ssim"), looks(target, threat, x, x_adv), strict=True)
     seen = [(columns[name][rows], value.numpy()) for name, value in shown]
     other_look = ~np.all(
         [np.isclose(*pair, rtol=1e-6, atol=1e-9, equal_nan=True) for pair in seen], 0
@@ -426,7 +434,7 @@ def _examples(
         broken & stable.numpy() & torch.stack([one != given for one in labels]).all(0).numpy()
     )
     retold = (
-        broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, x_adv, ruling)
+        broken & stable.numpy() & _retold(columns, "attacked_output", rows, target, found, ruling)
     )
     retold &= not drawn
     unsure = (
@@ -440,7 +448,7 @@ def _examples(
             threat.of_rows(torch.from_numpy(broken.nonzero()[0])),
             torch.from_numpy(broken),
         )
-        again = judge.holds_in_8bit(target, own_threat, x_adv[at], y[at], manifest.seed).numpy()
+        again = judge.holds_in_8bit(target, own_threat, found[at], y[at], manifest.seed).numpy()
         other_rounded[broken] = (
             again != columns["broken_8bit"][rows][broken].astype(bool)
         ) & stable.numpy()[broken]
@@ -495,7 +503,7 @@ def _corrupted(folder: Path, manifest: Manifest, target: Target, source: Source)
             part = ids[start : start + STRIDE]
             x = measure.spoiled(
                 target,
-                torch.from_numpy(_rows(source, part)[0]),
+                _rows(source, part)[0].x,
                 name,
                 torch.from_numpy(part),
                 manifest.seed,
@@ -532,12 +540,13 @@ def _surer(
 
 
 def _further_labels(
-    target: Target, x: torch.Tensor, seed: int | None, draws: int = 3
+    target: Target, rows: Batch, seed: int | None, draws: int = 3
 ) -> Iterator[torch.Tensor]:
-    """The labels of x [n, *shape] under further draws, of a randomised model; none where there is
-    no seed."""
+    """The labels of rows under further draws, of a randomised model; none where there is no
+    seed."""
     for further in range(draws if seed is not None else 0):
-        yield judge.rule(target, x.to(target.device), (seed or 0) + 1 + further).label.cpu()
+        asked = rows.to(target.device, target.dtype)
+        yield judge.rule(target, asked, (seed or 0) + 1 + further).label.cpu()
 
 
 def _retold(
@@ -545,25 +554,26 @@ def _retold(
     name: str,
     at: Any,
     target: Target,
-    x: torch.Tensor,
+    rows: Batch,
     ruling: judge.Ruling,
 ) -> np.ndarray:
     """Where a model whose task is not one of k classes has other truths or outputs than the samples
     say: [m] bool."""
-    if not isinstance(target, WithTruth) or ruling.scores is None or not len(x):
-        return np.zeros(len(x), dtype=bool)
-    found = outputs(target, x, ruling.scores.cpu())
-    alike = np.ones(len(x), dtype=bool)
+    if not isinstance(target, WithTruth) or ruling.scores is None or not len(rows):
+        return np.zeros(len(rows), dtype=bool)
+    found = outputs(target, rows.context[TRUTH], ruling.scores.cpu())
+    alike = np.ones(len(rows), dtype=bool)
     for column, value in zip(("truth", name), found, strict=True):
         said = np.stack(list(columns[column][at]))
         alike &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
     return ~alike
 
 
-def _rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The source's rows of these ids, in runs of neighbours."""
+def _rows(source: Source, ids: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """The source's rows of these ids, in runs of neighbours, and their labels."""
     cuts = np.flatnonzero(np.diff(ids) != 1) + 1
-    parts = [source.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
+    parts = [read(source, int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
     if not parts:
         raise InputError("there are no rows to read.")
-    return np.concatenate([x for x, _ in parts]), np.concatenate([np.asarray(y) for _, y in parts])
+    batches, labels = zip(*parts, strict=True)
+    return joined(batches), np.concatenate(labels)

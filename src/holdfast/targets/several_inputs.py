@@ -1,5 +1,5 @@
-"""Models of several inputs, one of which is attacked: models of one flat row, in which the others
-stand before it."""
+"""Models of several inputs, one of which is attacked: the others come in the context of a batch, and
+all of them cross into the model's framework as one flat row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.errors import InputError
-from holdfast.targets.registry import is_keras
+from holdfast.targets.registry import of_model
+
+
+def further(inputs: Sequence[tuple[int, ...]], attacked: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's other inputs by the names that data give them: x2, x3, ..., in the
+    order in which the model takes them."""
+    others = [shape for i, shape in enumerate(inputs) if i != attacked]
+    return {f"x{i}": shape for i, shape in enumerate(others, 2)}
+
 
 Split = Callable[[Any, Callable[[Any, tuple[int, ...]], Any]], list[Any]]
 
@@ -41,10 +49,9 @@ def joined(model: Any, inputs: Sequence[tuple[int, ...]], attacked: int) -> Any:
             reshape(rows[:, a:b], (-1, *shape)) for (a, b), shape in zip(spans, inputs, strict=True)
         ]
 
-    if is_keras(model):
-        from holdfast.targets.frameworks.keras import of_rows
-
-        return of_rows(model, split, cuts[-1][1])
+    framework = of_model(model)
+    if framework is not None and framework.of_rows is not None:
+        return framework.of_rows(model, split, cuts[-1][1])
     if isinstance(model, nn.Module):
         return OfRows(model, split)
     return lambda rows: model(*split(rows, lambda part, shape: part.reshape(shape)))

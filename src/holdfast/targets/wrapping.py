@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from holdfast.errors import InputError
 from holdfast.spec import write
 from holdfast.targets import loading, wrappers
@@ -16,9 +18,10 @@ from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
-from holdfast.targets.registry import adopt
-from holdfast.targets.several_inputs import joined
+from holdfast.targets.registry import adapted
+from holdfast.targets.several_inputs import further, joined
 from holdfast.targets.target import Bounds, Target
+from holdfast.tasks import Graded
 from holdfast.tasks import parse as parse_task
 
 
@@ -45,98 +48,152 @@ def wrap(
     draws: int | None = None,
     inputs: Sequence[Sequence[int]] | None = None,
     attacked: int = 0,
-    **options: Any,
+    shape: Sequence[int] | None = None,
+    probabilities: bool | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    layout: str | None = None,
+    output: str | int | None = None,
+    classes: int | None = None,
+    task: str | Graded | None = None,
+    precision: str = "float32",
+    compile: bool = False,
 ) -> Target:
-    """Put a model behind the door: picks the adapter by the model's kind.
+    """Any model as a target. The model itself is never changed.
 
     Args:
         model: a torch module, a Keras model on any backend, a fitted estimator of scikit-learn's
-            kind, a `Booster` of XGBoost or LightGBM, an onnx ModelProto, an InferenceSession of
-            onnxruntime, or a callable of one array [n, *shape] of torch, TensorFlow, JAX or numpy;
-            a path or text that `load` takes; a Target is returned as it is, with its task.
+            kind or of CatBoost, a `Booster` of XGBoost or LightGBM, an onnx ModelProto, an
+            InferenceSession of onnxruntime, or a callable of one array [n, *shape] of torch,
+            TensorFlow, JAX or numpy; a path or text that `load` takes; a Target, which is returned
+            as it is, or as a copy with the `probabilities` and the `task` that are given.
         bounds: the range of raw inputs, two numbers or two arrays [*shape]; eps is in the same
             units.
         preprocess: what happens to raw inputs before the model, one step or several in order:
             Normalize, Resize, a defence, or a function or module of your own that has a name (see
             `holdfast.targets.own_preprocessing.Own`).
-        framework: torch, keras, tensorflow, jax, onnx, numpy or sklearn, where the type of the
-            model does not tell. A callable is otherwise tried with the arrays of each.
+        framework: the name of one of `holdfast.targets.registry.frameworks()`, where the type of
+            the model does not tell. A callable is otherwise tried with the arrays of each.
         gives: what a callable of numpy arrays gives: `scores`, or `labels`, which also need
             `classes`.
         draws: of a randomised model, whose mean is then attacked and judged; default: 20 where a
             defence of `preprocess` is random, else 1.
-        inputs: shapes of the inputs of a model that takes several, in their order. Rows are then
-            flat: the others, in their order, and last the attacked one.
+        inputs: shapes of the inputs of a model that takes several, in their order. Data then are
+            ((x, x2, ...), y): the attacked one, and the others in their order.
         attacked: the place of the one that may change.
-        options: see `TorchTarget`.
+        shape: of one raw input, without the batch axis; default: learnt from the first inputs.
+        probabilities: whether the model gives probabilities; default: what the model itself says.
+        batch_size: rows of one pass.
+        device: where to run; default: where the parameters are.
+        layout: of raw images, `nchw` or `nhwc`.
+        output: which of several outputs are the scores, by name or place.
+        classes: how many there are, for a model that gives labels.
+        task: `classes`, `multilabel` or `regression(tolerance=0.1)`.
+        precision: of gradients: `float32` or `bfloat16`.
+        compile: compile what gradients are taken of.
+
+    `TorchTarget` says more of the options from `shape` on.
 
     Raises:
         InputError: no adapter takes a model of this kind.
     """
     if isinstance(model, (str, os.PathLike)):
-        model = loading.load(os.fspath(model), output=options.get("output"))
+        model = loading.load(os.fspath(model), output=output)
     if isinstance(model, Target):
-        idle = {
+        given = {
             "preprocess": preprocess,
             "framework": framework,
             "gives": gives,
-            "output": options.get("output"),
+            "output": output,
         }
-        said = [name for name, value in idle.items() if value]
-        if model.shape is not None and options.get("layout") not in (None, model.layout):
-            said.append("layout")
-        if model.said and options.get("probabilities") not in (None, model.probabilities):
-            said.append("probabilities")
-        if said:
-            raise InputError(
-                f"{' and '.join(said)} cannot be given for a {type(model).__name__}, which is "
-                f"wrapped already; say it where the model is wrapped, or in the endpoint's config."
-            )
-        if options.get("probabilities") is not None:
-            model.probabilities, model.said = options["probabilities"], True
-        task = options.get("task")
-        model.graded = parse_task(task) if isinstance(task, str) else task or model.graded
-        return model
-    given = (preprocess,) if isinstance(preprocess, Callable) else preprocess
-    known = (Normalize, Resize, Defence, Own)
-    steps: list[Preprocess] = [step if isinstance(step, known) else Own.of(step) for step in given]
-    names = [step for step in steps if isinstance(step, (Defence, Normalize))]
-    late = [b for a, b in pairwise(names) if isinstance(a, Normalize) and isinstance(b, Defence)]
-    if late:
-        raise InputError(
-            f"{write(late[0])} stands behind normalize, but works on raw images; name it first."
-        )
-    behind = [
-        (a, b)
-        for a, b in pairwise(steps)
-        if isinstance(b, Detector) and not isinstance(a, Detector)
-    ]
-    if behind:
-        a, b = behind[0]
-        raise InputError(
-            f"{write(b)} stands behind {write(a)}, but its limit is of raw images; name it first."
-        )
-    idle = [step for step in steps if isinstance(step, Detector) and step.limit == math.inf]
-    if idle:
-        raise InputError(
-            f"{write(idle[0])} refuses nothing; give its limit, or have it `fitted` to clean "
-            "inputs."
-        )
+        refused = [name for name, value in given.items() if value]
+        return _wrapped_again(model, refused, layout, probabilities, task)
+    steps = _steps(preprocess)
     if draws is None:
         draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
+    others = None
     if inputs is not None:
         if steps:
             raise InputError(
                 "a model of several inputs takes no preprocess, which would not know which; put it "
                 "into the model."
             )
-        shapes = [tuple(shape) for shape in inputs]
+        shapes = [tuple(side) for side in inputs]
         model = joined(model, shapes, attacked)
-        options |= {
-            "free": shapes[attacked],
-            "attacked": attacked,
-            "shape": (sum(map(math.prod, shapes)),),
-        }
-    own = {"output": options.get("output"), "gives": gives, "classes": options.get("classes")}
-    target = TorchTarget(adopt(model, framework, **own), bounds=bounds, preprocess=steps, **options)
+        others, shape = further(shapes, attacked), shapes[attacked]
+    target = TorchTarget(
+        adapted(model, framework, output=output, gives=gives, classes=classes),
+        shape=shape,
+        bounds=bounds,
+        preprocess=steps,
+        probabilities=probabilities,
+        batch_size=batch_size,
+        device=device,
+        layout=layout,
+        output=output,
+        classes=classes,
+        task=task,
+        further=others,
+        attacked=attacked,
+        precision=precision,
+        compile=compile,
+    )
     return target if draws == 1 else wrappers.ExpectationOverTransformation(target, draws)
+
+
+def _wrapped_again(
+    target: Target,
+    refused: list[str],
+    layout: str | None,
+    probabilities: bool | None,
+    task: str | Graded | None,
+) -> Target:
+    """A target, or a copy of it with what else is said; the one that was handed in stays as it
+    is."""
+    if target.shape is not None and layout not in (None, target.layout):
+        refused.append("layout")
+    if target.said and probabilities not in (None, target.probabilities):
+        refused.append("probabilities")
+    if refused:
+        raise InputError(
+            f"{' and '.join(refused)} cannot be given for a {type(target).__name__}, which is "
+            f"wrapped already; say it where the model is wrapped, or in the endpoint's config."
+        )
+    if probabilities is None and task is None:
+        return target
+    own = target.copied()
+    if probabilities is not None:
+        own.probabilities, own.said = probabilities, True
+    own.graded = parse_task(task) if isinstance(task, str) else task or target.graded
+    return own
+
+
+def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) -> list[Preprocess]:
+    """Preprocessing as steps, in their order.
+
+    Raises:
+        InputError: an order in which a defence would not see raw images, or a detector without a
+            limit.
+    """
+    given = (preprocess,) if isinstance(preprocess, Callable) else preprocess
+    known = (Normalize, Resize, Defence, Own)
+    steps: list[Preprocess] = [step if isinstance(step, known) else Own.of(step) for step in given]
+    named = [step for step in steps if isinstance(step, (Defence, Normalize))]
+    for first, then in pairwise(named):
+        if isinstance(first, Normalize) and isinstance(then, Defence):
+            raise InputError(
+                f"{write(then)} stands behind normalize, but works on raw images; name it first."
+            )
+    for first, then in pairwise(steps):
+        if isinstance(then, Detector) and not isinstance(first, Detector):
+            raise InputError(
+                f"{write(then)} stands behind {write(first)}, but its limit is of raw images; name "
+                "it first."
+            )
+    for step in steps:
+        if isinstance(step, Detector) and step.limit == math.inf:
+            raise InputError(
+                f"{write(step)} refuses nothing; give its limit, or have it `fitted` to clean "
+                "inputs."
+            )
+    return steps

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.boundary_search import (
-    ball,
-    bisect,
-    foothold,
-    nearer,
-    normal,
-    start_option,
-    within,
-)
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
 
 # how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's
@@ -46,23 +38,25 @@ class GeoDA(Attack):
     radius: float = option(
         0.0002, "of the probes, in each feature, a share of the box's width", above=0, below=1
     )
-    start_at: str = start_option()
+    start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = foothold(p, self.start_at)
-        return nearer(p, d, within(p, d, ball(p, self.radius)))
+        d = search.find_start(p, self.start_at)
+        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        radius = torch.full_like(p.eps.flatten(), ball(p, self.radius))
-        way = p.steepest(normal(p, s, radius, self.share(t)))
+        radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
+        direction = p.steepest(search.normal(p, s, radius, self.share(t)))
         size = p.norm.size(s)
 
         def along(share: Tensor) -> Tensor:
-            return (wide(share * size, s) * way).clamp(p.lo, p.hi)
+            return (wide(share * size, s) * direction).clamp(p.lo, p.hi)
 
         one = torch.ones_like(size)
         met = p.adversarial(along(one))
-        share = bisect(p, along, 0 * one, one, within(p, s, ball(p, self.radius)), met)
+        share = search.bisect(
+            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), met
+        )
         return torch.where(wide(met, s), along(share), s)
 
     def share(self, t: int) -> int:

@@ -6,11 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
+from holdfast.attacks.shared.paired_estimate import ascent, check_pairs
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,11 @@ class NES(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples % 2:
-            raise SpecError(f"nes has samples {self.samples}, but they come in pairs.")
+        check_pairs(self)
 
     def start(self, p: Problem) -> Tensor:
         return p.random_start("zero")
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        u = (
-            p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
-            * (p.hi > p.lo)[:, None]
-        )
-        reach, d = self.sigma * p.width * u, s[:, None]
-        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
-        g = torch.einsum("nm,nm...->n...", up - down, u)
-        return p.project(s + p.stride(g, self.step_size))
+        u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+        return p.project(s + p.stride(ascent(p, s, u, self.sigma), self.step_size))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
+from holdfast.attacks.shared.paired_estimate import ascent, check_pairs
 
 
 class Adam(NamedTuple):
@@ -45,22 +45,16 @@ class SPSA(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples % 2:
-            raise SpecError(f"spsa has samples {self.samples}, but they come in pairs.")
+        check_pairs(self)
 
     def start(self, p: Problem) -> Adam:
         zero = torch.zeros_like(p.x)
         return Adam(zero, zero, zero)
 
     def step(self, p: Problem, s: Adam, t: int) -> Adam:
-        v = (
-            p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
-            * (p.hi > p.lo)[:, None]
-        )
-        reach, d = self.delta * p.width * v, s.d[:, None]
-        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
-        g = torch.einsum("nm,nm...->n...", up - down, v)
+        u = p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+        g = ascent(p, s.d, u, self.delta)
         mean, square = 0.9 * s.mean + 0.1 * g, 0.999 * s.square + 0.001 * g.square()
         root = (square / (1 - 0.999 ** (t + 1))).sqrt()
-        ascent = torch.where(root > 0, mean / (1 - 0.9 ** (t + 1)) / root, 0)
-        return Adam(p.project(s.d + self.rate * p.width * ascent), mean, square)
+        step = torch.where(root > 0, mean / (1 - 0.9 ** (t + 1)) / root, 0)
+        return Adam(p.project(s.d + self.rate * p.width * step), mean, square)

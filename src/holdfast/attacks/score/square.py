@@ -4,20 +4,11 @@ margin."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import ClassVar
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.norms import wide
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]
-    value: Tensor  # its loss, [n]
+from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
 
 
 @dataclass(frozen=True)
@@ -30,7 +21,7 @@ class Square(Attack):
     column; where an image is not square, a window that does not fit becomes a rectangle of its
     area; an input with one axis is one row of pixels. In Linf a proposal that would change nothing
     has its signs flipped (the authors draw again). In L1 the overshoot of 3 is AutoAttack's for
-    three planes, whatever their number.
+    three channels, whatever their number.
     """
 
     needs = Access.SCORES
@@ -41,23 +32,15 @@ class Square(Attack):
     schedule: int = option(
         10000, "queries over which that share falls to p / 512, whatever the steps", at_least=1
     )
-    start_at: str = option(
-        "stripes",
-        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
-        choices=("stripes", "best"),
-    )
+    start_at: str = start_option()
 
-    def start(self, p: Problem) -> Kept:
-        fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
-        return Kept(d, p.value(d, "margin"))
+    def start(self, p: Problem) -> Best:
+        if self.start_at == "best":
+            return begin(p, p.random_start("best"))
+        return begin(p, self.variant(p).start(p))
 
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        rule, planes = self.variant(p), Planes.of(p)
-        d = rule.propose(p, planes, s.d, *planes.window(self.share(t), rule.least, rule.odd))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+    def step(self, p: Problem, s: Best, t: int) -> Best:
+        return keep_better(p, s, self.variant(p).propose(p, s.d, self.share(t)))
 
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""

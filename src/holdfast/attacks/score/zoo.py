@@ -58,10 +58,10 @@ class ZOO(Attack):
 
     def step(self, p: Problem, s: Search, t: int) -> Search:
         features = math.prod(p.x.shape[1:])
-        lot = p.noise("features").uniform((features,), torch.float64) + (p.hi <= p.lo).flatten(1)
-        at = lot.topk(min(self.samples, features), 1, largest=False).indices
+        draws = p.noise("features").uniform((features,), torch.float64) + (p.hi <= p.lo).flatten(1)
+        at = draws.topk(min(self.samples, features), 1, largest=False).indices
         move = self.h * p.width * (p.hi > p.lo)
-        side = torch.zeros_like(lot, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
+        side = torch.zeros_like(draws, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
         side = side.scatter(2, at[:, :, None], move.flatten(1).gather(1, at)[:, :, None]).unflatten(
             2, p.x.shape[1:]
         )

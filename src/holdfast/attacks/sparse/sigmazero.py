@@ -44,7 +44,7 @@ class SigmaZero(Attack):
         0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)", above=0
     )
     tau: float = option(0.3, "first threshold, a share of the box's width", at_least=0)
-    pace: float = option(0.01, "how far the threshold moves, a share of Adam's step", at_least=0)
+    tau_step: float = option(0.01, "step of the threshold, a share of Adam's", at_least=0)
     loss: str = option("margin", "loss that is ascended where the goal is not met", choices=LOSSES)
 
     def start(self, p: Problem) -> Sparse:
@@ -60,5 +60,5 @@ class SigmaZero(Attack):
         ascent = m / (1 - 0.9 ** (t + 1)) / ((v / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
         eta = self.eta * (0.1 + 0.9 * (1 + math.cos(math.pi * t / self.steps)) / 2)
         d = (s.d + eta * p.width * ascent).clamp(p.lo, p.hi)
-        tau = (s.tau + self.pace * eta * torch.where(p.met, 1, -1)).clamp(0, 1)
+        tau = (s.tau + self.tau_step * eta * torch.where(p.met, 1, -1)).clamp(0, 1)
         return Sparse(torch.where(d.abs() < wide(tau, d) * p.width, 0, d), m, v, tau)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.shared.few_features import spent
 from holdfast.norms import wide
 
 
@@ -55,5 +56,4 @@ class VFGA(Attack):
             up = found > value
             best = tried[torch.arange(len(s), device=s.device), first]
             d, value = torch.where(wide(up, d), best, d), torch.where(up, found, value)
-        over = p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
-        return torch.where(wide(over, d), 0, d)
+        return torch.where(wide(spent(p, d), d), 0, d)

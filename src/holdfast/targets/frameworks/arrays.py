@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor, versions_of
+from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access
 
 # how objectives of classifiers begin
@@ -93,6 +94,13 @@ def of_booster(
     return ArrayModel(ask, shape=(features,), digest=digest, numbers=None if classifies else said)
 
 
+def is_booster_of(library: str) -> Callable[[Any], bool]:
+    """Whether a model is a `Booster` of this library."""
+    return lambda model: (
+        type(model).__name__ == "Booster" and type(model).__module__.partition(".")[0] == library
+    )
+
+
 def library(name: str, what: str) -> Any:
     """The library that made a booster. None of ours needs it, so no extra brings it."""
     try:
@@ -101,3 +109,16 @@ def library(name: str, what: str) -> Any:
         raise InputError(
             f"{what} needs {name}, which is not installed: pip install {name}."
         ) from None
+
+
+def _adapt(
+    model: Any,
+    *,
+    output: str | int | None = None,
+    gives: str | None = None,
+    classes: int | None = None,
+) -> ArrayModel:
+    return ArrayModel(model, output=output, gives=gives or "scores", classes=classes)
+
+
+FRAMEWORK = Framework("numpy", adapt=_adapt)

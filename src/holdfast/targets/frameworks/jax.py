@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
+
+ARRAYS = ("jax", "jaxlib")
 
 
 class JaxModel(Adapter):
@@ -179,3 +182,14 @@ def _is_linear(jaxpr: Any) -> bool:
     if step is not None and step.primitive.name == "add":
         step = made.get(id(step.invars[0])) or made.get(id(step.invars[1]))
     return step is not None and step.primitive.name in _PRODUCTS
+
+
+def _matches(model: Any) -> bool:
+    return callable(model) and type(model).__module__.partition(".")[0] in ARRAYS
+
+
+def _adapt(model: Any, *, output: str | int | None = None, **_: Any) -> JaxModel:
+    return JaxModel(model, output=output)
+
+
+FRAMEWORK = Framework("jax", _matches, _adapt, arrays=ARRAYS)

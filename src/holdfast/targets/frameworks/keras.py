@@ -23,7 +23,11 @@ from holdfast.targets.adapter import (
     versions_of,
 )
 from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.loading import made
+from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
+
+HDF5 = (".h5", ".hdf5")
 
 
 class KerasOnTorch(Adapter):
@@ -59,7 +63,7 @@ class KerasOnTorch(Adapter):
         return self._digest
 
 
-def load(path: Path, *, trust: bool = False) -> Any:
+def read(path: Path, *, trust: bool = False) -> Any:
     """The model of a `.keras` or `.h5` file.
 
     Raises:
@@ -151,7 +155,7 @@ def load_weights(model: Any, path: Path) -> Any:
     return model
 
 
-def adapt(model: Any, *, output: str | int | None = None) -> Adapter:
+def adapt(model: Any, *, output: str | int | None = None, **_: Any) -> Adapter:
     """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
     keras = need("keras", "keras", "a Keras model")
     whole = [i for i in getattr(model, "inputs", None) or () if "int" in str(i.dtype)]
@@ -259,3 +263,25 @@ def _array(weight: Any) -> Any:
     import keras
 
     return keras.ops.convert_to_numpy(weight)
+
+
+def _matches(model: Any) -> bool:
+    return any(
+        kind.__module__.partition(".")[0] == "keras" and kind.__name__ == "Model"
+        for kind in type(model).__mro__
+    )
+
+
+def _load(path: Path, *, arch: str | None, trust: bool, **_: Any) -> Any:
+    return read(path, trust=trust) if arch is None else load_weights(made(arch), path)
+
+
+FRAMEWORK = Framework(
+    "keras",
+    _matches,
+    adapt,
+    suffixes=(".keras", *HDF5),
+    weights=HDF5,
+    load=_load,
+    of_rows=of_rows,
+)

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.arrays import CLASSIFIES, ArrayModel, library, of_booster
+from holdfast.targets.frameworks.arrays import (
+    CLASSIFIES,
+    ArrayModel,
+    is_booster_of,
+    library,
+    of_booster,
+)
+from holdfast.targets.registry import Framework
 
 
 def from_booster(model: Any) -> ArrayModel:
@@ -49,3 +56,13 @@ def load(path: Path) -> ArrayModel:
     except Exception as error:  # the libraries' own, and of text that is none
         first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{path} is no model of LightGBM, or damaged: {first}.") from error
+
+
+FRAMEWORK = Framework(
+    "lightgbm",
+    is_booster_of("lightgbm"),
+    lambda model, **_: from_booster(model),
+    recognises=lambda _, head: holds_booster(head),
+    load=lambda path, **_: load(path),
+    also=("sklearn",),
+)

@@ -13,6 +13,7 @@ from joblib.hashing import NumpyHasher
 from holdfast.errors import InputError
 from holdfast.targets.adapter import digest_of, need
 from holdfast.targets.frameworks.arrays import ArrayModel, table
+from holdfast.targets.registry import Framework
 
 # Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is
 # a class that holds numbers and runs no code of the file's; anything else needs the user's word.
@@ -213,3 +214,23 @@ def _sound(tree: Any) -> bool:
         and (sides < tree.node_count).all()
         and ((feature >= 0) & (feature < tree.n_features)).all()
     )
+
+
+def _matches(model: Any) -> bool:
+    return hasattr(model, "predict") and not callable(model)
+
+
+def _adapt(
+    model: Any, *, gives: str | None = None, classes: int | None = None, **_: Any
+) -> ArrayModel:
+    return from_estimator(model, gives=gives, classes=classes)
+
+
+FRAMEWORK = Framework(
+    "sklearn",
+    _matches,
+    _adapt,
+    suffixes=(".skops",),
+    load=lambda path, *, trust, **_: from_skops(path, trust=trust),
+    general=True,  # models of other libraries predict, too
+)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.quiet import native_output
-from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.adapter import (
+    Adapter,
+    chosen,
+    digest_of,
+    digest_of_files,
+    need,
+    tensor,
+    versions_of,
+)
+from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access, Pullback
 
 
@@ -318,3 +327,32 @@ def from_saved_model(
         return (kept and call)(**{name: tf.cast(x, spec.dtype)})
 
     return TensorFlowModel(function, shape=shape, output=output, digest=digest)
+
+
+def _matches(model: Any) -> bool:
+    return callable(model) and type(model).__module__.partition(".")[0] == "tensorflow"
+
+
+def _adapt(model: Any, *, output: str | int | None = None, **_: Any) -> TensorFlowModel:
+    return TensorFlowModel(model, output=output)
+
+
+def _is_saved_model(path: Path, _: bytes) -> bool:
+    return (path / "saved_model.pb").is_file()
+
+
+def _load(path: Path, *, output: str | int | None, **_: Any) -> Adapter:
+    if path.is_dir():
+        return from_saved_model(path, digest_of_files(path), output)
+    return TFLiteModel(path, digest_of_files(path))
+
+
+FRAMEWORK = Framework(
+    "tensorflow",
+    _matches,
+    _adapt,
+    suffixes=(".tflite",),
+    recognises=_is_saved_model,
+    load=_load,
+    arrays=("tensorflow",),
+)

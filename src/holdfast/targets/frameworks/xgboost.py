@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.arrays import CLASSIFIES, ArrayModel, library, of_booster
+from holdfast.targets.frameworks.arrays import (
+    CLASSIFIES,
+    ArrayModel,
+    is_booster_of,
+    library,
+    of_booster,
+)
+from holdfast.targets.registry import HEAD, Framework
 
 
 def from_booster(model: Any) -> ArrayModel:
@@ -30,7 +38,8 @@ def from_booster(model: Any) -> ArrayModel:
 def holds_booster(head: bytes) -> bool:
     """Whether a file begins as XGBoost's models do: an object of JSON or UBJSON that holds the
     learner."""
-    return head.lstrip().startswith(b"{") and b"learner" in head
+    begins = re.match(rb'\s*\{(\s*"|L)', head) is not None
+    return begins and (b'"learner"' in head or b"\x07learner" in head)
 
 
 def load(path: Path) -> ArrayModel:
@@ -41,7 +50,7 @@ def load(path: Path) -> ArrayModel:
     """
     content = path.read_bytes()
     try:
-        if not holds_booster(content[:64]):
+        if not holds_booster(content[:HEAD]):
             raise ValueError("it does not begin as such a file does")
         # UBJSON; XGBoost crashes on half a file
         if content[:2] == b"{L" and b"version" not in content[-64:]:
@@ -104,3 +113,19 @@ def _flat(root: dict[str, Any]) -> tuple[np.ndarray, ...]:
         np.array([places[n["no"]] if i else 0 for n, i in pairs]),
         np.array([0.0 if i else n["leaf"] for n, i in pairs]),
     )
+
+
+def _load(path: Path, **_: Any) -> ArrayModel:
+    whole = path.suffix.lower() == ".ubj" or path.read_bytes()[:HEAD].lstrip().startswith(b"{")
+    return load(path) if whole else from_trees(path)
+
+
+FRAMEWORK = Framework(
+    "xgboost",
+    is_booster_of("xgboost"),
+    lambda model, **_: from_booster(model),
+    suffixes=(".json", ".ubj"),
+    recognises=lambda _, head: holds_booster(head),
+    load=_load,
+    also=("sklearn",),
+)

@@ -180,13 +180,6 @@ def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
     return len(shape) > 1 and all(side == 1 for side in other)
 
 
-def is_onnx(model: Any) -> bool:
-    """Whether a live model is a ModelProto of onnx or an InferenceSession of onnxruntime."""
-    return type(model).__name__ in ("ModelProto", "InferenceSession") and type(
-        model
-    ).__module__.startswith("onnx")
-
-
 def _content(model: Any) -> tuple[bytes, Path | None]:
     """The bytes of a model, and its file where it has one."""
     path: Any = model if isinstance(model, Path) else getattr(model, "_model_path", None)

@@ -18,13 +18,18 @@ from torch import nn
 from holdfast import usercode
 from holdfast.errors import InputError
 from holdfast.targets.frameworks.pytorch.checkpoint import fitted, state_of, without_objects
-from holdfast.targets.loading import HUGGING_FACE, made, refuse_strangers
+from holdfast.targets.loading import made
+from holdfast.targets.registry import HEAD
 
+_HUGGING_FACE = (
+    "Give path/file.py:factory, whose function returns "
+    "AutoModelForImageClassification.from_pretrained(FOLDER) or another class of transformers."
+)
 _LISTED = 5
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
 
 
-def exported(path: Path) -> nn.Module:
+def _exported(path: Path) -> nn.Module:
     """The module of a `torch.export` program."""
     try:
         return _Exported(torch.export.load(path).module())
@@ -50,9 +55,16 @@ class _Exported(nn.Module):
         return self.inner(x)
 
 
-def from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}; check its path.")
+def load(path: Path, arch: str | None, trust: bool) -> nn.Module:
+    """A whole module, or the one of `arch` with the weights of a file.
+
+    Raises:
+        InputError: damaged or dangerous, no `arch`, or one that the weights do not fit.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder of Hugging Face transformers. {_HUGGING_FACE}")
+    if path.suffix.lower() == ".pt2":
+        return _exported(path)
     if path.suffix.lower() == ".joblib" and not trust:
         raise InputError(
             f"{path} is a pickle by joblib, which may run code, so it was not opened. Save the "
@@ -66,7 +78,7 @@ def from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
         and path.suffix.lower() == ".safetensors"
         and (path.parent / "config.json").is_file()
     ):
-        raise InputError(f"{path} holds the weights of a Hugging Face model. {HUGGING_FACE}")
+        raise InputError(f"{path} holds the weights of a Hugging Face model. {_HUGGING_FACE}")
     if arch is None:
         raise InputError(
             f"{path} holds weights alone; say what they belong to with --arch path/file.py:factory."
@@ -82,12 +94,8 @@ def from_weights(path: Path, arch: str | None, trust: bool) -> nn.Module:
 
 
 def _read(path: Path, trust: bool) -> Any:
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    refuse_strangers(path, head)
+    with path.open("rb") as file:
+        head = file.read(HEAD)
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)

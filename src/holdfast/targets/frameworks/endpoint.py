@@ -1,0 +1,23 @@
+"""Live endpoints, by the files that describe them: `*.endpoint.yaml`. See `targets/http`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from holdfast.targets.registry import Framework
+
+SUFFIXES = (".endpoint.yaml", ".endpoint.yml", ".endpoint.json")
+
+
+def _load(path: Path, **_: Any) -> Any:
+    from holdfast.targets.http.target import load
+
+    return load(path)
+
+
+def _is_named_so(path: Path, _: bytes) -> bool:
+    return path.name.lower().endswith(SUFFIXES)  # also one that is not there: its reader says so
+
+
+FRAMEWORK = Framework("endpoint", suffixes=SUFFIXES, recognises=_is_named_so, load=_load)
