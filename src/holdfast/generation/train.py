@@ -256,7 +256,7 @@ class Training:
     def _kept(self, s: State) -> str:
         if not s.progress.best_round:
             return "No generator was good enough to keep."
-        return f"The generator of round {s.place.best_round} is in {self.folder / WEIGHTS}."
+        return f"The generator of round {s.progress.best_round} is in {self.folder / WEIGHTS}."
 
 
 def wrong(log: list[Round], line: Round, spread: list[float], rounds: int) -> str:

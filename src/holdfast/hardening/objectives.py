@@ -15,9 +15,9 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
-from holdfast.hardening.learned_attacker import AdvGAN
+from holdfast.hardening.advgan import AdvGAN
+from holdfast.hardening.multiple_threats import EAT, MSD, Avg, Max
 from holdfast.hardening.noise import Noise, SmoothAdv
-from holdfast.hardening.several_threats import EAT, MSD, Avg, Max
 from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import InnerAttack

@@ -101,7 +101,7 @@ class Noisy(Defence):
 
 
 class Pruning(nn.Module):
-    """Stochastic activation pruning: activations are kept by lot, the large ones more often
+    """Stochastic activation pruning: activations are kept at random, the large ones more often
     (arXiv:1803.01442)."""
 
     def forward(self, a: Tensor) -> Tensor:

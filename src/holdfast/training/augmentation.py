@@ -2,8 +2,8 @@
 noise(sigma=0.05)`.
 
 The changes are kornia's, drawn from the training's seed and the step alone, so that a training that
-was killed goes on with the same bits. Objectives then perturb and train at the changed rows as at any
-others.
+was killed goes on with the same bits. Objectives then perturb and train at the changed rows as at
+any others.
 """
 
 from __future__ import annotations

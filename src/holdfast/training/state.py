@@ -1,5 +1,5 @@
-"""What a training goes on from: weights, their average, the optimiser, the random state, the progress
-in the epoch.
+"""What a training goes on from: weights, their average, the optimiser, the random state, the
+progress.
 
 It is stored whole; a training that was killed and resumed ends, on a CPU, with the same bits.
 """

@@ -22,7 +22,7 @@ from holdfast.training.objective import Objective
 
 
 @dataclass(frozen=True)
-class Several(Objective):
+class MultipleThreats(Objective):
     """Trains against the threat and those that `also` lists."""
 
     also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
@@ -50,7 +50,7 @@ class Several(Objective):
 
 
 @dataclass(frozen=True)
-class Avg(Several):
+class Avg(MultipleThreats):
     """The mean over several threats of CE(f(x'), y) (Tramer and Boneh 2019, arXiv:1904.13000)."""
 
     @property
@@ -62,7 +62,7 @@ class Avg(Several):
 
 
 @dataclass(frozen=True)
-class Max(Several):
+class Max(MultipleThreats):
     """CE(f(x'), y) under that of several threats where it is highest (Tramer and Boneh 2019,
     arXiv:1904.13000)."""
 
@@ -75,7 +75,7 @@ class Max(Several):
 
 
 @dataclass(frozen=True)
-class EAT(Several):
+class EAT(MultipleThreats):
     """CE(f(x'), y) under one of several threats, drawn for each row (E-AT: Croce and Hein 2022,
     arXiv:2105.12508).
 
@@ -94,7 +94,7 @@ class EAT(Several):
 
 
 @dataclass(frozen=True)
-class MSD(Several):
+class MSD(MultipleThreats):
     """CE(f(x'), y) at the end of ascent that takes at each step that of several threats which gains
     most.
 
