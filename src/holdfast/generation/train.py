@@ -170,7 +170,7 @@ class Training:
                     s.progress.epoch, s.progress.batch = s.progress.epoch + 1, 0
         if not s.progress.best_round:
             raise InputError(
-                f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps."
+                f"training ended with a {s.progress.log[-1].note}. {self._kept(s)} Try more steps."
             )
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
