@@ -23,14 +23,17 @@ def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     default = values(name, field.name)[0]
     if isinstance(default, bool):
         return st.booleans()
+    limits = field.metadata["limits"]
+    low, high = (
+        limits.get(closed, limits.get(open_))
+        for closed, open_ in (("at least", "above"), ("at most", "below"))
+    )
     if isinstance(default, int):
-        return st.integers(-10, 10**9)
+        return st.integers(low if low is not None else -10, high or 10**9)
     if isinstance(default, float):
-        return st.one_of(
-            st.floats(),
-            st.floats(0, 1),
-            st.builds(lambda a, b: a / b, st.integers(0, 255), st.integers(1, 255)),
-        )
+        share = st.floats(0, 1, exclude_min=True, exclude_max=True)
+        fraction = st.builds(lambda a, b: a / (a + b), st.integers(1, 255), st.integers(1, 255))
+        return st.one_of(st.floats(low, high, allow_nan=False), share, fraction)
     return st.sampled_from(values(name, field.name))
 
 

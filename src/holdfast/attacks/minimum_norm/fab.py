@@ -1,5 +1,4 @@
-"""FAB: steps onto the linearised boundary that are drawn towards x, and back inside after every
-success."""
+"""FAB: steps onto the linearised boundary that are drawn towards x, and back after a success."""
 
 from __future__ import annotations
 
@@ -22,25 +21,20 @@ class Nearing(NamedTuple):
 class FAB(Attack):
     """Fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044, algorithm 1).
 
-    The first run starts at x, a restart at random. Aimed at each of nine classes in turn it is
-    FAB-T.
-
-    Cost: two forwards and k - 1 backwards (aimed: one) a step and row, and one forward for the last
-    point.
+    Aimed at each of nine classes in turn it is FAB-T.
+    Cost: two forwards and k - 1 backwards (aimed: one) a step and row, and one forward at the end.
     Differs from the paper: a point beyond the linearised boundary is brought onto it, without the
     overshoot, which there would undo that of the other point; from the second miss in a row on each
     step is eta times as long as the last, up to ten times, or a row might go to and fro before a
-    bent boundary for ever; the final search is that of the loop; as in the authors' code restarts
-    know nothing of each other and begin at half of eps (of the box's size, where eps is larger).
+    bent boundary for ever; the final search is that of the loop. As in the authors' code restarts
+    know nothing of each other and begin at random, at half of eps (or of the box's size).
     """
 
     needs = Access.GRADIENTS
     bounded: ClassVar = False
 
     steps: int = option(100, "points at which the boundary is linearised")
-    alpha_max: float = option(
-        0.1, "largest share of the point nearest to x in the next one", at_least=0
-    )
+    alpha_max: float = option(0.1, "largest share of the point nearest to x", at_least=0)
     eta: float = option(1.05, "length of a step, in distances to the boundary", at_least=0)
     beta: float = option(0.9, "share of d that is kept after a success", at_least=0)
 
@@ -67,6 +61,5 @@ class FAB(Attack):
         share = near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)
         d = torch.lerp(forth, anchor, wide(share.clamp_max(self.alpha_max), g)).clamp(p.lo, p.hi)
         met = p.adversarial(d)
-        return Nearing(
-            torch.where(wide(met, d), self.beta * d, d), torch.where(met, 1, s.drive * self.eta)
-        )
+        d = torch.where(wide(met, d), self.beta * d, d)
+        return Nearing(d, torch.where(met, 1, s.drive * self.eta))

@@ -13,8 +13,7 @@ from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.norms import L2, wide
 
 TRUST = 3  # steps in which the linearised boundary is believed
-# scales a point out of its ball, so that its projection is about the ball's farthest point that way
-FAR = 100.0
+FAR = 100.0  # scales a point out of its ball: its projection is about the farthest that way
 
 
 class Ball(NamedTuple):
@@ -41,12 +40,7 @@ class FMN(Attack):
 
     steps: int = option(100, "gradient steps")
     alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth", above=0)
-    gamma: float = option(
-        0.05,
-        "first share by which the radius shrinks or grows; the last is a fiftieth",
-        above=0,
-        below=1,
-    )
+    gamma: float = option(0.05, "first change of the radius, as a share", above=0, below=1)
 
     def start(self, p: Problem) -> Ball:
         return Ball(torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten()))
@@ -62,9 +56,8 @@ class FMN(Attack):
         edge = p.norm.size(s.d + p.norm.reach(g, -value, p.lo - s.d, p.hi - s.d)) * (1 + gamma)
         most = 2 * s.radius if t else p.norm.size(ahead)
         lost = ~p.met & best.isinf()
-        radius = torch.where(
-            p.met, shrunk, torch.where(lost, grown.maximum(edge.minimum(most)), grown)
-        )
+        grown = torch.where(lost, grown.maximum(edge.minimum(most)), grown)
+        radius = torch.where(p.met, shrunk, grown)
         if t >= TRUST:
             # that a feature moves farther costs nothing in L0
             astray = lost if p.norm.scales else ~p.met
