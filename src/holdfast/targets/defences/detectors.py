@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.targets.defences.purify import Purifier
 from holdfast.targets.target import sealed
-
-if TYPE_CHECKING:
-    from holdfast.targets.frameworks.pytorch.target import TorchTarget
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -57,11 +54,12 @@ class Detector(Purifier):
         """How odd images x in [0, 1] are to a model whose scores of such images are `answer`:
         [n]."""
 
-    def fitted(self, target: TorchTarget, x: Tensor, rate: float = 0.01) -> Self:
+    def fitted(self, target: Any, x: Tensor, rate: float = 0.01) -> Self:
         """This detector with the limit that refuses at most this share of clean inputs x [n,
         *shape].
 
-        Rows on which neither model nor detector was trained, so that the rate holds for others.
+        Rows on which neither model nor detector was trained, so that the rate holds for others. The
+        target is one of `wrap`, with this detector or without.
 
         Raises:
             SpecError: the rate is not in [0, 1).
