@@ -22,6 +22,7 @@ from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached
+from holdfast.targets.frameworks.pytorch.layouts import readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
     differentiable,
@@ -443,16 +444,17 @@ class TorchTarget(Target):
             )
 
     def _settle(self, shape: tuple[int, ...]) -> None:
-        """Take the first of `_readings` in which the model takes inputs of this shape; say it where
+        """Take the first of `readings` in which the model takes inputs of this shape; say it where
         it was a choice.
 
         Raises:
             InputError: there is none; the reason is that of the first.
         """
-        given, readings, reason = self.model, self._readings(shape), None
+        given, reason = self.model, None
+        found = readings(given, shape, self._asked, flat=bool(self.context))
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
         declared, access = given.shape if isinstance(given, Adapter) else None, self.access
-        for reading in readings:
+        for reading in found:
             self.access = access  # an earlier reading may have lowered it
             try:
                 with sealed(0):
@@ -479,73 +481,14 @@ class TorchTarget(Target):
                 if self.model is not given:
                     self._take(given)
                 continue
-            self._remark(shape, reading, readings[0])
+            text = remark(self.model, shape, self._asked, reading, found[0])
+            if text is not None:
+                self.identity.remarks += (("layout", text),)
             return
         self.shape = None
         if reason is None:
             raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
         raise reason if isinstance(reason, InputError) else unfit(reason, shape) from reason
-
-    def _readings(self, shape: tuple[int, ...]) -> list[tuple[str, str, str]]:
-        """How inputs may lie, and how the model may want them: layout, wants, axis; the likeliest
-        first.
-
-        Networks of torch and Keras have a convention, so images that nobody described lie in it. A
-        plain function is likeliest given what it takes.
-        """
-        convention = self.model.layout if isinstance(self.model, Adapter) else "nchw"
-        asked = self._asked
-        if self.context:  # the model takes flat rows, whatever lies in them
-            return [(asked or convention, convention, "")]
-        network = (
-            isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
-        )
-        declared = self.model.shape if isinstance(self.model, Adapter) else None
-        if declared is not None:
-            convention = _layout_of(declared) or convention
-        if len(shape) == 2:
-            layout = asked or convention
-            others = [
-                (layout, wants, "added") for wants in dict.fromkeys((convention, "nchw", "nhwc"))
-            ]
-            return [(layout, convention, ""), *others]
-        if len(shape) != 3:
-            return [(asked or convention, convention, "")]
-        first = asked or (convention if network else _layout_of(shape) or convention)
-        other = "nchw" if first == "nhwc" else "nhwc"
-        pairs = [(first, first), (first, other), (other, first)]
-        if network or declared is not None:
-            pairs = [(first, convention), (other, convention)]
-        dropped = [
-            (layout, convention, "dropped")
-            for layout, end in (("nchw", 0), ("nhwc", -1))
-            if shape[end] == 1
-        ]
-        return [(*pair, "") for pair in dict.fromkeys(pairs)] + dropped
-
-    def _remark(
-        self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]
-    ) -> None:
-        """Say of a reading that is not what was asked for, or not the likeliest, how the inputs
-        were taken."""
-        layout, wants, axis = taken
-        declared = isinstance(self.model, Adapter) and self.model.shape is not None
-        # only one reading fits
-        if taken == likeliest or (declared and not axis and not self._asked):
-            return
-        if axis:
-            text = f"Inputs of shape {shape} had an axis of one channel {axis} for the model."
-        elif self._asked and layout != likeliest[0]:
-            text = (
-                f"Inputs of shape {shape} fit the model only as {layout} images, not as "
-                f"{likeliest[0]} ones."
-            )
-        else:
-            text = (
-                f"Inputs of shape {shape} were taken as {layout} images, and given to the model as "
-                f"{wants}."
-            )
-        self.identity.remarks += (("layout", text),)
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -691,10 +634,3 @@ class TorchTarget(Target):
 
 def _device_of(parameter: Tensor | None) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _layout_of(shape: tuple[int, ...]) -> str | None:
-    """The layout that a shape of images shows; None where it could be either."""
-    if len(shape) != 3 or (shape[0] in (1, 3, 4)) == (shape[-1] in (1, 3, 4)):
-        return None
-    return "nchw" if shape[0] in (1, 3, 4) else "nhwc"
