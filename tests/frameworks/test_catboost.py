@@ -56,7 +56,7 @@ def test_a_classifier_decides_as_catboost_does(labels: str, name: str | None) ->
     target.bind((4,))
     x = torch.from_numpy(np.random.default_rng(1).random((200, 4)).astype(np.float32))
     said = target.labels(x).numpy()
-    own = target.class_labels or (0, 1, 2)
+    own = target.identity.class_labels or (0, 1, 2)
     # CatBoost gives booleans as texts
     expected = [str(label) for label in model.predict(x.numpy()).ravel()]
     assert [str(own[i]) for i in said] == expected

@@ -254,19 +254,21 @@ def test_the_law_sees_a_norm(line: str) -> None:
     assert any(map(speaks_of_a_norm, asked))
 
 
-FRAMEWORKS = {
-    "tensorflow",
-    "keras",
-    "jax",
-    "onnx",
-    "onnxruntime",
-    "foolbox",
-    "art",
-    "torchvision",
-    "ray",
-}
+FRAMEWORKS = set("keras jax onnx tensorflow sklearn xgboost lightgbm catboost".split())
+LIBRARIES = FRAMEWORKS - {"sklearn"} | {"onnxruntime", "foolbox", "art", "torchvision", "ray"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_a_framework_is_imported_in_the_file_of_its_name_only(file: Path) -> None:
-    assert libraries(file) & FRAMEWORKS <= {*file.parts, file.stem}
+    assert libraries(file) & LIBRARIES <= {*file.parts, file.stem}
+
+
+@pytest.mark.parametrize("file", [p for p in FILES if p.parts[0] == "targets"], ids=str)
+def test_no_other_model_file_chooses_by_a_frameworks_name(file: Path) -> None:
+    """Not in code: docstrings, messages and names of packages may."""
+    if file.parts[1] == "frameworks" or file.name == "adapter.py":
+        return
+    nodes = list(ast.walk(tree(file)))
+    words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert not words & FRAMEWORKS
+    assert not any(name.startswith("holdfast.targets.frameworks.keras") for name in imports(file))

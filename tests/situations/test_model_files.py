@@ -314,4 +314,4 @@ def test_a_regressor_on_the_command_line() -> None:
     assert target.scores(torch.from_numpy(X)).shape == (60, 2)
     outliers = IsolationForest(n_estimators=3, random_state=0).fit(X)
     assert (labels(outliers) * 2 - 1 == outliers.predict(X)).all()
-    assert wrap(outliers).class_labels == (-1, 1)
+    assert wrap(outliers).identity.class_labels == (-1, 1)

@@ -150,3 +150,16 @@ def differentiable(layers: tuple[nn.RNNBase, ...]) -> Iterator[None]:
     finally:
         for layer, dropout in held:
             layer.training, layer.dropout = False, dropout
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """The model with each batch norm inside the convolution before it, where its graph can be
+    read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer's own making
+            from torch.fx.experimental.optimization import fuse
+
+            return fuse(model, inplace=False)
+    except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
+        return model

@@ -15,20 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import spec
-from holdfast.errors import InputError, first_line
+from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached
+from holdfast.targets.frameworks.pytorch.layouts import readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
     differentiable,
+    folded,
     frozen,
     half_of,
     is_quantised,
     recurrent,
 )
+from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import adapted_by_trial
@@ -172,7 +176,7 @@ class TorchTarget(Target):
     def scores(self, x: Rows) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             batch = Batch.of(x)
-            return self._forward(batch.with_x(_own(batch.x)))
+            return self._forward(batch.with_x(detached(batch.x)))
 
     def answers(self, x: Rows) -> Tensor:
         def ask(rows: slice) -> Tensor:
@@ -187,12 +191,12 @@ class TorchTarget(Target):
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
-        return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
+        return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
 
     def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         if not isinstance(self.model, Adapter) or self.detectors:
             leaf, z = self._traced(x)
-            return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
+            return z.detach(), back(leaf, z, cotangent(z.detach()), again=False)
         kept: list[Tensor] = []
 
         def through_head(raw: Tensor) -> Tensor:
@@ -204,7 +208,7 @@ class TorchTarget(Target):
 
         batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = _own(batch.x).detach().requires_grad_()
+            leaf = detached(batch.x).detach().requires_grad_()
             inner = self._before(batch.with_x(leaf))
             with self._guarded(inner):
                 _, g = self.model.pull(inner.detach().contiguous(), through_head)
@@ -261,7 +265,7 @@ class TorchTarget(Target):
         """Inputs that can be asked for a gradient, and the twin's scores of them."""
         batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = _own(batch.x).detach().requires_grad_()
+            leaf = detached(batch.x).detach().requires_grad_()
             with self._mixed():
                 return leaf, self._forward(batch.with_x(leaf), self.twin)
 
@@ -274,7 +278,7 @@ class TorchTarget(Target):
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
-        inner = _apart_from(x, self._inwards(applied(steps, x, self.bounds)))
+        inner = apart_from(x, self._inwards(applied(steps, x, self.bounds)))
         return self._head(self._ask(model or self.model, inner), len(x))
 
     def _mixed(self) -> torch.autocast:
@@ -301,7 +305,7 @@ class TorchTarget(Target):
         if self.context:
             return self._flat(batch)
         x = batch.x
-        return _apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
+        return apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
 
     def _flat(self, batch: Batch) -> Tensor:
         """Rows of several inputs, the one that may change last: [n, features]."""
@@ -413,7 +417,7 @@ class TorchTarget(Target):
             z = odds(z) if chances else z
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
-            raise InputError(_no_scores(tuple(z.shape), n))
+            raise InputError(no_scores(tuple(z.shape), n))
         return z.clamp_min(torch.finfo(z.dtype).tiny).log() if chances else z
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
@@ -445,16 +449,17 @@ class TorchTarget(Target):
             )
 
     def _settle(self, shape: tuple[int, ...]) -> None:
-        """Take the first of `_readings` in which the model takes inputs of this shape; say it where
+        """Take the first of `readings` in which the model takes inputs of this shape; say it where
         it was a choice.
 
         Raises:
             InputError: there is none; the reason is that of the first.
         """
-        given, readings, reason = self.model, self._readings(shape), None
+        given, reason = self.model, None
+        found = readings(given, shape, self._asked, flat=bool(self.context))
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
         declared, access = given.shape if isinstance(given, Adapter) else None, self.access
-        for reading in readings:
+        for reading in found:
             self.access = access  # an earlier reading may have lowered it
             try:
                 with sealed(0):
@@ -481,73 +486,14 @@ class TorchTarget(Target):
                 if self.model is not given:
                     self._take(given)
                 continue
-            self._remark(shape, reading, readings[0])
+            text = remark(self.model, shape, self._asked, reading, found[0])
+            if text is not None:
+                self.identity.remarks += (("layout", text),)
             return
         self.shape = None
         if reason is None:
             raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
-        raise reason if isinstance(reason, InputError) else _unfit(reason, shape) from reason
-
-    def _readings(self, shape: tuple[int, ...]) -> list[tuple[str, str, str]]:
-        """How inputs may lie, and how the model may want them: layout, wants, axis; the likeliest
-        first.
-
-        Networks of torch and Keras have a convention, so images that nobody described lie in it. A
-        plain function is likeliest given what it takes.
-        """
-        convention = self.model.layout if isinstance(self.model, Adapter) else "nchw"
-        asked = self._asked
-        if self.context:  # the model takes flat rows, whatever lies in them
-            return [(asked or convention, convention, "")]
-        network = (
-            isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
-        )
-        declared = self.model.shape if isinstance(self.model, Adapter) else None
-        if declared is not None:
-            convention = _layout_of(declared) or convention
-        if len(shape) == 2:
-            layout = asked or convention
-            others = [
-                (layout, wants, "added") for wants in dict.fromkeys((convention, "nchw", "nhwc"))
-            ]
-            return [(layout, convention, ""), *others]
-        if len(shape) != 3:
-            return [(asked or convention, convention, "")]
-        first = asked or (convention if network else _layout_of(shape) or convention)
-        other = "nchw" if first == "nhwc" else "nhwc"
-        pairs = [(first, first), (first, other), (other, first)]
-        if network or declared is not None:
-            pairs = [(first, convention), (other, convention)]
-        dropped = [
-            (layout, convention, "dropped")
-            for layout, end in (("nchw", 0), ("nhwc", -1))
-            if shape[end] == 1
-        ]
-        return [(*pair, "") for pair in dict.fromkeys(pairs)] + dropped
-
-    def _remark(
-        self, shape: tuple[int, ...], taken: tuple[str, str, str], likeliest: tuple[str, str, str]
-    ) -> None:
-        """Say of a reading that is not what was asked for, or not the likeliest, how the inputs
-        were taken."""
-        layout, wants, axis = taken
-        declared = isinstance(self.model, Adapter) and self.model.shape is not None
-        # only one reading fits
-        if taken == likeliest or (declared and not axis and not self._asked):
-            return
-        if axis:
-            text = f"Inputs of shape {shape} had an axis of one channel {axis} for the model."
-        elif self._asked and layout != likeliest[0]:
-            text = (
-                f"Inputs of shape {shape} fit the model only as {layout} images, not as "
-                f"{likeliest[0]} ones."
-            )
-        else:
-            text = (
-                f"Inputs of shape {shape} were taken as {layout} images, and given to the model as "
-                f"{wants}."
-            )
-        self.identity.remarks += (("layout", text),)
+        raise reason if isinstance(reason, InputError) else unfit(reason, shape) from reason
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -610,7 +556,7 @@ class TorchTarget(Target):
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
-        if says is False and self.ending in (None, activation.LINEAR) and _are_shares(out):
+        if says is False and self.ending in (None, activation.LINEAR) and are_shares(out):
             says = None  # a linear layer that adds probabilities up, as of classes in groups
         labels = self.graded is None or self.graded.logits
         if says is not None and labels and not self.said:
@@ -667,7 +613,7 @@ class TorchTarget(Target):
             isinstance(m, nn.BatchNorm2d) for m in self.model.modules()
         ):
             with sealed(0):
-                self.twin = _folded(self.model)
+                self.twin = folded(self.model)
         if self.compile:
             self.twin = self._compiled(self.twin)
         if isinstance(self.model, Adapter):
@@ -689,90 +635,6 @@ class TorchTarget(Target):
             same = False
         if not same:
             self.twin, self.precision, self.gradients = self.model, "float32", GradientInfo()
-
-
-def _own(x: Tensor) -> Tensor:
-    """Inputs that a graph may hold, though they were made in inference mode."""
-    return x.clone() if x.is_inference() else x
-
-
-def _apart_from(x: Tensor, inner: Tensor) -> Tensor:
-    """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to
-    what it is given."""
-    shared = inner.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return inner.clone() if shared else inner
-
-
-def _back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
-    """The gradient on `leaf` of what has this cotangent at z. Only for another one is the graph
-    kept: that costs."""
-    if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
-        return torch.zeros_like(leaf)
-    with torch.inference_mode(False), torch.enable_grad():
-        # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
-        pulled = (z * cotangent.to(z.dtype)).sum()
-        g = torch.autograd.grad(pulled, leaf, retain_graph=again, allow_unused=True)[0]
-    return torch.zeros_like(leaf) if g is None else g
-
-
-def _folded(model: nn.Module) -> nn.Module:
-    """The model with each batch norm inside the convolution before it, where its graph can be
-    read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer's own making
-            from torch.fx.experimental.optimization import fuse
-
-            return fuse(model, inplace=False)
-    except Exception:  # noqa: BLE001  # whatever a trace of a user's code may raise
-        return model
-
-
-def _are_shares(z: Tensor) -> bool:
-    """Whether one row of outputs [1, k] could be probabilities of k classes."""
-    return z.numel() > 1 and bool((z >= 0).all()) and abs(float(z.double().sum()) - 1) < 1e-3
-
-
-def _no_scores(shape: tuple[int, ...], n: int) -> str:
-    """What an output of this shape for n inputs may be, where scores [n, classes] are expected."""
-    said = (
-        f"the model gives {list(shape)} for {n} inputs, but a classifier gives scores [n, classes]."
-    )
-    if shape[:1] != (n,):
-        return (
-            f"{said} Keep the rows apart to the end of the model: what stands first is their "
-            "number."
-        )
-    if len(shape) == 4:
-        return (
-            f"{said} It looks like a map of scores for each pixel; segmentation is not supported."
-        )
-    each = " x ".join(map(str, shape[1:]))
-    return (
-        f'{said} If these are {each} numbers or labels of one input, say --task "regression(tolerance=0.1)" or '
-        "--task multilabel, with a truth for each; if one part of it is the scores, wrap the "
-        f"model in a module that returns that part, such as output[:, -1]."
-    )
-
-
-def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
-    """A model's own error on its first input, as one sentence with the likely cause."""
-    first = first_line(error)
-    if "scalar types: Long, Int" in first or "embedding" in first.lower():
-        return InputError(
-            "the model looks its inputs up as whole numbers, as models of text do with tokens; "
-            "only inputs that can "
-            "change by a little are supported, such as images and tables of numbers."
-        )
-    cause = "Check the architecture, the preprocessing and the shape of the data."
-    return InputError(f"the model fails on inputs of shape {shape}: {first}. {cause}")
-
-
-def _layout_of(shape: tuple[int, ...]) -> str | None:
-    """The layout that a shape of images shows; None where it could be either."""
-    if len(shape) != 3 or (shape[0] in (1, 3, 4)) == (shape[-1] in (1, 3, 4)):
-        return None
-    return "nchw" if shape[0] in (1, 3, 4) else "nhwc"
 
 
 def _device_of(parameter: Tensor | None) -> torch.device:

@@ -1,0 +1,30 @@
+"""Gradients of a torch function on inputs that stay as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def detached(x: Tensor) -> Tensor:
+    """Inputs that a graph may hold, though they were made in inference mode."""
+    return x.clone() if x.is_inference() else x
+
+
+def apart_from(x: Tensor, inner: Tensor) -> Tensor:
+    """Inputs `inner` made from x, copied where they still lie in its memory: a model may write to
+    what it is given."""
+    shared = inner.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return inner.clone() if shared else inner
+
+
+def back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
+    """The gradient on `leaf` of what has this cotangent at z. Only for another one is the graph
+    kept: that costs."""
+    if not z.requires_grad:  # no path from the input to the scores: the gradient is exactly zero
+        return torch.zeros_like(leaf)
+    with torch.inference_mode(False), torch.enable_grad():
+        # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
+        pulled = (z * cotangent.to(z.dtype)).sum()
+        g = torch.autograd.grad(pulled, leaf, retain_graph=again, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if g is None else g
