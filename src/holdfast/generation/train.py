@@ -170,7 +170,7 @@ class Training:
                     s.progress.epoch, s.progress.batch = s.progress.epoch + 1, 0
         if not s.progress.best_round:
             raise InputError(
-                f"training ended with a {s.place.log[-1].note}. {self._kept(s)} Try more steps."
+                f"training ended with a {s.progress.log[-1].note}. {self._kept(s)} Try more steps."
             )
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
@@ -256,7 +256,7 @@ class Training:
     def _kept(self, s: State) -> str:
         if not s.progress.best_round:
             return "No generator was good enough to keep."
-        return f"The generator of round {s.place.best_round} is in {self.folder / WEIGHTS}."
+        return f"The generator of round {s.progress.best_round} is in {self.folder / WEIGHTS}."
 
 
 def wrong(log: list[Round], line: Round, spread: list[float], rounds: int) -> str:
