@@ -207,7 +207,8 @@ def test_the_command_line_does_the_whole_job(
     assert said["model"]["task"] == task
     assert command("verify", "run", *model).exit_code == 0
     assert command("attack", *model, *common, "--out", "made.npz").exit_code == 0
-    made = np.load("made.npz")
+    with np.load("made.npz") as archive:
+        made = dict(archive)
     assert made["x"].shape == x.shape
     np.testing.assert_allclose(made["y"], y)
     assert made["broken"].sum() == said["metrics"]["counts"]["broken"]

@@ -115,7 +115,8 @@ def test_the_command_line_takes_further_arrays(
     assert CliRunner().invoke(app, ["verify", "run", "net.py:make", "set.npz"]).exit_code == 0
     made = CliRunner().invoke(app, ["attack", *asked[1:-2], "--attacked", "1", "--out", "made.npz"])
     assert made.exit_code == 0, made.output
-    assert np.load("made.npz")["x"].shape == IMAGE.shape
+    with np.load("made.npz") as archive:
+        assert archive["x"].shape == IMAGE.shape
     assert CliRunner().invoke(app, [*asked[:-1], "other", "--attacked", "2"]).exit_code == 2
 
 

@@ -31,6 +31,11 @@ class InputError(HoldfastError):
     """A model, data or folder that is missing, damaged or fed wrongly."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, without its full stop; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """A tail for a message about an unknown `word`: the nearest known ones, else all of them."""
     known = sorted(known)

@@ -13,8 +13,8 @@ from holdfast.attacks.problem import Problem
 from holdfast.attacks.sparse.patchrs import PatchRS
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError, SpecError
-from holdfast.evaluation.moved import suited, threat_of
 from holdfast.evaluation.protocols import protocol
+from holdfast.evaluation.transformations import suited, threat_of
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys

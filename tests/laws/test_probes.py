@@ -37,18 +37,22 @@ def test_together_is_one_by_one(access: Access, budget: Tensor | None, sick: boo
     many, single = (problem(access, budget, stop=False, sick=sick) for _ in range(2))
     d = EPS["l2"] * (draw(N, M, *SHAPE, seed=3) - 0.5)
     answer = many.probes(d, loss)
-    assert many.ledger is not None
-    assert single.ledger is not None
+    assert many.counts.ledger is not None
+    assert single.counts.ledger is not None
     for j in range(M):
         was = single.live.clone()
         found = single.adversarial(d[:, j]) if loss is None else single.value(d[:, j], loss)
         assert torch.equal(answer[was, j], found[was]) or sick
-    ill = single.ledger.outcome == Outcome.FAILED  # its later points are not asked about one by one
-    assert bool((many.ledger.outcome[ill] == Outcome.FAILED).all())
+    ill = (
+        single.counts.ledger.outcome == Outcome.FAILED
+    )  # its later points are not asked about one by one
+    assert bool((many.counts.ledger.outcome[ill] == Outcome.FAILED).all())
     assert bool(ill.any()) == sick
-    same(many.ledger, single.ledger, ~ill, but=("outcome",))  # a budget ends with the next question
-    assert int(many.ledger.broken.sum()) > 0
-    assert int(many.ledger.queries.min()) == (M if budget is None else 0)
+    same(
+        many.counts.ledger, single.counts.ledger, ~ill, but=("outcome",)
+    )  # a budget ends with the next question
+    assert int(many.counts.ledger.broken.sum()) > 0
+    assert int(many.counts.ledger.queries.min()) == (M if budget is None else 0)
 
 
 def test_a_success_settles_the_row_after_all_its_points() -> None:

@@ -14,8 +14,8 @@ from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
-from holdfast.evaluation.moved import threat_of
 from holdfast.evaluation.protocols import protocol
+from holdfast.evaluation.transformations import threat_of
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys

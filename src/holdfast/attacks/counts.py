@@ -14,6 +14,7 @@ from torch import Tensor
 
 from holdfast.decisions import REFUSED
 from holdfast.norms import Norm, wide
+from holdfast.targets.batch import picked
 from holdfast.targets.target import Access, Target
 from holdfast.tasks import silent
 
@@ -44,7 +45,7 @@ class Ledger:
     queries: Tensor  # [n] int64: points asked about
     forwards: Tensor  # [n] int64: model passes, more than queries where one question costs several
     backwards: Tensor  # [n] int64
-    dull: Tensor  # [n] int64: gradients that were exactly zero
+    zero_gradients: Tensor  # [n] int64: gradients that were exactly zero
 
     @staticmethod
     def open(x: Tensor, limit: Tensor) -> Ledger:
@@ -119,7 +120,7 @@ class Counts:
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
         self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
-        self.goal = None if self.goal is None else self.goal[keep]
+        self.goal = picked(self.goal, keep)
         self.live, self.over, self.met = self.live[keep], self.over[keep], self.met[keep]
 
     # ------------------------------------------------------------------ before a question
@@ -172,14 +173,14 @@ class Counts:
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
             hit &= size <= self.ledger.limit[self.rows[rows]]
-        told = None if again is None or not self.target.gradients.lent else hit.clone()
+        told = None if again is None or not self.target.gradients.substitute else hit.clone()
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
             hit &= self.wins(rows, z) & z.isfinite().all(1)
         margin = self.target.task.margin(z, self.y[rows])
-        # lent scores say nothing of the margin of the model under test
+        # a substitute's scores say nothing of the margin of the model under test
         self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
 
     def hits(self, rows: Tensor, z: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ class Counts:
             backwards = 0 if estimated else self.target.cost.forwards
             at = self.rows[rows]
             self.ledger.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
-            self.ledger.dull[at] += top == 0
+            self.ledger.zero_gradients[at] += top == 0
         bad = ~top.isfinite()
         if self.ledger is None or bool(bad.any()):
             g = g.masked_fill(wide(bad, g), 0)
@@ -281,9 +282,9 @@ class Counts:
     def wins(self, rows: Tensor, z: Tensor) -> Tensor:
         """Whether scores meet the goal, by as much as the target says is no luck."""
         met = self.meets(rows, self.target.task.predict(z))
-        if self.target.gradients.caution:
+        if self.target.gradients.min_lead:
             best = z.topk(2, 1).values
-            met &= best[:, 0] - best[:, 1] >= self.target.gradients.caution
+            met &= best[:, 0] - best[:, 1] >= self.target.gradients.min_lead
         return met
 
     def meets(self, rows: Tensor, labels: Tensor) -> Tensor:

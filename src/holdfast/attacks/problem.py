@@ -18,7 +18,7 @@ from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss, without
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
-from holdfast.targets.batch import Batch, Rows, rows_of
+from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Targeted, Threat
 
@@ -219,7 +219,7 @@ class Problem:
             x = self._point(d, rows)
             z = self._scores(rows, x)
             self.counts.scores(rows, x, z)
-            function = LOSSES[loss] if isinstance(loss, str) else loss
+            function = _function(loss)
             value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
 
         self._each(d, ask)
@@ -256,7 +256,7 @@ class Problem:
         """
         n, m = d.shape[:2]
         answer = torch.zeros(n, m, dtype=torch.bool if loss is None else d.dtype, device=d.device)
-        function = LOSSES[loss] if isinstance(loss, str) else loss
+        function = None if loss is None else _function(loss)
         graded = self.target.access >= Access.SCORES
 
         def ask(rows: Tensor) -> None:
@@ -303,8 +303,7 @@ class Problem:
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
         self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
-        self.aim = None if self.aim is None else self.aim[keep]
-        self.near = None if self.near is None else self.near[keep]
+        self.aim, self.near = picked(self.aim, keep), picked(self.near, keep)
         self.keys = self.keys.take(keep)
         self.counts.take(keep)
         x = self.x if self.threat.spatial is None else self.batch.x[keep]
@@ -377,7 +376,7 @@ class Problem:
     def _sides(self, rows: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which class [n] is to fall, and which is to win, if that matters."""
         if self.goal is None:
-            return self.y[rows], None if self.aim is None else self.aim[rows]
+            return self.y[rows], picked(self.aim, rows)
         t = self.goal[rows]
         return without(z, t).argmax(1), t  # whichever class now stands above the goal
 
@@ -392,7 +391,7 @@ class Problem:
         y, t = self._sides(rows, self._against(rows, z))
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
-            function = LOSSES[loss] if isinstance(loss, str) else loss
+            function = _function(loss)
             value = function(self._against(rows, leaf), y, t, *(column[rows] for column in columns))
             cotangent = torch.autograd.grad(value.sum(), leaf)[0]
         return value.detach().to(self.x.dtype), cotangent
@@ -406,6 +405,11 @@ class Problem:
         """Count the scores that came with a gradient at points x."""
         again = self._scores if self.target.gradients.approximate else None
         self.counts.scores(rows, x, z, again=again, within=within)
+
+
+def _function(loss: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss by its name, or as it is."""
+    return LOSSES[loss] if isinstance(loss, str) else loss
 
 
 def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:

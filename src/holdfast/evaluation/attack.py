@@ -20,12 +20,12 @@ from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.chunking import stride_of
 from holdfast.evaluation.contract import check_data, check_model, check_range
-from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.protocols import chosen, default_attack
+from holdfast.evaluation.truths import with_truths
 from holdfast.targets import wrap
-from holdfast.targets.batch import Batch, read
+from holdfast.targets.batch import Batch, picked, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH
 from holdfast.threats.threat import Threat, as_threat
@@ -103,7 +103,7 @@ def craft(
     # a typing error is refused before the data are read
     named = None if attack is None else _named(attack)
     start, stop = rows_asked(samples, len(source), source.name)
-    target, source = graded(target, source, threat)
+    target, source = with_truths(target, source, threat)
     check_data(source, target.bounds)
     target.bind(source.shape)
     (source,), _ = numbered(target, source)
@@ -196,7 +196,7 @@ def _chunk(
             seed=seed,
             restart=restart,
             rank=rank,
-            clean=None if clean.scores is None else clean.scores[left],
+            clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
         )
         found = ledger.size.where(ledger.broken, torch.inf).cpu()

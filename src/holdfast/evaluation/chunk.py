@@ -19,11 +19,11 @@ from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
+from holdfast.evaluation.truths import outputs
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
-from holdfast.targets.batch import Batch
+from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
@@ -125,7 +125,7 @@ class Rows:
     queries: Tensor
     forwards: Tensor
     backwards: Tensor
-    dull: Tensor
+    zero_gradients: Tensor
     asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
     costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(
         default_factory=dict
@@ -168,7 +168,7 @@ class Rows:
             self.broken_by[rows[fresh]] = unit.trial
             self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
             self.failed[rows] |= new["outcome"] == Outcome.FAILED
-        for name in ("queries", "forwards", "backwards", "dull"):
+        for name in ("queries", "forwards", "backwards", "zero_gradients"):
             getattr(self, name)[rows] += new[name]
         return int(fresh.sum())
 
@@ -304,7 +304,7 @@ def _columns(plan: Plan, rows: Rows, found: Judged, broken: Tensor) -> dict[str,
         "queries": rows.queries,
         "forwards": rows.forwards,
         "backwards": rows.backwards,
-        "zero_gradients": rows.dull,
+        "zero_gradients": rows.zero_gradients,
         "finished": in_time | broken,
     }
 
@@ -400,7 +400,7 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
         margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
     flag = torch.zeros(n, dtype=torch.bool)
     nobody = torch.full((n,), -1, dtype=torch.int32)
-    queries, forwards, backwards, dull = count
+    queries, forwards, backwards, zero_gradients = count
     return Rows(
         batch=batch,
         y=y,
@@ -416,7 +416,7 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
         queries=queries,
         forwards=forwards,
         backwards=backwards,
-        dull=dull,
+        zero_gradients=zero_gradients,
         asked=asked,
     )
 
@@ -438,7 +438,7 @@ def _attack(
         seed=plan.seed,
         restart=unit.restart,
         rank=unit.rank,
-        clean=None if rows.clean.scores is None else rows.clean.scores[at],
+        clean=picked(rows.clean.scores, at),
         near=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
         stop=plan.stops(trial),

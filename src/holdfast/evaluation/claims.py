@@ -18,7 +18,7 @@ from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError
-from holdfast.evaluation import moved, protocols
+from holdfast.evaluation import protocols, transformations
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import check_model, randomised
 from holdfast.evaluation.probing import probe
@@ -190,7 +190,9 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
         for access in given
         if bounded or protocols.seeks_smallest(name, norm, access)
     ]
-    return [[t.write(whole=True) for t in moved.suited(one, movement).trials] for one in known]
+    return [
+        [t.write(whole=True) for t in transformations.suited(one, movement).trials] for one in known
+    ]
 
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
@@ -235,7 +237,7 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
         for t in checks.follow(manifest.initial_findings, protocol, threat, ways)
     ]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.gradients.lent:
+    if manifest.model.surrogate is not None and not ways.target.gradients.substitute:
         known = [
             t.write(whole=True) for t in checks.follow_ups(manifest.initial_findings, protocol)
         ]
@@ -306,7 +308,7 @@ def _noted(
         again = [
             f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
         ]
-    lent = manifest.model.surrogate is not None and not target.gradients.lent
+    lent = manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)

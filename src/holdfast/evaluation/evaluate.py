@@ -27,19 +27,19 @@ from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import chunking, goals, moved, protocols
+from holdfast.evaluation import chunking, goals, protocols, transformations
 from holdfast.evaluation.build_manifest import add, finish
 from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
 from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.contract import check_data, check_model, check_range, randomised
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
-from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.evaluation.probing import probe
 from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.truths import with_truths
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, left_as_found, refuse_changes
@@ -132,9 +132,9 @@ def evaluate(
             f"a curve runs at further eps, but {threat} has one size; give one run a side instead."
         )
     if movement is not None:
-        threat = moved.threat_of(movement, target, source.shape)
+        threat = transformations.threat_of(movement, target, source.shape)
     threat = as_threat(threat)
-    target, source = graded(target, source, threat)
+    target, source = with_truths(target, source, threat)
     aimed = isinstance(threat.goal, Targeted)
     # a name that does not exist, or has no list for such a threat, is refused before any pass
     if not attacks:
@@ -160,7 +160,7 @@ def evaluate(
         ]
         kind["drawn"] = True
     usual = None if attacks else protocols.protocol(protocol, threat.norm.name, **kind)
-    chosen = protocols.chosen(attacks) if usual is None else moved.suited(usual, movement)
+    chosen = protocols.chosen(attacks) if usual is None else transformations.suited(usual, movement)
     noted += said
     seen = None if perceptual is None else PerceptualDistance(perceptual, target)
     check_range(target, source)

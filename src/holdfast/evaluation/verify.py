@@ -18,15 +18,15 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluation import goals, judge, moved
+from holdfast.evaluation import goals, judge, transformations
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.chunking import chunk_of
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.contract import randomised
-from holdfast.evaluation.graded import graded, outputs
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance, looks
 from holdfast.evaluation.prepare import open_for
+from holdfast.evaluation.truths import outputs, with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
@@ -100,8 +100,10 @@ def _all(
     movement = spatial.parse(manifest.model.transformation)
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
-        asked = replace(asked, spatial=moved.threat_of(movement, target, source.shape).spatial)
-    target, source = graded(target, source, asked)
+        asked = replace(
+            asked, spatial=transformations.threat_of(movement, target, source.shape).spatial
+        )
+    target, source = with_truths(target, source, asked)
     target.bind(source.shape)
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:

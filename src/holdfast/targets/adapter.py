@@ -7,7 +7,8 @@ import hashlib
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.target import Access, Pullback
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
@@ -119,6 +120,17 @@ def need(module: str, extra: str, what: str) -> Any:
         raise InputError(
             f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'."
         ) from error
+
+
+@contextmanager
+def reading(path: object, kind: str) -> Iterator[None]:
+    """Within, a library reads a file of this kind; whatever it raises becomes one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the libraries' own, and of text that is none
+        raise InputError(f"{path} is no {kind}, or damaged: {first_line(error)}.") from error
 
 
 def versions_of(*modules: str) -> dict[str, str]:

@@ -113,6 +113,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(torch.cat([b.x for b in batches]), columns)
 
 
+def picked(column: Tensor | None, rows: Any) -> Tensor | None:
+    """These rows of a column, where there is one."""
+    return None if column is None else column[rows]
+
+
 def rows_of(context: Mapping[str, Tensor], rows: Any) -> dict[str, Tensor]:
     """These rows of the columns of a context."""
     return {name: column[rows] for name, column in context.items()}

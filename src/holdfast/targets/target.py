@@ -26,7 +26,7 @@ from torch import Tensor
 from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
-from holdfast.targets.batch import Batcher, Rows, out_of_memory
+from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
 from holdfast.tasks import Classes, Graded
 from holdfast.tensors import as_tensor
 
@@ -144,11 +144,10 @@ class GradientInfo:
     """How far `linearize` speaks for the model under test."""
 
     approximate: bool = False  # its scores may differ in the last digits, or in precision
-    lent: bool = (
-        False  # it is that of another model, whose scores say nothing of this one's margins
-    )
+    # it is that of another model, whose scores say nothing of this one's margins
+    substitute: bool = False
     # the least lead of a class over the next that a search takes for an answer, and not for luck
-    caution: float = 0.0
+    min_lead: float = 0.0
 
 
 @dataclass
@@ -250,6 +249,8 @@ class Target(ABC):
 
     def labels(self, x: Rows) -> Tensor:
         """Decisions [n], int64; negative where the model gave none."""
+        if self.shape is None:
+            self.bind(tuple(Batch.of(x).x.shape[1:]))
         return self.task.predict(self.scores(x))
 
     @abstractmethod

@@ -125,7 +125,7 @@ class ExpectationOverTransformation(Around):
         one = self.inner.cost
         self.cost = replace(one, forwards=self.times * one.forwards, draws=self.times * one.draws)
         # one standard error of the log-odds, at worst
-        self.gradients = replace(self.gradients, caution=2 / math.sqrt(self.cost.draws))
+        self.gradients = replace(self.gradients, min_lead=2 / math.sqrt(self.cost.draws))
 
     def scores(self, x: Rows) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
@@ -309,7 +309,7 @@ class Surrogate(Around):
         if self.surrogate.access < Access.GRADIENTS:
             raise InputError("a surrogate lends its gradients, and this one has none.")
         self.access = Access.GRADIENTS
-        self.gradients = replace(self.gradients, approximate=True, lent=True)
+        self.gradients = replace(self.gradients, approximate=True, substitute=True)
 
     def copied(self) -> Target:
         twin = super().copied()

@@ -1,12 +1,27 @@
-"""What searches that change one feature after the other share."""
+"""What searches that change few features share."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Problem
 
 
 def spent(p: Problem, d: Tensor) -> Tensor:
-    """Whether one more feature would be past eps, or no fewer than the best point found has: [n]."""
+    """Whether one more feature would be past eps, or no fewer than the best point has: [n]."""
     return p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
+
+
+def random_ends(p: Problem) -> Tensor:
+    """A random end of the box for every feature; the other where it stands there already."""
+    end = torch.where(p.noise("ends").uniform(tuple(p.x.shape[1:])) < 0.5, p.lo, p.hi)
+    return torch.where(end == 0, p.lo + p.hi, end)
+
+
+def lowest(order: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """Of the features `among` [n, f] the count [n] that are lowest in order: [n, f] bool."""
+    longest = min(max(count.tolist(), default=0), order.shape[1])
+    value, at = order.masked_fill(~among, torch.inf).topk(longest, 1, largest=False)
+    chosen = (torch.arange(longest, device=order.device) < count[:, None]) & value.isfinite()
+    return torch.zeros_like(among).scatter(1, at, chosen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.few_features import lowest, random_ends
 from holdfast.attacks.shared.random_search import Best, begin, keep_better
 
 # after which of 10,000 queries the share of the features that are swapped is divided by what
@@ -18,11 +19,9 @@ _DIVISORS = {0: 2, 50: 4, 200: 5, 500: 6, 1000: 8, 2000: 10, 4000: 12, 6000: 15,
 
 @dataclass(frozen=True)
 class SparseRS(Attack):
-    """Sparse-RS (Croce et al. 2022, arXiv:2006.12834, algorithm 1 with the sampling of its section
-    on L0).
+    """Sparse-RS (Croce et al. 2022, arXiv:2006.12834, algorithm 1 as in its section on L0).
 
-    A step swaps a share alpha of the features in the set for others, which go to random ends of the
-    box, and keeps what raises the margin.
+    A step swaps a share alpha of the changed features for others, at random ends of the box.
 
     Cost: one forward a step and row, and one for the start.
     Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a
@@ -34,24 +33,20 @@ class SparseRS(Attack):
     norms: ClassVar = frozenset({"l0"})
 
     steps: int = option(10000, "proposals")
-    alpha: float = option(
-        0.3, "share of the set that the first proposal swaps", at_least=0, at_most=1
-    )
-    schedule: int = option(
-        10000, "queries over which that share falls to alpha / 20, whatever the steps", at_least=1
-    )
+    alpha: float = option(0.3, "share of the set that is swapped first", at_least=0, at_most=1)
+    schedule: int = option(10000, "queries over which it falls to alpha / 20", at_least=1)
 
     def start(self, p: Problem) -> Best:
-        chosen = _first(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
-        return begin(p, torch.where(chosen.view_as(p.x), _ends(p), 0))
+        chosen = lowest(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
+        return begin(p, torch.where(chosen.view_as(p.x), random_ends(p), 0))
 
     def step(self, p: Problem, s: Best, t: int) -> Best:
         held, free, most = (s.d != 0).flatten(1), (p.hi > p.lo).flatten(1), _most(p)
         count = (self.share(t) * most).long().clamp_min(1).minimum(most)
-        out = _first(_order(p, "out"), held, count)
+        out = lowest(_order(p, "out"), held, count)
         # from the set only where no others are left
-        into = _first(_order(p, "into") + held, free, count)
-        d = torch.where(into.view_as(s.d), _ends(p), torch.where(out.view_as(s.d), 0, s.d))
+        into = lowest(_order(p, "into") + held, free, count)
+        d = torch.where(into.view_as(s.d), random_ends(p), torch.where(out.view_as(s.d), 0, s.d))
         return keep_better(p, s, d)
 
     def share(self, t: int) -> float:
@@ -68,17 +63,3 @@ def _order(p: Problem, name: str) -> Tensor:
 def _most(p: Problem) -> Tensor:
     """How many features may change: [n]."""
     return p.eps.flatten().clamp_max(math.prod(p.x.shape[1:])).long()
-
-
-def _ends(p: Problem) -> Tensor:
-    """A random end of the box for every feature; the other where it stands there already."""
-    end = torch.where(p.noise("ends").uniform(tuple(p.x.shape[1:])) < 0.5, p.lo, p.hi)
-    return torch.where(end == 0, p.lo + p.hi, end)
-
-
-def _first(order: Tensor, among: Tensor, count: Tensor) -> Tensor:
-    """Of the features `among` [n, f] the count [n] that are lowest in order: [n, f] bool."""
-    longest = min(max(count.tolist(), default=0), order.shape[1])
-    value, at = order.masked_fill(~among, torch.inf).topk(longest, 1, largest=False)
-    chosen = (torch.arange(longest, device=order.device) < count[:, None]) & value.isfinite()
-    return torch.zeros_like(among).scatter(1, at, chosen)

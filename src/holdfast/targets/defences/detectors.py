@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
+from holdfast.spec import option
 from holdfast.targets.defences.purify import Purifier
 from holdfast.targets.target import sealed
 
@@ -37,14 +38,9 @@ class Detector(Purifier):
         "It refuses inputs: attacks had to come below its limit, by its own gradient."
     )
     passes: ClassVar[int] = 0  # of the model, beside its own answer
-    limit: float = math.inf  # above it an input is refused; see `fitted`
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.limit > 0:
-            raise SpecError(
-                f"{spec.write(self)} has limit={self.limit!r}, but it is a number above 0."
-            )
+    limit: float = option(
+        math.inf, "above it an input is refused; see `fitted`", above=0, finite=False
+    )
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -98,12 +94,7 @@ class Reconstruction(Detector):
     The network takes images to images, in [0, 1]. MagNet's detector by reconstruction error.
     """
 
-    power: int = 1  # the paper takes 1 and 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.power not in (1, 2):
-            raise SpecError(f"{spec.write(self)} has power={self.power!r}, but it is 1 or 2.")
+    power: int = option(1, "the paper takes 1 and 2", at_least=1, at_most=2)
 
     def distance(self, x: Tensor, answer: Answer) -> Tensor:
         return (self.ask(x, x) - x).abs().pow(self.power).flatten(1).mean(1)
@@ -119,15 +110,7 @@ class Divergence(Detector):
     """
 
     passes: ClassVar[int] = 2
-    temperature: float = 10.0  # the paper takes 10 and 40
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise SpecError(
-                f"{spec.write(self)} has temperature={self.temperature!r}, but it is a number "
-                "above 0."
-            )
+    temperature: float = option(10.0, "the paper takes 10 and 40", above=0)
 
     def distance(self, x: Tensor, answer: Answer) -> Tensor:
         both = torch.stack(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
+from holdfast.spec import option
 from holdfast.targets.defences.transforms import DRAWN, OWN, Defence, straight
 from holdfast.targets.target import drawing_of
 
@@ -41,6 +41,7 @@ class Purifier(Defence):
     net: str | nn.Module  # the network: a module, a .pt2 program, or path/file.py:factory
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.net, str):
             from holdfast.targets import loading
 
@@ -112,16 +113,11 @@ class DefenseGAN(Purifier):
     way: ClassVar[str] = (
         "The gradient was that of its search at the end, along the generator's images." + DRAWN
     )
-    latent: int = 64  # numbers of a code
-    classes: int = 0  # that the generator is told; 0: it is told none
-    restarts: int = 10  # of the search; the paper's R
-    steps: int = 200  # of descent, with momentum 0.7; the paper's L
-    rate: float = 1.0  # of the descent
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("latent", 1), ("classes", 0), ("restarts", 1), ("steps", 1)):
-            _at_least(self, name, least)
+    latent: int = option(64, "numbers of a code", at_least=1)
+    classes: int = option(0, "that the generator is told; 0: it is told none", at_least=0)
+    restarts: int = option(10, "of the search; the paper's R", at_least=1)
+    steps: int = option(200, "of descent, with momentum 0.7; the paper's L", at_least=1)
+    rate: float = option(1.0, "of the descent")
 
     @property
     def random(self) -> bool:
@@ -185,18 +181,14 @@ class DiffPure(Purifier):
     """
 
     way: ClassVar[str] = OWN + DRAWN
-    sigma: float = 0.5  # noise added, where images span [-1, 1]
-    steps: int = 8  # of the way back
-    least: float = 0.02  # noise at its last step
+    sigma: float = option(0.5, "noise added, where images span [-1, 1]", above=0)
+    steps: int = option(8, "of the way back", at_least=1)
+    least: float = option(0.02, "noise at its last step", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, "steps", 1)
-        if not 0 < self.least < self.sigma < math.inf:
-            raise SpecError(
-                f"{spec.write(self)} has sigma={self.sigma:g} and least={self.least:g}; 0 < least "
-                "< sigma."
-            )
+        if self.least >= self.sigma:
+            raise SpecError(f"{spec.write(self)} needs 0 < least < sigma; least={self.least:g}.")
 
     @property
     def random(self) -> bool:
@@ -224,14 +216,6 @@ class DiffPure(Purifier):
             return step(u)
         made: Any = checkpoint(step, u, use_reentrant=False, preserve_rng_state=False)
         return made
-
-
-def _at_least(purifier: Purifier, name: str, least: int) -> None:
-    value = getattr(purifier, name)
-    if type(value) is not int or value < least:
-        raise SpecError(
-            f"{spec.write(purifier)} has {name}={value!r}, but it is a whole number from {least}."
-        )
 
 
 PURIFIERS = {kind.__name__.lower(): kind for kind in (Reform, DefenseGAN, DiffPure)}

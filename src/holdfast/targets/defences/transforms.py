@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
+from holdfast.spec import option
 from holdfast.targets.target import drawing_of
 from holdfast.threats.images import sample
 
@@ -39,6 +40,9 @@ class Defence(ABC):
     """A step of preprocessing that was put there against attacks."""
 
     way: ClassVar[str]  # how attacks come through, as the report says it
+
+    def __post_init__(self) -> None:
+        spec.check(self)
 
     @property
     def random(self) -> bool:
@@ -75,10 +79,7 @@ class JPEG(Defence):
     """
 
     way = STRAIGHT
-    quality: int = 75  # from 1, the coarsest, to 95
-
-    def __post_init__(self) -> None:
-        _whole(self, "quality", 1, 95)
+    quality: int = option(75, "the lower, the coarser", at_least=1, at_most=95)
 
     def __call__(self, x: Tensor) -> Tensor:
         _images(self, x)
@@ -108,10 +109,7 @@ class BitDepth(Defence):
     """
 
     way = STRAIGHT
-    bits: int = 4  # of each value
-
-    def __post_init__(self) -> None:
-        _whole(self, "bits", 1, 16)
+    bits: int = option(4, "of each value", at_least=1, at_most=16)
 
     def __call__(self, x: Tensor) -> Tensor:
         top = 2**self.bits - 1
@@ -129,10 +127,10 @@ class Median(Defence):
     """
 
     way = OWN
-    window: int = 3  # pixels along each axis
+    window: int = option(3, "pixels along each axis", at_least=3, at_most=31)
 
     def __post_init__(self) -> None:
-        _whole(self, "window", 3, 31)
+        super().__post_init__()
         if self.window % 2 == 0:
             raise SpecError(f"{spec.write(self)} has no pixel in the middle; give an odd window.")
 
@@ -159,12 +157,15 @@ class RandomResizePad(Defence):
     """
 
     way = OWN + DRAWN
-    low: int  # least side of the resized image, in pixels
-    high: int  # largest side, and the side of the square; the paper's 299 and 331
+    low: int = option(MISSING, "least side of the resized image, in pixels", at_least=1)
+    high: int = option(
+        MISSING, "largest side, and that of the square; the paper has 299 and 331", at_most=2**16
+    )
 
     def __post_init__(self) -> None:
-        _whole(self, "low", 1, 2**16)
-        _whole(self, "high", self.low, 2**16)
+        super().__post_init__()
+        if self.low > self.high:
+            raise SpecError(f"{spec.write(self)} needs a low that is at most its high.")
 
     @property
     def random(self) -> bool:
@@ -203,21 +204,11 @@ class TotalVariation(Defence):
         SpecError: `weight` is not above 0, or `keep` not in (0, 1].
     """
 
-    weight: float = 0.1  # how much is smoothed
-    keep: float = 1.0  # share of the pixels that hold; drawn for each row
-    steps: int = 30  # of the minimisation
-
-    def __post_init__(self) -> None:
-        _whole(self, "steps", 1, 10_000)
-        if not 0 < self.weight < math.inf:
-            raise SpecError(
-                f"{spec.write(self)} has weight={self.weight!r}, but it is a number above 0."
-            )
-        if not 0 < self.keep <= 1:
-            raise SpecError(
-                f"{spec.write(self)} has keep={self.keep!r}, but it is a share of the pixels in "
-                "(0, 1]."
-            )
+    weight: float = option(0.1, "how much is smoothed", above=0)
+    keep: float = option(
+        1.0, "share of the pixels that hold; drawn for each row", above=0, at_most=1
+    )
+    steps: int = option(30, "of the minimisation", at_least=1, at_most=10_000)
 
     @property
     def way(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -269,15 +260,6 @@ def _images(defence: Defence, x: Tensor) -> None:
         raise InputError(
             f"{spec.write(defence)} takes images [c, h, w], but inputs have shape "
             f"{tuple(x.shape[1:])}."
-        )
-
-
-def _whole(defence: Defence, name: str, low: int, high: int) -> None:
-    value = getattr(defence, name)
-    if type(value) is not int or not low <= value <= high:
-        raise SpecError(
-            f"{spec.write(defence)} has {name}={value!r}, but it is a whole number from {low} to "
-            f"{high}."
         )
 
 

@@ -24,6 +24,8 @@ _SAYS = {"predict_proba": True, "decision_function": False}
 class ArrayModel(Adapter):
     """A function from a numpy array [n, *shape] to scores [n, k], or to labels [n]."""
 
+    libraries: tuple[str, ...] = ()  # that it runs in; none: those of the function's own object
+
     def __init__(
         self,
         function: Callable[[np.ndarray], Any],
@@ -55,7 +57,8 @@ class ArrayModel(Adapter):
 
     @property
     def versions(self) -> dict[str, str]:
-        return versions_of(*_libraries(getattr(self.function, "__self__", None)))
+        own = getattr(self.function, "__self__", None)
+        return versions_of(*(self.libraries or _libraries(own)))
 
     def digest(self) -> bytes:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
@@ -82,16 +85,34 @@ def _libraries(model: Any) -> list[str]:
 
 
 def of_booster(
-    ask: Any, features: int, content: bytes, objective: str, classifies: bool
+    library: str,
+    ask: Callable[[np.ndarray], Any],
+    features: int,
+    content: bytes,
+    objective: str,
+    classifies: bool,
+    labels: Sequence[Any] = (),
 ) -> ArrayModel:
-    """Boosted trees that give logits, or, of a regression, numbers."""
+    """Boosted trees that give logits of the classes `labels`, or, of a regression, numbers."""
     said = (
-        f"the Booster's objective is {objective}, which predicts numbers and no classes: for a "
-        "regression say --task "
-        f'"regression(tolerance=0.1)" (in Python: task=...).'
+        f"the model's objective is {objective}, which gives numbers and no class: for a regression "
+        'say --task "regression(tolerance=0.1)", for several labels at once --task multilabel (in '
+        "Python: task=...)."
     )
     digest = hashlib.sha256(content).digest()
-    return ArrayModel(ask, shape=(features,), digest=digest, numbers=None if classifies else said)
+    numbers = None if classifies else said
+    model = ArrayModel(
+        ask, shape=(features,), digest=digest, numbers=numbers, class_labels=own_labels(labels)
+    )
+    model.probabilities, model.libraries = False, (library,)
+    return model
+
+
+def own_labels(labels: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What a model calls its classes; None where that is 0..k-1."""
+    counts = list(labels) == list(range(len(labels)))
+    odd = any(isinstance(label, (bool, str)) for label in labels)
+    return None if counts and not odd else tuple(labels)
 
 
 def is_booster_of(library: str) -> Callable[[Any], bool]:

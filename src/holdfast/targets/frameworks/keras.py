@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import (
     Adapter,
     autograd_vjp,
@@ -75,7 +75,7 @@ def read(path: Path, *, trust: bool = False) -> Any:
         with _as_now(path) as readable:
             return keras.models.load_model(readable, compile=False, safe_mode=not trust)
     except Exception as error:  # keras raises whatever a file leads it to
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        first = first_line(error)
         if "safe_mode" in str(error) or "lambda" in str(error).lower():
             raise InputError(
                 f"{path} wants to run code of its own (a Lambda layer), so it was not opened; give "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.errors import InputError
+from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import (
     CLASSIFIES,
     ArrayModel,
@@ -31,7 +31,9 @@ def from_booster(model: Any) -> ArrayModel:
     def ask(x: np.ndarray) -> np.ndarray:
         return np.asarray(model.predict(x.reshape(len(x), -1), raw_score=classifies))
 
-    return of_booster(ask, int(model.num_feature()), text.encode(), objective, classifies)
+    return of_booster(
+        "lightgbm", ask, int(model.num_feature()), text.encode(), objective, classifies
+    )
 
 
 def holds_booster(head: bytes) -> bool:
@@ -46,16 +48,11 @@ def load(path: Path) -> ArrayModel:
         InputError: damaged.
     """
     content = path.read_bytes()
-    try:
+    with reading(path, "model of LightGBM"):
         lightgbm = library("lightgbm", f"{path}")
         if b"end of trees" not in content:
             raise ValueError("its trees do not end")
         return from_booster(lightgbm.Booster(model_str=content.decode()))
-    except InputError:
-        raise
-    except Exception as error:  # the libraries' own, and of text that is none
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is no model of LightGBM, or damaged: {first}.") from error
 
 
 FRAMEWORK = Framework(

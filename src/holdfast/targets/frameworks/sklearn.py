@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from joblib.hashing import NumpyHasher
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import digest_of, need
-from holdfast.targets.frameworks.arrays import ArrayModel, table
+from holdfast.targets.frameworks.arrays import ArrayModel, own_labels, table
 from holdfast.targets.registry import Framework
 
 # Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is
@@ -84,10 +84,7 @@ def from_estimator(
     }
     columns = own["columns"] = _columns(model)
     if known is not None:
-        standard = known == list(range(len(known))) and not any(
-            isinstance(c, (bool, str)) for c in known
-        )
-        own |= {"class_labels": None if standard else tuple(known)}
+        own |= {"class_labels": own_labels(known)}
         classes = len(known)
     names = ["predict_proba", "decision_function"]
     if _decides_alike(model, features, columns, classes or 2):
@@ -175,8 +172,9 @@ def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:
     except InputError:
         raise
     except Exception as error:  # zip, json and whatever the estimator raises
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} cannot be opened as a skops file: {first}.") from error
+        raise InputError(
+            f"{path} cannot be opened as a skops file: {first_line(error)}."
+        ) from error
 
 
 def _check_trees(model: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.errors import InputError
+from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import (
     CLASSIFIES,
     ArrayModel,
@@ -31,7 +32,12 @@ def from_booster(model: Any) -> ArrayModel:
         return model.predict(rows, output_margin=classifies, validate_features=False)
 
     return of_booster(
-        ask, int(model.num_features()), bytes(model.save_raw("ubj")), objective, classifies
+        "xgboost",
+        ask,
+        int(model.num_features()),
+        bytes(model.save_raw("ubj")),
+        objective,
+        classifies,
     )
 
 
@@ -49,7 +55,7 @@ def load(path: Path) -> ArrayModel:
         InputError: damaged, or another kind of file.
     """
     content = path.read_bytes()
-    try:
+    with reading(path, "model of XGBoost"):
         if not holds_booster(content[:HEAD]):
             raise ValueError("it does not begin as such a file does")
         # UBJSON; XGBoost crashes on half a file
@@ -58,11 +64,6 @@ def load(path: Path) -> ArrayModel:
         model = library("xgboost", f"{path}").Booster()
         model.load_model(bytearray(content))
         return from_booster(model)
-    except InputError:
-        raise
-    except Exception as error:  # the libraries' own, and of text that is none
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} is no model of XGBoost, or damaged: {first}.") from error
 
 
 def from_trees(path: Path) -> ArrayModel:

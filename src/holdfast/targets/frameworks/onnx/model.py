@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import (
     Adapter,
     autograd_vjp,
     chosen,
     need,
+    reading,
     tensor,
     versions_of,
 )
@@ -52,12 +53,10 @@ class OnnxModel(Adapter):
         onnx, runtime = (need(name, "onnx", f"{path}") for name in ("onnx", "onnxruntime"))
         content, place = _content(model)
         self._digest = hashlib.sha256(content).digest()
-        try:
+        with reading(path, "ONNX model"):
             proto = onnx.load_model_from_string(content)
             if place is not None:
                 onnx.load_external_data_for_model(proto, str(place.parent))
-        except Exception as error:  # protobuf's own, and onnx's checks of paths
-            raise InputError(f"{path} is no ONNX model, or damaged: {_first(error)}.") from error
         known = {weight.name for weight in proto.graph.initializer}
         inputs = [value for value in proto.graph.input if value.name not in known]
         if len(inputs) != 1:
@@ -114,14 +113,10 @@ class OnnxModel(Adapter):
                         self.graph, reason = graph, None
                         break
                 except Exception as error:  # noqa: BLE001  # whatever a foreign graph leads torch to
-                    reason = f"its graph fails in torch: {_first(error)}"
+                    reason = f"its graph fails in torch: {first_line(error)}"
         if reason is not None:
             self.access, self.approximate = Access.SCORES, False
             self.remarks = (("no_gradients", f"The ONNX graph gives scores alone: {reason}."),)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _without_activation(
@@ -206,7 +201,7 @@ def _session(
     try:
         session = runtime.InferenceSession(opened, options, providers=where)
     except Exception as error:  # onnxruntime's own family
-        raise InputError(f"onnxruntime cannot open {path}: {_first(error)}.") from error
+        raise InputError(f"onnxruntime cannot open {path}: {first_line(error)}.") from error
     if not sides or not sides[0]:
         return session, None
     fixed = sides[0]

@@ -92,7 +92,7 @@ class Straightened(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.gradients = replace(self.gradients, approximate=True, lent=True)
+        self.gradients = replace(self.gradients, approximate=True, substitute=True)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)

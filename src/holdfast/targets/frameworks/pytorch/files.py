@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from holdfast import usercode
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.frameworks.pytorch.checkpoint import fitted, state_of, without_objects
 from holdfast.targets.loading import made
 from holdfast.targets.registry import HEAD
@@ -35,7 +35,7 @@ def _exported(path: Path) -> nn.Module:
         return _Exported(torch.export.load(path).module())
     except Exception as error:  # torch raises whatever damage leads it to
         raise InputError(
-            f"{path} is damaged or no program of torch.export: {_first_line(error)}."
+            f"{path} is damaged or no program of torch.export: {first_line(error)}."
         ) from error
 
 
@@ -124,13 +124,13 @@ def _read(path: Path, trust: bool) -> Any:
         ImportError,
     ) as error:  # under trust only: the class of a pickled module
         raise InputError(
-            f"{path} needs code that is not here: {_first_line(error)}. Run holdfast where it can "
+            f"{path} needs code that is not here: {first_line(error)}. Run holdfast where it can "
             f"be imported, or save the state_dict alone."
         ) from error
     except (
         Exception
     ) as error:  # torch, safetensors and trusted code raise whatever damage leads them to
-        raise InputError(f"{path} is truncated or no checkpoint: {_first_line(error)}.") from error
+        raise InputError(f"{path} is truncated or no checkpoint: {first_line(error)}.") from error
 
 
 def _is_script(path: Path) -> bool:
@@ -175,10 +175,6 @@ def _wanted(refusal: str, head: bytes) -> str | None:
         (b"PK", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     )
     return "or may: its protocol, 3 or later, cannot be checked" if later else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import spec
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import Adapter, chosen
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
@@ -752,7 +752,7 @@ def _no_scores(shape: tuple[int, ...], n: int) -> str:
 
 def _unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
     """A model's own error on its first input, as one sentence with the likely cause."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    first = first_line(error)
     if "scalar types: Long, Int" in first or "embedding" in first.lower():
         return InputError(
             "the model looks its inputs up as whole numbers, as models of text do with tokens; "

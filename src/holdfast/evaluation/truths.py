@@ -16,7 +16,7 @@ from holdfast.tasks import MultiLabel
 from holdfast.threats.threat import Targeted, Threat
 
 
-def graded(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
+def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
     """A model and data, with the truth in the context of each row if the model's task wants it.
 
     Raises:
