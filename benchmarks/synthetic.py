@@ -32,8 +32,8 @@ from holdfast.generation import generate
 from holdfast.generation.sample import own_classifier, sample
 from holdfast.hardening import recipes
 from holdfast.runs.compare import compare
+from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.loop import Training
-from holdfast.training.mixing import Mix
 
 EPS = (0.3, 0.2)  # the first is trained against
 SHARE, BATCH = 0.7, 128
@@ -77,11 +77,18 @@ class Arm:
         )
         epochs = math.ceil(self.steps / math.ceil(len(train) / BATCH))
         recipe = recipes.parse(f"standard(epochs={epochs}, batch_size={BATCH})")
-        mix = Mix(open_data(self.made), SHARE) if self.made else None
+        generated = GeneratedRows(open_data(self.made), SHARE) if self.made else None
         threat = holdfast.Threat.linf(EPS[0])
         best = (
             Training(
-                target, train, held, threat, recipe, *recipes.parts(recipe), self.seed, mix=mix
+                target,
+                train,
+                held,
+                threat,
+                recipe,
+                *recipes.parts(recipe),
+                self.seed,
+                generated=generated,
             )
             .fit(net)
             .best_average()

@@ -34,7 +34,7 @@ from holdfast.targets import wrap
 from holdfast.targets.demo import demo_model
 from holdfast.threats.threat import Threat
 from holdfast.training.batches import shuffled
-from holdfast.training.mixing import Mix
+from holdfast.training.generated_rows import GeneratedRows
 
 
 def keys(n: int) -> Keys:
@@ -446,19 +446,19 @@ def test_each_step_mixes_and_the_real_rows_still_come_round() -> None:
     real = from_arrays(np.arange(100.0)[:, None], np.zeros(100, int))
     made = from_arrays(1000 + np.arange(5000.0)[:, None], np.ones(5000, int))
     plan = shuffled(100, 10, 1)
-    steps = list(Mix(made, 0.7).read(real, plan, 0, 1))
+    steps = list(GeneratedRows(made, 0.7).read(real, plan, 0, 1))
     assert [int(y.sum()) for _, y in steps] == [7] * 10
     seen = np.concatenate([x[:, 0] for x, _ in steps])
     assert len(set(seen.tolist())) == 100  # no row twice
-    later = list(Mix(made, 0.7).read(real, plan, 4, 1))
+    later = list(GeneratedRows(made, 0.7).read(real, plan, 4, 1))
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(steps[4:], later, strict=True))
-    few = Mix(from_arrays(-1.0 - np.arange(20.0)[:, None], np.ones(20, int)), 0.5)
+    few = GeneratedRows(from_arrays(-1.0 - np.arange(20.0)[:, None], np.ones(20, int)), 0.5)
     # fewer rows than an epoch asks for: again
     assert [len(x) for x, _ in few.read(real, plan, 0, 1)] == [10] * 10
-    uneven = list(Mix(made, 0.7).read(real, shuffled(100, 16, 1), 0, 1))
+    uneven = list(GeneratedRows(made, 0.7).read(real, shuffled(100, 16, 1), 0, 1))
     assert [(len(y), int(y.sum())) for _, y in uneven] == [(16, 11)] * 6 + [(4, 3)]
     with pytest.raises(SpecError, match="share"):
-        Mix(made, 1.0)
+        GeneratedRows(made, 1.0)
 
 
 def test_advgan_fools_rows_that_it_never_saw() -> None:

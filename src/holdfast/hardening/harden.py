@@ -36,8 +36,8 @@ from holdfast.threats.threat import Targeted, Threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly, labels_of
+from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.loop import Training
-from holdfast.training.mixing import Mix
 from holdfast.training.network import wrapped_like
 from holdfast.training.prepare import check_network, check_precision, network_of
 from holdfast.training.recipe import Recipe
@@ -157,10 +157,10 @@ def harden(
     _check_counts(source, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
-    mix = Mix(more[0], synthetic_share) if more else None
-    if mix is not None:
-        mix.check(source)
-        check_data(mix.data, target.bounds)
+    generated = GeneratedRows(more[0], synthetic_share) if more else None
+    if generated is not None:
+        generated.check(source)
+        check_data(generated.data, target.bounds)
     training = Training(
         target,
         train,
@@ -174,7 +174,7 @@ def harden(
         balance=balance_of(train, target.task.k, recipe.class_weights),
         every=every,
         watch=tell,
-        mix=mix,
+        generated=generated,
         precision=precision,
         devices=devices,
     )
@@ -235,7 +235,7 @@ def _fitted(recipe: Recipe, n: int) -> Recipe:
 
 def _asked(training: Training, source: Source) -> dict[str, str]:
     """What harden.json holds: with another of these it would be another hardening."""
-    recipe, mix = training.recipe, training.mix
+    recipe, generated = training.recipe, training.generated
     asked = {
         "threat": repr(training.threat),
         "recipe": f"{recipe.name} version {recipe.version}: {recipe!r}",
@@ -250,8 +250,8 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         asked["class weights"] = "balanced"
     if training.precision != "float32":
         asked["precision"] = training.precision
-    if mix is not None:
-        asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
+    if generated is not None:
+        asked["synthetic"] = f"{generated.share:g} of {generated.data.fingerprint()[:16]}"
     return asked
 
 

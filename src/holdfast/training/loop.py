@@ -29,8 +29,8 @@ from holdfast.training.augmentation import Batch
 from holdfast.training.balance import Balance
 from holdfast.training.batches import Steps, read, shuffled
 from holdfast.training.distributed import ProcessGroup
+from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
-from holdfast.training.mixing import Mix
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import share_of_rate
@@ -60,7 +60,7 @@ class Training:
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
         watch: told of each finished epoch.
-        mix: generated rows to train on beside.
+        generated: rows to train on beside.
         precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the
             judge's are float32.
         devices: processes that share every step; on accelerators each has one of its own.
@@ -82,7 +82,7 @@ class Training:
     folder: Path | None = None
     every: float = 30.0
     watch: Callable[[Epoch], None] = lambda _: None
-    mix: Mix | None = None
+    generated: GeneratedRows | None = None
     precision: str = "float32"
     devices: int = 1
     group: ProcessGroup = field(default_factory=ProcessGroup)
@@ -125,9 +125,11 @@ class Training:
 
     def _read(self, steps: Steps, s: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The rows of the steps that are left of an epoch."""
-        if self.mix is None:
+        if self.generated is None:
             return read(self.data, steps[s.progress.batch :])
-        return self.mix.read(self.data, steps, s.progress.batch, self.seed + s.progress.epoch + 1)
+        return self.generated.read(
+            self.data, steps, s.progress.batch, self.seed + s.progress.epoch + 1
+        )
 
     def _step(self, s: State, x: Tensor, y: Tensor, *, total: int) -> None:
         """One step on rows x [n, *shape], y [n]."""
@@ -369,7 +371,8 @@ class Training:
                 f"{what} at the first step; the network or its preprocessing gives numbers that "
                 "cannot be trained."
             )
-        where = f"{what} in epoch {s.progress.epoch + 1} at learning rate {rate:.3g}: training diverged."
+        epoch = s.progress.epoch + 1
+        where = f"{what} in epoch {epoch} at learning rate {rate:.3g}: training diverged."
         if not s.progress.best_epoch or self.folder is None or not self.group.leads:
             return f"{where} Try a lower rate."
         kept = self.folder / "model.safetensors"

@@ -36,8 +36,8 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.training.distributed import ProcessGroup
+from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.loop import Training
-from holdfast.training.mixing import Mix
 from holdfast.training.objective import Objective
 from holdfast.training.state import STATE, Epoch, packed
 
@@ -253,8 +253,8 @@ def emptied(folder: Path) -> Path:
 def hand_over(training: Training, work: Path, own: dict[str, Any]) -> None:
     """Leave in a folder what a training in processes of its own takes, and what else is theirs."""
     sources, share = {"train": training.data, "held": training.held}, None
-    if training.mix is not None:
-        sources["mix"], share = training.mix.data, training.mix.share
+    if training.generated is not None:
+        sources["generated"], share = training.generated.data, training.generated.share
     for name, source in sources.items():
         _store(source, work, name)
     job = {name: getattr(training, name) for name in _CARRIED}
@@ -276,8 +276,12 @@ def taken_over(
             usercode.run_file(file)
         # Written by the process that started this one.
         own, job, share = torch.load(work / "training.pt", map_location=devices, weights_only=False)
-    mix = share and Mix(_stored(work, "mix"), share)
-    return own, job | {"data": _stored(work, "train"), "held": _stored(work, "held"), "mix": mix}
+    generated = share and GeneratedRows(_stored(work, "generated"), share)
+    return own, job | {
+        "data": _stored(work, "train"),
+        "held": _stored(work, "held"),
+        "generated": generated,
+    }
 
 
 def _store(source: Source, work: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from holdfast.training.batches import Steps, read, shuffled
 
 
 @dataclass(frozen=True)
-class Mix:
+class GeneratedRows:
     """Rows of `data` are `share` of each step. An epoch has as many steps as without them, so it
     costs the same."""
 
