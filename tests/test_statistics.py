@@ -26,6 +26,7 @@ from holdfast.runs.metrics import (
     survivors,
 )
 from holdfast.targets import TorchTarget
+from holdfast.threats.threat import Threat
 
 RNG = np.random.default_rng(0)
 
@@ -186,5 +187,7 @@ def test_looks_are_those_of_the_definition() -> None:
     assert float(ssim(first, second, 1.0)) == pytest.approx(np.mean(value), rel=1e-9)
     assert float(ssim(first, first, 1.0)) == pytest.approx(1)
     target = TorchTarget(torch.nn.Flatten(), shape=(1, 9, 12))
-    assert float(looks(target, first, first + 0.1)[0]) == pytest.approx(20)
-    assert torch.isnan(torch.cat(looks(target, first.flatten(1), second.flatten(1)))).all()
+    assert float(looks(target, Threat.linf(0.1), first, first + 0.1)[0]) == pytest.approx(20)
+    assert torch.isnan(
+        torch.cat(looks(target, Threat.linf(0.1), first.flatten(1), second.flatten(1)))
+    ).all()

@@ -12,6 +12,7 @@ from small_runs import command
 
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION
+from holdfast.runs.migration import migrate
 
 OLD = Path(__file__).parent / "version1"
 MODEL = f"{OLD / 'rounded.py'}:build"
@@ -31,6 +32,12 @@ def test_what_was_renamed_is_found_under_its_new_name() -> None:
     assert [len(trial.restarts) for trial in manifest.trials][3] == 4
     assert store.read_samples(OLD / "rounded").column("broken_8bit").null_count == 2
     assert store.read_samples(OLD / "targeted").column("target_class").to_pylist()[0] >= 0
+
+
+def test_a_renamed_option_of_an_attack_is_read() -> None:
+    old = b'{"trials": [{"spec": "sigmazero(tau=0.3, pace=0.01)", "rounds": []}]}'
+    new = {"trials": [{"spec": "sigmazero(tau=0.3, tau_step=0.01)", "restarts": []}]}
+    assert json.loads(migrate(old)) == new
 
 
 def test_its_report_is_written_in_every_form(old: Path) -> None:

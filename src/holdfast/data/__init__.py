@@ -160,66 +160,62 @@ def kind_of(spec: str) -> str:
 
 
 def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]) -> Source:
-    path = _path(spec)
-    if kind == "npz":
-        from holdfast.data.npz import open_npz
-
-        return open_npz(path, spec, split, scale)
-    if kind == "csv":
-        from holdfast.data.table import open_csv
-
-        return open_csv(path, spec, scale, **loading)
-    if kind == "parquet":
-        from holdfast.data.parquet import Table
-
-        return Table(path, spec, scale, **loading)
-    if kind == "folder":
-        from holdfast.data.folder import Folder
-        from holdfast.data.images import Resizing
-
-        classes = None if "classes" not in loading else _path(loading["classes"])
-        return Folder(
-            path,
-            spec,
-            split,
-            scale,
-            classes,
-            Resizing.parse(loading.get("resize"), loading.get("crop")),
-        )
-    if kind == "factory":
-        from holdfast.data.factory import open_factory
-
-        return open_factory(spec, scale)
-    return _named(kind, spec.partition(":")[2], spec, split, scale)
-
-
-def _named(kind: str, rest: str, spec: str, split: str, scale: bool) -> Source:
-    if kind == "digits":
-        from holdfast.data import digits
-
-        if rest:
-            raise InputError(
-                f"digits is embedded and takes nothing after it, but got {rest!r}; write digits."
-            )
-        return digits.open_digits(spec, _known(split, digits.SPLITS, kind))
-    if not rest:
+    path, rest = _path(spec), spec.partition(":")[2]
+    if kind in _FORMS and not rest:
         raise InputError(f"{kind} needs the place of its files; write {_FORMS[kind]}.")
-    if kind == "cifar10":
-        from holdfast.data import cifar10
+    match kind:
+        case "npz":
+            from holdfast.data.npz import open_npz
 
-        return cifar10.open_cifar10(_path(rest), spec, _known(split, cifar10.SPLITS, kind), scale)
-    if kind == "libsvm":
-        from holdfast.data import libsvm
+            return open_npz(path, spec, split, scale)
+        case "csv":
+            from holdfast.data.table import open_csv
 
-        return libsvm.open_libsvm(_path(rest), spec)
-    from holdfast.data import idx
+            return open_csv(path, spec, scale, **loading)
+        case "parquet":
+            from holdfast.data.parquet import Table
 
-    if kind != "idx":
-        return idx.open_mnist(kind, _path(rest), spec, _known(split, idx.SPLITS, kind), scale)
-    files = rest.split(",")
-    if len(files) != 2 or not all(files):
-        raise InputError(f"{spec!r} does not name two files; write {_FORMS[kind]}.")
-    return idx.open_idx(_path(files[0]), _path(files[1]), spec, scale)
+            return Table(path, spec, scale, **loading)
+        case "folder":
+            from holdfast.data.folder import Folder
+            from holdfast.data.images import Resizing
+
+            resizing = Resizing.parse(loading.get("resize"), loading.get("crop"))
+            classes = None if "classes" not in loading else _path(loading["classes"])
+            return Folder(path, spec, split, scale, classes, resizing)
+        case "factory":
+            from holdfast.data.factory import open_factory
+
+            return open_factory(spec, scale)
+        case "digits":
+            from holdfast.data import digits
+
+            if rest:
+                raise InputError(
+                    f"digits is embedded and takes nothing after it, but got {rest!r}; write "
+                    "digits."
+                )
+            return digits.open_digits(spec, _known(split, digits.SPLITS, kind))
+        case "cifar10":
+            from holdfast.data import cifar10
+
+            split = _known(split, cifar10.SPLITS, kind)
+            return cifar10.open_cifar10(_path(rest), spec, split, scale)
+        case "libsvm":
+            from holdfast.data import libsvm
+
+            return libsvm.open_libsvm(_path(rest), spec)
+        case "idx":
+            from holdfast.data import idx
+
+            files = rest.split(",")
+            if len(files) != 2 or not all(files):
+                raise InputError(f"{spec!r} does not name two files; write {_FORMS[kind]}.")
+            return idx.open_idx(_path(files[0]), _path(files[1]), spec, scale)
+        case _:
+            from holdfast.data import idx
+
+            return idx.open_mnist(kind, _path(rest), spec, _known(split, idx.SPLITS, kind), scale)
 
 
 def _known(split: str, splits: dict[str, Any], kind: str) -> str:

@@ -318,7 +318,7 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     if asked.baseline_errors is not None and len(shares):
         errors = {
             kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean()
-            for kind in _kinds(main)
+            for kind in dict.fromkeys(name.split()[0] for name in main)
         }
         mce = float(
             np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()])
@@ -327,10 +327,6 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
     return CorruptionMetrics(
         mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
     )
-
-
-def _kinds(columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(name.split()[0] for name in columns))
 
 
 def mean_interval(values: np.ndarray) -> Interval:

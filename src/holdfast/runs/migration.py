@@ -14,6 +14,7 @@ KEYS = {  # of run.json
     "rounds": "restarts",
     "shows_as": "explains",
 }
+OPTIONS = {b"pace=": b"tau_step="}  # of attacks, in the texts of trials
 COLUMNS = {  # of samples.parquet
     "goal": "target_class",
     "holds_8bit": "broken_8bit",
@@ -30,6 +31,8 @@ def migrate(manifest: bytes) -> bytes:
     def renamed(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return {KEYS.get(key, key): value for key, value in pairs}
 
+    for old, new in OPTIONS.items():
+        manifest = manifest.replace(old, new)
     with suppress(ValueError, RecursionError):
         manifest = json.dumps(json.loads(manifest, object_pairs_hook=renamed)).encode()
     return manifest

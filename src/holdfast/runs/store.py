@@ -26,17 +26,10 @@ from holdfast.runs.migration import migrate, migrate_samples
 NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
-_MAY_BE_NULL = {
-    "broken_by",
-    "size",
-    "margin",
-    "certified_radius",
-    "psnr",
-    "ssim",
-    "lpips",
-    "robust_by_refusal",
-}
-_MAY_BE_NULL |= {"clean_confidence", "attacked_confidence", "broken_8bit"}
+_MAY_BE_NULL = set(
+    "broken_by size margin certified_radius psnr ssim lpips robust_by_refusal clean_confidence "
+    "attacked_confidence broken_8bit".split()
+)
 # What computing with values that no run has can raise.
 _ODD = (
     ArithmeticError,
