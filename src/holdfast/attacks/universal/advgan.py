@@ -113,25 +113,36 @@ def advgan(
                 "advgan", t
             )
             at = inputs.drawn(keys, rows)
-            with torch.enable_grad():
-                near, paid = priced(net, inputs.problem(at), threat)
-                if realism:
-                    paid = paid + realism * (judge(_inward(near, target)) - 1).square().mean()
-                adam.zero_grad()
-                paid.backward()
-                adam.step()
-                if realism:
-                    real, made = judge(
-                        _inward(torch.cat([inputs.x[at], near.detach()]), target)
-                    ).chunk(2)
-                    other.zero_grad()
-                    ((real - 1).square() + made.square()).mean().backward()
-                    other.step()
+            _learn(net, judge, (adam, other), inputs.problem(at), threat, realism)
         none = torch.zeros(0, dtype=torch.bool)
         found = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
         return replace(
             found, fooled=inputs.fooled(found(inputs.x)), held_out=others.fooled(found(others.x))
         )
+
+
+def _learn(
+    net: nn.Module,
+    judge: nn.Module,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    p: Problem,
+    threat: Threat,
+    realism: float,
+) -> None:
+    """One step of both networks on the inputs of a problem."""
+    adam, other = optimizers
+    with torch.enable_grad():
+        near, paid = priced(net, p, threat)
+        if realism:
+            paid = paid + realism * (judge(_inward(near, p.target)) - 1).square().mean()
+        adam.zero_grad()
+        paid.backward()
+        adam.step()
+        if realism:
+            real, made = judge(_inward(torch.cat([p.x, near.detach()]), p.target)).chunk(2)
+            other.zero_grad()
+            ((real - 1).square() + made.square()).mean().backward()
+            other.step()
 
 
 def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor:

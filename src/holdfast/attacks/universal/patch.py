@@ -126,18 +126,23 @@ def patch(
         for t in range(steps):
             keys = Keys.of(seed, inputs.x.new_zeros(1).long()).fold("patch", t)
             at = inputs.drawn(keys, rows)
-            with torch.enable_grad():
-                leaf = pixels.clone().requires_grad_()
-                pasted = pasted_on(
-                    target, inputs.x[at], leaf, placement, Keys.of(seed, at).fold("place", t)
-                )
-                pulled = (pasted * slope(inputs.problem(at), pasted.detach())).sum()
-                g = torch.autograd.grad(pulled, leaf)[0]
+            g = _slope(inputs, at, pixels, placement, Keys.of(seed, at).fold("place", t))
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)
         return Patch(
             pixels, placement, *(fooled(c, pixels, placement, seed) for c in (inputs, others))
         )
+
+
+def _slope(
+    inputs: InputSet, at: Tensor, pixels: Tensor, placement: Placement, keys: Keys
+) -> Tensor:
+    """The gradient by the patch of the margin of the inputs at these places, [c, side, side]."""
+    with torch.enable_grad():
+        leaf = pixels.clone().requires_grad_()
+        pasted = pasted_on(inputs.target, inputs.x[at], leaf, placement, keys)
+        pulled = (pasted * slope(inputs.problem(at), pasted.detach())).sum()
+        return torch.autograd.grad(pulled, leaf)[0]
 
 
 def fooled(inputs: InputSet, pixels: Tensor, placement: Placement, seed: int = 0) -> Tensor:
