@@ -217,6 +217,13 @@ def randomised(noted: list[Finding]) -> bool:
     return any(finding.check == "randomised" for finding in noted)
 
 
+def averaged(noted: list[Finding]) -> list[Finding]:
+    """What is noted of a randomised model that is measured by its mean."""
+    return [
+        f.model_copy(update={"severity": "amber"}) if f.check == "randomised" else f for f in noted
+    ]
+
+
 def _likely(
     low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool
 ) -> str:

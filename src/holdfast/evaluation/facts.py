@@ -12,13 +12,11 @@ import numpy as np
 import torch
 
 from holdfast import spec
-from holdfast.data import Source
 from holdfast.evaluation.chunk import Plan
-from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.prepare import Prepared
 from holdfast.runs.manifest import (
     DataInfo,
     Facts,
-    Finding,
     ModelInfo,
     ProtocolInfo,
     Provenance,
@@ -38,24 +36,11 @@ class Names:
     command: str = "holdfast.evaluate(...)"
 
 
-def facts_of(
-    plan: Plan,
-    source: Source,
-    part: tuple[int, int],
-    chosen: Protocol,
-    noted: list[Finding],
-    names: Names,
-) -> Facts:
-    target, threat = plan.target, plan.threat
+def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
+    """The facts of a plan on prepared rows, before anything is measured."""
+    target, protocol = ready.target, ready.protocol
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
-    libraries |= target.versions
-    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
-    targets = (
-        hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
-        if isinstance(goal, torch.Tensor)
-        else goal
-    )
     return Facts(
         model=ModelInfo(
             spec=names.model or type(model).__name__,
@@ -63,29 +48,14 @@ def facts_of(
             fingerprint=target.fingerprint(),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
-        data=DataInfo(
-            spec=source.name,
-            split=names.split,
-            fingerprint=source.fingerprint(),
-            total=len(source),
-            parts=[part],
-            class_names=None if source.class_names is None else list(source.class_names),
-            loading=dict(source.loading),
-        ),
-        threat=ThreatInfo(
-            text=repr(threat),
-            norm=threat.norm.name,
-            eps=float(threat.eps),
-            target=goal if isinstance(goal, int) else None,
-            targets=targets if isinstance(targets, str) else None,
-            grid=threat.grid or None,
-            measured=[(eps, plan.limit(eps)) for eps in plan.measured],
-        ),
+        data=_data(ready, names.split),
+        threat=_threat(ready.threat, plan),
         protocol=ProtocolInfo(
-            name=chosen.name,
-            version=chosen.version,
-            trials=[t.write(whole=True) for t in chosen.trials],
+            name=protocol.name,
+            version=protocol.version,
+            trials=[t.write(whole=True) for t in protocol.trials],
         ),
+        perceptual=None if plan.perceptual is None else plan.perceptual.fingerprint,
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
@@ -96,11 +66,47 @@ def facts_of(
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **libraries},
+            versions={"python": platform.python_version(), **libraries, **target.versions},
             hardware=_hardware(target.device),
         ),
-        noted=noted,
+        noted=ready.noted,
     )
+
+
+def _data(ready: Prepared, split: str) -> DataInfo:
+    source, groups = ready.source, ready.groups
+    names = source.class_names
+    return DataInfo(
+        spec=source.name,
+        split=split,
+        fingerprint=source.fingerprint(),
+        total=len(source),
+        parts=[ready.rows],
+        class_names=None if names is None else list(names),
+        loading=dict(source.loading),
+        groups=None if groups is None else fingerprint(groups),
+    )
+
+
+def fingerprint(groups: np.ndarray) -> str:
+    """Of the names of all rows' groups [n]."""
+    return hashlib.sha256("\n".join(groups).encode()).hexdigest()
+
+
+def _threat(threat: Threat, plan: Plan) -> ThreatInfo:
+    info = ThreatInfo(
+        text=repr(threat),
+        norm=threat.norm.name,
+        eps=float(threat.eps),
+        grid=threat.grid or None,
+        measured=[(eps, plan.limit(eps)) for eps in plan.measured],
+    )
+    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
+    if isinstance(goal, int):
+        return info.model_copy(update={"target": goal})
+    if isinstance(goal, torch.Tensor):
+        goal = hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
+    return info.model_copy(update={"targets": goal})
 
 
 def _hardware(device: torch.device) -> str:

@@ -4,7 +4,6 @@ compare."""
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.hardening import objectives, recipes
 from holdfast.runs.compare import Comparison, compare
-from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
@@ -191,7 +190,6 @@ def harden(
         asked["precision"] = precision
     if mix is not None:
         asked["synthetic"] = f"{mix.share:g} of {mix.data.fingerprint()[:16]}"
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
     called = names or Names(type(target.model).__name__)
     judge: dict[str, Any] = {
         "protocol": protocol,
@@ -200,7 +198,7 @@ def harden(
         "resume": True,
         "watch": watch,
     }
-    with left_as_found(folder):
+    with run_folder(out) as folder:
         begin(folder, "harden.json", asked, "a hardening", resume=resume)
         before = evaluate(given, judged, threat, out=folder / "before", names=called, **judge)
     if not (folder / "comparison.json").exists():  # or it is finished
