@@ -82,12 +82,10 @@ def prepare(
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
-    if movement is None:
-        threat = as_threat(threat)
-    else:
-        target, source = moved.moved(target, source, movement)
-        threat = Threat.linf(target.reach)
-    target, source = graded(target, source, threat)
+    if movement is not None:
+        threat = Threat.linf((target.bounds.high - target.bounds.low) / 2)  # of all of it
+    threat = as_threat(threat)
+    target, source = brought_in(target, source, threat, movement)
     if not attacks:
         protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     rows = rows_asked(samples, len(source), source.name)
@@ -107,6 +105,15 @@ def prepare(
         own = protocols.protocol(protocol, threat.norm.name, **kind)
         own = moved.suited(own, movement)
     return Prepared(target, source, threat, own, rows, movement, groups, [*noted, *labels])
+
+
+def brought_in(
+    target: Target, source: Source, threat: Threat, movement: Movement | None
+) -> tuple[Target, Source]:
+    """A model and data with the movement, and the truth of each row if the task wants it."""
+    if movement is not None:
+        target, source = moved.moved(target, source, movement)
+    return graded(target, source, threat)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
