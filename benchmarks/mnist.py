@@ -73,8 +73,9 @@ def main() -> None:
         target = holdfast.wrap(net, device=chosen.device, batch_size=1024)
         assert isinstance(target, TorchTarget)
         target.bind((1, 28, 28))
+        recipe = recipes.parse(text)
         training = Training(
-            target, rows, held, threat, recipes.parse(text), chosen.seed, watch=_tell
+            target, rows, held, threat, recipe, *recipes.parts(recipe), chosen.seed, watch=_tell
         )
         net.load_state_dict(training.fit(net).best_average())
         trained = time.perf_counter() - began

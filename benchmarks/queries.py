@@ -329,7 +329,7 @@ def measure(cell: Cell, marks: Sequence[int]) -> Score:
     model, x, y = right(cell.place, cell.images.stop)
     x, y = x[cell.images.start :], y[cell.images.start :]
     found, note = list[list[Tensor]](), ""
-    limit = legal_size(threat.norm, threat.eps, wrap(model, shape=tuple(x.shape[1:])), 1)
+    limit = legal_size(threat, wrap(model, shape=tuple(x.shape[1:])), 1)
     first = torch.full((len(x),), torch.inf, dtype=torch.float64)
     for i, number in enumerate(cell.images):
         torch.manual_seed(number)

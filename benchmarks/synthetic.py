@@ -80,7 +80,9 @@ class Arm:
         mix = Mix(open_data(self.made), SHARE) if self.made else None
         threat = holdfast.Threat.linf(EPS[0])
         best = (
-            Training(target, train, held, threat, recipe, self.seed, mix=mix)
+            Training(
+                target, train, held, threat, recipe, *recipes.parts(recipe), self.seed, mix=mix
+            )
             .fit(net)
             .best_average()
         )

@@ -95,7 +95,13 @@ def by_us(
         f'standard(epochs={epochs}, batch_size={asked.batch}, objective="pgd(steps={steps})")'
     )
     training = Training(
-        target, rows, held, holdfast.Threat.linf(EPS), recipe, devices=asked.devices
+        target,
+        rows,
+        held,
+        holdfast.Threat.linf(EPS),
+        recipe,
+        *recipes.parts(recipe),
+        devices=asked.devices,
     )
     net.load_state_dict(workers.train(training, net))
 

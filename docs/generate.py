@@ -38,6 +38,9 @@ def attacks() -> str:
         doc = (
             (inspect.getdoc(inspect.getmodule(kind)) or "") + "\n\n" + (inspect.getdoc(kind) or "")
         )
+        rules = dict.fromkeys(inspect.getdoc(type(rule)) for rule in kind.variants.values())
+        if len(rules) > 1:
+            doc = "\n\n".join([doc, *filter(None, rules)])
         norms = ", ".join(sorted(kind.norms))
         table = "\n".join(
             f"| `{name}` | `{default!r}` | {takes} | {text} |"

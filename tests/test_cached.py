@@ -13,6 +13,7 @@ import holdfast
 from holdfast.attacks import parse, run
 from holdfast.errors import InputError
 from holdfast.targets import Access, Target
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.wrappers import Cached
 
 
@@ -23,13 +24,13 @@ class Seen(Narrow):
         super().__init__(inner, access)
         self.inputs: list[bytes] = []
 
-    def scores(self, x: Tensor) -> Tensor:
-        self.inputs += [row.numpy().tobytes() for row in x]
+    def scores(self, x: Rows) -> Tensor:
+        self.inputs += [row.numpy().tobytes() for row in Batch.of(x).x]
         return super().scores(x)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access < Access.SCORES:
-            self.inputs += [row.numpy().tobytes() for row in x]
+            self.inputs += [row.numpy().tobytes() for row in Batch.of(x).x]
             return super().labels(x)
         return Target.labels(self, x)
 

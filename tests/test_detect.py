@@ -31,6 +31,7 @@ from holdfast.targets.defences.purify import Reform
 from holdfast.targets.defences.transforms import BitDepth
 from holdfast.targets.demo import demo_model
 from holdfast.targets.preprocess import Normalize
+from holdfast.targets.target import Cost
 from holdfast.targets.wrappers import Ensemble
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Targeted, Threat
@@ -130,7 +131,7 @@ def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector])
     up, down = (one.distance(x + h * way, target.bare) / 0.01 for h in (1e-6, -1e-6))
     slope = 0.3 * (top - z[:, :-1].mean(1)) * (up - down) / 2e-6
     assert torch.allclose((pullback(c) * way).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
-    assert (target.passes, target.draws) == (1 + one.passes, 1)
+    assert target.cost == Cost(1 + one.passes)
 
 
 @pytest.mark.parametrize(("limit", "held"), [(0.035, True), (0.055, False)])
@@ -204,7 +205,7 @@ def test_a_model_of_several_passes_is_not_taken_for_a_random_one(
         target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0
     )
     assert found.slope is not None
-    assert found.passes["slope"] == 5 * target.passes * len(found.ids)
+    assert found.passes["slope"] == 5 * target.cost.forwards * len(found.ids)
 
 
 def test_magnet_refuses_a_blind_attack_and_falls_to_one_that_knows_of_it() -> None:

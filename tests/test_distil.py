@@ -16,6 +16,7 @@ from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluation.verify import verify
 from holdfast.targets import Access, Target, load
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.surrogate import distil
 from holdfast.targets.wrappers import Surrogate
 from holdfast.threats.threat import Threat
@@ -28,12 +29,12 @@ class Counting(world.Narrow):
         super().__init__(inner, access)
         self.asked: list[Tensor] = []
 
-    def scores(self, x: Tensor) -> Tensor:
-        self.asked.append(x.clone())
+    def scores(self, x: Rows) -> Tensor:
+        self.asked.append(Batch.of(x).x.clone())
         return super().scores(x)
 
-    def labels(self, x: Tensor) -> Tensor:
-        self.asked.append(x.clone())
+    def labels(self, x: Rows) -> Tensor:
+        self.asked.append(Batch.of(x).x.clone())
         return super().labels(x)
 
 
@@ -102,7 +103,8 @@ def test_images_with_channels_last_and_refusals_are_learnt_from() -> None:
         layout = "nhwc"
         shape: tuple[int, ...] | None
 
-        def labels(self, x: Tensor) -> Tensor:
+        def labels(self, x: Rows) -> Tensor:
+            x = Batch.of(x).x
             return torch.where(
                 x[:, 0, 0, 0] > 0.5, -1, (x[..., 1].mean((1, 2)) > x[..., 0].mean((1, 2))).long()
             )

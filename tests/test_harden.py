@@ -74,12 +74,14 @@ def training(
     net = fresh(make)
     target = wrap(net)
     target.bind((1, 8, 8))
+    made = recipes.parse(recipe)
     return Training(
         target,
         digits(0, rows),
         digits(1000, 1060),
         Threat.linf(eps),
-        recipes.parse(recipe),
+        made,
+        *recipes.parts(made),
         **options,
     ), net  # pyright: ignore[reportArgumentType]
 
@@ -253,8 +255,8 @@ def test_what_counts_as_fooled() -> None:
     assert not loop.fooled(fast, inner=0.85, robust=0.69, best=0.81)
     # an attack of ten steps is not fooled so
     assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
-    assert repr(objectives.stronger(fast)) == "pgd(steps=2, step_size=0.5)"
-    assert objectives.stronger(objectives.stronger(fast)).inner == 4
+    assert repr(fast.stronger()) == "pgd(steps=2, step_size=0.5)"
+    assert fast.stronger().stronger().inner == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +282,7 @@ def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(State, "back_to_best", checked)
     place = done.fit(net).place
     assert [line.objective for line in place.log] == [
-        *["fast"] * 3,
+        *["fast()"] * 3,
         *["pgd(steps=2, step_size=0.5)"] * 2,
     ]
     names(place.log[2].note, "catastrophic overfitting", "95%", "2%", "epoch 2", "pgd(steps=2")
@@ -310,7 +312,8 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     target.bind((1, 8, 8))
     how = 'epochs=16, objective="fgsm", optimiser="adam", rate=0.003, warmup=0, ramp=0.5, decay=0, ema=0'
     recipe = recipes.parse(f'fast({how}, schedule="flat", judge="pgd(steps=10)")')
-    done = Training(target, digits(0, 1200), digits(1200, 1437), Threat.linf(0.3), recipe)  # pyright: ignore
+    rows, threat = (digits(0, 1200), digits(1200, 1437)), Threat.linf(0.3)
+    done = Training(target, *rows, threat, recipe, *recipes.parts(recipe))  # pyright: ignore
     log = done.fit(net).place.log
     fallen = next(i for i, line in enumerate(log) if line.note)
     names(

@@ -321,8 +321,7 @@ def test_objectives_are_calls() -> None:
         with pytest.raises(SpecError):
             objectives.parse(text)
     assert (
-        repr(objectives.stronger(objectives.parse('max("l2(1)", steps=2)')))
-        == "max(also='l2(1)', steps=4)"
+        repr(objectives.parse('max("l2(1)", steps=2)').stronger()) == "max(also='l2(1)', steps=4)"
     )
     assert objectives.parse('max(also="l2(2), l1(10)")').passes == 3 * 21 + 2
 

@@ -19,10 +19,11 @@ from test_harden import MODELS, SMALL, Normed, digits, training
 from torch import Tensor, nn
 
 import holdfast
+from holdfast import memory
 from holdfast.errors import InputError
-from holdfast.evaluation import memory
 from holdfast.hardening import objectives
 from holdfast.targets import wrap
+from holdfast.targets.batch import Batcher
 from holdfast.targets.demo import demo_net
 from holdfast.targets.loading import made
 from holdfast.training import train, workers
@@ -172,7 +173,7 @@ def test_what_cannot_go_to_other_processes_is_refused_at_once(
     with pytest.raises(InputError, match=r"several processes: .*lambda"):
         workers.check(2, wrap(net), objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
     target = wrap(demo_net())
-    target.device = torch.device("mps")  # pyright: ignore[reportAttributeAccessIssue]
+    target.batcher = Batcher(device=torch.device("mps"))
     with pytest.raises(InputError, match=r"not on mps"):
         workers.check(2, target, objectives.parse("pgd"))  # pyright: ignore[reportArgumentType]
     assert not (here / "hard").exists()
@@ -248,6 +249,9 @@ def test_the_evaluation_undoes_what_training_asks_of_the_allocator(
     kept: dict[int, int] = {}
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=kept.__setitem__))
+    memory.keep_freed()
+    assert not kept  # in a process of the user's
+    monkeypatch.setattr(memory, "_own", True)
     memory.keep_freed()
     assert kept == {-1: 2**30, -3: 2**30}
     memory.give_back_freed()

@@ -6,12 +6,7 @@ Names are imported when first used, so that the command line and the report star
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
-
-# An evaluation has large blocks given back as soon as they are free (evaluate.py); with torch's
-# huge pages, taking them anew costs next to nothing. Torch reads this at its first large block.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from holdfast import attacks
@@ -21,8 +16,8 @@ if TYPE_CHECKING:
     from holdfast.evaluation.evaluate import evaluate
     from holdfast.hardening.harden import harden
     from holdfast.runs.run import Run
-    from holdfast.targets import load, wrap
     from holdfast.targets.preprocess import Normalize, Resize
+    from holdfast.targets.wrapping import load, wrap
     from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 _HOMES = {
@@ -32,7 +27,7 @@ _HOMES = {
     "holdfast.evaluation.evaluate": ("evaluate",),
     "holdfast.runs.run": ("Run",),
     "holdfast.hardening.harden": ("harden",),
-    "holdfast.targets": ("load", "wrap"),
+    "holdfast.targets.wrapping": ("load", "wrap"),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.threats.threat": ("Targeted", "Threat", "Untargeted"),
 }

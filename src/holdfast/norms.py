@@ -126,17 +126,17 @@ def scaled(g: Tensor) -> Tensor:
     return g / torch.where(top > 0, top, 1)
 
 
-def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Tensor:
-    """Move every entry at its own pace [n, *shape], each until the box stops it, until <g, v> =
+def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Tensor:
+    """Move every entry at its own speed [n, *shape], each until the box stops it, until <g, v> =
     gap."""
     g, gap = g * wide(gap.sign(), g), gap.abs()
     top = g.flatten(1).abs().amax(1)
-    steep, pace = scaled(g).flatten(1).abs(), pace.flatten(1)
+    steep, speed = scaled(g).flatten(1).abs(), speed.flatten(1)
     cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
     moving = (steep > 0) & (cap > 0)
-    kinks, order = torch.where(moving, cap / pace, 0).sort(1)
+    kinks, order = torch.where(moving, cap / speed, 0).sort(1)
     full = torch.where(moving, steep * cap, 0).gather(1, order)
-    rate = torch.where(moving, steep * pace, 0).gather(1, order)
+    rate = torch.where(moving, steep * speed, 0).gather(1, order)
     stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
     going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
     need = (gap / torch.where(top > 0, top, 1))[:, None]
@@ -144,7 +144,7 @@ def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, pace: Tensor) -> Ten
     last = at.clamp_max(kinks.shape[1] - 1)
     time = (need - stopped.gather(1, last)) / going.gather(1, last)
     time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(moving, (pace * time).minimum(cap), 0).view_as(g) * g.sign()
+    return torch.where(moving, (speed * time).minimum(cap), 0).view_as(g) * g.sign()
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:

@@ -16,6 +16,7 @@ from test_cases import case, clean_percent, mnist
 import holdfast
 from holdfast.attacks import parse, run
 from holdfast.targets import Access, Target, load, wrap
+from holdfast.targets.target import GradientInfo
 from holdfast.targets.wrappers import Surrogate
 from holdfast.threats.threat import Targeted, Threat
 
@@ -56,7 +57,7 @@ def test_resnet8_takes_bytes_and_ends_in_a_softmax(cases: Path) -> None:
     target = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
     plain = case(cases, "keras_resnet8_cifar").load().predict({"input_1": x}, verbose=0).argmax(1)
     assert clean_percent(target, x, y) == pytest.approx(100 * float((plain == y).mean()), abs=1e-9)
-    assert [check for check, _ in target.remarks] == ["probabilities"]
+    assert [check for check, _ in target.identity.remarks] == ["probabilities"]
     result = holdfast.evaluate(target, (x[:100], y[:100]), "linf(8)", protocol="quick")
     assert result.robust_accuracy.value <= 0.02
 
@@ -138,7 +139,7 @@ def boxed(target: Target, low: torch.Tensor, high: torch.Tensor) -> Target:
     found = wrap(lambda u: target.model(low + u * (high - low)), framework="torch")  # pyright: ignore
     found.bind(tuple(low.shape[1:]))
     # gradients are of the graph in torch: what it calls a success is asked of onnxruntime
-    found.approximate = True
+    found.gradients = GradientInfo(approximate=True)
     return found
 
 

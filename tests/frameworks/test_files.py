@@ -51,7 +51,7 @@ def test_keras_files(suffix: str, tmp_path: Path) -> None:
         rtol=1e-4,
         atol=1e-6,
     )
-    assert [check for check, _ in target.remarks] == ["probabilities"]
+    assert [check for check, _ in target.identity.remarks] == ["probabilities"]
     again = load(str(tmp_path / f"net.{suffix}"))
     again.bind((1, 8, 8))
     assert target.fingerprint() == again.fingerprint()
@@ -115,7 +115,7 @@ def test_an_unknown_operator_leaves_scores_and_is_named(tmp_path: Path) -> None:
     target = load(str(twins.onnx_file(tmp_path, last="Hardmax")))
     target.bind((1, 8, 8))
     assert target.access == Access.SCORES
-    assert "Hardmax" in target.remarks[0][1]
+    assert "Hardmax" in target.identity.remarks[0][1]
 
 
 def test_estimators_of_scikit_learn(tmp_path: Path) -> None:

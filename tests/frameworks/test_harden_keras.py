@@ -187,7 +187,8 @@ for objective in ("pgd(steps=1, step_size=1.0)", "trades(steps=1)", "mart(steps=
 
     recipe = recipes.parse(f'fast(epochs=1, batch_size=64, ema=0, judge="", objective="{objective}")')
     part = from_arrays(x, y, scale=False)
-    net.load_state_dict(Training(target, part, part, Threat.linf(25), recipe).fit(net).best_average())
+    training = Training(target, part, part, Threat.linf(25), recipe, *recipes.parts(recipe))
+    net.load_state_dict(training.fit(net).best_average())
     assert all(not torch.equal(a, b) for a, b in zip(first, net.parameters()))
     _put(net, bare)
     assert torch.allclose(net.eval()(rows), model(rows, training=False), atol=1e-6)

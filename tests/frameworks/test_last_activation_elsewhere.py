@@ -108,7 +108,7 @@ def test_keras_models(place: str, nested: bool) -> None:
     model = keras_model(place, nested=nested)
     target = wrap(model)
     same(target, place)
-    assert "probabilities" in [check for check, _ in target.remarks]
+    assert "probabilities" in [check for check, _ in target.identity.remarks]
     assert model.count_params() == 4 * 8 + 8 + 8 * (3 if place == "softmax" else 1)
 
 

@@ -143,9 +143,9 @@ def test_a_wrapper_follows_what_its_target_learns_when_bound() -> None:
     )
     folded = ExpectationOverTransformation(inner, draws=2)
     folded.bind((1, 4, 4))
-    assert folded.approximate == inner.approximate
+    assert folded.gradients == inner.gradients
     with pytest.raises(InputError, match="has none"):
         Surrogate(world.wrap(world.bent(dtype=torch.float32)), wrap(by_numpy)).bind((1, 4, 4))
     estimated = Estimated(wrap(by_numpy), probes=3)
     estimated.bind((1, 4, 4))
-    assert (estimated.access, estimated.pull_passes) == (Access.GRADIENTS, 6)
+    assert (estimated.access, estimated.cost.pullback) == (Access.GRADIENTS, 6)

@@ -54,8 +54,8 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str, monkeypatch: pytest.Monk
             p.t = t + 1
             state = attack.step(p, state, t)
             twin.step(t)
-            assert float(state.size) == twin.size, f"step size of row {i} after step {t}"
-            assert torch.allclose(state.d, twin.d, rtol=0, atol=1e-9), (
+            assert float(state.climb.size) == twin.size, f"step size of row {i} after step {t}"
+            assert torch.allclose(state.climb.d, twin.d, rtol=0, atol=1e-9), (
                 f"point of row {i} after step {t}"
             )
             twin.follow(state)
@@ -82,14 +82,14 @@ class Twin:
 
     def follow(self, s: Conjugate) -> None:
         """Steps are compared one by one: a conjugate direction enlarges what rounding differs."""
+        c = s.climb
         self.value, self.d, self.g, self.before, self.way = (
-            float(s.value),
-            s.d,
-            s.g,
-            s.before,
-            s.way,
+            float(c.value),
+            c.d,
+            c.g,
+            *s.turn.unbind(1),
         )
-        self.best = (float(s.best_value), s.best_d, s.best_g, s.best_before, s.best_way)
+        self.best = (float(c.best_value), c.best, c.best_g, *s.best_turn.unbind(1))
 
     def step(self, t: int) -> None:
         turn = self.before - self.g  # y of the paper, for ascent
@@ -120,7 +120,7 @@ def test_a_gradient_of_zero_moves_nothing_and_is_no_nan() -> None:
     p = Problem(target, x, y, threat("l2"), Keys.of(0, torch.arange(4)))
     attack = ACG(steps=30)
     state = attack.start(p)
-    start = state.d
+    start = state.climb.d
     for t in range(30):
         state = attack.step(p, state, t)
-    assert torch.equal(state.d, start)
+    assert torch.equal(state.climb.d, start)

@@ -218,11 +218,11 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
     small, large = wrap(Small(), shape=(1, 4, 4)), wrap(bent(), shape=(1, 4, 4))
     x = draw(21, 1, 4, 4)
     assert torch.equal(small.all_scores(x), large.all_scores(x))
-    assert small.batch_size <= 3
+    assert small.batcher.size <= 3
     y = large.labels(x)
-    small.batch_size = 256
+    small.batcher.size = 256
     found, usual = (run(parse("pgd(steps=6)"), t, x, y, threat("linf")) for t in (small, large))
-    assert small.batch_size <= 3
+    assert small.batcher.size <= 3
     for name in ("size", "best", "forwards", "queries", "margin", "outcome"):
         np.testing.assert_array_equal(
             getattr(found, name).numpy(), getattr(usual, name).numpy(), err_msg=name

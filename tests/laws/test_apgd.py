@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import parse, run
-from holdfast.attacks.gradient.apgd import APGD, Climb, Sparse
+from holdfast.attacks.gradient.apgd import APGD
+from holdfast.attacks.gradient.apgd_l1 import stage
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.checkpoints import check, checkpoints
+from holdfast.attacks.shared.checkpoints import Climb, check, checkpoints
 from holdfast.rng import Keys
 from laws.world import EPS, bent, rows, threat, wrap
 
@@ -117,7 +118,7 @@ def test_the_best_and_the_checked_are_not_the_same_books() -> None:
 
 def test_the_l1_radius_falls_to_eps() -> None:
     """3 eps, 2 eps and eps for .3, .3 and .4 of the steps, and eps alone where there are few."""
-    stages = {n: [Sparse().stage(APGD(steps=n), t) for t in range(n)] for n in (100, 10, 3, 1)}
+    stages = {n: [stage(n, t) for t in range(n)] for n in (100, 10, 3, 1)}
     assert stages[100] == [(0, 30, 3.0)] * 30 + [(30, 30, 2.0)] * 30 + [(60, 40, 1.0)] * 40
     assert stages[10] == [(0, 3, 3.0)] * 3 + [(3, 3, 2.0)] * 3 + [(6, 4, 1.0)] * 4
     assert stages[3] == [(0, 3, 1.0)] * 3

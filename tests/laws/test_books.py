@@ -12,7 +12,8 @@ from torch import Tensor
 
 from holdfast.attacks import Outcome, parse, run
 from holdfast.targets import Access, TorchTarget
-from holdfast.targets.target import Pullback
+from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.target import Cost, Pullback
 from laws.catalogue import class_of, each_blind, every, short
 from laws.world import EPS, Narrow, bent, close, linear, pool, rows, same, threat, wrap
 
@@ -28,11 +29,11 @@ class Counting(TorchTarget):
         super().bind(shape)
         self.asked.clear()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         self.asked.update(marks(x))
         return super().scores(x)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         self.asked.update(marks(x))
         z, inner = super().linearize(x)
 
@@ -42,14 +43,14 @@ class Counting(TorchTarget):
 
         return z, pullback
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         self.asked.update(marks(x))
         self.returned.update(marks(x))
         return super().pull(x, cotangent)
 
 
-def marks(x: Tensor) -> list[float]:
-    return x.flatten(1)[:, 0].tolist()
+def marks(x: Rows) -> list[float]:
+    return Batch.of(x).x.flatten(1)[:, 0].tolist()
 
 
 def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +99,7 @@ def test_a_question_of_many_passes_costs_them_all(
     name: str, norm: str, budgets: Tensor | None
 ) -> None:
     target = wrap(bent())
-    target.passes = 3
+    target.cost = Cost(3)
     x, y = rows(target, N)
     ledger = run(
         short(name, 10 if budgets is None else 40), target, x, y, threat(norm), budget=budgets

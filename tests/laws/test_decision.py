@@ -12,12 +12,13 @@ from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Outcome, parse, run
 from holdfast.attacks.decision.cgba import CGBA
-from holdfast.attacks.decision.rays import block
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import arc, foothold, normal
+from holdfast.attacks.shared.boundary_search import arc, find_start, normal
+from holdfast.attacks.shared.sign_blocks import block
 from holdfast.norms import L2, wide
 from holdfast.rng import Keys
 from holdfast.targets import Access, Target
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.tasks import Classes
 from holdfast.threats.threat import Targeted
 from laws.exact import distance
@@ -68,7 +69,6 @@ class Tree(Target):
     """Two splits on the way to each of four leaves, and no more than a label."""
 
     access = Access.LABELS
-    dtype = torch.float64
     LEAVES: ClassVar = [  # boxes, and their classes
         ([(0.0, 0.6), (0.0, 1.0), (0.0, 0.7)], 0),
         ([(0.0, 0.6), (0.0, 1.0), (0.7, 1.0)], 2),
@@ -77,13 +77,14 @@ class Tree(Target):
     ]
 
     def __init__(self) -> None:
-        self.task = Classes(3)
+        self.task, self.batcher = Classes(3), Batcher(dtype=torch.float64)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
+        x = Batch.of(x).x
         right = torch.where(x[:, 1] > 0.3, 1, 2)
         return torch.where(x[:, 0] > 0.6, right, torch.where(x[:, 2] > 0.7, 2, 0))
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         raise AssertionError("a tree has no scores")
 
     def fingerprint(self) -> str:
@@ -195,8 +196,8 @@ def test_a_row_without_a_start_survives(name: str) -> None:
 def test_a_known_example_is_a_start_where_noise_is_none() -> None:
     p = problem("l2")
     p.near = p.x + 0.25
-    p.goal = p.target.labels(p.near)
-    d = foothold(p, "best")
+    p.counts.goal = p.target.labels(p.near)
+    d = find_start(p, "best")
     met = p.adversarial(d)
     assert bool(met.all())
     assert bool(((d - 0.25).abs().flatten(1).amax(1) < 1e-12).any())
@@ -226,7 +227,7 @@ def test_the_blocks_of_a_level_are_all_the_features(features: int) -> None:
     while 2**level < 2 * features:
         covered: list[int] = []
         while len(covered) < features:
-            first, last = block(steps, features)
+            first, last = block(steps, features, again=False)
             assert last - first <= -(-features // 2**level)
             covered += range(first, last)
             steps += 1

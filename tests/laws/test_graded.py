@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.attacks import Ledger, parse, run
 from holdfast.errors import InputError
+from holdfast.targets.batch import Batch
 from holdfast.targets.target import Access
 from holdfast.targets.truth import WithTruth
 from holdfast.targets.wrappers import ExpectationOverTransformation
@@ -49,11 +50,15 @@ def ways(
     return [(s * w[j], TOLERANCE - s * (z[j] - truth[j])) for j in range(K) for s in (1, -1)]
 
 
+def behind(x: Tensor, truth: Tensor) -> Batch:
+    return Batch(x, {"truth": truth})
+
+
 def search(
     spec: str, target: WithTruth, x: Tensor, truth: Tensor, norm: str, eps: float, **options: Any
 ) -> Ledger:
     right = torch.zeros(N, dtype=torch.int64)
-    return run(parse(spec), target, target.behind(x, truth), right, threat(norm, eps), **options)
+    return run(parse(spec), target, behind(x, truth), right, threat(norm, eps), **options)
 
 
 @tasks
@@ -109,7 +114,7 @@ def test_margins_and_decisions_are_those_of_the_definition(task: str) -> None:
     truth[::4, 1] = 1 - truth[::4, 1]
     z = model(x).detach()
     signed = z * (2 * truth - 1) if task == "multilabel" else TOLERANCE - (z - truth).abs()
-    rows = target.behind(x, truth)
+    rows = behind(x, truth)
     right = torch.zeros(N, dtype=torch.int64)
     close(target.task.margin(target.scores(rows), right), signed.amin(1))
     assert torch.equal(target.labels(rows) == 0, (signed > 0).all(1))
@@ -124,7 +129,7 @@ def test_a_graded_model_is_attacked_without_ceremony(task: str) -> None:
     plain = run(parse("pgd(steps=5)"), target.inner, x, truth, threat("linf"))
     posed = search("pgd(steps=5)", target, x, truth, "linf", 0.08)
     assert plain.best.shape == x.shape
-    assert torch.equal(plain.best, target.parts(posed.best)[1])
+    assert torch.equal(plain.best, posed.best)
     same(plain, posed, but=("best",))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.sparse.onepixel import OnePixel, Swarm
+from holdfast.attacks.sparse.onepixel import OnePixel, Population
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin
@@ -63,7 +63,7 @@ def test_a_child_takes_its_parents_place_only_where_it_is_better() -> None:
     for t in range(40):
         p.t = t + 1
         after = attack.step(p, s, t)
-        assert isinstance(after, Swarm)
+        assert isinstance(after, Population)
         changed = (after.members != s.members).flatten(2).any(2)
         better = after.fitness > s.fitness
         assert bool((changed <= better).all())
@@ -84,5 +84,5 @@ def test_only_so_many_features_change_whatever_the_others_may() -> None:
 
 
 def test_three_parents_are_needed() -> None:
-    with pytest.raises(SpecError, match="three parents"):
+    with pytest.raises(SpecError, match="three others for parents"):
         OnePixel(population=3)

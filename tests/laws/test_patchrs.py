@@ -13,24 +13,24 @@ from holdfast.attacks.problem import Problem
 from holdfast.attacks.sparse.patchrs import PatchRS
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError, SpecError
-from holdfast.evaluation.moved import suited
+from holdfast.evaluation.moved import suited, threat_of
 from holdfast.evaluation.protocols import protocol
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
-from holdfast.targets.spatial import Moved, Patch
-from holdfast.threats.threat import Targeted, Threat
+from holdfast.threats.patch import Patch
+from holdfast.threats.threat import Threat
 from laws.world import Linear, close, draw, linear, rows, wrap
 
 SHAPE, SIDE = (2, 5, 6), 2  # rows and columns differ, so that neither is taken for the other
 
 
-def patched(model: Linear, side: int = SIDE) -> tuple[Moved, Tensor, Tensor]:
-    inner = TorchTarget(model, shape=SHAPE)
-    x, y = rows(inner, 12, edge=True)
-    return Moved(inner, Patch(side), SHAPE), x, y
+def patched(model: Linear, side: int = SIDE) -> tuple[TorchTarget, Threat, Tensor, Tensor]:
+    target = TorchTarget(model, shape=SHAPE)
+    x, y = rows(target, 12, edge=True)
+    return target, threat_of(Patch(side), target, SHAPE), x, y
 
 
 def test_the_share_is_the_papers() -> None:
@@ -47,11 +47,11 @@ def test_parameters_reach_every_square_and_nothing_else(layout: str) -> None:
     shape = SHAPE if layout == "nchw" else (5, 6, 2)
     inner = wrap(linear(2, features=60), shape, layout=layout, bounds=(-0.5, 1.5))
     x = draw(40, *shape)
-    moved, start = Moved(inner, Patch(SIDE), shape), Moved(inner, Patch(SIDE), shape).start(x)
-    assert torch.equal(moved.images(start), x)
-    start[:, 60:] = draw(40, 10) * 2 - 0.5
-    start[0, 60:], start[1, 60:] = -0.5, 1.5  # the first corner, all low; the last corner, all high
-    seen = moved.images(start)
+    threat = threat_of(Patch(SIDE), inner, shape)
+    assert torch.equal(threat.apply(x, threat.origin(x)), x)
+    at = draw(40, 10) * 2 - 0.5
+    at[0], at[1] = -0.5, 1.5  # the first corner, all low; the last corner, all high
+    seen = threat.apply(x, at)
     if layout == "nhwc":
         seen, x = seen.movedim(-1, 1), x.movedim(-1, 1)
     assert bool((seen[0, :, :2, :2] == -0.5).all())
@@ -68,13 +68,14 @@ def test_parameters_reach_every_square_and_nothing_else(layout: str) -> None:
 
 def test_gradients_rise_with_the_pixels() -> None:
     model = linear(2, features=60)
-    moved, x, _ = patched(model)
-    start = moved.start(x)
-    start[:, 60:62], start[:, 62:] = 0, draw(12, 8)
-    g = moved.pull(start, lambda z: torch.eye(2).to(z)[0].expand_as(z))[1]
-    assert bool((g[:, :62] == 0).all())
+    target, threat, x, y = patched(model)
+    p = Problem(target, x, y, threat, Keys.of(0, torch.arange(12)))
+    at = threat.origin(x)
+    at[:, :2], at[:, 2:] = 0, draw(12, 8)
+    _, g = p.gradient(at - threat.origin(x), lambda z, *_: z[:, 0])
+    assert bool((g[:, :2] == 0).all())
     # half the box over the reach
-    close(g[:, 62:], model.w[0].view(SHAPE)[:, :2, :2].flatten().expand(12, -1).detach())
+    close(g[:, 2:], model.w[0].view(SHAPE)[:, :2, :2].flatten().expand(12, -1).detach())
 
 
 def best(model: Linear, x: Tensor, y: Tensor) -> Tensor:
@@ -90,25 +91,23 @@ def test_the_best_patch_of_a_linear_model_is_found() -> None:
     """By one of two runs, where one content is best at every place; elsewhere a good content can
     hold a bad place."""
     model = linear(2, features=60)
-    moved, x, y = patched(model)
-    threat = Threat.linf(moved.reach)
-    some = run(PatchRS(steps=60), moved, moved.start(x), y, threat, stop=False)
+    target, threat, x, y = patched(model)
+    some = run(PatchRS(steps=60), target, x, y, threat, stop=False)
     assert bool((some.margin >= best(model, x, y).detach() - 1e-9).all())
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
     alike = Linear(
         signs[:, None] * (draw(2, *SHAPE) * signs[:, None, None]).flatten(1), model.b.detach()
     )
-    moved, x, y = patched(alike)
-    attack, start = PatchRS(steps=400), moved.start(x)
-    found = [run(attack, moved, start, y, threat, stop=False, restart=i).margin for i in range(2)]
+    target, threat, x, y = patched(alike)
+    attack = PatchRS(steps=400)
+    found = [run(attack, target, x, y, threat, stop=False, restart=i).margin for i in range(2)]
     close(torch.stack(found).amin(0), best(alike, x, y).detach(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("goal", "every"), [(None, 4), (1, 10)])
 def test_a_step_paints_one_square_or_moves(goal: int | None, every: int) -> None:
-    moved, x, y = patched(linear(2, features=60), side=4)
-    threat = Threat.linf(0.5) if goal is None else Threat.linf(0.5, goal=Targeted(goal))
-    p = Problem(moved, moved.start(x), y, threat, Keys.of(3, torch.arange(len(x))))
+    target, threat, x, y = patched(linear(2, features=60), side=4)
+    p = Problem(target, x, y, threat.towards(goal), Keys.of(3, torch.arange(len(x))))
     attack = PatchRS()
     s = attack.start(p)
     places = set()
@@ -132,15 +131,14 @@ def test_a_step_paints_one_square_or_moves(goal: int | None, every: int) -> None
 
 
 def test_rows_and_budgets_are_kept() -> None:
-    moved, x, y = patched(linear(4, features=60))
-    start, threat, ids = moved.start(x), Threat.linf(moved.reach), torch.arange(12)
-    whole = run(PatchRS(steps=60), moved, start, y, threat, budget=41)
-    part = run(PatchRS(steps=60), moved, start[4:9], y[4:9], threat, ids=ids[4:9], budget=41)
+    target, threat, x, y = patched(linear(4, features=60))
+    ids = torch.arange(12)
+    whole = run(PatchRS(steps=60), target, x, y, threat, budget=41)
+    part = run(PatchRS(steps=60), target, x[4:9], y[4:9], threat, ids=ids[4:9], budget=41)
     for name, column in part.columns().items():
         assert torch.equal(column, whole.columns()[name][4:9]), name
     assert int(whole.forwards.max()) == 41
     assert 0 < int(whole.broken.sum()) < 12
-    assert torch.equal(whole.best[:, :60], start[:, :60])
 
 
 def test_evidence_is_left_and_holds() -> None:

@@ -22,7 +22,7 @@ def problem(access: Access, budget: Tensor | None, *, stop: bool, sick: bool = F
     target = Narrow(wrap(model, batch_size=7), access)
     x, y = rows(wrap(inner), N)
     t = threat("l2")
-    ledger = Ledger.open(x, legal_size(t.norm, t.eps, target, N))
+    ledger = Ledger.open(x, legal_size(t, target, N))
     return Problem(
         target, x, y, t, Keys.of(0, torch.arange(N)), ledger=ledger, budget=budget, stop=stop
     )
@@ -53,7 +53,7 @@ def test_together_is_one_by_one(access: Access, budget: Tensor | None, sick: boo
 
 def test_a_success_settles_the_row_after_all_its_points() -> None:
     p = problem(Access.SCORES, None, stop=True)
-    assert p.ledger is not None
+    assert p.counts.ledger is not None
     p.probes(EPS["l2"] * (draw(N, M, *SHAPE, seed=3) - 0.5), "margin")
-    assert torch.equal(p.live, ~p.ledger.broken)
-    assert p.ledger.forwards.tolist() == [M] * N
+    assert torch.equal(p.live, ~p.counts.ledger.broken)
+    assert p.counts.ledger.forwards.tolist() == [M] * N

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from holdfast.attacks import run
-from holdfast.attacks.score.signhunter import SignHunter, block
+from holdfast.attacks.score.signhunter import SignHunter
+from holdfast.attacks.shared.sign_blocks import block
 from laws.exact import best_margin
 from laws.world import EPS, close, linear, rows, threat, wrap
 
 
 def test_blocks_are_halves_of_halves() -> None:
-    assert [block(t, 4) for t in range(8)] == [
+    assert [block(t, 4, again=True) for t in range(8)] == [
         (0, 4),
         (0, 2),
         (2, 4),
@@ -23,7 +24,7 @@ def test_blocks_are_halves_of_halves() -> None:
         (0, 4),
     ]
     # none is empty
-    assert [block(t, 5) for t in range(7)] == [
+    assert [block(t, 5, again=True) for t in range(7)] == [
         (0, 5),
         (0, 3),
         (3, 5),
@@ -32,7 +33,7 @@ def test_blocks_are_halves_of_halves() -> None:
         (4, 5),
         (0, 1),
     ]
-    assert [block(t, 1) for t in range(2)] == [(0, 1), (0, 1)]
+    assert [block(t, 1, again=True) for t in range(2)] == [(0, 1), (0, 1)]
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-20, 20)])

@@ -10,8 +10,9 @@ from scipy.fft import idctn
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.score.simba import _BASES, SimBA
-from holdfast.attacks.shared.image_planes import Planes
+from holdfast.attacks.score.simba import SimBA
+from holdfast.attacks.shared.bases import BASES
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
 from laws.exact import best_margin
@@ -27,7 +28,7 @@ def problem(shape: tuple[int, ...], layout: str, n: int) -> Problem:
 @pytest.mark.parametrize(("layout", "shape"), [("nchw", (2, 3, 5)), ("nhwc", (3, 5, 2))])
 def test_waves_are_scipys(layout: str, shape: tuple[int, ...]) -> None:
     p = problem(shape, layout, 30)
-    q = _BASES["dct"].direction(Planes.of(p), torch.arange(30), p.x)
+    q = BASES["dct"].direction(ImageShape.of(p), torch.arange(30), p.x)
     images = (q if layout == "nchw" else q.movedim(-1, 1)).numpy()
     for i, unit in enumerate(np.eye(30).reshape(30, 2, 3, 5)):
         np.testing.assert_allclose(images[i], idctn(unit, axes=(1, 2), norm="ortho"), atol=1e-12)
@@ -36,10 +37,10 @@ def test_waves_are_scipys(layout: str, shape: tuple[int, ...]) -> None:
 def test_low_frequencies_come_first() -> None:
     """The authors': 28 of 224 frequencies a side, then 7 more at a time."""
     p = problem((1, 224, 224), "nchw", 1)
-    band = _BASES["dct"].band(Planes.of(p), p.x).view(224, 224)
+    band = BASES["dct"].band(ImageShape.of(p), p.x).view(224, 224)
     assert [int(band[k, 0]) for k in (0, 27, 28, 34, 35, 223)] == [0, 0, 1, 1, 2, 28]
     assert torch.equal(band, band.T)
-    assert bool((_BASES["pixel"].band(Planes.of(p), p.x) == 0).all())
+    assert bool((BASES["pixel"].band(ImageShape.of(p), p.x) == 0).all())
 
 
 def test_the_corner_of_a_linear_model_is_found_in_two_queries_a_feature() -> None:
@@ -74,5 +75,5 @@ def test_a_row_turns_to_the_next_after_a_rise_or_both_sides(basis: str) -> None:
 
 
 def test_other_bases_are_refused() -> None:
-    with pytest.raises(SpecError, match="pixel or dct"):
+    with pytest.raises(SpecError, match="known: dct, pixel"):
         SimBA(basis="haar")

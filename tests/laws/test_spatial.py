@@ -10,17 +10,21 @@ from torch.nn.functional import grid_sample
 
 import holdfast
 from holdfast.attacks import parse, run
+from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
+from holdfast.evaluation.moved import threat_of
 from holdfast.evaluation.protocols import protocol
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
-from holdfast.targets import Target
+from holdfast.rng import Keys
 from holdfast.targets.demo import demo_model
-from holdfast.targets.spatial import Flow, Moved, Movement, Rotation, sample
-from holdfast.targets.target import Bounds
-from holdfast.threats.threat import Threat
+from holdfast.threats.flow import Flow
+from holdfast.threats.images import sample
+from holdfast.threats.rotation import Rotation
+from holdfast.threats.spatial import Spatial
+from holdfast.threats.transform import Transform
 from laws.world import bent, close, draw, rows, wrap
 
 LINF = (
@@ -42,18 +46,14 @@ def digits(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("layout", "shape"), [("nchw", (2, 4, 5)), ("nhwc", (4, 5, 2)), ("nchw", (4, 5))]
 )
-def test_the_middle_is_no_movement(movement: Movement, layout: str, shape: tuple[int, ...]) -> None:
+def test_the_middle_is_no_movement(
+    movement: Transform, layout: str, shape: tuple[int, ...]
+) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(shape)), 3))
     target = wrap(model, shape, layout=layout, bounds=(-1.2, 1.5))
     x = draw(6, *shape, dtype=torch.float32) * 2 - 1
-    moved = Moved(target, movement, shape)
-    start = moved.start(x)
-    assert torch.equal(moved.images(start), x)
-    assert torch.equal(moved.scores(start), target.scores(x))
-    assert moved.fingerprint() not in (
-        target.fingerprint(),
-        Moved(target, Flow(1.4), shape).fingerprint(),
-    )
+    threat = threat_of(movement, target, shape)
+    assert torch.equal(threat.apply(x, threat.origin(x)), x)
 
 
 def test_points_are_read_as_torch_reads_them() -> None:
@@ -67,78 +67,79 @@ def test_points_are_read_as_torch_reads_them() -> None:
 
 def test_a_quarter_turn_and_a_whole_step() -> None:
     image, low = draw(1, 1, 6, 6), 0.25
-    box = Bounds(low)
     one = torch.ones(1, 1, dtype=image.dtype)
-    close(Rotation(90).move(image, one, box), image.rot90(-1, (2, 3)), atol=1e-9)
-    shifted = Rotation(0, 2).move(image, torch.tensor([[0.5, -1]], dtype=image.dtype), box)
+    close(Rotation(90).move(image, one, low, 1), image.rot90(-1, (2, 3)), atol=1e-9)
+    shifted = Rotation(0, 2).move(image, torch.tensor([[0.5, -1]], dtype=image.dtype), low, 1)
     assert torch.equal(shifted[:, :, 1:, :4], image[:, :, :5, 2:])
     assert bool((shifted[:, :, 0] == low).all())
     assert bool((shifted[..., 4:] == low).all())
 
 
 @pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
-def test_gradients_are_those_of_the_parameters(movement: Movement) -> None:
-    moved = Moved(wrap(bent()), movement, (1, 4, 4))
-    at = torch.cat([draw(4, 16), draw(4, int(np.prod(moved.form)), seed=3)], 1)
-    g = moved.pull(at, torch.ones_like)[1]
-    assert bool((g[:, :16] == 0).all())
-    step = torch.zeros_like(at)
-    step[:, 17] = 1e-6
-    slope = (moved.scores(at + step) - moved.scores(at - step)).sum(1) / 2e-6
-    close(g[:, 17], slope, rtol=1e-5, atol=1e-7)
+def test_gradients_are_those_of_the_parameters(movement: Transform) -> None:
+    target, x = wrap(bent()), draw(4, 1, 4, 4)
+    threat = threat_of(movement, target, (1, 4, 4))
+    y, keys = torch.zeros(4, dtype=torch.int64), Keys.of(0, torch.arange(4))
+    p = Problem(target, x, y, threat, keys)
+    d = draw(4, *threat.form((1, 4, 4)), seed=3) - 0.5
+    step = torch.zeros_like(d)
+    step.flatten(1)[:, 1] = 1e-6
+
+    def total(z: torch.Tensor, *_: object) -> torch.Tensor:
+        return z.sum(1)
+
+    g = p.gradient(d, total)[1].flatten(1)
+    up, down = (p.value(d + side * step, total) for side in (1, -1))
+    close(g[:, 1], (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("movement", [Rotation(40, 1), Flow(0.7)], ids=["rotation", "flow"])
 @pytest.mark.parametrize("attack", LINF)
-def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Movement) -> None:
-    inner = wrap(bent())
-    images, y = rows(inner, 12)
-    moved = Moved(inner, movement, (1, 4, 4))
-    x, threat = moved.start(images), Threat.linf(0.8 * moved.reach)
-    ledger = run(parse(attack), moved, x, y, threat)
+def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Transform) -> None:
+    target = wrap(bent())
+    x, y = rows(target, 12)
+    threat = threat_of(movement, target, (1, 4, 4)).at(0.4)
+    ledger = run(parse(attack), target, x, y, threat)
     assert bool(ledger.broken.any())
-    assert torch.equal(ledger.best[:, :16], x[:, :16])
     broken = ledger.broken
-    legal, size = judge.within(moved, threat, x[broken], ledger.best[broken])
+    found = ledger.best[broken]
+    legal, size = judge.within(target, threat, x[broken], found)
     assert bool(legal.all())
     close(size, ledger.size[broken], atol=1e-12)
-    assert bool((moved.labels(ledger.best[broken]) != y[broken]).all())
+    assert bool((target.labels(threat.apply(x[broken], found)) != y[broken]).all())
 
 
 def test_other_rows_do_not_matter() -> None:
-    inner = wrap(bent())
-    images, y = rows(inner, 12)
-    moved = Moved(inner, Rotation(40, 1), (1, 4, 4))
-    x, threat, ids = moved.start(images), Threat.linf(0.5), torch.arange(12)
-    whole = run(parse("apgd(steps=8)"), moved, x, y, threat)
-    part = run(parse("apgd(steps=8)"), moved, x[4:9], y[4:9], threat, ids=ids[4:9])
+    target = wrap(bent())
+    x, y = rows(target, 12)
+    threat, ids = threat_of(Rotation(40, 1), target, (1, 4, 4)), torch.arange(12)
+    whole = run(parse("apgd(steps=8)"), target, x, y, threat)
+    part = run(parse("apgd(steps=8)"), target, x[4:9], y[4:9], threat, ids=ids[4:9])
     for name, column in part.columns().items():
         assert torch.equal(column, whole.columns()[name][4:9]), name
 
 
 def test_the_judge_refuses_all_else() -> None:
-    moved = Moved(wrap(bent()), Rotation(40, 1), (1, 4, 4))
-    x = moved.start(draw(1, 1, 4, 4))
-    threat = Threat.linf(moved.reach)
+    target, x = wrap(bent()), draw(1, 1, 4, 4)
+    threat = threat_of(Rotation(40, 1), target, (1, 4, 4))
     for place, by, legal in (
-        (3, 1e-12, False),
-        (16, 0.5, True),
-        (16, 0.5001, False),
-        (18, -0.5, True),
+        (0, 0.5, True),
+        (0, 0.5001, False),
+        (2, -0.5, True),
     ):
-        found = x.clone()
+        found = threat.origin(x)
         found[0, place] += by
-        assert bool(judge.within(moved, threat, x, found)[0]) is legal
+        assert bool(judge.within(target, threat, x, found)[0]) is legal
 
 
 def test_a_grid_finds_what_chance_does() -> None:
     """At least what the worst of as many random movements finds on the mean."""
     x, y = digits(40)
-    moved = Moved(holdfast.wrap(demo_model()), Rotation(25, 0.4), (1, 8, 8))
-    start, threat = moved.start(x), Threat.linf(moved.reach)
+    target = holdfast.wrap(demo_model())
+    threat = threat_of(Rotation(25, 0.4), target, (1, 8, 8))
 
     def broken(attack: str, seed: int = 0) -> int:
-        return int(run(parse(attack), moved, start, y, threat, seed=seed).broken.sum())
+        return int(run(parse(attack), target, x, y, threat, seed=seed).broken.sum())
 
     grid = broken("sweep(steps=64, order='grid')")
     chance = [broken("sweep(steps=64)", seed) for seed in range(2)]
@@ -146,18 +147,19 @@ def test_a_grid_finds_what_chance_does() -> None:
     assert grid >= sum(chance) / len(chance)
 
 
-def test_a_grid_is_whole_and_asks_no_point_twice() -> None:
+def test_a_grid_is_whole_and_asks_no_point_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
+    usual = Spatial.apply
 
-    class Watched(Moved):
-        def scores(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(x[:, 16:].clone())
-            return super().scores(x)
+    def apply(self: Spatial, x: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+        seen.append(point.clone())
+        return usual(self, x, point)
 
-    inner: Target = wrap(bent())
-    images, y = rows(inner, 1)
-    moved = Watched(inner, Rotation(1e-3, 1e-3), (1, 4, 4))
-    run(parse("sweep(steps=30, order='grid')"), moved, moved.start(images), y, Threat.linf(0.4))
+    monkeypatch.setattr(Spatial, "apply", apply)
+    target = wrap(bent())
+    x, y = rows(target, 1)
+    threat = threat_of(Rotation(1e-3, 1e-3), target, (1, 4, 4)).at(0.4)
+    run(parse("sweep(steps=30, order='grid')"), target, x, y, threat)
     points = {tuple(p.flatten().tolist()) for p in seen}
     levels = {round(v, 9) for p in points for v in p}
     assert levels == {0.1, 0.5, 0.9}  # 27 of the 30 steps; the middle is the clean input too
@@ -200,4 +202,4 @@ def test_what_moves_nothing_is_refused(threat: str) -> None:
 
 def test_only_images_move() -> None:
     with pytest.raises(HoldfastError, match="no images"):
-        Moved(wrap(bent(), (16,)), Flow(1), (16,))
+        threat_of(Flow(1), wrap(bent(), (16,)), (16,))

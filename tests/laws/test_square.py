@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.score.square import Square
-from holdfast.attacks.shared.image_planes import Planes
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.square_proposals import VARIANTS, Bumps
 from holdfast.errors import SpecError
 from holdfast.rng import Keys
@@ -52,16 +52,16 @@ def test_the_share_is_the_papers() -> None:
     ("side", "share", "linf", "l2"), [(28, 0.8, 25, 25), (28, 0.4, 18, 19), (28, 1e-4, 1, 3)]
 )
 def test_windows_are_the_papers(side: int, share: float, linf: int, l2: int) -> None:
-    planes = Planes(1, side, side, (side * side, side, 1))
-    assert planes.window(share, 1, False) == (linf, linf)
-    assert planes.window(share, 3, True) == (l2, l2)
-    assert Planes(1, 4, 4, (16, 4, 1)).window(0.8, 3, True) == (4, 4)
+    shape = ImageShape(1, side, side, (side * side, side, 1))
+    assert shape.window(share, 1, False) == (linf, linf)
+    assert shape.window(share, 3, True) == (l2, l2)
+    assert ImageShape(1, 4, 4, (16, 4, 1)).window(0.8, 3, True) == (4, 4)
 
 
 @pytest.mark.parametrize(("h", "w"), [(1, 100), (100, 1), (10, 40), (40, 10), (3, 3)])
 def test_autoattack_95_a_window_keeps_its_area_where_it_is_no_square(h: int, w: int) -> None:
     for share in (0.8, 0.2, 0.05):
-        a, b = Planes(1, h, w, (h * w, w, 1)).window(share, 1, False)
+        a, b = ImageShape(1, h, w, (h * w, w, 1)).window(share, 1, False)
         assert 1 <= a <= h
         assert 1 <= b <= w
         assert a == b or a * b == pytest.approx(share * h * w, rel=0.1)
@@ -90,21 +90,21 @@ def test_channels_may_stand_last() -> None:
 def test_autoattack_one_square_for_the_whole_batch_is_not_ours() -> None:
     """Rows change in different places, and in the same as when alone."""
     p, alone = problem(), problem(ids=torch.tensor([4]))
-    planes, rule = Planes.of(p), VARIANTS["linf"]
+    shape, rule = ImageShape.of(p), VARIANTS["linf"]
     d = torch.zeros_like(p.x)
-    moved = rule.propose(p, planes, d, 2, 2)
+    moved = rule.paint(p, shape, d, 2, 2)
     assert len((moved != 0).flatten(1).unique(dim=0)) > 1
-    assert torch.equal(rule.propose(alone, planes, d[:1], 2, 2)[0], moved[4])
+    assert torch.equal(rule.paint(alone, shape, d[:1], 2, 2)[0], moved[4])
 
 
 @pytest.mark.parametrize("norm", EPS)
 def test_windows_reach_every_pixel(norm: str) -> None:
     """The last row and column too."""
     p = problem(norm=norm, n=40)
-    planes, seen = Planes.of(p), torch.zeros(SHAPE, dtype=torch.bool)
-    start = VARIANTS[norm].start(p, planes)
+    shape, seen = ImageShape.of(p), torch.zeros(SHAPE, dtype=torch.bool)
+    start = VARIANTS[norm].start(p)
     for p.t in range(40):
-        seen |= (VARIANTS[norm].propose(p, planes, start, 3, 3) != start).any(0)
+        seen |= (VARIANTS[norm].paint(p, shape, start, 3, 3) != start).any(0)
     assert bool(seen.all())
 
 
@@ -113,10 +113,10 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
     target = wrap(Bent(4, 25, 12, 0, torch.float64), (1, 5, 5), bounds=(-9, 10))
     x, y = rows(target, 20)
     p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(20)))
-    rule, planes = VARIANTS["linf"], Planes.of(p)
-    d = rule.start(p, planes)
+    rule, shape = VARIANTS["linf"], ImageShape.of(p)
+    d = rule.start(p)
     for p.t in range(20):
-        new = rule.propose(p, planes, d, 1, 1)
+        new = rule.paint(p, shape, d, 1, 1)
         assert bool(((new != d).flatten(1).sum(1) == 1).all())
         d = new
 
@@ -124,7 +124,7 @@ def test_no_query_is_spent_on_the_point_that_is_known() -> None:
 def test_stripes_are_vertical_and_of_full_size() -> None:
     p = problem((3, 5, 6))
     p.lo, p.hi = torch.full_like(p.lo, -9), torch.full_like(p.hi, 9)
-    d = VARIANTS["linf"].start(p, Planes.of(p))
+    d = VARIANTS["linf"].start(p)
     assert torch.equal(d, d[:, :, :1].expand_as(d))
     close(d.abs(), torch.full_like(d, EPS["linf"]))
     assert len(d[:, :, 0].unique(dim=0)) > 1
@@ -241,7 +241,7 @@ def test_scores_are_enough_and_one_is_asked_a_step() -> None:
 
 @pytest.mark.parametrize("spec", [{"p": 0.0}, {"p": 1.5}, {"schedule": 0}, {"start_at": "ball"}])
 def test_values_that_mean_nothing_are_refused(spec: dict[str, float]) -> None:
-    with pytest.raises(SpecError, match="square has"):
+    with pytest.raises(SpecError, match="square"):
         Square(**spec)  # pyright: ignore[reportArgumentType]
 
 

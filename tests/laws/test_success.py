@@ -163,6 +163,6 @@ def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -
 def test_the_limit_is_eps_and_rounding() -> None:
     target = wrap(bent(dtype=torch.float32))
     for norm, rounding in (("linf", 2.0**-24), ("l2", 4 * 2.0**-24), ("l1", 16 * 2.0**-24)):
-        assert float(legal_size(threat(norm).norm, 0.5, target, 1)) == pytest.approx(
+        assert float(legal_size(threat(norm), target, 1, 0.5)) == pytest.approx(
             0.5 * (1 + 1e-6) + rounding, abs=1e-12
         )

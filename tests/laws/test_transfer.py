@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse, run
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.transformed import strips
-from holdfast.attacks.transfer.bsr import shuffled
+from holdfast.attacks.shared.image_blocks import rebuilt, shuffled, strips
 from holdfast.attacks.transfer.difgsm import smaller
-from holdfast.attacks.transfer.sia import rebuilt
 from holdfast.attacks.transfer.tifgsm import blurred
 from holdfast.errors import SpecError
 from holdfast.losses import ce
 from holdfast.rng import Keys
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.wrappers import Surrogate
 from laws.world import EPS, Narrow, Then, bent, close, draw, pool, rows, same, threat, wrap
 
@@ -38,7 +37,7 @@ class Curved(nn.Module):
 
 def problem(norm: str = "linf") -> Problem:
     target = wrap(Curved())
-    target.dtype = torch.float64
+    target.batcher = Batcher(dtype=torch.float64)
     x, y = rows(target, 6)
     return Problem(target, x, y, threat(norm), Keys.of(3, torch.arange(6)))
 
@@ -227,8 +226,8 @@ class Victim(Narrow):
 
     asked: list[Tensor]
 
-    def scores(self, x: Tensor) -> Tensor:
-        self.asked.append(x.clone())
+    def scores(self, x: Rows) -> Tensor:
+        self.asked.append(Batch.of(x).x.clone())
         return super().scores(x)
 
 
@@ -269,10 +268,10 @@ def test_images_of_any_layout_and_inputs_that_are_none(
     for turned, layout in ((x, "nchw"), (x.movedim(1, -1), "nhwc")):
         model = Then(nn.Identity(), lambda _, z: ask(z if z.shape[1] == 2 else z.movedim(-1, 1)))
         target = wrap(model, tuple(turned.shape[1:]), layout="nchw")  # takes either as it is
-        target.layout, target.dtype = layout, torch.float64
+        target.layout, target.batcher = layout, Batcher(dtype=torch.float64)
         images = draw(30, 2, 4, 5, seed=9)
         target.pool = images if layout == "nchw" else images.movedim(1, -1), torch.arange(30) % 3
-        monkeypatch.setattr(target, "_before", lambda x: x)
+        monkeypatch.setattr(target, "_before", lambda x: Batch.of(x).x)
         p = Problem(target, turned, ask(x).argmax(1), threat("l2"), Keys.of(0, torch.arange(8)))
         moved = point(attack.step(p, attack.start(p), 0))
         found.append(moved if layout == "nchw" else moved.movedim(-1, 1))

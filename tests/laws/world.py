@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack, Ledger, run
 from holdfast.targets import Access, Target, TorchTarget
+from holdfast.targets.batch import Batcher, Rows
 from holdfast.threats.threat import Threat
 
 SHAPE = (1, 4, 4)
@@ -95,19 +96,15 @@ class Narrow(Target):
 
     def __init__(self, inner: Target, access: Access) -> None:
         self.inner, self.access = inner, access
-        self.task, self.shape, self.bounds, self.dtype = (
-            inner.task,
-            inner.shape,
-            inner.bounds,
-            inner.dtype,
-        )
+        self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
+        self.batcher = Batcher(dtype=inner.dtype)
         self.pool = inner.pool
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
         return self.inner.scores(x)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(x)
 
     def fingerprint(self) -> str:

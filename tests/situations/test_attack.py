@@ -440,7 +440,8 @@ def test_a_movement_of_the_command_line(tmp_path: Path) -> None:
         "attack", "demo", "digits", "--threat", "rotation(20)", "--samples", 4, "--out", out
     )
     assert made.exit_code == 0, made.stderr
-    assert np.load(out)["x"].shape == (4, 1, 8, 8)
+    with np.load(out) as held:
+        assert held["x"].shape == (4, 1, 8, 8)
 
 
 @pytest.mark.parametrize(

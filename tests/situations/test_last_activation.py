@@ -260,7 +260,7 @@ def test_the_faster_twin_is_read() -> None:
     )
     body = nn.Sequential(features, nn.Flatten(), nn.Linear(32, 3)).eval()
     target: Any = wrap(Then(body, lambda z: (300 * z).softmax(1)), shape=(1, 4, 4))
-    assert target.approximate
+    assert target.gradients.approximate
     assert target.channels_last
     same(target, wrap(Then(body, lambda z: 300 * z), shape=(1, 4, 4)), exact=False)
     assert not wrap(body, shape=(1, 4, 4)).reads
@@ -275,7 +275,7 @@ def test_a_compiled_twin_is_read(end: nn.Module) -> None:
     """Line 2: torch.compile."""
     body = Body().eval()
     target = wrap(nn.Sequential(body, end), shape=(1, 4, 4), compile=True)
-    assert target.approximate
+    assert target.gradients.approximate
     known = wrap(body, shape=(1, 4, 4))
     for asked in (X, X[:7]):
         c = torch.ones(len(asked), 3).cumsum(1)

@@ -127,7 +127,7 @@ def test_a_step_of_tensors_that_breaks_the_graph() -> None:
     weight: Tensor = target.model.weight  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
     g = pull(torch.tensor([[1.0, 0]]).expand(3, 2))
     assert torch.allclose(g, (weight[0] * 4).expand(3, 4), rtol=0.3)
-    assert "BPDA" in dict(target.remarks)["preprocess"]
+    assert "BPDA" in dict(target.identity.remarks)["preprocess"]
 
 
 def test_images_in_bytes_come_back_as_bytes() -> None:

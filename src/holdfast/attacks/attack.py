@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS, Norm
+from holdfast.norms import NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
-from holdfast.targets.target import Access, Target, sealed, together
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.target import Access, Target, sealed
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
 __all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
@@ -113,7 +115,7 @@ class Attack(ABC):
 def run(
     attack: Attack,
     target: Target,
-    x: Tensor,
+    x: Rows,
     y: Tensor,
     threat: Threat,
     *,
@@ -129,7 +131,8 @@ def run(
 ) -> Ledger:
     """Run an attack on rows x [n, *shape] of classes y [n] and return the books.
 
-    Of a target that is `graded` y is [n, k], and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Of a target that is `graded` y is [n, k],
+    and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -143,48 +146,36 @@ def run(
             smallest is sought.)
         watch: told the steps done and the rows still live, after every step.
     """
-    target.bind(tuple(x.shape[1:]))
+    batch = Batch.of(x)
+    target.bind(tuple(batch.x.shape[1:]))
     if target.graded is not None:
-        around = WithTruth(target)
-        rows, right = around.behind(x, y), torch.zeros(len(x), dtype=torch.int64)
-        near = None if near is None else around.behind(near, y)
-        options = {
-            "ids": ids,
-            "seed": seed,
-            "restart": restart,
-            "rank": rank,
-            "near": near,
-            "budget": budget,
-        }
-        ledger = run(
-            attack, around, rows, right, threat, stop=stop, watch=watch, clean=clean, **options
-        )
-        ledger.best = around.parts(ledger.best)[1]
-        return ledger
+        target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: y})
+        y = torch.zeros(len(batch), dtype=torch.int64)
     check_fit(attack, target, threat)
-    ids = torch.arange(len(x)) if ids is None else ids
+    ids = torch.arange(len(batch)) if ids is None else ids
     with sealed(seed):
-        x, y = x.to(target.device, target.dtype), y.to(target.device)
-        held, moving = target.apart(x)
-        ledger = Ledger.open(moving, legal_size(threat.norm, threat.eps, target, len(x)))
+        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
-            budget = torch.as_tensor(budget, device=x.device).expand(len(x))
-        near = None if near is None else near.to(x)
-        p = Problem(target, x, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop)
+            budget = torch.as_tensor(budget, device=y.device).expand(len(y))
+        near = None if near is None else near.to(batch.x)
+        p = Problem(
+            target, batch, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop
+        )
         p.restart = restart
         if clean is None:
             clean = _ask_clean(p)
         else:
             clean = clean.to(target.device)
-            p.known(clean)
+            p.counts.known(clean)
         if rank and clean is not None:
             p.aim = target.task.rank(clean, y, rank)
         _compact(p, p.x)
         state = attack.start(p)
         for t in range(attack.steps):
             state = _compact(p, state)
-            if bool(p.over.all()):  # or none is left
+            if bool(p.counts.over.all()):  # or none is left
                 break
             p.t = t + 1
             state = attack.step(p, state, t)
@@ -192,15 +183,14 @@ def run(
                 watch(t + 1, int(p.live.sum()))
         p.last(point(state))
         if not attack.bounded and threat.norm.scales:
-            p.tighten()
-        ledger.best = together(held, ledger.best)
+            _tighten(p)
     return ledger
 
 
 def perturb(
     attack: Attack,
     target: Target,
-    x: Tensor,
+    x: Rows,
     y: Tensor,
     threat: Threat,
     *,
@@ -209,26 +199,25 @@ def perturb(
 ) -> Tensor:
     """The same rule without books, for training: all steps on all rows, and the last point,
     unjudged."""
-    target.bind(tuple(x.shape[1:]))
+    batch = Batch.of(x)
+    target.bind(tuple(batch.x.shape[1:]))
     check_fit(attack, target, threat)
     with sealed(seed):
-        x, y = x.to(target.device, target.dtype), y.to(target.device)
-        ids = torch.arange(len(x)) if ids is None else ids
+        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        ids = torch.arange(len(batch)) if ids is None else ids
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
         books = (
             None
             if attack.bounded
-            else Ledger.open(
-                target.apart(x)[1], legal_size(threat.norm, threat.eps, target, len(x))
-            )
+            else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         )
-        p = Problem(target, x, y, threat, keys, ledger=books, stop=False)
+        p = Problem(target, batch, y, threat, keys, ledger=books, stop=False)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return together(p.held, target.bounds.clamp(p.x + p.project(point(state))))
+        return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
 
 
 def point(state: State) -> Tensor:
@@ -239,9 +228,7 @@ def point(state: State) -> Tensor:
 def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
-        fits = sorted(
-            a.__name__.lower() for a in Attack.__subclasses__() if a.needs <= target.access
-        )
+        fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
         raise AccessError(
             f"{attack!r} asks for {attack.needs.name}; the target gives {target.access.name}. "
             f"Attacks that need no more: {', '.join(fits)}."
@@ -249,7 +236,7 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
     if attack.bounded and not threat.bounded:
         fits = sorted(
             a.__name__.lower()
-            for a in Attack.__subclasses__()
+            for a in _kinds()
             if not a.bounded and a.needs <= target.access and a.works_in(threat.norm)
         )
         raise SpecError(
@@ -263,17 +250,37 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
             f"target.pool to (images, classes)."
         )
-    threat.check_shape(target.free or target.shape or ())
+    threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):
         raise SpecError(
             f"{attack!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}."
         )
 
 
+def _kinds() -> list[type[Attack]]:
+    """Every attack that has been imported."""
+    kinds = Attack.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [kind for kind in kinds if not inspect.isabstract(kind)]
+
+
 def _noise_of(attack: Attack) -> str:
     """What an attack's noise depends on: all of it but the number of steps, so that more steps go
     on from fewer."""
     return spec.write(replace(attack, steps=1), whole=True)
+
+
+def _tighten(p: Problem) -> None:
+    """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
+    forwards a row."""
+    d, size = p.best()
+    p.counts.reopen()
+    low, high = torch.full_like(size, 0.9), torch.ones_like(size)
+    for _ in range(5):
+        middle = (low + high) / 2
+        met = p.adversarial(d * wide(middle, d))
+        low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
 
 def _ask_clean(p: Problem) -> Tensor | None:

@@ -1,15 +1,24 @@
-"""The books of one run: per row the best adversarial point, its size, the costs and how it ended.
+"""The counts of one run: per row the best adversarial point, its size, the costs and how it ended.
 
-The only mutable object of a search. Rows are those that `run` was given, in their order.
+An attack asks through its `Problem`; what each answer costs and means is settled here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from holdfast.decisions import REFUSED
+from holdfast.norms import Norm, wide
+from holdfast.targets.target import Access, Target
+from holdfast.tasks import silent
+
+# the largest legal size where eps is inf: that of anything found
+UNLIMITED = torch.finfo(torch.float64).max
 
 
 class Outcome(IntEnum):
@@ -23,10 +32,10 @@ class Outcome(IntEnum):
 
 @dataclass
 class Ledger:
-    """Columns of n rows."""
+    """Columns of n rows: those that `run` was given, in their order."""
 
     size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    best: Tensor  # [n, *shape]: the input at it; if none, the legal one of the lowest margin (from labels: the last)
+    best: Tensor  # [n, *shape]: the point at it; if none, the legal one of the lowest margin (from labels: the last)
     limit: Tensor  # [n] float64: the largest legal size
     margin: Tensor  # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
     outcome: Tensor  # [n] int8
@@ -37,7 +46,7 @@ class Ledger:
 
     @staticmethod
     def open(x: Tensor, limit: Tensor) -> Ledger:
-        """Empty books for rows x."""
+        """Nothing found yet for rows whose search starts at x."""
         count = [torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)]
         far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         outcome = torch.zeros(len(x), dtype=torch.int8, device=x.device)
@@ -76,3 +85,235 @@ class Ledger:
 
     def columns(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class Counts:
+    """What n rows have been asked, what that cost, and what it found; of the rows still in memory.
+
+    Answers are charged, judged for success and recorded in a ledger, where there is one. Points x
+    are those of the search: see `Threat.apply`.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        norm: Norm,
+        x: Tensor,
+        y: Tensor,
+        goal: Tensor | None,
+        ledger: Ledger | None,
+        budget: Tensor | None,
+        *,
+        stop: bool,
+    ) -> None:
+        self.target, self.norm, self.x, self.y, self.goal = target, norm, x, y, goal
+        self.ledger, self.budget, self.stop = ledger, budget, stop
+        self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the ledger
+        self.live = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
+        # whether the point last asked about (of several: any) met the goal
+        self.met = torch.zeros_like(self.live)
+
+    def take(self, keep: Tensor) -> None:
+        """Forget all rows but `keep`."""
+        self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
+        self.goal = None if self.goal is None else self.goal[keep]
+        self.live, self.over, self.met = self.live[keep], self.over[keep], self.met[keep]
+
+    # ------------------------------------------------------------------ before a question
+
+    def open(self, among: Tensor | None, slopes: int) -> Tensor:
+        """The live rows (of those `among`) whose budget allows a question with so many gradients;
+        the search of the others ends."""
+        self.met = torch.zeros_like(self.met)
+        wanted = self.live if among is None else self.live & among
+        if self.ledger is not None and self.budget is not None:
+            most = (
+                self.target.cost.forwards * (2 if self.target.gradients.approximate else 1)
+                + slopes * self.target.cost.pullback
+            )
+            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
+            self.ledger.end(self.rows[spent], Outcome.SPENT)
+            self.live &= ~spent
+        if self.ledger is None and among is None:
+            return self.rows  # without a look at the rows, which would wait for the device
+        return (wanted & self.live & ~self.over).nonzero()[:, 0]
+
+    def left(self, rows: Tensor, m: int) -> Tensor:
+        """How many of m points the budgets of these rows still allow."""
+        if self.ledger is None or self.budget is None:
+            return torch.full_like(rows, m)
+        at = self.rows[rows]
+        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.cost.forwards).clamp(
+            0, m
+        )
+
+    # ------------------------------------------------------------------ after one
+
+    def scores(
+        self,
+        rows: Tensor,
+        x: Tensor,
+        z: Tensor,
+        *,
+        again: Callable[[Tensor, Tensor], Tensor] | None = None,
+        within: bool = False,
+    ) -> None:
+        """Scores z at points x. Those with a gradient may be approximate: what looks like a success
+        in them is asked `again`. `within`: a success beyond eps is none."""
+        if self.ledger is None:
+            return
+        finite = z.isfinite().all(1)
+        if not bool(finite.all()):
+            self._drop(rows[~finite], Outcome.FAILED)
+        hit = self.wins(rows, z) & finite
+        if within:
+            size = self.norm.size(x.double() - self.x[rows].double())
+            hit &= size <= self.ledger.limit[self.rows[rows]]
+        told = None if again is None or not self.target.gradients.lent else hit.clone()
+        if again is not None and bool(hit.any()):
+            z = z.clone()
+            z[hit] = again(rows[hit], x[hit]).to(z.dtype)
+            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
+            hit &= self.wins(rows, z) & z.isfinite().all(1)
+        margin = self.target.task.margin(z, self.y[rows])
+        # lent scores say nothing of the margin of the model under test
+        self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
+
+    def hits(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Whether these scores, counted just before, met the goal."""
+        if self.ledger is not None:
+            return self.met[rows]
+        return self.wins(rows, z) & z.isfinite().all(1)
+
+    def labels(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Decisions at points x: whether they meet the goal. A negative one is none, and its row
+        fails."""
+        none = silent(labels)
+        if self.ledger is not None and bool(none.any()):
+            self._drop(rows[none], Outcome.FAILED)
+        hit = self.meets(rows, labels) & ~none
+        self._settle(rows, x, hit, None)
+        return hit
+
+    def several(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """Answers z, scores or decisions, at `count` points of each of these rows (x and z: one
+        after the other); which meet the goal.
+
+        All are charged; two a row are noted: the legal one of the lowest margin, and the smallest
+        that meets the goal.
+        """
+        row, scored = rows.repeat_interleave(count), self.target.access >= Access.SCORES
+        finite = z.isfinite().all(1) if scored else ~silent(z)
+        met = (self.wins(row, z) if scored else self.meets(row, z)) & finite
+        if self.ledger is None:
+            return met
+        first = count.cumsum(0) - count
+        none = torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device)
+        size = self.norm.size(x.double() - self.x[row].double())
+        margin = torch.zeros_like(size)
+        if scored:
+            margin = self.target.task.margin(z, self.y[row]).double()
+        legal = finite & (size <= self.ledger.limit[self.rows[row]])
+        lowest = first + none.masked_scatter(asked, torch.where(legal, margin, torch.inf)).argmin(1)
+        smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
+        if not bool(finite.all()):
+            self._drop(row[~finite].unique(), Outcome.FAILED)
+        hit = met[smallest]
+        at = smallest[hit]
+        known = (margin[lowest], margin[at]) if scored else (None, None)
+        self._settle(rows, x[lowest], torch.zeros_like(hit), known[0], count)
+        self._settle(rows[hit], x[at], met[at], known[1], 0)
+        return met
+
+    def slopes(self, rows: Tensor, g: Tensor) -> Tensor:
+        """Gradients at these rows. One that is not finite fails its row and becomes zero; those
+        that are exactly zero are counted."""
+        top = g.flatten(1).abs().amax(1)  # NaN and inf carry through
+        if self.ledger is not None:
+            estimated = self.target.cost.pullback
+            backwards = 0 if estimated else self.target.cost.forwards
+            at = self.rows[rows]
+            self.ledger.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
+            self.ledger.dull[at] += top == 0
+        bad = ~top.isfinite()
+        if self.ledger is None or bool(bad.any()):
+            g = g.masked_fill(wide(bad, g), 0)
+        if self.ledger is not None and bool(bad.any()):
+            self._drop(rows[bad], Outcome.FAILED)
+        return g
+
+    # ------------------------------------------------------------------ for the loop
+
+    def known(self, clean: Tensor) -> None:
+        """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal
+        already."""
+        assert self.ledger is not None
+        clean = self.target.task.against(clean, self.y)
+        met = self.meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
+        margin = self.target.task.margin(clean, self.y).double()
+        self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
+        at = self.rows[met]
+        self.ledger.record(at, self.x[met], torch.zeros_like(self.ledger.size[at]))
+        self.live &= ~met
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The point of the smallest size that met the goal, and this size ([n]); inf where there is
+        none."""
+        assert self.ledger is not None
+        return self.ledger.best[self.rows], self.ledger.size[self.rows].to(self.x.dtype)
+
+    def keep(self, x: Tensor) -> None:
+        """Leave points x as what the search came to, where none met the goal."""
+        assert self.ledger is not None
+        none = self.ledger.size[self.rows].isinf()
+        self.ledger.best[self.rows[none]] = x[none]
+
+    def reopen(self) -> None:
+        """Let the rows whose smallest point is known be asked about again, and no others."""
+        self.live &= self.best()[1].isfinite()
+        self.over = torch.zeros_like(self.over)
+
+    # ------------------------------------------------------------------ inside
+
+    def wins(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Whether scores meet the goal, by as much as the target says is no luck."""
+        met = self.meets(rows, self.target.task.predict(z))
+        if self.target.gradients.caution:
+            best = z.topk(2, 1).values
+            met &= best[:, 0] - best[:, 1] >= self.target.gradients.caution
+        return met
+
+    def meets(self, rows: Tensor, labels: Tensor) -> Tensor:
+        if self.goal is not None:
+            return labels == self.goal[rows]
+        return (labels != self.y[rows]) & (labels != REFUSED)
+
+    def _settle(
+        self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
+    ) -> None:
+        ledger = self.ledger
+        if ledger is None:
+            return
+        at = self.rows[rows]
+        ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)
+        limit = ledger.limit[at]
+        if margin is not None:
+            legal = self.norm.size(x - self.x[rows]).double() <= limit
+            low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
+            known = ledger.margin[at]
+            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
+            ledger.margin[at] = low.minimum(known)
+            ledger.best[at[lower]] = x[lower]
+        self.met[rows] = hit
+        new = hit.nonzero()[:, 0]
+        if len(new):
+            found, start = x[new], self.x[rows[new]]
+            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
+            if self.stop:
+                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
+
+    def _drop(self, rows: Tensor, outcome: Outcome) -> None:
+        self.live[rows] = False
+        if self.ledger is not None:
+            self.ledger.end(self.rows[rows], outcome)

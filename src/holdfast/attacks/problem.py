@@ -13,18 +13,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.attacks.counts import Ledger, Outcome
-from holdfast.decisions import REFUSED
+from holdfast.attacks.counts import UNLIMITED, Counts, Ledger
 from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss
 from holdfast.norms import Norm, wide
 from holdfast.rng import Keys
-from holdfast.targets.target import Access, Target, together
-from holdfast.tasks import silent, without
+from holdfast.targets.batch import Batch, Rows, rows_of
+from holdfast.targets.target import Access, Target
+from holdfast.tasks import without
 from holdfast.threats.threat import Targeted, Threat
-
-# the largest legal size where eps is inf: that of anything found
-UNLIMITED = torch.finfo(torch.float64).max
 
 
 class Problem:
@@ -34,7 +31,7 @@ class Problem:
     def __init__(
         self,
         target: Target,
-        x: Tensor,
+        rows: Rows,
         y: Tensor,
         threat: Threat,
         keys: Keys,
@@ -45,31 +42,55 @@ class Problem:
         budget: Tensor | None = None,
         stop: bool = True,
     ) -> None:
-        n = len(x)
-        self.held, x = target.apart(x)  # attacks see what may change, and nothing else
-        self.target, self.norm, self.x, self.y, self.keys = target, threat.norm, x, y, keys
-        self.aim, self.near = aim, None if near is None else target.apart(near)[1]
-        self.goal = goal_classes(threat, y)
+        batch = Batch.of(rows)
+        x = threat.origin(batch.x)
+        self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
+        self.batch = batch  # attacks see what may change, and nothing else
+        self.layout = target.layout if threat.spatial is None else "nchw"
+        self.square = None if threat.spatial is None else threat.spatial.square
+        self.aim, self.near = aim, near
         pool = target.pool
-        self.pool = None if pool is None else (target.apart(pool[0].to(x))[1], pool[1].to(y))
-        self.eps = wide(torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device).expand(n), x)
+        self.pool = None if pool is None else (pool[0].to(x), pool[1].to(y))
+        eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
+        self.eps = wide(eps.expand(len(x)), x)
         self.mask = None if threat.mask is None else threat.mask.to(x)
         low, high = target.bounds.sides(x)
         self.lo, self.hi = low - x, high - x
         if self.mask is not None:
             self.lo, self.hi = self.lo * self.mask, self.hi * self.mask
-        self.grid = threat.grid
-        self.ledger, self.budget, self.stop = ledger, budget, stop
-        self.rows = torch.arange(n, device=x.device)  # where each row stands in the ledger
-        self.live = torch.ones(n, dtype=torch.bool, device=x.device)
-        self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
-        # whether the point last asked about (of probes: any) met the goal
-        self.met = torch.zeros_like(self.live)
         # a paper's lengths for [0, 1] are multiples of it
         self.width = target.bounds.high - target.bounds.low
         self.t = 0
         self.restart = 0  # how many runs of this search came before
+        self.counts = Counts(
+            target, threat.norm, x, y, goal_classes(threat, y), ledger, budget, stop=stop
+        )
         self._asked: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """Where the search starts: the inputs [n, *shape]; of a spatial threat, its parameters."""
+        return self.counts.x
+
+    @property
+    def y(self) -> Tensor:
+        """The true classes: [n]."""
+        return self.counts.y
+
+    @property
+    def goal(self) -> Tensor | None:
+        """The class that each row must be driven to, [n]; None: any wrong one."""
+        return self.counts.goal
+
+    @property
+    def live(self) -> Tensor:
+        """Whether a row is still searched: [n] bool."""
+        return self.counts.live
+
+    @property
+    def met(self) -> Tensor:
+        """Whether the point last asked about (of probes: any) met the goal: [n] bool."""
+        return self.counts.met
 
     # ------------------------------------------------------------------ geometry
 
@@ -131,12 +152,10 @@ class Problem:
                 value[rows], slope = self._loss(rows, z, loss, columns)
                 return slope
 
-            # It may run out of memory and be asked again: no books before.
-            z, pulled = self.target.pull(self._whole(rows, x), cotangent)
-            self._note(
-                rows, x, self._against(rows, z), exact=not self.target.approximate, within=within
-            )
-            g[rows] = self._clean(rows, pulled)
+            # It may run out of memory and be asked again: no counts before.
+            z, pulled = self.target.pull(self._batch(rows, x), cotangent)
+            self._note(rows, x, self._against(rows, z), within=within)
+            g[rows] = self._slope(rows, self._pulled(rows, x, pulled))
 
         self._each(d, ask, slopes=1)
         return value, g
@@ -153,18 +172,18 @@ class Problem:
 
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
-            raw, pullback = self.target.linearize(self._whole(rows, x))
+            raw, pullback = self.target.linearize(self._batch(rows, x))
             z = self._against(rows, raw)
             y, t = self._sides(rows, z)
             t = without(z, y).topk(m, 1).indices if t is None else t[:, None]
             own = z.gather(1, y[:, None])
             unit = torch.zeros_like(z).scatter(1, y[:, None], -1)
             ways = [self._back(rows, raw, unit.scatter(1, t[:, j : j + 1], 1)) for j in range(m)]
-            pulled = [pullback(way) for way in ways]
-            self._note(rows, x, z, exact=not self.target.approximate)
+            pulled = [self._pulled(rows, x, pullback(way)) for way in ways]
+            self._note(rows, x, z)
             gap[rows] = (z.gather(1, t) - own).to(gap.dtype)
             for j in range(m):
-                g[rows, j] = self._clean(rows, pulled[j])
+                g[rows, j] = self._slope(rows, pulled[j])
 
         self._each(d, ask, slopes=m)
         return gap, g
@@ -188,7 +207,7 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             z[rows] = self._scores(rows, x).to(z.dtype)
-            self._note(rows, x, z[rows])
+            self.counts.scores(rows, x, z[rows])
 
         self._each(d, ask)
         return z
@@ -200,7 +219,7 @@ class Problem:
         def ask(rows: Tensor) -> None:
             x = self._point(d, rows)
             z = self._scores(rows, x)
-            self._note(rows, x, z)
+            self.counts.scores(rows, x, z)
             function = LOSSES[loss] if isinstance(loss, str) else loss
             value[rows] = function(z, *self._sides(rows, z)).to(value.dtype)
 
@@ -219,11 +238,11 @@ class Problem:
             x = self._point(d, rows)
             if self.target.access >= Access.SCORES:
                 z = self._scores(rows, x)
-                self._note(rows, x, z)
-                noted = self.ledger is not None
-                hit[rows] = self.met[rows] if noted else self._wins(rows, z) & z.isfinite().all(1)
+                self.counts.scores(rows, x, z)
+                hit[rows] = self.counts.hits(rows, z)
             else:
-                hit[rows] = self._hear(rows, x, self.target.labels(self._whole(rows, x)))
+                label = self.target.labels(self._batch(rows, x))
+                hit[rows] = self.counts.labels(rows, x, label)
 
         self._each(d, ask, among)
         return hit
@@ -242,84 +261,55 @@ class Problem:
         graded = self.target.access >= Access.SCORES
 
         def ask(rows: Tensor) -> None:
-            count = self._left(rows, m)
+            count = self.counts.left(rows, m)
             asked = torch.arange(m, device=d.device) < count[:, None]
             row = rows.repeat_interleave(count)
             x = self._input(row, d[rows][asked])
             question = (
-                self._scores if graded else lambda at, x: self.target.labels(self._whole(at, x))
+                self._scores if graded else lambda at, x: self.target.labels(self._batch(at, x))
             )
-            z = torch.cat(list(self.target.batched(lambda at: question(row[at], x[at]), len(x))))
-            met = self._book(rows, count, asked, x, z)
+            z = torch.cat(
+                list(self.target.batcher.parts(lambda at: question(row[at], x[at]), len(x)))
+            )
+            met = self.counts.several(rows, count, asked, x, z)
             found = met if function is None else function(z, *self._sides(row, z)).to(d.dtype)
             answer[rows] = torch.zeros_like(answer[rows]).masked_scatter(asked, found)
 
-        few = max(1, self.target.batch_size // m)
+        few = max(1, self.target.batcher.size // m)
         self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
         return answer
 
     def finish(self, rows: Tensor) -> None:
         """Ask no more about these rows ([n] bool): the attack's own rule says that their search is
         over."""
-        self.over = self.over | rows
+        self.counts.over |= rows
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is
         none yet."""
-        assert self.ledger is not None
-        size = self.ledger.size[self.rows].to(self.x.dtype)
-        found = self.ledger.best[self.rows] - self.x
+        found, size = self.counts.best()
+        found = found - self.x
         return torch.where(wide(size.isfinite(), found), found, 0), size
 
     # ------------------------------------------------------------------ for the loop
 
-    def tighten(self) -> None:
-        """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
-        forwards a row."""
-        d, size = self.best()
-        self.live &= size.isfinite()
-        self.over = torch.zeros_like(self.over)
-        low, high = torch.full_like(size, 0.9), torch.ones_like(size)
-        for _ in range(5):
-            middle = (low + high) / 2
-            met = self.adversarial(d * wide(middle, d))
-            low, high = torch.where(met, low, middle), torch.where(met, middle, high)
-
-    def known(self, clean: Tensor) -> None:
-        """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal
-        already."""
-        if self.ledger is None:
-            return
-        clean = self.target.task.against(clean, self.y)
-        met = self._meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
-        margin = self.target.task.margin(clean, self.y).double()
-        self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
-        self.ledger.record(
-            self.rows[met], self.x[met], torch.zeros_like(self.ledger.size[self.rows[met]])
-        )
-        self.live &= ~met
-
     def last(self, d: Tensor) -> None:
         """Judge the final point, unless it was the last one asked about."""
-        if self.ledger is None:
-            return
         if d is not self._asked:
             self.adversarial(d)
         if self.target.access < Access.SCORES:
-            quiet = self.ledger.size[self.rows].isinf()
-            self.ledger.best[self.rows[quiet]] = self._point(self.project(d), quiet)
+            every = torch.arange(len(d), device=d.device)
+            self.counts.keep(self._point(self.project(d), every))
 
     def take(self, keep: Tensor) -> None:
         """Forget all rows but `keep`."""
-        self.x, self.y, self.eps, self.lo, self.hi = (
-            column[keep] for column in (self.x, self.y, self.eps, self.lo, self.hi)
-        )
-        self.held = None if self.held is None else self.held[keep]
+        self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
         self.aim = None if self.aim is None else self.aim[keep]
-        self.goal = None if self.goal is None else self.goal[keep]
         self.near = None if self.near is None else self.near[keep]
-        self.keys, self.rows, self.live = self.keys.take(keep), self.rows[keep], self.live[keep]
-        self.over, self.met = self.over[keep], self.met[keep]
+        self.keys = self.keys.take(keep)
+        self.counts.take(keep)
+        x = self.x if self.threat.spatial is None else self.batch.x[keep]
+        self.batch = Batch(x, rows_of(self.batch.context, keep))
         self._asked = None
 
     # ------------------------------------------------------------------ inside
@@ -333,28 +323,10 @@ class Problem:
     ) -> None:
         """Put a question, with some gradients, to the live rows (of those `among`) whose budget
         allows it, in parts."""
-        self._asked, self.met = d if among is None else None, torch.zeros_like(self.met)
-        wanted = self.live if among is None else self.live & among
-        if self.ledger is not None and self.budget is not None:
-            most = (
-                self.target.passes * (2 if self.target.approximate else 1)
-                + slopes * self.target.pull_passes
-            )
-            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
-            self.ledger.end(self.rows[spent], Outcome.SPENT)
-            self.live &= ~spent
-        # all rows without a count, which would wait for the device
-        whole = self.ledger is None and among is None
-        rows = self.rows if whole else (wanted & self.live & ~self.over).nonzero()[:, 0]
-        for _ in self.target.batched(lambda part: ask(rows[part]), len(rows)):
+        self._asked = d if among is None else None
+        rows = self.counts.open(among, slopes)
+        for _ in self.target.batcher.parts(lambda part: ask(rows[part]), len(rows)):
             pass
-
-    def _left(self, rows: Tensor, m: int) -> Tensor:
-        """How many of m points the budgets of these rows still allow."""
-        if self.ledger is None or self.budget is None:
-            return torch.full_like(rows, m)
-        at = self.rows[rows]
-        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.passes).clamp(0, m)
 
     def _point(self, d: Tensor, rows: Tensor) -> Tensor:
         """The input that d stands for, inside the box to the last bit."""
@@ -365,18 +337,30 @@ class Problem:
         has one."""
         x = self.x[rows]
         near = self.target.bounds.clamp(x + d)
-        if not self.grid:
+        if not self.threat.grid:
             return near
-        limit = legal_size(self.norm, self.eps.flatten()[rows], self.target, len(x))
+        limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])
         return _rounded(self.target, self.norm, limit, x, near)
 
-    def _whole(self, rows: Tensor, x: Tensor) -> Tensor:
-        """These rows' inputs as the target takes them."""
-        return together(None if self.held is None else self.held[rows], x)
+    def _batch(self, rows: Tensor, x: Tensor) -> Batch:
+        """What the target sees of these rows at points x."""
+        context = rows_of(self.batch.context, rows)
+        if self.threat.spatial is None:
+            return Batch(x, context)
+        return Batch(self.threat.apply(self.batch.x[rows], x), context)
+
+    def _pulled(self, rows: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        """A gradient on what the target saw of these rows as one on their points x."""
+        if self.threat.spatial is None:
+            return g
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            shown = self.threat.apply(self.batch.x[rows], leaf)
+            return torch.autograd.grad((shown * g).sum(), leaf)[0]
 
     def _scores(self, rows: Tensor, x: Tensor) -> Tensor:
         """Scores [n, k] of these rows' inputs x, as the adversary meets them."""
-        return self._against(rows, self.target.scores(self._whole(rows, x)))
+        return self._against(rows, self.target.scores(self._batch(rows, x)))
 
     def _against(self, rows: Tensor, z: Tensor) -> Tensor:
         """The target's scores as the adversary meets them: a refusal stands with the right
@@ -414,137 +398,15 @@ class Problem:
             cotangent = torch.autograd.grad(value.sum(), leaf)[0]
         return value.detach().to(self.x.dtype), cotangent
 
-    def _clean(self, rows: Tensor, g: Tensor) -> Tensor:
-        """Charge a backward pass; rows with a non-finite gradient fail, zero gradients are
-        counted."""
-        g = self.target.apart(g)[1]
-        flat = g.flatten(1)
-        top = flat.abs().amax(1)  # NaN and inf carry through
-        if self.ledger is not None:
-            estimated = self.target.pull_passes
-            backwards = 0 if estimated else self.target.passes
-            self.ledger.charge(
-                self.rows[rows], queries=estimated, forwards=estimated, backwards=backwards
-            )
-            self.ledger.dull[self.rows[rows]] += top == 0
-        bad = ~top.isfinite()
-        if self.ledger is None or bool(bad.any()):
-            g = g.masked_fill(wide(bad, g), 0)
-        if self.ledger is not None and bool(bad.any()):
-            self._drop(rows[bad], Outcome.FAILED)
+    def _slope(self, rows: Tensor, g: Tensor) -> Tensor:
+        """A gradient at these rows, where something may change."""
+        g = self.counts.slopes(rows, g)
         return g if self.mask is None else g * self.mask
 
-    def _note(
-        self, rows: Tensor, x: Tensor, z: Tensor, *, exact: bool = True, within: bool = False
-    ) -> None:
-        """Book the scores at inputs x; what looks like a success in approximate ones is asked
-        again."""
-        if self.ledger is None:
-            return
-        finite = z.isfinite().all(1)
-        if not bool(finite.all()):
-            self._drop(rows[~finite], Outcome.FAILED)
-        hit = self._wins(rows, z) & finite
-        if within:
-            hit &= (
-                self.norm.size(x.double() - self.x[rows].double())
-                <= self.ledger.limit[self.rows[rows]]
-            )
-        told = None if exact or not self.target.lent else hit.clone()  # by the model under test
-        if not exact and bool(hit.any()):
-            z = z.clone()
-            z[hit] = self._scores(rows[hit], x[hit]).to(z.dtype)
-            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.passes)
-            hit &= self._wins(rows, z) & z.isfinite().all(1)
-        margin = self.target.task.margin(z, self.y[rows])
-        self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
-
-    def _hear(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """Book decisions at inputs x: whether they meet the goal. A negative one is none, and its
-        row fails."""
-        none = silent(labels)
-        if self.ledger is not None and bool(none.any()):
-            self._drop(rows[none], Outcome.FAILED)
-        hit = self._meets(rows, labels) & ~none
-        self._settle(rows, x, hit, None)
-        return hit
-
-    def _book(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Book `count` points of each of these rows (x and z: one after the other); which meet the
-        goal.
-
-        All are charged; two a row are noted: the legal one of the lowest margin, and the smallest
-        that meets the goal.
-        """
-        row, graded = rows.repeat_interleave(count), self.target.access >= Access.SCORES
-        finite = z.isfinite().all(1) if graded else ~silent(z)
-        met = (self._wins(row, z) if graded else self._meets(row, z)) & finite
-        if self.ledger is None:
-            return met
-        first, none = (
-            count.cumsum(0) - count,
-            torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device),
-        )
-        size = self.norm.size(x.double() - self.x[row].double())
-        margin = (
-            self.target.task.margin(z, self.y[row]).double() if graded else torch.zeros_like(size)
-        )
-        legal = finite & (size <= self.ledger.limit[self.rows[row]])
-        lowest = first + none.masked_scatter(asked, torch.where(legal, margin, torch.inf)).argmin(1)
-        smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
-        if not bool(finite.all()):
-            self._drop(row[~finite].unique(), Outcome.FAILED)
-        hit = met[smallest]
-        self._settle(
-            rows, x[lowest], torch.zeros_like(hit), margin[lowest] if graded else None, count
-        )
-        at = smallest[hit]
-        self._settle(rows[hit], x[at], met[at], margin[at] if graded else None, 0)
-        return met
-
-    def _settle(
-        self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
-    ) -> None:
-        ledger = self.ledger
-        if ledger is None:
-            return
-        at = self.rows[rows]
-        ledger.charge(at, queries=count, forwards=count * self.target.passes)
-        limit = ledger.limit[at]
-        if margin is not None:
-            legal = self.norm.size(x - self.x[rows]).double() <= limit
-            low, known = (
-                torch.where(margin.isfinite() & legal, margin.double(), torch.inf),
-                ledger.margin[at],
-            )
-            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
-            ledger.margin[at] = low.minimum(known)
-            ledger.best[at[lower]] = x[lower]
-        self.met[rows] = hit
-        new = hit.nonzero()[:, 0]
-        if len(new):
-            found, start = x[new], self.x[rows[new]]
-            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
-            if self.stop:
-                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
-
-    def _drop(self, rows: Tensor, outcome: Outcome) -> None:
-        self.live[rows] = False
-        if self.ledger is not None:
-            self.ledger.end(self.rows[rows], outcome)
-
-    def _wins(self, rows: Tensor, z: Tensor) -> Tensor:
-        """Whether scores meet the goal, by as much as the target says is no luck."""
-        met = self._meets(rows, self.target.task.predict(z))
-        if self.target.caution:
-            best = z.topk(2, 1).values
-            met &= best[:, 0] - best[:, 1] >= self.target.caution
-        return met
-
-    def _meets(self, rows: Tensor, labels: Tensor) -> Tensor:
-        if self.goal is not None:
-            return labels == self.goal[rows]
-        return (labels != self.y[rows]) & (labels != REFUSED)
+    def _note(self, rows: Tensor, x: Tensor, z: Tensor, *, within: bool = False) -> None:
+        """Count the scores that came with a gradient at points x."""
+        again = self._scores if self.target.gradients.approximate else None
+        self.counts.scores(rows, x, z, again=again, within=within)
 
 
 def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
@@ -561,9 +423,8 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
 def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
     """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can
     be."""
-    held, moving = target.apart(found)
-    limit = legal_size(threat.norm, threat.eps, target, len(x))
-    return together(held, _rounded(target, threat.norm, limit, target.apart(x)[1], moving))
+    limit = legal_size(threat, target, len(x))
+    return _rounded(target, threat.norm, limit, x, found)
 
 
 def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor) -> Tensor:
@@ -574,13 +435,15 @@ def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor
     return torch.where(wide(over, x), target.bounds.as_8bit(found, x), rounded)
 
 
-def legal_size(norm: Norm, eps: float | Tensor, target: Target, n: int) -> Tensor:
-    """The largest size that counts as within eps, [n] float64.
+def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | None = None) -> Tensor:
+    """The largest size that counts as within eps (default: the threat's), [n] float64.
 
     eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in
     the last place of the largest input, in every feature. Where eps is inf, the largest number
     there is.
     """
-    rounding = norm.rounding(math.prod(target.free or target.shape or ()), target.bounds.ulp)
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
+    rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
+    eps = torch.as_tensor(
+        threat.eps if eps is None else eps, dtype=torch.float64, device=target.device
+    )
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

@@ -22,7 +22,8 @@ def attack(
         str | None,
         typer.Option(
             "--attack",
-            help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model allows.',
+            help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model '
+            "allows.",
         ),
     ] = None,
     out: Annotated[

@@ -98,7 +98,7 @@ def evaluate(
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
-    from holdfast.evaluation.memory import give_back_freed
+    from holdfast.memory import give_back_freed
 
     give_back_freed()
     limited = options.limits_of(limits)

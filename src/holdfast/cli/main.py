@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from holdfast import quiet, usercode
+from holdfast import memory, quiet, usercode
 from holdfast.cli import (
     attack,
     compare,
@@ -102,6 +102,7 @@ for _name, (_help, _commands) in GROUPS.items():
 def main() -> None:
     """The entry point."""
     quiet.silence_frameworks()
+    memory.manage()
     app(prog_name="holdfast")
 
 

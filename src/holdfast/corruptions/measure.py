@@ -16,8 +16,8 @@ from holdfast.decisions import SILENT, UNASKED
 from holdfast.errors import InputError, SpecError
 from holdfast.runs import store
 from holdfast.runs.manifest import CorruptionInfo
-from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Access, Target, sealed
+from holdfast.threats.images import planes, unplaned
 
 VERSION = 2  # of what is made of an image; decisions of two versions are not compared
 COLUMNS = tuple(f"{kind} {severity}" for kind in KINDS for severity in SEVERITIES)
@@ -51,7 +51,7 @@ def info(
             corruptions, or those of another version.
         SpecError: the baseline is AlexNet's and the model has not its 1,000 classes.
     """
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "corruptions are of still images of one class each; measure other tasks without them."
         )
@@ -130,6 +130,6 @@ def answers(
 
 def _decide(target: Target, x: Tensor) -> Tensor:
     if target.access < Access.SCORES:
-        return torch.cat(list(target.batched(lambda rows: target.labels(x[rows]), len(x))))
+        return torch.cat(list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x))))
     z = target.all_scores(x)
     return torch.where(z.isfinite().all(1), target.task.predict(z), SILENT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from holdfast.data.arrays import Arrays
@@ -11,8 +9,7 @@ from holdfast.data.source import Source
 
 
 class Joined(Source):
-    """Each row flat: the others, in their order, and then x. Bytes of the others are never
-    rescaled.
+    """Rows of x; the others are their context: x2, x3, ... Bytes of these are never rescaled.
 
     Raises:
         InputError: an array is not numeric, or has another length.
@@ -26,14 +23,13 @@ class Joined(Source):
             for i, a in enumerate(others, 2)
         ]
         self.name, self.inputs = name, (self.x.shape, *(other.shape for other in self.others))
-        self.shape = (sum(map(math.prod, self.inputs)),)
+        self.shape = self.x.shape
 
     def __len__(self) -> int:
         return len(self.x)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        x, y = self.x.rows(start, stop)
-        beside = [
-            other.rows(start, stop)[0].reshape(len(x), -1).astype(x.dtype) for other in self.others
-        ]
-        return np.concatenate([*beside, x.reshape(len(x), -1)], 1), y
+        return self.x.rows(start, stop)
+
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return {f"x{i}": a.rows(start, stop)[0] for i, a in enumerate(self.others, 2)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from holdfast.data.source import Source
@@ -24,17 +26,30 @@ class Part(Source):
         return len(self._ids)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = self._read(self._whole.rows, start, stop)
+        return x, y
+
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        names = self._whole.context(0, 0)
+
+        def columns(a: int, b: int) -> tuple[np.ndarray, ...]:
+            return tuple(self._whole.context(a, b).values())
+
+        return dict(zip(names, self._read(columns, start, stop), strict=True))
+
+    def _read(
+        self, read: Callable[[int, int], tuple[np.ndarray, ...]], start: int, stop: int
+    ) -> tuple[np.ndarray, ...]:
         ids = self._ids[start:stop]
         if not len(ids):
-            return self._whole.rows(0, 0)
+            return read(0, 0)
         low, high = int(ids.min()), int(ids.max()) + 1
         if high - low <= 2 * len(ids):
-            x, y = self._whole.rows(low, high)
-            return x[ids - low], y[ids - low]
+            return tuple(part[ids - low] for part in read(low, high))
         # what lies together is read together
         runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
-        pairs = [self._whole.rows(int(run[0]), int(run[-1]) + 1) for run in runs]
-        return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+        parts = [read(int(run[0]), int(run[-1]) + 1) for run in runs]
+        return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def divide(whole: Source, share: float, most: int, seed: int, what: str) -> tuple[Source, Source]:

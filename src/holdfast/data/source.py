@@ -23,7 +23,7 @@ class Source(ABC):
     Attributes:
         name: what the user typed, for example `mnist:DIR`; "arrays" for arrays.
         shape: of one input, without the row axis.
-        inputs: shapes of x, x2, ..., where a row is several arrays: then flat, x last.
+        inputs: shapes of x, x2, ..., where a row is several arrays, of which x may change.
         class_names: one text a class, in the order of the labels, where the data names them.
         groups: [len] of texts, where the data says what group each row belongs to.
         remarks: what a report should say of how the data were read: check, text.
@@ -54,6 +54,11 @@ class Source(ABC):
             InputError: a row cannot be read (a damaged image, the user's own dataset raised).
         """
 
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """What goes with these rows and never changes, by name: further inputs x2, x3, ..., or the
+        truth that outputs are held to."""
+        return {}
+
     def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
         """This source with its pictures made to fit a model; what holds arrays is returned as it
         is.
@@ -74,7 +79,8 @@ class Source(ABC):
         for start in range(0, len(self), step):
             x, y = self.rows(start, start + step)
             y = y.astype(np.int64) if y.dtype.kind in "iu" else y
-            x_hash.update(x.tobytes())
+            for part in (*self.context(start, start + step).values(), x):
+                x_hash.update(part.tobytes())
             y_hash.update(y.tobytes())
         whole = f"{len(self)} {self.shape} {x_hash.hexdigest()} {y_hash.hexdigest()}"
         return hashlib.sha256(whole.encode()).hexdigest()

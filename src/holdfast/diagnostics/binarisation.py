@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Threat, Untargeted
@@ -38,7 +38,7 @@ class Planted:
     def __init__(self, target: Target, x: Tensor) -> None:
         if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
             raise LookupError("not a torch module.")
-        if isinstance(target.model, Foreign) or target.graded is not None:
+        if isinstance(target.model, Adapter) or target.graded is not None:
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
@@ -127,7 +127,7 @@ def missed(
     paper. A row gets no solution where the features do not set the point apart, where the model
     does not answer as the new head says, or where chance finds it too.
     """
-    if not threat.norm.dense or target.draws > 1:
+    if not threat.norm.dense or target.cost.draws > 1:
         return None
     threat = replace(threat, goal=Untargeted())
     solvable, lost = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)

@@ -49,7 +49,9 @@ class Ways:
         """Whether the target has this way."""
         if name == "straight":
             return straightened(self.target) is not None
-        if name == "blurred" and not self._slopes:
+        if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
+            return False
+        if name == "surrogate" and self.target.context:
             return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
@@ -61,7 +63,7 @@ class Ways:
         if self.target.access < Access.GRADIENTS:
             return False
         x = pool.spread(self.source, LOOKED)[0]
-        passes, estimated = len(x) * self.target.passes, len(x) * self.target.pull_passes
+        passes, estimated = len(x) * self.target.cost.forwards, len(x) * self.target.cost.pullback
         self.costs.forwards += passes + estimated
         self.costs.queries += passes + estimated
         self.costs.backwards += passes * (not estimated)
@@ -78,12 +80,21 @@ class Ways:
     def _blurred(self) -> Target:
         if self.target.access < Access.GRADIENTS:
             raise SpecError("through='blurred' needs gradients; try through='estimated'.")
+        if self.threat.spatial is not None:
+            raise SpecError(
+                "through='blurred' averages over a ball of inputs, and a movement has none."
+            )
         return Blurred(self.target, self.threat.norm, float(self.threat.eps) / 2)
 
     def _estimated(self) -> Target:
         return Estimated(self.target, sigma=0.05)
 
     def _surrogate(self) -> Target:
+        if self.target.context:
+            raise SpecError(
+                "through='surrogate' learns from inputs alone, and to these more belongs: "
+                f"{', '.join(self.target.context)}."
+            )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
             self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)

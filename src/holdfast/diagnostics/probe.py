@@ -24,6 +24,7 @@ from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
+from holdfast.targets.batch import Batch
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.tasks import without
@@ -45,19 +46,23 @@ class CleanRows:
     """Rows of the data that the model has right before any attack."""
 
     ids: Tensor  # [m] int64: their places in the data
-    x: Tensor
+    batch: Batch
     y: Tensor
     scores: Tensor | None  # [m, k]; None of a model that gives labels alone
     threat: Threat  # with the goals of these rows
     share: float = 1.0  # of the rows that were looked at
     forwards: int = 0  # that it cost to find them
 
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
     def part(self, at: Tensor) -> CleanRows:
         """Those at these places [k] among them."""
         scores = None if self.scores is None else self.scores[at]
         threat = self.threat.of_rows(at)
         return replace(
-            self, ids=self.ids[at], x=self.x[at], y=self.y[at], scores=scores, threat=threat
+            self, ids=self.ids[at], batch=self.batch[at], y=self.y[at], scores=scores, threat=threat
         )
 
 
@@ -145,11 +150,13 @@ def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> No
             flags.append(top == 0)
             odd |= ~top.isfinite()
         slopes.append(g)  # of the margin
-    n = len(x) * target.passes
+    n = len(x) * target.cost.forwards
     found.charge("gradients", 2 * n, 6 * n)
     found.zero = {loss: _np(torch.stack(flags, 1)) for loss, flags in zero.items()}
     found.odd = _np(odd)
-    if target.draws > 1 or target.approximate:  # no exact derivative of what is asked
+    if (
+        target.cost.draws > 1 or target.gradients.approximate
+    ):  # no exact derivative of what is asked
         return
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))

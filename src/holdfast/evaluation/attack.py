@@ -23,9 +23,9 @@ from holdfast.evaluation.chunking import chunks
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
-from holdfast.targets.spatial import Moved
+from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH
 from holdfast.threats.threat import Threat
 
 ARRAYS = ("x", "x_adv", "as_8bit")  # of inputs, which come back as float64 where they came as that
@@ -99,7 +99,7 @@ def craft(
     given = () if attack is None else (_named(attack),)
     ready = prepare(target, data, threat, "quick", given, samples)
     if attack is None:
-        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.movement is None
+        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.threat.spatial is None
         usual = default_attack(ready.protocol, norm, ready.target.access, ball=ball)
         ready = replace(ready, protocol=usual)
     check_threat(ready)
@@ -113,13 +113,15 @@ def craft(
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }
-    target = ready.target
+    target, asked = ready.target, repr(ready.threat)
+    if ready.threat.spatial is not None:
+        asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
         **columns,
         attack=repr(ready.protocol.trials[0]),
-        threat=repr(ready.threat) if ready.movement is None else spec.write(ready.movement),
+        threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
-        layout=getattr(ready.target, "order", target.layout),
+        layout=target.layout,
     )
 
 
@@ -136,15 +138,15 @@ def _named(attack: str | Attack | Trial) -> Trial:
 def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
-    raw, labels = ready.source.rows(first, stop)
-    x = torch.from_numpy(raw).to(target.device, target.dtype)
-    y = torch.from_numpy(np.array(labels, dtype=np.int64)).to(target.device)
+    batch, labels = read(ready.source, first, stop)
+    batch = batch.to(target.device, target.dtype)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
     ids = torch.arange(first, stop)
-    clean = judge.rule(target, x, seed)
+    clean = judge.rule(target, batch, seed)
     threat = goals.resolved(threat.of_eps(ids), y, ids, clean.scores, target.task.k, seed)
-    best, size = x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64)
+    best, size = threat.origin(batch.x).clone(), torch.full((len(y),), torch.inf).double()
     cost = {
-        name: torch.zeros(len(x), dtype=torch.int64)
+        name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
     goal = goal_classes(threat, y)
@@ -155,7 +157,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         found = run(
             trial.attack,
             sources(trial.through),
-            x[left],
+            batch[left],
             y[left],
             threat.of_rows(left),
             ids=ids[left],
@@ -171,38 +173,38 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         size[left[better]] = smallest[better]
         for name, column in cost.items():
             column[left] += getattr(found, name).cpu()
-    return _judged(target, threat, x, y, best, clean, skipped, seed) | cost | {"id": ids}
+    return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}
 
 
 def _judged(
     target: Target,
     threat: Threat,
-    x: Tensor,
+    batch: Batch,
     y: Tensor,
     best: Tensor,
     clean: judge.Ruling,
     skipped: Tensor,
     seed: int,
 ) -> dict[str, Tensor]:
-    """What the judge says of the examples, as floats and as images of 8 bits."""
-    wrong = (clean.label != y) & ~skipped
+    """What the judge says of the best points, as floats and as images of 8 bits."""
+    wrong, x = (clean.label != y) & ~skipped, batch.x
 
-    def success(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        legal, size = judge.within(target, threat, x, found)
-        label = judge.rule(target, found, seed).label
+    def success(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        legal, size = judge.within(target, threat, x, point)
+        label = judge.rule(target, batch.with_x(threat.apply(x, point)), seed).label
         return legal & judge.meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
-    grey = target.free is None and x.ndim == 3
-    if (grey or perceptual.pictures(target, x)) and target.bounds.each is None:
+    image = (x.ndim == 3 and not target.context) or perceptual.pictures(target, x)
+    if image and threat.spatial is None and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {
-        "x": _shown(target, x),
-        "x_adv": _shown(target, best),
-        "y": target.parts(best)[0] if isinstance(target, WithTruth) else y,
+        "x": x,
+        "x_adv": threat.apply(x, best),
+        "y": batch.context.get(TRUTH, y),
         "success": hit,
         "wrong": wrong,
         "skipped": skipped,
@@ -210,10 +212,3 @@ def _judged(
         "before": clean.label,
         "after": after,
     }
-
-
-def _shown(target: Target, x: Tensor) -> Tensor:
-    """What of rows is given back: what may change, or the images that a movement makes."""
-    if isinstance(target, WithTruth) and isinstance(target.inner, Moved):
-        target, x = target.inner, target.parts(x)[1]
-    return target.images(x) if isinstance(target, Moved) else target.apart(x)[1]

@@ -24,8 +24,9 @@ from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Costs
+from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
 
@@ -101,19 +102,19 @@ class Plan:
         return refused or any(trial.attack.warm for trial in self.trials)
 
     def limit(self, eps: float) -> float:
-        return float(legal_size(self.threat.norm, eps, self.target, 1))
+        return float(legal_size(self.threat, self.target, 1, eps))
 
 
 @dataclass
 class Rows:
     """Columns of a chunk as its search goes on; the tensors are on the CPU."""
 
-    x: Tensor  # [n, *shape]
+    batch: Batch
     y: Tensor
     ids: Tensor
     threat: Threat  # the plan's, with the goals of these rows
     clean: judge.Ruling
-    best: Tensor  # smallest adversarial input known; until there is one, that of the lowest margin
+    best: Tensor  # smallest adversarial point known; until there is one, that of the lowest margin
     size: Tensor  # [n] float64, its size; inf if none
     broken_by: Tensor  # [n] int32: the trial that first broke the row at the threat's eps; -1
     margin: Tensor
@@ -131,6 +132,15 @@ class Rows:
         default_factory=set
     )  # eps at which time ran out before every unit was run
     begun: bool = False  # at least one unit was run
+
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
+    def shown(self, rows: Tensor) -> Batch:
+        """What the model sees of these rows at their best points."""
+        batch = self.batch[rows]
+        return batch.with_x(self.threat.apply(batch.x, self.best[rows]))
 
     def fold(
         self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan
@@ -161,9 +171,9 @@ class Rows:
         return int(fresh.sum())
 
 
-def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     """Run every unit of the plan on a chunk, skipping what the journal holds."""
-    rows = _begin(plan, journal, f"{name}-clean", x, y, ids)
+    rows = _begin(plan, journal, f"{name}-clean", batch, y, ids)
     own = plan.measured[0]
     larger = _next_larger(plan.measured)
     clean = rows.lowest.clone()
@@ -207,16 +217,16 @@ def search(plan: Plan, journal: Journal, name: str, x: Tensor, y: Tensor, ids: T
     return rows
 
 
-def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The judge's word on a searched chunk: its columns of samples, and the ids and inputs that are
-    evidence."""
+def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The judge's word on a searched chunk: its columns of samples, and the examples that are
+    evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
     n = len(rows.y)
     found = rows.size.isfinite().nonzero()[:, 0]
-    stored = rows.best[found]
+    stored = rows.shown(found)
     widest = plan.threat.at(max(plan.measured))
-    ruling = judge.rule(plan.target, stored.to(plan.target.device), plan.seed)
+    ruling = _ruled(plan, stored)
     label = ruling.label.cpu()
-    legal, size = judge.within(plan.target, widest, rows.x[found], stored)
+    legal, size = judge.within(plan.target, widest, rows.x[found], rows.best[found])
     agreed = judge.meets_goal(rows.threat.of_rows(found), label, rows.y[found])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
@@ -240,7 +250,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
     known[found[holds]] = size[holds]
     psnr, ssim = known.clone(), known.clone()
     psnr[found[holds]], ssim[found[holds]] = perceptual.looks(
-        plan.target, rows.x[found[holds]], stored[holds]
+        plan.target, plan.threat, rows.x[found[holds]], stored.x[holds]
     )
     attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
     attacked[found[broken]] = label[broken]
@@ -264,7 +274,8 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         "finished": torch.full((n,), plan.measured[0] not in rows.missed)
         | torch.from_numpy(status == "broken"),
     }
-    if perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
+    still = plan.threat.spatial is None
+    if still and perceptual.pictures(plan.target, rows.x) and plan.target.bounds.each is None:
         kept = judge.holds_in_8bit(
             plan.target,
             rows.threat.of_rows(found[broken]),
@@ -278,7 +289,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         columns["goal"] = goal
     if plan.perceptual is not None:
         columns["lpips"] = torch.full_like(known, torch.nan)
-        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored[holds])
+        columns["lpips"][found[holds]] = plan.perceptual(rows.x[found[holds]], stored.x[holds])
     table = {name: column.numpy() for name, column in columns.items()}
     if (
         isinstance(plan.target, WithTruth)
@@ -288,22 +299,27 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray, n
         for column in ("clean_confidence", "attacked_confidence"):
             # the scores are recast: their softmax says nothing
             table[column] = np.full(n, np.nan, np.float32)
-        truth, clean = outputs(plan.target, rows.x, rows.clean.scores)
+        truths = rows.batch.context[TRUTH]
+        truth, clean = outputs(plan.target, truths, rows.clean.scores)
         table |= {"truth": truth, "clean_output": clean, "attacked_output": clean.copy()}
-        attacked_output = outputs(plan.target, stored, ruling.scores.cpu())[1]
+        attacked_output = outputs(plan.target, truths[found], ruling.scores.cpu())[1]
         # one row of torch is no list
         table["attacked_output"][found[broken].numpy()] = attacked_output[broken.numpy()]
     if plan.target.task.refuses:
         table["refused"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
-    return table, rows.ids[found[holds]].numpy(), stored[holds].numpy()
+    evidence = {"id": rows.ids[found[holds]], "x": stored.x[holds]}
+    if not still:
+        evidence["point"] = rows.best[found[holds]]
+    return table, {name: column.numpy() for name, column in evidence.items()}
 
 
 def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where
     nothing was asked."""
-    at = (robust & (rows.best != rows.x).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = judge.rule(plan.target, rows.best[at].to(plan.target.device), plan.seed)
+    start = plan.threat.origin(rows.x)
+    at = (robust & (rows.best != start).flatten(1).any(1)).nonzero()[:, 0]
+    ruling = _ruled(plan, rows.shown(at))
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(
@@ -315,13 +331,17 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     return column
 
 
+def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
+    return judge.rule(plan.target, batch.to(plan.target.device, plan.target.dtype), plan.seed)
+
+
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
-def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: Tensor) -> Rows:
+def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = judge.rule(plan.target, x.to(plan.target.device), plan.seed)
+        ruling = _ruled(plan, batch)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
@@ -341,12 +361,12 @@ def _begin(plan: Plan, journal: Journal, place: str, x: Tensor, y: Tensor, ids: 
     nobody = torch.full((n,), -1, dtype=torch.int32)
     queries, forwards, backwards, dull = count
     return Rows(
-        x=x,
+        batch=batch,
         y=y,
         ids=ids,
         threat=threat,
         clean=clean,
-        best=x.clone(),
+        best=threat.origin(batch.x).clone(),
         size=far,
         broken_by=nobody,
         margin=margin,
@@ -370,7 +390,7 @@ def _attack(
     ledger = run(
         trial.attack,
         plan.way(trial),
-        rows.x[at],
+        rows.batch[at],
         rows.y[at],
         rows.threat.of_rows(at).at(plan.sought(unit)),
         ids=rows.ids[at],

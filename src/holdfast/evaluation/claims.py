@@ -25,8 +25,8 @@ from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import Costs, Finding, Manifest, ModelInfo, TrialInfo
-from holdfast.targets import spatial
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -109,8 +109,8 @@ def some(ids: Any) -> str:
 
 
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
-    found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
-    free = {"spec", "arch", "fingerprint"}
+    found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore
+    free = {"spec", "arch", "fingerprint", "moved"}
     if manifest.model.surrogate is not None and found.surrogate is None:
         # the model is verified without the one that lent its gradients
         free |= {"surrogate", "access"}
@@ -150,8 +150,8 @@ def _data(
 
 def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
     said = manifest.threat
-    asked.check_shape(target.free or target.shape or ())
-    measured = [(eps, float(legal_size(asked.norm, eps, target, 1))) for eps, _ in said.measured]
+    asked.check_shape(asked.form(target.shape or ()))
+    measured = [(eps, float(legal_size(asked, target, 1, eps))) for eps, _ in said.measured]
     if repr(asked) != said.text:
         yield f"threat: its text is {said.text}, but its parts make {asked}."
     if (
@@ -213,7 +213,9 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
         )
         return
     lists = [
-        one for drawn in {False, target.draws > 1} for one in _lists(manifest, threat, drawn=drawn)
+        one
+        for drawn in {False, target.cost.draws > 1}
+        for one in _lists(manifest, threat, drawn=drawn)
     ]
     if protocol.trials not in lists:
         yield f"protocol: its trials are not those of {protocol.name} version {version}."
@@ -230,7 +232,7 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     protocol = manifest.protocol.name
     asked_for = [t.write(whole=True) for t in checks.follow(manifest.noted, protocol, threat, ways)]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.lent:
+    if manifest.model.surrogate is not None and not ways.target.gradients.lent:
         known = [t.write(whole=True) for t in checks.follow_ups(manifest.noted, protocol)]
         asked_for = [text for text in known if text in more]
     if more != asked_for:
@@ -290,12 +292,14 @@ def _noted(
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again = [*labels, *check_model(target, source)]
-    taken = randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.draws > 1
+    taken = (
+        randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.cost.draws > 1
+    )
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
     ):  # Holdfast itself took the mean, and says so
         again = averaged(again)
-    lent = manifest.model.surrogate is not None and not target.lent
+    lent = manifest.model.surrogate is not None and not target.gradients.lent
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)

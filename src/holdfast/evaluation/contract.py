@@ -13,6 +13,7 @@ from holdfast.data.source import Source
 from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
 from holdfast.runs.manifest import Finding
+from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
@@ -21,25 +22,18 @@ TOLD = 64  # rows all over the data whose labels are looked at too
 STRIDE = 1024  # rows read at once
 
 
-def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
+def check_data(data: Source, bounds: Bounds) -> None:
     """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
 
-    The bounds say nothing of the first features of a flat input that stand `beside` it.
+    The bounds say nothing of the rows' context.
 
     Raises:
         InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
     for start, x, _ in _parts(data):
-        finite = np.isfinite(x)
-        if not finite.all():
-            row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
-            kind = "NaN" if np.isnan(x).any() else "infinity"
-            raise InputError(
-                f"row {row} of {data.name} holds {kind}; inputs must be finite. Drop or repair "
-                "such rows."
-            )
-        x = x[:, beside:]
+        for part in (*data.context(start, start + len(x)).values(), x):
+            _check_finite(part, start, data.name)
         if bounds.each is not None:
             _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
@@ -57,6 +51,16 @@ def check_data(data: Source, bounds: Bounds, beside: int = 0) -> None:
     if bounds.high >= 128 and high <= 1:
         raise InputError(
             f"{span} They look scaled to [0, 1] already: give bounds of 0 and 1, or pass bytes."
+        )
+
+
+def _check_finite(x: np.ndarray, start: int, name: str) -> None:
+    finite = np.isfinite(x)
+    if not finite.all():
+        row = start + int(np.argmin(finite.reshape(len(x), -1).all(1)))
+        kind = "NaN" if np.isnan(x).any() else "infinity"
+        raise InputError(
+            f"row {row} of {name} holds {kind}; inputs must be finite. Drop or repair such rows."
         )
 
 
@@ -82,9 +86,9 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
-    x, _ = data.rows(0, min(LOOK, len(data)))
+    rows = read(data, 0, min(LOOK, len(data)))[0].to(target.device, target.dtype)
     findings: list[Finding] = []
-    if target.was_training:
+    if target.identity.was_training:
         findings.append(
             Finding(
                 check="train_mode",
@@ -94,11 +98,10 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         )
     findings += [
         Finding(check=check, severity="info", text=text)
-        for check, text in (*target.remarks, *data.remarks)
+        for check, text in (*target.identity.remarks, *data.remarks)
     ]
-    rows = torch.as_tensor(x).to(target.device, target.dtype)
     findings += _randomised(target, rows)
-    if target.rewrites:
+    if target.identity.rewrites:
         text = (
             "The model changes its input in place. It is given a copy each time, so that neither "
             "the data nor an adversarial example is changed."
@@ -142,16 +145,11 @@ def check_range(target: Target, data: Source) -> None:
         InputError: it is right far more often on the same rows in the other range.
     """
     box = target.bounds
-    strange = (
-        box.low < 0
-        or 1 < box.high < 128
-        or target.free is not None
-        or isinstance(target, WithTruth)
-    )
+    strange = box.low < 0 or 1 < box.high < 128 or target.context or isinstance(target, WithTruth)
     if strange or target.access < Access.GRADIENTS:
         return
-    rows, y = spread(data, TOLD)
-    rows, y = rows.to(target.device, target.dtype), y.to(target.device)
+    batch, y = spread(data, TOLD)
+    rows, y = batch.x.to(target.device, target.dtype), y.to(target.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
         return
@@ -177,11 +175,11 @@ def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
     """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is
     no success."""
     with sealed(0):
-        hit = torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+        hit = torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
     return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
 
 
-def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
+def _randomised(target: Target, x: Batch) -> list[Finding]:
     """Whether the model answers otherwise when its random state is another."""
     answers = []
     for seed in (0, 1):
@@ -191,7 +189,7 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
             else:
                 answers.append(
                     torch.cat(
-                        list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
+                        list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x)))
                     ).double()[:, None]
                 )
     first, second = (torch.nan_to_num(z) for z in answers)
@@ -199,9 +197,10 @@ def _randomised(target: Target, x: torch.Tensor) -> list[Finding]:
     share = float(apart.double().mean())
     if not share:
         return []
-    if target.draws > 1:
+    if target.cost.draws > 1:
         text = (
-            f"The model is randomised: its mean over {target.draws} draws was attacked and judged."
+            f"The model is randomised: its mean over {target.cost.draws} draws was attacked and "
+            "judged."
         )
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (

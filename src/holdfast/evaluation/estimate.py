@@ -46,7 +46,7 @@ class Forecast:
     """
 
     rows: int
-    passes: float  # forwards and backwards, the mean of a row, with all that is asked beside the attacks
+    passes: float  # forwards and backwards of a mean row, with all that is asked beside attacks
     seconds: float  # of the whole
     added: int = 0
 
@@ -109,7 +109,7 @@ def forecast(
     pace = (time.monotonic() - began) / (judge.PASSES * looked)  # seconds of a pass
     broken, left = _trials(plan, rows, bill) if len(rows.y) else (0.0, 0.0)
     asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
-    bill.passes += judge.PASSES * asked * plan.target.passes
+    bill.passes += judge.PASSES * asked * plan.target.cost.forwards
     bill.seconds += judge.PASSES * asked * pace
     if examined and len(rows.y):
         _examination(plan, source, rows, left, bill)
@@ -153,7 +153,7 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
         pilot = run(
             first.attack,
             plan.way(first),
-            part.x,
+            part.batch,
             part.y,
             part.threat.at(plan.sought(unit)),
             clean=part.scores,
@@ -187,7 +187,14 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
         part, brief = rows.part(torch.arange(n)), replace(attack, steps=steps)
         began = time.monotonic()
         books = run(
-            brief, way, part.x, part.y, part.threat, clean=part.scores, seed=plan.seed, stop=False
+            brief,
+            way,
+            part.batch,
+            part.y,
+            part.threat,
+            clean=part.scores,
+            seed=plan.seed,
+            stop=False,
         )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 
@@ -199,7 +206,7 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
-        whole = attack.expected_passes * way.passes
+        whole = attack.expected_passes * way.cost.forwards
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
     # of a mean step to the first ones
@@ -242,6 +249,6 @@ def _examination(plan: Plan, source: Source, rows: CleanRows, left: float, bill:
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
     points = INNER + CHANCE + 3 if plan.threat.norm.dense else 0
-    asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * plan.target.passes
+    asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * plan.target.cost.forwards
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

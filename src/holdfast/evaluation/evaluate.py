@@ -37,6 +37,7 @@ from holdfast.runs.journal import Journal, refuse_changes, run_folder
 from holdfast.runs.manifest import Costs, Facts, Finding
 from holdfast.runs.run import Run
 from holdfast.targets import wrap
+from holdfast.targets.batch import read
 from holdfast.threats.threat import Threat
 
 
@@ -81,7 +82,7 @@ def evaluate(
             multi-label or regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
-            pixels): it is then linf on the movement's parameters, see `holdfast.targets.spatial`.
+            pixels): it is then linf on the movement's parameters, see `holdfast.threats.spatial`.
         protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
@@ -238,18 +239,18 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     ):
         return
     plan = replace(job.plan, watch=_within(job.watch, job.ready.rows, chunk))
-    x, y = job.ready.source.rows(start, stop)
+    batch, y = read(job.ready.source, start, stop)
     rows = search(
         plan,
         job.journal,
         name,
-        torch.from_numpy(x).to(plan.target.dtype),
-        torch.from_numpy(np.asarray(y, dtype=np.int64)),
+        batch.to(batch.x.device, plan.target.dtype),
+        torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
-    columns, ids, stored = settle(plan, rows)
-    if len(ids):
-        store.write_tensors(shard, {"id": ids, "x": stored})
+    columns, examples = settle(plan, rows)
+    if len(examples["id"]):
+        store.write_tensors(shard, examples)
     else:
         shard.unlink(missing_ok=True)
     costs = [

@@ -38,7 +38,7 @@ class Names:
 
 def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
     """The facts of a plan on prepared rows, before anything is measured."""
-    target, protocol = ready.target, ready.protocol
+    target, protocol, spatial = ready.target, ready.protocol, ready.threat.spatial
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
     return Facts(
@@ -46,6 +46,7 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
             spec=names.model or type(model).__name__,
             arch=names.arch,
             fingerprint=target.fingerprint(),
+            moved=None if spatial is None else spec.write(spatial.transform, whole=True),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
         data=_data(ready, names.split),
@@ -59,14 +60,14 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
-            "batch_size": target.batch_size,
+            "batch_size": target.batcher.size,
             "device": str(target.device),
             "precision": str(target.dtype),
         },
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **libraries, **target.versions},
+            versions={"python": platform.python_version(), **libraries, **target.identity.versions},
             hardware=_hardware(target.device),
         ),
         noted=ready.noted,
@@ -124,14 +125,16 @@ def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
 def question(facts: Facts) -> dict[str, str]:
     """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one
     run."""
+    protocol = facts.protocol
     return {
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
+        "movement": facts.model.moved or "none",
         "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],
         "groups": "none" if facts.data.groups is None else facts.data.groups[:16],
-        "protocol": f"{facts.protocol.name} version {facts.protocol.version}: {'; '.join(facts.protocol.trials)}",
+        "protocol": f"{protocol.name} version {protocol.version}: {'; '.join(protocol.trials)}",
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],

@@ -11,13 +11,13 @@ import torch
 from holdfast.data import Source
 from holdfast.errors import InputError, SpecError
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.tasks import MultiLabel
 from holdfast.threats.threat import Targeted, Threat
 
 
 def graded(target: Target, source: Source, threat: Threat) -> tuple[Target, Source]:
-    """A model and data, with the truth in front of each input if the model's task wants it there.
+    """A model and data, with the truth in the context of each row if the model's task wants it.
 
     Raises:
         InputError: the truths are not those of such a task, or not as many as the model's outputs.
@@ -35,20 +35,19 @@ def graded(target: Target, source: Source, threat: Threat) -> tuple[Target, Sour
 
 
 def outputs(
-    target: WithTruth, x: torch.Tensor, scores: torch.Tensor
+    target: WithTruth, truth: torch.Tensor, scores: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The truths and the model's outputs of rows x with these scores: [n, k] each."""
-    truth = target.parts(x)[0]
+    """The truths and the model's outputs of rows with these scores: [n, k] each."""
     return truth.numpy(), target.rule.outputs(scores, truth.to(scores)).numpy()
 
 
 class Truths(Source):
-    """Each row of `inner`, flat, behind its truth [k]; the label of all is 0, which is "right"."""
+    """Each row of `inner` with its truth [k] as context; the label of all is 0, which is "right"."""
 
     def __init__(self, inner: Source, target: WithTruth) -> None:
         self.inner, self.rule, self.k = inner, target.rule, target.k
         self.form: tuple[int, ...] = getattr(target.inner, "form", ())
-        self.name, self.shape = inner.name, target.shape or ()
+        self.name, self.shape, self.inputs = inner.name, inner.shape, inner.inputs
         self.remarks, self.loading = inner.remarks, inner.loading
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
         names = (
@@ -62,11 +61,15 @@ class Truths(Source):
         return len(self.inner)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        x, _ = self.inner.rows(start, stop)
+        return x, np.zeros(len(x), np.int64)
+
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
         x, y = self.inner.rows(start, stop)
         y = np.asarray(y)
         self._check(y, start)
         truth = y.reshape(len(x), self.k).astype(x.dtype)
-        return np.concatenate([truth, x.reshape(len(x), -1)], 1), np.zeros(len(x), np.int64)
+        return {**self.inner.context(start, stop), TRUTH: truth}
 
     def _check(self, y: np.ndarray, start: int) -> None:
         """Raises InputError: not the truths of k outputs."""

@@ -7,13 +7,14 @@ stable answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.decisions import SILENT
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.target import Access, Target, drawing, sealed
 from holdfast.tasks import silent
 from holdfast.threats.threat import Threat
@@ -37,39 +38,33 @@ class Ruling:
 PASSES = 2
 
 
-def rule(target: Target, x: Tensor, seed: int = 0) -> Ruling:
-    """The decisions on inputs x [n, *shape]."""
+def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
+    """The decisions on n rows."""
+    batch = Batch.of(rows)
+    reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
     with sealed(seed):
         with drawing("judge", 1):  # a random step draws for each look alone, as no search did
-            label, confidence, scores = _look(target, x)
-        usual = target.batch_size
-        target.batch_size = usual // 2 + 1
-        try:
-            with drawing("judge", 2):
-                again = _look(target, x.flip(0))[0].flip(0)
-        finally:
-            # keeps what running out of memory taught
-            target.batch_size = min(usual, 2 * target.batch_size)
+            label, confidence, scores = _look(target, batch, target.batcher)
+        other = replace(target.batcher, size=target.batcher.size // 2 + 1)
+        with drawing("judge", 2):
+            again = _look(target, batch[reverse], other)[0].flip(0)
     return Ruling(label, confidence, label == again, scores)
 
 
 def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether stored inputs are legal answers to inputs x: finite, in the box and on the grid,
+    """Whether stored points are legal answers to inputs x: finite, in the box and on the grid,
     changed where they may be, within eps.
 
     And their sizes.
 
     Computed in float64: [n] bool, [n] float64. The tolerance is that of `legal_size`.
     """
-    held, d = target.apart(found.double() - x.double())
+    d = found.double() - threat.origin(x).double()
     size = threat.norm.size(d)
-    legal = size <= legal_size(threat.norm, threat.eps, target, len(x)).to(size.device)
-    legal &= target.bounds.inside(target.apart(found)[1])
-    if held is not None:
-        legal &= (held == 0).all(1)
+    legal = size <= legal_size(threat, target, len(x)).to(size.device)
+    legal &= target.bounds.inside(found)
     if threat.grid:
-        own = target.apart(found)[1]
-        legal &= (target.bounds.as_8bit(own) == own).flatten(1).all(1)
+        legal &= (target.bounds.as_8bit(found) == found).flatten(1).all(1)
     if threat.mask is not None:
         legal &= (d * ~threat.mask.bool().to(d.device) == 0).flatten(1).all(1)
     return legal, size
@@ -81,21 +76,21 @@ def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
     return (label >= 0) & (label != y if goal is None else label == goal)
 
 
-def holds_in_8bit(
-    target: Target, threat: Threat, found: Tensor, y: Tensor, seed: int = 0
-) -> Tensor:
-    """Whether images `found` [n, *shape] still meet the goal as a file of 8 bits holds them: [n]
+def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed: int = 0) -> Tensor:
+    """Whether images `found` still meet the goal as a file of 8 bits holds them: [n]
     bool, on the CPU."""
-    rounded = target.bounds.as_8bit(found).to(target.device)
+    rounded = found.with_x(target.bounds.as_8bit(found.x)).to(target.device, target.dtype)
     return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 
 
-def _look(target: Target, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _look(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Tensor, Tensor | None]:
+    n, device = len(batch), batch.x.device
     if target.access < Access.SCORES:
-        parts = list(target.batched(lambda rows: target.labels(x[rows]), len(x)))
-        label = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=x.device)
-        return label, torch.full((len(x),), torch.nan), None
-    z = target.all_scores(x) if len(x) else torch.zeros(0, target.task.k, device=x.device)
+        parts = list(batcher.parts(lambda rows: target.labels(batch[rows]), n))
+        label = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=device)
+        return label, torch.full((n,), torch.nan), None
+    parts = list(batcher.parts(lambda rows: target.scores(batch[rows]), n))
+    z = torch.cat(parts) if parts else torch.zeros(0, target.task.k, device=device)
     finite = z.isfinite().all(1)
     label = torch.where(finite, target.task.predict(z), SILENT)
     return label, torch.where(finite, z.softmax(1).amax(1).float(), torch.nan), z

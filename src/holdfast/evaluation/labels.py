@@ -43,6 +43,9 @@ class Numbered(Source):
         x, y = self.inner.rows(start, stop)
         return x, self.positions[np.searchsorted(self.values, _column(y))]
 
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return self.inner.context(start, stop)
+
 
 def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], list[Finding]]:
     """The sources with labels that are the model's class numbers, and what was made of them.
@@ -64,7 +67,8 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
         target.bind(sources[0].shape)
     k = None if target is None else target.task.k
     seen = [_seen(source, k) for source in sources]
-    known = None if target is None or len(target.class_labels or ()) != k else target.class_labels
+    known = None if target is None else target.identity.class_labels
+    known = known if len(known or ()) == k else None
     tables: list[list[int] | None]
     if known is not None:
         tables, names, said = _by_class(sources, seen, known)

@@ -134,19 +134,23 @@ def _examples(
     shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]
 ) -> None:
     """Store the examples again, in the pieces that one process would have cut."""
-    held = [(ids, x) for shard in shards for ids, x in store.examples(shard)]
+    held = [tensors for shard in shards for tensors in store.evidence(shard)]
     if not held:
         return
-    odd = [x for _, x in held if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
-    if odd:
+    inputs = [tensors["x"] for tensors in held]
+    alike = len({frozenset(tensors) for tensors in held}) == 1
+    odd = [x for x in inputs if list(x.shape[1:]) != first.model.shape or not np.isfinite(x).all()]
+    if odd or not alike:
         raise InputError(
             "a shard holds examples that are not finite, or of another shape; see holdfast verify."
         )
-    ids, x = np.concatenate([i for i, _ in held]), np.concatenate([x for _, x in held])
+    columns = {name: np.concatenate([tensors[name] for tensors in held]) for name in held[0]}
+    ids = columns["id"]
     names = np.array([chunk_of(int(i), parts, first.model.shape) for i in ids])
     for name in np.unique(names):
         here = np.flatnonzero(names == name)
         here = here[np.argsort(ids[here])]
         store.write_tensors(
-            out / "adversarial" / f"{name:09d}.safetensors", {"id": ids[here], "x": x[here]}
+            out / "adversarial" / f"{name:09d}.safetensors",
+            {name: column[here] for name, column in columns.items()},
         )

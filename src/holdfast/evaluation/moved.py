@@ -1,17 +1,18 @@
-"""Threats that move or cover an image: model and data on which they are an Linf threat on the
-movement's parameters."""
+"""Threats that move or cover an image, as evaluations take them: in full, after what suits them."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from holdfast.data import Source
-from holdfast.data.extended import Extended
+from holdfast.errors import InputError
 from holdfast.evaluation import protocols
 from holdfast.evaluation.protocols import Protocol
-from holdfast.targets.spatial import Moved, Movement, Patch, Rotation, middle
 from holdfast.targets.target import Access, Target
+from holdfast.threats.patch import Patch
+from holdfast.threats.rotation import Rotation
+from holdfast.threats.spatial import Spatial
+from holdfast.threats.threat import Threat
+from holdfast.threats.transform import Transform
 
 # Turns and shifts have many local maxima, so a grid finds more than gradients do (arXiv:1712.02779,
 # section 5).
@@ -21,21 +22,28 @@ GRID = "sweep(steps=1000, order='grid')"
 SQUARES = "patchrs(steps=1000, schedule=1000)"
 
 
-def moved(target: Target, source: Source, movement: Movement) -> tuple[Moved, Source]:
-    """A model and data, with the movement behind each image."""
-    around = Moved(target, movement, source.shape)
-    return around, Extended(source, math.prod(around.form), middle(target.bounds))
+def threat_of(transform: Transform, target: Target, shape: tuple[int, ...]) -> Threat:
+    """The whole of a transform as a threat to the target's inputs of this shape.
+
+    Raises:
+        InputError: they are no images, or each feature has bounds of its own.
+    """
+    target.bind(shape)
+    if target.bounds.each is not None:
+        raise InputError(
+            "images are moved within one range, but each feature has bounds of its own."
+        )
+    placed = Spatial(transform, shape, target.layout, target.bounds.low, target.bounds.high)
+    return Threat.linf(placed.reach, spatial=placed)
 
 
-def suited(protocol: Protocol, movement: Movement | None) -> Protocol:
-    """A protocol with what the movement asks for before it."""
-    # or the target gives labels alone
-    graded = any(trial.attack.needs >= Access.SCORES for trial in protocol.trials)
-    first = (
-        [GRID]
-        if isinstance(movement, Rotation)
-        else [SQUARES]
-        if isinstance(movement, Patch) and graded
-        else []
-    )
+def suited(protocol: Protocol, transform: Transform | None) -> Protocol:
+    """A protocol with what the transform asks for before it."""
+    first: list[str] = []
+    if isinstance(transform, Rotation):
+        first = [GRID]
+    # unless the target gives labels alone
+    scored = any(trial.attack.needs >= Access.SCORES for trial in protocol.trials)
+    if isinstance(transform, Patch) and scored:
+        first = [SQUARES]
     return replace(protocol, trials=(*protocols.chosen(first).trials, *protocol.trials))

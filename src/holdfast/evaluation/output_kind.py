@@ -13,8 +13,9 @@ from torch import Tensor
 from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.runs.manifest import Finding
+from holdfast.targets.batch import joined, read
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.targets.wrappers import Ensemble, Surrogate
 
 FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some from all parts
@@ -31,7 +32,7 @@ def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
     labels, and the better one is taken. Where they are equally good, or the labels are of one class
     alone, that is logits. `z` are the target's scores of the first rows as they are.
     """
-    plain = z if not target.probabilities and target.draws == 1 else None
+    plain = z if not target.probabilities and target.cost.draws == 1 else None
     return [
         finding
         for one in _members(target)
@@ -103,7 +104,7 @@ def _inside(z: Tensor) -> bool:
 
 
 def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
-    x = _rows(target, torch.as_tensor(source.rows(0, min(FIRST, len(source)))[0]))
+    x = read(source, 0, min(FIRST, len(source)))[0].to(target.device, target.dtype)
     graded = isinstance(target, WithTruth)
     target.probabilities = False
     if graded and not target.rule.logits:
@@ -128,18 +129,18 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
 
 def _by_labels(target: Target, source: Source) -> Finding:
     """Both readings of outputs within [0, 1], held against the labels."""
-    first, y = source.rows(0, min(FIRST, len(source)))
+    first, y = read(source, 0, min(FIRST, len(source)))
     more, classes = spread(source, SPREAD)
-    x = _rows(target, torch.cat([torch.as_tensor(first).to(more), more]))
-    y = torch.cat([torch.from_numpy(np.asarray(y, dtype=np.int64)), classes]).to(x.device)
+    x = joined([first, more]).to(target.device, target.dtype)
+    y = torch.cat([torch.from_numpy(y.astype(np.int64)), classes]).to(target.device)
     right = {}
     for reading in (False, True):
         target.probabilities = reading
         with sealed(0):
             right[reading] = (
-                torch.cat(list(target.batched(lambda at: target.labels(x[at]), len(x)))) == y
+                torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
             )
-    truths = target.parts(x)[0] if isinstance(target, WithTruth) else y
+    truths = x.context.get(TRUTH, y)
     varied = len(truths.unique()) > 1
     as_logits, as_chances = (float(right[reading].double().mean()) for reading in (False, True))
     target.probabilities = varied and as_chances > as_logits
@@ -158,7 +159,3 @@ def _by_labels(target: Target, source: Source) -> Finding:
         f"probabilities={not target.probabilities}))."
     )
     return Finding(check="probabilities", severity="info" if clear else "amber", text=text)
-
-
-def _rows(target: Target, x: Tensor) -> Tensor:
-    return x.to(target.device, target.dtype)

@@ -15,19 +15,20 @@ from holdfast.corruptions import filters
 from holdfast.errors import InputError
 from holdfast.targets.frameworks.pytorch.target import content_of, frozen
 from holdfast.targets.loading import made
-from holdfast.targets.spatial import planes
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes
+from holdfast.threats.threat import Threat
 
 
-def looks(target: Target, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def looks(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """PSNR in decibels and SSIM of inputs `found` against inputs x [n, *shape], [n] float64 each;
-    NaN for no images.
+    NaN for no images, and under a spatial threat, whose pixels are not compared one by one.
 
     The range is that of the bounds. SSIM has the paper's window (11 taps of a Gaussian of 1.5
     pixels, reflected at the border) and constants, and is averaged over pixels and channels.
     """
     nothing = torch.full((len(x),), torch.nan, dtype=torch.float64)
-    if not pictures(target, x) or not len(x):
+    if threat.spatial is not None or not pictures(target, x) or not len(x):
         return nothing, nothing.clone()
     a, b = planes(x, target.layout).double(), planes(found, target.layout).double()
     reach = target.bounds.high - target.bounds.low
@@ -92,7 +93,9 @@ class PerceptualDistance:
             InputError: the network gives something else, or a value that is not finite.
         """
         with sealed(0):
-            parts = list(self.target.batched(lambda rows: self._ask(x[rows], found[rows]), len(x)))
+            parts = list(
+                self.target.batcher.parts(lambda rows: self._ask(x[rows], found[rows]), len(x))
+            )
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def _ask(self, *pair: Tensor) -> Tensor:
@@ -121,4 +124,4 @@ class PerceptualDistance:
 
 def pictures(target: Target, x: Tensor) -> bool:
     """Whether inputs x [n, *shape] are images that colours or greys can be told of."""
-    return target.free is None and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)
+    return not target.context and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)

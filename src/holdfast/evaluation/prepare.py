@@ -32,13 +32,13 @@ from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
 from holdfast.runs.manifest import Finding
-from holdfast.targets import spatial
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign
 from holdfast.targets.preprocess import Normalize, Resize
-from holdfast.targets.spatial import Movement, Patch
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
+from holdfast.threats.patch import Patch
 from holdfast.threats.threat import Targeted, Threat, as_threat
 
 
@@ -46,12 +46,11 @@ from holdfast.threats.threat import Targeted, Threat, as_threat
 class Prepared:
     """A model, its data and a threat that fit each other, and the attacks that are to be run."""
 
-    target: Target  # the movement and the truth of each row are brought in
+    target: Target  # a copy; asked beside the truth of each row where its task wants that
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
     rows: tuple[int, int]  # of the source: first, and past the last
-    movement: Movement | None = None
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
 
@@ -79,21 +78,22 @@ def prepare(
         SpecError: the protocol, an attack or the threat cannot be understood.
     """
     own = protocols.chosen(attacks)
+    target = target.copied()
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
-        threat = Threat.linf((target.bounds.high - target.bounds.low) / 2)  # of all of it
+        threat = moved.threat_of(movement, target, source.shape)
     threat = as_threat(threat)
-    target, source = brought_in(target, source, threat, movement)
+    target, source = graded(target, source, threat)
     if not attacks:
         protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
     rows = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds, target.beside)
+    check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    drawn = randomised(noted) and not attacks and protocol in FOLLOWED
-    if drawn and target.free is None and target.draws == 1:
+    drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
+    if drawn and not target.context and target.cost.draws == 1:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
     else:
@@ -104,16 +104,7 @@ def prepare(
         kind = {"aimed": aimed, "access": target.access, "bounded": threat.bounded, "drawn": drawn}
         own = protocols.protocol(protocol, threat.norm.name, **kind)
         own = moved.suited(own, movement)
-    return Prepared(target, source, threat, own, rows, movement, groups, [*noted, *labels])
-
-
-def brought_in(
-    target: Target, source: Source, threat: Threat, movement: Movement | None
-) -> tuple[Target, Source]:
-    """A model and data with the movement, and the truth of each row if the task wants it."""
-    if movement is not None:
-        target, source = moved.moved(target, source, movement)
-    return graded(target, source, threat)
+    return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -129,11 +120,11 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         SpecError: they do not fit the inputs, the bounds or the model's classes.
     """
     target, threat, box = ready.target, ready.threat, ready.target.bounds
-    shape = target.free or target.shape or ()
-    if isinstance(ready.movement, Patch) and curve:
+    form = threat.form(target.shape or ())
+    if curve and threat.spatial is not None and isinstance(threat.spatial.transform, Patch):
         raise SpecError(
-            f"a curve runs at further eps, but {spec.write(ready.movement)} has one size; give one "
-            "run a side instead."
+            f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
+            "size; give one run a side instead."
         )
     if not all(map(math.isfinite, curve)):
         raise SpecError(
@@ -141,10 +132,10 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
             "threat's own."
         )
     goals.check(threat, target, len(ready.source), ready.source.name)
-    threat.check_shape(shape)
-    threat.check_grid(box, moves=target.free is not None)
+    threat.check_shape(form)
+    threat.check_grid(box, moves=bool(target.context))
     for one in (threat, *(threat.at(eps) for eps in curve)):
-        one.check_box(box.low, box.high, shape)
+        one.check_box(box.low, box.high, form)
     if isinstance(threat.eps, torch.Tensor) and len(threat.eps) != len(ready.source):
         raise InputError(
             f"eps holds {len(threat.eps)} sizes, but {ready.source.name} has {len(ready.source)} "
@@ -172,7 +163,7 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
         check_fit(trial.attack, sources(trial.through), ready.threat)
-    least = 2 * ready.target.passes
+    least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
             f"the budget is {budget} forward passes a row, but a single step of an attack takes "
@@ -196,7 +187,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     first = steps[0] if steps else None
     size = (first.height, first.width) if isinstance(first, Resize) else None
     source = source.fitted(channels=channels_of(target), size=size)
-    if target.shape is None or target.free is not None:
+    if target.shape is None:
         return source
     return laid_as(source, target.shape)
 
@@ -210,7 +201,7 @@ def channels_of(target: Target) -> int | None:
         for step in getattr(inner, "preprocess", ())
     ):
         return None
-    if shape is None and isinstance(model, Foreign):
+    if shape is None and isinstance(model, Adapter):
         shape = model.shape
     if shape is not None:
         if len(shape) == 2:

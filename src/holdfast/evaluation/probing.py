@@ -11,6 +11,7 @@ from holdfast.data import Source
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, CleanRows, examine, rows_of
 from holdfast.evaluation import goals, judge
+from holdfast.targets.batch import read
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
 
@@ -19,15 +20,15 @@ def clean_rows(
     target: Target, source: Source, threat: Threat, start: int, stop: int, seed: int
 ) -> CleanRows:
     """Of rows start to stop, those whose class the model gives, and gives again."""
-    x, y = source.rows(start, stop)
-    x = torch.from_numpy(x).to(target.device, target.dtype)
-    y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(target.device)
-    clean = judge.rule(target, x, seed)
+    batch, labels = read(source, start, stop)
+    batch = batch.to(target.device, target.dtype)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    clean = judge.rule(target, batch, seed)
     right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
     ids, scores = start + right, None if clean.scores is None else clean.scores[right]
     threat = goals.resolved(threat, y[right], ids, scores, target.task.k, seed)
-    forwards = judge.PASSES * target.passes * len(x)
-    return CleanRows(ids, x[right], y[right], scores, threat, len(right) / len(x), forwards)
+    forwards = judge.PASSES * target.cost.forwards * len(batch)
+    return CleanRows(ids, batch[right], y[right], scores, threat, len(right) / len(batch), forwards)
 
 
 def probe(

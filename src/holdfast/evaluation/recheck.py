@@ -25,8 +25,9 @@ from holdfast.evaluation.graded import outputs
 from holdfast.evaluation.perceptual import PerceptualDistance, looks
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
+from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
-from holdfast.targets.truth import WithTruth
+from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
 STRIDE = 1024  # rows asked about at once
@@ -61,10 +62,10 @@ class Evidence:
     def randomised(self) -> bool:
         return randomised(self.manifest.noted)
 
-    def judged(self, x: Tensor, further: int = 0) -> judge.Ruling:
-        """What the model says of inputs x [n, *shape], with the noise of the run or `further`."""
-        x = x.to(self.target.device, self.target.dtype)
-        return judge.rule(self.target, x, self.manifest.seed + further)
+    def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
+        """What the model says of rows, with the noise of the run or `further`."""
+        rows = rows.to(self.target.device, self.target.dtype)
+        return judge.rule(self.target, rows, self.manifest.seed + further)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Examples:
     ids: np.ndarray  # [m]
     at: np.ndarray  # [m]: their places in the table
     x: Tensor
-    x_adv: Tensor
+    found: Batch
     y: Tensor
     ruling: judge.Ruling
     labels: list[Tensor]  # those of the ruling, and of a randomised model under further draws
@@ -94,16 +95,20 @@ def rows_again(e: Evidence) -> Iterator[str]:
     yield from _sentences("samples: rows", ids, _statuses(e), _costs(e), _chunks(e))
     place = {int(i): row for row, i in enumerate(ids)}
     evidence = np.zeros(len(ids), dtype=bool)
-    for stored_ids, stored in store.examples(e.folder):
+    shapes = {"id": (), "x": tuple(e.source.shape)}
+    if e.threat.spatial is not None:
+        shapes["point"] = e.threat.spatial.form
+    for stored in store.evidence(e.folder):
+        stored_ids = stored["id"]
         at = np.array([place.get(int(i), -1) for i in stored_ids])
-        if (at < 0).any() or stored.shape[1:] != tuple(e.source.shape):
+        if (at < 0).any() or shapes != {name: a.shape[1:] for name, a in stored.items()}:
             yield (
                 "adversarial: examples of rows that the run does not have: "
                 f"{some(stored_ids[at < 0])}."
             )
             continue
         evidence[at] = True
-        s = _judged_again(e, stored_ids, at, stored)
+        s = _judged_again(e, at, stored)
         found = (_legality(e, s), _figures(e, s), _answers(e, s))
         yield from _sentences("adversarial: the stored examples of rows", stored_ids, *found)
     bare = (columns["status"] == "broken") & ~evidence
@@ -153,9 +158,8 @@ def _clean(e: Evidence) -> Found:
 def _asked_again(e: Evidence, part: slice) -> np.ndarray:
     """Where some rows have another goal, output, confidence, label or prediction: [5, m] bool."""
     columns, ids = e.columns, e.ids[part]
-    x, y = read_rows(e.source, ids)
-    x, labels = torch.from_numpy(x), torch.from_numpy(np.array(y, np.int64))
-    ruling = e.judged(x)
+    rows, y = read_rows(e.source, ids)
+    labels, ruling = torch.from_numpy(np.array(y, np.int64)), e.judged(rows)
     stable = (columns["status"][part] != "unstable") & ruling.stable.cpu().numpy()
     other_goal = np.zeros(len(ids), bool)
     if goals.differ(e.threat):
@@ -165,7 +169,7 @@ def _asked_again(e: Evidence, part: slice) -> np.ndarray:
     return np.stack(
         [
             other_goal,
-            _other_outputs(e, "clean_output", part, x, ruling) & stable,
+            _other_outputs(e, "clean_output", part, rows, ruling) & stable,
             _other_confidence(e, columns["clean_confidence"][part], ruling) & stable,
             columns["label"][part] != y,
             (ruling.label.cpu().numpy() != columns["clean_prediction"][part]) & stable,
@@ -235,16 +239,28 @@ def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarr
     )
 
 
-def _judged_again(e: Evidence, ids: np.ndarray, at: np.ndarray, stored: np.ndarray) -> Examples:
-    x = torch.from_numpy(read_rows(e.source, ids)[0]).to(e.target.dtype)
-    x_adv = torch.from_numpy(stored).to(e.target.dtype)
+def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) -> Examples:
+    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.dtype, e.target.bounds
+    rows = rows.to(rows.x.device, dtype)
+    found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
+    point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)
     widest = e.threat.at(max(eps for eps, _ in e.manifest.threat.measured))
-    legal, size = judge.within(e.target, widest, x, x_adv)
-    y = torch.from_numpy(e.columns["label"][at])
-    broken = e.columns["status"][at] == "broken"
-    ruling, further = e.judged(x_adv), range(1, 1 + DRAWS * e.randomised)
-    labels = [ruling.label.cpu(), *(e.judged(x_adv, seed).label.cpu() for seed in further)]
-    return Examples(ids, at, x, x_adv, y, ruling, labels, legal.numpy(), size.numpy(), broken)
+    legal, size = judge.within(e.target, widest, rows.x, point)
+    shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
+    legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)
+    ruling, further = e.judged(found), range(1, 1 + DRAWS * e.randomised)
+    return Examples(
+        stored["id"],
+        at,
+        rows.x,
+        found,
+        torch.from_numpy(e.columns["label"][at]),
+        ruling,
+        [ruling.label.cpu(), *(e.judged(found, seed).label.cpu() for seed in further)],
+        legal.numpy(),
+        size.numpy(),
+        e.columns["status"][at] == "broken",
+    )
 
 
 def _goals_of(e: Evidence, s: Examples) -> Threat:
@@ -270,14 +286,18 @@ def _figures(e: Evidence, s: Examples) -> Found:
     same = np.isclose(s.size, columns["size"][s.at], rtol=1e-9, atol=0)
     yield ~same, "have another size than samples.parquet says"
     same = np.ones(len(s.ids), dtype=bool)
-    for name, found in zip(("psnr", "ssim"), looks(e.target, s.x, s.x_adv), strict=True):
+    for name, found in zip(
+        ("psnr", "ssim"), looks(e.target, e.threat, s.x, s.found.x), strict=True
+    ):
         said = columns[name][s.at]
         same &= np.isclose(said, found.numpy(), rtol=1e-6, atol=1e-9, equal_nan=True)
     yield ~same, "look otherwise (PSNR, SSIM) than samples.parquet says"
     if e.perceptual is not None:
         said = columns.get("lpips", np.full(len(e.ids), np.nan))[s.at]
         found = np.full(len(s.ids), np.nan)
-        found[s.legal] = e.perceptual(s.x[s.legal], s.x_adv[s.legal]).numpy()  # others may hold NaN
+        found[s.legal] = e.perceptual(
+            s.x[s.legal], s.found.x[s.legal]
+        ).numpy()  # others may hold NaN
         same = np.isclose(found, said, rtol=1e-6, atol=1e-9)
         yield s.legal & ~same, "have another perceptual distance than samples.parquet says"
 
@@ -290,14 +310,14 @@ def _answers(e: Evidence, s: Examples) -> Found:
     yield sure & other, "are given another label by the model than samples.parquet says"
     confidence = columns["attacked_confidence"][s.at]
     if not e.randomised:  # in another batch it draws other noise
-        other = _other_outputs(e, "attacked_output", s.at, s.x_adv, s.ruling)
+        other = _other_outputs(e, "attacked_output", s.at, s.found, s.ruling)
         yield sure & other, "are given other outputs by the model than samples.parquet says"
     other = _other_confidence(e, confidence, s.ruling)
     yield sure & other, "are given another confidence by the model than samples.parquet says"
     if "holds_8bit" in columns and s.broken.any() and not e.randomised:
         at = torch.from_numpy(s.broken.nonzero()[0])
         threat = _goals_of(e, s).of_rows(at)
-        held = judge.holds_in_8bit(e.target, threat, s.x_adv[at], s.y[at], e.manifest.seed).numpy()
+        held = judge.holds_in_8bit(e.target, threat, s.found[at], s.y[at], e.manifest.seed).numpy()
         other = np.zeros(len(s.ids), dtype=bool)
         other[s.broken] = held != columns["holds_8bit"][s.at][s.broken].astype(bool)
         yield (
@@ -319,22 +339,25 @@ def _other_confidence(e: Evidence, said: np.ndarray, ruling: judge.Ruling) -> np
     return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
 
 
-def _other_outputs(e: Evidence, name: str, at: Any, x: Tensor, ruling: judge.Ruling) -> np.ndarray:
+def _other_outputs(
+    e: Evidence, name: str, at: Any, rows: Batch, ruling: judge.Ruling
+) -> np.ndarray:
     """Where a model whose task is not one of k classes has other truths or outputs than the samples
     say: [m] bool."""
-    same = np.ones(len(x), dtype=bool)
-    if isinstance(e.target, WithTruth) and ruling.scores is not None and len(x):
-        found = outputs(e.target, x, ruling.scores.cpu())
+    same = np.ones(len(rows), dtype=bool)
+    if isinstance(e.target, WithTruth) and ruling.scores is not None and len(rows):
+        found = outputs(e.target, rows.context[TRUTH], ruling.scores.cpu())
         for column, value in zip(("truth", name), found, strict=True):
             said = np.stack(list(e.columns[column][at]))
             same &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
     return ~same
 
 
-def read_rows(source: Source, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The source's rows of these ids, in runs of neighbours."""
+def read_rows(source: Source, ids: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """The source's rows of these ids, in runs of neighbours, and their labels."""
     cuts = np.flatnonzero(np.diff(ids) != 1) + 1
-    parts = [source.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
+    parts = [read(source, int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
     if not parts:
         raise InputError("there are no rows to read.")
-    return np.concatenate([x for x, _ in parts]), np.concatenate([np.asarray(y) for _, y in parts])
+    batches, labels = zip(*parts, strict=True)
+    return joined(batches), np.concatenate(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluation import goals
+from holdfast.evaluation import goals, moved
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.claims import claims, some, threat_of
+from holdfast.evaluation.graded import graded
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import brought_in, groups_of, open_for
+from holdfast.evaluation.prepare import groups_of, open_for
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Facts, Finding, Manifest
-from holdfast.targets import spatial
 from holdfast.targets.target import Target
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
 
@@ -59,6 +61,7 @@ def verify(
             network that is given.
     """
     manifest, whole = store.open_manifest(folder)
+    target = target.copied()
     source = open_for(target, data)
     wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
     try:
@@ -115,12 +118,12 @@ def _as_measured(
     if len(manifest.model.shape) in (2, 3) and len(source.shape) in (2, 3):
         source = laid_as(source, tuple(manifest.model.shape), "the run measured")
     movement = spatial.parse(manifest.model.moved)
-    if target.free is not None:  # it moves already
-        movement = None
     asked = threat_of(folder, manifest, len(source))
-    target, source = brought_in(target, source, asked, movement)
+    if movement is not None:
+        asked = replace(asked, spatial=moved.threat_of(movement, target, source.shape).spatial)
+    target, source = graded(target, source, asked)
     (source,), labels = numbered(target, source)
-    if manifest.model.draws > 1 and target.draws == 1:
+    if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.probabilities, target.said = manifest.model.probabilities, True
     return target, source, asked, labels
@@ -230,7 +233,7 @@ def _corrupted(e: Evidence) -> Iterator[str]:
         said, others = answers.column(name).to_numpy(), []
         for start in range(0, len(ids), STRIDE):
             part = ids[start : start + STRIDE]
-            x, where = torch.from_numpy(read_rows(e.source, part)[0]), torch.from_numpy(part)
+            x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(measure.spoiled(target, x, name, where, manifest.seed))
             told = said[start : start + STRIDE]
             differs = (

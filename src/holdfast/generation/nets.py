@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.errors import InputError
-from holdfast.targets.spatial import planes, unplaned
+from holdfast.threats.images import planes, unplaned
 
 Wrap = Callable[[nn.Module], nn.Module]
 

@@ -135,7 +135,7 @@ def harden(
     """
     threat = Threat.parse(threat) if isinstance(threat, str) else threat
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    given = wrap(model)
+    given = wrap(model).copied()
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
@@ -144,7 +144,7 @@ def harden(
         raise InputError(
             f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
         )
-    if target.free is not None:
+    if target.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."
@@ -155,8 +155,9 @@ def harden(
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    check_network(network, target, source, recipe)
-    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    objective_, penalties = recipes.parts(recipe)
+    check_network(network, target, source, recipe, objective_)
+    workers.check(devices, target, objective_, pickled=network.pickled)
     check_precision(precision)
     if tensorboard:
         tensorboard_log.writer()
@@ -209,6 +210,8 @@ def harden(
             held,
             threat,
             recipe,
+            objective_,
+            penalties,
             seed=seed,
             floor=min_clean,
             min_recall=min_recall,
@@ -224,7 +227,7 @@ def harden(
     hardened = network.read(folder)
     hard: Target = behind(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
-        hard = ExpectationOverTransformation(hard, given.draws)
+        hard = ExpectationOverTransformation(hard, given.cost.draws)
     after = evaluate(
         hard, judged, threat, out=folder / "after", names=replace(called, model="hardened"), **judge
     )

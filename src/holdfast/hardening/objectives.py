@@ -4,8 +4,8 @@ files of their own."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +20,15 @@ from holdfast.hardening.noise import Noise, SmoothAdv
 from holdfast.hardening.several_threats import EAT, MSD, Avg, Max
 from holdfast.targets.target import Access
 from holdfast.training.inner_attack import Craft
-from holdfast.training.objective import Net, Objective, crossed, distance, divergence
-
-
-@dataclass(frozen=True)
-class Standard(Objective):
-    """CE(f(x), y): the undefended baseline."""
-
-    smoothing: float = 0.0  # share of a label spread over all classes
-
-    @property
-    def inner(self) -> int:
-        return 0
-
-    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
-        return x
+from holdfast.training.objective import (
+    PGD,
+    Net,
+    Objective,
+    Standard,
+    crossed,
+    distance,
+    divergence,
+)
 
 
 @dataclass(frozen=True)
@@ -103,16 +97,6 @@ class Free(Objective):
 
     def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
         return craft.around(x, "start")
-
-
-@dataclass(frozen=True)
-class PGD(Objective):
-    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
-    arXiv:1706.06083)."""
-
-    steps: int = 10  # of the inner attack
-    step_size: float = 0.25  # fraction of eps
-    smoothing: float = 0.0  # share of a label spread over all classes
 
 
 @dataclass(frozen=True)
@@ -292,15 +276,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 def parse(text: str) -> Objective:
     """The objective that a spec such as `trades(beta=6)` spells."""
     return spec.build(text, OBJECTIVES, "objective")
-
-
-def stronger(objective: Objective) -> Objective:
-    """What to go on with where the inner attack no longer finds what there is: twice the steps."""
-    steps = max(2, 2 * objective.inner)
-    more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
-    if hasattr(objective, "steps"):
-        return replace(objective, **more)  # pyright: ignore[reportArgumentType]
-    return PGD(**more, smoothing=objective.smoothing)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 
 from holdfast import spec
+from holdfast.hardening import objectives, regularizers
+from holdfast.training.objective import Objective, Regularizer
 from holdfast.training.recipe import Recipe
 
 RECIPES: dict[str, tuple[int, str, dict[str, object]]] = {
@@ -42,4 +44,11 @@ def parse(text: str) -> Recipe:
         name: functools.partial(Recipe, name=name, version=version, **fields)  # pyright: ignore[reportArgumentType]
         for name, (version, _, fields) in RECIPES.items()
     }
-    return spec.build(text, makers, "recipe")
+    recipe = spec.build(text, makers, "recipe")
+    parts(recipe)  # refuses unknown ones
+    return recipe
+
+
+def parts(recipe: Recipe) -> tuple[Objective, list[Regularizer]]:
+    """The objective and the regularisers that a recipe names."""
+    return objectives.parse(recipe.objective), regularizers.parse(recipe.regularize)

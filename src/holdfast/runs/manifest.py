@@ -66,9 +66,7 @@ class ModelInfo(Record):
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
     draws: int = 1  # of a randomised model, whose mean is attacked and judged
     surrogate: str | None = None  # whose gradients the attacks took
-    moved: str | None = (
-        None  # the movement of images whose parameters are attacked, and stand behind each image
-    )
+    moved: str | None = None  # the movement of images whose parameters are attacked
 
     @field_validator("bounds")
     @classmethod

@@ -342,13 +342,26 @@ def examples(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     Raises:
         InputError: a shard is damaged, or holds something else.
     """
+    for tensors in evidence(folder):
+        yield tensors["id"], tensors["x"]
+
+
+def evidence(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The shards of stored examples: id [m], x [m, *shape], and under a threat with parameters of
+    its own point [m, *form].
+
+    Raises:
+        InputError: a shard is damaged, or holds something else.
+    """
     for path in sorted((folder / "adversarial").glob("*.safetensors")):
         tensors, _ = read_tensors(path)
-        if set(tensors) != {"id", "x"}:
+        if set(tensors) - {"point"} != {"id", "x"}:
             raise InputError(
                 f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x."
             )
-        yield _checked(path, tensors, "x")[0], tensors["x"]
+        for name in tensors.keys() - {"id"}:
+            _checked(path, tensors, name)
+        yield tensors
 
 
 def _checked(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> tuple[np.ndarray, ...]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from holdfast import usercode
 from holdfast.errors import InputError
-from holdfast.targets.frameworks import boosters, onnx
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
+from holdfast.targets.frameworks import lightgbm, xgboost
+from holdfast.targets.frameworks.onnx import model as onnx
 
 FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "onnx", "numpy", "sklearn")
 
@@ -44,10 +45,11 @@ def adopt(
         from holdfast.targets.frameworks.jax import JaxModel
 
         return JaxModel(model, **output)
-    if framework == "sklearn" and boosters.is_booster(model):
-        return boosters.from_booster(model)
+    if framework == "sklearn" and is_booster(model):
+        library = type(model).__module__.partition(".")[0]
+        return {"xgboost": xgboost, "lightgbm": lightgbm}[library].from_booster(model)
     if framework == "sklearn":
-        from holdfast.targets.frameworks.arrays import from_estimator
+        from holdfast.targets.frameworks.sklearn import from_estimator
 
         wanted = {name: value for name, value in options.items() if name in ("gives", "classes")}
         return from_estimator(model, **wanted)
@@ -94,7 +96,7 @@ def by_trial(
 
 
 def _told_by_type(model: Any) -> str | None:
-    if isinstance(model, (nn.Module, Foreign)):
+    if isinstance(model, (nn.Module, Adapter)):
         return "keras" if is_keras(model) else None
     if is_keras(model):
         return "keras"
@@ -110,6 +112,13 @@ def is_keras(model: Any) -> bool:
     return any(
         kind.__module__.partition(".")[0] == "keras" and kind.__name__ == "Model"
         for kind in type(model).__mro__
+    )
+
+
+def is_booster(model: Any) -> bool:
+    return type(model).__name__ == "Booster" and type(model).__module__.partition(".")[0] in (
+        "xgboost",
+        "lightgbm",
     )
 
 

@@ -1,5 +1,5 @@
-"""Models of several inputs, one of which is attacked: models of one flat row, in which the others
-stand before it."""
+"""Models of several inputs, one of which is attacked: the others come in the context of a batch, and
+all of them cross into the model's framework as one flat row."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from holdfast.errors import InputError
 from holdfast.targets.registry import is_keras
+
+
+def further(inputs: Sequence[tuple[int, ...]], attacked: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's other inputs by the names that data give them: x2, x3, ..., in the
+    order in which the model takes them."""
+    others = [shape for i, shape in enumerate(inputs) if i != attacked]
+    return {f"x{i}": shape for i, shape in enumerate(others, 2)}
+
 
 Split = Callable[[Any, Callable[[Any, tuple[int, ...]], Any]], list[Any]]
 

@@ -79,7 +79,7 @@ def distil(
             )
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
-    given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batch_size}
+    given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batcher.size}
     return TorchTarget(net.eval(), layout=target.layout if len(shape) == 3 else None, **given)
 
 
@@ -88,7 +88,7 @@ def _ask(target: Target, x: Tensor) -> Tensor:
     if target.access >= Access.SCORES:
         return target.all_scores(x.to(target.dtype))[:, : target.task.k].softmax(1).float()
     labels = torch.cat(
-        list(target.batched(lambda rows: target.labels(x[rows].to(target.dtype)), len(x)))
+        list(target.batcher.parts(lambda rows: target.labels(x[rows].to(target.dtype)), len(x)))
     )
     certain = F.one_hot(labels.clamp_min(0), target.task.k).float()
     return torch.where(labels[:, None] < 0, torch.nan, certain)
@@ -119,7 +119,7 @@ def _learn(
 def _slope(net: nn.Module, x: Tensor, target: Target) -> Tensor:
     """The sign of the gradient of the score that leads at each x, over the others'."""
     parts = []
-    for part in x.split(target.batch_size):
+    for part in x.split(target.batcher.size):
         with torch.enable_grad():
             leaf = part.detach().clone().requires_grad_()
             leading = net(_turned(leaf, target)).log_softmax(1).amax(1).sum()

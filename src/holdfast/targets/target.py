@@ -6,6 +6,7 @@ framework. No adapter knows a loss, no loss knows a framework.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import random
@@ -13,9 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +26,10 @@ from torch import Tensor
 from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
+from holdfast.targets.batch import Batcher, Rows, out_of_memory
 from holdfast.tasks import Classes, Graded
 from holdfast.tensors import as_tensor
 
-T = TypeVar("T")
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -128,11 +130,45 @@ class Bounds:
         return 2.0**-24 * self.each[0].abs().maximum(self.each[1].abs())
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one question costs a row."""
+
+    forwards: int = 1  # passes of the model
+    draws: int = 1  # random answers of the model, whose mean is asked for
+    pullback: int = 0  # forwards of one pullback, where it is estimated from them
+
+
+@dataclass(frozen=True)
+class GradientInfo:
+    """How far `linearize` speaks for the model under test."""
+
+    approximate: bool = False  # its scores may differ in the last digits, or in precision
+    lent: bool = (
+        False  # it is that of another model, whose scores say nothing of this one's margins
+    )
+    # the least lead of a class over the next that a search takes for an answer, and not for luck
+    caution: float = 0.0
+
+
+@dataclass
+class Identity:
+    """What a report says of the model, beside its fingerprint and what `describe` says."""
+
+    remarks: tuple[tuple[str, str], ...] = ()  # of how it was taken: check, text
+    class_labels: tuple[Any, ...] | None = None  # its own (texts, -1 and 1); None: 0..k-1
+    # of the libraries, beside torch and numpy, that it runs in
+    versions: Mapping[str, str] = field(default_factory=dict)
+    was_training: bool = False  # it came in train mode
+    rewrites: bool = False  # it was seen to change its input, and is given a copy each time
+
+
 class Target(ABC):
     """A model under test. Inputs are raw: [n, *shape] within `bounds`; eps is in the same units.
 
     An adapter writes the richest method that it can; the others follow from it. Calls change
-    nothing: not the model, not the inputs.
+    nothing: not the model, not the inputs. Each takes a `Batch`, or inputs alone where the model
+    needs nothing beside them.
     """
 
     access: Access = Access.GRADIENTS
@@ -142,15 +178,7 @@ class Target(ABC):
     graded: Graded | None = (
         None  # says what is right of outputs that are no scores of classes; see targets/truth.py
     )
-    free: tuple[int, ...] | None = (
-        None  # shape of the last features of a flat input, where they alone may change
-    )
-    square: tuple[int, int, int] | None = (
-        None  # c, h, w of pixels that, behind the two numbers of their place, are `free`
-    )
-    beside: int = (
-        0  # how many features of a flat input, the first, are no inputs of which the bounds speak
-    )
+    context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
     probabilities: bool | None = (
         None  # the model gives probabilities, of which scores are the logits; None: not known
@@ -158,33 +186,27 @@ class Target(ABC):
     said: bool = False  # the user or the model itself says which of both
     reads: bool = False  # scores are the logits before the model's last activation
     single: bool = False  # the model gives one output, served as the two classes [0, z]
-    remarks: tuple[tuple[str, str], ...] = ()  # what a report should say of the model: check, text
-    class_labels: tuple[Any, ...] | None = (
-        None  # what the model calls its classes (texts, -1 and 1); None: 0..k-1
-    )
-    was_training: bool = False  # the model came in train mode
-    batch_size: int = 256
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
-    passes: int = 1  # forwards that one question costs a row
-    draws: int = 1  # random answers of the model whose mean one question asks for
-    pull_passes: int = (
-        0  # forwards that one pullback costs a row besides, where it is estimated from them
-    )
-    caution: float = 0.0  # the least lead of a class over the next that a search takes for an answer, and not for luck
-    lent: bool = False  # `linearize` is that of another model, whose scores say nothing of this one's margins
+    cost: Cost = Cost()
+    gradients: GradientInfo = GradientInfo()
     pool: tuple[Tensor, Tensor] | None = (
         None  # inputs [m, *shape] and their classes [m] that an attacker holds
     )
-    versions: Mapping[
-        str, str
-    ] = {}  # of the libraries, beside torch and numpy, that the model runs in, by name
-    rewrites: bool = (
-        False  # the model was seen to change its input in place; it is given a copy each time
-    )
-    approximate: bool = (
-        False  # `linearize` may differ from `scores` in the last digits, or in precision
-    )
+
+    @cached_property
+    def identity(self) -> Identity:
+        return Identity()
+
+    @cached_property
+    def batcher(self) -> Batcher:
+        return Batcher()
+
+    @property
+    def device(self) -> torch.device:
+        return self.batcher.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.batcher.dtype
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
@@ -194,18 +216,25 @@ class Target(ABC):
         """
         if self.shape is not None and tuple(self.shape) != tuple(shape):
             raise InputError(f"inputs are {tuple(shape)}, but the model takes {tuple(self.shape)}.")
-        form = tuple(self.free or shape)
-        if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != form:
+        if self.bounds.each is not None and tuple(self.bounds.each[0].shape) != tuple(shape):
             raise InputError(
-                f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is {form}."
+                f"the bounds have shape {tuple(self.bounds.each[0].shape)}, but an input is "
+                f"{tuple(shape)}."
             )
         self.shape = tuple(shape)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def copied(self) -> Target:
+        """A target with the same model and a state of its own: what an evaluation learns of it stays
+        with the copy."""
+        twin = copy.copy(self)
+        twin.batcher, twin.identity = replace(self.batcher), replace(self.identity)
+        return twin
+
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
         raise NotImplementedError
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Scores [n, k], and the gradient on x [n, *shape] of what has this cotangent [n, k] at
         them.
 
@@ -215,11 +244,11 @@ class Target(ABC):
         return z, pullback(cotangent(z))
 
     @abstractmethod
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         """Logits [n, k], at least float32, without a gradient; [n, k + 1] where the task
         refuses."""
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         """Decisions [n], int64; negative where the model gave none."""
         return self.task.predict(self.scores(x))
 
@@ -239,51 +268,14 @@ class Target(ABC):
             "access": self.access.name.lower(),
         }
 
-    def batched(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
-        """`ask` on micro-batches of rows 0..n; out of memory halves the micro-batch and goes on."""
-        start = 0
-        while start < n:
-            try:
-                answer = ask(slice(start, min(start + self.batch_size, n)))
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                if self.batch_size == 1:
-                    raise InputError(
-                        "one single row does not fit into memory; use a larger device."
-                    ) from error
-                self.batch_size = max(1, min(self.batch_size, n - start) // 2)
-                continue
-            yield answer
-            start = min(start + self.batch_size, n)
-
-    def all_scores(self, x: Tensor) -> Tensor:
+    def all_scores(self, x: Rows) -> Tensor:
         """Scores of any number of rows, in micro-batches."""
-        return torch.cat(list(self.batched(lambda rows: self.scores(x[rows]), len(x))))
+        return torch.cat(list(self.batcher.parts(lambda rows: self.scores(x[rows]), len(x))))
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         """What the model itself gives for any number of rows, whatever is then made of it: [n,
         ...]."""
         return self.all_scores(x)
-
-    def apart(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Inputs [n, *shape] as what nobody may change (None: nothing), and what may be, in its own
-        shape."""
-        if self.free is None:
-            return None, x
-        held = x.shape[1] - math.prod(self.free)
-        return x[:, :held], x[:, held:].reshape(-1, *self.free)
-
-
-def together(held: Tensor | None, x: Tensor) -> Tensor:
-    """The inputs of which these are the parts."""
-    return x if held is None else torch.cat([held, x.flatten(1)], 1)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
 
 
 @contextmanager

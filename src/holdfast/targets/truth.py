@@ -1,27 +1,31 @@
-"""Heads that are right or wrong only beside a truth: the truth rides along in front of its input,
-where nobody may change it, and the model is asked whether it is right."""
+"""Heads that are right or wrong only beside a truth: it comes with each row, in the context of the
+batch, and the model is asked whether it is right."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.target import Access, Pullback, Target
 from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
 from holdfast.tasks import Classes, Graded
 
+TRUTH = "truth"  # the column of the context: [n, k]
+
 
 class WithTruth(Around):
-    """A model of k outputs as a classifier of rows [truth, input], whose class 0 is "right": see
-    `holdfast.tasks`.
+    """A model of k outputs as a classifier whose class 0 is "right": see `holdfast.tasks`.
+
+    The context of each batch holds the truths [n, k].
 
     ```python
     graded = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
-    books = run(parse("apgd"), graded, graded.behind(x, truth), torch.zeros(n).long(), Threat.linf(0.1))
+    rows, right = Batch(x, {"truth": truth}), torch.zeros(n).long()
+    books = run(parse("apgd"), graded, rows, right, Threat.linf(0.1))
     ```
 
     Raises:
@@ -35,7 +39,7 @@ class WithTruth(Around):
                 "task=...)."
             )
         self.rule: Graded = inner.graded
-        self.k, self.whole = inner.task.k, inner.shape
+        self.k = inner.task.k
         if inner.access < Access.SCORES:
             raise InputError(f"the model gives labels alone, but {self.rule} needs its outputs.")
         at = inner
@@ -53,54 +57,43 @@ class WithTruth(Around):
         self.graded = None
 
     def bind(self, shape: tuple[int, ...]) -> None:
-        if self.shape is None:
-            super().bind(self.whole)
-            self.task = Classes(1 + len(self.rule.ways([""] * self.k)))
-            self.free = self.free or self.whole
-            self.shape, self.beside = (self.k + math.prod(self.whole),), self.k + self.inner.beside
-        Target.bind(self, self.shape if shape == self.whole else shape)
+        super().bind(shape)
+        self.task = Classes(1 + len(self.rule.ways([""] * self.k)))
+        self.context = {**self.inner.context, TRUTH: (self.k,)}
 
-    def behind(self, x: Tensor, truth: Tensor) -> Tensor:
-        """Inputs [n, *shape] behind their truths [n, k]: rows."""
-        return torch.cat([truth.reshape(len(x), self.k).to(x), x.flatten(1)], 1)
+    def scores(self, x: Rows) -> Tensor:
+        batch, truth = self._parts(x)
+        return self._recast(self.inner.scores(batch), truth)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The truths [n, k] and the model's inputs [n, *shape] in rows."""
-        return x[:, : self.k], x[:, self.k :].reshape(-1, *self.whole)
+    def answers(self, x: Rows) -> Tensor:
+        return self.inner.answers(self._parts(x)[0])
 
-    def scores(self, x: Tensor) -> Tensor:
-        truth, rest = self.parts(x)
-        return self._recast(self.inner.scores(rest), truth)
-
-    def answers(self, x: Tensor) -> Tensor:
-        return self.inner.answers(self.parts(x)[1])
-
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.task.predict(self.scores(x))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        truth, rest = self.parts(x)
-        z, pull = self.inner.linearize(rest)
-        return self._recast(z, truth), lambda c: self._padded(pull(self._back(z, truth, c)))
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch, truth = self._parts(x)
+        z, pull = self.inner.linearize(batch)
+        return self._recast(z, truth), lambda c: pull(self._back(z, truth, c))
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        truth, rest = self.parts(x)
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        batch, truth = self._parts(x)
         kept: list[Tensor] = []
 
         def through(z: Tensor) -> Tensor:
             kept.append(self._recast(z, truth))
             return self._back(z, truth, cotangent(kept[-1]))
 
-        _, g = self.inner.pull(rest, through)
-        return kept[-1], self._padded(g)
+        _, g = self.inner.pull(batch, through)
+        return kept[-1], g
 
     def describe(self) -> dict[str, object]:
-        own = {
-            "shape": list(self.shape or ()),
-            "free": list(self.free or ()),
-            "task": str(self.rule),
-        }
-        return super().describe() | own
+        return super().describe() | {"task": str(self.rule)}
+
+    def _parts(self, x: Rows) -> tuple[Batch, Tensor]:
+        """The model's own rows, and their truths [n, k]."""
+        batch = Batch.of(x)
+        return batch.without(TRUTH), batch.context[TRUTH]
 
     def _recast(self, z: Tensor, truth: Tensor) -> Tensor:
         return self.rule.recast(z, truth.to(z.dtype))
@@ -110,7 +103,3 @@ class WithTruth(Around):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.detach().clone().requires_grad_()
             return torch.autograd.grad((self._recast(leaf, truth) * cotangent).sum(), leaf)[0]
-
-    def _padded(self, g: Tensor) -> Tensor:
-        """A gradient on the model's inputs as one on rows: none on the truth."""
-        return torch.cat([g.new_zeros(len(g), self.k), g.flatten(1)], 1)

@@ -3,9 +3,11 @@ attack."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +18,9 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.norms import Norm
 from holdfast.rng import Keys, content
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.cache import Answers
-from holdfast.targets.target import Access, Pullback, Target, drawing
+from holdfast.targets.target import Access, Identity, Pullback, Target, drawing
 
 T = TypeVar("T")
 
@@ -27,8 +30,7 @@ class Around(Target):
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.batch_size, self.was_training = inner.batch_size, inner.was_training
-        self.bounds, self.device, self.dtype = inner.bounds, inner.device, inner.dtype
+        self.batcher, self.bounds = inner.batcher, inner.bounds
         if inner.shape is None:
             self._follow()
         else:
@@ -37,11 +39,8 @@ class Around(Target):
     def _follow(self) -> None:
         """Be as the inner target is; many learn what they give only when they are bound."""
         inner = self.inner
-        self.access, self.passes, self.pull_passes = inner.access, inner.passes, inner.pull_passes
-        self.draws, self.caution = inner.draws, inner.caution
-        self.approximate, self.lent = inner.approximate, inner.lent
-        self.remarks, self.graded, self.single = inner.remarks, inner.graded, inner.single
-        self.class_labels = inner.class_labels
+        self.access, self.cost, self.gradients = inner.access, inner.cost, inner.gradients
+        self.graded, self.single = inner.graded, inner.single
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -64,12 +63,8 @@ class Around(Target):
         return self.inner.reads
 
     @property
-    def versions(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.versions
-
-    @property
-    def rewrites(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.rewrites
+    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.identity
 
     @property
     def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,16 +77,22 @@ class Around(Target):
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
         self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.free, self.square = self.inner.free, self.inner.square
+        self.context = self.inner.context
         self._follow()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def copied(self) -> Target:
+        twin = copy.copy(self)
+        twin.inner = self.inner.copied()
+        twin.batcher = twin.inner.batcher
+        return twin
+
+    def scores(self, x: Rows) -> Tensor:
         return self.inner.scores(x)
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         return self.inner.answers(x)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(x)
 
     def fingerprint(self) -> str:
@@ -121,22 +122,24 @@ class ExpectationOverTransformation(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.draws, self.passes = self.times * self.inner.draws, self.times * self.inner.passes
-        self.caution = 2 / math.sqrt(self.draws)  # one standard error of the log-odds, at worst
+        one = self.inner.cost
+        self.cost = replace(one, forwards=self.times * one.forwards, draws=self.times * one.draws)
+        # one standard error of the log-odds, at worst
+        self.gradients = replace(self.gradients, caution=2 / math.sqrt(self.cost.draws))
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
         return torch.stack(self._drawn(lambda: self.inner.labels(x))).mode(0).values
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return mean_of(self._drawn(lambda: self.inner.linearize(x)))
 
     def describe(self) -> dict[str, object]:
-        return super().describe() | {"draws": self.draws}
+        return super().describe() | {"draws": self.cost.draws}
 
     def _drawn(self, ask: Callable[[], T]) -> list[T]:
         answers: list[T] = []
@@ -182,22 +185,22 @@ class StraightThrough(Around):
         self.before, self.instead = before, instead
         super().__init__(inner)
 
-    def scores(self, x: Tensor) -> Tensor:
-        return self.inner.scores(self.before(x))
+    def scores(self, x: Rows) -> Tensor:
+        return self.inner.scores(self._defended(x))
 
-    def answers(self, x: Tensor) -> Tensor:
-        return self.inner.answers(self.before(x))
+    def answers(self, x: Rows) -> Tensor:
+        return self.inner.answers(self._defended(x))
 
-    def labels(self, x: Tensor) -> Tensor:
-        return self.inner.labels(self.before(x))
+    def labels(self, x: Rows) -> Tensor:
+        return self.inner.labels(self._defended(x))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
-        z, pull = self.inner.linearize(self.before(x).detach())
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        z, pull = self.inner.linearize(self._defended(x))
         instead = self.instead
         if instead is None:
             return z, pull
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = Batch.of(x).x.detach().clone().requires_grad_()
             smooth = instead(leaf)
 
         def pullback(cotangent: Tensor) -> Tensor:
@@ -206,6 +209,10 @@ class StraightThrough(Around):
                 return torch.autograd.grad((smooth * inner).sum(), leaf, retain_graph=True)[0]
 
         return z, pullback
+
+    def _defended(self, x: Rows) -> Batch:
+        batch = Batch.of(x)
+        return batch.with_x(self.before(batch.x).detach())
 
     def fingerprint(self) -> str:
         name = getattr(self.before, "__qualname__", repr(self.before))
@@ -230,15 +237,21 @@ class Estimated(Around):
             raise InputError(
                 "gradients are estimated from scores, and the target gives labels alone."
             )
-        self.access, self.pull_passes = Access.GRADIENTS, 2 * self.probes * self.inner.passes
+        self.access = Access.GRADIENTS
+        self.cost = replace(self.cost, pullback=2 * self.probes * self.inner.cost.forwards)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
+
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(content(x)), torch.zeros_like(x)
+            x = batch.x
+            keys, g = Keys(content(batch.flat())), torch.zeros_like(x)
             sigma = self.sigma * (self.bounds.high - self.bounds.low)
             for i in range(self.probes):
                 u = keys.fold(i).normal(tuple(x.shape[1:])).to(x)
-                up, down = self.inner.scores(x + sigma * u), self.inner.scores(x - sigma * u)
+                up, down = (
+                    self.inner.scores(batch.with_x(x + side * sigma * u)) for side in (1, -1)
+                )
                 slope = ((up - down) * cotangent).sum(1) / (2 * sigma * self.probes)
                 g = g + slope.view(-1, *[1] * (x.ndim - 1)).to(x.dtype) * u
             return g
@@ -263,14 +276,17 @@ class Blurred(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.pull_passes = 2 * self.points * self.inner.passes
+        self.cost = replace(self.cost, pullback=2 * self.points * self.inner.cost.forwards)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
+
         def pullback(cotangent: Tensor) -> Tensor:
-            keys, g = Keys(content(x)), torch.zeros_like(x)
+            x = batch.x
+            keys, g = Keys(content(batch.flat())), torch.zeros_like(x)
             for i in range(self.points):
-                around = x + self.radius * self.norm.sample(keys.fold(i), x)
-                g = g + self.inner.linearize(self.bounds.clamp(around))[1](cotangent)
+                around = self.bounds.clamp(x + self.radius * self.norm.sample(keys.fold(i), x))
+                g = g + self.inner.linearize(batch.with_x(around))[1](cotangent)
             return g / self.points
 
         return self.inner.scores(x), pullback
@@ -292,7 +308,13 @@ class Surrogate(Around):
         super()._follow()
         if self.surrogate.access < Access.GRADIENTS:
             raise InputError("a surrogate lends its gradients, and this one has none.")
-        self.access, self.approximate, self.lent = Access.GRADIENTS, True, True
+        self.access = Access.GRADIENTS
+        self.gradients = replace(self.gradients, approximate=True, lent=True)
+
+    def copied(self) -> Target:
+        twin = super().copied()
+        twin.surrogate = self.surrogate.copied()  # pyright: ignore[reportAttributeAccessIssue]
+        return twin
 
     def bind(self, shape: tuple[int, ...]) -> None:
         self.surrogate.bind(shape)
@@ -302,17 +324,17 @@ class Surrogate(Around):
                 f"the surrogate knows {self.surrogate.task.k} classes, and the model {self.task.k}."
             )
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         if self.inner.access >= Access.SCORES:
             return self.inner.scores(x)
         label = self.inner.labels(x)
-        z = torch.nn.functional.one_hot(label.clamp_min(0), self.task.k).to(x.dtype)
+        z = torch.nn.functional.one_hot(label.clamp_min(0), self.task.k).to(Batch.of(x).x.dtype)
         return torch.where(label[:, None] < 0, torch.nan, z)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return self.surrogate.linearize(x)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.surrogate.pull(x, cotangent)
 
     def fingerprint(self) -> str:
@@ -337,26 +359,30 @@ class Ensemble(Around):
         self.access = min(member.access for member in self.members)
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
-        self.passes = sum(member.passes for member in self.members)
-        self.draws = max(member.draws for member in self.members)
-        self.approximate = any(member.approximate for member in self.members)
-        self.remarks = tuple(
-            dict.fromkeys(remark for member in self.members for remark in member.remarks)
+        self.cost = replace(
+            self.cost,
+            forwards=sum(member.cost.forwards for member in self.members),
+            draws=max(member.cost.draws for member in self.members),
         )
+        approximate = any(member.gradients.approximate for member in self.members)
+        self.gradients = replace(self.gradients, approximate=approximate)
+
+    def copied(self) -> Target:
+        return Ensemble([member.copied() for member in self.members])
 
     @property
     def reads(self) -> bool:
         return all(member.reads for member in self.members)
 
     @property
-    def rewrites(self) -> bool:
-        return any(member.rewrites for member in self.members)
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        return {
-            name: version for member in self.members for name, version in member.versions.items()
-        }
+    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
+        parts = [member.identity for member in self.members]
+        return replace(
+            parts[0],
+            remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+            versions={name: v for part in parts for name, v in part.versions.items()},
+            rewrites=any(part.rewrites for part in parts),
+        )
 
     @property
     def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -378,13 +404,13 @@ class Ensemble(Around):
             )
             raise InputError(f"the members of an ensemble have to answer alike, but give {seen}.")
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         return sum_of_logs([member.scores(x) for member in self.members])
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         return self.task.predict(self.scores(x))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         answers = [member.linearize(x) for member in self.members]
         return mean_of(answers)
 
@@ -420,39 +446,36 @@ class Cached(Around):
             self.stores[chances] = Answers(self.file, identity, kind)
         return self.stores[chances]
 
-    def scores(self, x: Tensor) -> Tensor:
-        return self._known(x, self.task.k, self.inner.scores).to(x.device)
+    def scores(self, x: Rows) -> Tensor:
+        return self._known(Batch.of(x), self.task.k, self.inner.scores)
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return self.task.predict(self.scores(x))
-        return (
-            self._known(x, 1, lambda part: self.inner.labels(part)[:, None])[:, 0]
-            .long()
-            .to(x.device)
-        )
+        return self._known(Batch.of(x), 1, lambda part: self.inner.labels(part)[:, None])[
+            :, 0
+        ].long()
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         return self.inner.linearize(x)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.inner.pull(x, cotangent)
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 
-    def _known(self, x: Tensor, width: int, question: Callable[[Tensor], Tensor]) -> Tensor:
+    def _known(self, batch: Batch, width: int, question: Callable[[Batch], Tensor]) -> Tensor:
         store = self.store()
 
         def ask(keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
             if rows:
                 self.asked += len(rows)
-                answers[rows] = question(x[rows]).detach().cpu().numpy()
+                answers[rows] = question(batch[rows]).detach().cpu().numpy()
                 store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
 
-        return torch.from_numpy(
-            store.to(x.detach().cpu().contiguous().numpy(), width, ask, fresh=False)
-        )
+        x = batch.flat().detach().cpu().contiguous().numpy()
+        return torch.from_numpy(store.to(x, width, ask, fresh=False)).to(batch.x.device)
 
 
 __all__: list[Any] = [

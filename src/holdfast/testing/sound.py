@@ -92,8 +92,9 @@ def hardened(
     rows, held = divide(open_data("digits", split="train"), 0.05, 50, seed, "held-out")
     net = seeded(make, seed)
     target = TorchTarget(net, shape=(1, 8, 8))
-    best = Training(target, rows, held, Threat.parse(threat), recipe, seed).fit(net).best_average()
-    net.load_state_dict(best)
+    against, parts = Threat.parse(threat), recipes.parts(recipe)
+    training = Training(target, rows, held, against, recipe, *parts, seed=seed)
+    net.load_state_dict(training.fit(net).best_average())
     return net.eval()
 
 

@@ -17,6 +17,7 @@ from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.norms import NORMS, Norm, Scaled
 from holdfast.tensors import as_tensor
+from holdfast.threats.spatial import Spatial
 
 ArrayLike = Any  # a tensor, a NumPy array, a list or a Series
 
@@ -73,6 +74,7 @@ class Threat:
     goal: Untargeted | Targeted = Untargeted()
     mask: Tensor | None = None
     grid: str = ""  # "8bit": only images that a file of 8 bits holds are legal
+    spatial: Spatial | None = None  # how parameters change an image; None: d adds to the input
 
     def __post_init__(self) -> None:
         _check_target(self.goal.t if isinstance(self.goal, Targeted) else 0, self.norm)
@@ -187,6 +189,22 @@ class Threat:
                     f"{tuple(shape)}."
                 )
 
+    def origin(self, x: Tensor) -> Tensor:
+        """The points at which inputs x [n, *shape] are unchanged, from which a search moves by d:
+        x itself; or parameters [n, *form] of a spatial threat."""
+        return x if self.spatial is None else self.spatial.origin(x)
+
+    def apply(self, x: Tensor, point: Tensor) -> Tensor:
+        """What the model sees of inputs x [n, *shape] at points `origin(x) + d`: [n, *shape].
+
+        The sum itself; or, under a spatial threat, the images as these parameters change them.
+        """
+        return point if self.spatial is None else self.spatial.apply(x, point)
+
+    def form(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one d for inputs of this shape."""
+        return shape if self.spatial is None else self.spatial.form
+
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
 
@@ -218,8 +236,8 @@ class Threat:
                 raise SpecError(f"the goal is class {wrong}, but the model knows 0 to {k - 1}.")
 
     def check_grid(self, bounds: Any, *, moves: bool) -> None:
-        """Refuse a grid where inputs have none: bounds of each feature's own, or a movement's
-        parameters (`moves`)."""
+        """Refuse a grid where inputs have none: bounds of each feature's own, or no image
+        (`moves`)."""
         if self.grid and (moves or bounds.each is not None):
             what = "what may change is no image" if moves else "each feature has bounds of its own"
             raise SpecError(

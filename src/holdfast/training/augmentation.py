@@ -19,9 +19,9 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.targets.frameworks.bridge import need
-from holdfast.targets.spatial import planes, unplaned
+from holdfast.targets.adapter import need
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, unplaned
 
 
 @dataclass(frozen=True)

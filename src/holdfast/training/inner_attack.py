@@ -15,7 +15,6 @@ from holdfast.attacks.attack import Attack, perturb
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from holdfast.targets import Target, TorchTarget
-from holdfast.targets.target import together
 from holdfast.threats.threat import Threat
 
 
@@ -85,8 +84,8 @@ class Craft:
     def ascend(self, x: Tensor, near: Tensor, g: Tensor, step_size: float) -> Tensor:
         """One step of this share of eps from points near x along the gradient g there, all [n,
         *shape]."""
-        p, apart = self.problem(x), self.live.apart
-        return self._legal(p, apart(near)[1] - p.x + p.stride(apart(g)[1], step_size))
+        p = self.problem(x)
+        return self._legal(p, near - p.x + p.stride(g, step_size))
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
         """The cosine between the gradients of the cross-entropy at x and at points uniform in the
@@ -103,7 +102,7 @@ class Craft:
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 
     def _legal(self, p: Problem, d: Tensor) -> Tensor:
-        return together(p.held, self.live.bounds.clamp(p.x + p.project(d)))
+        return self.live.bounds.clamp(p.x + p.project(d))
 
 
 @contextmanager

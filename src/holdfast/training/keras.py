@@ -14,13 +14,10 @@ which stays where it is.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +33,10 @@ from holdfast.errors import InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget, wrap
 from holdfast.targets.frameworks.keras import KerasOnTorch, load
-from holdfast.threats.threat import Threat
 from holdfast.training import workers
-from holdfast.training.balance import Balance
 from holdfast.training.distributed import Team
 from holdfast.training.loop import Training
-from holdfast.training.mixing import Mix
 from holdfast.training.network import behind
-from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
 _KEPT = "model.safetensors"  # what a training that diverged leaves of its best weights
@@ -91,36 +84,17 @@ class KerasNetwork:
 
     def _hand_over(self, training: Training, work: Path) -> None:
         self.model.save(work / "model.keras")
-        for name, source in workers.sources(training).items():
-            workers.store(source, work, name)
         target = training.target
         np.save(work / "before.npy", _probe(target, training.held))
         workers.check_portable(target.preprocess)
-        torch.save(target.preprocess, work / "preprocess.pt")
-        job = {
+        names = ("bounds", "preprocess", "layout", "output", "device")
+        own = {
             "code": _own_code(),
-            "door": {
-                "bounds": [side.tolist() for side in each]
-                if (each := target.bounds.each)
-                else [target.bounds.low, target.bounds.high],
-                "layout": target.layout,
-                "output": target.output,
-                "batch_size": target.batch_size,
-                "device": str(target.device),
-            },
-            "files": usercode.files(),
+            "wrapped": {name: getattr(target, name) for name in names}
+            | {"batch_size": target.batcher.size},
             "probabilities": target.probabilities,
-            "threat": repr(training.threat),
-            "recipe": asdict(training.recipe),
-            "seed": training.seed,
-            "floor": training.floor,
-            "min_recall": training.min_recall,
-            "balance": None if training.balance is None else asdict(training.balance),
-            "every": training.every,
-            "mix": None if training.mix is None else training.mix.share,
-            "precision": training.precision,
         }
-        (work / "job.json").write_text(json.dumps(job))
+        workers.hand_over(training, work, own)
 
     def _carried_back(self, work: Path) -> bytes:
         """The .keras file of the model as it came, with the trained weights."""
@@ -182,44 +156,19 @@ def _in_torch(work: Path, training: Training) -> str | None:
 
 
 def _train(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
-    job = json.loads((work / "job.json").read_text())
-    for where in job["code"]:
+    own, job = workers.taken_over(work)
+    for where in own["code"]:
         usercode.find(where)
-    with ExitStack() as stack:
-        for file in map(Path, job["files"]):
-            stack.enter_context(usercode.importable(str(file.parent.absolute())))
-            usercode.run_file(file)
-        # written by who started this process
-        steps = torch.load(work / "preprocess.pt", weights_only=False)
-    model = _again(work / "model.keras")
-    target = wrap(model, preprocess=steps, **job["door"])
-    data, held = (workers.stored(work, name) for name in ("train", "held"))
-    target.bind(data.shape)
-    target.probabilities = job["probabilities"]
+    model, held = _again(work / "model.keras"), job["held"]
+    target = wrap(model, **own["wrapped"])
+    target.bind(held.shape)
+    target.probabilities = own["probabilities"]
     assert isinstance(target, TorchTarget)
     _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
-    training = Training(
-        target=target,
-        data=data,
-        held=held,
-        threat=Threat.parse(job["threat"]),
-        recipe=Recipe(**job["recipe"]),
-        seed=job["seed"],
-        floor=job["floor"],
-        min_recall=job["min_recall"],
-        balance=None
-        if job["balance"] is None
-        else Balance(tuple(job["balance"]["counts"]), job["balance"]["mode"]),
-        folder=work.parent,
-        every=job["every"],
-        watch=watch,
-        team=team,
-        precision=job["precision"],
-        mix=None if job["mix"] is None else Mix(workers.stored(work, "mix"), job["mix"]),
-    )
+    training = Training(target=target, watch=watch, team=team, **job)
     failed, kept = None, work.parent / _KEPT
     try:
         best = training.fit(net, resume=True).best_average()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,7 @@ from holdfast import attacks
 from holdfast.attacks.attack import run
 from holdfast.data import Source
 from holdfast.errors import InputError
-from holdfast.evaluation.memory import keep_freed
-from holdfast.hardening import objectives, regularizers
+from holdfast.memory import keep_freed
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import sealed
@@ -32,7 +31,7 @@ from holdfast.training.batches import Plan, read, shuffled
 from holdfast.training.distributed import Team
 from holdfast.training.inner_attack import Craft, Rival, evaluating
 from holdfast.training.mixing import Mix
-from holdfast.training.objective import Net, Objective
+from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
 from holdfast.training.schedules import share_of_rate
 from holdfast.training.sharpness import perturbed_weights
@@ -52,6 +51,8 @@ class Training:
         held: rows that choose the weights.
         threat: what the network shall withstand.
         recipe: how.
+        objective: the one that the recipe names.
+        penalties: the regularisers that it names.
         seed: of the order of rows, of all noise, and of what the network draws itself.
         floor: the least clean accuracy on `held` of the weights chosen.
         min_recall: the least clean recall there of any class.
@@ -72,6 +73,8 @@ class Training:
     held: Source
     threat: Threat
     recipe: Recipe
+    objective: Objective
+    penalties: Sequence[Regularizer] = ()
     seed: int = 0
     floor: float = 0.0
     min_recall: float = 0.0
@@ -84,10 +87,6 @@ class Training:
     devices: int = 1
     team: Team = field(default_factory=Team)
     rival: Rival | None = field(default=None, init=False)
-
-    @cached_property
-    def penalties(self) -> list[regularizers.Regularizer]:
-        return regularizers.parse(self.recipe.regularize)
 
     @cached_property
     def changes(self) -> list[augmentation.Augmentation]:
@@ -107,7 +106,7 @@ class Training:
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with sealed(self.seed + self.team.rank), torch.enable_grad():
-            self.rival = objectives.parse(recipe.objective).rival(self.target)
+            self.rival = self.objective.rival(self.target)
             s = State(net, recipe, self.rival)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
@@ -135,7 +134,7 @@ class Training:
         rate, eps = self._pace(done)
         for group in s.optimiser.param_groups:
             group["lr"] = rate
-        objective = objectives.parse(place.objective)
+        objective = self._objective(place)
         n, mine = len(y), self.team.share(len(y))
         craft = self._craft(
             self.target.live(s.net, self.precision), eps, self.seed + place.step, mine.start
@@ -209,6 +208,13 @@ class Training:
             return rows
         return rows * rows.new_tensor(self.balance.weights)[y].repeat(len(rows) // len(y))
 
+    def _objective(self, place: Place) -> Objective:
+        """That of the recipe, stronger by as much as a guard has made it."""
+        objective = self.objective
+        for _ in range(place.stronger):
+            objective = objective.stronger()
+        return objective
+
     def _past(self, step: int, total: int) -> float:
         """The share that the average keeps of itself at this step."""
         alike = step - round(total * (1 - self.recipe.swa))  # steps of the last ones before
@@ -230,12 +236,12 @@ class Training:
     def _close(self, s: State) -> None:
         """End an epoch: judge the averaged weights on the rows held out, choose, and guard."""
         place, recipe = s.place, self.recipe
-        objective = objectives.parse(place.objective)
+        objective = self._objective(place)
         clean, inner, robust, accuracy, recall = self._judge(s, objective)
         rate, eps = self._pace((place.epoch + 1) / recipe.epochs)
         line = Epoch(
             epoch=place.epoch + 1,
-            objective=place.objective,
+            objective=repr(objective),
             rate=rate,
             eps=eps,
             loss=place.loss / place.rows,
@@ -258,12 +264,12 @@ class Training:
         place.full = place.full + 1 if eps == self.threat.eps else 0
         score = (accuracy >= self.floor and recall >= self._least_recall, robust, clean)
         if place.full > 1 and fooled(objective, inner, robust, place.best[1]):
-            harder = objectives.stronger(objective)
             s.back_to_best(recipe)
-            place.objective, place.full = repr(harder), 0
+            place.stronger, place.full = place.stronger + 1, 0
             line.note = (
                 f"catastrophic overfitting: {inner:.0%} under the inner attack, {robust:.0%} under "
-                f"the judge; back to the weights of epoch {place.best_epoch}, on with {harder!r}"
+                f"the judge; back to the weights of epoch {place.best_epoch}, on with "
+                f"{objective.stronger()!r}"
             )
         elif score >= place.best:
             place.best, place.best_epoch = score, place.epoch

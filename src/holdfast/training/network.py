@@ -78,7 +78,7 @@ def behind(like: TorchTarget, model: Any) -> TorchTarget:
         bounds=like.bounds,
         preprocess=like.preprocess,
         probabilities=like.probabilities,
-        batch_size=like.batch_size,
+        batch_size=like.batcher.size,
         device=like.device,
         layout=like.layout,
         output=like.output,

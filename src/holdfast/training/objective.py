@@ -1,11 +1,12 @@
-"""An objective: where a network is trained, and what it pays there."""
+"""An objective: where a network is trained, and what it pays there. The two that need no more than
+the base class are here."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,6 +85,15 @@ class Objective(Part):
         """Steps of the optimiser that one batch takes."""
         return 1
 
+    def stronger(self) -> Objective:
+        """What to go on with where the inner attack no longer finds what there is: twice the
+        steps."""
+        steps = max(2, 2 * self.inner)
+        more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
+        if hasattr(self, "steps"):
+            return replace(self, **more)  # pyright: ignore[reportArgumentType]
+        return PGD(**more, smoothing=self.smoothing)
+
     def rival(self, target: TorchTarget) -> Rival | None:
         """An attacker that learns beside the network, freshly drawn; None: there is none."""
         return None
@@ -102,6 +112,30 @@ class Objective(Part):
         Whoever trains takes the mean, in which rows of some classes may count more.
         """
         return crossed(net, near, y.repeat(len(near) // len(y)), self.smoothing)
+
+
+@dataclass(frozen=True)
+class Standard(Objective):
+    """CE(f(x), y): the undefended baseline."""
+
+    smoothing: float = 0.0  # share of a label spread over all classes
+
+    @property
+    def inner(self) -> int:
+        return 0
+
+    def near(self, craft: Craft, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class PGD(Objective):
+    """CE(f(x'), y) at the end of projected gradient ascent (Madry et al. 2018,
+    arXiv:1706.06083)."""
+
+    steps: int = 10  # of the inner attack
+    step_size: float = 0.25  # fraction of eps
+    smoothing: float = 0.0  # share of a label spread over all classes
 
 
 class Regularizer(Part, ABC):

@@ -11,12 +11,12 @@ from torch import nn
 from holdfast.data import Source
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.contract import check_model
-from holdfast.hardening import objectives
 from holdfast.targets import Target, TorchTarget
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import sealed
 from holdfast.training import augmentation
 from holdfast.training.network import Network, TorchNetwork
+from holdfast.training.objective import Objective
 from holdfast.training.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    own = model.trainable if isinstance(model, Foreign) else None
+    own = model.trainable if isinstance(model, Adapter) else None
     if own is None:
         raise InputError(
             "hardening trains a torch module or a Keras model, but the model is a "
@@ -43,7 +43,9 @@ def network_of(given: Any, target: Target) -> Network:
     return KerasNetwork(own)
 
 
-def check_network(network: Network, target: TorchTarget, source: Source, recipe: Recipe) -> None:
+def check_network(
+    network: Network, target: TorchTarget, source: Source, recipe: Recipe, objective: Objective
+) -> None:
     """Refuse a network that cannot be trained on these rows, or has nothing to train.
 
     Raises:
@@ -77,7 +79,7 @@ def check_network(network: Network, target: TorchTarget, source: Source, recipe:
     )
     augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
     with sealed(0):
-        objectives.parse(recipe.objective).rival(target)
+        objective.rival(target)
 
 
 def check_precision(precision: str) -> None:

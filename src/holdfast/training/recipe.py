@@ -1,4 +1,8 @@
-"""A recipe: all that decides how a network is trained."""
+"""A recipe: all that decides how a network is trained, as texts and numbers.
+
+The texts of its objective and regularisers are `holdfast.hardening`'s to read: the loop is handed
+what they spell.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ from dataclasses import dataclass, field
 
 from holdfast import attacks
 from holdfast.errors import SpecError, suggest
-from holdfast.hardening import objectives, regularizers
 from holdfast.training import augmentation
 from holdfast.training.balance import CLASS_WEIGHTS
 from holdfast.training.schedules import SCHEDULES
@@ -107,8 +110,6 @@ class Recipe:
                 "a recipe has more than one of awp, sam and asam, but weights are perturbed one "
                 "way."
             )
-        objectives.parse(self.objective)
-        regularizers.parse(self.regularize)
         augmentation.parse(self.augment)
         if self.judge:
             attacks.parse(self.judge)

@@ -58,7 +58,7 @@ class Place:
     epoch: int = 0
     batch: int = 0  # steps done of this epoch
     step: int = 0  # steps done of all
-    objective: str = ""  # as it is now: a guard may have changed it
+    stronger: int = 0  # times that a guard has made the objective so
     loss: float = 0.0  # sums over this epoch's rows
     right: int = 0
     rows: int = 0
@@ -80,7 +80,7 @@ class State:
         self.net, self.rival = net, rival
         self.average = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = _optimiser(net, recipe)
-        self.place = Place(objective=recipe.objective)
+        self.place = Place()
         self.keep()
 
     def keep(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.targets.frameworks.bridge import need
+from holdfast.targets.adapter import need
 from holdfast.training.state import Epoch
 
 

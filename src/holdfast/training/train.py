@@ -12,7 +12,6 @@ from typing import Any
 
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
-from holdfast.hardening import objectives
 from holdfast.targets import TorchTarget
 from holdfast.targets.frameworks.pytorch.module import put_tensors
 from holdfast.threats.threat import Threat
@@ -20,6 +19,7 @@ from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly
 from holdfast.training.loop import Training
 from holdfast.training.network import TorchNetwork
+from holdfast.training.objective import Standard
 from holdfast.training.prepare import check_network, check_precision, network_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
@@ -70,11 +70,12 @@ def train(
         judge="",
         class_weights=class_weights,
     )
+    objective = Standard()
     network = network_of(None, target)
     target.bind(data.shape)
     (data,), _ = numbered(target, data)
-    check_network(network, target, data, recipe)
-    workers.check(devices, target, objectives.parse(recipe.objective), pickled=network.pickled)
+    check_network(network, target, data, recipe, objective)
+    workers.check(devices, target, objective, pickled=network.pickled)
     check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
     rows, held = divide_fairly(data, recipe.held, 1000, seed, "held-out")
@@ -84,7 +85,8 @@ def train(
         held,
         anything,
         recipe,
-        seed,
+        objective,
+        seed=seed,
         balance=balance_of(rows, target.task.k, recipe.class_weights),
         every=math.inf,
         watch=watch,

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
@@ -30,7 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from holdfast import usercode
+from holdfast import memory, usercode
 from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
@@ -46,6 +46,8 @@ _CARRIED = (
     *(
         "threat",
         "recipe",
+        "objective",
+        "penalties",
         "seed",
         "floor",
         "min_recall",
@@ -73,14 +75,7 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
         else:
             work = emptied(training.folder / "work")
             stack.callback(shutil.rmtree, work, ignore_errors=True)
-        for name, source in sources(training).items():
-            store(source, work, name)
-        job = {name: getattr(training, name) for name in _CARRIED} | {
-            "target": _plain(training.target)
-        }
-        job["share"] = training.mix and training.mix.share
-        (work / "code.json").write_text(json.dumps(usercode.files()))
-        torch.save((net, job), work / "training.pt")
+        hand_over(training, work, {"net": net, "target": _plain(training.target)})
         failed = run(__name__, work, training)
         if failed is not None:
             raise InputError(failed)
@@ -202,6 +197,7 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
     # reason to go on.
     line, sys.stdout = sys.stdout, sys.stderr
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+    memory.manage()
     team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -230,20 +226,13 @@ def serve(work: Path, fit: Callable[[Path, Team, Callable[[Epoch], None]], None]
 
 def _fit(work: Path, team: Team, watch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
-    own = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}
-    with ExitStack() as stack:
-        for file in map(Path, json.loads((work / "code.json").read_text())):
-            stack.enter_context(usercode.importable(str(file.parent.absolute())))
-            usercode.run_file(file)
-        # Written by the process that started this one.
-        net, job = torch.load(work / "training.pt", map_location=own, weights_only=False)
-    target, share = job["target"], job.pop("share")
+    devices = {f"cuda:{i}": f"cuda:{team.rank}" for i in range(torch.cuda.device_count())}
+    own, job = taken_over(work, devices)
+    target = own["target"]
     if target.device.type == "cuda":
-        target.device = torch.device("cuda", team.rank)
-    mix = None if share is None else Mix(stored(work, "mix"), share)
-    data, held = (stored(work, name) for name in ("train", "held"))
-    whole = Training(data=data, held=held, mix=mix, watch=watch, team=team, **job)
-    best = whole.fit(net, resume=True).best_average()
+        target.batcher = replace(target.batcher, device=torch.device("cuda", team.rank))
+    whole = Training(target=target, watch=watch, team=team, **job)
+    best = whole.fit(own["net"], resume=True).best_average()
     if team.leads:
         write_bytes(work / _BEST, packed(best))
 
@@ -254,13 +243,36 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def sources(training: Training) -> dict[str, Source]:
-    """The rows that a training reads, by name."""
+def hand_over(training: Training, work: Path, own: dict[str, Any]) -> None:
+    """Leave in a folder what a training in processes of its own takes, and what else is theirs."""
     mix = {} if training.mix is None else {"mix": training.mix.data}
-    return {"train": training.data, "held": training.held, **mix}
+    for name, source in {"train": training.data, "held": training.held, **mix}.items():
+        _store(source, work, name)
+    job = {name: getattr(training, name) for name in _CARRIED}
+    share = None if training.mix is None else training.mix.share
+    (work / "code.json").write_text(json.dumps(usercode.files()))
+    torch.save((own, job, share), work / "training.pt")
 
 
-def store(source: Source, work: Path, name: str) -> None:
+def taken_over(
+    work: Path, devices: dict[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was handed over: what else was given, and the fields of the training but its target.
+
+    Args:
+        devices: where tensors go, by where they were; None: where they were.
+    """
+    with ExitStack() as stack:
+        for file in map(Path, json.loads((work / "code.json").read_text())):
+            stack.enter_context(usercode.importable(str(file.parent.absolute())))
+            usercode.run_file(file)
+        # Written by the process that started this one.
+        own, job, share = torch.load(work / "training.pt", map_location=devices, weights_only=False)
+    mix = None if share is None else Mix(_stored(work, "mix"), share)
+    return own, job | {"data": _stored(work, "train"), "held": _stored(work, "held"), "mix": mix}
+
+
+def _store(source: Source, work: Path, name: str) -> None:
     """A source as two arrays on disk, block by block; the process of its own reads them as it needs
     them."""
     shapes = {"x": (len(source), *source.shape), "y": (len(source),)}
@@ -274,7 +286,7 @@ def store(source: Source, work: Path, name: str) -> None:
         )
 
 
-def stored(work: Path, name: str) -> Source:
+def _stored(work: Path, name: str) -> Source:
     x, y = (np.load(work / f"{name}.{part}.npy", mmap_mode="r") for part in ("x", "y"))
     return from_arrays(x, y, scale=False)
 

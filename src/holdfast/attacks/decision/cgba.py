@@ -10,22 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import (
-    across,
-    arc,
-    ball,
-    bisect,
-    check_start,
-    foothold,
-    nearer,
-    normal,
-    within,
-)
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -44,32 +31,27 @@ class CGBA(Attack):
     bounded: ClassVar = False
 
     steps: int = option(60, "estimates of the normal")
-    probes: int = option(30, "of the first estimate; that of step t has sqrt(t) times as many")
-    radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    probes: int = option(
+        30, "of the first estimate; that of step t has sqrt(t) times as many", at_least=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("cgba", self.start_at)
-        if self.probes < 1 or not 0 < self.radius < 1:
-            raise SpecError(
-                f"{self!r}: probes is a number, at least 1, and radius a share of the box, in (0, "
-                "1)."
-            )
+    radius: float = option(
+        0.0002, "of the probes, in each feature, a share of the box's width", above=0, below=1
+    )
+    start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = foothold(p, self.start_at)
-        return nearer(p, d, within(p, d, ball(p, self.radius)))
+        d = search.find_start(p, self.start_at)
+        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        radius = torch.full_like(p.eps.flatten(), ball(p, self.radius))
-        v = across(normal(p, s, radius, int(self.probes * math.sqrt(t + 1))), s)
+        radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
+        v = search.across(search.normal(p, s, radius, int(self.probes * math.sqrt(t + 1))), s)
 
         def along(share: Tensor) -> Tensor:
-            return arc(p, s, v, (1 - share) * math.pi / 2)
+            return search.arc(p, s, v, (1 - share) * math.pi / 2)
 
         one = torch.ones_like(radius)
-        share = bisect(p, along, 0 * one, one, within(p, s, ball(p, self.radius)), one.bool())
+        share = search.bisect(
+            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), one.bool()
+        )
         return torch.where(wide(share < 1, s), along(share), s)

@@ -9,20 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import (
-    ball,
-    bisect,
-    check_start,
-    foothold,
-    nearer,
-    normal,
-    within,
-)
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 # how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's
 # probes
@@ -45,35 +34,29 @@ class GeoDA(Attack):
     bounded: ClassVar = False
 
     steps: int = option(20, "estimates of the normal")
-    probes: int = option(200, "of one estimate, on average: the later, the more")
-    radius: float = option(0.0002, "of the probes, in each feature, a share of the box's width")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    probes: int = option(200, "of one estimate, on average: the later, the more", at_least=1)
+    radius: float = option(
+        0.0002, "of the probes, in each feature, a share of the box's width", above=0, below=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("geoda", self.start_at)
-        if self.probes < 1 or not 0 < self.radius < 1:
-            raise SpecError(
-                f"{self!r}: probes is at least 1 and radius a share of the box, in (0, 1)."
-            )
+    start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = foothold(p, self.start_at)
-        return nearer(p, d, within(p, d, ball(p, self.radius)))
+        d = search.find_start(p, self.start_at)
+        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        radius = torch.full_like(p.eps.flatten(), ball(p, self.radius))
-        way = p.steepest(normal(p, s, radius, self.share(t)))
+        radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
+        direction = p.steepest(search.normal(p, s, radius, self.share(t)))
         size = p.norm.size(s)
 
         def along(share: Tensor) -> Tensor:
-            return (wide(share * size, s) * way).clamp(p.lo, p.hi)
+            return (wide(share * size, s) * direction).clamp(p.lo, p.hi)
 
         one = torch.ones_like(size)
         met = p.adversarial(along(one))
-        share = bisect(p, along, 0 * one, one, within(p, s, ball(p, self.radius)), met)
+        share = search.bisect(
+            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), met
+        )
         return torch.where(wide(met, s), along(share), s)
 
     def share(self, t: int) -> int:

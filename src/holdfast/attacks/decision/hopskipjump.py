@@ -1,5 +1,4 @@
-"""HopSkipJump: from a point on the boundary along its estimated normal, and back to the
-boundary."""
+"""HopSkipJump: from the boundary along its estimated normal, and back to it."""
 
 from __future__ import annotations
 
@@ -10,33 +9,28 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import check_start, finest, foothold, nearer, normal
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 HALVINGS = 15  # of a step, before the row stays where it is
 
 
-class Landing(NamedTuple):
+class BoundaryPoint(NamedTuple):
     d: Tensor  # a point just past the boundary, [n, *shape]
-    fall: Tensor  # [n]: the L2 length of the point from which it was pulled there
+    length: Tensor  # [n]: the L2 length of the point from which it was pulled there
 
 
 @dataclass(frozen=True)
 class HopSkipJump(Attack):
     """HopSkipJump (Chen et al. 2020, arXiv:1904.02144, algorithm 2).
 
-    Cost: a step t from 1 asks min(probes sqrt(t), most) forwards for the normal, 1 to 15 for the
-    length of the step and log2(f^1.5 / gamma) of f features for the way back (in Linf log2(f^2 /
-    gamma)), at most 20 in float32; the start 2 to 100 and one way back. 5,000 forwards are about 16
-    steps.
+    Cost: a step t from 1 asks min(probes sqrt(t), most) forwards for the normal, 1 to 15 for its
+    length and log2(f^1.5 / gamma) of f features for the way back (in Linf log2(f^2 / gamma)), at
+    most 20 in float32; the start 2 to 100 and one way back. 5,000 forwards are about 16 steps.
     Differs from the paper: probes are uniform in direction in Linf too, and their radius is a share
-    of the point's L2 length in both norms (of its Linf size, features would move by hardly more
-    than floats resolve); neither the radius nor the gap to the boundary falls below that; a step is
-    given up after 15 halvings.
+    of the point's L2 length in both norms; neither it nor the gap to the boundary falls below what
+    floats resolve; a step is given up after 15 halvings.
     """
 
     needs = Access.LABELS
@@ -44,45 +38,28 @@ class HopSkipJump(Attack):
     bounded: ClassVar = False
 
     steps: int = option(64, "estimates of the normal")
-    probes: int = option(100, "of the first estimate; that of step t has sqrt(t) times as many")
-    most: int = option(10000, "probes of one estimate")
-    gamma: float = option(1.0, "scale of the probes' radius and of the gap left to the boundary")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
-    )
+    probes: int = option(100, "of the first estimate; step t has sqrt(t) times as many", at_least=1)
+    most: int = option(10000, "probes of one estimate", at_least=1)
+    gamma: float = option(1.0, "scale of the probes' radius and the gap to the boundary", above=0)
+    start_at: str = search.start_option()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("hopskipjump", self.start_at)
-        if self.probes < 1 or self.most < 1 or not 0 < self.gamma < math.inf:
-            raise SpecError(
-                f"{self!r}: probes and most are numbers, at least 1, and gamma is finite and above "
-                "0."
-            )
+    def start(self, p: Problem) -> BoundaryPoint:
+        d = search.nearer(p, search.find_start(p, self.start_at), self.gap(p))
+        return BoundaryPoint(d, p.x.new_full((len(d),), 0.1 * p.width * search.features(p)))
 
-    def start(self, p: Problem) -> Landing:
-        d = foothold(p, self.start_at)
-        return Landing(
-            nearer(p, d, self.gap(p)),
-            torch.full_like(p.norm.size(d), 0.1 * p.width * self.features(p)),
-        )
-
-    def step(self, p: Problem, s: Landing, t: int) -> Landing:
-        radius = self.gamma * s.fall / self.features(p)
-        m = min(int(self.probes * math.sqrt(t + 1)), self.most)
-        g = normal(p, s.d, radius.clamp_min(finest(p) * math.sqrt(self.features(p))), m)
-        way, length = p.steepest(g), p.norm.size(s.d) / math.sqrt(t + 1)
+    def step(self, p: Problem, s: BoundaryPoint, t: int) -> BoundaryPoint:
+        f, m = search.features(p), min(int(self.probes * math.sqrt(t + 1)), self.most)
+        radius = (self.gamma * s.length / f).clamp_min(search.finest(p) * math.sqrt(f))
+        direction = p.steepest(search.normal(p, s.d, radius, m))
+        length = p.norm.size(s.d) / math.sqrt(t + 1)
         d, waiting = s.d, torch.ones_like(p.live)
         for _ in range(HALVINGS):
-            ahead = (s.d + wide(length, g) * way).clamp(p.lo, p.hi)
+            ahead = (s.d + wide(length, direction) * direction).clamp(p.lo, p.hi)
             met = p.adversarial(ahead, waiting)
             d, waiting, length = torch.where(wide(met, d), ahead, d), waiting & ~met, length / 2
-        return Landing(nearer(p, d, self.gap(p), ~waiting), L2.size(d))
+        return BoundaryPoint(search.nearer(p, d, self.gap(p), ~waiting), L2.size(d))
 
     def gap(self, p: Problem) -> Tensor:
         """The share of a point that may lie between it and the boundary, [n]."""
         slope = p.norm.dual(torch.ones_like(p.x))  # sqrt(f) in L2, f in Linf
-        return (self.gamma / (self.features(p) * slope)).clamp(finest(p) / p.width, 0.5)
-
-    def features(self, p: Problem) -> int:
-        return math.prod(p.x.shape[1:])
+        return (self.gamma / (search.features(p) * slope)).clamp(search.finest(p) / p.width, 0.5)

@@ -9,12 +9,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.boundary_search import bisect
-from holdfast.errors import SpecError
+from holdfast.attacks.shared.sign_blocks import block
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Ray(NamedTuple):
@@ -38,12 +36,9 @@ class RayS(Attack):
     random: ClassVar = False
 
     steps: int = option(10000, "blocks tried, each level with twice as many as the last")
-    tolerance: float = option(0.001, "share of the radius within which the boundary is found")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.tolerance < 1:
-            raise SpecError(f"rays has tolerance {self.tolerance}; it is a share, between 0 and 1.")
+    tolerance: float = option(
+        0.001, "share of the radius within which the boundary is found", above=0, below=1
+    )
 
     def start(self, p: Problem) -> Ray:
         ray = Ray(
@@ -52,33 +47,18 @@ class RayS(Attack):
         return self._try(p, ray, ray.signs)
 
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
-        first, last = block(t, math.prod(p.x.shape[1:]))
+        first, last = block(t, math.prod(p.x.shape[1:]), again=False)
         flip = torch.ones_like(p.x[0]).flatten()
         flip[first:last] = -1
         return self._try(p, s, s.signs * flip.view_as(p.x[0]))
 
     def _try(self, p: Problem, s: Ray, signs: Tensor) -> Ray:
-        """The ray along these signs, in rows where it meets the goal at the radius known
-        already."""
+        """The ray along these signs, in rows where it meets the goal at the known radius."""
 
         def along(radius: Tensor) -> Tensor:
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
         radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
-        d = torch.where(wide(met, signs), along(radius), s.d)
-        return Ray(
-            d, torch.where(wide(met, signs), signs, s.signs), torch.where(met, radius, s.radius)
-        )
-
-
-def block(t: int, features: int) -> tuple[int, int]:
-    """The features, from the first to before the last, that step t flips: level by level, blocks of
-    half the size."""
-    level = 0
-    while True:
-        size = -(-features // 2**level)
-        blocks = -(-features // size)
-        if t < blocks:
-            return t * size, min((t + 1) * size, features)
-        t, level = t - blocks, level + 1
+        hit = wide(met, signs)
+        return Ray(torch.where(hit, along(radius), s.d), torch.where(hit, signs, s.signs), radius)

@@ -3,28 +3,24 @@ its differences."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import bisect, check_start, directions, foothold
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 TRIES = 12  # lengths of one line search, in each sense
 LEAST = 1e-4  # step length below which the probes were too coarse, and are drawn nearer
 NEAREST = 1e-4  # their least distance
 
 
-class Course(NamedTuple):
+class Ray(NamedTuple):
     d: Tensor  # the point of the ray just past the boundary, [n, *shape]
-    way: Tensor  # the ray's direction, of size 1
+    direction: Tensor  # the ray's direction, of size 1
     radius: Tensor  # [n]: how far along it
     alpha: Tensor  # [n]: length of the next step of the direction
     beta: Tensor  # [n]: size of the probes' change of the direction
@@ -51,37 +47,27 @@ class SignOPT(Attack):
     bounded: ClassVar = False
 
     steps: int = option(100, "gradient steps of the direction")
-    probes: int = option(200, "signs for one step")
-    alpha: float = option(0.2, "first length of a step, of a direction of size 1")
-    beta: float = option(0.001, "first size of the probes' change of the direction")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
-    )
+    probes: int = option(200, "signs for one step", at_least=1)
+    alpha: float = option(0.2, "first length of a step, of a direction of size 1", above=0)
+    beta: float = option(0.001, "first size of the probes' change of the direction", above=0)
+    start_at: str = search.start_option()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("signopt", self.start_at)
-        if self.probes < 1 or not 0 < self.alpha < math.inf or not 0 < self.beta < math.inf:
-            raise SpecError(
-                f"{self!r}: probes is at least 1, alpha and beta are finite lengths above 0."
-            )
-
-    def start(self, p: Problem) -> Course:
-        d = foothold(p, self.start_at)
+    def start(self, p: Problem) -> Ray:
+        d = search.find_start(p, self.start_at)
         size = p.norm.size(d)
-        s = Course(
+        s = Ray(
             d, unit(p, d), size, torch.full_like(size, self.alpha), torch.full_like(size, self.beta)
         )
-        return self._try(p, s, s.way, torch.ones_like(p.live))
+        return self._try(p, s, s.direction, torch.ones_like(p.live))
 
-    def step(self, p: Problem, s: Course, t: int) -> Course:
+    def step(self, p: Problem, s: Ray, t: int) -> Ray:
         pull, best, trying = p.steepest(self._descent(p, s)), s, torch.ones_like(p.live)
         for _ in range(TRIES):  # twice as long while it helps
             if not bool((trying & p.live).any()):
                 break
             last, best = (
                 best,
-                self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying),
+                self._try(p, best, turned(p, s.direction, wide(best.alpha, pull) * pull), trying),
             )
             trying = trying & (best.radius < last.radius)
             best = best._replace(alpha=torch.where(trying, 2 * best.alpha, best.alpha))
@@ -92,12 +78,12 @@ class SignOPT(Attack):
             if not bool((trying & p.live).any()):
                 break
             best = best._replace(alpha=torch.where(trying, best.alpha / 4, best.alpha))
-            best = self._try(p, best, turned(p, s.way, wide(best.alpha, pull) * pull), trying)
+            best = self._try(p, best, turned(p, s.direction, wide(best.alpha, pull) * pull), trying)
         coarse = best.alpha < LEAST
         beta = torch.where(coarse, (best.beta / 10).clamp_min(NEAREST), best.beta)
         return best._replace(alpha=torch.where(coarse, 1, best.alpha), beta=beta)
 
-    def _descent(self, p: Problem, s: Course) -> Tensor:
+    def _descent(self, p: Problem, s: Ray) -> Tensor:
         """The direction in which the distance to the boundary falls, by the mean of the probes'
         signs."""
         g, radius, beta = (
@@ -105,37 +91,35 @@ class SignOPT(Attack):
             wide(s.radius, s.d)[:, None],
             wide(s.beta, s.d)[:, None],
         )
-        for u in directions(p, self.probes):
+        for u in search.directions(p, self.probes):
             u = unit(p, u.flatten(0, 1)).view_as(u)
-            way = turned(
-                p, s.way[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)
+            direction = turned(
+                p, s.direction[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)
             ).view_as(u)
-            near = p.probes((radius * way).clamp(p.lo[:, None], p.hi[:, None])).to(u) * 2 - 1
+            near = p.probes((radius * direction).clamp(p.lo[:, None], p.hi[:, None])).to(u) * 2 - 1
             g = g + (near.view(*near.shape, *[1] * (s.d.ndim - 1)) * u).sum(1)
         return g
 
-    def _try(self, p: Problem, s: Course, way: Tensor, among: Tensor) -> Course:
-        """Turn to this way in rows where it meets the goal at the present distance, and find its
+    def _try(self, p: Problem, s: Ray, direction: Tensor, among: Tensor) -> Ray:
+        """Take this direction in rows where it meets the goal at the present distance, and find the
         boundary there."""
 
         def along(radius: Tensor) -> Tensor:
-            return (wide(radius, way) * way).clamp(p.lo, p.hi)
+            return (wide(radius, direction) * direction).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius), among)
-        radius = bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
-        d, way = (
-            torch.where(wide(met, way), new, old)
-            for new, old in ((along(radius), s.d), (way, s.way))
+        radius = search.bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
+        d, direction = (
+            torch.where(wide(met, direction), new, old)
+            for new, old in ((along(radius), s.d), (direction, s.direction))
         )
-        return s._replace(d=d, way=way, radius=radius)
+        return s._replace(d=d, direction=direction, radius=radius)
 
 
-def turned(p: Problem, way: Tensor, by: Tensor) -> Tensor:
-    """The direction of size 1 nearest to way + by."""
-    far = torch.full_like(way, torch.inf)
-    return unit(
-        p, p.norm.project(way + by, wide(torch.ones_like(p.norm.size(way)), way), -far, far)
-    )
+def turned(p: Problem, v: Tensor, by: Tensor) -> Tensor:
+    """The direction of size 1 nearest to v + by."""
+    far = torch.full_like(v, torch.inf)
+    return unit(p, p.norm.project(v + by, wide(torch.ones_like(p.norm.size(v)), v), -far, far))
 
 
 def unit(p: Problem, d: Tensor) -> Tensor:

@@ -10,27 +10,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.boundary_search import (
-    across,
-    arc,
-    bisect,
-    check_start,
-    foothold,
-    nearer,
-)
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared import boundary_search as search
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 TRIES = 3  # angles on each side, before a direction is given up
-GAP = 1e-4  # between the first point and the boundary, a share of the point
 # of the way between two tries: how exactly the last angle that meets the goal is found
 FINE = 1 / 32
 
 
-class Plane(NamedTuple):
+class Planes(NamedTuple):
     d: Tensor  # the best point, [n, *shape], just past the boundary
     past: Tensor  # the last directions, [n, memory, *shape], each of L2 length 1
     angle: Tensor  # [n]: the largest angle that is tried, in radians
@@ -51,37 +40,29 @@ class SurFree(Attack):
     bounded: ClassVar = False
 
     steps: int = option(1000, "directions")
-    angle: float = option(30.0, "first angle that is tried, in degrees")
-    growth: float = option(0.02, "share by which it grows after a success, and shrinks after none")
-    memory: int = option(100, "last directions to which a new one is orthogonal")
-    start_at: str = option(
-        "noise", "noise, or best: the best point known before, where it meets the goal"
+    angle: float = option(30.0, "first angle that is tried, in degrees", above=0)
+    growth: float = option(
+        0.02, "share by which it grows after a success, and shrinks after none", above=-1, below=1
     )
+    memory: int = option(100, "last directions to which a new one is orthogonal", at_least=0)
+    start_at: str = search.start_option()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_start("surfree", self.start_at)
-        if not (0 < self.angle < math.inf and abs(self.growth) < 1 and self.memory >= 0):
-            raise SpecError(
-                f"{self!r}: angle is above 0 degrees, growth a share below 1, memory at least 0."
-            )
-
-    def start(self, p: Problem) -> Plane:
-        share = torch.full_like(p.eps.flatten(), GAP)
-        d = nearer(p, foothold(p, self.start_at), share)
+    def start(self, p: Problem) -> Planes:
+        share = torch.full_like(p.eps.flatten(), search.GAP)
+        d = search.nearer(p, search.find_start(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
         memory = min(self.memory, math.prod(p.x.shape[1:]) // 2)
-        return Plane(
+        return Planes(
             d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
         )
 
-    def step(self, p: Problem, s: Plane, t: int) -> Plane:
+    def step(self, p: Problem, s: Planes, t: int) -> Planes:
         v = p.noise("direction").normal(p.x.shape[1:], p.x.dtype)
         axes = tuple(range(2, s.past.ndim))
-        v = across(v - ((s.past * v[:, None]).sum(axes, keepdim=True) * s.past).sum(1), s.d)
+        v = search.across(v - ((s.past * v[:, None]).sum(axes, keepdim=True) * s.past).sum(1), s.d)
 
         def along(angle: Tensor) -> Tensor:
-            return arc(p, s.d, v, angle)
+            return search.arc(p, s.d, v, angle)
 
         found, waiting = torch.zeros_like(s.angle), torch.ones_like(p.live)
         for j in range(TRIES):
@@ -98,7 +79,7 @@ class SurFree(Attack):
 
         one = torch.ones_like(found)
         d = torch.where(
-            wide(hit, v), between(bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
+            wide(hit, v), between(search.bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
         )
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
-        return Plane(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))
+        return Planes(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

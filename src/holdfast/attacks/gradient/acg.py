@@ -1,5 +1,4 @@
-"""Auto conjugate gradient: Auto-PGD's schedule along conjugate directions, which visit more of the
-ball."""
+"""Auto conjugate gradient: Auto-PGD's schedule along conjugate directions."""
 
 from __future__ import annotations
 
@@ -10,28 +9,14 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.checkpoints import check
+from holdfast.attacks.shared.checkpoints import Climb, check
 from holdfast.norms import L2, wide
 
 
 class Conjugate(NamedTuple):
-    d: Tensor  # the current point, [n, *shape]
-    g: Tensor  # gradient at d, of length 1
-    before: Tensor  # gradient at the point before
-    way: Tensor  # direction that led to d
-    value: Tensor  # loss at d, [n]
-    best_d: Tensor  # the same at the point of the highest loss so far
-    best_g: Tensor
-    best_before: Tensor
-    best_way: Tensor
-    best_value: Tensor
-    checked: Tensor  # best loss at the last checkpoint, [n]
-    rises: Tensor  # steps since then that raised the loss, [n]
-    halved: Tensor  # whether that checkpoint halved the step, [n] bool
-    size: Tensor  # step as a fraction of eps, [n]
-
-
-_POINT = ("d", "g", "before", "way")  # what goes back to the best point
+    climb: Climb  # its gradients have length 1
+    turn: Tensor  # [n, 2, *shape]: gradient at the point before, and direction that led from there
+    best_turn: Tensor  # the same of the best point
 
 
 @dataclass(frozen=True)
@@ -49,39 +34,26 @@ class ACG(Attack):
 
     steps: int = option(100, "gradient steps")
     loss: str = option("margin", "loss that is ascended", choices=LOSSES)
-    rho: float = option(
-        0.75, "halve the step where at most this share of the steps raised the loss"
-    )
+    rho: float = option(0.75, "halve where at most this share of steps rose", at_least=0, at_most=1)
 
     def start(self, p: Problem) -> Conjugate:
         d = p.random_start("ball")
-        value, g = self.ask(p, d)
-        none, never = torch.zeros_like(g), torch.zeros_like(value)
-        return Conjugate(
-            d, g, g, none, value, d, g, g, none, value, value, never, never == 0, never + 2
-        )
+        value, g = p.gradient(d, self.loss)
+        s = Climb.at(d, value, L2.steepest(g), size=2)
+        turn = torch.stack([s.g, torch.zeros_like(s.g)], 1)
+        return Conjugate(s, turn, turn)
 
     def step(self, p: Problem, s: Conjugate, t: int) -> Conjugate:
-        way = L2.steepest(s.g + wide(_beta(s.g, s.before, s.way), s.g) * s.way)
-        d = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(way))
-        value, g = self.ask(p, d)
-        s = s._replace(
-            d=d, g=g, before=s.g, way=way, value=value, rises=s.rises + (value > s.value)
-        )
-        up = value > s.best_value
-        s = _copy(s, wide(up, d), {f"best_{part}": part for part in _POINT})
-        s = s._replace(best_value=torch.where(up, value, s.best_value))
-        halve, s = check(s, self.steps, t, self.rho)
-        return (
-            s
-            if halve is None
-            else _copy(s, wide(halve, d), {part: f"best_{part}" for part in _POINT})
-        )
-
-    def ask(self, p: Problem, d: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the direction of its gradient, at length 1."""
+        c, (before, way) = s.climb, s.turn.unbind(1)
+        way = L2.steepest(c.g + wide(_beta(c.g, before, way), c.g) * way)
+        turn = torch.stack([c.g, way], 1)
+        d = p.project(c.d + wide(c.size, c.d) * p.eps * p.steepest(way))
         value, g = p.gradient(d, self.loss)
-        return value, L2.steepest(g)
+        best = torch.where(wide(value > c.best_value, turn), turn, s.best_turn)
+        halve, c = check(c.moved(d, value, L2.steepest(g)), self.steps, t, self.rho)
+        if halve is not None:
+            turn = torch.where(wide(halve, turn), best, turn)
+        return Conjugate(c, turn, best)
 
 
 def _beta(g: Tensor, before: Tensor, way: Tensor) -> Tensor:
@@ -90,10 +62,3 @@ def _beta(g: Tensor, before: Tensor, way: Tensor) -> Tensor:
     along = (way.flatten(1) * turn).sum(1)
     share = -(g.flatten(1) * turn).sum(1) / torch.where(along == 0, 1, along)
     return torch.where(turn.abs().amax(1) > 1e-4, share, 0).clamp_min(0)  # less is rounding
-
-
-def _copy(s: Conjugate, at: Tensor, parts: dict[str, str]) -> Conjugate:
-    """Rows `at` of some parts of the state taken from others."""
-    return s._replace(
-        **{to: torch.where(at, getattr(s, of), getattr(s, to)) for to, of in parts.items()}
-    )

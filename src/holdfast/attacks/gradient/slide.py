@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import sparse
 
 
@@ -28,20 +27,11 @@ class SLIDE(Attack):
     norms: ClassVar = frozenset({"l1"})
 
     steps: int = option(100, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    quantile: float = option(0.99, "share of the features that a step leaves alone")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    quantile: float = option(
+        0.99, "share of the features that a step leaves alone", at_least=0, at_most=1
+    )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.step_size > 0:
-            raise SpecError(
-                f"slide has step_size {self.step_size}; it is a fraction of eps, above 0."
-            )
-        if not 0 <= self.quantile <= 1:
-            raise SpecError(
-                f"slide has quantile {self.quantile}; it is a share of the features, from 0 to 1."
-            )
 
     def start(self, p: Problem) -> Tensor:
         return p.random_start("sphere")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 CHECK = 10  # steps between checks of progress
@@ -46,15 +45,10 @@ class ALMA(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps")
-    first: float = option(0.5, "size of the first step")
-    memory: float = option(0.5, "share of the past in the momentum and the means")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.first < math.inf or not 0 <= self.memory < 1:
-            raise SpecError(
-                f"{self!r}: first is a length above 0, memory a share from 0 to below 1."
-            )
+    first: float = option(0.5, "size of the first step", above=0)
+    memory: float = option(
+        0.5, "share of the past in the momentum and the means", at_least=0, below=1
+    )
 
     def start(self, p: Problem) -> Balance:
         d, one = torch.zeros_like(p.x), torch.ones_like(p.eps.flatten())

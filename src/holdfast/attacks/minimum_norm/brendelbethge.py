@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import L2, NORMS, wide
 
 # how far past the boundary a step aims at least, a share of the point's length: no success is
@@ -47,19 +46,18 @@ class BrendelBethge(Attack):
 
     steps: int = option(1000, "gradient steps")
     walks: int = option(
-        2, "which share the steps; the first begins at x, others at noise that meets the goal"
+        2,
+        "which share the steps; the first begins at x, others at noise that meets the goal",
+        at_least=1,
     )
-    radius: float = option(0.5, "first radius of the trust region, a share of the point's length")
-    last: float = option(0.001, "last radius of a walk, a share of the first")
+    radius: float = option(
+        0.5, "first radius of the trust region, a share of the point's length", above=0
+    )
+    last: float = option(0.001, "last radius of a walk, a share of the first", above=0)
     overshoot: float = option(
-        0.1, "how far past the boundary a step aims, a share of the way to it"
+        0.1, "how far past the boundary a step aims, a share of the way to it", at_least=0
     )
-    momentum: float = option(0.8, "share of the past gradients kept")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.walks < 1:
-            raise SpecError(f"brendelbethge has {self.walks} walks, but the first one is needed.")
+    momentum: float = option(0.8, "share of the past gradients kept", at_least=0, at_most=1)
 
     @property
     def expected_passes(self) -> float:

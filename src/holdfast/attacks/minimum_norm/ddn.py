@@ -33,8 +33,8 @@ class DDN(Attack):
     random: ClassVar = False
 
     steps: int = option(100, "gradient steps")
-    gamma: float = option(0.05, "share by which the norm shrinks or grows")
-    radius: float = option(1.0, "first norm")
+    gamma: float = option(0.05, "share by which the norm shrinks or grows", at_least=0, below=1)
+    radius: float = option(1.0, "first norm", above=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def start(self, p: Problem) -> Ray:

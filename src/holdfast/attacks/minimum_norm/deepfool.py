@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 
@@ -32,16 +30,9 @@ class DeepFool(Attack):
 
     steps: int = option(50, "most points at which the boundaries are linearised")
     overshoot: float = option(
-        0.02, "share of its length by which the first step goes beyond the boundary"
+        0.02, "share of its length by which the first step goes beyond the boundary", at_least=0
     )
-    rivals: int = option(9, "best wrong classes whose boundaries are compared")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
-            raise SpecError(
-                f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1."
-            )
+    rivals: int = option(9, "best wrong classes whose boundaries are compared", at_least=1)
 
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 
@@ -49,19 +47,12 @@ class EAD(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps of all searches")
-    searches: int = option(9, "searches for c; more where some end early")
-    c: float = option(1e-3, "first weight of the margin")
-    beta: float = option(0.01, "what a step takes off the size of every entry")
-    rate: float = option(0.0005, "first step of a search; falls with the root of the steps left")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.searches < 1:
-            raise SpecError(
-                f"{self!r} divides its steps by {self.searches} searches, but needs at least 1."
-            )
-        if not all(0 < v < math.inf for v in (self.c, self.beta, self.rate)):
-            raise SpecError(f"{self!r} needs c, beta and rate above 0.")
+    searches: int = option(9, "searches for c; more where some end early", at_least=1)
+    c: float = option(1e-3, "first weight of the margin", above=0)
+    beta: float = option(0.01, "what a step takes off the size of every entry", above=0)
+    rate: float = option(
+        0.0005, "first step of a search; falls with the root of the steps left", above=0
+    )
 
     def start(self, p: Problem) -> Search:
         d = torch.zeros_like(p.x)

@@ -3,7 +3,6 @@ success."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 
@@ -40,16 +38,11 @@ class FAB(Attack):
     bounded: ClassVar = False
 
     steps: int = option(100, "points at which the boundary is linearised")
-    alpha_max: float = option(0.1, "largest share of the point nearest to x in the next one")
-    eta: float = option(1.05, "length of a step, in distances to the boundary")
-    beta: float = option(0.9, "share of d that is kept after a success")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(0 <= value < math.inf for value in (self.alpha_max, self.eta, self.beta)):
-            raise SpecError(
-                f"{self!r}: alpha_max, eta and beta are shares of lengths, finite and at least 0."
-            )
+    alpha_max: float = option(
+        0.1, "largest share of the point nearest to x in the next one", at_least=0
+    )
+    eta: float = option(1.05, "length of a step, in distances to the boundary", at_least=0)
+    beta: float = option(0.9, "share of d that is kept after a success", at_least=0)
 
     def start(self, p: Problem) -> Nearing:
         d = torch.zeros_like(p.x)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import L2, wide
 
 TRUST = 3  # steps in which the linearised boundary is believed
@@ -41,17 +40,13 @@ class FMN(Attack):
     random: ClassVar = False
 
     steps: int = option(100, "gradient steps")
-    alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth")
+    alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth", above=0)
     gamma: float = option(
-        0.05, "first share by which the radius shrinks or grows; the last is a fiftieth"
+        0.05,
+        "first share by which the radius shrinks or grows; the last is a fiftieth",
+        above=0,
+        below=1,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.alpha > 0:
-            raise SpecError(f"fmn has alpha {self.alpha}; it is a length, above 0.")
-        if not 0 < self.gamma < 1:
-            raise SpecError(f"fmn has gamma {self.gamma}; it is a share, between 0 and 1.")
 
     def start(self, p: Problem) -> Ball:
         return Ball(torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten()))

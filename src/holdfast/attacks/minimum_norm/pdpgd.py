@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import NORMS, wide
 
 _SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
@@ -52,15 +51,10 @@ class PDPGD(Attack):
     random: ClassVar = False
 
     steps: int = option(1000, "gradient steps")
-    rate: float = option(0.1, "first step of a feature, as a share of the box's width")
-    swing: float = option(0.2, "first step of the dual variable")
-    fade: float = option(60.0, "steps after which both have halved")
-    ratio: float = option(1.0, "first weight of the size over that of the loss")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(0 < v < math.inf for v in (self.rate, self.swing, self.fade, self.ratio)):
-            raise SpecError(f"{self!r} needs rate, swing, fade and ratio above 0, and finite.")
+    rate: float = option(0.1, "first step of a feature, as a share of the box's width", above=0)
+    swing: float = option(0.2, "first step of the dual variable", above=0)
+    fade: float = option(60.0, "steps after which both have halved", above=0)
+    ratio: float = option(1.0, "first weight of the size over that of the loss", above=0)
 
     def start(self, p: Problem) -> Saddle:
         d, none = torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten())

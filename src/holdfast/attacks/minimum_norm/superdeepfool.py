@@ -3,7 +3,6 @@ x."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.errors import SpecError
 from holdfast.norms import wide
 
 SHRINK = 0.8  # of a turned point that meets the goal
@@ -42,15 +40,10 @@ class SuperDeepFool(Attack):
     random: ClassVar = False
 
     steps: int = option(50, "steps and turns")
-    overshoot: float = option(0.02, "share of the gap by which a step goes on beyond the boundary")
-    rivals: int = option(9, "best wrong classes whose boundaries are compared")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.overshoot < math.inf and self.rivals >= 1):
-            raise SpecError(
-                f"{self!r}: overshoot is a share, finite and at least 0, and rivals at least 1."
-            )
+    overshoot: float = option(
+        0.02, "share of the gap by which a step goes on beyond the boundary", at_least=0
+    )
+    rivals: int = option(9, "best wrong classes whose boundaries are compared", at_least=1)
 
     def start(self, p: Problem) -> Turning:
         none = torch.zeros_like(p.x)

@@ -11,12 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.image_planes import Planes
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.norms import L2, wide
-from holdfast.targets.target import Access
 
 
 class Guess(NamedTuple):
@@ -30,10 +27,10 @@ class Rule(NamedTuple):
 
     rate: float  # of the guess
     explore: float  # how far it is varied, as a length on the grid
-    reach: float  # how far from the current point the margin is asked, as an L2 length; a share of the box's width
-    read: Callable[
-        [Tensor], Tensor
-    ]  # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
+    # how far from the current point the margin is asked: an L2 length, a share of the box's width
+    reach: float
+    # the guess itself; in Linf its log-odds are kept (exponentiated gradients)
+    read: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,18 +55,15 @@ class Bandits(Attack):
 
     steps: int = option(3333, "of three queries")
     grid: int = option(
-        50, "cells along each side of the grid of the guess; where an image has fewer pixels, these"
+        50,
+        "cells along each side of the grid of the guess; where an image has fewer pixels, these",
+        at_least=1,
     )
-    step_size: float = option(0.2, "fraction of eps")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.grid < 1:
-            raise SpecError(f"bandits has grid {self.grid}; it is a number of cells, at least 1.")
+    step_size: float = option(0.2, "fraction of eps", above=0)
 
     def start(self, p: Problem) -> Guess:
-        planes = Planes.of(p)
-        cells = (planes.c, min(self.grid, planes.h), min(self.grid, planes.w))
+        shape = ImageShape.of(p)
+        cells = (shape.c, min(self.grid, shape.h), min(self.grid, shape.w))
         return Guess(
             torch.zeros_like(p.x), p.x.new_zeros(len(p.x), *cells), p.x.new_zeros(len(p.x))
         )
@@ -94,9 +88,9 @@ class Bandits(Attack):
 
     def spread(self, p: Problem, v: Tensor) -> Tensor:
         """The guess [n, c, rows, columns] on all features that may move, each tile alike."""
-        planes = Planes.of(p)
+        shape = ImageShape.of(p)
         down, across = (
             torch.arange(pixels, device=v.device) * cells // pixels
-            for pixels, cells in ((planes.h, v.shape[2]), (planes.w, v.shape[3]))
+            for pixels, cells in ((shape.h, v.shape[2]), (shape.w, v.shape[3]))
         )
-        return planes.join(v[:, :, down][..., across], p.x) * (p.hi > p.lo)
+        return shape.join(v[:, :, down][..., across], p.x) * (p.hi > p.lo)

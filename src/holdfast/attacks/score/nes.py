@@ -6,13 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.paired_estimate import ascent, check_pairs
 
 
 @dataclass(frozen=True)
@@ -31,26 +28,19 @@ class NES(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(200, "gradient steps")
-    samples: int = option(50, "points of an estimate, in pairs on either side of the current one")
-    sigma: float = option(0.001, "their standard deviation, a share of the box's width")
-    step_size: float = option(0.2, "fraction of eps")
+    samples: int = option(
+        50, "points of an estimate, in pairs on either side of the current one", at_least=2
+    )
+    sigma: float = option(0.001, "their standard deviation, a share of the box's width", above=0)
+    step_size: float = option(0.2, "fraction of eps", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2 or self.samples % 2:
-            raise SpecError(f"nes has samples {self.samples}, but they come in pairs.")
-        if not self.sigma > 0:
-            raise SpecError(f"nes has sigma {self.sigma}, but its points need a distance above 0.")
+        check_pairs(self)
 
     def start(self, p: Problem) -> Tensor:
         return p.random_start("zero")
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        u = (
-            p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
-            * (p.hi > p.lo)[:, None]
-        )
-        reach, d = self.sigma * p.width * u, s[:, None]
-        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
-        g = torch.einsum("nm,nm...->n...", up - down, u)
-        return p.project(s + p.stride(g, self.step_size))
+        u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+        return p.project(s + p.stride(ascent(p, s, u, self.sigma), self.step_size))

@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.errors import SpecError
-from holdfast.norms import wide
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.shared.random_search import begin, halved, keep_better
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
 
 
-class Legs(NamedTuple):
+class Turns(NamedTuple):
     d: Tensor  # the best point so far, [n, *shape]
     value: Tensor  # its margin, [n]
     ahead: Tensor  # where the climb stands
@@ -25,8 +20,7 @@ class Legs(NamedTuple):
 
 @dataclass(frozen=True)
 class Relay(Attack):
-    """Square's random search and gradient ascent in turns, each going on from the best point of
-    both.
+    """Square's random search and gradient ascent in turns, each from the best point of both.
 
     Each escapes where the other is stuck: on networks with masked gradients the two together need a
     fraction of the passes of either (docs/protocols.md).
@@ -38,52 +32,34 @@ class Relay(Attack):
     variants: ClassVar = VARIANTS
 
     steps: int = option(4200, "proposals and gradient steps")
-    climb: int = option(20, "gradient steps of a climb")
-    leg: int = option(400, "proposals between two climbs")
-    p: float = option(0.05, "share of an image that the first squares of a leg cover")
+    climb: int = option(20, "gradient steps of a climb", at_least=1)
+    leg: int = option(400, "proposals between two climbs", at_least=1)
+    p: float = option(
+        0.05, "share of an image that a leg's first squares cover", above=0, at_most=1
+    )
     step_size: float = option(
-        0.25, "of every other climb, a fraction of eps; a fifth of it in those between"
+        0.25, "of every other climb, a fraction of eps; a fifth of it in those between", above=0
     )
     loss: str = option("margin", "loss that is climbed", choices=LOSSES)
-    start_at: str = option(
-        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_at not in ("stripes", "best"):
-            raise SpecError(f"relay has start_at {self.start_at!r}; it is stripes or best.")
-        if not 0 < self.p <= 1:
-            raise SpecError(
-                f"relay has p {self.p}; it is a share of the image, above 0 and at most 1."
-            )
-        if self.leg < 1 or self.climb < 1:
-            raise SpecError(f"{self!r}: leg and climb are numbers of steps, at least 1 each.")
+    start_at: str = start_option()
 
     @property
     def expected_passes(self) -> float:
         turns, rest = divmod(self.steps, self.climb + self.leg)
         return 1 + self.steps + 2 * (turns * self.climb + min(rest, self.climb))
 
-    def start(self, p: Problem) -> Legs:
-        fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
-        return Legs(d, p.value(d, "margin"), d)
+    def start(self, p: Problem) -> Turns:
+        d = self.variant(p).start(p)
+        if self.start_at == "best":
+            d = p.random_start("best")
+        return Turns(*begin(p, d), ahead=d)
 
-    def step(self, p: Problem, s: Legs, t: int) -> Legs:
+    def step(self, p: Problem, s: Turns, t: int) -> Turns:
         turn, place = divmod(t, self.climb + self.leg)
-        if place < self.climb:
-            ahead = s.ahead if place else s.d
-            _, g = p.gradient(ahead, self.loss)
-            ahead = p.project(ahead + p.stride(g, self.step_size * (0.2 if turn % 2 else 1)))
-            return self._keep(p, s, ahead, ahead)
-        rule, planes = self.variant(p), Planes.of(p)
-        share = halved(self.p, place - self.climb, 10000)
-        return self._keep(
-            p, s, rule.propose(p, planes, s.d, *planes.window(share, rule.least, rule.odd)), s.ahead
-        )
-
-    def _keep(self, p: Problem, s: Legs, d: Tensor, ahead: Tensor) -> Legs:
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Legs(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value), ahead)
+        if place >= self.climb:
+            share = halved(self.p, place - self.climb, 10000)
+            return keep_better(p, s, self.variant(p).propose(p, s.d, share))
+        ahead = s.ahead if place else s.d
+        _, g = p.gradient(ahead, self.loss)
+        ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))
+        return keep_better(p, s, ahead)._replace(ahead=ahead)

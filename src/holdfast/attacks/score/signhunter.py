@@ -10,16 +10,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.random_search import begin, keep_better
+from holdfast.attacks.shared.sign_blocks import block
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 class Signs(NamedTuple):
     d: Tensor  # the point of the best signs so far, [n, *shape]
+    value: Tensor  # its margin, [n]
     signs: Tensor  # these signs, [n, *shape]
-    value: Tensor  # its loss, [n]
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,16 @@ class SignHunter(Attack):
 
     def start(self, p: Problem) -> Signs:
         signs = (p.hi > p.lo).to(p.x)
-        d = _corner(p, signs)
-        return Signs(d, signs, p.value(d, "margin"))
+        return Signs(*begin(p, _corner(p, signs)), signs=signs)
 
     def step(self, p: Problem, s: Signs, t: int) -> Signs:
-        first, last = block(t, math.prod(s.d.shape[1:]))
+        first, last = block(t, math.prod(s.d.shape[1:]), again=True)
         flat = s.signs.flatten(1)
         signs = torch.cat([flat[:, :first], -flat[:, first:last], flat[:, last:]], 1).view_as(s.d)
-        d = _corner(p, signs)
-        value = p.value(d, "margin")
-        up = value > s.value
-        rows = wide(up, d)
-        return Signs(
-            torch.where(rows, d, s.d),
-            torch.where(rows, signs, s.signs),
-            torch.where(up, value, s.value),
-        )
+        best = keep_better(p, s, _corner(p, signs))
+        up = wide(best.value > s.value, signs)
+        return best._replace(signs=torch.where(up, signs, s.signs))
 
 
 def _corner(p: Problem, signs: Tensor) -> Tensor:
     return p.project(p.eps * p.steepest(signs))
-
-
-def block(t: int, features: int) -> tuple[int, int]:
-    """The features that step t flips: from, to. Blocks of level h hold features / 2^h of them,
-    rounded up."""
-    levels = [-(-features // 2**h) for h in range((features - 1).bit_length() + 1)]
-    t %= sum(-(-features // length) for length in levels)
-    for length in levels:
-        count = -(-features // length)
-        if t < count:
-            return t * length, min((t + 1) * length, features)
-        t -= count
-    raise AssertionError

@@ -9,10 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.paired_estimate import ascent, check_pairs
 
 
 class Adam(NamedTuple):
@@ -37,30 +35,26 @@ class SPSA(Attack):
     norms: ClassVar = frozenset({"linf", "l2"})
 
     steps: int = option(100, "steps of Adam")
-    samples: int = option(128, "points of an estimate, in pairs on either side of the current one")
-    delta: float = option(0.01, "how far every feature moves for them, a share of the box's width")
-    rate: float = option(0.01, "Adam's, a share of the box's width")
+    samples: int = option(
+        128, "points of an estimate, in pairs on either side of the current one", at_least=2
+    )
+    delta: float = option(
+        0.01, "how far every feature moves for them, a share of the box's width", above=0
+    )
+    rate: float = option(0.01, "Adam's, a share of the box's width", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2 or self.samples % 2:
-            raise SpecError(f"spsa has samples {self.samples}, but they come in pairs.")
-        if not self.delta > 0:
-            raise SpecError(f"spsa has delta {self.delta}, but its points need a distance above 0.")
+        check_pairs(self)
 
     def start(self, p: Problem) -> Adam:
         zero = torch.zeros_like(p.x)
         return Adam(zero, zero, zero)
 
     def step(self, p: Problem, s: Adam, t: int) -> Adam:
-        v = (
-            p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
-            * (p.hi > p.lo)[:, None]
-        )
-        reach, d = self.delta * p.width * v, s.d[:, None]
-        up, down = p.probes(torch.cat([d, d + reach, d - reach], 1), "margin")[:, 1:].chunk(2, 1)
-        g = torch.einsum("nm,nm...->n...", up - down, v)
+        u = p.noise("around").signs((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
+        g = ascent(p, s.d, u, self.delta)
         mean, square = 0.9 * s.mean + 0.1 * g, 0.999 * s.square + 0.001 * g.square()
         root = (square / (1 - 0.999 ** (t + 1))).sqrt()
-        ascent = torch.where(root > 0, mean / (1 - 0.9 ** (t + 1)) / root, 0)
-        return Adam(p.project(s.d + self.rate * p.width * ascent), mean, square)
+        step = torch.where(root > 0, mean / (1 - 0.9 ** (t + 1)) / root, 0)
+        return Adam(p.project(s.d + self.rate * p.width * step), mean, square)

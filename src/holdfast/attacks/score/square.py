@@ -4,23 +4,11 @@ margin."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.attacks.shared.square_proposals import VARIANTS
-from holdfast.errors import SpecError
-from holdfast.norms import wide
-from holdfast.targets.target import Access
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]
-    value: Tensor  # its loss, [n]
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
+from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
 
 
 @dataclass(frozen=True)
@@ -33,45 +21,26 @@ class Square(Attack):
     column; where an image is not square, a window that does not fit becomes a rectangle of its
     area; an input with one axis is one row of pixels. In Linf a proposal that would change nothing
     has its signs flipped (the authors draw again). In L1 the overshoot of 3 is AutoAttack's for
-    three planes, whatever their number.
+    three channels, whatever their number.
     """
 
     needs = Access.SCORES
     variants: ClassVar = VARIANTS
 
     steps: int = option(5000, "proposals")
-    p: float = option(0.8, "share of an image that the first squares cover")
+    p: float = option(0.8, "share of an image that the first squares cover", above=0, at_most=1)
     schedule: int = option(
-        10000, "queries over which that share falls to p / 512, whatever the steps"
+        10000, "queries over which that share falls to p / 512, whatever the steps", at_least=1
     )
-    start_at: str = option(
-        "stripes", "stripes (in L2 and L1 a grid of bumps), or best: the best point known before"
-    )
+    start_at: str = start_option()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_at not in ("stripes", "best"):
-            raise SpecError(f"square has start_at {self.start_at!r}; it is stripes or best.")
-        if not 0 < self.p <= 1:
-            raise SpecError(
-                f"square has p {self.p}; it is a share of the image, above 0 and at most 1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"square has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
+    def start(self, p: Problem) -> Best:
+        if self.start_at == "best":
+            return begin(p, p.random_start("best"))
+        return begin(p, self.variant(p).start(p))
 
-    def start(self, p: Problem) -> Kept:
-        fresh = self.start_at == "stripes"
-        d = self.variant(p).start(p, Planes.of(p)) if fresh else p.random_start("best")
-        return Kept(d, p.value(d, "margin"))
-
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        rule, planes = self.variant(p), Planes.of(p)
-        d = rule.propose(p, planes, s.d, *planes.window(self.share(t), rule.least, rule.odd))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+    def step(self, p: Problem, s: Best, t: int) -> Best:
+        return keep_better(p, s, self.variant(p).propose(p, s.d, self.share(t)))
 
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""

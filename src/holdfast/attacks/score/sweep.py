@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,7 @@ class Sweep(Attack):
     needs = Access.LABELS
 
     steps: int = option(100, "points tried")
-    order: str = option("random", "random, exhaustive or grid")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ("random", "exhaustive", "grid"):
-            raise SpecError(f"sweep has order {self.order!r}; it is random, exhaustive or grid.")
+    order: str = option("random", "how points are chosen", choices=("random", "exhaustive", "grid"))
 
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)

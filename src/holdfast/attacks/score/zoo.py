@@ -10,10 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
 
 
 class Search(NamedTuple):
@@ -47,23 +44,13 @@ class ZOO(Attack):
     bounded: ClassVar = False
 
     steps: int = option(3000, "steps of all searches")
-    samples: int = option(128, "features measured and moved a step")
-    searches: int = option(9, "searches for c")
-    c: float = option(0.01, "first weight of the margin")
-    rate: float = option(0.01, "Adam's, a share of the box's width")
-    h: float = option(0.0001, "how far the points on either side lie, a share of the box's width")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.searches < 1 or self.samples < 1:
-            raise SpecError(
-                f"zoo has searches {self.searches} and samples {self.samples}, but needs at least "
-                "1 each."
-            )
-        if not (self.c > 0 and self.rate > 0 and self.h > 0):
-            raise SpecError(
-                f"zoo has c {self.c}, rate {self.rate} and h {self.h}; all lie above 0."
-            )
+    samples: int = option(128, "features measured and moved a step", at_least=1)
+    searches: int = option(9, "searches for c", at_least=1)
+    c: float = option(0.01, "first weight of the margin", above=0)
+    rate: float = option(0.01, "Adam's, a share of the box's width", above=0)
+    h: float = option(
+        0.0001, "how far the points on either side lie, a share of the box's width", above=0
+    )
 
     def start(self, p: Problem) -> Search:
         zero, none = torch.zeros_like(p.x), torch.zeros_like(p.eps.flatten())
@@ -71,10 +58,10 @@ class ZOO(Attack):
 
     def step(self, p: Problem, s: Search, t: int) -> Search:
         features = math.prod(p.x.shape[1:])
-        lot = p.noise("features").uniform((features,), torch.float64) + (p.hi <= p.lo).flatten(1)
-        at = lot.topk(min(self.samples, features), 1, largest=False).indices
+        draws = p.noise("features").uniform((features,), torch.float64) + (p.hi <= p.lo).flatten(1)
+        at = draws.topk(min(self.samples, features), 1, largest=False).indices
         move = self.h * p.width * (p.hi > p.lo)
-        side = torch.zeros_like(lot, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
+        side = torch.zeros_like(draws, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
         side = side.scatter(2, at[:, :, None], move.flatten(1).gather(1, at)[:, :, None]).unflatten(
             2, p.x.shape[1:]
         )

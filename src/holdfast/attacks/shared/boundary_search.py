@@ -5,27 +5,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Problem, option
 from holdfast.norms import L2, wide
 
 DRAWS = 25  # of noise, before a row is given up
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of a draw, blended with x
+GAP = 1e-4  # left to the boundary by those that need no finer, a share of the point
 FINEST = 8  # units in the last place of the box's width: no length is told apart below it
 PART = 2**15  # features of a row that are probed together
 
 
-def check_start(name: str, start_at: str) -> None:
-    """Refuse a word that `foothold` does not know."""
-    if start_at not in ("noise", "best"):
-        raise SpecError(f"{name} has start_at {start_at!r}; it is noise or best.")
+def start_option() -> Any:
+    """The field `start_at` of an attack: the word that `find_start` takes."""
+    return option(
+        "noise",
+        "noise, or best: the best point known before, where it meets the goal",
+        choices=("noise", "best"),
+    )
 
 
-def foothold(p: Problem, start_at: str = "noise") -> Tensor:
+def find_start(p: Problem, start_at: str = "noise") -> Tensor:
     """A perturbation that meets the goal, [n, *shape]; the search of a row that has none is over.
 
     Uniform noise in the box, each draw blended with x in growing shares; with `best` first the
@@ -98,6 +102,11 @@ def across(g: Tensor, d: Tensor) -> Tensor:
     return L2.steepest(g - wide((g * u).flatten(1).sum(1), g) * u)
 
 
+def features(p: Problem) -> int:
+    """How many features an input has."""
+    return math.prod(p.x.shape[1:])
+
+
 def finest(p: Problem) -> float:
     """The shortest length that the numbers resolve around inputs."""
     return FINEST * torch.finfo(p.x.dtype).eps * p.width
@@ -105,7 +114,7 @@ def finest(p: Problem) -> float:
 
 def ball(p: Problem, share: float) -> float:
     """The L2 radius of probes that differ by this share of the box's width in each feature."""
-    return max(share * p.width, finest(p)) * math.sqrt(math.prod(p.x.shape[1:]))
+    return max(share * p.width, finest(p)) * math.sqrt(features(p))
 
 
 def within(p: Problem, d: Tensor, radius: float) -> Tensor:
@@ -117,7 +126,7 @@ def within(p: Problem, d: Tensor, radius: float) -> Tensor:
 
 def directions(p: Problem, m: int) -> Iterator[Tensor]:
     """m directions a row, each of L2 length 1 and uniform: [n, part, *shape] at a time."""
-    part = max(1, PART // math.prod(p.x.shape[1:]))
+    part = max(1, PART // features(p))
     for first in range(0, m, part):
         count = min(part, m - first)
         u = p.noise(f"probe {first}").normal((count, *p.x.shape[1:]), p.x.dtype)

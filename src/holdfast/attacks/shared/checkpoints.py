@@ -1,11 +1,55 @@
-"""When Auto-PGD and its kin check their progress, and whose step they halve (arXiv:2003.01690,
-section 3)."""
+"""Ascent from the best point, with a step that halves where checkpoints see no progress: what
+Auto-PGD and its kin share (arXiv:2003.01690, section 3)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from holdfast.norms import wide
+
+
+class Climb(NamedTuple):
+    d: Tensor  # the current point, [n, *shape]
+    before: Tensor  # the point before it
+    g: Tensor  # gradient at d
+    value: Tensor  # loss at d, [n]
+    best: Tensor  # the point of the highest loss so far, its gradient and its loss
+    best_g: Tensor
+    best_value: Tensor
+    checked: Tensor  # what the last checkpoint saw: the best loss; in L1 the sparsity of best, [n]
+    rises: Tensor  # steps since then that raised the loss, [n]
+    halved: Tensor  # whether that checkpoint halved the step, [n] bool
+    size: Tensor  # step as a fraction of the radius, [n]
+
+    @staticmethod
+    def at(d: Tensor, value: Tensor, g: Tensor, size: float) -> Climb:
+        """A climb that begins at d."""
+        never = torch.zeros_like(value)
+        return Climb(d, d, g, value, d, g, value, value, never, never == 0, never + size)
+
+    def moved(self, d: Tensor, value: Tensor, g: Tensor) -> Climb:
+        """On to d, of this loss and gradient; the best is noted."""
+        up = value > self.best_value
+        return self._replace(
+            d=d,
+            before=self.d,
+            g=g,
+            value=value,
+            best=torch.where(wide(up, d), d, self.best),
+            best_g=torch.where(wide(up, d), g, self.best_g),
+            best_value=torch.where(up, value, self.best_value),
+            rises=self.rises + (value > self.value),
+        )
+
+    def back(self, rows: Tensor) -> Climb:
+        """These rows ([n] bool) go on from their best point."""
+        at = wide(rows, self.d)
+        return self._replace(
+            d=torch.where(at, self.best, self.d), g=torch.where(at, self.best_g, self.g)
+        )
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -18,18 +62,14 @@ def checkpoints(steps: int) -> list[int]:
     return marks
 
 
-def check(s: Any, steps: int, t: int, rho: float) -> tuple[Tensor | None, Any]:
-    """Which rows halve their step after step t ([n] bool; None: no checkpoint), and the state with
-    its books renewed.
-
-    The state's books: `rises` counts the steps since the last checkpoint that raised the loss,
-    `best_value` is the best loss, `checked` that at the last checkpoint, `halved` whether it halved
-    the step, `size` the step.
-    """
+def check(s: Climb, steps: int, t: int, rho: float) -> tuple[Tensor | None, Climb]:
+    """Which rows halve their step after step t ([n] bool; None: no checkpoint), and the climb,
+    those rows back at their best point."""
     marks = checkpoints(steps)
     if t + 1 not in marks:
         return None, s
     window = t + 1 - marks[marks.index(t + 1) - 1]
     halve = (s.rises <= rho * window) | ~s.halved & (s.checked >= s.best_value)
     size = s.size.where(~halve, s.size / 2)
-    return halve, s._replace(checked=s.best_value, rises=s.rises * 0, halved=halve, size=size)
+    s = s._replace(checked=s.best_value, rises=s.rises * 0, halved=halve, size=size)
+    return halve, s.back(halve)

@@ -13,7 +13,7 @@ from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Threat
 
 
-class Crowd:
+class InputSet:
     """Inputs with the model's own decisions on them; with a goal, those that are not of that class
     already."""
 
@@ -24,7 +24,7 @@ class Crowd:
                 "one answer for all inputs asks for GRADIENTS; the target gives "
                 f"{target.access.name}."
             )
-        if target.free is not None:
+        if target.context:
             raise SpecError(
                 "one answer for all inputs is searched in the whole input, and this target holds a "
                 "part."
@@ -53,7 +53,7 @@ class Crowd:
         return torch.cat(
             [
                 x.new_zeros(0).long(),
-                *self.target.batched(lambda at: self.target.labels(x[at]), len(x)),
+                *self.target.batcher.parts(lambda at: self.target.labels(x[at]), len(x)),
             ]
         )
 

@@ -9,14 +9,13 @@ those that the model is sure of.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast import spec
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import Access, Attack, Problem, State, option
 from holdfast.norms import wide
 
 
@@ -25,32 +24,23 @@ class Moving(NamedTuple):
     v: Tensor  # the running sum of gradients, each scaled to L1 size 1
 
 
-def begin(p: Problem) -> Moving:
-    """The input itself; a restart begins elsewhere in the ball."""
-    return Moving(p.random_start("ball" if p.restart else "zero"), torch.zeros_like(p.x))
+@dataclass(frozen=True)
+class MomentumAttack(Attack):
+    """An attack whose steps follow the gradients that it has in mind."""
 
+    needs = Access.GRADIENTS
+    norms: ClassVar = frozenset({"linf", "l2"})
 
-def follow(p: Problem, s: Moving, g: Tensor, attack: Any) -> Moving:
-    """One step of an attack with `step_size` and `decay` along the gradient g and those before."""
-    length = wide(g.flatten(1).abs().sum(1), g)
-    v = attack.decay * s.v + g / torch.where(length > 0, length, 1)
-    return Moving(p.project(s.d + p.stride(v, attack.step_size)), v)
+    steps: int = option(10, "gradient steps")
+    step_size: float = option(0.1, "fraction of eps", above=0)
+    decay: float = option(1.0, "share of the past gradients kept", at_least=0)
 
+    def start(self, p: Problem) -> State:
+        """The input itself; a restart begins elsewhere in the ball."""
+        return Moving(p.random_start("ball" if p.restart else "zero"), torch.zeros_like(p.x))
 
-def check(attack: Any, **least: float) -> None:
-    """Refuse values that mean nothing: steps of no size, and fields below their `least`."""
-    for name, value in least.items():
-        if getattr(attack, name) < value:
-            raise SpecError(
-                f"{spec.write(attack)} has {name} {getattr(attack, name)}; it is at least "
-                f"{value:g}."
-            )
-    if not attack.step_size > 0:
-        raise SpecError(
-            f"{spec.write(attack)} has step_size {attack.step_size}; it is a fraction of eps, "
-            "above 0."
-        )
-    if not attack.decay >= 0:
-        raise SpecError(
-            f"{spec.write(attack)} has decay {attack.decay}; it is a share, at least 0."
-        )
+    def follow(self, p: Problem, s: Moving, g: Tensor) -> Moving:
+        """One step along the gradient g and those before."""
+        length = wide(g.flatten(1).abs().sum(1), g)
+        v = self.decay * s.v + g / torch.where(length > 0, length, 1)
+        return Moving(p.project(s.d + p.stride(v, self.step_size)), v)

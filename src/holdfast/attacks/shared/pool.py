@@ -11,6 +11,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack
 from holdfast.data import Source
+from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
 
 ROWS = 64  # evenly spread over all of the data
@@ -20,7 +21,8 @@ def fill(target: Target, source: Source, attacks: Iterable[Attack]) -> None:
     """Give the target a pool of the source's rows, if it has none and one of these attacks takes
     images from it."""
     if target.pool is None and any(attack.mixes for attack in attacks):
-        target.pool = spread(source, ROWS)
+        batch, y = spread(source, ROWS)
+        target.pool = batch.x, y
 
 
 @contextmanager
@@ -34,10 +36,8 @@ def filled(target: Target, source: Source, attacks: Iterable[Attack]) -> Iterato
         target.pool = before
 
 
-def spread(source: Source, rows: int) -> tuple[Tensor, Tensor]:
-    """At most so many rows, evenly spread over the source: x [m, *shape], y [m] int64."""
+def spread(source: Source, rows: int) -> tuple[Batch, Tensor]:
+    """At most so many rows, evenly spread over the source, and their labels [m] int64."""
     ids = np.unique(np.linspace(0, len(source) - 1, rows).astype(int))
-    x, y = (
-        np.concatenate(part) for part in zip(*(source.rows(i, i + 1) for i in ids), strict=True)
-    )
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+    batches, labels = zip(*(read(source, i, i + 1) for i in ids), strict=True)
+    return joined(batches), torch.from_numpy(np.concatenate(labels).astype(np.int64))

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from holdfast.attacks.attack import option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.image_planes import Planes
+from holdfast.attacks.attack import Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
 
 
-@dataclass(frozen=True)
-class Corners:
+def start_option() -> Any:
+    """The field `start_at` of an attack."""
+    return option(
+        "stripes",
+        "stripes (in L2 and L1 a grid of bumps), or best: the best point known before",
+        choices=("stripes", "best"),
+    )
+
+
+class Proposals(ABC):
+    """The rule of a norm."""
+
+    least: ClassVar[int]  # pixels along the side of a window
+    odd: ClassVar[bool]  # whether they are always odd
+
+    @abstractmethod
+    def start(self, p: Problem) -> Tensor:
+        """The first point."""
+
+    @abstractmethod
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+        """d with other values in a window of each row's own."""
+
+    def propose(self, p: Problem, d: Tensor, share: float) -> Tensor:
+        """d with other values in a square that covers this share of an image."""
+        shape = ImageShape.of(p)
+        return self.paint(p, shape, d, *shape.window(share, self.least, self.odd))
+
+
+class Corners(Proposals):
     """Linf: every feature stands at +eps or -eps, or where the box stops it."""
 
-    least: ClassVar = 1
-    odd: ClassVar = False
+    least = 1
+    odd = False
 
-    def start(self, p: Problem, planes: Planes) -> Tensor:
-        """Vertical stripes: one sign a plane and column."""
-        signs = p.noise("stripes").signs((planes.c, 1, planes.w), p.x.dtype)
-        return p.project(p.eps * p.steepest(planes.join(signs.expand(-1, -1, planes.h, -1), p.x)))
+    def start(self, p: Problem) -> Tensor:
+        """Vertical stripes: one sign a channel and column."""
+        shape = ImageShape.of(p)
+        signs = p.noise("stripes").signs((shape.c, 1, shape.w), p.x.dtype)
+        return p.project(p.eps * p.steepest(shape.join(signs.expand(-1, -1, shape.h, -1), p.x)))
 
-    def propose(self, p: Problem, planes: Planes, d: Tensor, rows: int, columns: int) -> Tensor:
-        """One sign a plane in the window; where that changes nothing, the opposite."""
-        u = p.noise("square").uniform((2 + planes.c,))
-        at = planes.at(rows, columns, u[:, :2]).flatten(1)
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+        """One sign a channel in the window; where that changes nothing, the opposite."""
+        u = p.noise("square").uniform((2 + shape.c,))
+        at = shape.at(rows, columns, u[:, :2]).flatten(1)
         most = p.eps * p.steepest(torch.ones_like(d))
         lo, hi, most, old = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi, most, d))
         pull = torch.where(u[:, 2:] < 0.5, -1, 1).repeat_interleave(rows * columns, 1) * most
@@ -39,50 +68,51 @@ class Corners:
 
 
 @dataclass(frozen=True)
-class Bumps:
+class Bumps(Proposals):
     """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
     second window."""
 
     power: int  # of the norm
     fade: int  # how fast a mound falls off
-    over: float = option(1.0, "how far a proposal exceeds the ball; the projection makes it sparse")
+    over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
-    least: ClassVar = 3
-    odd: ClassVar = True
+    least = 3
+    odd = True
 
-    def start(self, p: Problem, planes: Planes) -> Tensor:
+    def start(self, p: Problem) -> Tensor:
         """A grid of five by five bumps."""
-        a, b = max(planes.h // 5, 1), max(planes.w // 5, 1)
-        m, n = planes.h // a, planes.w // b
+        shape = ImageShape.of(p)
+        a, b = max(shape.h // 5, 1), max(shape.w // 5, 1)
+        m, n = shape.h // a, shape.w // b
         tiles = self.shapes(a, b, p.x).view(2, a, b)[
             p.noise("turns").uniform((1, m, n)).mul(2).long()
         ]
-        tiles = tiles * p.noise("signs").signs((planes.c, m, n), p.x.dtype)[..., None, None]
-        top, left = planes.h - m * a, planes.w - n * b
+        tiles = tiles * p.noise("signs").signs((shape.c, m, n), p.x.dtype)[..., None, None]
+        top, left = shape.h - m * a, shape.w - n * b
         sides = (left // 2, left - left // 2, top // 2, top - top // 2)
-        image = pad(tiles.transpose(3, 4).reshape(-1, planes.c, m * a, n * b), sides)
-        unit = normalize(planes.join(image, p.x).flatten(1), self.power)
+        image = pad(tiles.transpose(3, 4).reshape(-1, shape.c, m * a, n * b), sides)
+        unit = normalize(shape.join(image, p.x).flatten(1), self.power)
         return p.project(p.eps * unit.view_as(p.x))
 
-    def propose(self, p: Problem, planes: Planes, d: Tensor, rows: int, columns: int) -> Tensor:
-        u = p.noise("square").uniform((5 + planes.c,))
-        at, away = (planes.at(rows, columns, u[:, i : i + 2]).flatten(1) for i in (0, 2))
+    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+        u = p.noise("square").uniform((5 + shape.c,))
+        at, away = (shape.at(rows, columns, u[:, i : i + 2]).flatten(1) for i in (0, 2))
         flat = d.flatten(1)
         old = flat.gather(1, at)
         rest = flat.scatter(1, at, 0)
-        paid = self.mass(old, planes) + self.mass(rest.gather(1, away), planes)
-        free = (p.eps.flatten() ** self.power - self.mass(flat, planes).sum(1)).clamp_min(0)
+        paid = self.mass(old, shape) + self.mass(rest.gather(1, away), shape)
+        free = (p.eps.flatten() ** self.power - self.mass(flat, shape).sum(1)).clamp_min(0)
         bump = self.shapes(rows, columns, d)[(u[:, 4] * 2).long()][:, None]
         bump = torch.where(u[:, 5:, None] < 0.5, -bump, bump)
         new = normalize(
-            bump + normalize(old.view(len(d), planes.c, -1), self.power, -1), self.power, -1
+            bump + normalize(old.view(len(d), shape.c, -1), self.power, -1), self.power, -1
         )
-        new = self.over * new * (free[:, None] / planes.c + paid).pow(1 / self.power)[..., None]
+        new = self.over * new * (free[:, None] / shape.c + paid).pow(1 / self.power)[..., None]
         return p.project(rest.scatter(1, away, 0).scatter(1, at, new.flatten(1)).view_as(d))
 
-    def mass(self, v: Tensor, planes: Planes) -> Tensor:
-        """The power of the norm of each plane's part of v [n, c * k]: [n, c]."""
-        return v.view(len(v), planes.c, -1).abs().pow(self.power).sum(2)
+    def mass(self, v: Tensor, shape: ImageShape) -> Tensor:
+        """The power of the norm of each channel's part of v [n, c * k]: [n, c]."""
+        return v.view(len(v), shape.c, -1).abs().pow(self.power).sum(2)
 
     def shapes(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """A bump of norm 1 whose halves lie one above the other, and one whose halves lie side by

@@ -35,7 +35,7 @@ def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change)
 
 def images(p: Problem, x: Tensor) -> Tensor:
     """Inputs as images [n, c, h, w]; those with one axis are one row."""
-    if p.target.layout == "nhwc" and x.ndim == 4:
+    if p.layout == "nhwc" and x.ndim == 4:
         return x.movedim(-1, 1)
     shape = (1,) * (4 - x.ndim) + tuple(x.shape[1:])
     return x.reshape(len(x), math.prod(shape[:-2]), *shape[-2:])
@@ -43,7 +43,7 @@ def images(p: Problem, x: Tensor) -> Tensor:
 
 def joined(p: Problem, image: Tensor) -> Tensor:
     """Images as inputs."""
-    return (image.movedim(1, -1) if p.target.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
+    return (image.movedim(1, -1) if p.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
         p.x.shape
     )
 
@@ -54,13 +54,3 @@ def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:
     h, w = image.shape[-2:]
     grid = torch.stack([(2 * j + 1) / w - 1, (2 * i + 1) / h - 1], -1).to(image.dtype)
     return grid_sample(image - empty, grid, align_corners=False) + empty
-
-
-def strips(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A side cut into strips whose widths go as u [..., b]: the strip of each place [..., size],
-    starts and widths."""
-    ends = (u.cumsum(-1) / u.sum(-1, keepdim=True).clamp_min(1e-9) * size).round().long()
-    ends = torch.cat([ends[..., :-1], torch.full_like(ends[..., :1], size)], -1)
-    start = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
-    place = torch.arange(size, device=u.device)
-    return (place[:, None] >= ends[..., None, :]).sum(-1), start, ends - start

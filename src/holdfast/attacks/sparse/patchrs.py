@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.image_planes import Planes, halved
-from holdfast.errors import SpecError
-from holdfast.norms import wide
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
+from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
 
 # which steps move the patch: every fourth, every tenth where one class is the goal
 _TURN, _AIMED = 4, 10
 _SQUARES = 1000  # painted at the start, at most
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]
-    value: Tensor  # its loss, [n]
 
 
 @dataclass(frozen=True)
@@ -48,38 +40,27 @@ class PatchRS(Attack):
     norms: ClassVar = frozenset({"linf"})
 
     steps: int = option(10000, "proposals")
-    alpha: float = option(0.4, "share of the patch that the first proposal paints")
+    alpha: float = option(
+        0.4, "share of the patch that the first proposal paints", above=0, at_most=1
+    )
     schedule: int = option(
-        10000, "queries over which that share falls to alpha / 512 and the moves to 0"
+        10000,
+        "queries over which that share falls to alpha / 512 and the moves to 0",
+        at_least=1,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise SpecError(
-                f"patchrs has alpha {self.alpha}; it is a share of the patch, above 0 and at most "
-                "1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"patchrs has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
-
-    def start(self, p: Problem) -> Kept:
-        planes, first = _pixels(p)
+    def start(self, p: Problem) -> Best:
+        shape, first = _pixels(p)
         place = 2 * p.noise("place").uniform((2,), p.x.dtype)[:, :first] - 1
-        painted = planes.join(_painted(p, planes), p.x[:, first:])
+        painted = shape.join(_painted(p, shape), p.x[:, first:])
         unit = torch.cat([place, painted.flatten(1)], 1)
-        d = p.project(p.eps * unit.view_as(p.x))
-        return Kept(d, p.value(d, "margin"))
+        return begin(p, p.project(p.eps * unit.view_as(p.x)))
 
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
-        planes, first = _pixels(p)
+    def step(self, p: Problem, s: Best, t: int) -> Best:
+        shape, first = _pixels(p)
         moves = first > 0 and (t + 1) % (_TURN if p.goal is None else _AIMED) == 0
-        d = p.project(self._move(p, s.d, t) if moves else self._paint(p, planes, first, s.d, t))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+        d = p.project(self._move(p, s.d, t) if moves else self._paint(p, shape, first, s.d, t))
+        return keep_better(p, s, d)
 
     def share(self, t: int) -> float:
         """The share of the patch that step t paints."""
@@ -89,27 +70,27 @@ class PatchRS(Attack):
         by = 1.5 * max(1 - t / self.schedule, 0) * (2 * p.noise("move").uniform((2,), d.dtype) - 1)
         return torch.cat([d[:, :2] + p.eps * by, d[:, 2:]], 1)
 
-    def _paint(self, p: Problem, planes: Planes, first: int, d: Tensor, t: int) -> Tensor:
-        rows, columns = planes.window(self.share(t), 1, odd=False)
-        u = p.noise("square").uniform((2 + planes.c,))
-        at = first + planes.at(rows, columns, u[:, :2]).flatten(1)
+    def _paint(self, p: Problem, shape: ImageShape, first: int, d: Tensor, t: int) -> Tensor:
+        rows, columns = shape.window(self.share(t), 1, odd=False)
+        u = p.noise("square").uniform((2 + shape.c,))
+        at = first + shape.at(rows, columns, u[:, :2]).flatten(1)
         up, flat = (u[:, 2:] < 0.5).repeat_interleave(rows * columns, 1), d.flatten(1)
         idle = (up == (flat.gather(1, at) > 0)).all(1, keepdim=True)
         unit = torch.where(up ^ idle, 1, -1).to(d)
         return flat.scatter(1, at, p.eps.flatten(1) * unit).view_as(d)
 
 
-def _pixels(p: Problem) -> tuple[Planes, int]:
+def _pixels(p: Problem) -> tuple[ImageShape, int]:
     """The pixels to paint, and how many numbers stand before them: the place, or none."""
-    if p.target.square is None:
-        return Planes.of(p), 0
-    c, h, w = p.target.square
-    return Planes(c, h, w, (h * w, w, 1)), 2
+    if p.square is None:
+        return ImageShape.of(p), 0
+    c, h, w = p.square
+    return ImageShape(c, h, w, (h * w, w, 1)), 2
 
 
-def _painted(p: Problem, planes: Planes) -> Tensor:
+def _painted(p: Problem, shape: ImageShape) -> Tensor:
     """Small squares of random colours one over the other, -1 and 1: [n, c, h, w]."""
-    c, h, w, _ = planes
+    c, h, w, _ = shape
     row, column = (torch.arange(k, device=p.x.device) for k in (h, w))
     image = p.noise("ground").signs((c, 1, 1), p.x.dtype).expand(-1, -1, h, w)
     most = max(math.ceil(math.sqrt(min(h, w))) - 1, 1)

@@ -10,11 +10,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.norms import scaled, wide
-from holdfast.targets.target import Access
 
 
 class Sparse(NamedTuple):
@@ -41,21 +38,14 @@ class SigmaZero(Attack):
 
     steps: int = option(1000, "gradient steps")
     eta: float = option(
-        1.0, "first step of Adam, a share of the box's width; the last is a tenth of it"
+        1.0, "first step of Adam, a share of the box's width; the last is a tenth of it", above=0
     )
     sigma: float = option(
-        0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)"
+        0.001, "the smooth count of a change d (in widths) is d^2 / (d^2 + sigma)", above=0
     )
-    tau: float = option(0.3, "first threshold, a share of the box's width")
-    pace: float = option(0.01, "how far the threshold moves, a share of Adam's step")
+    tau: float = option(0.3, "first threshold, a share of the box's width", at_least=0)
+    tau_step: float = option(0.01, "step of the threshold, a share of Adam's", at_least=0)
     loss: str = option("margin", "loss that is ascended where the goal is not met", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.sigma > 0:
-            raise SpecError(
-                f"sigmazero has sigma {self.sigma}, but the smooth count needs one above 0."
-            )
 
     def start(self, p: Problem) -> Sparse:
         zero = torch.zeros_like(p.x)
@@ -70,5 +60,5 @@ class SigmaZero(Attack):
         ascent = m / (1 - 0.9 ** (t + 1)) / ((v / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8)
         eta = self.eta * (0.1 + 0.9 * (1 + math.cos(math.pi * t / self.steps)) / 2)
         d = (s.d + eta * p.width * ascent).clamp(p.lo, p.hi)
-        tau = (s.tau + self.pace * eta * torch.where(p.met, 1, -1)).clamp(0, 1)
+        tau = (s.tau + self.tau_step * eta * torch.where(p.met, 1, -1)).clamp(0, 1)
         return Sparse(torch.where(d.abs() < wide(tau, d) * p.width, 0, d), m, v, tau)

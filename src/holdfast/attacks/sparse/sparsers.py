@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
-from holdfast.norms import wide
-from holdfast.targets.target import Access
+from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.random_search import Best, begin, keep_better
 
-# After which of 10,000 queries the share of the features that are swapped is divided by what.
-_MARKS = (
-    (0, 2),
-    (50, 4),
-    (200, 5),
-    (500, 6),
-    (1000, 8),
-    (2000, 10),
-    (4000, 12),
-    (6000, 15),
-    (8000, 20),
-)
-
-
-class Kept(NamedTuple):
-    d: Tensor  # the best point so far, [n, *shape]; its set is where it is not 0
-    value: Tensor  # its loss, [n]
+# after which of 10,000 queries the share of the features that are swapped is divided by what
+_DIVISORS = {0: 2, 50: 4, 200: 5, 500: 6, 1000: 8, 2000: 10, 4000: 12, 6000: 15, 8000: 20}
 
 
 @dataclass(frozen=True)
@@ -44,51 +26,38 @@ class SparseRS(Attack):
 
     Cost: one forward a step and row, and one for the start.
     Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a
-    feature that stands at an end of the box goes to the other; features that a mask forbids are
-    never chosen; a targeted goal ascends its margin too, not its cross-entropy. The paper's alpha
-    is 0.3, for a targeted goal 0.1.
+    feature that stands at an end of the box goes to the other; a targeted goal ascends its margin
+    too, not its cross-entropy. The paper's alpha is 0.3, for a targeted goal 0.1.
     """
 
     needs = Access.SCORES
     norms: ClassVar = frozenset({"l0"})
 
     steps: int = option(10000, "proposals")
-    alpha: float = option(0.3, "share of the set that the first proposal swaps")
+    alpha: float = option(
+        0.3, "share of the set that the first proposal swaps", at_least=0, at_most=1
+    )
     schedule: int = option(
-        10000, "queries over which that share falls to alpha / 20, whatever the steps"
+        10000, "queries over which that share falls to alpha / 20, whatever the steps", at_least=1
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise SpecError(
-                f"sparsers has alpha {self.alpha}; it is a share of the set, from 0 to 1."
-            )
-        if self.schedule < 1:
-            raise SpecError(
-                f"sparsers has schedule {self.schedule}; it is a number of queries, at least 1."
-            )
-
-    def start(self, p: Problem) -> Kept:
+    def start(self, p: Problem) -> Best:
         chosen = _first(_order(p, "start"), (p.hi > p.lo).flatten(1), _most(p))
-        d = torch.where(chosen.view_as(p.x), _ends(p), 0)
-        return Kept(d, p.value(d, "margin"))
+        return begin(p, torch.where(chosen.view_as(p.x), _ends(p), 0))
 
-    def step(self, p: Problem, s: Kept, t: int) -> Kept:
+    def step(self, p: Problem, s: Best, t: int) -> Best:
         held, free, most = (s.d != 0).flatten(1), (p.hi > p.lo).flatten(1), _most(p)
         count = (self.share(t) * most).long().clamp_min(1).minimum(most)
         out = _first(_order(p, "out"), held, count)
         # from the set only where no others are left
         into = _first(_order(p, "into") + held, free, count)
         d = torch.where(into.view_as(s.d), _ends(p), torch.where(out.view_as(s.d), 0, s.d))
-        value = p.value(d, "margin")
-        up = value > s.value
-        return Kept(torch.where(wide(up, d), d, s.d), torch.where(up, value, s.value))
+        return keep_better(p, s, d)
 
     def share(self, t: int) -> float:
         """The share of the set that step t swaps."""
         at = int(t / self.schedule * 10000)
-        return self.alpha / max([by for mark, by in _MARKS if at > mark], default=1)
+        return self.alpha / max([by for mark, by in _DIVISORS.items() if at > mark], default=1)
 
 
 def _order(p: Problem, name: str) -> Tensor:

@@ -9,11 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Attack, option
-from holdfast.attacks.problem import Problem
-from holdfast.errors import SpecError
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.shared.few_features import spent
 from holdfast.norms import wide
-from holdfast.targets.target import Access
 
 
 @dataclass(frozen=True)
@@ -33,13 +31,10 @@ class VFGA(Attack):
     bounded: ClassVar = False
 
     steps: int = option(100, "features changed, beginnings anew included")
-    draws: int = option(10, "moves tried of the feature to raise, and as many of that to lower")
+    draws: int = option(
+        10, "moves tried of the feature to raise, and as many of that to lower", at_least=1
+    )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.draws < 1:
-            raise SpecError(f"vfga has draws {self.draws}, but a vote needs at least 1.")
 
     def start(self, p: Problem) -> Tensor:
         return torch.zeros_like(p.x)
@@ -61,5 +56,4 @@ class VFGA(Attack):
             up = found > value
             best = tried[torch.arange(len(s), device=s.device), first]
             d, value = torch.where(wide(up, d), best, d), torch.where(up, found, value)
-        over = p.norm.size(d) + 1 > (p.best()[1] - 1).minimum(p.eps.flatten())
-        return torch.where(wide(over, d), 0, d)
+        return torch.where(wide(spent(p, d), d), 0, d)

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import images, mean_gradient
 
 
 @dataclass(frozen=True)
-class Admix(Attack):
+class Admix(MomentumAttack):
     """Admix (Wang et al. 2021, arXiv:2102.00436, algorithm 1).
 
     A copy is the input with a `share` of an image of another class over the lower bound added to
@@ -25,24 +25,12 @@ class Admix(Attack):
     itself is one more copy, so that it is judged; copies are cut at the bounds.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
     mixes: ClassVar = True
 
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    samples: int = option(3, "images that are mixed in, one at a time")
-    share: float = option(0.2, "of such an image")
-    copies: int = option(5, "of each mixture, the first of full brightness")
+    samples: int = option(3, "images that are mixed in, one at a time", at_least=1)
+    share: float = option(0.2, "of such an image", at_least=0)
+    copies: int = option(5, "of each mixture, the first of full brightness", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, samples=1, share=0, copies=1)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         black, others = p.target.bounds.low, p.others(self.samples)
@@ -51,6 +39,5 @@ class Admix(Attack):
             other = images(p, others[:, i // self.copies])
             return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
 
-        return follow(
-            p, s, mean_gradient(p, s.d, self.loss, self.samples * self.copies, change), self
-        )
+        g = mean_gradient(p, s.d, self.loss, self.samples * self.copies, change)
+        return self.follow(p, s, g)

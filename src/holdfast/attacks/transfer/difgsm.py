@@ -4,20 +4,19 @@ elsewhere."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import mean_gradient, warped
 from holdfast.norms import wide
 from holdfast.rng import Keys
 
 
 @dataclass(frozen=True)
-class DIFGSM(Attack):
+class DIFGSM(MomentumAttack):
     """Diverse inputs (Xie et al. 2019, arXiv:1803.06978), with momentum.
 
     A copy is shrunk by up to `room` and lies anywhere in a black frame of the image's own size.
@@ -26,28 +25,15 @@ class DIFGSM(Attack):
     of them.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    copies: int = option(1, "smaller copies, beside the input itself")
-    room: float = option(0.1, "share of its side by which a copy may be smaller")
+    copies: int = option(1, "smaller copies, beside the input itself", at_least=0)
+    room: float = option(0.1, "share of its side by which a copy may be smaller", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, copies=0, room=0)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         def change(image: Tensor, i: int) -> Tensor:
             return smaller(image, p.noise(f"copy {i}"), self.room, p.target.bounds.low)
 
-        return follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change), self)
+        return self.follow(p, s, mean_gradient(p, s.d, self.loss, self.copies, change))
 
 
 def smaller(image: Tensor, keys: Keys, room: float, black: float) -> Tensor:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 
 
 @dataclass(frozen=True)
-class MIFGSM(Attack):
+class MIFGSM(MomentumAttack):
     """Momentum iterative fast gradient sign method (Dong et al. 2018, arXiv:1710.06081).
 
     `nifgsm` asks for the gradient one step ahead (Lin et al. 2020, arXiv:1908.06281).
@@ -19,28 +19,16 @@ class MIFGSM(Attack):
     Differs from the paper: the look ahead is a step in the norm's own direction, and stays legal.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
     also: ClassVar = {"nifgsm": {"ahead": 1.0}}
 
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
-    ahead: float = option(0.0, "how far along the past gradients the next is asked for, in steps")
+    ahead: float = option(
+        0.0, "how far along the past gradients the next is asked for, in steps", at_least=0
+    )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, ahead=0)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
-
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
-        d = (
-            p.project(s.d + p.stride(s.v, self.ahead * self.decay * self.step_size))
-            if self.ahead
-            else s.d
-        )
+        d = s.d
+        if self.ahead:
+            d = p.project(d + p.stride(s.v, self.ahead * self.decay * self.step_size))
         _, g = p.gradient(d, self.loss)
-        return follow(p, s, g, self)
+        return self.follow(p, s, g)

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, begin, check, follow
+from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import images, joined
 
 
 @dataclass(frozen=True)
-class TIFGSM(Attack):
+class TIFGSM(MomentumAttack):
     """Translation invariant method (Dong et al. 2019, arXiv:1904.02884), with momentum.
 
     Cost: one forward and one backward a step and row, and one forward for the last point.
@@ -26,29 +25,16 @@ class TIFGSM(Attack):
     asked for.
     """
 
-    needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-
-    steps: int = option(10, "gradient steps")
-    step_size: float = option(0.1, "fraction of eps")
-    decay: float = option(1.0, "share of the past gradients kept")
     width: float = option(
-        0.05, "of the Gaussian out to three deviations, as a share of the image's side"
+        0.05, "of the Gaussian out to three deviations, as a share of the image's side", at_least=0
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, width=0)
-
-    def start(self, p: Problem) -> Moving:
-        return begin(p)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         _, g = p.gradient(s.d, self.loss)
         image = images(p, g)
         smooth = blurred(blurred(image, self.width).transpose(2, 3), self.width).transpose(2, 3)
-        return follow(p, s, joined(p, smooth), self)
+        return self.follow(p, s, joined(p, smooth))
 
 
 def blurred(image: Tensor, width: float) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
+from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
-from holdfast.targets.spatial import planes, unplaned
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, unplaned
 from holdfast.threats.threat import Threat
 
 
@@ -101,20 +101,20 @@ def advgan(
     if isinstance(threat.eps, Tensor) or not math.isfinite(threat.eps) or threat.mask is not None:
         raise SpecError(f"advgan needs one finite eps and no mask, but the threat is {threat}.")
     with sealed(seed):
-        crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
-        net = perturber(target, crowd.x, width)
-        judge = _judge(_inward(crowd.x[:1], target).shape[1:], width).to(crowd.x)
+        inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
+        net = perturber(target, inputs.x, width)
+        judge = _judge(_inward(inputs.x[:1], target).shape[1:], width).to(inputs.x)
         adam = torch.optim.Adam(net.parameters(), rate)
         other = torch.optim.Adam(judge.parameters(), rate)
         for t in range(steps):
             for group in adam.param_groups:
                 group["lr"] = rate * (1 - t / steps)
-            keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=crowd.x.device)).fold(
+            keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=inputs.x.device)).fold(
                 "advgan", t
             )
-            at = crowd.drawn(keys, rows)
+            at = inputs.drawn(keys, rows)
             with torch.enable_grad():
-                near, paid = priced(net, crowd.problem(at), threat)
+                near, paid = priced(net, inputs.problem(at), threat)
                 if realism:
                     paid = paid + realism * (judge(_inward(near, target)) - 1).square().mean()
                 adam.zero_grad()
@@ -122,7 +122,7 @@ def advgan(
                 adam.step()
                 if realism:
                     real, made = judge(
-                        _inward(torch.cat([crowd.x[at], near.detach()]), target)
+                        _inward(torch.cat([inputs.x[at], near.detach()]), target)
                     ).chunk(2)
                     other.zero_grad()
                     ((real - 1).square() + made.square()).mean().backward()
@@ -130,7 +130,7 @@ def advgan(
         none = torch.zeros(0, dtype=torch.bool)
         found = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
         return replace(
-            found, fooled=crowd.fooled(found(crowd.x)), held_out=others.fooled(found(others.x))
+            found, fooled=inputs.fooled(found(inputs.x)), held_out=others.fooled(found(others.x))
         )
 
 
@@ -163,7 +163,7 @@ def _inward(x: Tensor, target: Target) -> Tensor:
 
 
 def _slices(target: Target, x: Tensor) -> list[slice]:
-    return [slice(at, at + target.batch_size) for at in range(0, len(x), target.batch_size)]
+    return [slice(at, at + target.batcher.size) for at in range(0, len(x), target.batcher.size)]
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:
@@ -215,6 +215,7 @@ def _judge(shape: Sequence[int], width: int) -> nn.Module:
             nn.Flatten(0),
         )
     return nn.Sequential(
-        nn.Conv2d(shape[0], width, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 3, 2, 1),
-        nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, 1), nn.Flatten(0),
+        nn.Conv2d(shape[0], width, 3, 2, 1), nn.LeakyReLU(0.2),
+        nn.Conv2d(width, 2 * width, 3, 2, 1), nn.LeakyReLU(0.2),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, 1), nn.Flatten(0),
     )  # fmt: skip

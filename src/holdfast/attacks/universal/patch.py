@@ -12,30 +12,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
-from holdfast.errors import SpecError
+from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
 from holdfast.rng import Keys
+from holdfast.spec import check as check_fields
 from holdfast.spec import option
-from holdfast.targets.spatial import planes, sample, unplaned
 from holdfast.targets.target import Target, sealed
+from holdfast.threats.images import planes, sample, unplaned
 from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 ANY = Untargeted()
 
 
 @dataclass(frozen=True)
-class Manner:
+class Placement:
     """How a square patch may lie: anywhere within an image, turned and scaled at random."""
 
-    share: float = option(0.1, "of an image's pixels that it covers at full scale")
-    degrees: float = option(20.0, "the largest turn, either way")
-    least: float = option(0.7, "the smallest scale of its side; the largest is 1")
+    share: float = option(
+        0.1, "of an image's pixels that it covers at full scale", above=0, below=1
+    )
+    degrees: float = option(20.0, "the largest turn, either way", at_least=0)
+    least: float = option(
+        0.7, "the smallest scale of its side; the largest is 1", above=0, at_most=1
+    )
 
     def __post_init__(self) -> None:
-        if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.degrees < math.inf):
-            raise SpecError(
-                f"{self} is no manner: share and least are within 0 and 1, degrees at least 0."
-            )
+        check_fields(self)
 
     def paste(self, pixels: Tensor, image: Tensor, keys: Keys) -> Tensor:
         """Images [n, c, h, w] with the patch [c, side, side] in them, each at its own place."""
@@ -62,7 +63,7 @@ class Patch:
     """One patch, and which images it fools, each at one random place."""
 
     pixels: Tensor  # [c, side, side]
-    manner: Manner
+    placement: Placement
     fooled: Tensor  # [n] bool, of the images that it was made for
     held_out: Tensor  # [m] bool, of others
 
@@ -77,7 +78,7 @@ def patch(
     x: Tensor,
     held_out: Tensor,
     *,
-    manner: Manner = Manner(),
+    placement: Placement = Placement(),
     goal: Untargeted | Targeted = ANY,
     steps: int = 200,
     rows: int = 64,
@@ -94,14 +95,15 @@ def patch(
     gradient.
 
     ```python
-    made = patch(holdfast.wrap(model), x[:500], x[500:], manner=Manner(share=0.05), goal=Targeted(3))
+    small = Placement(share=0.05)
+    made = patch(holdfast.wrap(model), x[:500], x[500:], placement=small, goal=Targeted(3))
     made.rate  # of x[500:]
     ```
 
     Args:
         x: images [n, *shape] to make it for.
         held_out: images [m, *shape] to judge it on.
-        manner: its size, and how it may lie.
+        placement: its size, and how it may lie.
         goal: any other class, or one.
         steps: gradient steps: one forward and one backward on each of `rows` images.
         rows: images of a step, drawn anew each time, as their places are.
@@ -117,35 +119,39 @@ def patch(
     width = target.bounds.high - target.bounds.low
     threat = Threat.linf(width, goal=goal)
     with sealed(seed):
-        crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
-        c, h, w = planes(crowd.x, target.layout).shape[1:]
-        side = max(2, round(math.sqrt(manner.share * h * w)))
-        pixels = crowd.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
+        inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
+        c, h, w = planes(inputs.x, target.layout).shape[1:]
+        side = max(2, round(math.sqrt(placement.share * h * w)))
+        pixels = inputs.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
         for t in range(steps):
-            keys = Keys.of(seed, crowd.x.new_zeros(1).long()).fold("patch", t)
-            at = crowd.drawn(keys, rows)
+            keys = Keys.of(seed, inputs.x.new_zeros(1).long()).fold("patch", t)
+            at = inputs.drawn(keys, rows)
             with torch.enable_grad():
                 leaf = pixels.clone().requires_grad_()
                 pasted = pasted_on(
-                    target, crowd.x[at], leaf, manner, Keys.of(seed, at).fold("place", t)
+                    target, inputs.x[at], leaf, placement, Keys.of(seed, at).fold("place", t)
                 )
-                pulled = (pasted * slope(crowd.problem(at), pasted.detach())).sum()
+                pulled = (pasted * slope(inputs.problem(at), pasted.detach())).sum()
                 g = torch.autograd.grad(pulled, leaf)[0]
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)
-        return Patch(pixels, manner, *(fooled(c, pixels, manner, seed) for c in (crowd, others)))
+        return Patch(
+            pixels, placement, *(fooled(c, pixels, placement, seed) for c in (inputs, others))
+        )
 
 
-def fooled(crowd: Crowd, pixels: Tensor, manner: Manner, seed: int = 0) -> Tensor:
+def fooled(inputs: InputSet, pixels: Tensor, placement: Placement, seed: int = 0) -> Tensor:
     """Which images a patch fools, each at one random place: [n] bool."""
-    keys = Keys.of(seed, torch.arange(len(crowd.x), device=crowd.x.device)).fold("judged")
-    return crowd.fooled(pasted_on(crowd.target, crowd.x, pixels, manner, keys))
+    keys = Keys.of(seed, torch.arange(len(inputs.x), device=inputs.x.device)).fold("judged")
+    return inputs.fooled(pasted_on(inputs.target, inputs.x, pixels, placement, keys))
 
 
-def pasted_on(target: Target, x: Tensor, pixels: Tensor, manner: Manner, keys: Keys) -> Tensor:
+def pasted_on(
+    target: Target, x: Tensor, pixels: Tensor, placement: Placement, keys: Keys
+) -> Tensor:
     """Inputs [n, *shape] with the patch on them, each where its key says."""
     return unplaned(
-        manner.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout
+        placement.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout
     )
 
 

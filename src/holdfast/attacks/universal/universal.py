@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.shared.common_perturbation import Crowd, check, slope
+from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
@@ -78,16 +78,16 @@ def universal(
             f"{threat}."
         )
     with sealed(seed):
-        crowd, others = Crowd(target, x, threat), Crowd(target, held_out, threat)
-        d = torch.zeros_like(crowd.x[:1])
+        inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
+        d = torch.zeros_like(inputs.x[:1])
         hi = torch.full_like(d, target.bounds.high - target.bounds.low)
         eps = wide(d.new_tensor([threat.eps]), d)
         for t in range(steps):
-            at = crowd.drawn(_keys(seed, t, d), rows)
-            g = slope(crowd.problem(at), _added(target, crowd.x[at], d)).sum(0, keepdim=True)
+            at = inputs.drawn(_keys(seed, t, d), rows)
+            g = slope(inputs.problem(at), _added(target, inputs.x[at], d)).sum(0, keepdim=True)
             step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
             d = threat.norm.project(d + step, eps, -hi, hi)
-        return Universal(d[0], *(c.fooled(_added(target, c.x, d)) for c in (crowd, others)))
+        return Universal(d[0], *(c.fooled(_added(target, c.x, d)) for c in (inputs, others)))
 
 
 def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:

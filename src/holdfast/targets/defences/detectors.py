@@ -80,7 +80,7 @@ class Detector(Purifier):
             return self.distance((images - low) / width, lambda u: target.bare(low + width * u))
 
         with sealed(0):
-            found = torch.cat(list(target.batched(far, len(x)))).sort().values
+            found = torch.cat(list(target.batcher.parts(far, len(x)))).sort().values
         limit = float(found[len(found) - 1 - int(rate * len(found))])
         if not 0 < limit < math.inf:
             raise InputError(

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.targets.spatial import sample
 from holdfast.targets.target import drawing_of
+from holdfast.threats.images import sample
 
 STRAIGHT = (
     "Its own gradient is zero or broken: it was passed straight through (BPDA, arXiv:1802.00420)."

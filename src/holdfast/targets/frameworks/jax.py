@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.targets.frameworks.bridge import Foreign, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Pullback
 
 
-class JaxModel(Foreign):
+class JaxModel(Adapter):
     """A function from a jax array [n, *shape] to scores.
 
     Compiled for numbers of rows that are powers of two, the last rows repeated to fill them: a

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.bridge import (
-    Foreign,
+from holdfast.targets.adapter import (
+    Adapter,
     autograd_vjp,
     chosen,
     digest_of,
@@ -26,7 +26,7 @@ from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.target import Pullback
 
 
-class KerasOnTorch(Foreign):
+class KerasOnTorch(Adapter):
     """A Keras model whose backend is torch: a torch function as it stands."""
 
     layout = "nhwc"
@@ -151,7 +151,7 @@ def load_weights(model: Any, path: Path) -> Any:
     return model
 
 
-def adapt(model: Any, *, output: str | int | None = None) -> Foreign:
+def adapt(model: Any, *, output: str | int | None = None) -> Adapter:
     """A live Keras model as a function of torch tensors, in inference mode, by its own backend."""
     keras = need("keras", "keras", "a Keras model")
     whole = [i for i in getattr(model, "inputs", None) or () if "int" in str(i.dtype)]
@@ -200,7 +200,7 @@ def _renamed(said: Any, names: dict[str, str]) -> Any:
     return names.get(said, said) if isinstance(said, str) else said
 
 
-def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) -> Foreign:
+def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) -> Adapter:
     backend = keras.config.backend()
     if backend == "torch":
         return KerasOnTorch(model, output, digest)

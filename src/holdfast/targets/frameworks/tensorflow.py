@@ -14,11 +14,11 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.quiet import native_output
-from holdfast.targets.frameworks.bridge import Foreign, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor, versions_of
 from holdfast.targets.target import Access, Pullback
 
 
-class TensorFlowModel(Foreign):
+class TensorFlowModel(Adapter):
     """A function from one tf.Tensor [n, *shape] to scores.
 
     A gradient step is one compiled call: the graph asks back for the cotangent in its middle, so
@@ -222,7 +222,7 @@ def _inlined(graph: Any) -> Any:
         return None
 
 
-class TFLiteModel(Foreign):
+class TFLiteModel(Adapter):
     """A TFLite file: scores alone, one batch size; quantised inputs and outputs are converted by
     their own scales."""
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from holdfast.decisions import SILENT
 from holdfast.errors import AccessError, InputError
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.cache import Answers
 from holdfast.targets.http.endpoint import Endpoint, read
 from holdfast.targets.http.messages import BadAnswer, decode, encode
 from holdfast.targets.http.wire import Reply, Wire
-from holdfast.targets.target import Access, Bounds, Target
+from holdfast.targets.target import Access, Bounds, Identity, Target
 from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
@@ -76,8 +77,8 @@ class HttpTarget(Target):
             settings.gives == "probabilities",
             True,
         )
-        self.class_labels = settings.names or None
-        self.batch_size = max(256, settings.batch * settings.concurrency)
+        self.identity = Identity(class_labels=settings.names or None)
+        self.batcher = Batcher(max(256, settings.batch * settings.concurrency))
         self.bind(settings.shape)
         self.store = Answers(
             settings.cache_file and folder / settings.cache_file, settings.identity()
@@ -91,7 +92,7 @@ class HttpTarget(Target):
         """Inputs sent so far, retries counted."""
         return self.store.sent
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         if self.access < Access.SCORES:
             raise AccessError(f"the endpoint {self.settings.url} gives labels alone.")
         z = torch.from_numpy(self._answers(x))
@@ -103,7 +104,7 @@ class HttpTarget(Target):
             z = torch.stack([torch.where(z[:, 0] == 0, 1 - z[:, 1], z[:, 0]), z[:, 1]], 1)
         return z.clamp_min(torch.finfo(z.dtype).tiny).log()
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access < Access.SCORES:
             return torch.from_numpy(self._answers(x))[:, 0].nan_to_num(SILENT).long()
         z = self.scores(x)
@@ -120,10 +121,10 @@ class HttpTarget(Target):
 
     # ------------------------------------------------------------------ inside
 
-    def _answers(self, x: Tensor) -> np.ndarray:
+    def _answers(self, x: Rows) -> np.ndarray:
         """Answers to inputs x, from the store where it has them: [n, width] float32, NaN where
         there is none."""
-        inputs = x.detach().cpu().float().contiguous().numpy()
+        inputs = Batch.of(x).x.detach().cpu().float().contiguous().numpy()
         return self.store.to(
             inputs,
             self.settings.width,

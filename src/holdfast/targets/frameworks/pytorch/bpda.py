@@ -4,6 +4,7 @@ takes."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError
-from holdfast.targets.frameworks.bridge import Foreign
+from holdfast.targets.adapter import Adapter
+from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
@@ -81,7 +83,7 @@ class Straightened(Around):
     def __init__(self, inner: Target) -> None:
         if (
             not isinstance(inner, TorchTarget)
-            or isinstance(inner.model, Foreign)
+            or isinstance(inner.model, Adapter)
             or inner.access < Access.GRADIENTS
         ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
@@ -90,13 +92,14 @@ class Straightened(Around):
 
     def _follow(self) -> None:
         super()._follow()
-        self.approximate, self.lent = True, True
+        self.gradients = replace(self.gradients, approximate=True, lent=True)
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = batch.x.detach().clone().requires_grad_()
             with _Straight():
-                z = self.torch.outputs(leaf)
+                z = self.torch.outputs(batch.with_x(leaf))
 
         def pullback(cotangent: Tensor) -> Tensor:
             if not z.requires_grad:
@@ -124,17 +127,18 @@ def straightened(target: Target) -> Target | None:
         return None
 
 
-def hard_steps(target: Target, x: Tensor) -> list[str]:
+def hard_steps(target: Target, x: Rows) -> list[str]:
     """The functions without a useful gradient that a torch model puts its inputs x [n, *shape]
     through, in order."""
     while isinstance(target, Around):
         target = target.inner
-    if not isinstance(target, TorchTarget) or isinstance(target.model, Foreign):
+    if not isinstance(target, TorchTarget) or isinstance(target.model, Adapter):
         return []
+    batch = Batch.of(x)
     with sealed(0), torch.enable_grad():
         seen = _Seen()
         with seen:
-            target.outputs(x.detach().clone().requires_grad_())
+            target.outputs(batch.with_x(batch.x.detach().clone().requires_grad_()))
     return list(dict.fromkeys(seen.names))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
+from holdfast.targets.adapter import Adapter, chosen
+from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
-from holdfast.targets.frameworks.bridge import Foreign, chosen
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
@@ -31,7 +32,17 @@ from holdfast.targets.frameworks.pytorch.module import (
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import by_trial
-from holdfast.targets.target import Access, Bounds, Pullback, Target, asking, sealed
+from holdfast.targets.target import (
+    Access,
+    Bounds,
+    Cost,
+    GradientInfo,
+    Identity,
+    Pullback,
+    Target,
+    asking,
+    sealed,
+)
 from holdfast.tasks import Classes, Graded, odds
 from holdfast.tasks import parse as parse_task
 
@@ -60,7 +71,7 @@ class TorchTarget(Target):
 
     Args:
         model: gives [n, k] logits, or [n] / [n, 1] for a single logit (class 1 when positive). A
-            `Foreign` one runs in its own framework.
+            `Adapter` one runs in its own framework.
         bounds: the box of raw inputs: two numbers, or two arrays [*shape].
         shape: of one raw input, without the batch axis; default: learnt from the first inputs.
         preprocess: applied to raw inputs in order, inside the target.
@@ -78,8 +89,8 @@ class TorchTarget(Target):
         classes: how many there are, for a model that gives labels.
         task: what the head means: `classes`, or `multilabel` or `regression(tolerance=0.1)`, whose
             outputs [n, k] are taken as they are; their truths are [n, k] too.
-        free: shape of the last features of flat inputs, where they alone may change; bounds are
-            then of these.
+        further: shapes by name of further inputs, which come in the context of a batch. The model
+            then takes flat rows: these in their order, and last the input that may change.
         attacked: which of a model's several inputs that is.
         precision: of gradients: `float32`, or `bfloat16`, which pays on accelerators and costs on
             most CPUs.
@@ -107,7 +118,7 @@ class TorchTarget(Target):
         output: str | int | None = None,
         classes: int | None = None,
         task: str | Graded | None = None,
-        free: tuple[int, ...] | None = None,
+        further: Mapping[str, tuple[int, ...]] | None = None,
         attacked: int | None = None,
         precision: str = "float32",
         compile: bool = False,
@@ -120,27 +131,24 @@ class TorchTarget(Target):
         # the activation at the model's end, or that there is none: see `activation`
         self.ending: str | None = None
         self._scripted: activation.Bare | None = None
-        self.batch_size = batch_size
         self.output, self.classes = output, classes
-        self.free, self.attacked = free, attacked
+        self.context, self.attacked = dict(further or {}), attacked
         self.graded = parse_task(task) if isinstance(task, str) else task
         # of one input's outputs, where the task is not one of classes
         self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
         self._asked = layout
-        self.was_training = isinstance(model, nn.Module) and any(
-            m.training for m in model.modules()
-        )
+        training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+        self.identity = Identity(was_training=training)
         self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
         first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        self.device = torch.device(device) if device is not None else _device_of(first)
-        self.dtype = (
-            torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
-        )
+        where = torch.device(device) if device is not None else _device_of(first)
+        double = first is not None and first.dtype == torch.float64
+        self.batcher = Batcher(batch_size, where, torch.float64 if double else torch.float32)
         self.half, self.recurrent = half_of(self.model), recurrent(self.model)
         if self.half is not None:
             name = str(self.half).removeprefix("torch.")
-            self.remarks += (("half_precision", HALF_PRECISION.format(name)),)
+            self.identity.remarks += (("half_precision", HALF_PRECISION.format(name)),)
         self.channels_last = False
         self.precision, self.compile = precision, compile
         if shape is not None:
@@ -150,39 +158,39 @@ class TorchTarget(Target):
         if self.shape is not None:
             return super().bind(shape)
         super().bind(shape)
-        self.beside = 0 if self.free is None else math.prod(shape) - math.prod(self.free)
         self._settle(shape)
         self._try_channels_last()
         self._make_twin()
         self.bound = True
 
-    def labels(self, x: Tensor) -> Tensor:
+    def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return super().labels(x)
         with torch.inference_mode(False), torch.no_grad():
             return self._ask(self.model, self._before(x)).reshape(len(x)).long()
 
-    def scores(self, x: Tensor) -> Tensor:
+    def scores(self, x: Rows) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            return self._forward(x.clone() if x.is_inference() else x)
+            batch = Batch.of(x)
+            return self._forward(batch.with_x(_own(batch.x)))
 
-    def answers(self, x: Tensor) -> Tensor:
+    def answers(self, x: Rows) -> Tensor:
         def ask(rows: slice) -> Tensor:
             z = chosen(
                 self._ask(self.model, self._before(x[rows])),
-                None if isinstance(self.model, Foreign) else self.output,
+                None if isinstance(self.model, Adapter) else self.output,
             )
             return z.reshape(rows.stop - rows.start, -1)
 
         with torch.inference_mode(False), torch.no_grad():
-            return torch.cat(list(self.batched(ask, len(x))))
+            return torch.cat(list(self.batcher.parts(ask, len(x))))
 
-    def linearize(self, x: Tensor) -> tuple[Tensor, Pullback]:
+    def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
         return z.detach(), lambda cotangent: _back(leaf, z, cotangent, again=True)
 
-    def pull(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.model, Foreign) or self.detectors:
+    def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.model, Adapter) or self.detectors:
             leaf, z = self._traced(x)
             return z.detach(), _back(leaf, z, cotangent(z.detach()), again=False)
         kept: list[Tensor] = []
@@ -194,9 +202,10 @@ class TorchTarget(Target):
                 kept.append(z.detach())
                 return torch.autograd.grad((z * cotangent(z.detach())).sum(), leaf)[0]
 
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            inner = self._before(leaf)
+            leaf = _own(batch.x).detach().requires_grad_()
+            inner = self._before(batch.with_x(leaf))
             with self._guarded(inner):
                 _, g = self.model.pull(inner.detach().contiguous(), through_head)
             g = torch.autograd.grad((inner * g.to(inner.dtype)).sum(), leaf)[0]
@@ -213,10 +222,10 @@ class TorchTarget(Target):
         own.model = own.twin = model
         own._scripted = None
         own.half, own.recurrent = half_of(model), recurrent(model)
-        own.approximate, own.precision = False, precision
+        own.gradients, own.precision = GradientInfo(), precision
         return own
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Rows) -> Tensor:
         """Scores [n, k] that gradients flow through, to inputs and parameters alike."""
         with self._mixed():
             return self._forward(x)
@@ -228,7 +237,7 @@ class TorchTarget(Target):
         if isinstance(self.model, nn.Module):
             for part in content_of(self.model):
                 digest.update(part)
-        elif isinstance(self.model, Foreign):
+        elif isinstance(self.model, Adapter):
             digest.update(self.model.digest())
         else:
             digest.update(
@@ -236,14 +245,10 @@ class TorchTarget(Target):
             )
         return digest.hexdigest()
 
-    @property
-    def versions(self) -> dict[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.model.versions if isinstance(self.model, Foreign) else {}
-
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
-            | ({} if self.free is None else {"free": list(self.free), "attacked": self.attacked})
+            | ({"attacked": self.attacked} if self.context else {})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
@@ -252,12 +257,13 @@ class TorchTarget(Target):
             }
         )
 
-    def _traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _traced(self, x: Rows) -> tuple[Tensor, Tensor]:
         """Inputs that can be asked for a gradient, and the twin's scores of them."""
+        batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            leaf = _own(batch.x).detach().requires_grad_()
             with self._mixed():
-                return leaf, self._forward(leaf, self.twin)
+                return leaf, self._forward(batch.with_x(leaf), self.twin)
 
     def images(self, x: Tensor) -> Tensor:
         """Raw inputs, images with their channels first."""
@@ -276,7 +282,7 @@ class TorchTarget(Target):
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
 
-    def _forward(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
+    def _forward(self, x: Rows, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         z = self._head(self._ask(model or self.model, self._before(x)), len(x))
         if self.bound and z.shape[1] != self.task.k:
             raise InputError(
@@ -285,12 +291,27 @@ class TorchTarget(Target):
             )
         if not self.detectors:
             return z
-        far = excess(self.preprocess, self.images(x), self.bounds, lambda u: self.bare(u, model))
+        images = self.images(Batch.of(x).x)
+        far = excess(self.preprocess, images, self.bounds, lambda u: self.bare(u, model))
         return torch.cat([z, refusal(z, far)], 1)
 
-    def _before(self, x: Tensor) -> Tensor:
+    def _before(self, rows: Rows) -> Tensor:
         """Raw inputs as the model wants them, in memory that it may write to."""
+        batch = Batch.of(rows)
+        if self.context:
+            return self._flat(batch)
+        x = batch.x
         return _apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
+
+    def _flat(self, batch: Batch) -> Tensor:
+        """Rows of several inputs, the one that may change last: [n, features]."""
+        missing = [name for name in self.context if name not in batch.context]
+        if missing:
+            raise InputError(
+                f"the model takes several inputs, and {' and '.join(missing)} did not come with x: "
+                "give data as ((x, x2, ...), y)."
+            )
+        return Batch(batch.x, {name: batch.context[name] for name in self.context}).flat()
 
     def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for its inputs x [n, ...], which are its own to change."""
@@ -305,7 +326,9 @@ class TorchTarget(Target):
                 "the model answers on the device meta, where there are no numbers; load its "
                 "weights."
             )
-        self.rewrites |= x._version != version or (isinstance(model, Foreign) and model.rewrites)
+        self.identity.rewrites |= x._version != version or (
+            isinstance(model, Adapter) and model.rewrites
+        )
         return z
 
     def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
@@ -325,7 +348,7 @@ class TorchTarget(Target):
         elif self.wants == "nhwc" and x.ndim > 2:
             x = x.movedim(1, -1)
         if (
-            isinstance(self.model, Foreign)
+            isinstance(self.model, Adapter)
             and self.model.shape is not None
             and len(self.model.shape) == 1
         ):
@@ -349,7 +372,7 @@ class TorchTarget(Target):
     def _called(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for preprocessed x, perhaps with the logits before it: see
         `activation`."""
-        if not self.reads or isinstance(model, (Foreign, activation.Bare)):
+        if not self.reads or isinstance(model, (Adapter, activation.Bare)):
             return model(x)
         if self._scripted is not None:
             return self._scripted(x)
@@ -358,7 +381,7 @@ class TorchTarget(Target):
 
     def _logits(self, z: Tensor) -> tuple[Tensor, bool]:
         """A model's output, or the logits before its last activation; and whether it is these."""
-        if isinstance(self.model, Foreign) and self.model.ending is not None:
+        if isinstance(self.model, Adapter) and self.model.ending is not None:
             return (z, True) if self.reads else (activation.applied(self.model.ending, z), False)
         found = activation.before(z) if self.reads else None
         return (z, False) if found is None or found.logits is None else (found.logits, True)
@@ -366,7 +389,7 @@ class TorchTarget(Target):
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
         # a foreign one has chosen
-        z = chosen(z, None if isinstance(self.model, Foreign) else self.output)
+        z = chosen(z, None if isinstance(self.model, Adapter) else self.output)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -390,7 +413,7 @@ class TorchTarget(Target):
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
         self.model = self.twin = model
-        foreign = model if isinstance(model, Foreign) else None
+        foreign = model if isinstance(model, Adapter) else None
         self.access = Access.GRADIENTS if foreign is None else foreign.access
         quantised = is_quantised(model)
         self.access = Access.SCORES if quantised else self.access
@@ -398,14 +421,18 @@ class TorchTarget(Target):
         self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
         self.layout = self._asked or self.wants
         self.classes = self.classes or (None if foreign is None else foreign.classes)
-        self.remarks = () if foreign is None else foreign.remarks
-        self.class_labels = None if foreign is None else foreign.class_labels
-        self.remarks += (("no_gradients", QUANTISED),) if quantised else ()
-        self.remarks += tuple(step.remark for step in self.preprocess if isinstance(step, Defence))
+        remarks = () if foreign is None else foreign.remarks
+        remarks += (("no_gradients", QUANTISED),) if quantised else ()
+        self.identity = replace(
+            self.identity,
+            remarks=remarks + tuple(s.remark for s in self.preprocess if isinstance(s, Defence)),
+            class_labels=None if foreign is None else foreign.class_labels,
+            versions={} if foreign is None else foreign.versions,
+        )
         if foreign is not None and foreign.numbers is not None and self.graded is None:
             raise InputError(foreign.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
-        self.passes = 1 + sum(step.passes for step in self.detectors)
+        self.cost = Cost(1 + sum(step.passes for step in self.detectors))
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):
             raise InputError(
                 "a detector's refusal stands beside the scores of classes, and this model gives "
@@ -421,7 +448,7 @@ class TorchTarget(Target):
         """
         given, readings, reason = self.model, self._readings(shape), None
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
-        declared, access = given.shape if isinstance(given, Foreign) else None, self.access
+        declared, access = given.shape if isinstance(given, Adapter) else None, self.access
         for reading in readings:
             self.access = access  # an earlier reading may have lowered it
             try:
@@ -433,7 +460,7 @@ class TorchTarget(Target):
                     before = self._before(self._probe())
                     if declared is not None and tuple(before.shape[1:]) != tuple(declared):
                         continue
-                    if not isinstance(given, (nn.Module, Foreign)):
+                    if not isinstance(given, (nn.Module, Adapter)):
                         self._take(
                             by_trial(given, before, output=self.output, classes=self.classes)
                         )
@@ -461,12 +488,14 @@ class TorchTarget(Target):
         Networks of torch and Keras have a convention, so images that nobody described lie in it. A
         plain function is likeliest given what it takes.
         """
-        convention = self.model.layout if isinstance(self.model, Foreign) else "nchw"
+        convention = self.model.layout if isinstance(self.model, Adapter) else "nchw"
         asked = self._asked
+        if self.context:  # the model takes flat rows, whatever lies in them
+            return [(asked or convention, convention, "")]
         network = (
             isinstance(self.model, nn.Module) or getattr(self.model, "trainable", None) is not None
         )
-        declared = self.model.shape if isinstance(self.model, Foreign) else None
+        declared = self.model.shape if isinstance(self.model, Adapter) else None
         if declared is not None:
             convention = _layout_of(declared) or convention
         if len(shape) == 2:
@@ -495,7 +524,7 @@ class TorchTarget(Target):
         """Say of a reading that is not what was asked for, or not the likeliest, how the inputs
         were taken."""
         layout, wants, axis = taken
-        declared = isinstance(self.model, Foreign) and self.model.shape is not None
+        declared = isinstance(self.model, Adapter) and self.model.shape is not None
         # only one reading fits
         if taken == likeliest or (declared and not axis and not self._asked):
             return
@@ -511,7 +540,7 @@ class TorchTarget(Target):
                 f"Inputs of shape {shape} were taken as {layout} images, and given to the model as "
                 f"{wants}."
             )
-        self.remarks += (("layout", text),)
+        self.identity.remarks += (("layout", text),)
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -523,9 +552,9 @@ class TorchTarget(Target):
             x = applied([steps[i]], x, self.bounds).detach()
         self.preprocess = tuple(steps)
         own = [step for step in steps if isinstance(step, Own)]
-        self.remarks = tuple(r for r in self.remarks if r[0] != "preprocess") + tuple(
-            step.remark for step in own
-        )
+        self.identity.remarks = tuple(
+            r for r in self.identity.remarks if r[0] != "preprocess"
+        ) + tuple(step.remark for step in own)
         if not all(step.differentiable for step in own):
             self.access = min(self.access, Access.SCORES)
 
@@ -556,7 +585,7 @@ class TorchTarget(Target):
             return
         model, says, probe = self.model, None, self._probe()[:1]
         self.ending = self._scripted = None
-        if isinstance(model, Foreign):
+        if isinstance(model, Adapter):
             out = model(self._before(probe))
             self.ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
@@ -570,7 +599,7 @@ class TorchTarget(Target):
                 out = self._ask(model, self._before(probe))
             self.ending = activation.ending(chosen(out, self.output))
         self._head(out, 1)  # one row alone is a batch too
-        out = chosen(out, None if isinstance(model, Foreign) else self.output)
+        out = chosen(out, None if isinstance(model, Adapter) else self.output)
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
@@ -580,12 +609,16 @@ class TorchTarget(Target):
         if says is not None and labels and not self.said:
             self.probabilities, self.said = says, True
         if self.reads and self.ending != activation.LOG_SOFTMAX:
-            self.remarks += (("probabilities", _READ.format(self.ending)),)
+            self.identity.remarks += (("probabilities", _READ.format(self.ending)),)
 
-    def _probe(self) -> Tensor:
+    def _probe(self) -> Batch:
         assert self.shape is not None
         middle = (self.bounds.low + self.bounds.high) / 2
-        return torch.full((2, *self.shape), middle, dtype=self.dtype, device=self.device)
+
+        def full(shape: tuple[int, ...]) -> Tensor:
+            return torch.full((2, *shape), middle, dtype=self.dtype, device=self.device)
+
+        return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
 
     def _try_channels_last(self) -> None:
         parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
@@ -630,12 +663,13 @@ class TorchTarget(Target):
                 self.twin = _folded(self.model)
         if self.compile:
             self.twin = self._compiled(self.twin)
-        self.approximate = self.twin is not self.model or self.precision != "float32"
-        if isinstance(self.model, Foreign):
-            self.approximate = self.model.approximate
+        if isinstance(self.model, Adapter):
+            self.gradients = GradientInfo(approximate=self.model.approximate)
             return
-        if not self.approximate:
+        if self.twin is self.model and self.precision == "float32":
+            self.gradients = GradientInfo()
             return
+        self.gradients = GradientInfo(approximate=True)
         self.recurrent = recurrent(self.model, self.twin)
         loose = 0.1 if self.precision == "bfloat16" or self.half is not None else 1e-3
         try:
@@ -647,7 +681,12 @@ class TorchTarget(Target):
         except Exception:  # noqa: BLE001  # a model that casts its inputs itself fails in another precision
             same = False
         if not same:
-            self.twin, self.precision, self.approximate = self.model, "float32", False
+            self.twin, self.precision, self.gradients = self.model, "float32", GradientInfo()
+
+
+def _own(x: Tensor) -> Tensor:
+    """Inputs that a graph may hold, though they were made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def _apart_from(x: Tensor, inner: Tensor) -> Tensor:

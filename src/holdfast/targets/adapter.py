@@ -21,7 +21,7 @@ from holdfast.targets.target import Access, Pullback
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
-class Foreign(ABC):
+class Adapter(ABC):
     """A model that runs outside torch: takes float32 [n, *shape] on the CPU, and gives its own
     output as a tensor.
 
@@ -83,7 +83,7 @@ class _Cross(torch.autograd.Function):
     """The step from torch into another framework, and back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, model: Foreign) -> Tensor:
+    def forward(ctx: Any, x: Tensor, model: Adapter) -> Tensor:
         z, ctx.pullback = model.vjp(x.detach())
         return z
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import holdfast
-from holdfast.attacks.shared.common_perturbation import Crowd
-from holdfast.attacks.universal.patch import Manner, fooled, patch
+from holdfast.attacks.shared.common_perturbation import InputSet
+from holdfast.attacks.universal.patch import Placement, fooled, patch
 from holdfast.attacks.universal.universal import universal
 from holdfast.data import open_data
 from holdfast.errors import SpecError
@@ -43,12 +43,12 @@ def test_it_stays_in_the_ball_and_beats_noise(norm: str, eps: float) -> None:
     threat = getattr(Threat, norm)(eps)
     made = universal(target, x, held_out, threat, steps=40)
     assert float(threat.norm.size(made.d[None])) <= eps * (1 + 1e-6)
-    crowd = Crowd(target, held_out, threat)
+    inputs = InputSet(target, held_out, threat)
     noise = eps * threat.norm.extreme(Keys.of(0, torch.arange(5)), x[:5])
-    chance = [float(crowd.fooled((held_out + d).clamp(0, 1)).double().mean()) for d in noise]
+    chance = [float(inputs.fooled((held_out + d).clamp(0, 1)).double().mean()) for d in noise]
     assert made.rate > 2 * max(chance)
     assert made.rate == pytest.approx(
-        float(crowd.fooled((held_out + made.d).clamp(0, 1)).double().mean())
+        float(inputs.fooled((held_out + made.d).clamp(0, 1)).double().mean())
     )
 
 
@@ -67,9 +67,9 @@ def test_seeds_decide() -> None:
 
 
 def test_a_patch_covers_its_share_and_no_more() -> None:
-    image, manner = draw(50, 3, 20, 30), Manner(share=0.1, degrees=45, least=0.5)
+    image, placement = draw(50, 3, 20, 30), Placement(share=0.1, degrees=45, least=0.5)
     keys = Keys.of(0, torch.arange(50))
-    pasted = manner.paste(torch.full((3, 8, 8), 2.0, dtype=image.dtype), image, keys)
+    pasted = placement.paste(torch.full((3, 8, 8), 2.0, dtype=image.dtype), image, keys)
     covered = (pasted > 1.5).all(1)
     assert torch.equal(torch.where(covered[:, None], image, pasted), image)
     count = covered.flatten(1).sum(1)
@@ -84,17 +84,19 @@ def test_a_patch_covers_its_share_and_no_more() -> None:
 
 def test_a_patch_beats_random_ones() -> None:
     target, x, held_out = digits()
-    manner = Manner(share=0.2)
-    made = patch(target, x, held_out, manner=manner, steps=40)
+    placement = Placement(share=0.2)
+    made = patch(target, x, held_out, placement=placement, steps=40)
     assert float(made.pixels.min()) >= 0
     assert float(made.pixels.max()) <= 1
-    crowd = Crowd(target, held_out, Threat.linf(1.0))
+    inputs = InputSet(target, held_out, Threat.linf(1.0))
     chance = [
-        float(fooled(crowd, draw(1, 4, 4, seed=s, dtype=x.dtype).round(), manner).double().mean())
+        float(
+            fooled(inputs, draw(1, 4, 4, seed=s, dtype=x.dtype).round(), placement).double().mean()
+        )
         for s in range(5)
     ]
     assert made.rate > 1.3 * max(chance)
-    assert torch.equal(made.held_out, fooled(crowd, made.pixels, manner))
+    assert torch.equal(made.held_out, fooled(inputs, made.pixels, placement))
 
 
 def test_an_unbounded_threat_is_refused() -> None:
@@ -103,5 +105,5 @@ def test_an_unbounded_threat_is_refused() -> None:
         universal(target, x, held_out, Threat.l2(torch.inf))
     with pytest.raises(SpecError, match="steps is 0"):
         patch(target, x, held_out, steps=0)
-    with pytest.raises(SpecError, match="manner"):
-        Manner(share=1.5)
+    with pytest.raises(SpecError, match="placement"):
+        Placement(share=1.5)

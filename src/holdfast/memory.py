@@ -1,13 +1,24 @@
-"""Memory: what the C library does with what was freed. It holds for the whole process, until the
-other is asked for."""
+"""Memory: what the C library does with what was freed. It holds for the whole process, so that only
+a process of Holdfast's own, the command line or a worker of a training, has it set."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 # of glibc's mallopt: what may lie free at the top of the heap, and what gets pages of its own
 _TRIM, _MMAP = -1, -3
+_own = False  # whether this process is Holdfast's own
+
+
+def manage() -> None:
+    """Let the functions below have their effect in this process, which is Holdfast's own."""
+    global _own  # noqa: PLW0603  # of the process, as what it allows
+    _own = True
+    # An evaluation has large blocks given back as soon as they are free; with torch's huge pages,
+    # taking them anew costs next to nothing. Torch reads this at its first large block.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed() -> None:
@@ -27,7 +38,7 @@ def give_back_freed() -> None:
 
 
 def _set(trim: int, mmap: int) -> None:
-    if platform.libc_ver()[0] == "glibc":
+    if _own and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_TRIM, trim)
         mallopt(_MMAP, mmap)

@@ -1,4 +1,4 @@
-"""How an input is read as an image, and how much of it a random search paints at once."""
+"""How an input is read as an image, and squares within it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,28 @@ from torch import Tensor
 
 from holdfast.attacks.problem import Problem
 
-# of 10,000 queries: after each the share halves
-_MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
-
-class Planes(NamedTuple):
-    """How the features of one input lie in c planes of h rows and w columns."""
+class ImageShape(NamedTuple):
+    """How the features of one input lie in c channels of h rows and w columns."""
 
     c: int
     h: int
     w: int
-    strides: tuple[int, int, int]  # features from one plane, row or column to the next
+    strides: tuple[int, int, int]  # features from one channel, row or column to the next
 
     @staticmethod
-    def of(p: Problem) -> Planes:
-        """Inputs that are no images are one plane; those with one axis, one row."""
+    def of(p: Problem) -> ImageShape:
+        """Inputs that are no images are one channel; those with one axis, one row."""
         shape = (1,) * (3 - (p.x.ndim - 1)) + tuple(p.x.shape[1:])
-        if p.target.layout == "nhwc" and len(shape) == 3:
+        if p.layout == "nhwc" and len(shape) == 3:
             h, w, c = shape
-            return Planes(c, h, w, (1, w * c, c))
+            return ImageShape(c, h, w, (1, w * c, c))
         h, w = shape[-2:]
-        return Planes(math.prod(shape[:-2]), h, w, (h * w, w, 1))
+        return ImageShape(math.prod(shape[:-2]), h, w, (h * w, w, 1))
 
     def window(self, share: float, least: int, odd: bool) -> tuple[int, int]:
-        """Rows and columns of a square that covers this share of a plane, or of the rectangle that
-        does if it must."""
+        """Rows and columns of a square that covers this share of a channel, or of a rectangle where
+        no square fits."""
         side = max(round(math.sqrt(share * self.h * self.w)), least)
         side += odd and side % 2 == 0
         if side > self.h:
@@ -62,9 +59,3 @@ class Planes(NamedTuple):
     def join(self, images: Tensor, like: Tensor) -> Tensor:
         """Images [n, c, h, w] as inputs."""
         return (images.movedim(1, -1) if self.strides[0] == 1 else images).reshape(like.shape)
-
-
-def halved(share: float, t: int, schedule: int) -> float:
-    """What is left of a first share at step t, where it halves nine times in so many queries
-    (arXiv:1912.00049)."""
-    return share / 2 ** sum(int(t / schedule * 10000) > mark for mark in _MARKS)

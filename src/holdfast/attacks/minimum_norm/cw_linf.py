@@ -1,0 +1,47 @@
+"""Carlini and Wagner's attack in Linf."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Problem
+from holdfast.attacks.shared.tanh_space import Walk, begin, descend, hinge, margin
+from holdfast.norms import wide
+
+
+class Cutting(NamedTuple):
+    walk: Walk
+    share: Tensor  # of the smallest size found, above which an entry costs, [n]
+    met: Tensor  # whether this search has met the goal, at any size, [n] bool
+
+
+class FallingLimit:
+    """Linf: what exceeds a limit, which follows the smallest size found.
+
+    Differs from the paper: any smaller size is a success; a failure takes the root of the limit's
+    share of the size found, at first 0.9, and makes c 10 times as large where the goal was never
+    met, else a tenth; no step exceeds what the limit is short.
+    """
+
+    def start(self, a: Any, p: Problem) -> Cutting:
+        walk = begin(p, a.c)
+        return Cutting(walk, share=walk.age + 0.9, met=walk.age > 0)
+
+    def step(self, a: Any, p: Problem, s: Cutting, t: int) -> Cutting:
+        known = p.best()[1]
+        gap, g, walk = margin(p, s.walk, t)
+        _, g = hinge(p, walk, gap, g)
+        best = p.best()[1]
+        won, late, met = best < known, walk.age + 1 >= a.span, s.met | p.met
+        over = won | late
+        failed = late & ~won
+        share = torch.where(failed, s.share.sqrt().clamp_max(0.998), s.share)
+        walk = walk._replace(
+            c=torch.where(failed, torch.where(met, walk.c / 10, walk.c * 10), walk.c)
+        )
+        above = walk.d.abs() > wide(share * best, walk.d)
+        walk = descend(p, walk, walk.d.sign() * above + g, a.rate, over, (1 - share) * best)
+        return Cutting(walk, share, met & ~over)

@@ -1,0 +1,303 @@
+"""ONNX operators in torch: inputs in their order, attributes by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _padded(x: Tensor, window: list[int], o: Mapping[str, Any], fill: float = 0.0) -> Tensor:
+    """x with the explicit or automatic padding of a convolution or a pool."""
+    n, auto = len(window), o.get("auto_pad", "NOTSET")
+    pads = list(o.get("pads", [0] * 2 * n))
+    if auto.startswith("SAME"):
+        strides, sizes = o.get("strides", [1] * n), x.shape[2:]
+        need_ = [
+            max((-(-s // t) - 1) * t + w - s, 0)
+            for s, t, w in zip(sizes, strides, window, strict=True)
+        ]
+        less, more = [p // 2 for p in need_], [p - p // 2 for p in need_]
+        pads = less + more if auto == "SAME_UPPER" else more + less
+    if o.get("ceil_mode") and fill != 0.0:
+        strides = o.get("strides", [1] * n)
+        for i, (s, t, w) in enumerate(zip(x.shape[2:], strides, window, strict=True)):
+            pads[n + i] += -(s + pads[i] + pads[n + i] - w) % t
+    if not any(pads):
+        return x
+    return F.pad(
+        x, [side for i in reversed(range(n)) for side in (pads[i], pads[n + i])], value=fill
+    )
+
+
+def _conv(x: Tensor, w: Tensor, b: Tensor | None = None, **o: Any) -> Tensor:
+    n = w.ndim - 2
+    dilations = o.get("dilations", [1] * n)
+    x = _padded(x, [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)], o)
+    call = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+    return call(x, w, b, o.get("strides", [1] * n), 0, dilations, o.get("group", 1))
+
+
+def _conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, **o: Any) -> Tensor:
+    n = w.ndim - 2
+    pads = o.get("pads", [0] * 2 * n)
+    if o.get("auto_pad", "NOTSET") != "NOTSET" or pads[:n] != pads[n:] or "output_shape" in o:
+        raise ValueError("ConvTranspose with automatic or uneven padding")
+    call = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    strides, extra = o.get("strides", [1] * n), o.get("output_padding", [0] * n)
+    return call(x, w, b, strides, pads[:n], extra, o.get("group", 1), o.get("dilations", [1] * n))
+
+
+def _max_pool(x: Tensor, **o: Any) -> Tensor:
+    window = o["kernel_shape"]
+    n = len(window)
+    x = _padded(x, window, o, -torch.inf)
+    call = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
+    return call(x, window, o.get("strides", [1] * n), 0, o.get("dilations", [1] * n))
+
+
+def _average_pool(x: Tensor, **o: Any) -> Tensor:
+    window = o["kernel_shape"]
+    n, strides = len(window), o.get("strides", [1] * len(window))
+    if o.get("ceil_mode"):
+        raise ValueError("AveragePool with ceil_mode")
+    call = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
+    mean = call(_padded(x, window, o), window, strides)
+    if o.get("count_include_pad"):
+        return mean
+    return mean / call(_padded(torch.ones_like(x), window, o), window, strides)
+
+
+def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, **o: Any) -> Tensor:
+    a, b = a.T if o.get("transA") else a, b.T if o.get("transB") else b
+    z = o.get("alpha", 1.0) * (a @ b)
+    return z if c is None else z + o.get("beta", 1.0) * c
+
+
+def _batch_norm(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, **o: Any) -> Tensor:
+    return F.batch_norm(x, mean, var, scale, b, False, 0.0, o.get("epsilon", 1e-5))
+
+
+def _layer_norm(x: Tensor, scale: Tensor, b: Tensor | None = None, **o: Any) -> Tensor:
+    axis = o.get("axis", -1) % x.ndim
+    return F.layer_norm(x, x.shape[axis:], scale, b, o.get("epsilon", 1e-5))
+
+
+def _reshape(x: Tensor, shape: Tensor, **o: Any) -> Tensor:
+    sides = [
+        x.shape[i] if s == 0 and not o.get("allowzero") else s for i, s in enumerate(_ints(shape))
+    ]
+    return x.reshape(sides)
+
+
+def _flatten(x: Tensor, axis: int = 1) -> Tensor:
+    return x.reshape(int(np.prod(x.shape[:axis])), -1) if axis != 1 else x.flatten(1)
+
+
+def _ints(t: Tensor | list[int]) -> list[int]:
+    return [int(v) for v in (t.tolist() if isinstance(t, Tensor) else t)]
+
+
+def _axes(given: Tensor | None, o: Mapping[str, Any]) -> list[int] | None:
+    axes = given if given is not None else o.get("axes")
+    return None if axes is None else _ints(axes)
+
+
+def _squeeze(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
+    found = _axes(axes, o)
+    return x.squeeze() if found is None else x.squeeze(tuple(found))
+
+
+def _unsqueeze(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
+    found = _axes(axes, o) or []
+    rank = x.ndim + len(found)
+    for axis in sorted(a % rank for a in found):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _reduce(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduce(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
+        found = _axes(axes, o)
+        if found is None and o.get("noop_with_empty_axes"):
+            return x
+        return call(
+            x,
+            dim=tuple(range(x.ndim) if found is None else found),
+            keepdim=bool(o.get("keepdims", 1)),
+        )
+
+    return reduce
+
+
+def _slice(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
+    starts, ends, axes, steps = (*given, None, None, None, None)[:4]
+    first = _ints(o["starts"] if starts is None else starts)
+    last = _ints(o["ends"] if ends is None else ends)
+    where = _axes(axes, o) or list(range(len(first)))
+    by = _ints(steps) if steps is not None else [1] * len(first)
+    for a, b, axis, step in zip(first, last, where, by, strict=True):
+        picked = range(x.shape[axis])[
+            slice(a, None if step < 0 and b < -x.shape[axis] else b, step)
+        ]
+        x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
+    return x
+
+
+def _gather(x: Tensor, at: Tensor, axis: int = 0) -> Tensor:
+    at = torch.where(at < 0, at + x.shape[axis], at).long()
+    picked = x.index_select(axis, at.flatten())
+    return picked.reshape([*x.shape[: axis % x.ndim], *at.shape, *x.shape[axis % x.ndim + 1 :]])
+
+
+def _split(x: Tensor, sizes: Tensor | None = None, **o: Any) -> tuple[Tensor, ...]:
+    axis, given = o.get("axis", 0), sizes if sizes is not None else o.get("split")
+    if given is None:
+        raise ValueError("Split without sizes")
+    return x.split(_ints(given), axis)
+
+
+def _pad(
+    x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *_: Any, **o: Any
+) -> Tensor:
+    sides = _ints(o["pads"] if pads is None else pads)
+    n = len(sides) // 2
+    flat = [side for i in reversed(range(n)) for side in (sides[i], sides[n + i])]
+    mode = o.get("mode", "constant")
+    fill = float(value) if value is not None else o.get("value", 0.0)
+    if mode == "constant":
+        return F.pad(x, flat, value=fill)
+    while len(flat) > 2 and flat[-2:] == [0, 0] and len(flat) > 2 * (x.ndim - 2):
+        flat = flat[:-2]
+    return F.pad(x, flat, mode={"reflect": "reflect", "edge": "replicate"}[mode])
+
+
+def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None, **o: Any) -> Tensor:
+    low = o.get("min") if low is None else low  # pyright: ignore[reportAssignmentType]
+    high = o.get("max") if high is None else high  # pyright: ignore[reportAssignmentType]
+    return x if low is None and high is None else x.clamp(low, high)
+
+
+def _resize(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
+    _, scales, sizes = (*given, None, None, None)[:3]
+    to = _ints(sizes)[2:] if sizes is not None else None
+    if to is None:
+        assert scales is not None
+        to = [int(s * k) for s, k in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+    mode, how = o.get("mode", "nearest"), o.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "nearest" and how == "asymmetric" and o.get("nearest_mode") == "floor":
+        return F.interpolate(x, to, mode="nearest")
+    if (
+        mode == "linear"
+        and x.ndim == 4
+        and how in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    ):
+        return F.interpolate(x, to, mode="bilinear", align_corners=how == "align_corners")
+    raise ValueError(f"Resize in mode {mode}, {how}")
+
+
+def _cast(x: Tensor, to: int, **_: Any) -> Tensor:
+    kinds = {
+        1: torch.float32,
+        6: torch.int32,
+        7: torch.int64,
+        9: torch.bool,
+        10: torch.float16,
+        11: torch.float64,
+    }
+    return x.to(kinds[to])
+
+
+def _softmax(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, axis=-1: call(x, axis)
+
+
+def _of_many(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def fold(first: Tensor, *more: Tensor) -> Tensor:
+        for other in more:
+            first = call(first, other)
+        return first
+
+    return fold
+
+
+def _hard_sigmoid(x: Tensor, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
+    return (alpha * x + beta).clamp(0, 1)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs,
+    "Add": torch.add,
+    "ArgMax": lambda x, axis=0, keepdims=1, **_: x.argmax(axis, bool(keepdims)),
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "Constant": lambda: None,
+    "ConstantOfShape": lambda shape, value=0.0: torch.full(_ints(shape), value),
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": lambda a, b: (
+        torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    ),
+    "Dropout": lambda x, *_, **__: x,
+    "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
+    "Equal": torch.eq,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Expand": lambda x, shape: x * torch.ones(_ints(shape), dtype=x.dtype, device=x.device),
+    "Flatten": _flatten,
+    "Floor": torch.floor,
+    "Gather": _gather,
+    "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
+    "GlobalMaxPool": lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True),
+    "Greater": torch.gt,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda x: x * _hard_sigmoid(x, 1 / 6),
+    "Identity": lambda x: x,
+    "LayerNormalization": _layer_norm,
+    "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
+    "Less": torch.lt,
+    "Log": torch.log,
+    "LogSoftmax": _softmax(F.log_softmax),
+    "MatMul": torch.matmul,
+    "Max": _of_many(torch.maximum),
+    "MaxPool": _max_pool,
+    "Min": _of_many(torch.minimum),
+    "Mul": torch.mul,
+    "Neg": torch.neg,
+    "PRelu": lambda x, slope: torch.where(x < 0, slope * x, x),
+    "Pad": _pad,
+    "Pow": torch.pow,
+    "Reciprocal": torch.reciprocal,
+    "ReduceMax": _reduce(torch.amax),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceMin": _reduce(torch.amin),
+    "ReduceSum": _reduce(torch.sum),
+    "Relu": torch.relu,
+    "Reshape": _reshape,
+    "Resize": _resize,
+    "Round": torch.round,
+    "Selu": lambda x, **o: F.selu(x) if not o else o["gamma"] * F.elu(x, o["alpha"]),
+    "Shape": lambda x, start=0, end=None: torch.tensor(list(x.shape[start:end])),
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Slice": _slice,
+    "Softmax": _softmax(F.softmax),
+    "Softplus": F.softplus,
+    "Split": _split,
+    "Sqrt": torch.sqrt,
+    "Squeeze": _squeeze,
+    "Sub": torch.sub,
+    "Sum": _of_many(torch.add),
+    "Tanh": torch.tanh,
+    "Tile": lambda x, times: x.repeat(_ints(times)),
+    "Transpose": lambda x, perm=None: x.permute(perm or list(reversed(range(x.ndim)))),
+    "Unsqueeze": _unsqueeze,
+    "Where": torch.where,
+}

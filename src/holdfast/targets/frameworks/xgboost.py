@@ -1,0 +1,106 @@
+"""XGBoost: live `Booster`s, its model files, and dumps of its trees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from holdfast.errors import InputError
+from holdfast.targets.frameworks.arrays import CLASSIFIES, ArrayModel, library, of_booster
+
+
+def from_booster(model: Any) -> ArrayModel:
+    xgboost = library("xgboost", "an XGBoost model")
+    objective = json.loads(model.save_config())["learner"]["objective"]["name"]
+    classifies = objective.startswith(CLASSIFIES)
+
+    def ask(x: np.ndarray) -> np.ndarray:
+        rows = xgboost.DMatrix(x.reshape(len(x), -1))
+        return model.predict(rows, output_margin=classifies, validate_features=False)
+
+    return of_booster(
+        ask, int(model.num_features()), bytes(model.save_raw("ubj")), objective, classifies
+    )
+
+
+def holds_booster(head: bytes) -> bool:
+    """Whether a file begins as XGBoost's models do: an object of JSON or UBJSON that holds the
+    learner."""
+    return head.lstrip().startswith(b"{") and b"learner" in head
+
+
+def load(path: Path) -> ArrayModel:
+    """The booster of a `.json` or `.ubj` file.
+
+    Raises:
+        InputError: damaged, or another kind of file.
+    """
+    content = path.read_bytes()
+    try:
+        if not holds_booster(content[:64]):
+            raise ValueError("it does not begin as such a file does")
+        # UBJSON; XGBoost crashes on half a file
+        if content[:2] == b"{L" and b"version" not in content[-64:]:
+            raise ValueError("it is truncated")
+        model = library("xgboost", f"{path}").Booster()
+        model.load_model(bytearray(content))
+        return from_booster(model)
+    except InputError:
+        raise
+    except Exception as error:  # the libraries' own, and of text that is none
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} is no model of XGBoost, or damaged: {first}.") from error
+
+
+def from_trees(path: Path) -> ArrayModel:
+    """An XGBoost JSON dump: a list of trees, the sum of whose leaves is one logit (class 1 when
+    positive).
+
+    Raises:
+        InputError: it is no such list.
+    """
+    content = path.read_bytes()
+    try:
+        trees = [_flat(root) for root in json.loads(content)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no XGBoost dump (a JSON list of trees with split, split_condition, yes, "
+            "no, children, leaf)."
+        ) from error
+
+    def score(x: np.ndarray) -> np.ndarray:
+        x, total = x.reshape(len(x), -1).astype(np.float32), np.zeros(len(x))
+        for feature, limit, yes, no, leaf in trees:
+            at = np.zeros(len(x), dtype=np.int64)
+            while (inner := feature[at] >= 0).any():
+                below = x[np.arange(len(x)), np.where(inner, feature[at], 0)] < limit[at]
+                at = np.where(inner, np.where(below, yes[at], no[at]), at)
+            total += leaf[at]
+        return total
+
+    model = ArrayModel(score, digest=hashlib.sha256(content).digest())
+    model.probabilities = False
+    return model
+
+
+def _flat(root: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    """The nodes of a tree as columns: feature (-1 at a leaf), limit, the next node below it and
+    not, value."""
+    nodes, places = [root], {root["nodeid"]: 0}
+    for node in nodes:  # grows as it is walked
+        for child in node.get("children", ()):
+            places[child["nodeid"]] = len(nodes)
+            nodes.append(child)
+    inner = ["leaf" not in node for node in nodes]
+    pairs = list(zip(nodes, inner, strict=True))
+    return (
+        np.array([int(str(n["split"]).lstrip("f")) if i else -1 for n, i in pairs]),
+        np.array([n["split_condition"] if i else 0.0 for n, i in pairs], dtype=np.float32),
+        np.array([places[n["yes"]] if i else 0 for n, i in pairs]),
+        np.array([places[n["no"]] if i else 0 for n, i in pairs]),
+        np.array([0.0 if i else n["leaf"] for n, i in pairs]),
+    )

@@ -1,0 +1,82 @@
+"""Threats that move or cover an image: the search goes through the parameters of a `Transform`.
+
+The parameters are spread over the bounds of the inputs, so that the middle changes nothing and every
+attack searches them as it searches pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast import spec
+from holdfast.threats.flow import Flow
+from holdfast.threats.images import planes, unplaned
+from holdfast.threats.patch import Patch
+from holdfast.threats.rotation import Rotation
+from holdfast.threats.transform import Transform
+
+TRANSFORMS: dict[str, type[Transform]] = {"rotation": Rotation, "flow": Flow, "patch": Patch}
+
+
+def parse(text: str | None) -> Transform | None:
+    """The transform from text such as `rotation(30, 3)`, `flow(1.5)` or `patch(5)`; None for any
+    other."""
+    name = (text or "").strip().partition("(")[0].strip().lower()
+    if text is None or name not in TRANSFORMS:
+        return None
+    return spec.build(text, TRANSFORMS, "movement")
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """A transform of images [*shape] in a layout, within [low, high].
+
+    Raises:
+        InputError: the inputs are no images, or too small.
+    """
+
+    transform: Transform
+    shape: tuple[int, ...]
+    layout: str = "nchw"
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.form  # noqa: B018  # refuses what is no image
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """The shape of the parameters of one image."""
+        return self.transform.form(*self._size)
+
+    @property
+    def square(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the pixels that are parameters, behind the two of their
+        place."""
+        if not isinstance(self.transform, Patch):
+            return None
+        return self._size[0], self.transform.side, self.transform.side
+
+    @property
+    def reach(self) -> float:
+        """The eps in Linf at which the whole transform is allowed."""
+        return (self.high - self.low) / 2
+
+    def origin(self, x: Tensor) -> Tensor:
+        """Parameters that change nothing: [n, *form]."""
+        return x.new_full((len(x), *self.form), (self.low + self.high) / 2)
+
+    def apply(self, x: Tensor, point: Tensor) -> Tensor:
+        """Images x [n, *shape] changed by parameters [n, *form]."""
+        u = (point - (self.low + self.high) / 2) / self.reach
+        moved = self.transform.move(planes(x, self.layout), u, self.low, self.high)
+        return unplaned(moved, self.shape, self.layout)
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        _, c, h, w = planes(torch.zeros(1, *self.shape), self.layout).shape
+        return c, h, w
