@@ -4,7 +4,6 @@ strong attack finds."""
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +35,6 @@ from holdfast.testing.sound import NETS, mlp, trained
 from holdfast.threats.threat import Threat
 
 M = 40
-# whose name is also that of its function
-JOB = importlib.import_module("holdfast.evaluation.evaluate")
 
 
 def sound_answers() -> Answers:
@@ -267,10 +264,12 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        broken.setattr(JOB, "settle", stop)
+        broken.setattr("holdfast.evaluation.evaluate.settle", stop)
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
-    monkeypatch.setattr(JOB, "probe", None)  # it was examined: nobody asks again
+    monkeypatch.setattr(
+        "holdfast.evaluation.evaluate.probe", None
+    )  # it was examined: nobody asks again
     again = measure(model, out=tmp_path / "run", resume=True)
     assert again.samples.equals(whole.samples)
     assert again.verdict == whole.verdict

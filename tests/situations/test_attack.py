@@ -413,3 +413,53 @@ def test_png_without_a_success_says_that_there_is_none(
     assert done.exit_code == 0, done.output
     assert "images: none" in done.stdout
     assert not Path("pictures").exists()
+
+
+@pytest.mark.parametrize("attack", [None, "apgd(steps=5)"])
+@pytest.mark.parametrize("threat", ["rotation(30, 2)", "flow(1)", "patch(3)"])
+def test_a_movement_gives_back_the_images_that_the_model_saw(
+    threat: str, attack: str | None
+) -> None:
+    x, y = digits(8)
+    net = demo_model()
+    made = holdfast.attack(net, torch.from_numpy(x), torch.from_numpy(y), threat, attack)
+    assert made.x_adv.shape == made.x.shape == x.shape
+    assert torch.equal(made.x, torch.from_numpy(x))
+    assert torch.equal(net(made.x_adv).argmax(1), made.after)
+    assert made.threat.startswith(threat.split("(", maxsplit=1)[0])
+    right = net(made.x).argmax(1) == torch.from_numpy(y)
+    assert torch.equal(made.success, right & (made.after != torch.from_numpy(y)))
+    if threat == "patch(3)":
+        changed = (made.x_adv != made.x).flatten(1).sum(1)
+        assert int(changed.max()) <= 9
+
+
+def test_a_movement_of_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "moved.npz"
+    made = command(
+        "attack", "demo", "digits", "--threat", "rotation(20)", "--samples", 4, "--out", out
+    )
+    assert made.exit_code == 0, made.stderr
+    with np.load(out) as held:
+        assert held["x"].shape == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        Threat.linf(0.2).limited(mask=torch.arange(4) < 3),
+        Threat.linf(0.2).limited(scale=torch.tensor([1.0, 0.5, 1.0, 0.0])),
+        Threat.linf(0.2, target="random"),
+        Threat.linf(0.2, target="least-likely"),
+        Threat.linf(0.5, grid="8bit"),
+    ],
+    ids=str,
+)
+def test_what_evaluate_takes_attack_takes(threat: Threat) -> None:
+    x, y = rows()
+    run = holdfast.evaluate(linear(), (x, y), threat, attacks=["apgd(steps=20)"])
+    made = holdfast.attack(linear(), x, y, threat, "apgd(steps=20)")
+    broken = run.samples.column("status").to_numpy(zero_copy_only=False) == "broken"
+    np.testing.assert_array_equal(made.success, broken)
+    if threat.mask is not None:
+        assert (made.x_adv[:, 3] == made.x[:, 3]).all()

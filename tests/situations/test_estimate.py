@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -91,11 +90,10 @@ def test_the_examination_is_counted(threat: str, curve: tuple[float, ...]) -> No
 
 def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Line 33: where the examination adds trials, the estimate is given anew with them."""
-    job = sys.modules["holdfast.evaluation.evaluate"]
     trials = (parse_trial("pgd(steps=5)"),)
     more = [parse_trial("pgd(steps=40, restarts=3)")]
     monkeypatch.setattr(
-        job.protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials)
+        protocols, "protocol", lambda *_, **__: protocols.Protocol("custom", 1, trials)
     )
     monkeypatch.setattr(checks, "follow", lambda *_: more)
     found, (first, second) = ratio("linf(0.02)")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import holdfast
 from holdfast.cli.main import app
-from holdfast.errors import HoldfastError, InputError
+from holdfast.errors import HoldfastError, InputError, SpecError
 from holdfast.evaluation import merge
 
 MODELS = """
@@ -230,3 +231,16 @@ def test_samples_of_harden_say_which(here: Path) -> None:
     assert made.after.metrics.clean_accuracy.n == 10
     # 64 rows but for a tenth, one forward and one backward each
     assert made.log[0].passes == 2 * 58
+
+
+def test_from_python_without_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused evaluation or hardening without `out` leaves no temporary folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(here / "temporary"))
+    (here / "temporary").mkdir()
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    train, test = (tuple(np.load(f"{name}.npz").values()) for name in ("train", "test"))
+    with pytest.raises(SpecError, match="targets"):
+        holdfast.evaluate(net, test, "linf(0.1)", attacks=["pgd(targets=5)"])
+    with pytest.raises(SpecError, match="nonsense"):
+        holdfast.harden(net, train, "linf(0.1)", test=test, protocol="nonsense", epochs=1)
+    assert list((here / "temporary").iterdir()) == []

@@ -13,7 +13,8 @@ from holdfast.errors import SpecError, suggest
 
 # What follows `through=`, and what it does.
 WAYS: dict[str, str] = {
-    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax (torch models)",
+    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax "
+    "(torch models)",
     "blurred": "gradients averaged over 10 points of the ball of half eps",
     "estimated": "gradients estimated from 100 scores",
     "surrogate": "gradients of a surrogate distilled from 2048 answers",
@@ -62,7 +63,7 @@ class Trial:
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
         """(restart, rank) of each run that this trial stands for."""
-        ranks = range(1, min(self.targets, classes - 1) + 1) if self.targets else (0,)
+        ranks = range(1, min(self.targets, classes - 1) + 1) or (0,)
         for restart in range(self.restarts):
             for rank in ranks:
                 yield restart, rank
@@ -74,13 +75,10 @@ class Trial:
             for name in usual
             if getattr(self, name) != usual[name]
         ]
-        extra += [f"through={self.through!r}"] if self.through else []
-        text = spec.write(self.attack, whole=whole)
-        return (
-            text
-            if not extra
-            else f"{text[:-1]}{', ' if text[-2] != '(' else ''}{', '.join(extra)})"
-        )
+        if self.through:
+            extra.append(f"through={self.through!r}")
+        name, _, own = spec.write(self.attack, whole=whole)[:-1].partition("(")
+        return f"{name}({', '.join([*filter(None, [own]), *extra])})"
 
     def __repr__(self) -> str:
         return self.write()
@@ -107,5 +105,5 @@ def trial_maker(maker: Callable[..., Attack]) -> Callable[..., Trial]:
         for p in inspect.signature(make, follow_wrapped=False).parameters.values()
         if p.kind is p.KEYWORD_ONLY
     ]
-    make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore[reportAttributeAccessIssue]
+    make.__signature__ = inspect.Signature([*own, *sweep])  # pyright: ignore
     return make

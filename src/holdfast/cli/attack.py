@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def attack(
     model: options.Model,
     data: options.Data,
-    threat: options.ThreatText,
+    threat: options.AnyThreat,
     attack: Annotated[
         str | None,
         typer.Option(
             "--attack",
-            help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model allows.',
+            help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model '
+            "allows.",
         ),
     ] = None,
     out: Annotated[
@@ -90,8 +91,8 @@ def attack(
     made = craft(opened, source, asked, attack, samples=options.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
         raise InputError(
-            "--png saves images of one or three channels, but the inputs are of shape "
-            f"{source.shape}."
+            "--png saves images of one or three channels whose values the attack changes, not "
+            f"inputs of shape {source.shape} under {threat}."
         )
     _save(out, made)
     typer.echo(f"{made.summary()}.")

@@ -98,7 +98,9 @@ def evaluate(
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
+    from holdfast.memory import give_back_freed
 
+    give_back_freed()
     limited = options.limits_of(limits)
     loading = options.loading_of(label, classes, resize, crop)
     source = options.open_source(data, bounds, split, limited, **loading)

@@ -36,8 +36,8 @@ def examined(protocol: str, budget: int | None, target: Target, threat: Threat) 
 NO_EPS = Finding(
     check="no_eps",
     severity="amber",
-    text="The sizes are the smallest that were found, and the examination of the attacks needs a finite eps: the true "
-    "ones may be smaller. Evaluate again at an eps of interest.",
+    text="The sizes are the smallest that were found, and the examination of the attacks needs a "
+    "finite eps: the true ones may be smaller. Evaluate again at an eps of interest.",
 )
 
 
@@ -112,8 +112,10 @@ def signs(a: Answers) -> list[Finding]:
 
 def _cause(f: Finding, bad: set[str]) -> Finding:
     """The finding, with those that it explains."""
-    shown = [] if f.severity == "info" else [check for check in EXPLAINS[f.check] if check in bad]
-    text = f"{f.text} It shows as {', '.join(shown)} too." if shown else f.text
+    shown = [check for check in EXPLAINS[f.check] if check in bad]
+    if f.severity == "info" or not shown:
+        return f
+    text = f"{f.text} It shows as {', '.join(shown)} too."
     return f.model_copy(update={"explains": shown, "text": text})
 
 
@@ -138,9 +140,9 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
     def one(f: Finding) -> Finding:
         texts = {parse_trial(text).write(whole=True) for text in FOLLOW_UPS.get(f.check, ())}
-        return (
-            f.model_copy(update={"severity": "amber"}) if f.severity == "red" and texts & run else f
-        )
+        if f.severity == "red" and texts & run:
+            return f.model_copy(update={"severity": "amber"})
+        return f
 
     return [one(f) for f in found]
 
@@ -158,11 +160,9 @@ def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
 
 
 def _zero_gradient(a: Answers) -> Finding | None:
-    rows = (
-        np.any([flags.any(1) for flags in a.zero.values()], axis=0)
-        if a.zero
-        else np.zeros(len(a.ids), bool)
-    )
+    rows = np.zeros(len(a.ids), bool)
+    for flags in a.zero.values():
+        rows |= flags.any(1)
     if not rows.any():
         return None
     losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
@@ -214,7 +214,8 @@ def _turning_gradient(a: Answers) -> Finding | None:
             f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a "
             "step leads nowhere."
         ),
-        "Shattered gradients, or activations that switch.", "ours: at least 0.8 on the sound models of the zoo", value,
+        "Shattered gradients, or activations that switch.",
+        "ours: at least 0.8 on the sound models of the zoo", value,
     )  # fmt: skip
 
 
@@ -248,7 +249,8 @@ def _one_hot(a: Answers) -> Finding | None:
         f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly one-hot in "
         "float32: a "
         f"cross-entropy has no gradient there. Losses scaled by the gap of the scores were used.",
-        "Large logits, as of defensive distillation or a scaled head.", "arXiv:1607.04311; AutoAttack's checks",
+        "Large logits, as of defensive distillation or a scaled head.",
+        "arXiv:1607.04311; AutoAttack's checks",
     )  # fmt: skip
 
 
@@ -316,7 +318,8 @@ def _binarisation(a: Answers) -> Finding | None:
             a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
             "The binarisation test was not made: it needs a torch module that ends in a linear "
             "layer and does not "
-            "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.", "", source,
+            "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.",
+            "", source,
         ).model_copy(update={"severity": "info"})  # fmt: skip
     value = float(a.missed.sum() / a.planted.sum())
     if value <= MISSED:
@@ -350,14 +353,29 @@ def _beaten(
 
 
 def _found(
-    a: Answers, check: str, rows: np.ndarray, threshold: float, cost: str, text: str, advice: str, source: str,
+    a: Answers,
+    check: str,
+    rows: np.ndarray,
+    threshold: float,
+    cost: str,
+    text: str,
+    advice: str,
+    source: str,
     value: float | None = None,
-) -> Finding:  # fmt: skip
+) -> Finding:
+    if value is None:
+        value = float(rows.mean())
     return Finding(
-        check=check, severity="red", text=text, value=float(rows.mean()) if value is None else value,
-        threshold=threshold, ids=[int(i) for i in a.ids[rows][:16]], source=source, passes=a.passes.get(cost, 0),
+        check=check,
+        severity="red",
+        text=text,
+        value=value,
+        threshold=threshold,
+        ids=a.ids[rows][:16].tolist(),
+        source=source,
+        passes=a.passes.get(cost, 0),
         advice=advice,
-    )  # fmt: skip
+    )
 
 
 CHECKS: tuple[Callable[[Answers], Finding | None], ...] = (

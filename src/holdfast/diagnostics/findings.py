@@ -34,20 +34,22 @@ def conclude(
         *knowledge(facts, table),
     ]
     findings = [*facts.initial_findings, *(f for f in shown if f is not None)]
-    worst = {f.severity for f in findings}
-    status = "unreliable" if "red" in worst else "upper-bound" if "amber" in worst else "trusted"
-    return Verdict(status=status, findings=findings, reason=_reason(findings))
+    red, amber = ([f for f in findings if f.severity == s] for s in ("red", "amber"))
+    if red:
+        return Verdict(status="unreliable", findings=findings, reason=_reason(red))
+    if amber:
+        return Verdict(status="upper-bound", findings=findings, reason=_reason(amber))
+    reason = "No check that ran found a sign that the attacks failed."
+    return Verdict(status="trusted", findings=findings, reason=reason)
 
 
-def _reason(findings: Sequence[Finding]) -> str:
+def _reason(worst: Sequence[Finding]) -> str:
     """The worst findings in one sentence."""
-    worst = next((s for s in ("red", "amber") if any(f.severity == s for f in findings)), None)
-    if worst is None:
-        return "No check that ran found a sign that the attacks failed."
-    first, *more = [f for f in findings if f.severity == worst]
+    first, *more = worst
     said = first.text.split(". ")[0].rstrip(".")
-    rest = f" (and: {', '.join(dict.fromkeys(f.check for f in more))})" if more else ""
-    return f"{said}{rest}."
+    if more:
+        said += f" (and: {', '.join(dict.fromkeys(f.check for f in more))})"
+    return f"{said}."
 
 
 def _followed(added: Sequence[TrialInfo], metrics: Metrics) -> Finding | None:
@@ -109,11 +111,13 @@ def _unstable(table: pa.Table, metrics: Metrics) -> Finding | None:
     n = metrics.counts["unstable"]
     if not n:
         return None
-    share = n / table.num_rows
+    share, severity = n / table.num_rows, "info"
+    if share > 0.01:
+        severity = "red"
     text = f"{n} rows change their label with batch size or repeat. They do not count as robust."
     return Finding(
         check="unstable",
-        severity="red" if share > 0.01 else "info",
+        severity=severity,
         text=text,
         value=share,
         threshold=0.01,
@@ -166,9 +170,11 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
         "so nothing speaks for the rows' robustness. Typical of thresholds, quantisers and "
         "saturated units."
     )
+    severity = "amber"
     if answered:
         text += " Trials that need no such gradient went over these rows too."
-    severity = "red" if share > 0.01 and not answered else "amber"
+    elif share > 0.01:
+        severity = "red"
     ids = table.column("id").to_numpy()[blind][:16].tolist()
     return Finding(
         check="zero_gradients", severity=severity, text=text, value=share, threshold=0.01, ids=ids
@@ -176,9 +182,10 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
 
 
 def _effort(facts: Facts) -> Finding | None:
-    if facts.protocol.name not in ("quick", "custom"):
+    known = {"quick": " (by 0 to 5 points in Linf, as measured)", "custom": ""}
+    measured = known.get(facts.protocol.name)
+    if measured is None:
         return None
-    measured = " (by 0 to 5 points in Linf, as measured)" if facts.protocol.name == "quick" else ""
     text = (
         f"The attacks were those of the {facts.protocol.name} protocol: a first look, which "
         f"stronger ones may lower{measured}. Defend the figure with --protocol standard."
@@ -187,10 +194,11 @@ def _effort(facts: Facts) -> Finding | None:
 
 
 def _access(facts: Facts) -> Finding | None:
-    given = facts.model.access
+    given, left = facts.model.access, "gradient attacks"
     if given == "gradients":
         return None
-    left = "gradient attacks and those on scores" if given == "labels" else "gradient attacks"
+    if given == "labels":
+        left += " and those on scores"
     text = (
         f"The target gives {given} alone, so {left} were left out: the figure is what an adversary "
         "with such access "

@@ -63,10 +63,10 @@ class Ways:
         if self.target.access < Access.GRADIENTS:
             return False
         x = pool.spread(self.source, LOOKED)[0]
-        estimated = len(x) * self.target.cost.pullback
-        self.costs.forwards += len(x) * self.target.cost.forwards + estimated
-        self.costs.queries += len(x) * self.target.cost.forwards + estimated
-        self.costs.backwards += 0 if estimated else len(x) * self.target.cost.forwards
+        passes, estimated = len(x) * self.target.cost.forwards, len(x) * self.target.cost.pullback
+        self.costs.forwards += passes + estimated
+        self.costs.queries += passes + estimated
+        self.costs.backwards += passes * (not estimated)
         with sealed(0):
             z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
             return bool((pull(torch.randn_like(z)) != 0).any())

@@ -6,7 +6,7 @@ Pure functions of the run's facts and table, so that `verify` finds them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,8 @@ def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
     if facts.model.task == "classes":
         label, predicted = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
         answers = chance.Answers(label, predicted, facts.model.classes)
-        names = facts.data.class_names
-        return list(_classes(answers, lambda c: str(c) if names is None else names[c]))
+        names = facts.data.class_names or [str(c) for c in range(facts.model.classes)]
+        return list(_classes(answers, names))
     if table.num_rows < chance.ENOUGH:
         return []
     truth, said = (
@@ -36,13 +36,11 @@ def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
     )
     known = np.isfinite(said).all(1)
     truth, said = truth[known], said[known]
-    found = (
-        _labels(truth > 0, said > 0) if facts.model.task == "multilabel" else _outputs(truth, said)
-    )
-    return [] if found is None else [found]
+    find = {"multilabel": _labels}.get(facts.model.task, _outputs)
+    return [f for f in [find(truth, said)] if f is not None]
 
 
-def _classes(a: chance.Answers, name: Callable[[int], str]) -> Iterator[Finding]:
+def _classes(a: chance.Answers, names: Sequence[str]) -> Iterator[Finding]:
     n, accuracy = len(a.label), a.right / len(a.label)
     at_chance, missing = a.chance_level(), a.never_given()
     if at_chance:
@@ -55,7 +53,7 @@ def _classes(a: chance.Answers, name: Callable[[int], str]) -> Iterator[Finding]
             check="near_chance", severity="red", text=text, value=accuracy, threshold=a.by_chance
         )
     if missing:
-        listed = ", ".join(name(c) for c in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        listed = ", ".join([*(names[c] for c in missing[:5]), "..."][: len(missing)])
         text = (
             f"The model never answers {len(missing)} of the {np.count_nonzero(a.rows)} classes in "
             f"the data ({listed}), "
@@ -67,7 +65,7 @@ def _classes(a: chance.Answers, name: Callable[[int], str]) -> Iterator[Finding]
     if a.no_better_than_majority() and not at_chance:
         most, share = a.majority
         text = (
-            f"Always answering class {name(most)} would be right on {share:.1%} of the rows, and "
+            f"Always answering class {names[most]} would be right on {share:.1%} of the rows, and "
             "the model is on "
             f"{accuracy:.1%}: read the recall of each class. Their mean is {a.mean_recall:.1%} "
             "clean."
@@ -75,14 +73,15 @@ def _classes(a: chance.Answers, name: Callable[[int], str]) -> Iterator[Finding]
         yield Finding(check="majority", severity="info", text=text, value=accuracy, threshold=share)
     if a.one_class is not None and n > 1:
         text = (
-            f"All rows are of class {name(a.one_class)}, so accuracy is the recall of that class: "
+            f"All rows are of class {names[a.one_class]}, so accuracy is the recall of that class: "
             f"a model that always answered it would be right on all of them."
         )
         yield Finding(check="one_class", severity="info", text=text, value=accuracy)
 
 
 def _labels(truth: np.ndarray, said: np.ndarray) -> Finding | None:
-    """Of a multi-label model: truth [n, k] and answers [n, k], bool."""
+    """Of a multi-label model: truth [n, k] and answers [n, k], above 0 where a label holds."""
+    truth, said = truth > 0, said > 0
     if chance.labels_follow(truth, said):
         return None
     text = (

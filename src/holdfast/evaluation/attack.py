@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, check_fit, run
+from holdfast import spec
+from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.problem import goal_classes, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
-from holdfast.data import Source
 from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunking import stride_of
-from holdfast.evaluation.contract import check_data, check_model, check_range
-from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import open_for, rows_asked
+from holdfast.evaluation.chunking import chunks
+from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
-from holdfast.evaluation.truths import with_truths
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH
-from holdfast.threats.threat import Threat, as_threat
+from holdfast.threats.threat import Threat
 
 ARRAYS = ("x", "x_adv", "as_8bit")  # of inputs, which come back as float64 where they came as that
 
@@ -52,10 +50,11 @@ def attack(
             become [0, 1] where the bounds are these.
         y: the true classes, whole numbers; [n, k] of a multi-label or regression model.
         threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or
-            a `Threat`, whose eps and target may be one a row.
+            a `Threat`, whose eps and target may be one a row; of images also `"rotation(30, 3)"`,
+            `"flow(1)"` or `"patch(5)"`, as in `holdfast.evaluate`.
         attack: its name, with options where wanted: `"pgd(steps=100, restarts=5)"` (`holdfast list
-            attacks`). None: PGD, or where PGD cannot run (an eps of inf, scores or labels alone),
-            the first of protocol `quick`.
+            attacks`). None: PGD, or where PGD cannot run (an eps of inf, a movement, scores or
+            labels alone), the first of protocol `quick`.
         seed: of all noise; a row's noise depends on it and on the row's place in x alone.
 
     Returns:
@@ -97,34 +96,32 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
-    target = target.copied()
-    source = open_for(target, data)
-    threat = as_threat(threat)
-    # a typing error is refused before the data are read
-    named = None if attack is None else _named(attack)
-    start, stop = rows_asked(samples, len(source), source.name)
-    target, source = with_truths(target, source, threat)
-    check_data(source, target.bounds)
-    target.bind(source.shape)
-    (source,), _ = numbered(target, source)
-    check_model(target, source)
-    check_range(target, source)
-    trial = named or default_attack(threat.norm.name, target.access, bounded=threat.bounded)
-    _check(target, source, threat, trial)
-    with pool.filled(target, source, [trial.attack]):
-        way = Ways(target, threat, source)(trial.through)
-        check_fit(trial.attack, way, threat)
-        stride = stride_of(source.shape)
+    given = () if attack is None else (_named(attack),)
+    ready = prepare(target, data, threat, "quick", given, samples)
+    if attack is None:
+        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.threat.spatial is None
+        usual = default_attack(ready.protocol, norm, ready.target.access, ball=ball)
+        ready = replace(ready, protocol=usual)
+    check_threat(ready)
+    with pool.filled(ready.target, ready.source, ready.attacks):
+        sources = Ways(ready.target, ready.threat, ready.source)
+        check_trials(ready, sources)
         parts = [
-            _chunk(target, way, source, threat, trial, seed, first, min(first + stride, stop))
-            for first in range(start, stop, stride)
+            _chunk(ready, sources, seed, first, stop)
+            for first, stop in chunks(ready.rows, ready.source.shape)
         ]
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }
-    bounds = (target.bounds.low, target.bounds.high)
+    target, asked = ready.target, repr(ready.threat)
+    if ready.threat.spatial is not None:
+        asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
-        **columns, attack=repr(trial), threat=repr(threat), bounds=bounds, layout=target.layout
+        **columns,
+        attack=repr(ready.protocol.trials[0]),
+        threat=asked,
+        bounds=(target.bounds.low, target.bounds.high),
+        layout=target.layout,
     )
 
 
@@ -138,45 +135,16 @@ def _named(attack: str | Attack | Trial) -> Trial:
     return trial
 
 
-def _check(target: Target, source: Source, threat: Threat, trial: Trial) -> None:
-    """Refuse a threat that these rows cannot have, before any pass is spent."""
-    shape = source.shape
-    goals.check(threat, target, len(source), source.name)
-    threat.check_shape(shape)
-    threat.check_grid(target.bounds, moves=False)
-    threat.check_box(target.bounds.low, target.bounds.high, shape)
-    if isinstance(threat.eps, Tensor) and len(threat.eps) != len(source):
-        raise InputError(
-            f"eps holds {len(threat.eps)} sizes, but {source.name} has {len(source)} rows; give "
-            "one a row."
-        )
-    if trial.targets > target.task.k - 1:
-        raise SpecError(
-            f"{trial!r} aims at {trial.targets} wrong classes, but the model has "
-            f"{target.task.k - 1}."
-        )
-
-
-def _chunk(
-    target: Target,
-    way: Target,
-    source: Source,
-    threat: Threat,
-    trial: Trial,
-    seed: int,
-    first: int,
-    stop: int,
-) -> dict[str, Tensor]:
+def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
-    batch, labels = read(source, first, stop)
+    target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
+    batch, labels = read(ready.source, first, stop)
     batch = batch.to(target.device, target.dtype)
     y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
     ids = torch.arange(first, stop)
     clean = judge.rule(target, batch, seed)
-    if isinstance(threat.eps, Tensor):
-        threat = threat.of_eps(ids)
-    threat = goals.resolved(threat, y, ids, clean.scores, target.task.k, seed)
-    best, size = batch.x.clone(), torch.full((len(y),), torch.inf, dtype=torch.float64)
+    threat = goals.resolved(threat.of_eps(ids), y, ids, clean.scores, target.task.k, seed)
+    best, size = threat.origin(batch.x).clone(), torch.full((len(y),), torch.inf).double()
     cost = {
         name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
@@ -186,9 +154,9 @@ def _chunk(
     right = ((clean.label == y) & ~skipped).cpu()
     for restart, rank in trial.units(target.task.k):
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
-        ledger = run(
+        found = run(
             trial.attack,
-            way,
+            sources(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -199,11 +167,12 @@ def _chunk(
             clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
         )
-        found = ledger.size.where(ledger.broken, torch.inf).cpu()
-        better = (found < size[left]) | size[left].isinf()
-        best[left[better]], size[left[better]] = ledger.best[better.to(best.device)], found[better]
+        smallest = found.size.where(found.broken, torch.inf).cpu()
+        better = (smallest < size[left]) | size[left].isinf()
+        best[left[better]] = found.best[better.to(best.device)]
+        size[left[better]] = smallest[better]
         for name, column in cost.items():
-            column[left] += getattr(ledger, name).cpu()
+            column[left] += getattr(found, name).cpu()
     return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}
 
 
@@ -217,24 +186,24 @@ def _judged(
     skipped: Tensor,
     seed: int,
 ) -> dict[str, Tensor]:
-    """What the judge says of the examples, as floats and as images of 8 bits."""
+    """What the judge says of the best points, as floats and as images of 8 bits."""
     wrong, x = (clean.label != y) & ~skipped, batch.x
 
-    def success(found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        legal, size = judge.within(target, threat, x, found)
-        label = judge.rule(target, batch.with_x(found), seed).label
+    def success(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        legal, size = judge.within(target, threat, x, point)
+        label = judge.rule(target, batch.with_x(threat.apply(x, point)), seed).label
         return legal & judge.meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
-    grey = not target.context and x.ndim == 3
-    if (grey or perceptual.pictures(target, x)) and target.bounds.each is None:
+    image = (x.ndim == 3 and not target.context) or perceptual.pictures(target, x)
+    if image and threat.spatial is None and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {
         "x": x,
-        "x_adv": best,
+        "x_adv": threat.apply(x, best),
         "y": batch.context.get(TRUTH, y),
         "success": hit,
         "wrong": wrong,

@@ -18,6 +18,7 @@ from holdfast.attacks.counts import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
+from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.truths import outputs
@@ -57,21 +58,18 @@ class Plan:
     threat: Threat
     trials: Sequence[Trial]
     measured: Sequence[float]  # every eps to run at, the threat's own first
+    ways: Ways  # what trials may attack in place of the target
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
     watch: Callable[[float, str, int], None] = lambda *_: (
         None
     )  # share of the chunk done, trial, live rows
-    ways: Callable[[str], Target] | None = None  # round a defence, for trials that go through one
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
     def way(self, trial: Trial) -> Target:
         """What a trial attacks: the target, or a way round its defence."""
-        if not trial.through:
-            return self.target
-        assert self.ways is not None
         return self.ways(trial.through)
 
     def units(self) -> list[Unit]:

@@ -17,3 +17,11 @@ def stride_of(shape: Sequence[int]) -> int:
     """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
     most 1,024."""
     return max(16, min(1024, 2**25 // math.prod(shape)))
+
+
+def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks [start, stop) of rows of this shape; all but the ends begin at a multiple of the
+    stride."""
+    (first, last), stride = rows, stride_of(shape)
+    begin = first // stride * stride
+    return [(max(a, first), min(a + stride, last)) for a in range(begin, last, stride)]

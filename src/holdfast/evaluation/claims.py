@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,8 @@ from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError
 from holdfast.evaluation import protocols, transformations
 from holdfast.evaluation.build_manifest import add
-from holdfast.evaluation.contract import check_model, randomised
+from holdfast.evaluation.contract import averaged, check_model, randomised
+from holdfast.evaluation.facts import fingerprint
 from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
@@ -109,7 +109,7 @@ def some(ids: Any) -> str:
 
 
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
-    found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore[reportArgumentType]
+    found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore
     free = {"spec", "arch", "fingerprint", "transformation"}
     if manifest.model.surrogate is not None and found.surrogate is None:
         # the model is verified without the one that lent its gradients
@@ -144,7 +144,7 @@ def _data(
     others = ids[table.column("group").to_numpy(zero_copy_only=False) != groups[ids]]
     if len(others):
         yield f"samples: the groups of rows {some(others)} are not those of the data."
-    if data.groups != hashlib.sha256("\n".join(groups).encode()).hexdigest():
+    if data.groups != fingerprint(groups):
         yield "data: the groups of all rows are not those of run.json."
 
 
@@ -305,9 +305,7 @@ def _noted(
     if taken and manifest.protocol.trials in _lists(
         manifest, threat, drawn=True
     ):  # Holdfast itself took the mean, and says so
-        again = [
-            f.model_copy(update={"severity": "amber"}) if randomised([f]) else f for f in again
-        ]
+        again = averaged(again)
     lent = manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     again += [] if threat.bounded else [checks.NO_EPS]

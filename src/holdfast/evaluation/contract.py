@@ -198,7 +198,10 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
     if not share:
         return []
     if target.cost.draws > 1:
-        text = f"The model is randomised: its mean over {target.cost.draws} draws was attacked and judged."
+        text = (
+            f"The model is randomised: its mean over {target.cost.draws} draws was attacked and "
+            "judged."
+        )
         return [Finding(check="randomised", severity="info", text=text, value=share, threshold=0)]
     text = (
         f"The model is randomised: the scores of {share:.0%} of the rows changed when asked again. "
@@ -211,6 +214,13 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
 
 def randomised(noted: list[Finding]) -> bool:
     return any(finding.check == "randomised" for finding in noted)
+
+
+def averaged(noted: list[Finding]) -> list[Finding]:
+    """What is noted of a randomised model that is measured by its mean."""
+    return [
+        f.model_copy(update={"severity": "amber"}) if f.check == "randomised" else f for f in noted
+    ]
 
 
 def _likely(

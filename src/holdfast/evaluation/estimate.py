@@ -46,7 +46,7 @@ class Forecast:
     """
 
     rows: int
-    passes: float  # forwards and backwards, the mean of a row, with all that is asked beside the attacks
+    passes: float  # forwards and backwards of a mean row, with all that is asked beside attacks
     seconds: float  # of the whole
     added: int = 0
 

@@ -12,14 +12,12 @@ import numpy as np
 import torch
 
 from holdfast import spec
-from holdfast.data import Source
 from holdfast.evaluation.chunk import Plan
-from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.prepare import Prepared
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
     DataInfo,
     Facts,
-    Finding,
     ModelInfo,
     ProtocolInfo,
     Provenance,
@@ -39,56 +37,27 @@ class Names:
     command: str = "holdfast.evaluate(...)"
 
 
-def facts_of(
-    plan: Plan,
-    source: Source,
-    part: tuple[int, int],
-    chosen: Protocol,
-    noted: list[Finding],
-    names: Names,
-) -> Facts:
-    target, threat = plan.target, plan.threat
-    moved = threat.spatial
+def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
+    """The facts of a plan on prepared rows, before anything is measured."""
+    target, protocol, spatial = ready.target, ready.protocol, ready.threat.spatial
     model = getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
-    libraries |= target.identity.versions
-    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
-    targets = (
-        hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
-        if isinstance(goal, torch.Tensor)
-        else goal
-    )
     return Facts(
         model=ModelInfo(
             spec=names.model or type(model).__name__,
             arch=names.arch,
             fingerprint=target.fingerprint(),
-            transformation=None if moved is None else spec.write(moved.transform, whole=True),
+            transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
-        data=DataInfo(
-            spec=source.name,
-            split=names.split,
-            fingerprint=source.fingerprint(),
-            total=len(source),
-            parts=[part],
-            class_names=None if source.class_names is None else list(source.class_names),
-            loading=dict(source.loading),
-        ),
-        threat=ThreatInfo(
-            text=repr(threat),
-            norm=threat.norm.name,
-            eps=float(threat.eps),
-            target=goal if isinstance(goal, int) else None,
-            targets=targets if isinstance(targets, str) else None,
-            grid=threat.grid or None,
-            measured=[(eps, plan.limit(eps)) for eps in plan.measured],
-        ),
+        data=_data(ready, names.split),
+        threat=_threat(ready.threat, plan),
         protocol=ProtocolInfo(
-            name=chosen.name,
-            version=chosen.version,
-            trials=[t.write(whole=True) for t in chosen.trials],
+            name=protocol.name,
+            version=protocol.version,
+            trials=[t.write(whole=True) for t in protocol.trials],
         ),
+        perceptual=None if plan.perceptual is None else plan.perceptual.fingerprint,
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
@@ -99,11 +68,47 @@ def facts_of(
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **libraries},
+            versions={"python": platform.python_version(), **libraries, **target.identity.versions},
             hardware=_hardware(target.device),
         ),
-        initial_findings=noted,
+        initial_findings=ready.noted,
     )
+
+
+def _data(ready: Prepared, split: str) -> DataInfo:
+    source, groups = ready.source, ready.groups
+    names = source.class_names
+    return DataInfo(
+        spec=source.name,
+        split=split,
+        fingerprint=source.fingerprint(),
+        total=len(source),
+        parts=[ready.rows],
+        class_names=None if names is None else list(names),
+        loading=dict(source.loading),
+        groups=None if groups is None else fingerprint(groups),
+    )
+
+
+def fingerprint(groups: np.ndarray) -> str:
+    """Of the names of all rows' groups [n]."""
+    return hashlib.sha256("\n".join(groups).encode()).hexdigest()
+
+
+def _threat(threat: Threat, plan: Plan) -> ThreatInfo:
+    info = ThreatInfo(
+        text=repr(threat),
+        norm=threat.norm.name,
+        eps=float(threat.eps),
+        grid=threat.grid or None,
+        measured=[(eps, plan.limit(eps)) for eps in plan.measured],
+    )
+    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
+    if isinstance(goal, int):
+        return info.model_copy(update={"target": goal})
+    if isinstance(goal, torch.Tensor):
+        goal = hashlib.sha256(goal.cpu().numpy().tobytes()).hexdigest()
+    return info.model_copy(update={"targets": goal})
 
 
 def _hardware(device: torch.device) -> str:
@@ -121,6 +126,7 @@ def limits_of(target: Target, threat: Threat) -> dict[str, np.ndarray]:
 def question(facts: Facts) -> dict[str, str]:
     """What must be equal for a run to be gone on with, and (but for the rows) for shards to be one
     run."""
+    protocol = facts.protocol
     return {
         VERSION: str(facts.schema_version),
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
@@ -130,7 +136,7 @@ def question(facts: Facts) -> dict[str, str]:
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],
         "groups": "none" if facts.data.groups is None else facts.data.groups[:16],
-        "protocol": f"{facts.protocol.name} version {facts.protocol.version}: {'; '.join(facts.protocol.trials)}",
+        "protocol": f"{protocol.name} version {protocol.version}: {'; '.join(protocol.trials)}",
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],

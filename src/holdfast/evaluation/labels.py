@@ -56,13 +56,15 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
     One-hot rows [n, k] become the place of their 1.
 
     Args:
-        target: the model, bound to the shape of the inputs; None: there is none, and the labels say
-            what classes are.
+        target: the model, which is bound to the shape of the first inputs; None: there is none, and
+            the labels say what classes are.
         sources: data whose labels mean the same, such as rows to train and to test on.
 
     Raises:
         InputError: labels that are no classes of the model, or that could be read in several ways.
     """
+    if target is not None:
+        target.bind(sources[0].shape)
     k = None if target is None else target.task.k
     seen = [_seen(source, k) for source in sources]
     known = None if target is None else target.identity.class_labels

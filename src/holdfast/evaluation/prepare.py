@@ -1,18 +1,174 @@
-"""Data and model brought together: what the caller gave as data, read as the model needs it."""
+"""Model, data and threat brought together: what every measurement starts from."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
+from holdfast import spec
+from holdfast.attacks.attack import Attack, check_fit
+from holdfast.attacks.trial import Trial
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
-from holdfast.errors import InputError
+from holdfast.data.source import group_names
+from holdfast.diagnostics.checks import FOLLOWED
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluation import goals, protocols, transformations
+from holdfast.evaluation.contract import (
+    averaged,
+    check_data,
+    check_model,
+    check_range,
+    randomised,
+)
+from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.truths import with_truths
+from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
 from holdfast.targets.target import Target
+from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.threats import spatial
+from holdfast.threats.patch import Patch
+from holdfast.threats.threat import Targeted, Threat, as_threat
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, its data and a threat that fit each other, and the attacks that are to be run."""
+
+    target: Target  # a copy; asked beside the truth of each row where its task wants that
+    source: Source  # laid out as the model takes them, the labels numbered
+    threat: Threat
+    protocol: Protocol
+    rows: tuple[int, int]  # of the source: first, and past the last
+    groups: np.ndarray | None = None  # of all rows of the source, where they have some
+    noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+
+    @property
+    def attacks(self) -> list[Attack]:
+        return [trial.attack for trial in self.protocol.trials]
+
+
+def prepare(
+    target: Target,
+    data: Any,
+    threat: Threat | str,
+    protocol: str = "standard",
+    attacks: Sequence[str | Attack | Trial] = (),
+    samples: int | tuple[int, int] | None = None,
+    groups: Sequence[Any] | np.ndarray | None = None,
+) -> Prepared:
+    """Bring model, data and threat together, and hold them against the contract: see `evaluate`.
+
+    What the texts say is refused before any row is read, and the data before the model is asked.
+    A randomised model is measured by its mean under protocols that answer findings.
+
+    Raises:
+        InputError: the data or the model breaks the input contract.
+        SpecError: the protocol, an attack or the threat cannot be understood.
+    """
+    own = protocols.chosen(attacks)
+    target = target.copied()
+    source = open_for(target, data)
+    groups = groups_of(source, groups)
+    movement = spatial.parse(threat) if isinstance(threat, str) else None
+    if movement is not None:
+        threat = transformations.threat_of(movement, target, source.shape)
+    threat = as_threat(threat)
+    target, source = with_truths(target, source, threat)
+    if not attacks:
+        protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
+    rows = rows_asked(samples, len(source), source.name)
+    check_data(source, target.bounds)
+    (source,), labels = numbered(target, source)
+    noted = check_model(target, source)
+    drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
+    if drawn and not target.context and target.cost.draws == 1:
+        target = ExpectationOverTransformation(target)
+        noted = averaged(check_model(target, source))
+    else:
+        drawn = False
+    check_range(target, source)
+    if not attacks:
+        aimed = isinstance(threat.goal, Targeted)
+        kind = {"aimed": aimed, "access": target.access, "bounded": threat.bounded, "drawn": drawn}
+        own = protocols.protocol(protocol, threat.norm.name, **kind)
+        own = transformations.suited(own, movement)
+    return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
+
+
+def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
+    """The name of the group of each row: those given, else the source's own."""
+    return source.groups if given is None else group_names(given, len(source), source.name)
+
+
+def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
+    """Refuse a threat, or further eps, that these rows cannot have.
+
+    Raises:
+        InputError: eps or goals are not one a row.
+        SpecError: they do not fit the inputs, the bounds or the model's classes.
+    """
+    target, threat, box = ready.target, ready.threat, ready.target.bounds
+    form = threat.form(target.shape or ())
+    if curve and threat.spatial is not None and isinstance(threat.spatial.transform, Patch):
+        raise SpecError(
+            f"a curve runs at further eps, but {spec.write(threat.spatial.transform)} has one "
+            "size; give one run a side instead."
+        )
+    if not all(map(math.isfinite, curve)):
+        raise SpecError(
+            "the curve holds inf, but a robust accuracy needs a finite eps; give inf as the "
+            "threat's own."
+        )
+    goals.check(threat, target, len(ready.source), ready.source.name)
+    threat.check_shape(form)
+    threat.check_grid(box, moves=bool(target.context))
+    for one in (threat, *(threat.at(eps) for eps in curve)):
+        one.check_box(box.low, box.high, form)
+    if isinstance(threat.eps, torch.Tensor) and len(threat.eps) != len(ready.source):
+        raise InputError(
+            f"eps holds {len(threat.eps)} sizes, but {ready.source.name} has {len(ready.source)} "
+            "rows; give one a row."
+        )
+
+
+def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> None:
+    """Refuse attacks that could not be run as they were asked for, before any pass is spent.
+
+    Raises:
+        AccessError: an attack needs more than the target gives.
+        SpecError: an attack does not fit the threat, the classes or the budget of a row.
+    """
+    aimed, rivals = isinstance(ready.threat.goal, Targeted), ready.target.task.k - 1
+    for trial in ready.protocol.trials:
+        if aimed and trial.targets:
+            raise SpecError(
+                f"targets aims at classes in turn, but the threat {ready.threat} has a goal of its "
+                "own; leave it out."
+            )
+        # a protocol takes as many as there are
+        if ready.protocol.name == "custom" and trial.targets > rivals:
+            raise SpecError(
+                f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
+            )
+        check_fit(trial.attack, sources(trial.through), ready.threat)
+    least = 2 * ready.target.cost.forwards
+    if budget is not None and budget < least:
+        raise SpecError(
+            f"the budget is {budget} forward passes a row, but a single step of an attack takes "
+            f"{least}; give at least that, better some hundreds."
+        )
 
 
 def open_for(target: Target, data: Any, *, split: str = "test") -> Source:

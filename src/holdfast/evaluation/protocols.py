@@ -298,18 +298,20 @@ def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]
     return lists[name]
 
 
-def default_attack(norm: str, access: Access, *, bounded: bool) -> Trial:
-    """The attack where none is named: PGD, or where that cannot run, the first one of protocol
-    `quick`."""
-    if access == Access.GRADIENTS and bounded and norm in CATALOGUE["pgd"]().norms:
-        return parse_trial("pgd")
-    return protocol("quick", norm, access=access, bounded=bounded).trials[0]
+def default_attack(quick: Protocol, norm: str, access: Access, *, ball: bool) -> Protocol:
+    """The attack where none is named: PGD in a `ball` of eps, or where that cannot run, the first
+    one of this list of protocol `quick`."""
+    if ball and access == Access.GRADIENTS and norm in CATALOGUE["pgd"]().norms:
+        return chosen(["pgd"])
+    return replace(quick, trials=quick.trials[:1])
 
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
     """A user's own list of attacks as a protocol."""
-    trials = (
-        a if isinstance(a, Trial) else Trial(a) if isinstance(a, Attack) else parse_trial(a)
-        for a in attacks
-    )
-    return Protocol("custom", 1, tuple(trials))
+
+    def trial(given: str | Attack | Trial) -> Trial:
+        if isinstance(given, Trial):
+            return given
+        return Trial(given) if isinstance(given, Attack) else parse_trial(given)
+
+    return Protocol("custom", 1, tuple(map(trial, attacks)))

@@ -4,7 +4,6 @@ compare."""
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for, rows_asked
 from holdfast.hardening import objectives, recipes
 from holdfast.runs.compare import Comparison, compare
-from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
@@ -193,9 +192,8 @@ def harden(
             watch=watch,
         )
 
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-")) if out is None else Path(out)
     called = names or Names(type(target.model).__name__)
-    with left_as_found(folder):
+    with run_folder(out) as folder:
         begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
         before = measured(given, "before", called)
     if not (folder / "comparison.json").exists():  # or it is finished

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -173,6 +174,21 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
             for path in sorted(new - files, reverse=True) + made:
                 with suppress(OSError):
                     path.rmdir()
+        raise
+
+
+@contextmanager
+def run_folder(out: Path | str | None) -> Iterator[Path]:
+    """The folder `out`, `left_as_found`; None: a new temporary one, which an error takes with it."""
+    if out is not None:
+        with left_as_found(Path(out)):
+            yield Path(out)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

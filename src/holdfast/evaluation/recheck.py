@@ -1,0 +1,363 @@
+"""The rows of a run, asked again: labels, predictions and stored examples against the model and the
+data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from holdfast.attacks.problem import goal_classes
+from holdfast.data import Source
+from holdfast.errors import InputError
+from holdfast.evaluation import goals, judge
+from holdfast.evaluation.chunking import chunk_of
+from holdfast.evaluation.claims import some
+from holdfast.evaluation.contract import randomised
+from holdfast.evaluation.perceptual import PerceptualDistance, looks
+from holdfast.evaluation.truths import outputs
+from holdfast.runs import store
+from holdfast.runs.manifest import Manifest
+from holdfast.targets.batch import Batch, joined, read
+from holdfast.targets.target import Target
+from holdfast.targets.truth import TRUTH, WithTruth
+from holdfast.threats.threat import Threat
+
+STRIDE = 1024  # rows asked about at once
+CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
+DRAWS = 3  # further ones of a randomised model, any of which may say what the run says
+
+Found = Iterable[tuple[np.ndarray, str]]  # rows [n] bool, and what is wrong with them
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run says, and the model and the data that it was measured on."""
+
+    folder: Path
+    manifest: Manifest
+    threat: Threat  # that run.json asks about
+    target: Target
+    source: Source
+    table: pa.Table  # of samples
+    perceptual: PerceptualDistance | None = None
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        return self.table.column("id").to_numpy()
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        table = self.table
+        return {n: table.column(n).to_numpy(zero_copy_only=False) for n in table.column_names}
+
+    @cached_property
+    def randomised(self) -> bool:
+        return randomised(self.manifest.initial_findings)
+
+    def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
+        """What the model says of rows, with the noise of the run or `further`."""
+        rows = rows.to(self.target.device, self.target.dtype)
+        return judge.rule(self.target, rows, self.manifest.seed + further)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Stored examples of m rows, judged again."""
+
+    ids: np.ndarray  # [m]
+    at: np.ndarray  # [m]: their places in the table
+    x: Tensor
+    found: Batch
+    y: Tensor
+    ruling: judge.Ruling
+    labels: list[Tensor]  # those of the ruling, and of a randomised model under further draws
+    legal: np.ndarray
+    size: np.ndarray
+    broken: np.ndarray  # as samples.parquet says
+
+    @property
+    def stable(self) -> np.ndarray:
+        return self.ruling.stable.cpu().numpy()
+
+
+def rows_again(e: Evidence) -> Iterator[str]:
+    """What does not hold of the rows of a run, one sentence each."""
+    columns, ids = e.columns, e.ids
+    yield from _sentences("samples", ids, _clean(e))
+    yield from _sentences("samples: rows", ids, _statuses(e), _costs(e), _chunks(e))
+    place = {int(i): row for row, i in enumerate(ids)}
+    evidence = np.zeros(len(ids), dtype=bool)
+    shapes = {"id": (), "x": tuple(e.source.shape)}
+    if e.threat.spatial is not None:
+        shapes["point"] = e.threat.spatial.form
+    for stored in store.evidence(e.folder):
+        stored_ids = stored["id"]
+        at = np.array([place.get(int(i), -1) for i in stored_ids])
+        if (at < 0).any() or shapes != {name: a.shape[1:] for name, a in stored.items()}:
+            yield (
+                "adversarial: examples of rows that the run does not have: "
+                f"{some(stored_ids[at < 0])}."
+            )
+            continue
+        evidence[at] = True
+        s = _judged_again(e, at, stored)
+        found = (_legality(e, s), _figures(e, s), _answers(e, s))
+        yield from _sentences("adversarial: the stored examples of rows", stored_ids, *found)
+    bare = (columns["status"] == "broken") & ~evidence
+    if bare.any():
+        yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
+    for name in [n for n in ("size", "psnr", "ssim", "lpips") if n in columns]:
+        bare = np.isfinite(columns[name].astype(float)) & ~evidence
+        if bare.any():
+            yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
+
+
+def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
+    """A sentence for each fault that rows have; `{}` in its text stands for them."""
+    for faults in found:
+        for bad, text in faults:
+            if bad.any() and "{}" in text:
+                yield f"{what}: {text.format(some(ids[bad]))}."
+            elif bad.any():
+                yield f"{what} {some(ids[bad])} {text}."
+
+
+def _clean(e: Evidence) -> Found:
+    """What the model and the data say of the rows before any attack."""
+    label, said, status = (e.columns[n] for n in ("label", "clean_prediction", "status"))
+    parts = [slice(start, start + STRIDE) for start in range(0, len(label), STRIDE)]
+    asked = np.concatenate([np.zeros((5, 0), bool), *(_asked_again(e, part) for part in parts)], 1)
+    claimed = np.isin(status, ["robust", "certified", "broken"]) & (said != label)
+    called = "".join(status[claimed][:1])
+    return (
+        (asked[0], f"the classes to reach of rows {{}} are not those of {e.threat}"),
+        (asked[1], "the truths or the model's outputs for rows {} are others"),
+        (asked[2], "the model's confidence on the clean rows {} is another"),
+        (asked[3], "the labels of rows {} are not those of the data"),
+        (asked[4], "the model's clean predictions for rows {} are others"),
+        (claimed, f"rows {{}} are misclassified clean, yet called {called}"),
+        (
+            (status == "wrong") & (said == label),
+            "rows {} are called wrong, but the model has them right",
+        ),
+        (
+            (status != "broken") & (e.columns["attacked_prediction"] != said),
+            "rows {} have a prediction under attack, but are not called broken",
+        ),
+    )
+
+
+def _asked_again(e: Evidence, part: slice) -> np.ndarray:
+    """Where some rows have another goal, output, confidence, label or prediction: [5, m] bool."""
+    columns, ids = e.columns, e.ids[part]
+    rows, y = read_rows(e.source, ids)
+    labels, ruling = torch.from_numpy(np.array(y, np.int64)), e.judged(rows)
+    stable = (columns["status"][part] != "unstable") & ruling.stable.cpu().numpy()
+    other_goal = np.zeros(len(ids), bool)
+    if goals.differ(e.threat):
+        where, k = torch.from_numpy(ids.copy()), e.target.task.k
+        own = goals.resolved(e.threat, labels, where, ruling.scores, k, e.manifest.seed)
+        other_goal = goal_classes(own, labels).numpy() != columns["target_class"][part]  # pyright: ignore
+    return np.stack(
+        [
+            other_goal,
+            _other_outputs(e, "clean_output", part, rows, ruling) & stable,
+            _other_confidence(e, columns["clean_confidence"][part], ruling) & stable,
+            columns["label"][part] != y,
+            (ruling.label.cpu().numpy() != columns["clean_prediction"][part]) & stable,
+        ]
+    )
+
+
+def _statuses(e: Evidence) -> Found:
+    """What the columns of one row must have in common."""
+    columns, status = e.columns, e.columns["status"]
+    broken = status == "broken"
+    by = np.nan_to_num(columns["broken_by"].astype(float), nan=-1)
+    own = sum(trial.eps == e.manifest.threat.eps for trial in e.manifest.trials)
+    sure = [columns[name].astype(float) for name in ("clean_confidence", "attacked_confidence")]
+    yield broken != (by >= 0), "are broken, or broken by a trial, and not both"
+    yield by >= own, "are broken by a trial that run.json does not name"
+    yield broken & ~columns["finished"].astype(bool), "are broken, but called unfinished"
+    yield (
+        ~broken & ~np.isclose(*sure, rtol=0, atol=1e-6, equal_nan=True),
+        "have a confidence under attack of their own",
+    )
+    yield status == "certified", "are called certified, but the folder holds no certificate"
+    certified = np.isfinite(columns["certified_radius"].astype(float))
+    yield certified, "have a certified radius without a certificate"
+    if "truth" in columns:
+        outputs = [np.stack(list(columns[n])) for n in ("clean_output", "attacked_output")]
+        same = np.isclose(*outputs, rtol=0, atol=0, equal_nan=True).all(1)
+        yield ~broken & ~same, "have outputs under attack, but are not called broken"
+    if "robust_by_refusal" in columns:
+        refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
+        yield refused & (status != "robust"), "are not robust, but said to have stood by a refusal"
+
+
+def _costs(e: Evidence) -> Found:
+    columns, status = e.columns, e.columns["status"]
+    spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
+    budget = np.inf if e.manifest.max_queries is None else e.manifest.max_queries
+    untouched = np.isin(status, ["wrong", "skipped"])
+    yield untouched & (spent > 0).any(0), "are called wrong or skipped, but were attacked"
+    over = (spent < 0).any(0) | (spent[1] > budget)
+    yield over, "cost less than nothing, or more than the budget"
+    zero = columns["zero_gradients"]
+    yield (zero < 0) | (zero > spent[2]), "have more zeros than gradients"
+
+
+def _chunks(e: Evidence) -> Found:
+    """What the rows of one chunk must have in common."""
+    columns, manifest = e.columns, e.manifest
+    chunk = np.array([chunk_of(int(i), manifest.data.parts, manifest.model.shape) for i in e.ids])
+    open_, finished = columns["status"] != "broken", columns["finished"].astype(bool)
+    together = _first(finished, chunk, open_)
+    yield open_ & (finished != together), "were not finished together with their chunk"
+    goal = -1 if manifest.threat.target is None else manifest.threat.target
+    reachable = columns["label"] != columns.get("target_class", goal)
+    skipped = columns["status"] == "skipped"
+    together = _first(skipped, chunk, reachable)
+    yield reachable & (skipped != together), "were not skipped as whole chunks are"
+
+
+def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """For each row [n], the value of the first row of its chunk that is `among` these."""
+    first: dict[int, Any] = {}
+    for at, value in zip(chunk[among].tolist(), values[among].tolist(), strict=True):
+        first.setdefault(at, value)
+    return np.array(
+        [first.get(at, value) for at, value in zip(chunk.tolist(), values.tolist(), strict=True)]
+    )
+
+
+def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) -> Examples:
+    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.dtype, e.target.bounds
+    rows = rows.to(rows.x.device, dtype)
+    found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
+    point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)
+    widest = e.threat.at(max(eps for eps, _ in e.manifest.threat.measured))
+    legal, size = judge.within(e.target, widest, rows.x, point)
+    shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
+    legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)
+    ruling, further = e.judged(found), range(1, 1 + DRAWS * e.randomised)
+    return Examples(
+        stored["id"],
+        at,
+        rows.x,
+        found,
+        torch.from_numpy(e.columns["label"][at]),
+        ruling,
+        [ruling.label.cpu(), *(e.judged(found, seed).label.cpu() for seed in further)],
+        legal.numpy(),
+        size.numpy(),
+        e.columns["status"][at] == "broken",
+    )
+
+
+def _goals_of(e: Evidence, s: Examples) -> Threat:
+    """The threat, with the class that each of these rows is to reach."""
+    return e.threat.towards(e.columns["target_class"][s.at]) if goals.differ(e.threat) else e.threat
+
+
+def _legality(e: Evidence, s: Examples) -> Found:
+    """Whether the examples are legal and do what they are said to do."""
+    threat = _goals_of(e, s)
+    meets = np.any([judge.meets_goal(threat, one, s.y).numpy() for one in s.labels], 0) | ~s.stable
+    own = e.manifest.threat.measured[0][1]
+    yield ~s.legal, "are outside the threat or the box, or not finite"
+    yield ~meets, "do not fool the model"
+    yield s.broken & (s.size > own), "are larger than eps"
+    hidden = ~s.broken & (s.size <= own) & s.legal & meets
+    yield hidden, "break rows that are not called broken"
+
+
+def _figures(e: Evidence, s: Examples) -> Found:
+    """What samples.parquet says of how large the changes are, and how much they show."""
+    columns = e.columns
+    same = np.isclose(s.size, columns["size"][s.at], rtol=1e-9, atol=0)
+    yield ~same, "have another size than samples.parquet says"
+    same = np.ones(len(s.ids), dtype=bool)
+    for name, found in zip(
+        ("psnr", "ssim"), looks(e.target, e.threat, s.x, s.found.x), strict=True
+    ):
+        said = columns[name][s.at]
+        same &= np.isclose(said, found.numpy(), rtol=1e-6, atol=1e-9, equal_nan=True)
+    yield ~same, "look otherwise (PSNR, SSIM) than samples.parquet says"
+    if e.perceptual is not None:
+        said = columns.get("lpips", np.full(len(e.ids), np.nan))[s.at]
+        found = np.full(len(s.ids), np.nan)
+        found[s.legal] = e.perceptual(
+            s.x[s.legal], s.found.x[s.legal]
+        ).numpy()  # others may hold NaN
+        same = np.isclose(found, said, rtol=1e-6, atol=1e-9)
+        yield s.legal & ~same, "have another perceptual distance than samples.parquet says"
+
+
+def _answers(e: Evidence, s: Examples) -> Found:
+    """What samples.parquet says of the model's answers."""
+    columns, sure = e.columns, s.broken & s.stable
+    given = columns["attacked_prediction"][s.at]
+    other = np.all([one.numpy() != given for one in s.labels], 0)
+    yield sure & other, "are given another label by the model than samples.parquet says"
+    confidence = columns["attacked_confidence"][s.at]
+    if not e.randomised:  # in another batch it draws other noise
+        other = _other_outputs(e, "attacked_output", s.at, s.found, s.ruling)
+        yield sure & other, "are given other outputs by the model than samples.parquet says"
+    other = _other_confidence(e, confidence, s.ruling)
+    yield sure & other, "are given another confidence by the model than samples.parquet says"
+    if "broken_8bit" in columns and s.broken.any() and not e.randomised:
+        at = torch.from_numpy(s.broken.nonzero()[0])
+        threat = _goals_of(e, s).of_rows(at)
+        held = judge.holds_in_8bit(e.target, threat, s.found[at], s.y[at], e.manifest.seed).numpy()
+        other = np.zeros(len(s.ids), dtype=bool)
+        other[s.broken] = held != columns["broken_8bit"][s.at][s.broken].astype(bool)
+        yield (
+            sure & other,
+            "fool the model in 8 bits where samples.parquet says no, or the other way round",
+        )
+
+
+def _other_confidence(e: Evidence, said: np.ndarray, ruling: judge.Ruling) -> np.ndarray:
+    """Where the model's confidence is not the one of samples.parquet: [m] bool."""
+    found, model = ruling.confidence.cpu().double().numpy(), e.manifest.model
+    made_up = model.access == "labels" and model.surrogate is not None  # around the label
+    if made_up or e.randomised:  # in another batch it draws other noise
+        return np.zeros(len(found), dtype=bool)
+    # whose softmax says nothing
+    recast = isinstance(e.target, WithTruth) and ruling.scores is not None
+    if recast or model.access == "labels":
+        found = np.full(len(found), np.nan)
+    return ~np.isclose(said.astype(float), found, rtol=0, atol=CLOSE, equal_nan=True)
+
+
+def _other_outputs(
+    e: Evidence, name: str, at: Any, rows: Batch, ruling: judge.Ruling
+) -> np.ndarray:
+    """Where a model whose task is not one of k classes has other truths or outputs than the samples
+    say: [m] bool."""
+    same = np.ones(len(rows), dtype=bool)
+    if isinstance(e.target, WithTruth) and ruling.scores is not None and len(rows):
+        found = outputs(e.target, rows.context[TRUTH], ruling.scores.cpu())
+        for column, value in zip(("truth", name), found, strict=True):
+            said = np.stack(list(e.columns[column][at]))
+            same &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
+    return ~same
+
+
+def read_rows(source: Source, ids: np.ndarray) -> tuple[Batch, np.ndarray]:
+    """The source's rows of these ids, in runs of neighbours, and their labels."""
+    cuts = np.flatnonzero(np.diff(ids) != 1) + 1
+    parts = [read(source, int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cuts) if len(run)]
+    if not parts:
+        raise InputError("there are no rows to read.")
+    batches, labels = zip(*parts, strict=True)
+    return joined(batches), np.concatenate(labels)
