@@ -141,8 +141,7 @@ class _Seen(TorchFunctionMode):
         self.names: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = _name(func)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         depends = any(t.requires_grad for t in _tensors(args, kwargs))
         out = func(*args, **kwargs)
         if depends and (
@@ -166,7 +165,7 @@ class _Straight(TorchFunctionMode):
     """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, _name(func)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         with torch.enable_grad():
             if name in _CUT and name.startswith("detach"):
                 return args[0]
@@ -196,10 +195,6 @@ class _Straight(TorchFunctionMode):
             if name in ("softmax", "log_softmax"):
                 args = (_flatter(args[0]), *args[1:])
             return func(*args, **kwargs)
-
-
-def _name(func: Any) -> str:
-    return getattr(func, "__name__", "")
 
 
 def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:

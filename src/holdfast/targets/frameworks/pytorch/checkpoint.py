@@ -68,17 +68,7 @@ class _Object:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, *_: Any) -> None:
-        pass
-
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
+    __setstate__ = __setitem__ = append = extend = __init__
 
 
 class _Unpickler(pickle.Unpickler):

@@ -623,11 +623,9 @@ class TorchTarget(Target):
                 self.twin = folded(self.model)
         if self.compile:
             self.twin = self._compiled(self.twin)
-        if isinstance(self.model, Adapter):
-            self.gradients = GradientInfo(approximate=self.model.approximate)
-            return
-        if self.twin is self.model and self.precision == "float32":
-            self.gradients = GradientInfo()
+        own = self.twin is self.model and self.precision == "float32"
+        if own or isinstance(self.model, Adapter):
+            self.gradients = GradientInfo(approximate=said_by(self.model).approximate)
             return
         self.gradients = GradientInfo(approximate=True)
         self.recurrent = recurrent(self.model, self.twin)
