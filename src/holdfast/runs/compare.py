@@ -319,11 +319,11 @@ def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
     said = []
     if a.protocol != b.protocol:
         said.append(
-            f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the judges were not the "
-            "same."
+            f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the attacks were "
+            "not the same."
         )
     if a.model.fingerprint == b.model.fingerprint:
-        said.append("Both runs are of the same model.")
+        said.append("Both runs are of the same model, by its fingerprint.")
     if skipped:
         said.append(f"Left out, since one run skipped them: {skipped}.")
     return said
