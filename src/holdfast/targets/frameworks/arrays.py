@@ -30,7 +30,7 @@ class ArrayModel(Adapter):
         self,
         function: Callable[[np.ndarray], Any],
         *,
-        gives: str = "scores",
+        gives: str | None = None,
         classes: int | None = None,
         shape: tuple[int, ...] | None = None,
         output: str | int | None = None,
@@ -39,11 +39,11 @@ class ArrayModel(Adapter):
         numbers: str | None = None,
         columns: Sequence[str] | None = None,
     ) -> None:
-        if gives not in ("scores", "labels"):
+        if gives not in (None, "scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
         self.function, self.shape, self.classes, self.output = function, shape, classes, output
         self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
-        self.access = Access[gives.upper()]
+        self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self._columns = digest, columns
 
@@ -129,14 +129,4 @@ def library(name: str, what: str) -> Any:
         ) from None
 
 
-def _adapt(
-    model: Any,
-    *,
-    output: str | int | None = None,
-    gives: str | None = None,
-    classes: int | None = None,
-) -> ArrayModel:
-    return ArrayModel(model, output=output, gives=gives or "scores", classes=classes)
-
-
-FRAMEWORK = Framework("numpy", adapt=_adapt)
+FRAMEWORK = Framework("numpy", adapt=ArrayModel)

@@ -76,10 +76,6 @@ def _gemm(a: Tensor, b: Tensor, c: Tensor | None = None, **o: Any) -> Tensor:
     return z if c is None else z + o.get("beta", 1.0) * c
 
 
-def _batch_norm(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, **o: Any) -> Tensor:
-    return F.batch_norm(x, mean, var, scale, b, False, 0.0, o.get("epsilon", 1e-5))
-
-
 def _layer_norm(x: Tensor, scale: Tensor, b: Tensor | None = None, **o: Any) -> Tensor:
     axis = o.get("axis", -1) % x.ndim
     return F.layer_norm(x, x.shape[axis:], scale, b, o.get("epsilon", 1e-5))
@@ -216,7 +212,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": torch.add,
     "ArgMax": lambda x, axis=0, keepdims=1, **_: x.argmax(axis, bool(keepdims)),
     "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
+    "BatchNormalization": lambda x, scale, b, mean, var, epsilon=1e-5, **_: F.batch_norm(
+        x, mean, var, scale, b, eps=epsilon
+    ),
     "Cast": lambda x, to, **_: x.to(_TYPES[to]),
     "Clip": _clip,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
