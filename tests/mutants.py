@@ -59,11 +59,11 @@ DEFECTS = [
     ),
     Defect(
         "APGD's best loss is the same memory as the one noted at the checkpoint",
-        "attacks/gradient/apgd.py",
+        "attacks/shared/checkpoints.py",
         (
             (
-                "best_value=torch.where(up, value, s.best_value),",
-                "best_value=s.best_value.copy_(torch.where(up, value, s.best_value)),",
+                "best_value=torch.where(up, value, self.best_value),",
+                "best_value=self.best_value.copy_(torch.where(up, value, self.best_value)),",
             ),
         ),
     ),
@@ -74,7 +74,7 @@ DEFECTS = [
     ),
     Defect(
         "the true class is masked by a product with 0",
-        "tasks.py",
+        "losses.py",
         (
             (
                 "return z.scatter(1, c[:, None], -torch.inf)",
@@ -107,7 +107,7 @@ DEFECTS = [
     ),
     Defect(
         "a query that succeeds is not charged",
-        "attacks/problem.py",
+        "attacks/counts.py",
         (
             (
                 "ledger.charge(at, queries=count,",
@@ -117,7 +117,7 @@ DEFECTS = [
     ),
     Defect(
         "the size is that of the image, not of the perturbation",
-        "attacks/problem.py",
+        "attacks/counts.py",
         (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
     ),
 ]

@@ -636,5 +636,5 @@ def test_an_ensemble_says_of_each_member_what_there_is_to_say() -> None:
     """Lines 7 and 18: a second member that changes its input, or computes in half precision."""
     both = Ensemble([wrap(Tiny(), shape=(4,)), wrap(Tiny("clamp_").half(), shape=(4,))])
     both.scores(torch.from_numpy(rows()[0]))
-    assert "half_precision" in dict(both.remarks)
-    assert both.rewrites
+    assert "half_precision" in dict(both.identity.remarks)
+    assert both.identity.rewrites

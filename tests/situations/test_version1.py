@@ -60,6 +60,28 @@ def test_it_is_verified_whatever_its_page_says(old: Path) -> None:
     assert not store.open_manifest(old)[1]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"moved": "rotation(degrees=30, pixels=1)"},
+        {"attacked": 0},
+        {"task": "regression(tolerance=0.1)"},
+        {"task": "multilabel"},
+    ],
+)
+def test_what_it_held_in_another_form_is_read_but_not_verified(
+    old: Path, said: dict[str, object]
+) -> None:
+    run = json.loads((old / "run.json").read_text("utf-8"))
+    run["model"] |= said
+    (old / "run.json").write_text(json.dumps(run), "utf-8")
+    assert store.open_manifest(old)[0].schema_version == 1
+    done = command("verify", str(old), MODEL, "digits")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "this version of Holdfast cannot verify them" in done.stderr
+    assert "verify it with the Holdfast that wrote it (0.1.0)" in done.stderr
+
+
 SEEN = "robust accuracy 0.5000 on 4 rows; 2 stored examples judged again."
 
 

@@ -84,7 +84,7 @@ class Joined(Source):
         first, *others = arrays
         self.x = Arrays(first, y, name, scale=scale)
         self.others = [
-            Arrays(a if a.ndim > 1 else a[:, None], y, f"{name}, x{i}", scale=False)
+            Arrays(a.reshape(len(a), *(a.shape[1:] or (1,))), y, f"{name}, x{i}", scale=False)
             for i, a in enumerate(others, 2)
         ]
         self.name, self.inputs = name, (self.x.shape, *(other.shape for other in self.others))

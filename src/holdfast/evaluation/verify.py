@@ -64,9 +64,10 @@ def verify(
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a
-            network that is given.
+            network that is given; or its model was described in another way then.
     """
     manifest, whole = store.open_manifest(folder)
+    _refuse_other_rows(folder, manifest)
     target = target.copied()
     source = open_for(target, data)
     wrong: list[str] = []
@@ -81,6 +82,19 @@ def verify(
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
+
+
+def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
+    """Version 1 wrapped such models in others, so their fingerprints and stored examples differ."""
+    model = manifest.model
+    as_now = model.transformation is None and model.attacked is None and model.task == "classes"
+    if manifest.schema_version != SCHEMA_VERSION and not as_now:
+        raise InputError(
+            f"{folder} has schema version {manifest.schema_version}; runs of that version with a "
+            "transformation, several inputs, or a regression or multi-label model can be read, "
+            "but this version of Holdfast cannot verify them: verify it with the Holdfast that "
+            f"wrote it ({manifest.provenance.versions.get('holdfast', 'an earlier version')})."
+        )
 
 
 class NoDistances(InputError):

@@ -120,7 +120,7 @@ def places(manifest: Manifest) -> list[Place]:
             nist,
             "Evasion (integrity)",
             TESTED,
-            "white-box knowledge" if white == TESTED else "limited knowledge",
+            {TESTED: "white-box knowledge"}.get(white, "limited knowledge"),
         ),
         Place(nist, "Poisoning; privacy; availability breakdown", NOT),
         Place(

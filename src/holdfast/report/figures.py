@@ -200,7 +200,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
             short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
             size = min(10, 190 / k)
             axes.set_xticks(
-                range(k), short, rotation=90 if max(map(len, short)) > 45 / k else 0, fontsize=size
+                range(k), short, rotation=90 * (max(map(len, short)) > 45 / k), fontsize=size
             )
             axes.set_yticks(range(k), short, fontsize=size)
             widest = len(f"{table.max():,}")

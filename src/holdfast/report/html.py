@@ -76,8 +76,9 @@ def _said(page: str) -> list[object]:
     """All of a page but its pictures, and of figures the texts: other versions of matplotlib draw
     other lines."""
     page = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]*", "data:image/png", page)
-    parts = re.split(r"(<svg.*?</svg>)", page, flags=re.DOTALL)
-    return [_Figure(part).said if i % 2 else part for i, part in enumerate(parts)]
+    parts: list[Any] = re.split(r"(<svg.*?</svg>)", page, flags=re.DOTALL)
+    parts[1::2] = [_Figure(part).said for part in parts[1::2]]
+    return parts
 
 
 class _Figure(HTMLParser):
@@ -229,7 +230,7 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
         return example
     low, high = manifest.model.bounds
     reach = float(np.abs(difference[at])) / (high - low)
-    times = float(f"{0.5 / reach:.2g}") if reach else 1.0
+    times = float(f"{0.5 / (reach or 0.5):.2g}")
     pictures = (
         ("original", _png((x - low) / (high - low), manifest.model.layout)),
         ("adversarial", _png((x_adv - low) / (high - low), manifest.model.layout)),

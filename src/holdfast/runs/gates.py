@@ -93,7 +93,7 @@ def _judge(gate: Gate, manifest: Manifest) -> Outcome:
         seen, wanted = ("not measured" if value is None else f"{value:.6g}"), f"{gate.bound:g}"
     held = value is not None and _COMPARE[gate.compare](value, gate.bound)
     return Outcome(
-        gate, held, f"{gate.name} is {seen}, {'' if held else 'not '}{gate.compare} {wanted}"
+        gate, held, f"{gate.name} is {seen}, {'not ' * (not held)}{gate.compare} {wanted}"
     )
 
 

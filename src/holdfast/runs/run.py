@@ -78,11 +78,9 @@ class Run:
 
     def __repr__(self) -> str:
         m, threat = self.metrics, self.manifest.threat
-        robust, size = (
-            f"robust {_figure(m.robust_accuracy.value)}",
-            f"median size {_figure(m.sizes.median)}",
-        )
-        found = robust if math.isfinite(threat.eps) else size
+        found = f"robust {_figure(m.robust_accuracy.value)}"
+        if math.isinf(threat.eps):
+            found = f"median size {_figure(m.sizes.median)}"
         return (
             f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under "
             f"{threat.text}, n={m.robust_accuracy.n}, {self.verdict.status})"

@@ -239,9 +239,12 @@ def read_corruptions(folder: Path) -> pa.Table:
     with _readable(path):
         fields = [("id", pa.int64()), *((name, pa.int32()) for name in table.column_names[1:])]
         table = table.cast(pa.schema(fields))
-        odd = [name for name in table.column_names[1:] if not re.fullmatch(r"\w+ [1-9]", name)]
-        if odd or any(column.null_count for column in table.columns):
-            raise ValueError(f"it has a column {odd[0]!r}" if odd else "it has empty values")
+        odd = [
+            f"a column {n!r}" for n in table.column_names[1:] if not re.fullmatch(r"\w+ [1-9]", n)
+        ]
+        odd += ["empty values" for column in table.columns if column.null_count]
+        if odd:
+            raise ValueError(f"it has {odd[0]}")
     return table
 
 
@@ -307,12 +310,9 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
     """
     path = folder / "run.json"
     if not path.exists():
-        unfinished = (folder / "journal").is_dir()
-        what = (
-            "an unfinished run; finish it with --resume"
-            if unfinished
-            else "no run (run.json is missing)"
-        )
+        what = "no run (run.json is missing)"
+        if (folder / "journal").is_dir():
+            what = "an unfinished run; finish it with --resume"
         raise InputError(f"{folder} holds {what}.")
     content = read_bytes(path)
     found = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)

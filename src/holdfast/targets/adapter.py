@@ -94,6 +94,12 @@ class _Cross(torch.autograd.Function):
         return ctx.pullback(cotangents[0].contiguous()), None
 
 
+def said_by(model: object) -> Adapter | type[Adapter]:
+    """An adapter, which says what its model wants and gives; of any other model the class, whose
+    defaults say nothing."""
+    return model if isinstance(model, Adapter) else Adapter
+
+
 def autograd_vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Pullback]:
     """The value of a torch function at x, and its pullback."""
     with torch.inference_mode(False), torch.enable_grad():
@@ -146,14 +152,9 @@ def versions_of(*modules: str) -> dict[str, str]:
 def tensor(array: Any) -> Tensor:
     """A framework's array as a tensor that owns its memory: float32, or int64 for labels."""
     array = np.array(array)
-    wanted = (
-        np.float64
-        if array.dtype == np.float64
-        else np.float32
-        if array.dtype.kind == "f"
-        else np.int64
-    )
-    return torch.from_numpy(array.astype(wanted, copy=False))
+    if array.dtype != np.float64:
+        array = array.astype({"f": np.float32}.get(array.dtype.kind, np.int64), copy=False)
+    return torch.from_numpy(array)
 
 
 def digest_of(arrays: Iterable[Any], *texts: str) -> bytes:
@@ -168,7 +169,7 @@ def digest_of(arrays: Iterable[Any], *texts: str) -> bytes:
 
 def digest_of_files(path: Path) -> bytes:
     """A hash of a file, or of all files of a folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in (path, *path.rglob("*")) if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(path).as_posix().encode())
@@ -203,12 +204,13 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
         found = {str(place): part for place, part in enumerate(output)}
     else:
         found = {"logits": getattr(output, "logits", output)}
-        wanted = "logits" if wanted is None else wanted
-    only = next(iter(found)) if len(found) == 1 else "logits"
-    name = only if wanted is None else str(wanted)
+    name, said = str(wanted), f"{wanted!r} is not among them"
+    if wanted is None:
+        name, said = "logits", "none was chosen"
+        if len(found) == 1:
+            (name,) = found
     if name in found:
         return found[name]
-    said = "none was chosen" if wanted is None else f"{wanted!r} is not among them"
     raise InputError(
         f"the model returns a {type(output).__name__} with {', '.join(found) or 'nothing'}, and "
         f"{said}; say which part is the scores [n, classes] with --output (in Python: output=...)."

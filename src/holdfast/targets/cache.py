@@ -52,10 +52,10 @@ class Answers:
             "SELECT inputs FROM sent WHERE endpoint = ?", (self.endpoint,)
         ).fetchone()[0]
 
-    def spend(self, n: int, limit: int | None) -> int:
+    def spend(self, n: int, limit: float) -> int:
         """Count up to n more inputs as sent, before they are: as many as the limit leaves."""
         self.db.execute("BEGIN IMMEDIATE")
-        granted = n if limit is None else max(0, min(n, limit - self.sent))
+        granted = int(max(0, min(n, limit - self.sent)))
         self.db.execute(
             "UPDATE sent SET inputs = inputs + ? WHERE endpoint = ?", (granted, self.endpoint)
         )

@@ -81,8 +81,9 @@ class Own:
         digest = hashlib.sha256()
         for part in _content(function):
             digest.update(part)
-        kept = frozen(function, None) if isinstance(function, nn.Module) else function
-        return Own(name, digest.hexdigest()[:16], takes, function=kept)
+        if isinstance(function, nn.Module):
+            function = frozen(function, None)
+        return Own(name, digest.hexdigest()[:16], takes, function=function)
 
     @property
     def remark(self) -> tuple[str, str]:
@@ -158,13 +159,12 @@ class Own:
         Raises:
             InputError: it can be called in no way.
         """
-        function = (
-            self.function.to(x.device) if isinstance(self.function, nn.Module) else self.function
-        )
+        if isinstance(self.function, nn.Module):
+            self.function.to(x.device)
         pictures = x.ndim == 4 and x.shape[1] in (1, 3, 4) and raw
-        kinds = (
-            ["tensor", "image" if pictures else "array"] if self.takes == "auto" else [self.takes]
-        )
+        kinds = [self.takes]
+        if self.takes == "auto":
+            kinds = ["tensor", {True: "image", False: "array"}[pictures]]
         if self.takes == "image" and not pictures:
             raise InputError(
                 f"{self.name} takes images of bytes: it stands first, and images have 1, 3 or 4 "
@@ -172,17 +172,15 @@ class Own:
             )
         failed: list[str] = []
         for kind in kinds:
-            step = replace(self, takes=kind, function=function, box=box)
-            for straight in (False, True) if kind == "tensor" else (True,):
+            step = replace(self, takes=kind, box=box)
+            for straight in {"tensor": (False, True)}.get(kind, (True,)):
                 try:
                     with asking(f"the preprocessing {self.name}", learning=True):
                         found = step._tried(x, straight=straight)
-                except Exception as error:  # noqa: BLE001  # a function of other arrays may raise anything
+                except Exception as error:  # noqa: BLE001  # other arrays may make it raise anything
                     failed += [
-                        (
-                            f"with {TAKES[kind]}: "
-                            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
-                        )
+                        f"with {TAKES[kind]}: "
+                        f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
                     ]
                     continue
                 if found is not None:

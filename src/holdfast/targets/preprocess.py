@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,8 +31,7 @@ class Normalize:
     std: float | Sequence[float]
 
     def __post_init__(self) -> None:
-        spread = [self.std] if isinstance(self.std, (int, float)) else list(self.std)
-        if any(s <= 0 for s in spread):
+        if np.any(np.asarray(self.std) <= 0):
             raise SpecError(
                 f"normalize has std {self.std}, but every standard deviation must be above 0."
             )
@@ -41,7 +41,7 @@ class Normalize:
 
     def _channels(self, value: float | Sequence[float], x: Tensor) -> Tensor:
         column = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-        return column if column.ndim == 0 else column.view(-1, *[1] * (x.ndim - 2))
+        return column.view(-1, *[1] * (x.ndim - 2))
 
 
 @dataclass(frozen=True)

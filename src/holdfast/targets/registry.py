@@ -187,7 +187,8 @@ def adapted_by_trial(
             return found.adapt(model, **options)
         if isinstance(given, Tensor) or isinstance(first, Tensor):
             return model
-        labels = np.asarray(first).ndim == 1 and np.asarray(first).dtype.kind in "iu"
-        gives = "labels" if labels else "scores"
+        gives = "scores"
+        if np.asarray(first).ndim == 1 and np.asarray(first).dtype.kind in "iu":
+            gives = "labels"
         return named("numpy").adapt(model, **{**options, "gives": gives})
     return model  # the error of its first question says more

@@ -391,7 +391,8 @@ class Ensemble(Around):
     @probabilities.setter
     def probabilities(self, value: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         for member in self.members:
-            member.probabilities = value if not member.said else member.probabilities
+            if not member.said:
+                member.probabilities = value
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
@@ -441,7 +442,7 @@ class Cached(Around):
         scores are others."""
         chances = bool(self.probabilities)
         if chances not in self.stores:
-            kind = np.float64 if self.dtype == torch.float64 else np.float32
+            kind = {torch.float64: np.float64}.get(self.dtype, np.float32)
             identity = f"{self.inner.fingerprint()} {self.access.name} {chances}"
             self.stores[chances] = Answers(self.file, identity, kind)
         return self.stores[chances]

@@ -8,6 +8,11 @@ from torch import Tensor
 from holdfast.errors import InputError
 
 
+def channel_axis(layout: str) -> int:
+    """Where the channels stand in the shape of one image, or of many."""
+    return {"nhwc": -1}.get(layout, -3)
+
+
 def planes(x: Tensor, layout: str) -> Tensor:
     """Images [n, *shape] as [n, c, h, w]; those without an axis of channels have one.
 
@@ -20,14 +25,14 @@ def planes(x: Tensor, layout: str) -> Tensor:
         )
     if x.ndim == 3:
         return x[:, None]
-    return x.movedim(-1, 1) if layout == "nhwc" else x
+    return x.movedim(channel_axis(layout), 1)
 
 
 def unplaned(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
     """The images of this shape of which these are the `planes`."""
     if len(shape) == 2:
         return x[:, 0]
-    return x.movedim(1, -1) if layout == "nhwc" else x
+    return x.movedim(1, channel_axis(layout))
 
 
 def sample(image: Tensor, at: Tensor, outside: float | None = None) -> Tensor:

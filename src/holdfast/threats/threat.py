@@ -77,7 +77,7 @@ class Threat:
     spatial: Spatial | None = None  # how parameters change an image; None: d adds to the input
 
     def __post_init__(self) -> None:
-        _check_target(self.goal.t if isinstance(self.goal, Targeted) else 0, self.norm)
+        _check_target(getattr(self.goal, "t", 0), self.norm)
         if self.grid not in GRIDS:
             raise SpecError(
                 f"the grid of a {self.norm} threat is {self.grid!r}; it is 8bit, or left out."
@@ -165,7 +165,7 @@ class Threat:
     @property
     def limits(self) -> dict[str, Tensor]:
         """What of it is said for each feature: `scale` and `mask`."""
-        scale = self.norm.scale if isinstance(self.norm, Scaled) else None
+        scale = getattr(self.norm, "scale", None)
         return {
             name: part.cpu()
             for name, part in (("scale", scale), ("mask", self.mask))
@@ -231,9 +231,9 @@ class Threat:
         """Refuse a goal that a model of k classes does not have."""
         if isinstance(self.goal, Targeted) and not isinstance(self.goal.t, str):
             aims = torch.as_tensor(self.goal.t)
-            if int(aims.min()) < 0 or int(aims.max()) >= k:
-                wrong = int(aims.min()) if int(aims.min()) < 0 else int(aims.max())
-                raise SpecError(f"the goal is class {wrong}, but the model knows 0 to {k - 1}.")
+            wrong = [t for t in (int(aims.min()), int(aims.max())) if not 0 <= t < k]
+            if wrong:
+                raise SpecError(f"the goal is class {wrong[0]}, but the model knows 0 to {k - 1}.")
 
     def check_grid(self, bounds: Any, *, moves: bool) -> None:
         """Refuse a grid where inputs have none: bounds of each feature's own, or no image
@@ -267,12 +267,12 @@ class Threat:
         if isinstance(self.goal, Targeted):
             t = self.goal.t
             goal = f", target={'[one a row]' if isinstance(t, Tensor) else repr(t)}"
-        goal += f", grid={self.grid!r}" if self.grid else ""
-        digest = hashlib.sha256(
-            b"".join(np.float64(part).tobytes() for part in self.limits.values())
-        )
-        limits = f", limits={digest.hexdigest()[:8]}" if self.limits else ""
-        return f"{self.norm}({eps}{goal}{limits})"
+        if self.grid:
+            goal += f", grid={self.grid!r}"
+        if self.limits:
+            content = b"".join(np.float64(part).tobytes() for part in self.limits.values())
+            goal += f", limits={hashlib.sha256(content).hexdigest()[:8]}"
+        return f"{self.norm}({eps}{goal})"
 
 
 def as_threat(threat: Threat | str) -> Threat:

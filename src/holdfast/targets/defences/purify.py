@@ -127,7 +127,9 @@ class DefenseGAN(Purifier):
         u, n, r = 2 * x.detach() - 1, len(x), self.restarts
         start = drawing_of(x).fold("z").normal((r, self.latent), x.dtype)
         aim = u[:, None].expand(n, r, *u.shape[1:]).flatten(0, 1)
-        told = (torch.arange(r, device=x.device) % self.classes).repeat(n) if self.classes else None
+        told: list[Tensor] = []
+        if self.classes:
+            told = [(torch.arange(r, device=x.device) % self.classes).repeat(n)]
         with torch.inference_mode(False), torch.enable_grad():
             z, speed = (
                 start.flatten(0, 1),
@@ -135,27 +137,27 @@ class DefenseGAN(Purifier):
             )
             for _ in range(self.steps):
                 leaf = z.detach().requires_grad_()
-                away = (self._image(aim, leaf, told) - aim).square().flatten(1).mean(1)
+                away = (self.ask(aim, leaf, *told) - aim).square().flatten(1).mean(1)
                 speed = 0.7 * speed - self.rate * torch.autograd.grad(away.sum(), leaf)[0]
                 z = (leaf + speed).detach()
         with torch.no_grad():
-            images = self._image(aim, z, told)
+            images = self.ask(aim, z, *told)
             away = (images - aim).square().flatten(1).mean(1).view(n, r)
             first = torch.arange(n, device=x.device) * r + away.argmin(1)
         seen = ((images[first] + 1) / 2).clamp(0, 1)
         if not (x.requires_grad and torch.is_grad_enabled()):
             return seen
-        along = self._tangents(x, z[first], None if told is None else told[first])
+        along = self._tangents(x, z[first], [classes[first] for classes in told])
         moved = (x - x.detach()).flatten(1)[:, None]  # nothing, but for its gradient
         return straight((moved @ along @ along.mT).view_as(x), seen)
 
-    def _tangents(self, like: Tensor, z: Tensor, told: Tensor | None) -> Tensor:
+    def _tangents(self, like: Tensor, z: Tensor, told: list[Tensor]) -> Tensor:
         """An orthonormal basis of the directions in which images can move at codes z: [n, pixels,
         latent]."""
         leaf, w = z.detach().requires_grad_(), torch.zeros_like(like).requires_grad_()
         # linear in w
         back = torch.autograd.grad(
-            (self._image(like, leaf, told) * w).sum(), leaf, create_graph=True
+            (self.ask(like, leaf, *told) * w).sum(), leaf, create_graph=True
         )[0]
         ways = [
             torch.autograd.grad(back[:, j].sum(), w, retain_graph=True)[0]
@@ -165,9 +167,6 @@ class DefenseGAN(Purifier):
             torch.stack(ways, -1).flatten(1, -2), full_matrices=False
         )
         return basis * (sizes > 1e-3 * sizes[:, :1])[:, None]
-
-    def _image(self, like: Tensor, z: Tensor, told: Tensor | None) -> Tensor:
-        return self.ask(like, z) if told is None else self.ask(like, z, told)
 
 
 @dataclass(frozen=True)

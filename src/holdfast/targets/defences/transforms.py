@@ -180,13 +180,12 @@ class RandomResizePad(Defence):
             for name in ("top", "left")
         ]
         places, inside = [], torch.ones((), dtype=torch.bool, device=x.device)
-        for axis, first in enumerate(corner):
-            length = x.shape[2 + axis]
+        shapes = ((-1, self.high, 1), (-1, 1, self.high))
+        for first, length, shape in zip(corner, x.shape[2:], shapes, strict=True):
             # [n, high], from the resized image's corner
             pixel = torch.arange(self.high).to(x)[None] - first[:, None]
             place = (pixel + 0.5) * (length / side[:, None].to(x)) - 0.5
             own = (pixel >= 0) & (pixel < side[:, None])
-            shape = (-1, self.high, 1) if axis == 0 else (-1, 1, self.high)
             places.append(place.view(shape).expand(-1, self.high, self.high))
             inside = inside & own.view(shape)
         return torch.where(inside[:, None], sample(x, torch.stack(places, 1)), 0)
@@ -212,7 +211,7 @@ class TotalVariation(Defence):
 
     @property
     def way(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return OWN + DRAWN if self.random else OWN
+        return OWN + DRAWN * self.random
 
     @property
     def random(self) -> bool:

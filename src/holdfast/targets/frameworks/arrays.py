@@ -32,8 +32,7 @@ class ArrayModel(Adapter):
         *,
         gives: str = "scores",
         classes: int | None = None,
-        shape: Sequence[int] | None = None,
-        layout: str = "nchw",
+        shape: tuple[int, ...] | None = None,
         output: str | int | None = None,
         digest: bytes | None = None,
         class_labels: tuple[Any, ...] | None = None,
@@ -42,10 +41,9 @@ class ArrayModel(Adapter):
     ) -> None:
         if gives not in ("scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
-        self.function, self.classes, self.layout, self.output = function, classes, layout, output
+        self.function, self.shape, self.classes, self.output = function, shape, classes, output
         self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
-        self.access = Access.SCORES if gives == "scores" else Access.LABELS
-        self.shape = None if shape is None else tuple(shape)
+        self.access = Access[gives.upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self._columns = digest, columns
 
@@ -78,8 +76,9 @@ def table(x: np.ndarray, columns: Sequence[str] | None) -> Any:
 
 def _libraries(model: Any) -> list[str]:
     """The modules at the top of the types of an estimator and of its parts, where it says them."""
-    parts: dict[str, Any] = model.get_params(deep=True) if hasattr(model, "get_params") else {}
-    items = [model, *parts.values()]
+    items = [model]
+    if hasattr(model, "get_params"):
+        items += model.get_params(deep=True).values()
     kinds = [kind.__module__.partition(".")[0] for item in items for kind in type(item).__mro__]
     return [name for name in dict.fromkeys(kinds) if name not in ("builtins", "numpy", "torch")]
 
@@ -94,17 +93,15 @@ def of_booster(
     labels: Sequence[Any] = (),
 ) -> ArrayModel:
     """Boosted trees that give logits of the classes `labels`, or, of a regression, numbers."""
-    said = (
-        f"the model's objective is {objective}, which gives numbers and no class: for a regression "
-        'say --task "regression(tolerance=0.1)", for several labels at once --task multilabel (in '
-        "Python: task=...)."
-    )
     digest = hashlib.sha256(content).digest()
-    numbers = None if classifies else said
-    model = ArrayModel(
-        ask, shape=(features,), digest=digest, numbers=numbers, class_labels=own_labels(labels)
-    )
+    model = ArrayModel(ask, shape=(features,), digest=digest, class_labels=own_labels(labels))
     model.probabilities, model.libraries = False, (library,)
+    if not classifies:
+        model.numbers = (
+            f"the model's objective is {objective}, which gives numbers and no class: for a "
+            'regression say --task "regression(tolerance=0.1)", for several labels at once --task '
+            "multilabel (in Python: task=...)."
+        )
     return model
 
 

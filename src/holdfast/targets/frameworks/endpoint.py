@@ -16,8 +16,10 @@ def _load(path: Path, **_: Any) -> Any:
     return load(path)
 
 
-def _is_named_so(path: Path, _: bytes) -> bool:
-    return path.name.lower().endswith(SUFFIXES)  # also one that is not there: its reader says so
-
-
-FRAMEWORK = Framework("endpoint", suffixes=SUFFIXES, recognises=_is_named_so, load=_load)
+FRAMEWORK = Framework(
+    "endpoint",
+    suffixes=SUFFIXES,
+    # also a file that is not there: its reader says so
+    recognises=lambda path, _: path.name.lower().endswith(SUFFIXES),
+    load=_load,
+)

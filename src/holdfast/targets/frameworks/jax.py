@@ -28,26 +28,26 @@ class JaxModel(Adapter):
         self,
         function: Callable[[Any], Any],
         *,
-        shape: Sequence[int] | None = None,
+        shape: tuple[int, ...] | None = None,
         layout: str = "nchw",
         output: str | int | None = None,
         digest: bytes | None = None,
-        remarks: tuple[tuple[str, str], ...] = (),
         libraries: tuple[str, ...] = (),
     ) -> None:
         self.libraries = libraries  # beside jax, as of Keras
         self.jax = jax = need("jax", "jax", "a JAX function")
         need("jax.extend", "jax", "a JAX function")
-        self.function, self.layout, self.remarks = function, layout, remarks
-        self.shape = None if shape is None else tuple(shape)
+        self.function, self.shape, self.layout = function, shape, layout
         self._digest = digest
 
         def scores(x: Any) -> Any:
             plain = jax.make_jaxpr(lambda x: chosen(function(x), output))(x)
-            found = _before(jax, plain, [x])
-            self.ending, z = (None, None) if found is None else found
-            self.probabilities = False if found is None and _is_linear(plain.jaxpr) else None
-            return chosen(function(x), output) if z is None else z
+            self.ending, z = _before(jax, plain, [x])
+            self.probabilities = None
+            if self.ending is None:
+                z = chosen(function(x), output)
+                self.probabilities = _says(plain.jaxpr)
+            return z
 
         self._infer = jax.jit(scores)
         # the pullback is a tree of arrays, so it can be returned
@@ -84,7 +84,8 @@ class JaxModel(Adapter):
 
     def _in(self, x: Tensor) -> Any:
         n = 1 << max(len(x) - 1, 0).bit_length()
-        x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])]) if n > len(x) else x
+        if n > len(x):
+            x = torch.cat([x, x[-1:].expand(n - len(x), *x.shape[1:])])
         return x.detach().contiguous().numpy()
 
 
@@ -92,9 +93,9 @@ _SHAPES = ("reshape", "squeeze", "expand_dims", "convert_element_type", "slice")
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str, Any] | None:
+def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str | None, Any]:
     """The activation that gives a function's only result at these arguments, and the logits before
-    it, in its shape."""
+    it, in its shape; None twice where there is none."""
     jaxpr, shapes = closed.jaxpr, []
     made, var = _made(jaxpr), jaxpr.outvars[0]
 
@@ -105,19 +106,18 @@ def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str, Any] | Non
         shapes.append(step)
         var = step.invars[0]
     if step is None:
-        return None
+        return None, None
     if step.primitive.name in ("jit", "pjit"):  # a function within it
         inner, place = step.params["jaxpr"], [id(out) for out in step.outvars].index(id(var))
         inner = inner.replace(jaxpr=_giving(inner.jaxpr, inner.jaxpr.outvars[place]))
-        found = _before(jax, inner, [value(given) for given in step.invars])
+        kind, z = _before(jax, inner, [value(given) for given in step.invars])
     else:
-        kind, source = _activation(step, made)
-        found = None if kind is None else (kind, value(source))
-    if found is None:
-        return None
-    kind, z = found
-    if kind == "softmax" and any(step.primitive.name == "slice" for step in shapes):
-        return None
+        kind, z = _activation(step, made)
+        if kind is not None:
+            z = value(z)
+    sliced = any(step.primitive.name == "slice" for step in shapes)
+    if kind is None or (kind == "softmax" and sliced):
+        return None, None
     for step in reversed(shapes):
         z = step.primitive.bind(z, **step.params)
     return kind, z
@@ -138,8 +138,9 @@ def _activation(step: Any, made: dict[int, Any]) -> tuple[str | None, Any]:
     its logits."""
     if step.primitive.name == "logistic":
         return "sigmoid", step.invars[0]
-    exp = made.get(id(step.invars[0]))
-    total = made.get(id(step.invars[1])) if step.primitive.name == "div" else None
+    if step.primitive.name != "div":
+        return None, None
+    exp, total = made.get(id(step.invars[0])), made.get(id(step.invars[1]))
     while total is not None and total.primitive.name in ("broadcast_in_dim", *_SHAPES):
         total = made.get(id(total.invars[0]))
     if (
@@ -155,41 +156,39 @@ def _activation(step: Any, made: dict[int, Any]) -> tuple[str | None, Any]:
         or len(shape) != 2
     ):
         return None, None
-    shifted = made.get(id(exp.invars[0]))
-    top = (
-        made.get(id(shifted.invars[1]))
-        if shifted is not None and shifted.primitive.name == "sub"
-        else None
-    )
-    shift = (
-        top is not None
-        and top.primitive.name in ("stop_gradient", "broadcast_in_dim")
-        and _is_column(top)
-    )
-    return "softmax", shifted.invars[0] if shifted is not None and shift else exp.invars[0]
+    z, shifted = exp.invars[0], made.get(id(exp.invars[0]))
+    if shifted is not None and shifted.primitive.name == "sub":
+        top = made.get(id(shifted.invars[1]))
+        if (
+            top is not None
+            and top.primitive.name in ("stop_gradient", "broadcast_in_dim")
+            and top.outvars[0].aval.shape[1:] == (1,)
+        ):
+            z = shifted.invars[0]
+    return "softmax", z
 
 
-def _is_column(step: Any) -> bool:
-    return step.outvars[0].aval.shape[1:] == (1,)
-
-
-def _is_linear(jaxpr: Any) -> bool:
-    """Whether the result is that of a linear layer, which has no bounds."""
+def _says(jaxpr: Any) -> bool | None:
+    """Whether the result is one of probabilities: not that of a linear layer, which has no
+    bounds; None where that cannot be seen."""
     made = _made(jaxpr)
     step = made.get(id(jaxpr.outvars[0]))
     while step is not None and step.primitive.name in _SHAPES:
         step = made.get(id(step.invars[0]))
     if step is not None and step.primitive.name == "add":
         step = made.get(id(step.invars[0])) or made.get(id(step.invars[1]))
-    return step is not None and step.primitive.name in _PRODUCTS
+    if step is not None and step.primitive.name in _PRODUCTS:
+        return False
+    return None
 
 
 def _matches(model: Any) -> bool:
     return callable(model) and type(model).__module__.partition(".")[0] in ARRAYS
 
 
-def _adapt(model: Any, *, output: str | int | None = None, **_: Any) -> JaxModel:
-    return JaxModel(model, output=output)
-
-
-FRAMEWORK = Framework("jax", _matches, _adapt, arrays=ARRAYS)
+FRAMEWORK = Framework(
+    "jax",
+    _matches,
+    lambda model, *, output=None, **_: JaxModel(model, output=output),
+    arrays=ARRAYS,
+)

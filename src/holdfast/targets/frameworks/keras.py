@@ -43,12 +43,12 @@ class KerasOnTorch(Adapter):
         with activation.Reading():
             out = chosen(self.model(x, training=False), self.output)
         if not self._asked:
-            kind, self._asked = activation.ending(out), True
-            self.ending, self.probabilities = (
-                (None, False) if kind == activation.LINEAR else (kind, None)
-            )
-        found = None if self.ending is None else activation.before(out)
-        return out if found is None or found.logits is None else found.logits
+            self.ending, self._asked = activation.ending(out), True
+            if self.ending == activation.LINEAR:
+                self.ending, self.probabilities = None, False
+        if self.ending is None:
+            return out
+        return activation.logits_of(out)
 
     infer = __call__
 
@@ -165,7 +165,8 @@ def adapt(model: Any, *, output: str | int | None = None, **_: Any) -> Adapter:
             "only inputs that can "
             f"change by a little are supported, such as images and tables of numbers."
         )
-    digest = digest_of((_array(w) for w in model.weights), _architecture(model), str(output))
+    weights = map(keras.ops.convert_to_numpy, model.weights)
+    digest = digest_of(weights, _architecture(model), str(output))
     adapted = _adapted(keras, _of_one(keras, model, output), output, digest)
     adapted.trainable = model
     return adapted
@@ -189,10 +190,12 @@ def _names(said: Any) -> Iterator[str]:
         config = said.get("config")
         if isinstance(config, dict) and "DTypePolicy" not in str(said.get("class_name")):
             name = config.get("name")
-            yield from [name] if isinstance(name, str) else []
+            if isinstance(name, str):
+                yield name
         said = list(said.values())
-    for part in said if isinstance(said, list) else []:
-        yield from _names(part)
+    if isinstance(said, list):
+        for part in said:
+            yield from _names(part)
 
 
 def _renamed(said: Any, names: dict[str, str]) -> Any:
@@ -201,7 +204,7 @@ def _renamed(said: Any, names: dict[str, str]) -> Any:
         return {key: _renamed(value, names) for key, value in said.items()}
     if isinstance(said, list):
         return [_renamed(value, names) for value in said]
-    return names.get(said, said) if isinstance(said, str) else said
+    return names.get(said, said)
 
 
 def _adapted(keras: Any, model: Any, output: str | int | None, digest: bytes) -> Adapter:
@@ -257,12 +260,6 @@ def _shape(model: Any) -> tuple[int, ...] | None:
     if not isinstance(shape, tuple) or any(side is None for side in shape[1:]):
         return None
     return tuple(shape[1:])
-
-
-def _array(weight: Any) -> Any:
-    import keras
-
-    return keras.ops.convert_to_numpy(weight)
 
 
 def _matches(model: Any) -> bool:

@@ -20,12 +20,9 @@ from holdfast.targets.registry import Framework
 
 def from_booster(model: Any) -> ArrayModel:
     text = model.model_to_string(num_iteration=-1)
-    found = [
-        line.removeprefix("objective=")
-        for line in text.splitlines()
-        if line.startswith("objective=")
-    ]
-    objective = found[0] if found else "none"
+    name = "objective="
+    found = (line.removeprefix(name) for line in text.splitlines() if line.startswith(name))
+    objective = next(found, "none")
     classifies = objective.startswith(CLASSIFIES)
 
     def ask(x: np.ndarray) -> np.ndarray:

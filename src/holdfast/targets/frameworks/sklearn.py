@@ -61,7 +61,7 @@ def _columns(model: Any) -> list[str] | None:
 
 
 def from_estimator(
-    model: Any, *, gives: str | None = None, classes: int | None = None
+    model: Any, *, gives: str | None = None, classes: int | None = None, **_: Any
 ) -> ArrayModel:
     """A fitted estimator of scikit-learn's kind: its probabilities, else its decision function,
     else its predictions.
@@ -81,10 +81,10 @@ def from_estimator(
     own: dict[str, Any] = {
         "digest": digest,
         "shape": None if features is None else (int(features),),
+        "class_labels": own_labels(known or ()),
     }
     columns = own["columns"] = _columns(model)
     if known is not None:
-        own |= {"class_labels": own_labels(known)}
         classes = len(known)
     names = ["predict_proba", "decision_function"]
     if _decides_alike(model, features, columns, classes or 2):
@@ -105,8 +105,8 @@ def from_estimator(
         return ArrayModel(model.predict, gives="labels", classes=classes, **own)
     said = (
         f"a {kind} names no classes (classes_), so its predictions are taken for numbers: for a "
-        "regression say --task "
-        f'"regression(tolerance=0.1)" (in Python: task=...), and a classifier has to be fitted first.'
+        'regression say --task "regression(tolerance=0.1)" (in Python: task=...), and a classifier '
+        "has to be fitted first."
     )
     return ArrayModel(model.predict, numbers=said, **own)
 
@@ -146,9 +146,9 @@ def _decides_alike(model: Any, features: int | None, columns: list[str] | None, 
             z, p = (np.asarray(ask(x)) for ask in (model.decision_function, model.predict_proba))
     except Exception:  # noqa: BLE001  # whatever an estimator makes of rows that are not its own
         return False
-    if z.shape != ((64,) if k == 2 else (64, k)):
-        return False
-    return np.array_equal((z > 0).astype(int) if k == 2 else z.argmax(1), p.argmax(1))
+    if k == 2:
+        z = np.stack([np.zeros_like(z), z], -1)
+    return z.shape == (64, k) and np.array_equal(z.argmax(1), p.argmax(1))
 
 
 def from_skops(path: Path, *, trust: bool = False) -> ArrayModel:
@@ -188,12 +188,12 @@ def _check_trees(model: Any, path: Path) -> None:
         seen.add(id(part))
         if isinstance(part, (list, tuple)):
             parts += part
-        elif isinstance(part, np.ndarray):
-            parts += part.ravel().tolist() if part.dtype == object else []
+        elif isinstance(part, np.ndarray) and part.dtype == object:
+            parts += part.ravel().tolist()
         elif isinstance(part, dict):
             parts += part.values()
         elif type(part).__module__.startswith("sklearn."):
-            parts += vars(part).values() if hasattr(part, "__dict__") else []
+            parts += getattr(part, "__dict__", {}).values()
             if type(part).__name__ == "Tree" and not _sound(part):
                 raise InputError(
                     f"{path} is damaged: a tree of it leads to a node or a feature that is not "
@@ -218,16 +218,10 @@ def _matches(model: Any) -> bool:
     return hasattr(model, "predict") and not callable(model)
 
 
-def _adapt(
-    model: Any, *, gives: str | None = None, classes: int | None = None, **_: Any
-) -> ArrayModel:
-    return from_estimator(model, gives=gives, classes=classes)
-
-
 FRAMEWORK = Framework(
     "sklearn",
     _matches,
-    _adapt,
+    from_estimator,
     suffixes=(".skops",),
     load=lambda path, *, trust, **_: from_skops(path, trust=trust),
     general=True,  # models of other libraries predict, too

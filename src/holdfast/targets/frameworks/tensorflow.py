@@ -4,12 +4,11 @@ alone."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
@@ -41,16 +40,14 @@ class TensorFlowModel(Adapter):
         self,
         function: Callable[[Any], Any],
         *,
-        shape: Sequence[int] | None = None,
+        shape: tuple[int, ...] | None = None,
         output: str | int | None = None,
         digest: bytes | None = None,
-        remarks: tuple[tuple[str, str], ...] = (),
         libraries: tuple[str, ...] = (),
     ) -> None:
         self.libraries = libraries  # beside tensorflow, as of Keras
         self.tf = need("tensorflow", "tensorflow", "a TensorFlow model")
-        self.function, self.output, self.remarks = function, output, remarks
-        self.shape = None if shape is None else tuple(shape)
+        self.function, self.shape, self.output = function, shape, output
         self._digest = digest
         self._compiled: dict[tuple[Any, ...], tuple[Any, Any, Any]] = {}
         self._ask: Callable[[Tensor], Tensor] = lambda z: z
@@ -94,23 +91,17 @@ class TensorFlowModel(Adapter):
         graph = self.tf.function(self._plain, input_signature=[rows]).get_concrete_function()
         # a function, a SavedModel
         nested = _before_shapes(graph.outputs[0]).op.type.endswith("PartitionedCall")
-        graph = _inlined(graph) if nested else graph
+        if nested:
+            graph = _inlined(graph)
         if graph is None:
             return self._plain
-        found = _before(self.tf, graph.outputs[0])
-        self.ending = None if found is None else found[0]
-        self.probabilities = False if _is_linear(graph.outputs[0]) else None
-        if found is None:
+        self.ending, logits = _before(self.tf, graph.outputs[0])
+        self.probabilities = _says(graph.outputs[0])
+        if self.ending is None:
             return self._plain
         if nested:
-            return graph.prune(graph.inputs, found[1])
-
-        def scores(x: Any) -> Any:
-            again = _before(self.tf, self._plain(x))
-            assert again is not None
-            return again[1]
-
-        return scores
+            return graph.prune(graph.inputs, logits)
+        return lambda x: _before(self.tf, self._plain(x))[1]
 
     def _calls(self, x: Tensor) -> tuple[Any, Any, Any]:
         """For inputs of one shape and type and any number of rows: the output, its vjp, and both in
@@ -118,19 +109,14 @@ class TensorFlowModel(Adapter):
         key = (*x.shape[1:], x.dtype)
         if key not in self._compiled:
             tf = self.tf
-            rows = tf.TensorSpec(
-                [None, *x.shape[1:]], tf.float64 if x.dtype == torch.float64 else tf.float32
-            )
-
+            rows = tf.TensorSpec([None, *x.shape[1:]], self._in(x).dtype)
             scores = self._reader(rows)
 
-            def slope(x: Any, c: Callable[[Any], Any] | Any) -> tuple[Any, Any]:
+            def slope(x: Any, ask: Callable[[Any], Any]) -> tuple[Any, Any]:
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch(x)
                     z = scores(x)
-                g = tape.gradient(
-                    z, x, output_gradients=c(z) if callable(c) else c, unconnected_gradients="zero"
-                )
+                g = tape.gradient(z, x, output_gradients=ask(z), unconnected_gradients="zero")
                 return z, tf.convert_to_tensor(g)
 
             def asked(z: Any) -> Any:
@@ -143,7 +129,7 @@ class TensorFlowModel(Adapter):
             self._compiled[key] = (
                 infer,
                 tf.function(
-                    lambda x, c: slope(x, c)[1],
+                    lambda x, c: slope(x, lambda _: c)[1],
                     input_signature=[rows, tf.TensorSpec(out.shape, out.dtype)],
                 ),
                 tf.function(lambda x: slope(x, asked), input_signature=[rows]),
@@ -171,24 +157,23 @@ def _before_shapes(z: Any) -> Any:
     return z
 
 
-def _before(tf: Any, z: Any) -> tuple[str, Any] | None:
+def _before(tf: Any, z: Any) -> tuple[str | None, Any]:
     """The activation that gives z [n, k] of a graph, and the logits before it in z's shape, added
-    to that graph."""
+    to that graph; None twice where there is none."""
     source = _before_shapes(z)
     kind = _ACTIVATIONS.get(source.op.type)
     if kind is None:
-        return None
+        return None, None
     steps = []
     while z is not source:
         steps.append(z.op)
         z = z.op.inputs[0]
     if kind == "softmax" and (
-        source.shape[-1] in (None, 1) or any(op.type == "StridedSlice" for op in steps)
+        source.shape[-1] in (None, 1)
+        or any(op.type == "StridedSlice" for op in steps)
+        or any(side != 1 for side in source.shape[1:-1])  # over groups of outputs
     ):
-        return None
-    # over groups of outputs
-    if kind == "softmax" and any(side != 1 for side in source.shape[1:-1]):
-        return None
+        return None, None
     logits = source.op.inputs[0]
     with logits.graph.as_default():
         for op in reversed(steps):
@@ -212,12 +197,13 @@ def _shaped(tf: Any, op: Any, z: Any) -> Any:
     return z
 
 
-def _is_linear(z: Any) -> bool:
-    """Whether z is what a linear layer gives, which has no bounds."""
+def _says(z: Any) -> bool | None:
+    """Whether z is one of probabilities: not what a linear layer gives, which has no bounds; None
+    where that cannot be seen."""
     op = _before_shapes(z).op
     if op.type in ("BiasAdd", "AddV2", "Add"):
         op = _before_shapes(op.inputs[0]).op
-    return op.type in ("MatMul", "Conv2D")
+    return {"MatMul": False, "Conv2D": False}.get(op.type)
 
 
 def _inlined(graph: Any) -> Any:
@@ -277,7 +263,9 @@ class TFLiteModel(Adapter):
         self.net.invoke()
         z = self.net.get_tensor(self.exit["index"])
         scale, zero = self.exit["quantization"]
-        return tensor((z.astype(np.float32) - zero) * scale if scale else z)
+        if scale:
+            z = (z.astype(np.float32) - zero) * scale
+        return tensor(z)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -320,8 +308,9 @@ def from_saved_model(
             f"{folder} takes {len(inputs)} inputs ({', '.join(inputs)}); one is expected."
         )
     (name, spec), kept = next(iter(inputs.items())), loaded
-    sides = tuple(spec.shape.as_list()[1:]) if spec.shape.rank else (None,)
-    shape = None if None in sides else [int(side) for side in sides if side is not None]
+    shape = None
+    if spec.shape.rank and spec.shape[1:].is_fully_defined():
+        shape = tuple(spec.shape[1:])
 
     def function(x: Any) -> Any:
         return (kept and call)(**{name: tf.cast(x, spec.dtype)})
@@ -333,14 +322,6 @@ def _matches(model: Any) -> bool:
     return callable(model) and type(model).__module__.partition(".")[0] == "tensorflow"
 
 
-def _adapt(model: Any, *, output: str | int | None = None, **_: Any) -> TensorFlowModel:
-    return TensorFlowModel(model, output=output)
-
-
-def _is_saved_model(path: Path, _: bytes) -> bool:
-    return (path / "saved_model.pb").is_file()
-
-
 def _load(path: Path, *, output: str | int | None, **_: Any) -> Adapter:
     if path.is_dir():
         return from_saved_model(path, digest_of_files(path), output)
@@ -350,9 +331,9 @@ def _load(path: Path, *, output: str | int | None, **_: Any) -> Adapter:
 FRAMEWORK = Framework(
     "tensorflow",
     _matches,
-    _adapt,
+    lambda model, *, output=None, **_: TensorFlowModel(model, output=output),
     suffixes=(".tflite",),
-    recognises=_is_saved_model,
+    recognises=lambda path, _: (path / "saved_model.pb").is_file(),
     load=_load,
     arrays=("tensorflow",),
 )

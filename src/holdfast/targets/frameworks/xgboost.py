@@ -105,15 +105,14 @@ def _flat(root: dict[str, Any]) -> tuple[np.ndarray, ...]:
         for child in node.get("children", ()):
             places[child["nodeid"]] = len(nodes)
             nodes.append(child)
-    inner = ["leaf" not in node for node in nodes]
-    pairs = list(zip(nodes, inner, strict=True))
-    return (
-        np.array([int(str(n["split"]).lstrip("f")) if i else -1 for n, i in pairs]),
-        np.array([n["split_condition"] if i else 0.0 for n, i in pairs], dtype=np.float32),
-        np.array([places[n["yes"]] if i else 0 for n, i in pairs]),
-        np.array([places[n["no"]] if i else 0 for n, i in pairs]),
-        np.array([0.0 if i else n["leaf"] for n, i in pairs]),
-    )
+
+    def row(node: dict[str, Any]) -> tuple[Any, ...]:
+        if "leaf" in node:
+            return -1, np.float32(0), 0, 0, node["leaf"]
+        feature, limit = int(str(node["split"]).lstrip("f")), np.float32(node["split_condition"])
+        return feature, limit, places[node["yes"]], places[node["no"]], 0.0
+
+    return tuple(map(np.array, zip(*map(row, nodes), strict=True)))
 
 
 def _load(path: Path, **_: Any) -> ArrayModel:

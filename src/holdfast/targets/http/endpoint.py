@@ -28,6 +28,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from holdfast.errors import InputError, suggest
+from holdfast.threats.images import channel_axis
 
 # in a template: the rows, one row, and what is said of each row
 ALL, ONE, EACH = "$inputs", "$input", "$each"
@@ -199,9 +200,13 @@ class Endpoint(Settings):
         return self
 
     def _drawable(self) -> bool:
-        channels = 1 if len(self.shape) == 2 else self.shape[-1 if self.layout == "nhwc" else 0]
-        alpha = "jpeg" not in (self.request.body, self.request.inputs)
-        return len(self.shape) in (2, 3) and channels in ((1, 3, 4) if alpha else (1, 3))
+        if len(self.shape) != 3:
+            return len(self.shape) == 2
+        channels, jpeg = (
+            self.shape[channel_axis(self.layout)],
+            (self.request.body, self.request.inputs),
+        )
+        return channels in (1, 3) or (channels == 4 and "jpeg" not in jpeg)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -214,7 +219,7 @@ class Endpoint(Settings):
     @property
     def width(self) -> int:
         """Numbers in one row of an answer."""
-        return 1 if self.gives == "labels" else self.k
+        return {"labels": 1}.get(self.gives, self.k)
 
     def identity(self) -> str:
         """A SHA-256 of what decides the answers; how fast and how often they are asked for does
@@ -277,7 +282,7 @@ def read(path: Path) -> Endpoint:
         first = error.errors(include_input=False, include_url=False)[0]
         said = str(first.get("ctx", {}).get("error", first["msg"]))
         place = ": ".join([str(path), *filter(None, [".".join(map(str, first["loc"]))])])
-        raise InputError(f"{place}: {said}{'' if said.endswith(('.', '?')) else '.'}") from None
+        raise InputError(f"{place}: {said}{'.' * (not said.endswith(('.', '?')))}") from None
     except ValueError as error:
         line = getattr(error, "lineno", None)
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.targets.http.endpoint import ALL, EACH, ONE, Endpoint
+from holdfast.threats.images import channel_axis
 
 
 class BadAnswer(Exception):
@@ -59,10 +60,10 @@ def _row(e: Endpoint, value: Any) -> np.ndarray:
     try:
         if e.gives == "labels":
             (value,) = value if isinstance(value, list) else [value]
-            label = e.names.index(value) if isinstance(value, str) else value
-            return np.array([label], float) if label in range(e.k) else unread
-        if isinstance(value, dict):
-            value = [value[name] for name in e.names] if len(value) == e.k else None
+            known = [*e.names, *range(e.k)]  # a class by its name, or by its number
+            return np.array([known.index(value) % e.k], float)
+        if isinstance(value, dict) and len(value) == e.k:
+            value = [value[name] for name in e.names]
         row = np.asarray(value, dtype=np.float64)
     except (ValueError, TypeError, KeyError, OverflowError):
         return unread
@@ -85,8 +86,9 @@ def _file(e: Endpoint, x: np.ndarray, kind: str) -> bytes:
     low, high = e.bounds
     levels = np.rint((x - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
     if levels.ndim == 3:
-        levels = levels if e.layout == "nhwc" else levels.transpose(1, 2, 0)
-        levels = levels[..., 0] if levels.shape[-1] == 1 else levels
+        levels = np.moveaxis(levels, channel_axis(e.layout), -1)
+    if levels.shape[2:] == (1,):
+        levels = levels[..., 0]
     Image.fromarray(levels).save(file, kind.upper())
     return file.getvalue()
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -70,7 +71,7 @@ class HttpTarget(Target):
         except httpx.InvalidURL:
             raise InputError(f"{settings.url!r} is no address of an endpoint; repair it.") from None
         self.settings = settings
-        self.access = Access.LABELS if settings.gives == "labels" else Access.SCORES
+        self.access = {"labels": Access.LABELS}.get(settings.gives, Access.SCORES)
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
         self.layout, self.probabilities, self.said = (
             settings.layout,
@@ -169,7 +170,7 @@ class HttpTarget(Target):
         futures: dict[Future[Reply], Part] = {}
         for part in parts:
             # before they are sent
-            granted = self.store.spend(len(part.rows), self.settings.max_queries)
+            granted = self.store.spend(len(part.rows), self.settings.max_queries or inf)
             if granted:
                 self._pace()
                 sent = Part(part.rows[:granted], part.tries)
@@ -219,19 +220,18 @@ class HttpTarget(Target):
         left = [row for i, row in enumerate(part.rows) if not good[i]]
         return (
             left,
-            f"an answer whose row is not {self.settings.width} usable numbers" if left else "",
+            f"an answer whose row is not {self.settings.width} usable numbers" * bool(left),
         )
 
     def _left(self, part: Part, bad: list[int], reply: Reply) -> list[Part]:
         """What is still to be asked for the sake of the rows without an answer."""
-        retries = self.settings.retries
-        if not bad:
-            return []
-        if (not reply.status or reply.status in _BUSY) and part.tries < retries:
-            return [Part(bad, part.tries + 1)]
-        if len(part.rows) > 1:  # one of them may be to blame
+        more = part.tries < self.settings.retries
+        busy = not reply.status or reply.status in _BUSY
+        if len(part.rows) > 1 and not (busy and more):  # one of them may be to blame
             return [Part([row], part.tries) for row in bad]
-        return [Part(bad, part.tries + 1)] if part.tries < retries else []
+        if bad and more:
+            return [Part(bad, part.tries + 1)]
+        return []
 
     def _backoff(self, key: bytes, tries: int) -> float:
         """Seconds before a retry: doubled each time, and spread by up to a half, in the same way

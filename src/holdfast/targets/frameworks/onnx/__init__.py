@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from holdfast.targets.adapter import Adapter
@@ -20,9 +19,5 @@ def _adapt(model: Any, *, output: str | int | None = None, **_: Any) -> Adapter:
     return OnnxModel(model, output=output)
 
 
-def _load(path: Path, *, output: str | int | None, **_: Any) -> Adapter:
-    return _adapt(path, output=output)
-
-
 _KINDS = ("ModelProto", "InferenceSession")
-FRAMEWORK = Framework("onnx", _matches, _adapt, suffixes=(".onnx",), load=_load)
+FRAMEWORK = Framework("onnx", _matches, _adapt, suffixes=(".onnx",), load=_adapt)

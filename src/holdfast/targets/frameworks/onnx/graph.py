@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.targets.adapter import (
-    chosen,
-)
+from holdfast.targets.adapter import chosen
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
 
 
@@ -25,22 +23,13 @@ class Graph:
         }
         self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
         for node in proto.graph.node:
-            options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            options = {k: v.decode() if isinstance(v, bytes) else v for k, v in options.items()}
+            options = {a.name: _value(onnx, a) for a in node.attribute}
             if node.op_type == "Constant":
-                value = options.get("value")
-                array = (
-                    onnx.numpy_helper.to_array(value)
-                    if value is not None
-                    else np.array(next(iter(options.values())))
-                )
-                self.weights[node.output[0]] = torch.from_numpy(np.array(array))
+                value = np.array(next(iter(options.values())))
+                self.weights[node.output[0]] = torch.from_numpy(value)
             else:
-                if node.op_type == "ConstantOfShape":
-                    held = options.get("value")
-                    options["value"] = (
-                        0.0 if held is None else onnx.numpy_helper.to_array(held).item()
-                    )
+                if "value" in options and node.op_type == "ConstantOfShape":
+                    options["value"] = options["value"].item()
                 self.nodes.append((node.op_type, list(node.input), list(node.output), options))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -51,3 +40,13 @@ class Graph:
                 zip(outputs, answer if isinstance(answer, tuple) else (answer,), strict=False)
             )
         return chosen({name: known[name] for name in self.exits}, self.output)
+
+
+def _value(onnx: Any, attribute: Any) -> Any:
+    """What an attribute of a node holds: text as such, tensors as arrays."""
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return value

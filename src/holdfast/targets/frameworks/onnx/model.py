@@ -30,6 +30,7 @@ from holdfast.targets.frameworks.onnx.graph import Graph
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
 from holdfast.targets.target import Access, Pullback
 
+_LINEAR = ("Gemm", "MatMul", "Conv")
 TOLERANCE = 1e-4  # between torch and onnxruntime, as a share of the largest score
 
 
@@ -65,22 +66,20 @@ class OnnxModel(Adapter):
         self.entry, self.output = inputs[0].name, output
         self.exits = [value.name for value in proto.graph.output]
         sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim]
-        self.shape = tuple(sides[1:]) if len(sides) > 1 and all(sides[1:]) else None
-        self.layout = (
-            "nhwc"
-            if self.shape and len(self.shape) == 3 and self.shape[-1] in (1, 3, 4)
-            else "nchw"
-        )
+        if len(sides) > 1 and all(sides[1:]):
+            self.shape = tuple(sides[1:])
+        if len(sides) == 4 and self.shape and self.shape[-1] in (1, 3, 4):
+            self.layout = "nhwc"
         self.ending, linear = _without_activation(onnx, proto, self.exits, output)
-        self.probabilities = False if linear else None
+        if linear:
+            self.probabilities = False
         opened = (place or content) if self.ending is None else proto.SerializeToString()
         self.session, self.rows = _session(runtime, proto, self.entry, sides, path, opened)
         self._convert(onnx, proto)
 
     def infer(self, x: Tensor) -> Tensor:
         step = self.rows or max(len(x), 1)
-        parts = [self._run(x[i : i + step]) for i in range(0, len(x), step)]
-        return torch.cat(parts)
+        return torch.cat([self._run(x[i : i + step]) for i in range(0, len(x), step)])
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self.graph, x)
@@ -112,7 +111,7 @@ class OnnxModel(Adapter):
                     ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
                         self.graph, reason = graph, None
                         break
-                except Exception as error:  # noqa: BLE001  # whatever a foreign graph leads torch to
+                except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
                     reason = f"its graph fails in torch: {first_line(error)}"
         if reason is not None:
             self.access, self.approximate = Access.SCORES, False
@@ -143,13 +142,12 @@ def _without_activation(
     if node is None:
         return None, False
     if node.op_type == "Add":
-        before = [makers[name].op_type for name in node.input if name in makers]
-        return None, bool({"MatMul", "Gemm", "Conv"} & set(before))
+        return None, any(makers[name].op_type in _LINEAR for name in node.input if name in makers)
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
     if node.op_type not in ("Softmax", "Sigmoid") or (
         node.op_type == "Softmax" and axis not in (-1, 1)
     ):
-        return None, node.op_type in ("Gemm", "MatMul", "Conv")
+        return None, node.op_type in _LINEAR
     if (
         node.op_type == "Softmax"
         and wanted not in node.output
@@ -180,14 +178,16 @@ def _content(model: Any) -> tuple[bytes, Path | None]:
     path: Any = model if isinstance(model, Path) else getattr(model, "_model_path", None)
     if path is not None:
         return Path(path).read_bytes(), Path(path)
+    serialize = getattr(model, "SerializeToString", None)
+    if serialize is not None:
+        return serialize(), None
     content = getattr(model, "_model_bytes", None)
-    serialize: Any = getattr(model, "SerializeToString", None)
-    if content is None and serialize is None:
+    if content is None:
         raise InputError(
             "the InferenceSession does not say what it was made of; pass the path of its .onnx "
             "file."
         )
-    return (serialize() if content is None else content), None
+    return content, None
 
 
 def _session(

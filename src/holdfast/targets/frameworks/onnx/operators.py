@@ -1,9 +1,9 @@
 """ONNX operators in torch: inputs in their order, attributes by name."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +20,7 @@ def _padded(x: Tensor, window: list[int], o: Mapping[str, Any], fill: float = 0.
             for s, t, w in zip(sizes, strides, window, strict=True)
         ]
         less, more = [p // 2 for p in need_], [p - p // 2 for p in need_]
-        pads = less + more if auto == "SAME_UPPER" else more + less
+        pads = {"SAME_UPPER": less + more, "SAME_LOWER": more + less}[auto]
     if o.get("ceil_mode") and fill != 0.0:
         strides = o.get("strides", [1] * n)
         for i, (s, t, w) in enumerate(zip(x.shape[2:], strides, window, strict=True)):
@@ -92,26 +92,21 @@ def _reshape(x: Tensor, shape: Tensor, **o: Any) -> Tensor:
     return x.reshape(sides)
 
 
-def _flatten(x: Tensor, axis: int = 1) -> Tensor:
-    return x.reshape(int(np.prod(x.shape[:axis])), -1) if axis != 1 else x.flatten(1)
+def _ints(t: Tensor | Iterable[int]) -> list[int]:
+    return [int(v) for v in t]
 
 
-def _ints(t: Tensor | list[int]) -> list[int]:
-    return [int(v) for v in (t.tolist() if isinstance(t, Tensor) else t)]
-
-
-def _axes(given: Tensor | None, o: Mapping[str, Any]) -> list[int] | None:
-    axes = given if given is not None else o.get("axes")
-    return None if axes is None else _ints(axes)
+def _given(value: Any, o: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """An input of a node, or the attribute that it was in older versions of its operator."""
+    return o.get(name, default) if value is None else value
 
 
 def _squeeze(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
-    found = _axes(axes, o)
-    return x.squeeze() if found is None else x.squeeze(tuple(found))
+    return x.squeeze(tuple(_ints(_given(axes, o, "axes", range(x.ndim)))))
 
 
 def _unsqueeze(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
-    found = _axes(axes, o) or []
+    found = _ints(_given(axes, o, "axes", ()))
     rank = x.ndim + len(found)
     for axis in sorted(a % rank for a in found):
         x = x.unsqueeze(axis)
@@ -120,24 +115,19 @@ def _unsqueeze(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
 
 def _reduce(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def reduce(x: Tensor, axes: Tensor | None = None, **o: Any) -> Tensor:
-        found = _axes(axes, o)
-        if found is None and o.get("noop_with_empty_axes"):
+        found = _ints(_given(axes, o, "axes", ()))
+        if not found and o.get("noop_with_empty_axes"):
             return x
-        return call(
-            x,
-            dim=tuple(range(x.ndim) if found is None else found),
-            keepdim=bool(o.get("keepdims", 1)),
-        )
+        return call(x, dim=tuple(found or range(x.ndim)), keepdim=bool(o.get("keepdims", 1)))
 
     return reduce
 
 
 def _slice(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
     starts, ends, axes, steps = (*given, None, None, None, None)[:4]
-    first = _ints(o["starts"] if starts is None else starts)
-    last = _ints(o["ends"] if ends is None else ends)
-    where = _axes(axes, o) or list(range(len(first)))
-    by = _ints(steps) if steps is not None else [1] * len(first)
+    first, last = _ints(_given(starts, o, "starts")), _ints(_given(ends, o, "ends"))
+    where = _ints(_given(axes, o, "axes", range(len(first))))
+    by = _ints(_given(steps, o, "steps", [1] * len(first)))
     for a, b, axis, step in zip(first, last, where, by, strict=True):
         picked = range(x.shape[axis])[
             slice(a, None if step < 0 and b < -x.shape[axis] else b, step)
@@ -153,39 +143,37 @@ def _gather(x: Tensor, at: Tensor, axis: int = 0) -> Tensor:
 
 
 def _split(x: Tensor, sizes: Tensor | None = None, **o: Any) -> tuple[Tensor, ...]:
-    axis, given = o.get("axis", 0), sizes if sizes is not None else o.get("split")
+    given = _given(sizes, o, "split")
     if given is None:
         raise ValueError("Split without sizes")
-    return x.split(_ints(given), axis)
+    return x.split(_ints(given), o.get("axis", 0))
 
 
 def _pad(
     x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *_: Any, **o: Any
 ) -> Tensor:
-    sides = _ints(o["pads"] if pads is None else pads)
+    sides = _ints(_given(pads, o, "pads"))
     n = len(sides) // 2
     flat = [side for i in reversed(range(n)) for side in (sides[i], sides[n + i])]
     mode = o.get("mode", "constant")
-    fill = float(value) if value is not None else o.get("value", 0.0)
     if mode == "constant":
-        return F.pad(x, flat, value=fill)
+        return F.pad(x, flat, value=float(_given(value, o, "value", 0.0)))
     while len(flat) > 2 and flat[-2:] == [0, 0] and len(flat) > 2 * (x.ndim - 2):
         flat = flat[:-2]
     return F.pad(x, flat, mode={"reflect": "reflect", "edge": "replicate"}[mode])
 
 
 def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None, **o: Any) -> Tensor:
-    low = o.get("min") if low is None else low  # pyright: ignore[reportAssignmentType]
-    high = o.get("max") if high is None else high  # pyright: ignore[reportAssignmentType]
+    low, high = _given(low, o, "min"), _given(high, o, "max")
     return x if low is None and high is None else x.clamp(low, high)
 
 
 def _resize(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
     _, scales, sizes = (*given, None, None, None)[:3]
-    to = _ints(sizes)[2:] if sizes is not None else None
-    if to is None:
+    if sizes is None:
         assert scales is not None
-        to = [int(s * k) for s, k in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+        sizes = [int(s * k) for s, k in zip(x.shape, scales.tolist(), strict=True)]
+    to = _ints(sizes)[2:]
     mode, how = o.get("mode", "nearest"), o.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest" and how == "asymmetric" and o.get("nearest_mode") == "floor":
         return F.interpolate(x, to, mode="nearest")
@@ -196,18 +184,6 @@ def _resize(x: Tensor, *given: Tensor | None, **o: Any) -> Tensor:
     ):
         return F.interpolate(x, to, mode="bilinear", align_corners=how == "align_corners")
     raise ValueError(f"Resize in mode {mode}, {how}")
-
-
-def _cast(x: Tensor, to: int, **_: Any) -> Tensor:
-    kinds = {
-        1: torch.float32,
-        6: torch.int32,
-        7: torch.int64,
-        9: torch.bool,
-        10: torch.float16,
-        11: torch.float64,
-    }
-    return x.to(kinds[to])
 
 
 def _softmax(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -227,13 +203,21 @@ def _hard_sigmoid(x: Tensor, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
 
 
+_TYPES = {
+    1: torch.float32,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+}
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Add": torch.add,
     "ArgMax": lambda x, axis=0, keepdims=1, **_: x.argmax(axis, bool(keepdims)),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": _cast,
+    "Cast": lambda x, to, **_: x.to(_TYPES[to]),
     "Clip": _clip,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "Constant": lambda: None,
@@ -249,7 +233,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Expand": lambda x, shape: x * torch.ones(_ints(shape), dtype=x.dtype, device=x.device),
-    "Flatten": _flatten,
+    "Flatten": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])),
     "Floor": torch.floor,
     "Gather": _gather,
     "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),

@@ -29,10 +29,6 @@ def _matches(model: Any) -> bool:
     return isinstance(model, (nn.Module, Adapter))
 
 
-def _is_of_transformers(path: Path, _: bytes) -> bool:
-    return (path / "config.json").is_file()
-
-
 def _load(path: Path, *, arch: str | None, trust: bool, **_: Any) -> Any:
     from holdfast.targets.frameworks.pytorch.files import load
 
@@ -44,7 +40,7 @@ FRAMEWORK = Framework(
     _matches,
     suffixes=(".pt2", *WEIGHTS),
     weights=WEIGHTS,
-    recognises=_is_of_transformers,
+    recognises=lambda path, _: (path / "config.json").is_file(),  # a folder of transformers
     load=_load,
     general=True,  # models of other frameworks that run on torch are modules, too
 )

@@ -20,8 +20,14 @@ SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
 LINEAR = "linear"  # no activation: an output that has no bounds
 _EXP, _TOTAL, _ONE_MORE = "exp", "sum of exp", "1 + exp"  # parts of a formula of the user's own
 
-_SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
-_LOG_SOFTMAXES = {"log_softmax", "_log_softmax", "special_log_softmax"}
+_SOFTMAXES = {
+    "softmax": SOFTMAX,
+    "_softmax": SOFTMAX,
+    "special_softmax": SOFTMAX,
+    "log_softmax": LOG_SOFTMAX,
+    "_log_softmax": LOG_SOFTMAX,
+    "special_log_softmax": LOG_SOFTMAX,
+}
 _SIGMOIDS = {"sigmoid", "special_expit"}
 _LINEARS = {
     "linear",
@@ -108,37 +114,53 @@ class Reading(TorchFunctionMode):
             name = getattr(func, "__name__", "").partition(".")[0]
             made = _made(name, func, args, kwargs, out)
             if made is not None:
-                version = 0 if out.is_inference() else out._version
-                out.before = Before(*made, version)  # pyright: ignore[reportAttributeAccessIssue]
+                known = Before(*made, _version(out))
+                out.before = known  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
 
 def before(out: Any) -> Before | None:
     """What a tensor that was computed under `Reading` is made of, where that is known."""
-    found = getattr(out, "before", None) if isinstance(out, Tensor) else None
-    if not isinstance(found, Before):
-        return None
-    return found if out.is_inference() or found.version == out._version else None
+    found = getattr(out, "before", None)
+    if isinstance(found, Before) and found.version == _version(out):
+        return found
+    return None
+
+
+def logits_of(out: Tensor) -> Tensor:
+    """The logits before the activation that gave `out` under `Reading`; `out` itself where none is
+    known."""
+    found = before(out)
+    if found is None or found.logits is None:
+        return out
+    return found.logits
+
+
+def _version(out: Tensor) -> int:
+    """How often a tensor was changed in place; inference mode does not count."""
+    return 0 if out.is_inference() else out._version
 
 
 def applied(kind: str, z: Tensor) -> Tensor:
     """The activation of this kind of logits [n, k]."""
     if kind == SIGMOID:
         return z.sigmoid()
-    return z.softmax(-1) if kind == SOFTMAX else z.log_softmax(-1)
+    return {SOFTMAX: torch.softmax, LOG_SOFTMAX: torch.log_softmax}[kind](z, -1)
 
 
 def ending(out: Tensor) -> str | None:
     """How a model ends that gave `out` [n] or [n, k] under `Reading`; None where that cannot be
     seen."""
     found = before(out)
-    if found is None or found.kind not in (SOFTMAX, SIGMOID, LOG_SOFTMAX):
-        return LINEAR if found is not None and found.kind == LINEAR else None
-    z = found.logits
-    assert z is not None
-    if z.shape != out.shape or (found.kind != SIGMOID and (z.ndim != 2 or z.shape[1] < 2)):
+    if found is None or found.kind in (_EXP, _TOTAL, _ONE_MORE):
         return None
-    return found.kind if gives(found.kind, z, out) else None
+    z = found.logits
+    if z is None:
+        return LINEAR
+    narrow = z.ndim != 2 or z.shape[1] < 2
+    if (narrow and found.kind != SIGMOID) or not gives(found.kind, z, out):
+        return None
+    return found.kind
 
 
 def gives(kind: str, z: Tensor, out: Tensor) -> bool:
@@ -161,7 +183,8 @@ class Bare:
     def __call__(self, x: Tensor) -> Tensor:
         z = self.model(x)
         out = z.view_as(z)
-        out.before = Before(self.kind, z, out._version)  # pyright: ignore[reportAttributeAccessIssue]
+        known = Before(self.kind, z, out._version)
+        out.before = known  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
 
@@ -210,23 +233,23 @@ def traced(model: nn.Module, kind: str) -> nn.Module | None:
 
 def _fx_source(node: Any) -> Any:
     """What a step is given."""
-    return node.args[0] if node.args else node.kwargs.get("input")
+    return (*node.args, node.kwargs.get("input"))[0]
 
 
 def _fx_name(graph: Any, node: Any) -> str:
     if node.op == "call_module":
         return type(graph.get_submodule(node.target)).__name__.lower()
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _made(
     name: str, func: Any, args: Any, kwargs: Any, out: Tensor
 ) -> tuple[str, Tensor | None] | None:
     """Kind and logits of what this call gives."""
-    if name in _SOFTMAXES or name in _LOG_SOFTMAXES:
-        return _of_softmax(SOFTMAX if name in _SOFTMAXES else LOG_SOFTMAX, args, kwargs)
-    if name in _SIGMOIDS:
-        return (SIGMOID, args[0]) if _is_head(args[0]) else None
+    if name in _SOFTMAXES and _over_classes(*args, **kwargs):
+        return _SOFTMAXES[name], args[0]
+    if name in _SIGMOIDS and _is_head(args[0]):
+        return SIGMOID, args[0]
     if name in _LINEARS:
         return LINEAR, None
     if name in ("cat", "stack"):
@@ -237,17 +260,17 @@ def _made(
         return own
     if name in _AFFINE and any((b := before(a)) is not None and b.kind == LINEAR for a in args[:2]):
         return LINEAR, None
-    if found is None:
+    reshapes = name in _SHAPES or name in _PARTS
+    if found is None or (found.logits is None and not reshapes):
         return None
     if found.logits is None:
-        return (LINEAR, None) if name in _SHAPES or name in _PARTS else None
-    if name in _SHAPES:
+        return LINEAR, None
+    if name in _PARTS and out.numel() != found.logits.numel() and found.kind != SIGMOID:
+        found = _odds(found)
+    if found is None or found.logits is None:
+        return None
+    if reshapes:
         return found.kind, func(found.logits, *args[1:], **kwargs)
-    if name in _PARTS:
-        whole = (
-            found if out.numel() == found.logits.numel() or found.kind == SIGMOID else _odds(found)
-        )
-        return None if whole is None else (whole.kind, func(whole.logits, *args[1:], **kwargs))
     if name in _LIMITS and found.kind in (SOFTMAX, SIGMOID) and _at_the_ends(*args[1:], **kwargs):
         return found.kind, found.logits
     if name in ("rsub", "__rsub__") and found.kind == SIGMOID and args[1:] in ((1,), (1.0,)):
@@ -257,28 +280,23 @@ def _made(
 
 def _at_the_ends(min: Any = None, max: Any = None) -> bool:
     """Whether limits of probabilities only keep them from 0 and 1, which changes no decision."""
-    low, high = 0 if min is None else min, 1 if max is None else max
-    return (
-        isinstance(low, (int, float))
-        and isinstance(high, (int, float))
-        and low <= 1e-4
-        and high >= 1 - 1e-4
+    return (min is None or (isinstance(min, (int, float)) and min <= 1e-4)) and (
+        max is None or (isinstance(max, (int, float)) and max >= 1 - 1e-4)
     )
 
 
-def _of_softmax(kind: str, args: Any, kwargs: Any) -> tuple[str, Tensor] | None:
-    z = args[0]
-    dim = args[1] if len(args) > 1 else kwargs.get("dim")
-    dim = 1 if dim is None and z.ndim == 2 else dim  # as torch takes it
-    over_rows = isinstance(dim, int) and z.ndim > 1 and dim % z.ndim > 0
-    return (kind, z) if over_rows and _is_head(z) else None
+def _over_classes(z: Tensor, dim: Any = None, *_: Any, **__: Any) -> bool:
+    """Whether a softmax called with these arguments is one of rows [n, k]."""
+    if dim is None and z.ndim == 2:
+        dim = 1  # as torch takes it
+    return isinstance(dim, int) and z.ndim > 1 and dim % z.ndim > 0 and _is_head(z)
 
 
 def _of_formula(name: str, found: Before | None, args: Any) -> tuple[str, Tensor] | None:
     """The steps of exp(z) / sum(exp(z)) and of 1 / (1 + exp(-z)). Whether that is what they are,
     `ending` tries."""
-    if name == "exp":
-        return (_EXP, args[0]) if _is_head(args[0]) else None
+    if name == "exp" and _is_head(args[0]):
+        return _EXP, args[0]
     if found is None or found.logits is None:
         return None
     if found.kind == _EXP and name == "sum":
@@ -289,14 +307,15 @@ def _of_formula(name: str, found: Before | None, args: Any) -> tuple[str, Tensor
         name == "reciprocal" or (name in _INVERSES and args[1:] in ((1,), (1.0,)))
     ):
         return SIGMOID, -found.logits
-    total = before(args[1]) if name in ("div", "__truediv__") else None
-    softmax = (
+    if (
         found.kind == _EXP
-        and total is not None
+        and name in ("div", "__truediv__")
+        and (total := before(args[1])) is not None
         and total.kind == _TOTAL
         and total.logits is found.logits
-    )
-    return (SOFTMAX, found.logits) if softmax else None
+    ):
+        return SOFTMAX, found.logits
+    return None
 
 
 def _is_head(z: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.frameworks.pytorch.gradients import back
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
 from holdfast.targets.target import Access, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
@@ -100,17 +101,7 @@ class Straightened(Around):
             leaf = batch.x.detach().clone().requires_grad_()
             with _Straight():
                 z = self.torch.outputs(batch.with_x(leaf))
-
-        def pullback(cotangent: Tensor) -> Tensor:
-            if not z.requires_grad:
-                return torch.zeros_like(leaf)
-            with torch.inference_mode(False), torch.enable_grad():
-                g = torch.autograd.grad(
-                    (z * cotangent.to(z.dtype)).sum(), leaf, retain_graph=True, allow_unused=True
-                )
-            return torch.zeros_like(leaf) if g[0] is None else g[0]
-
-        return z.detach(), pullback
+        return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
 
 
 def straightened(target: Target) -> Target | None:
@@ -150,8 +141,7 @@ class _Seen(TorchFunctionMode):
         self.names: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = _name(func)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         depends = any(t.requires_grad for t in _tensors(args, kwargs))
         out = func(*args, **kwargs)
         if depends and (
@@ -175,7 +165,7 @@ class _Straight(TorchFunctionMode):
     """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, _name(func)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         with torch.enable_grad():
             if name in _CUT and name.startswith("detach"):
                 return args[0]
@@ -189,8 +179,7 @@ class _Straight(TorchFunctionMode):
                 gap = (args[0] - args[1]) if name in _ABOVE else (args[1] - args[0])
                 return _marked(func(*args, **kwargs), gap / (1 + gap.abs()) / 2)
             if name in _CAST and isinstance(args[0], Tensor) and args[0].requires_grad:
-                out = func(*args, **kwargs)
-                return out if out.is_floating_point() else _marked(out, args[0])
+                return _marked(func(*args, **kwargs), args[0])
             if name in _CAST:
                 out = func(*args, **kwargs)
                 soft = _soft(args[0])
@@ -208,10 +197,6 @@ class _Straight(TorchFunctionMode):
             return func(*args, **kwargs)
 
 
-def _name(func: Any) -> str:
-    return getattr(func, "__name__", "")
-
-
 def _tensors(args: Any, kwargs: Any) -> Iterator[Tensor]:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
@@ -227,22 +212,22 @@ def _as_if(value: Tensor, slope: Tensor) -> Tensor:
 
 def _marked(step: Any, slope: Tensor) -> Any:
     """A tensor of bool or integers that remembers which numbers it would be if it had a
-    gradient."""
-    if isinstance(step, Tensor) and slope.requires_grad:
-        step.soft = _as_if(step.to(slope.dtype), slope)  # pyright: ignore[reportAttributeAccessIssue]
+    gradient; any other as it is."""
+    if isinstance(step, Tensor) and slope.requires_grad and not step.is_floating_point():
+        soft = _as_if(step.to(slope.dtype), slope)
+        step.soft = soft  # pyright: ignore[reportAttributeAccessIssue]
     return step
 
 
 def _soft(value: Any) -> Any:
-    return getattr(value, "soft", None) if isinstance(value, Tensor) else None
+    return getattr(value, "soft", None)
 
 
 def _swapped(args: tuple[Any, ...]) -> tuple[Any, ...]:
     def one(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(one(v) for v in value)
-        soft = _soft(value)
-        return value if soft is None else soft
+        return getattr(value, "soft", value)
 
     return tuple(one(value) for value in args)
 

@@ -39,16 +39,21 @@ _BESIDE = frozenset(
 )  # settings and states of a training, which may hold objects
 # modules whose objects are settings, wherever
 _VALUES = ("numpy", "argparse", "omegaconf", "datetime", "pathlib")
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _utils._rebuild_tensor_v2,  # pyright: ignore[reportPrivateUsage]
-    ("torch._utils", "_rebuild_parameter"): _utils._rebuild_parameter,  # pyright: ignore[reportPrivateUsage]
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-} | {
-    ("torch", str(t).removeprefix("torch.")): t
-    for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-}
+_ALLOWED: dict[tuple[str, str], Any] = (
+    {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch", "Size"): torch.Size,
+        ("torch", "device"): torch.device,
+    }
+    | {
+        ("torch._utils", name): getattr(_utils, name)
+        for name in ("_rebuild_tensor_v2", "_rebuild_parameter")
+    }
+    | {
+        ("torch", str(t).removeprefix("torch.")): t
+        for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    }
+)
 
 
 class _Object:
@@ -63,17 +68,7 @@ class _Object:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-    def __setitem__(self, *_: Any) -> None:
-        pass
-
-    def append(self, _: Any) -> None:
-        pass
-
-    def extend(self, _: Any) -> None:
-        pass
+    __setstate__ = __setitem__ = append = extend = __init__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -81,12 +76,8 @@ class _Unpickler(pickle.Unpickler):
     made."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        found = _ALLOWED.get((module_name, global_name))
-        return (
-            type("_Object", (_Object,), {"named": (module_name, global_name)})
-            if found is None
-            else found
-        )
+        named = (module_name, global_name)
+        return _ALLOWED.get(named) or type("_Object", (_Object,), {"named": named})
 
 
 def _load(file: Any, **_: Any) -> Any:
@@ -184,9 +175,11 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
                 for name, own_name in names.items()
                 if name.startswith(first)
             }
-            names = inner if len(inner) == len(names) and inner.keys() <= bare.keys() else names
-    fits = any(name in bare for name in names)
-    return {names.get(name, name): value for name, value in bare.items()} if fits else weights
+            if len(inner) == len(names) and inner.keys() <= bare.keys():
+                names = inner
+    if not names.keys() & bare.keys():
+        return weights
+    return {names.get(name, name): value for name, value in bare.items()}
 
 
 def _prefixes(names: Iterable[str], bare: Mapping[str, Any]) -> list[str]:

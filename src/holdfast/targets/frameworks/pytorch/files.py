@@ -177,6 +177,12 @@ def _wanted(refusal: str, head: bytes) -> str | None:
     return "or may: its protocol, 3 or later, cannot be checked" if later else None
 
 
+def _listed(names: list[str]) -> str:
+    """The first of these names, and how many more there are."""
+    shown = ", ".join(names[:_LISTED])
+    return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
+
+
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     own = model.state_dict()
     others = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
@@ -197,10 +203,7 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         if name in weights and name not in others and weights[name].shape != own[name].shape
     ]
     told = [
-        (
-            f"{word}: "
-            f"{', '.join(names[:_LISTED])}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''}"
-        )
+        f"{word}: {_listed(names)}"
         for word, names in (
             ("missing", missing),
             ("unexpected", unexpected),

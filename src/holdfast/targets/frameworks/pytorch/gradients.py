@@ -26,5 +26,4 @@ def back(leaf: Tensor, z: Tensor, cotangent: Tensor, *, again: bool) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         # As a product: with grad_outputs, autograd would first import half of torch.fx and sympy.
         pulled = (z * cotangent.to(z.dtype)).sum()
-        g = torch.autograd.grad(pulled, leaf, retain_graph=again, allow_unused=True)[0]
-    return torch.zeros_like(leaf) if g is None else g
+        return torch.autograd.grad(pulled, leaf, retain_graph=again, materialize_grads=True)[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from holdfast.targets.adapter import Adapter
+from holdfast.targets.adapter import said_by
 
 Reading = tuple[str, str, str]  # layout of the inputs, layout that the model wants, axis
 
@@ -18,11 +18,10 @@ def readings(model: Any, shape: tuple[int, ...], asked: str | None, *, flat: boo
     Networks of torch and Keras have a convention, so images that nobody described lie in it. A
     plain function is likeliest given what it takes.
     """
-    convention = model.layout if isinstance(model, Adapter) else "nchw"
+    convention, declared = said_by(model).layout, said_by(model).shape
     if flat:  # the model takes flat rows, whatever lies in them
         return [(asked or convention, convention, "")]
     network = isinstance(model, nn.Module) or getattr(model, "trainable", None) is not None
-    declared = model.shape if isinstance(model, Adapter) else None
     if declared is not None:
         convention = layout_of(declared) or convention
     if len(shape) == 2:
@@ -49,7 +48,7 @@ def remark(
 ) -> str | None:
     """How the inputs were taken, where that is not what was asked for, or not the likeliest."""
     layout, wants, axis = taken
-    declared = isinstance(model, Adapter) and model.shape is not None
+    declared = said_by(model).shape is not None
     # only one reading fits
     if taken == likeliest or (declared and not axis and not asked):
         return None

@@ -97,10 +97,22 @@ def _other_content(value: Any) -> bytes:
         return b""
 
 
+def modules_of(*models: Any) -> Iterator[nn.Module]:
+    """The modules within models, in order; a function has none."""
+    return (
+        module for model in models if isinstance(model, nn.Module) for module in model.modules()
+    )
+
+
+def first_parameter(model: Any) -> Tensor:
+    """Of a model that has none, a number of float32 on the CPU."""
+    every = (parameter for module in modules_of(model) for parameter in module.parameters())
+    return next(every, torch.zeros((), dtype=torch.float32, device="cpu"))
+
+
 def is_quantised(model: Any) -> bool:
     """Whether a module has layers that compute in whole numbers, which have no gradient."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(".quantized" in type(module).__module__ for module in modules)
+    return any(".quantized" in type(module).__module__ for module in modules_of(model))
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -123,26 +135,26 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def half_of(model: Any) -> torch.dtype | None:
     """The half precision that a module computes in: that of its first parameter; None for any
     other."""
-    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return first.dtype if first is not None and first.dtype in HALF else None
+    kind = first_parameter(model).dtype
+    return kind if kind in HALF else None
 
 
 def recurrent(*models: Any) -> tuple[nn.RNNBase, ...]:
     """The recurrent layers of modules, each once."""
-    modules = (
-        module for model in models if isinstance(model, nn.Module) for module in model.modules()
-    )
-    return tuple(dict.fromkeys(module for module in modules if isinstance(module, nn.RNNBase)))
+    found = (module for module in modules_of(*models) if isinstance(module, nn.RNNBase))
+    return tuple(dict.fromkeys(found))
 
 
 @contextmanager
 def differentiable(layers: tuple[nn.RNNBase, ...]) -> Iterator[None]:
-    """Recurrent layers in eval mode that can be differentiated on CUDA too.
+    """Recurrent layers in eval mode that can be differentiated on CUDA too, where gradients are
+    on.
 
     cuDNN keeps what a backward pass needs in train mode alone. Within, layers in eval mode are in
     train mode with no dropout, which computes the same.
     """
-    held = [(layer, layer.dropout) for layer in layers if not layer.training]
+    wanted = torch.is_grad_enabled()
+    held = [(layer, layer.dropout) for layer in layers if wanted and not layer.training]
     for layer, _ in held:
         layer.training, layer.dropout = True, 0.0
     try:

@@ -28,14 +28,17 @@ def no_scores(shape: tuple[int, ...], n: int) -> str:
         )
     each = " x ".join(map(str, shape[1:]))
     return (
-        f'{said} If these are {each} numbers or labels of one input, say --task "regression(tolerance=0.1)" or '
-        "--task multilabel, with a truth for each; if one part of it is the scores, wrap the "
-        f"model in a module that returns that part, such as output[:, -1]."
+        f"{said} If these are {each} numbers or labels of one input, say --task "
+        '"regression(tolerance=0.1)" or --task multilabel, with a truth for each; if one part of '
+        "it is the scores, wrap the model in a module that returns that part, such as "
+        "output[:, -1]."
     )
 
 
 def unfit(error: Exception, shape: tuple[int, ...]) -> InputError:
     """A model's own error on its first input, as one sentence with the likely cause."""
+    if isinstance(error, InputError):
+        return error
     first = first_line(error)
     if "scalar types: Long, Int" in first or "embedding" in first.lower():
         return InputError(

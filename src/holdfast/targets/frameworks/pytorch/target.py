@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
-from holdfast.targets.adapter import Adapter, chosen
+from holdfast.targets.adapter import Adapter, chosen, said_by
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
@@ -26,10 +26,12 @@ from holdfast.targets.frameworks.pytorch.layouts import readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
     differentiable,
+    first_parameter,
     folded,
     frozen,
     half_of,
     is_quantised,
+    modules_of,
     recurrent,
 )
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
@@ -142,13 +144,16 @@ class TorchTarget(Target):
         self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
         self._asked = layout
-        training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
-        self.identity = Identity(was_training=training)
-        self._take(frozen(model, device) if isinstance(model, nn.Module) else model)
-        first = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        where = torch.device(device) if device is not None else _device_of(first)
-        double = first is not None and first.dtype == torch.float64
-        self.batcher = Batcher(batch_size, where, torch.float64 if double else torch.float32)
+        self.identity = Identity(was_training=any(m.training for m in modules_of(model)))
+        if isinstance(model, nn.Module):
+            model = frozen(model, device)
+        self._take(model)
+        first = first_parameter(self.model)
+        if device is None:
+            device = first.device
+        self.batcher = Batcher(batch_size, torch.device(device))
+        if first.dtype == torch.float64:
+            self.batcher.dtype = torch.float64
         self.half, self.recurrent = half_of(self.model), recurrent(self.model)
         if self.half is not None:
             name = str(self.half).removeprefix("torch.")
@@ -180,10 +185,7 @@ class TorchTarget(Target):
 
     def answers(self, x: Rows) -> Tensor:
         def ask(rows: slice) -> Tensor:
-            z = chosen(
-                self._ask(self.model, self._before(x[rows])),
-                None if isinstance(self.model, Adapter) else self.output,
-            )
+            z = self._chosen(self._ask(self.model, self._before(x[rows])))
             return z.reshape(rows.stop - rows.start, -1)
 
         with torch.inference_mode(False), torch.no_grad():
@@ -237,7 +239,8 @@ class TorchTarget(Target):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
         for step in self.preprocess:
-            digest.update(step.digest() if isinstance(step, Defence) else b"")
+            if isinstance(step, Defence):
+                digest.update(step.digest())
         if isinstance(self.model, nn.Module):
             for part in content_of(self.model):
                 digest.update(part)
@@ -327,17 +330,14 @@ class TorchTarget(Target):
         if self.half is not None and model is self.model:
             x = x.to(self.half)
         version = x._version
-        layers = self.recurrent if torch.is_grad_enabled() else ()
-        with self._guarded(x), differentiable(layers):
+        with self._guarded(x), differentiable(self.recurrent):
             z = self._called(model, x)
         if isinstance(z, Tensor) and z.is_meta:
             raise InputError(
                 "the model answers on the device meta, where there are no numbers; load its "
                 "weights."
             )
-        self.identity.rewrites |= x._version != version or (
-            isinstance(model, Adapter) and model.rewrites
-        )
+        self.identity.rewrites |= x._version != version or said_by(model).rewrites
         return z
 
     def _guarded(self, x: Tensor) -> AbstractContextManager[None]:
@@ -356,11 +356,7 @@ class TorchTarget(Target):
             x = x[:, 0]
         elif self.wants == "nhwc" and x.ndim > 2:
             x = x.movedim(1, -1)
-        if (
-            isinstance(self.model, Adapter)
-            and self.model.shape is not None
-            and len(self.model.shape) == 1
-        ):
+        if len(said_by(self.model).shape or ()) == 1:
             x = x.flatten(1)
         return x
 
@@ -391,14 +387,23 @@ class TorchTarget(Target):
     def _logits(self, z: Tensor) -> tuple[Tensor, bool]:
         """A model's output, or the logits before its last activation; and whether it is these."""
         if isinstance(self.model, Adapter) and self.model.ending is not None:
-            return (z, True) if self.reads else (activation.applied(self.model.ending, z), False)
-        found = activation.before(z) if self.reads else None
-        return (z, False) if found is None or found.logits is None else (found.logits, True)
+            if self.reads:
+                return z, True
+            return activation.applied(self.model.ending, z), False
+        if not self.reads:
+            return z, False
+        logits = activation.logits_of(z)
+        return logits, logits is not z
+
+    def _chosen(self, z: Any) -> Any:
+        """The scores among a model's outputs; an adapter has chosen."""
+        if isinstance(self.model, Adapter):
+            return chosen(z, None)
+        return chosen(z, self.output)
 
     def _head(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
-        # a foreign one has chosen
-        z = chosen(z, None if isinstance(self.model, Adapter) else self.output)
+        z = self._chosen(z)
         if not isinstance(z, Tensor):
             raise InputError(
                 f"the model returns a {type(z).__name__}, but scores must be one tensor [n, "
@@ -406,15 +411,18 @@ class TorchTarget(Target):
             )
         z, logits = self._logits(z)
         chances = bool(self.probabilities) and not logits
-        z = z if z.dtype == torch.float64 else z.float()
-        z = z[None] if n == 1 and z.ndim == 1 and len(z) > 1 else z  # one row that was squeezed
+        if z.dtype != torch.float64:
+            z = z.float()
+        if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
+            z = z[None]
         if self.graded is not None and z.shape[:1] in ((n,), ()):
             self.form = tuple(z.shape[1:])
             z = z.reshape(n, -1)
             return odds(z) if chances and self.graded.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
-            z = odds(z) if chances else z
+            if chances:
+                z = odds(z)
             return torch.stack([torch.zeros_like(z), z], 1)
         if z.ndim != 2 or len(z) != n:
             raise InputError(no_scores(tuple(z.shape), n))
@@ -422,24 +430,24 @@ class TorchTarget(Target):
 
     def _take(self, model: Callable[[Tensor], Any]) -> None:
         self.model = self.twin = model
-        foreign = model if isinstance(model, Adapter) else None
-        self.access = Access.GRADIENTS if foreign is None else foreign.access
-        quantised = is_quantised(model)
-        self.access = Access.SCORES if quantised else self.access
-        self.wants = "nchw" if foreign is None else foreign.layout  # of the model's images
+        said = said_by(model)
+        self.access, remarks = said.access, said.remarks
+        if is_quantised(model):
+            self.access, remarks = Access.SCORES, (("no_gradients", QUANTISED),)
+        self.wants = said.layout  # of the model's images
         self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
         self.layout = self._asked or self.wants
-        self.classes = self.classes or (None if foreign is None else foreign.classes)
-        remarks = () if foreign is None else foreign.remarks
-        remarks += (("no_gradients", QUANTISED),) if quantised else ()
+        self.classes = self.classes or said.classes
         self.identity = replace(
             self.identity,
             remarks=remarks + tuple(s.remark for s in self.preprocess if isinstance(s, Defence)),
-            class_labels=None if foreign is None else foreign.class_labels,
-            versions={} if foreign is None else foreign.versions,
+            class_labels=said.class_labels,
+            versions={},
         )
-        if foreign is not None and foreign.numbers is not None and self.graded is None:
-            raise InputError(foreign.numbers)
+        if isinstance(model, Adapter):
+            self.identity.versions = model.versions
+        if said.numbers is not None and self.graded is None:
+            raise InputError(said.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
         self.cost = Cost(1 + sum(step.passes for step in self.detectors))
         if self.detectors and (self.access < Access.SCORES or self.graded is not None):
@@ -458,7 +466,7 @@ class TorchTarget(Target):
         given, reason = self.model, None
         found = readings(given, shape, self._asked, flat=bool(self.context))
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
-        declared, access = given.shape if isinstance(given, Adapter) else None, self.access
+        declared, access = said_by(given).shape, self.access
         for reading in found:
             self.access = access  # an earlier reading may have lowered it
             try:
@@ -481,7 +489,7 @@ class TorchTarget(Target):
                             self._find_own()
                     self._find_task()
                     self._find_ending()
-            except Exception as error:  # noqa: BLE001  # a model may raise anything on what it cannot take
+            except Exception as error:  # noqa: BLE001  # a model may raise anything
                 reason = reason or error
                 if self.model is not given:
                     self._take(given)
@@ -493,7 +501,7 @@ class TorchTarget(Target):
         self.shape = None
         if reason is None:
             raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
-        raise reason if isinstance(reason, InputError) else unfit(reason, shape) from reason
+        raise unfit(reason, shape) from reason
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -552,7 +560,7 @@ class TorchTarget(Target):
                 out = self._ask(model, self._before(probe))
             self.ending = activation.ending(chosen(out, self.output))
         self._head(out, 1)  # one row alone is a batch too
-        out = chosen(out, None if isinstance(model, Adapter) else self.output)
+        out = self._chosen(out)
         self.single = self.graded is None and out.numel() == 1
         if self.ending is not None:
             says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
@@ -574,9 +582,9 @@ class TorchTarget(Target):
         return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
 
     def _try_channels_last(self) -> None:
-        parts = self.model.modules() if isinstance(self.model, nn.Module) else ()
         wide = any(
-            isinstance(p, nn.Conv2d) and p.in_channels >= 32 and p.stride == (1, 1) for p in parts
+            isinstance(m, nn.Conv2d) and m.in_channels >= 32 and m.stride == (1, 1)
+            for m in modules_of(self.model)
         )
         if not wide or self.device.type != "cpu" or self.dtype != torch.float32:
             return
@@ -609,18 +617,15 @@ class TorchTarget(Target):
             assert isinstance(self.model, nn.Module)
             # in half precision small gradients are zero
             self.twin = copy.deepcopy(self.model).float()
-        elif isinstance(self.model, nn.Module) and any(
-            isinstance(m, nn.BatchNorm2d) for m in self.model.modules()
-        ):
+        elif any(isinstance(m, nn.BatchNorm2d) for m in modules_of(self.model)):
+            assert isinstance(self.model, nn.Module)
             with sealed(0):
                 self.twin = folded(self.model)
         if self.compile:
             self.twin = self._compiled(self.twin)
-        if isinstance(self.model, Adapter):
-            self.gradients = GradientInfo(approximate=self.model.approximate)
-            return
-        if self.twin is self.model and self.precision == "float32":
-            self.gradients = GradientInfo()
+        own = self.twin is self.model and self.precision == "float32"
+        if own or isinstance(self.model, Adapter):
+            self.gradients = GradientInfo(approximate=said_by(self.model).approximate)
             return
         self.gradients = GradientInfo(approximate=True)
         self.recurrent = recurrent(self.model, self.twin)
@@ -631,11 +636,7 @@ class TorchTarget(Target):
                 warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf")
                 exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
             same = bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1))
-        except Exception:  # noqa: BLE001  # a model that casts its inputs itself fails in another precision
+        except Exception:  # noqa: BLE001  # as of a model that casts its inputs itself
             same = False
         if not same:
             self.twin, self.precision, self.gradients = self.model, "float32", GradientInfo()
-
-
-def _device_of(parameter: Tensor | None) -> torch.device:
-    return torch.device("cpu") if parameter is None else parameter.device
