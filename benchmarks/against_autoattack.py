@@ -183,9 +183,10 @@ def main() -> None:
         for future in as_completed(waiting):
             done[waiting[future]] = future.result()
     rows = [row for number in sorted(done) for row in done[number]]
-    names = "model, threat, who, robust %, left, broken by each, passes, wall s, of its passes, of its time".split(
-        ", "
-    )
+    names = (
+        "model, threat, who, robust %, left, broken by each, passes, wall s, of its passes, "
+        "of its time"
+    ).split(", ")
     where = torch.cuda.get_device_name() if chosen.device.startswith("cuda") else "CPU"
     said = (
         f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, "

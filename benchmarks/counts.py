@@ -4,8 +4,8 @@
 
 Prints a table with a column for each folder, and then what the last folder holds of that kind, by
 place. A statement is a node of the syntax tree that is one, docstrings apart. A function is as long
-as from its `def` to its last line. A block stands twice where six non-blank lines in a row are equal
-but for indentation; imports, signatures and the fields of classes are no part of a block.
+as from its `def` to its last line. A block stands twice where six non-blank lines in a row are
+equal but for indentation; imports, signatures and the fields of classes are no part of a block.
 """
 
 from __future__ import annotations

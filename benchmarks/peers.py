@@ -3,8 +3,10 @@ everybody's passes counted.
 
 Two tasks:
 
-- fixed eps: PGD-40 of all who have it, and the strongest bundled routine of each, against Holdfast's protocols;
-- minimum norm: each of Holdfast's attacks that a peer has too, ours with as many steps as make the passes equal.
+- fixed eps: PGD-40 of all who have it, and the strongest bundled routine of each, against
+  Holdfast's protocols;
+- minimum norm: each of Holdfast's attacks that a peer has too, ours with as many steps as make the
+  passes equal.
 
 Passes are rows through the model, forwards and backwards, counted around the model; parameters ask
 for no gradients, which spares the peers a third of a backward. `claimed` is the tool's own word, or
@@ -659,9 +661,10 @@ def _over(mine: float, theirs: float) -> float:
 # ------------------------------------------------------------------ telling
 
 COLUMNS = {
-    "fixed": "model, threat, tool, attack, claimed %, judged %, F, B, CPU s, wall s, against, passes, CPU, note",
-    "minimum": "model, norm, attack, tool, claimed %, judged %, median size, F, B, CPU s, wall s, our %, our size, "
-    "our F + B, size, passes, CPU, note",
+    "fixed": "model, threat, tool, attack, claimed %, judged %, F, B, CPU s, wall s, against, "
+    "passes, CPU, note",
+    "minimum": "model, norm, attack, tool, claimed %, judged %, median size, F, B, CPU s, wall s, "
+    "our %, our size, our F + B, size, passes, CPU, note",
 }
 FORMAT = {
     "claimed %": ".1f",
@@ -750,19 +753,21 @@ def missing(reasons: dict[str, str]) -> list[str]:
 
 
 NOTES = """\
-Passes are rows through the model, an image; forwards (F) and backwards (B) count alike. `passes` and `CPU` are ours \
-over theirs, so below 1 is in our favour; so is `size`, our median size over theirs. `claimed` is the tool's word, or \
-the model's on its images; `judged` also asks twice, and holds the images to the box and to eps. Rows that the model \
-gets wrong untouched count as broken in `judged`, also where a tool's image leads them back. Batches of {batch}; \
-parameters ask for no gradients, for everyone; each run is timed once ({repeats} round, {workers} cells at a \
-time), so a CPU ratio within 20 % of 1 says nothing.
+Passes are rows through the model, an image; forwards (F) and backwards (B) count alike. \
+`passes` and `CPU` are ours over theirs, so below 1 is in our favour; so is `size`, our median \
+size over theirs. `claimed` is the tool's word, or the model's on its images; `judged` also asks \
+twice, and holds the images to the box and to eps. Rows that the model gets wrong untouched \
+count as broken in `judged`, also where a tool's image leads them back. Batches of {batch}; \
+parameters ask for no gradients, for everyone; each run is timed once ({repeats} round, \
+{workers} cells at a time), so a CPU ratio within 20 % of 1 says nothing.
 
-Fixed eps: PGD-40 takes steps of eps / 30 from zero on the cross-entropy, for everyone; ours lets rows go that have \
-fallen. The others run as their tools ship them; ours are whole evaluations, with the checks of the model, the judge \
-and the evidence on disk in passes and time. Minimum norm: on the images that the model gets right; ours has as many \
-steps as make its passes equal to theirs on eight images, and where it ends by itself it spends less. A failure \
-counts as infinitely far. The searches with constants (C&W, EAD) have 500 steps over all rounds, far fewer than their \
-authors' 10,000 and more."""
+Fixed eps: PGD-40 takes steps of eps / 30 from zero on the cross-entropy, for everyone; ours \
+lets rows go that have fallen. The others run as their tools ship them; ours are whole \
+evaluations, with the checks of the model, the judge and the evidence on disk in passes and \
+time. Minimum norm: on the images that the model gets right; ours has as many steps as make its \
+passes equal to theirs on eight images, and where it ends by itself it spends less. A failure \
+counts as infinitely far. The searches with constants (C&W, EAD) have 500 steps over all rounds, \
+far fewer than their authors' 10,000 and more."""
 
 
 def report(
@@ -868,7 +873,8 @@ def main() -> None:
             "--attacks": {
                 "nargs": "*",
                 "default": [],
-                "help": "pgd, strong, slow (ART's AutoAttack), or names of ours; default: all but slow",
+                "help": "pgd, strong, slow (ART's AutoAttack), or names of ours; default: all but "
+                "slow",
             },
             "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
             "--quick": {"action": "store_true", "help": "one model, 10 images, Linf and L2"},

@@ -488,21 +488,24 @@ def begin(tools: Sequence[str], checkout: Path | None, place: str) -> None:
 # ------------------------------------------------------------------ telling
 
 NOTES = """\
-The first {images} test images that each model gets right, {budget} questions each; one image at a time, for everyone. \
-An example counts from the question that asked about it, whether the tool kept it or not. Every example was judged: \
-in the box, within eps, misclassified twice. `ratio` is ours over theirs, so below 1 is in our favour. Equal options \
-for ZOO (32 features a step, rate 0.1, one search under a high weight) and SimBA (steps of 0.2); the rest as the tools \
-ship them, the schedules of Square and GeoDA for this budget. ART's start in HopSkipJump and Boundary takes no seed."""
+The first {images} test images that each model gets right, {budget} questions each; one image at \
+a time, for everyone. An example counts from the question that asked about it, whether the tool \
+kept it or not. Every example was judged: in the box, within eps, misclassified twice. `ratio` \
+is ours over theirs, so below 1 is in our favour. Equal options for ZOO (32 features a step, \
+rate 0.1, one search under a high weight) and SimBA (steps of 0.2); the rest as the tools ship \
+them, the schedules of Square and GeoDA for this budget. ART's start in HopSkipJump and Boundary \
+takes no seed."""
 SIZES = """\
 The smallest perturbation: medians of its size (none: infinite); `pairwise` is the geometric mean \
 of the ratios image by image."""
 QUESTIONS = """\
-Within eps: the images broken, and the median question that found the first example. `our equal` and `its equal` are \
-medians over as many of the quickest images as the weaker of the two broke, so that both have the same success."""
+Within eps: the images broken, and the median question that found the first example. `our equal` \
+and `its equal` are medians over as many of the quickest images as the weaker of the two broke, \
+so that both have the same success."""
 BATCHES = """\
-HopSkipJump (4 steps, 30 probes) on the same {images} images, so many at a time: median sizes, and in how many rows \
-the example differs from that of batches of 1. In float32 the kernels of other batch sizes round otherwise, and an \
-answer on the very boundary may turn."""
+HopSkipJump (4 steps, 30 probes) on the same {images} images, so many at a time: median sizes, \
+and in how many rows the example differs from that of batches of 1. In float32 the kernels of \
+other batch sizes round otherwise, and an answer on the very boundary may turn."""
 FORMAT = {"broken %": ".0f", "median": ".0f", "our equal": ".0f", "its equal": ".0f"}
 
 

@@ -18,7 +18,8 @@ from holdfast.training.augmentation import AUGMENTATIONS, Batch, augmented, disa
 from holdfast.training.loop import Training
 from holdfast.training.state import State
 
-HOW = 'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="trades(steps=2)", ramp=0.1, rate=0.01'
+HOW = 'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="trades(steps=2)", ramp=0.1, '
+HOW += "rate=0.01"
 
 
 def asked(text: str, x: Tensor, seed: int = 3, **options: object) -> Batch:

@@ -27,7 +27,8 @@ from torch import nn
 from holdfast.data import open_data
 
 class Means(nn.Module):
-    """The nearest class mean. It multiplies and sums: a row's scores are the same bits whatever the batch."""
+    """The nearest class mean. It multiplies and sums: a row's scores are the same bits whatever
+    the batch."""
 
     def __init__(self, scale=1.0):
         super().__init__()
@@ -330,9 +331,9 @@ def test_the_installed_command_says_one_sentence() -> None:
     command = Path(sys.executable).with_name("holdfast")
     done = subprocess.run([command, "list", "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: cannot list 'x'; known: attacks, data, defences, objectives, protocols, recipes, regularizers.\n"
+    assert done.stderr == (
+        "error: cannot list 'x'; known: attacks, data, defences, objectives, protocols, recipes, "
+        "regularizers.\n"
     )
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.attacks import parse, parse_trial
 from holdfast.attacks.attack import perturb, run
+from holdfast.attacks.problem import meets_goal
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.decisions import REFUSED
@@ -78,7 +79,7 @@ def test_a_refusal_is_no_answer_and_stands_with_the_right_class_against_an_adver
     assert task.predict(z).tolist() == [0, REFUSED, REFUSED, 1]
     assert task.margin(z, y).tolist() == [1, 2, 0.5, -1]
     assert task.margin(task.against(z, y), y).tolist() == [1, 2, 0.5, -1]
-    assert judge.meets_goal(Threat.linf(1), task.predict(z), y).tolist() == [
+    assert meets_goal(Threat.linf(1), task.predict(z), y).tolist() == [
         False,
         False,
         False,

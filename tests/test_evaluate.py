@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import holdfast
 from holdfast.attacks import Ledger, parse
+from holdfast.attacks.problem import meets_goal
 from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import InputError
@@ -485,7 +486,7 @@ def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
     planted = Planted()
     label = judge.rule(planted.target, planted.x).label
     goal = holdfast.Threat.linf(0.1, goal=holdfast.Targeted(3))
-    meets = judge.meets_goal(goal, label, planted.y)
+    meets = meets_goal(goal, label, planted.y)
     assert meets.tolist() == (label == 3).tolist()
 
 

@@ -121,7 +121,8 @@ class Killed(BaseException):
 def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     optimiser: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = f'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="{objective}", ramp=0.1, rate=0.01'
+    how = f'epochs=2, batch_size=64, judge="pgd(steps=2)", objective="{objective}", '
+    how += "ramp=0.1, rate=0.01"
     recipe = f'strong({how}, optimiser="{optimiser}")'
     whole, net = training(recipe, make=Normed)
     wanted = weights(whole.fit(net))
@@ -169,7 +170,8 @@ def metadata(file: Path) -> dict[str, str]:
 
 def hardened(out: Path | str) -> bytes:
     x, y = open_data("digits", split="train").rows(0, 380)
-    how = 'fast(epochs=2, held=0.15, judge="pgd(steps=2)", objective="trades(steps=2)", regularize="elle(weight=1)")'
+    how = 'fast(epochs=2, held=0.15, judge="pgd(steps=2)", objective="trades(steps=2)", '
+    how += 'regularize="elle(weight=1)")'
     test = open_data("digits")
     holdfast.harden(
         fresh(Normed),
@@ -310,7 +312,8 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     )
     target = wrap(net)
     target.bind((1, 8, 8))
-    how = 'epochs=16, objective="fgsm", optimiser="adam", rate=0.003, warmup=0, ramp=0.5, decay=0, ema=0'
+    how = 'epochs=16, objective="fgsm", optimiser="adam", rate=0.003, warmup=0, ramp=0.5, decay=0, '
+    how += "ema=0"
     recipe = recipes.parse(f'fast({how}, schedule="flat", judge="pgd(steps=10)")')
     rows, threat = (digits(0, 1200), digits(1200, 1437)), Threat.linf(0.3)
     done = Training(target, *rows, threat, recipe, *recipes.parts(recipe))  # pyright: ignore

@@ -192,7 +192,7 @@ def test_mistakes_are_named(text: str) -> None:
         recipes.parse(f"standard({text})")
 
 
-# ---------------------------------------------------------------------- the averaged weights, and when to stop
+# -------------------------------------------------------- the averaged weights, and when to stop
 
 
 def test_the_last_steps_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,8 @@ def test_few_rows_are_everybodys() -> None:
 def test_two_processes_take_the_steps_of_one(objective: str) -> None:
     """99 rows in steps of 32: the last has three, which both take. Weights are perturbed, noise is
     drawn."""
-    how = f'fast(epochs=2, batch_size=32, ramp=0, rate=0.05, awp=0.01, judge="pgd(steps=2)", objective="{objective}")'
+    how = 'fast(epochs=2, batch_size=32, ramp=0, rate=0.05, awp=0.01, judge="pgd(steps=2)", '
+    how += f'objective="{objective}")'
     found, logs = [], []
     for devices in (1, 2):
         log: list[Epoch] = []
@@ -299,7 +300,8 @@ def test_event_files_hold_what_the_log_holds(here: Path) -> None:
 
     log: list[Epoch] = []
     holdfast.harden(
-        demo_net(), digits(0, 200), "linf(0.1)", recipe='fast(epochs=2, judge="pgd(steps=2)")', protocol="quick",
+        demo_net(), digits(0, 200), "linf(0.1)", recipe='fast(epochs=2, judge="pgd(steps=2)")',
+        protocol="quick",
         out="hard", tensorboard=True, tell=log.append,
     )  # fmt: skip
     read = EventAccumulator(str(here / "hard")).Reload()

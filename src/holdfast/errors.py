@@ -12,7 +12,8 @@ there is one, a sentence of remedy. The command line prints it and exits with 2;
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class HoldfastError(Exception):
@@ -41,3 +42,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+
+
+def listed(values: Sequence[Any], most: int) -> str:
+    """The first of these values, and how many more there are."""
+    shown = ", ".join(map(str, values[:most]))
+    if len(values) > most:
+        shown += f" and {len(values) - most} more"
+    return shown

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 # print from native code while they are imported
 NOISY = ("tensorflow", "onnxruntime", "jax", "lightgbm")
@@ -80,7 +81,8 @@ class _QuietImports(importlib.abc.MetaPathFinder):
         self.left.remove(fullname)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _quietly(spec.loader.exec_module)  # pyright: ignore[reportAttributeAccessIssue]
+            loader: Any = spec.loader
+            loader.exec_module = _quietly(loader.exec_module)
         return spec
 
 

@@ -106,13 +106,12 @@ def limits(field: dataclasses.Field[Any]) -> str:
 
 
 def _fits(field: dataclasses.Field[Any], value: Any) -> bool:
-    name = _type(field)
-    if name not in _TYPES:
+    if (name := _type(field)) not in _TYPES:
         return True
     if not isinstance(value, _TYPES[name][0]) or isinstance(value, bool) != (name == "bool"):
         return False
-    allowed = math.isfinite if field.metadata.get("finite", True) else lambda v: not math.isnan(v)
-    if isinstance(value, float) and not allowed(value):
+    finite = field.metadata.get("finite", True)
+    if isinstance(value, float) and (math.isnan(value) or (finite and math.isinf(value))):
         return False
     bounds = field.metadata.get("limits", {})
     return all(_LIMITS[word](value, limit) for word, limit in bounds.items())
@@ -154,8 +153,7 @@ def call(text: str, kind: str = "attack") -> tuple[str, list[Any], dict[str, Any
     if any(k.arg is None for k in node.keywords):
         raise SpecError(f"cannot read {text!r}; ** is not allowed in a spec.")
     names = [str(k.arg) for k in node.keywords]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SpecError(f"{text!r} gives {' and '.join(twice)} twice; give each option once.")
     values = [_value(a, text) for a in node.args]
     return node.func.id, values, {str(k.arg): _value(k.value, text) for k in node.keywords}
@@ -192,8 +190,7 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
             refuses.
     """
     name, args, options = call(text, kind)
-    maker = makers.get(name.lower())
-    if maker is None:
+    if (maker := makers.get(name.lower())) is None:
         raise SpecError(f"unknown {kind} {name!r} in {text!r}; {suggest(name, makers)}")
     signature = inspect.signature(maker)
     for option in options:
@@ -238,7 +235,7 @@ def number(value: float) -> str:
 def _unreadable(text: str, kind: str) -> str:
     shown = text if len(text) <= 80 else f"{text[:77]}..."
     article = "an" if kind[0] in "aeiou" else "a"
-    what = "a threat" if kind == "norm" else f"{article} {kind}"
+    what = {"norm": "a threat"}.get(kind, f"{article} {kind}")
     return (
         f"cannot read {shown!r} as {what}; expected a call such as "
         f"{_EXAMPLES.get(kind, 'pgd(steps=40)')}."

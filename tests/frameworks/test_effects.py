@@ -1,4 +1,5 @@
-"""No call changes an object that the caller handed in: modes, flags, weights, statistics, arrays."""
+"""No call changes an object that the caller handed in: modes, flags, weights, statistics,
+arrays."""
 
 from __future__ import annotations
 

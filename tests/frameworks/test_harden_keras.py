@@ -185,7 +185,8 @@ for objective in ("pgd(steps=1, step_size=1.0)", "trades(steps=1)", "mart(steps=
     assert torch.equal(net.eval()(rows), bare(rows, training=False))
     first = [w.detach().clone() for w in net.parameters()]
 
-    recipe = recipes.parse(f'fast(epochs=1, batch_size=64, ema=0, judge="", objective="{objective}")')
+    how = f'epochs=1, batch_size=64, ema=0, judge="", objective="{objective}"'
+    recipe = recipes.parse(f"fast({how})")
     part = from_arrays(x, y, scale=False)
     training = Training(target, part, part, Threat.linf(25), recipe, *recipes.parts(recipe))
     net.load_state_dict(training.fit(net).best_average())
@@ -193,7 +194,7 @@ for objective in ("pgd(steps=1, step_size=1.0)", "trades(steps=1)", "mart(steps=
     _put(net, bare)
     assert torch.allclose(net.eval()(rows), model(rows, training=False), atol=1e-6)
 
-    # One forward in train mode moves the statistics and the random state as Keras itself moves them.
+    # One forward in train mode moves the statistics and the random state as Keras moves them.
     net.train()(rows), model(rows, training=True)
     for mine, theirs in zip(net.buffers(), model.non_trainable_variables):
         assert torch.allclose(mine.double(), theirs.value.double(), rtol=1e-5), theirs.path
@@ -374,7 +375,8 @@ class Portable(keras.layers.Layer):
 
 def made(kind):
     layers = keras.layers
-    return keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(16), kind(), layers.Dense(10)])
+    return keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(16), kind(),
+                            layers.Dense(10)])
 
 def native(): return made(Native)
 def portable(): return made(Portable)

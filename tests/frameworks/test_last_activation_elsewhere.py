@@ -241,7 +241,8 @@ def test_a_softmax_over_groups_of_outputs_stays(tmp_path: Path) -> None:
     shapes = {"pairs": np.array([-1, 2, 2]), "row": np.array([-1, 4])}
     graph = onnx.helper.make_graph(
         nodes, "net",
-        [value("x", onnx.TensorProto.FLOAT, ["rows", 4])], [value("y", onnx.TensorProto.FLOAT, ["rows", 4])],
+        [value("x", onnx.TensorProto.FLOAT, ["rows", 4])],
+        [value("y", onnx.TensorProto.FLOAT, ["rows", 4])],
         [onnx.numpy_helper.from_array(shape, name) for name, shape in shapes.items()],
     )  # fmt: skip
     opset = onnx.helper.make_opsetid("", 17)

@@ -28,8 +28,8 @@ def make():
     return {kind}ForImageClassification({kind}Config(num_channels=1, num_labels=3, {shape}))
 """
 KINDS = {
-    "ViT": "image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, "
-    "intermediate_size=8, initializer_range=0.5",
+    "ViT": "image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, "
+    "num_attention_heads=2, intermediate_size=8, initializer_range=0.5",
     "ResNet": "embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type='basic'",
 }
 

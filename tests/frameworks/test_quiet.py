@@ -35,7 +35,8 @@ def test_a_command_prints_its_own_lines_alone(tmp_path: Path, kind: str) -> None
     ]
     done = subprocess.run(
         [sys.executable, "-m", "holdfast.cli.main", "evaluate", *asked],
-        cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"KERAS_BACKEND": "tensorflow"},
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if line.strip()]
     assert [line.partition(":")[0] for line in said] == ["estimate", "report"]
@@ -48,7 +49,8 @@ def _model(folder: Path, kind: str) -> str:
     file = folder / ("model" if kind == "saved_model" else f"model{kind}")
     if kind == ".onnx":
         net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        torch.onnx.export(net, (torch.rand(1, 4),), str(file), dynamo=False, dynamic_axes={"input": {0: "n"}},
+        torch.onnx.export(net, (torch.rand(1, 4),), str(file), dynamo=False,
+                          dynamic_axes={"input": {0: "n"}},
                           input_names=["input"])  # fmt: skip
         return file.name
     code = (

@@ -136,7 +136,8 @@ def test_keras_fgsm_from_python() -> None:
 
 def test_keras_adversarial_training_in_one_command() -> None:
     done = holdfast_(
-        "harden", "model.h5", "mnist:mnist", "--test", "mnist:mnist", "--threat", "linf(0.2)", "--test-samples", 60,
+        "harden", "model.h5", "mnist:mnist", "--test", "mnist:mnist", "--threat", "linf(0.2)",
+        "--test-samples", 60,
         "--recipe", "fast(epochs=12)", "--protocol", "quick", "--out", "hard",
     )  # fmt: skip
     for word in ("accuracy", "precision", "recall"):
@@ -240,7 +241,8 @@ def test_a_gan_of_one_s_own_feeds_hardening() -> None:
     Path("gan.py").write_text(GAN)
     command(
         "generate", "train", "mnist:mnist", "--generator", "gan.py:build_generator",
-        "--discriminator", "gan.py:build_discriminator", "--model", "own(steps=800, rounds=2, rate=1e-3)",
+        "--discriminator", "gan.py:build_discriminator",
+        "--model", "own(steps=800, rounds=2, rate=1e-3)",
         "--out", "gan",
     )  # fmt: skip
     command("generate", "sample", "gan", "--per-class", 20, "--out", "made.npz")
@@ -264,7 +266,8 @@ def test_hardening_with_regularisation_and_augmentation(model: str) -> None:
         else ("digits", "--test", "digits")
     )
     holdfast_(
-        "harden", model, *data, "--threat", "linf(0.1)", "--test-samples", 20, "--protocol", "quick",
+        "harden", model, *data, "--threat", "linf(0.1)", "--test-samples", 20,
+        "--protocol", "quick",
         "--out", f"augmented-{model}", "--recipe",
         (
             "fast(epochs=1, decay=0.001, augment='flip, rotate(degrees=10), crop(padding=1), "

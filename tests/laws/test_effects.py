@@ -195,7 +195,8 @@ def test_train_mode_and_eval_mode_give_one_ledger() -> None:
 
 
 def test_a_target_handed_in_stays_as_it_is() -> None:
-    """What an evaluation learns of it (shape, probabilities, a pool of images) stays with a copy."""
+    """What an evaluation learns of it (shape, probabilities, a pool of images) stays with a
+    copy."""
     x, y = open_data("digits").rows(0, 24)
     model = nn.Sequential(demo_model(), nn.Softmax(1))
     target = holdfast.wrap(model.forward, framework="torch")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.attacks import Ledger, Outcome, run
 from holdfast.attacks.attack import point
-from holdfast.attacks.problem import Problem, legal_size
+from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge
 from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
@@ -51,7 +51,7 @@ def check(
     legal, found = judge.within(target, t, x, ledger.best)
     assert bool((legal | over).all())
     close(found, size, rtol=1e-9, atol=1e-12)
-    assert torch.equal(judge.meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
+    assert torch.equal(meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
 
 
 @every

@@ -82,15 +82,27 @@ NOTHING = {
     "0 of 10 right": lambda: ((np.arange(10) + 1) % 100, np.arange(10), 100),
 }
 HONEST = {
-    "93 % of ten classes": lambda: (flipped(np.arange(200) % 10, 0.07, 10), np.arange(200) % 10, 10),
-    "90 % on 90:10, both classes well": lambda: (flipped(uneven(300, 0.1), 0.1, 2), uneven(300, 0.1), 2),
-    "85 % on 90:10, below the majority share": lambda: (flipped(uneven(400, 0.1), 0.15, 2), uneven(400, 0.1), 2),
-    "half of a rare class found": lambda: (np.r_[np.zeros(204, int), np.ones(6, int)], uneven(210, 12 / 210), 2),
+    "93 % of ten classes": lambda: (
+        flipped(np.arange(200) % 10, 0.07, 10), np.arange(200) % 10, 10
+    ),
+    "90 % on 90:10, both classes well": lambda: (
+        flipped(uneven(300, 0.1), 0.1, 2), uneven(300, 0.1), 2
+    ),
+    "85 % on 90:10, below the majority share": lambda: (
+        flipped(uneven(400, 0.1), 0.15, 2), uneven(400, 0.1), 2
+    ),
+    "half of a rare class found": lambda: (
+        np.r_[np.zeros(204, int), np.ones(6, int)], uneven(210, 12 / 210), 2
+    ),
     "60 % of two classes": lambda: (flipped(uneven(400, 0.5), 0.4, 2), uneven(400, 0.5), 2),
-    "rows of one class, recall 0.4": lambda: ((np.arange(100) < 40).astype(int), np.ones(100, int), 2),
+    "rows of one class, recall 0.4": lambda: (
+        (np.arange(100) < 40).astype(int), np.ones(100, int), 2
+    ),
     "5 rows, 4 right": lambda: ([0, 1, 0, 1, 1], [0, 1, 0, 1, 0], 2),
     "2 classes of 100 there": lambda: (np.arange(60) % 2 * 50, np.arange(60) % 2 * 50, 100),
-    "a rare class of 3 rows never answered": lambda: (np.arange(63) % 2, np.r_[np.arange(60) % 2, 2, 2, 2], 3),
+    "a rare class of 3 rows never answered": lambda: (
+        np.arange(63) % 2, np.r_[np.arange(60) % 2, 2, 2, 2], 3
+    ),
 }  # fmt: skip
 
 

@@ -26,12 +26,13 @@ from torch import nn
 
 
 def build_generator():
-    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.2), nn.Linear(16, 16), nn.Tanh(),
-                         nn.Unflatten(1, (1, 4, 4)))
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.2),
+                         nn.Linear(16, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
 
 
 def build_discriminator():
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(16, 1))
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+                         nn.Linear(16, 1))
 
 
 def flat_generator():
@@ -87,14 +88,17 @@ from keras import layers
 
 def build_generator():
     return keras.Sequential([
-        layers.Input((8,)), layers.Dense(2 * 2 * 8), layers.BatchNormalization(), layers.LeakyReLU(0.2),
-        layers.Reshape((2, 2, 8)), layers.Conv2DTranspose(1, 3, strides=2, padding="same", activation="tanh"),
+        layers.Input((8,)), layers.Dense(2 * 2 * 8), layers.BatchNormalization(),
+        layers.LeakyReLU(0.2),
+        layers.Reshape((2, 2, 8)),
+        layers.Conv2DTranspose(1, 3, strides=2, padding="same", activation="tanh"),
     ])
 
 
 def build_discriminator():
     return keras.Sequential([
-        layers.Input((4, 4, 1)), layers.Conv2D(8, 3, strides=2, padding="same"), layers.LeakyReLU(0.2),
+        layers.Input((4, 4, 1)), layers.Conv2D(8, 3, strides=2, padding="same"),
+        layers.LeakyReLU(0.2),
         layers.Dropout(0.3), layers.Flatten(), layers.Dense(1, activation="sigmoid"),
     ])
 
@@ -238,7 +242,8 @@ def test_a_keras_gan_is_trained_and_hardened_with(here: Path) -> None:
     1)."""
     if importlib.util.find_spec("keras") is None:
         pytest.skip("Keras is not installed: pip install 'holdfast[frameworks]'")
-    nets = "--generator keras_gan.py:build_generator --discriminator keras_gan.py:build_discriminator".split()
+    nets = ("--generator", "keras_gan.py:build_generator")
+    nets += ("--discriminator", "keras_gan.py:build_discriminator")
     done = alone(
         "generate", "train", "nhwc.npz", *nets, "--model", f"own({FEW}, rate=2e-3)", "--out", "gan"
     )

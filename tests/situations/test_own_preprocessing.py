@@ -41,7 +41,8 @@ class Net(nn.Module):
 
 def rows():
     x = np.random.default_rng(0).random((24, 3, 6, 6)).astype(np.float32)
-    seen = np.stack([bgr(np.round(i * 255).astype(np.uint8)).transpose(2, 0, 1) for i in x.transpose(0, 2, 3, 1)])
+    levels = np.round(x.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    seen = np.stack([bgr(i).transpose(2, 0, 1) for i in levels])
     return x, Net()(torch.from_numpy(seen)).argmax(1).numpy()
 """
 HERE: dict[str, Any] = {}

@@ -106,8 +106,10 @@ def test_the_floor_of_recall(
 ) -> None:
     """Line 4: --min-recall is --min-clean for every class."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-                                     "from test_unequal_classes import fresh\n")  # fmt: skip
+    (tmp_path / "net.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_unequal_classes import fresh\n"
+    )
     for name, n, seed in (("train", 400, 0), ("test", 200, 1)):
         x, y = rows(n, seed)
         np.savez(f"{name}.npz", x=x, y=y)

@@ -277,8 +277,8 @@ def test_no_command_is_ended_by_a_model(files: Path, command: tuple[str, ...]) -
 def test_no_worker_is_ended_by_a_model(files: Path) -> None:
     """Line 8: nor is a training in several processes taken for done."""
     (files / "worker.py").write_text(
-        MODELS
-        + "\nclass ExitsInTraining(Tiny):\n    def before(self, x):\n        if self.training: sys.exit(0)\n"
+        MODELS + "\nclass ExitsInTraining(Tiny):\n    def before(self, x):\n"
+        "        if self.training: sys.exit(0)\n"
         "def many():\n    x, y = rows()\n    return np.tile(x, (20, 1)), np.tile(y, 20)\n"
     )
     asked = (
@@ -357,7 +357,7 @@ def test_a_model_without_numbers() -> None:
         wrap(lambda x: x.to("meta") @ weight, framework="torch", shape=(4,))
 
 
-# ------------------------------------------------------------------ modules that are not float32 tensors alone
+# ---------------------------------------------------- modules that are not float32 tensors alone
 
 
 class WithExtra(Tiny):
@@ -569,7 +569,7 @@ def test_recurrent_layers_on_a_card(precision: str) -> None:
     assert sum(run.manifest.metrics.counts.values()) == 16
 
 
-# ------------------------------------------------------------------ what frameworks print; what the run says of them
+# ---------------------------------------------- what frameworks print; what the run says of them
 
 
 def test_native_lines_are_dropped_unless_something_fails() -> None:

@@ -84,7 +84,7 @@ class Attack(ABC):
         self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0
     ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
-        # The judge stands above the attacks, which import nothing of it: it is looked up when called.
+        # The judge stands above the attacks, which import nothing of it.
         judged = importlib.import_module("holdfast.evaluation.attack").attack
         return judged(model, x, y, threat, self, seed=seed)
 
@@ -153,14 +153,16 @@ def run(
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: y})
         y = torch.zeros(len(batch), dtype=torch.int64)
     check_fit(attack, target, threat)
-    ids = torch.arange(len(batch)) if ids is None else ids
+    if ids is None:
+        ids = torch.arange(len(batch))
     with sealed(seed):
         batch, y = batch.to(target.device, target.dtype), y.to(target.device)
         ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
-        near = None if near is None else near.to(batch.x)
+        if near is not None:
+            near = near.to(batch.x)
         p = Problem(
             target, batch, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop
         )
@@ -216,7 +218,8 @@ def perturb(
     check_fit(attack, target, threat)
     with sealed(seed):
         batch, y = batch.to(target.device, target.dtype), y.to(target.device)
-        ids = torch.arange(len(batch)) if ids is None else ids
+        if ids is None:
+            ids = torch.arange(len(batch))
         keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
         ledger = (
@@ -230,6 +233,11 @@ def perturb(
             p.t = t + 1
             state = attack.step(p, state, t)
         return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
+
+
+def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
+    """What the first step found, whose question is about x: later ones keep it."""
+    return kept if t else found
 
 
 def point(state: State) -> Tensor:

@@ -36,7 +36,8 @@ class Ledger:
     """Columns of n rows: those that `run` was given, in their order."""
 
     size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the last)
+    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the
+    # last)
     best: Tensor
     limit: Tensor  # [n] float64: the largest legal size
     # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
@@ -132,7 +133,7 @@ class Counts:
         wanted = self.live if among is None else self.live & among
         if self.ledger is not None and self.budget is not None:
             most = (
-                self.target.cost.forwards * (2 if self.target.gradients.approximate else 1)
+                self.target.cost.forwards * (1 + self.target.gradients.approximate)
                 + slopes * self.target.cost.pullback
             )
             spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
@@ -173,15 +174,16 @@ class Counts:
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
             hit &= size <= self.ledger.limit[self.rows[rows]]
-        told = None if again is None or not self.target.gradients.substitute else hit.clone()
+        told = hit.clone()
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
             self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
             hit &= self.wins(rows, z) & z.isfinite().all(1)
         margin = self.target.task.margin(z, self.y[rows])
-        # a substitute's scores say nothing of the margin of the model under test
-        self._settle(rows, x, hit, margin if told is None else margin.where(told, torch.inf))
+        if again is not None and self.target.gradients.substitute:
+            margin = margin.where(told, torch.inf)  # it says nothing of the model under test
+        self._settle(rows, x, hit, margin)
 
     def hits(self, rows: Tensor, z: Tensor) -> Tensor:
         """Whether these scores, counted just before, met the goal."""
@@ -295,8 +297,7 @@ class Counts:
     def _settle(
         self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
     ) -> None:
-        ledger = self.ledger
-        if ledger is None:
+        if (ledger := self.ledger) is None:
             return
         at = self.rows[rows]
         ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)

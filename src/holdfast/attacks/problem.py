@@ -45,8 +45,9 @@ class Problem:
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
         self.batch = batch  # attacks see what may change, and nothing else
-        self.layout = target.layout if threat.spatial is None else "nchw"
-        self.square = None if threat.spatial is None else threat.spatial.square
+        self.layout, self.square = target.layout, None
+        if threat.spatial is not None:
+            self.layout, self.square = "nchw", threat.spatial.square
         self.aim, self.near = aim, near
         pool = target.pool
         self.pool = None if pool is None else (pool[0].to(x), pool[1].to(y))
@@ -255,8 +256,10 @@ class Problem:
         points only; the rest gives zeros.
         """
         n, m = d.shape[:2]
-        answer = torch.zeros(n, m, dtype=torch.bool if loss is None else d.dtype, device=d.device)
-        function = None if loss is None else _function(loss)
+        kind, function = torch.bool, None
+        if loss is not None:
+            kind, function = d.dtype, _function(loss)
+        answer = torch.zeros(n, m, dtype=kind, device=d.device)
         graded = self.target.access >= Access.SCORES
 
         def ask(rows: Tensor) -> None:
@@ -423,11 +426,16 @@ def goal_classes(threat: Threat, y: Tensor) -> Tensor | None:
     return torch.as_tensor(threat.goal.t, dtype=torch.int64, device=y.device).expand(len(y))
 
 
+def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
+    """Whether decisions [n] are what the adversary wants of rows of classes y [n]."""
+    goal = goal_classes(threat, y)
+    return (label >= 0) & (label != y if goal is None else label == goal)
+
+
 def on_8bit(target: Target, threat: Threat, x: Tensor, found: Tensor) -> Tensor:
     """Inputs `found` for inputs x [n, *shape] as images of 8 bits, within the threat where that can
     be."""
-    limit = legal_size(threat, target, len(x))
-    return _rounded(target, threat.norm, limit, x, found)
+    return _rounded(target, threat.norm, legal_size(threat, target, len(x)), x, found)
 
 
 def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor) -> Tensor:
@@ -446,7 +454,7 @@ def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | Non
     there is.
     """
     rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
-    eps = torch.as_tensor(
-        threat.eps if eps is None else eps, dtype=torch.float64, device=target.device
-    )
+    if eps is None:
+        eps = threat.eps
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

@@ -27,7 +27,8 @@ class AttackResult:
     """
 
     x: Any  # [n, *shape] float: the inputs, in raw units
-    x_adv: Any  # [n, *shape] float: the smallest example found; where there is none, the last input tried
+    # [n, *shape] float: the smallest example found; where there is none, the last input tried
+    x_adv: Any
     y: Any  # [n] int: the true classes; [n, k] where there are k labels or outputs
     success: Any  # [n] bool: right at first, and x_adv is legal and fools the model
     wrong: Any  # [n] bool: misclassified before any attack
@@ -64,13 +65,14 @@ class AttackResult:
         said = f"{self.attack} under {self.threat}: broke {int(success.sum()):,} of {right:,} rows"
         left = ((wrong, "wrong before"), (skipped, "of the target class"))
         more = [f"{int(rows.sum()):,} more {why}" for rows, why in left if rows.any()]
-        said += f" ({', '.join(more)})" if more else ""
+        if more:
+            said += f" ({', '.join(more)})"
         if success.any():
             low, middle, high = (
                 number(float(f"{v:.4g}")) for v in np.quantile(size[success], [0.25, 0.5, 0.75])
             )
             said += f"; size: median {middle}, half of them between {low} and {high}"
-        return f"{said}; {queries.mean() if right else 0:,.1f} queries a row"
+        return f"{said}; {queries.sum() / max(right, 1):,.1f} queries a row"
 
     def plot(self, n: int = 5) -> Figure:
         """Original, adversarial example and difference of the first n successes, then of other
@@ -108,13 +110,14 @@ class AttackResult:
     def _pictures(self, x: np.ndarray) -> np.ndarray:
         """Rows as images [n, h, w] or [n, h, w, 3] in [0, 1]."""
         shape = x.shape[1:]
-        if len(shape) == 3:
-            x = x if self.layout == "nhwc" else np.moveaxis(x, 1, -1)
+        if len(shape) == 3 and self.layout != "nhwc":
+            x = np.moveaxis(x, 1, -1)
         if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
             raise InputError(
                 f"plot shows images of one or three channels, but the inputs are of shape {shape}."
             )
-        x = x[..., 0] if x.ndim == 4 and x.shape[-1] == 1 else x
+        if x.ndim == 4 and x.shape[-1] == 1:
+            x = x[..., 0]
         return (x - self.bounds[0]) / self._width
 
 

@@ -62,32 +62,13 @@ def attack(
 ) -> int:
     """Craft examples for every row: the broken point where one was found, else the last one
     tried."""
+    given = dict(locals())
     options.check_new(out, ".npz", "examples are saved as .npz")
     if png is not None and options.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
     from holdfast.evaluation.attack import craft
 
-    limited = options.limits_of(limits)
-    loading = options.loading_of(label, classes, resize, crop)
-    source = options.open_source(data, bounds, split, limited, **loading)
-    opened = options.open_target(
-        model,
-        arch=arch,
-        trust=trust,
-        bounds=options.box_of(bounds, limited),
-        preprocess=preprocess,
-        layout=layout,
-        output=output,
-        task=task,
-        probabilities=probabilities,
-        source=source,
-        attacked=attacked,
-        eot=eot,
-        surrogate=surrogate,
-        batch_size=batch_size,
-        device=device,
-    )
-    asked = options.threat_of(threat, limited, target, grid)
+    opened, source, asked = options.opened(given)
     made = craft(opened, source, asked, attack, samples=options.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
         raise InputError(
@@ -143,7 +124,8 @@ def _save_images(folder: Path, made: AttackResult) -> int:
     kept = 0
     for i in np.flatnonzero(made.survives_8bit):
         image = made.as_8bit[i]
-        image = np.moveaxis(image, 0, -1) if image.ndim == 3 and made.layout == "nchw" else image
+        if image.ndim == 3 and made.layout == "nchw":
+            image = np.moveaxis(image, 0, -1)
         pixels = np.rint((image - low) / width * 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(

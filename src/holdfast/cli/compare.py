@@ -41,7 +41,6 @@ def compare(
             Console().print(paired.summary(found))
         if page is not None:
             typer.echo(f"page: {paired.write(page, found)}", err=True)
-    found = spread(runs)
-    if found is not None:
+    if (found := spread(runs)) is not None:
         typer.echo(found.model_dump_json() if json else paired.seeds(found))
     return 0

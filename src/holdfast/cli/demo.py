@@ -61,7 +61,7 @@ def demo(
         )
     typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
-    typer.echo("   it holds." if not wrong else "\n".join(wrong), err=True)
+    typer.echo("\n".join(wrong) or "   it holds.", err=True)
     Console().print(paired.summary(made.comparison))
     typer.echo(
         f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs",

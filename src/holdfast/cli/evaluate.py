@@ -87,6 +87,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print run.json alone on stdout.")] = False,
 ) -> int:
     """Attack a model, judge what is found, and leave the evidence in a folder."""
+    given = dict(locals())
     from holdfast.runs import gates
 
     wanted = [gates.parse(text) for text in gate]
@@ -101,33 +102,14 @@ def evaluate(
     from holdfast.memory import give_back_freed
 
     give_back_freed()
-    limited = options.limits_of(limits)
-    loading = options.loading_of(label, classes, resize, crop)
-    source = options.open_source(data, bounds, split, limited, **loading)
-    opened = options.open_target(
-        model,
-        arch=arch,
-        trust=trust,
-        bounds=options.box_of(bounds, limited),
-        preprocess=preprocess,
-        layout=layout,
-        output=output,
-        task=task,
-        probabilities=probabilities,
-        source=source,
-        attacked=attacked,
-        eot=eot,
-        surrogate=surrogate,
-        batch_size=batch_size,
-        device=device,
-    )
+    opened, source, asked = options.opened(given)
     folder = out or options.fresh_folder(model, f"{threat}-{'custom' if attack else protocol}")
     try:
         with progress_bar() as watch:
             run = measure(
                 opened,
                 source,
-                options.threat_of(threat, limited, target, grid),
+                asked,
                 protocol=protocol,
                 attacks=attack,
                 samples=options.rows_of(samples),
@@ -178,7 +160,7 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     if strict and run.verdict.status == "unreliable":
         typer.echo("the verdict is unreliable, and --strict was given.", err=True)
         return 3
-    return 1 if fallen else 0
+    return int(bool(fallen))
 
 
 def announce(cost: Forecast) -> None:

@@ -124,10 +124,7 @@ def sample(
     device: options.Device = "auto",
 ) -> int:
     """Draw rows of every class from a trained generator, and save them."""
-    if out.exists():
-        raise InputError(f"{out} exists; choose another --out.")
-    if out.suffix != ".npz":
-        raise InputError(f"--out is {out}; rows are saved as .npz.")
+    options.check_new(out, ".npz", "rows are saved as .npz")
     import io
 
     import numpy as np

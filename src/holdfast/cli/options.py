@@ -3,9 +3,11 @@ from them."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from holdfast.data import Source
     from holdfast.runs.manifest import Manifest
     from holdfast.targets import Target
+    from holdfast.threats.threat import Threat
 
 Model = Annotated[
     str,
@@ -289,12 +292,10 @@ def _target_of(text: str) -> int | str | list[int]:
         )
     lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
     odd = [line for line in lines if not _whole(line)]
-    if odd or not lines:
-        raise SpecError(
-            f"--target {text} holds {odd[0][:40]!r}; expected one class number a line."
-            if odd
-            else f"--target {text} is empty; expected one class number a line."
-        )
+    if not lines:
+        raise SpecError(f"--target {text} is empty; expected one class number a line.")
+    if odd:
+        raise SpecError(f"--target {text} holds {odd[0][:40]!r}; expected one class number a line.")
     return [int(line) for line in lines]
 
 
@@ -448,6 +449,17 @@ def open_target(
     if surrogate:
         target = wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common))
     return target
+
+
+def opened(given: Mapping[str, Any]) -> tuple[Target, Source, Threat]:
+    """The model, the data and the threat of a command, from its options by their names."""
+    limits, bounds = limits_of(given["limits"]), given["bounds"]
+    loading = {name: given[name] for name in ("label", "classes", "resize", "crop")}
+    source = open_source(given["data"], bounds, given["split"], limits, **loading)
+    kept = inspect.signature(open_target).parameters.keys() & given.keys()
+    own: dict[str, Any] = {name: given[name] for name in kept}
+    target = open_target(**own | {"bounds": box_of(bounds, limits), "source": source})
+    return target, source, threat_of(given["threat"], limits, given["target"], given["grid"])
 
 
 def check_layout(layout: str | None) -> None:

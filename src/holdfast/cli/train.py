@@ -48,10 +48,7 @@ def train(
     keras = model.endswith((".keras", ".h5"))
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
-    if out.suffix != suffix:
-        raise InputError(f"--out is {out}; {what} saved as {suffix}.")
-    if out.exists():
-        raise InputError(f"{out} exists; choose another --out.")
+    options.check_new(out, suffix, f"{what} saved as {suffix}")
     import torch
 
     from holdfast.evaluation.contract import check_data
@@ -72,16 +69,18 @@ def train(
         "device": options.device_of(device),
         "layout": layout,
     }
-    network = None if keras else made(model)
+    if keras:
+        target = load(model, **settings)
+    else:
+        network = made(model)
+        if not isinstance(network, torch.nn.Module):
+            raise InputError(
+                f"{model} gives a {type(network).__name__}, but a torch module is trained."
+            )
+        target = wrap(network, **settings)
+    assert isinstance(target, TorchTarget)
     loading = options.loading_of(label, classes, resize, crop)
     source = options.open_source(data, bounds, split, **loading)
-    target = load(model, **settings) if keras else wrap(network, **settings)
-    if not isinstance(target, TorchTarget) or not (
-        keras or isinstance(target.model, torch.nn.Module)
-    ):
-        raise InputError(
-            f"{model} gives a {type(network).__name__}, but a torch module is trained."
-        )
     source = open_for(target, source)
     check_data(source, target.bounds)
     trained = fit(

@@ -42,8 +42,8 @@ def verify(
         raise InputError(
             f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
         )
-    loading = manifest.data.loading if kind_of(data) != "factory" else {}
-    loading = {name: text for name, text in loading.items() if name in READERS}
+    factory = kind_of(data) == "factory"
+    loading = {n: text for n, text in manifest.data.loading.items() if n in READERS and not factory}
     if classes is not None:
         loading["classes"] = str(classes)
     scale = manifest.model.bounds[1] <= 1

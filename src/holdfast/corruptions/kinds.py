@@ -203,7 +203,7 @@ def frost(x: Tensor, key: Keys, keep: float, ice: float) -> Tensor:
         even = part - part.mean((2, 3), keepdim=True)
         veil = veil + share * even / part.std((2, 3), keepdim=True).clamp_min(1e-6)
     frozen = (tint + depth * veil).clamp(0, 1).float()
-    return keep * x + ice * (frozen if x.shape[1] == 3 else _grey(frozen))
+    return keep * x + ice * _as_many(x, frozen)
 
 
 def fog(x: Tensor, key: Keys, thick: float, decay: float) -> Tensor:
@@ -304,6 +304,11 @@ def _grey(x: Tensor) -> Tensor:
 
 def _tint(x: Tensor, rgb: tuple[int, int, int]) -> Tensor:
     colour = x.new_tensor(rgb).view(1, 3, 1, 1) / 255
+    return _as_many(x, colour)
+
+
+def _as_many(x: Tensor, colour: Tensor) -> Tensor:
+    """Colours as x has channels: as they are, or grey."""
     return colour if x.shape[1] == 3 else _grey(colour)
 
 

@@ -321,8 +321,7 @@ def _binarisation(a: Answers) -> Finding | None:
             "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.",
             "", source,
         ).model_copy(update={"severity": "info"})  # fmt: skip
-    value = float(a.missed.sum() / a.planted.sum())
-    if value <= MISSED:
+    if (value := float(a.missed.sum() / a.planted.sum())) <= MISSED:
         return None
     return _found(
         a, "binarisation", a.missed, MISSED, "planted",

@@ -57,7 +57,7 @@ def _followed(added: Sequence[TrialInfo], metrics: Metrics) -> Finding | None:
     if not added:
         return None
     fell, n = sum(t.broken for t in added), metrics.robust_accuracy.n
-    names = "; ".join(spec_of(t) for t in added if t.broken) or "none of them"
+    names = "; ".join(repr(parse_trial(t.spec)) for t in added if t.broken) or "none of them"
     text = (
         f"{len(added)} stronger trials answered the findings and broke {fell} more rows "
         f"({fell / max(n, 1):.1%}): {names}. The figure is the worst case after them."
@@ -66,10 +66,6 @@ def _followed(added: Sequence[TrialInfo], metrics: Metrics) -> Finding | None:
     return Finding(
         check="followed", severity="info", text=text, value=fell / max(n, 1), passes=passes
     )
-
-
-def spec_of(trial: TrialInfo) -> str:
-    return repr(parse_trial(trial.spec))
 
 
 def _still_falling(
@@ -97,8 +93,7 @@ def _still_falling(
 
 
 def _failed(table: pa.Table, metrics: Metrics) -> Finding | None:
-    n = metrics.counts["failed"]
-    if not n:
+    if not (n := metrics.counts["failed"]):
         return None
     text = (
         f"{n} rows failed: the model gave non-finite scores or gradients, or its evidence did not "
@@ -108,8 +103,7 @@ def _failed(table: pa.Table, metrics: Metrics) -> Finding | None:
 
 
 def _unstable(table: pa.Table, metrics: Metrics) -> Finding | None:
-    n = metrics.counts["unstable"]
-    if not n:
+    if not (n := metrics.counts["unstable"]):
         return None
     share, severity = n / table.num_rows, "info"
     if share > 0.01:
@@ -125,8 +119,7 @@ def _unstable(table: pa.Table, metrics: Metrics) -> Finding | None:
 
 
 def _skipped(table: pa.Table, metrics: Metrics) -> Finding | None:
-    n = metrics.counts["skipped"]
-    if not n:
+    if not (n := metrics.counts["skipped"]):
         return None
     if n == table.num_rows:
         text = (
@@ -161,8 +154,7 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
     )
     blind = (status == "robust") & (backwards > 0) & (zero * 2 > backwards)
     attacked = int(((status == "robust") | (status == "broken")).sum())
-    share = float(blind.sum()) / max(attacked, 1)
-    if share == 0:
+    if (share := float(blind.sum()) / max(attacked, 1)) == 0:
         return None
     text = (
         f"On {int(blind.sum())} rows called robust most gradients were exactly zero: the attacks "
@@ -183,8 +175,7 @@ def _zero_gradients(table: pa.Table, answered: bool) -> Finding | None:
 
 def _effort(facts: Facts) -> Finding | None:
     known = {"quick": " (by 0 to 5 points in Linf, as measured)", "custom": ""}
-    measured = known.get(facts.protocol.name)
-    if measured is None:
+    if (measured := known.get(facts.protocol.name)) is None:
         return None
     text = (
         f"The attacks were those of the {facts.protocol.name} protocol: a first look, which "

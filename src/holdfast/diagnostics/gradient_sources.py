@@ -72,8 +72,7 @@ class Ways:
             return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
-        way = straightened(self.target)
-        if way is None:
+        if (way := straightened(self.target)) is None:
             raise SpecError("through='straight' needs a model of torch; try through='estimated'.")
         return way
 

@@ -24,7 +24,7 @@ from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.runs.manifest import Costs
-from holdfast.targets.batch import Batch
+from holdfast.targets.batch import Batch, picked
 from holdfast.targets.frameworks.pytorch.bpda import hard_steps
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.threats.threat import Threat
@@ -58,7 +58,7 @@ class CleanRows:
 
     def part(self, at: Tensor) -> CleanRows:
         """Those at these places [k] among them."""
-        scores = None if self.scores is None else self.scores[at]
+        scores = picked(self.scores, at)
         threat = self.threat.of_rows(at)
         return replace(
             self, ids=self.ids[at], batch=self.batch[at], y=self.y[at], scores=scores, threat=threat

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, run
-from holdfast.attacks.problem import goal_classes, on_8bit
+from holdfast.attacks.problem import meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
@@ -69,12 +69,12 @@ def attack(
         >>> result = holdfast.attack(model, x, y, "linf(0.3)", "fgsm")
         >>> result.success.sum(), result.plot()
     """
-    target = wrap(model)
-    made = craft(target, (x, y), threat, attack, seed=seed)
+    made = craft(wrap(model), (x, y), threat, attack, seed=seed)
     wide = str(getattr(x, "dtype", "")).endswith("float64")
     for name, value in vars(made).items():
         if isinstance(value, np.ndarray):
-            value = value.astype(np.float64) if wide and name in ARRAYS else value
+            if wide and name in ARRAYS:
+                value = value.astype(np.float64)
             object.__setattr__(made, name, like(value, x))
     return made
 
@@ -149,8 +149,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
-    goal = goal_classes(threat, y)
-    skipped = torch.zeros_like(y, dtype=torch.bool) if goal is None else y == goal
+    skipped = meets_goal(threat, y, y)
     right = ((clean.label == y) & ~skipped).cpu()
     for restart, rank in trial.units(target.task.k):
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
@@ -192,7 +191,7 @@ def _judged(
     def success(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         legal, size = judge.within(target, threat, x, point)
         label = judge.rule(target, batch.with_x(threat.apply(x, point)), seed).label
-        return legal & judge.meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
+        return legal & meets_goal(threat, label, y) & ~wrong & ~skipped, size, label
 
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}

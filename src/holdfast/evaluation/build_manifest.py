@@ -26,10 +26,10 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
     metrics = measure(
         table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task
     )
-    last = _last_round([t for t in trials if t.eps == facts.threat.eps])
-    # else every round takes all rows, and none is left
-    last = last if np.isfinite(facts.threat.eps) else None
-    metrics.survivors = None if last is None else survivors(last)
+    # where eps is inf, every round takes all rows, and none is left
+    last = _last_round([t for t in trials if t.eps == facts.threat.eps < np.inf])
+    if last is not None:
+        metrics.survivors = survivors(last)
     asked = 0
     if facts.corruptions is not None:
         answers = store.read_corruptions(folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import run
 from holdfast.attacks.counts import Outcome
-from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import Ways
@@ -175,7 +175,7 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
     """Run every unit of the plan on a chunk, skipping what the journal holds."""
     rows = _begin(plan, journal, f"{name}-clean", batch, y, ids)
     own = plan.measured[0]
-    larger = _next_larger(plan.measured)
+    larger = dict(pairwise(sorted(plan.measured)))
     clean = rows.lowest.clone()
     units = plan.units()
     for number, unit in enumerate(units):
@@ -187,8 +187,7 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
             open_ &= ~(rows.size <= plan.limit(plan.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= rows.size <= plan.limit(larger[unit.eps])
-        near = plan.trials[unit.trial].near
-        if near < 1:
+        if (near := plan.trials[unit.trial].near) < 1:
             # without scores there are no margins, and all rows are near
             open_ &= ~(rows.lowest > near * clean)
         at = open_.nonzero()[:, 0]
@@ -258,7 +257,7 @@ def _judge(plan: Plan, rows: Rows) -> Judged:
     ruling = _ruled(plan, shown)
     widest = plan.threat.at(max(plan.measured))
     legal, size = judge.within(plan.target, widest, rows.x[at], rows.best[at])
-    agreed = judge.meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
+    agreed = meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
     own = size <= plan.limit(plan.measured[0])
@@ -361,9 +360,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     ruling = _ruled(plan, rows.shown(at))
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
-    held = (ruling.label.cpu() == REFUSED) & judge.meets_goal(
-        rows.threat.of_rows(at), bare, rows.y[at]
-    )
+    held = (ruling.label.cpu() == REFUSED) & meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
     held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
@@ -388,9 +385,7 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
     clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
     asked = (clean.label == y) & clean.stable
     threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
-    goal = goal_classes(threat, y)
-    if goal is not None:
-        asked &= y != goal
+    asked &= ~meets_goal(threat, y, y)
     count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
@@ -446,8 +441,3 @@ def _attack(
     record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
     record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started
-
-
-def _next_larger(measured: Sequence[float]) -> dict[float, float]:
-    rising = sorted(measured)
-    return dict(pairwise(rising))

@@ -16,7 +16,7 @@ from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
-from holdfast.errors import InputError
+from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols, transformations
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
@@ -24,7 +24,7 @@ from holdfast.evaluation.facts import fingerprint
 from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
-from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo, TrialInfo
+from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.targets.target import Access, Target
 from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
@@ -104,8 +104,7 @@ def _goals(folder: Path, rows: int) -> torch.Tensor:
 
 def some(ids: Any) -> str:
     """The first of these rows, and how many more there are."""
-    shown = ", ".join(str(int(i)) for i in list(ids)[:LISTED])
-    return shown if len(ids) <= LISTED else f"{shown} and {len(ids) - LISTED} more"
+    return listed([int(i) for i in ids], LISTED)
 
 
 def _model(manifest: Manifest, target: Target) -> Iterator[str]:
@@ -126,7 +125,7 @@ def _data(
     data, names = manifest.data, source.class_names
     if data.total != len(source):
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
-    if data.class_names != (None if names is None else list(names)):
+    if list(data.class_names or ()) != list(names or ()):
         yield "data: the names of their classes are not those of run.json."
     if (data.groups is not None) != ("group" in table.column_names):
         yield "samples: they have groups, or run.json says so, and not both."
@@ -273,20 +272,16 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
                     f"broken {done.broken}, but from {low} to {high} were left."
                 )
                 return
-            left = done.broken if threat.bounded else 0
-            low, high = low - left, high - left
-        if (trial.attacked, trial.broken) != _sums(trial):
+            if threat.bounded:
+                low, high = low - done.broken, high - done.broken
+        attacked = sum(done.attacked for done in trial.restarts[:1])
+        broken = sum(done.broken for done in trial.restarts)
+        if (trial.attacked, trial.broken) != (attacked, broken):
             yield (
                 f"trials: the rounds of {trial.spec} do not add up to its rows attacked and broken."
             )
         if everywhere and not trial.restarts and low > 0:
             yield f"trials: {trial.spec} attacked no row, but {low} were left."
-
-
-def _sums(trial: TrialInfo) -> tuple[int, int]:
-    return trial.restarts[0].attacked if trial.restarts else 0, sum(
-        done.broken for done in trial.restarts
-    )
 
 
 def _noted(
@@ -308,7 +303,8 @@ def _noted(
         again = averaged(again)
     lent = manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
-    again += [] if threat.bounded else [checks.NO_EPS]
+    if not threat.bounded:
+        again.append(checks.NO_EPS)
     due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
     if due and not lent:
         first = parse_trial(manifest.protocol.trials[0])
@@ -325,9 +321,9 @@ def _noted(
         for check in (finding.check, *finding.explains)
     }
     notes = {f.check for f in again if f.severity == "info" and f.check in checks.EXPLAINS}
-    left_out = {f.check for f in again} - notes - shown - set(LOADING)
-    if left_out:
-        yield f"initial_findings: run.json leaves out what the model shows: {', '.join(sorted(left_out))}."
+    if left_out := {f.check for f in again} - notes - shown - set(LOADING):
+        names = ", ".join(sorted(left_out))
+        yield f"initial_findings: run.json leaves out what the model shows: {names}."
     expected: dict[str, list[Finding]] = {}
     for finding in again:
         expected.setdefault(finding.check, []).append(finding)
@@ -355,8 +351,8 @@ def _paid(said: Costs, found: Costs) -> Iterator[str]:
         a, b = getattr(said, name), getattr(found, name)
         if abs(a - b) > SPREAD * b:
             yield (
-                f"probe_costs: run.json says {a} {name}, but the examination that this run asks for "
-                f"takes {b}."
+                f"probe_costs: run.json says {a} {name}, but the examination that this run asks "
+                f"for takes {b}."
             )
 
 
@@ -370,15 +366,21 @@ def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
     """A finding of run.json beside the one that the model shows now. Its numbers may be another
     device's, and the words of an older run were others."""
     if said.severity != found.severity:
-        yield f"initial_findings: {said.check} is called {said.severity}, but it is {found.severity}."
+        yield (
+            f"initial_findings: {said.check} is called {said.severity}, but it is {found.severity}."
+        )
     worded = manifest.schema_version == SCHEMA_VERSION
     a, b = (
-        [f.threshold, f.explains, f.value is None, worded and [_words(f.text), f.advice, f.source]]
+        [
+            f.threshold,
+            f.explains,
+            f.value is None,
+            worded and [re.sub(r"[\d.,]+", "#", f.text), f.advice, f.source],
+        ]
         for f in (said, found)
     )
     if a != b or not np.isclose(said.value or 0, found.value or 0, rtol=SPREAD, atol=0.1):
-        yield f"initial_findings: run.json says otherwise of {said.check} than what is found: {found.text}"
-
-
-def _words(text: str) -> str:
-    return re.sub(r"[\d.,]+", "#", text)
+        yield (
+            f"initial_findings: run.json says otherwise of {said.check} than what is found: "
+            f"{found.text}"
+        )

@@ -23,7 +23,8 @@ def collect(
     full, and whether everything was run."""
     tables: list[pa.Table] = []
     missed: set[float] = set()
-    totals: dict[tuple[float, int], TrialInfo] = {}
+    order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
+    totals = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
         status = pa.array([STATUSES[i] for i in columns.pop("status")])
@@ -41,22 +42,16 @@ def collect(
         )
         missed |= set(json.loads(meta["missed"]))
         for eps, i, restart, seen, fell, paid in json.loads(meta["costs"]):
-            text, rounds = (
-                plan.trials[i].write(whole=True),
-                [Restart()] * restart + [Restart(attacked=seen, broken=fell)],
-            )
-            first = 0 if restart else seen
+            before = totals[eps, i]
             info = TrialInfo(
-                spec=text,
+                spec=before.spec,
                 eps=eps,
-                attacked=first,
+                attacked=0 if restart else seen,
                 broken=fell,
                 costs=Costs(**paid),
-                restarts=rounds,
+                restarts=[Restart()] * restart + [Restart(attacked=seen, broken=fell)],
             )
-            totals[eps, i] = add_trials(totals[eps, i], info) if (eps, i) in totals else info
-    order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
-    empty = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
+            totals[eps, i] = add_trials(before, info)
     full = [
         pair
         for pair in facts.threat.measured
@@ -65,7 +60,7 @@ def collect(
     facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
     return (
         pa.concat_tables(tables),
-        [totals.get(key, empty[key]) for key in order],
+        list(totals.values()),
         facts,
         not missed,
     )

@@ -116,7 +116,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
             with sealed(0):
                 z = target.all_scores(rows)
         findings += saturated(target, z)
-        top = float(z[z.isfinite()].abs().max()) if bool(z.isfinite().any()) else 0.0
+        top = max(z[z.isfinite()].abs().tolist(), default=0.0)
         if top > 50 and (target.reads or not target.probabilities):
             findings.append(
                 Finding(
@@ -194,8 +194,7 @@ def _randomised(target: Target, x: Batch) -> list[Finding]:
                 )
     first, second = (torch.nan_to_num(z) for z in answers)
     apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
-    share = float(apart.double().mean())
-    if not share:
+    if not (share := float(apart.double().mean())):
         return []
     if target.cost.draws > 1:
         text = (

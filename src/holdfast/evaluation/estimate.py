@@ -171,8 +171,7 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
 
 def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     """The price of a trial, found once."""
-    text = trial.write(whole=True)
-    if text not in bill.prices:
+    if (text := trial.write(whole=True)) not in bill.prices:
         bill.prices[text] = _price(plan, trial, rows)
     return bill.prices[text]
 
@@ -223,8 +222,8 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
     power = 1.0
     if len(costs) == 3:
         before, after = costs[1] - costs[0], costs[2] - costs[1]
-        found = math.log2(after / before) if before > 0 and after > 0 else 1.0
-        power = min(found, 1.6) if found > BEND else 1.0
+        if min(before, after) > 0 and (found := math.log2(after / before)) > BEND:
+            power = min(found, 1.6)
     slope = (costs[-1] - costs[-2]) / (steps[-1] ** power - steps[-2] ** power)
     return costs[-1] + slope * (last**power - steps[-1] ** power)
 

@@ -24,7 +24,7 @@ from holdfast.runs.manifest import (
     ThreatInfo,
 )
 from holdfast.targets.target import Target
-from holdfast.threats.threat import Targeted, Threat
+from holdfast.threats.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
             version=protocol.version,
             trials=[t.write(whole=True) for t in protocol.trials],
         ),
-        perceptual=None if plan.perceptual is None else plan.perceptual.fingerprint,
+        perceptual=getattr(plan.perceptual, "fingerprint", None),
         seed=plan.seed,
         max_queries=plan.budget,
         settings={
@@ -84,7 +84,7 @@ def _data(ready: Prepared, split: str) -> DataInfo:
         fingerprint=source.fingerprint(),
         total=len(source),
         parts=[ready.rows],
-        class_names=None if names is None else list(names),
+        class_names=list(names or ()) or None,
         loading=dict(source.loading),
         groups=None if groups is None else fingerprint(groups),
     )
@@ -103,7 +103,7 @@ def _threat(threat: Threat, plan: Plan) -> ThreatInfo:
         grid=threat.grid or None,
         measured=[(eps, plan.limit(eps)) for eps in plan.measured],
     )
-    goal = threat.goal.t if isinstance(threat.goal, Targeted) else None
+    goal = getattr(threat.goal, "t", None)
     if isinstance(goal, int):
         return info.model_copy(update={"target": goal})
     if isinstance(goal, torch.Tensor):
@@ -132,15 +132,15 @@ def question(facts: Facts) -> dict[str, str]:
         "eps": ", ".join(spec.number(eps) for eps, _ in facts.threat.measured),
         "threat": facts.threat.text,
         "movement": facts.model.transformation or "none",
-        "targets": "none" if facts.threat.targets is None else facts.threat.targets[:16],
+        "targets": (facts.threat.targets or "none")[:16],
         "model": facts.model.fingerprint[:16],
         "data": facts.data.fingerprint[:16],
-        "groups": "none" if facts.data.groups is None else facts.data.groups[:16],
+        "groups": (facts.data.groups or "none")[:16],
         "protocol": f"{protocol.name} version {protocol.version}: {'; '.join(protocol.trials)}",
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
         "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
-        "perceptual network": "none" if facts.perceptual is None else facts.perceptual[:16],
+        "perceptual network": (facts.perceptual or "none")[:16],
         "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from holdfast.attacks.problem import goal_classes, legal_size
+from holdfast.attacks.problem import legal_size, meets_goal
 from holdfast.decisions import SILENT
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.target import Access, Target, drawing, sealed
@@ -71,12 +71,6 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
     return legal, size
 
 
-def meets_goal(threat: Threat, label: Tensor, y: Tensor) -> Tensor:
-    """Whether decisions [n] are what the adversary wants of rows of classes y [n]."""
-    goal = goal_classes(threat, y)
-    return (label >= 0) & (label != y if goal is None else label == goal)
-
-
 def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed: int = 0) -> Tensor:
     """Whether images `found` still meet the goal as a file of 8 bits holds them: [n]
     bool, on the CPU."""
@@ -87,11 +81,11 @@ def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed:
 def _look(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Tensor, Tensor | None]:
     n, device = len(batch), batch.x.device
     if target.access < Access.SCORES:
-        parts = list(batcher.parts(lambda rows: target.labels(batch[rows]), n))
-        label = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=device)
+        none = [torch.zeros(0, dtype=torch.int64, device=device)]
+        label = torch.cat(list(batcher.parts(lambda rows: target.labels(batch[rows]), n)) or none)
         return label, torch.full((n,), torch.nan), None
-    parts = list(batcher.parts(lambda rows: target.scores(batch[rows]), n))
-    z = torch.cat(parts) if parts else torch.zeros(0, target.task.k, device=device)
+    none = [torch.zeros(0, target.task.k, device=device)]
+    z = torch.cat(list(batcher.parts(lambda rows: target.scores(batch[rows]), n)) or none)
     finite = z.isfinite().all(1)
     label = torch.where(finite, target.task.predict(z), SILENT)
     return label, torch.where(finite, z.softmax(1).amax(1).float(), torch.nan), z

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.data.source import Source
-from holdfast.errors import InputError
+from holdfast.errors import InputError, listed
 from holdfast.evaluation.contract import STRIDE
 from holdfast.runs.manifest import Finding
 from holdfast.targets.target import Target
@@ -63,14 +63,13 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
     Raises:
         InputError: labels that are no classes of the model, or that could be read in several ways.
     """
+    k = known = None
     if target is not None:
         target.bind(sources[0].shape)
-    k = None if target is None else target.task.k
+        k, known = target.task.k, target.identity.class_labels
     seen = [_seen(source, k) for source in sources]
-    known = None if target is None else target.identity.class_labels
-    known = known if len(known or ()) == k else None
     tables: list[list[int] | None]
-    if known is not None:
+    if known is not None and len(known) == k:
         tables, names, said = _by_class(sources, seen, known)
     else:
         tables, names, said = _by_order(sources, seen, k)
@@ -79,12 +78,11 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
         if table is None and _plain(source):
             made.append(source)
             continue
-        positions = [int(v) for v in values] if table is None else table
+        positions = table or [int(v) for v in values]
         made.append(
             Numbered(source, np.array(list(values)), positions, names or source.class_names)
         )
-    hot = [source.name for source in sources if _one_hot(source)]
-    if hot:
+    if hot := [source.name for source in sources if _one_hot(source)]:
         said.append(f"The labels of {hot[0]} are one-hot rows: the place of the 1 is the class.")
     earlier = [text for source in sources if isinstance(source, Numbered) for text in source.said]
     texts = tuple(dict.fromkeys([*earlier, *said]))
@@ -131,8 +129,7 @@ def _by_order(
 ) -> tuple[list[list[int] | None], tuple[str, ...] | None, list[str]]:
     """Positions of the values of each source, where the model says nothing of its classes; None: as
     they are."""
-    named = sources[0].class_names
-    if named is not None:
+    if (named := sources[0].class_names) is not None:
         return _by_first(sources, seen, named, k)
     whole = list({v: None for values in seen for v in values})
     if len({isinstance(v, str) for v in whole}) > 1:
@@ -141,9 +138,9 @@ def _by_order(
             "everywhere."
         )
     whole.sort()
-    count = len(whole) if k is None else k
+    count = k or len(whole)
     # without a model, gaps are the caller's to judge
-    if all(_counts(v, math.inf if k is None else k) for v in whole):
+    if all(_counts(v, k or math.inf) for v in whole):
         return [None] * len(sources), None, []
     steps = np.diff(whole) if not isinstance(whole[0], str) else np.zeros(0)
     if len(whole) != count or count < 2 or (len(steps) and not np.allclose(steps, steps[0])):
@@ -172,8 +169,7 @@ def _by_first(
         called = _called(source, values)
         strange = [c for c in called if c not in named]
         if source.class_names in (None, named) or len(strange) == len(called):
-            bad = [v for v in values if not _counts(v, len(named) if k is None else k)]
-            if bad:
+            if bad := [v for v in values if not _counts(v, k or len(named))]:
                 _refuse(sources, seen, bad, k)
             tables.append(None)
         elif strange:
@@ -190,7 +186,7 @@ def _refuse(
     sources: tuple[Source, ...], seen: list[dict[Any, int]], whole: list[Any], k: int | None
 ) -> None:
     """Raises InputError: names the first row whose label is no class, and the likely cause."""
-    count = len(whole) if k is None else k
+    count = k or len(whole)
     odd = next(v for v in reversed(whole) if not _counts(v, count))
     source, row = next(
         (s, values[odd]) for s, values in zip(sources, seen, strict=True) if odd in values
@@ -204,8 +200,7 @@ def _refuse(
             f"{source.name} has {len(whole)} classes ({_list(whole)}), but the model has {k} and "
             f"does not name them; give class numbers from 0 to {k - 1} as labels."
         )
-    below = next((v for v in whole if v < 0), None)
-    if below is not None:
+    if (below := next((v for v in whole if v < 0), None)) is not None:
         source, row = next(
             (s, values[below]) for s, values in zip(sources, seen, strict=True) if below in values
         )
@@ -297,8 +292,7 @@ def _one_hot(source: Source) -> bool:
 
 def _called(source: Source, values: dict[Any, int]) -> list[Any]:
     """The labels of a source, by the names that it gives to its classes."""
-    names = source.class_names
-    if names is None:
+    if (names := source.class_names) is None:
         return list(values)
     return [names[v] if isinstance(v, int) and _counts(v, len(names)) else v for v in values]
 
@@ -309,8 +303,7 @@ def _counts(value: Any, k: float) -> bool:
 
 
 def _list(values: Any) -> str:
-    shown = ", ".join(map(str, values[:_LISTED]))
-    return f"{shown} and {len(values) - _LISTED} more" if len(values) > _LISTED else shown
+    return listed(values, _LISTED)
 
 
 def _pairs(values: Any) -> str:

@@ -109,8 +109,7 @@ class _Originals:
     def __init__(self, shards: Sequence[Path]) -> None:
         self.known: dict[int, np.ndarray] = {}
         for shard in shards:
-            held = store.read_gallery(shard)
-            if held:
+            if held := store.read_gallery(shard):
                 self.known |= dict(zip(held["id"].tolist(), held["x"], strict=True))
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +139,7 @@ def _examples(
     shards: Sequence[Path], out: Path, first: Manifest, parts: Sequence[tuple[int, int]]
 ) -> None:
     """Store the examples again, in the pieces that one process would have cut."""
-    held = [tensors for shard in shards for tensors in store.evidence(shard)]
-    if not held:
+    if not (held := [tensors for shard in shards for tensors in store.evidence(shard)]):
         return
     inputs = [tensors["x"] for tensors in held]
     alike = len({frozenset(tensors) for tensors in held}) == 1

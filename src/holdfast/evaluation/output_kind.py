@@ -53,8 +53,7 @@ def saturated(target: Target, z: Tensor) -> list[Finding]:
         if graded
         else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
     )
-    share = float((lead >= most).double().mean())
-    if share <= SATURATED:
+    if (share := float((lead >= most).double().mean())) <= SATURATED:
         return []
     text = (
         f"The model gives probabilities of exactly 0 or 1 for {share:.0%} of the rows examined, "

@@ -93,10 +93,8 @@ class PerceptualDistance:
             InputError: the network gives something else, or a value that is not finite.
         """
         with sealed(0):
-            parts = list(
-                self.target.batcher.parts(lambda rows: self._ask(x[rows], found[rows]), len(x))
-            )
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+            parts = self.target.batcher.parts(lambda rows: self._ask(x[rows], found[rows]), len(x))
+            return torch.cat(list(parts) or [torch.zeros(0, dtype=torch.float64)])
 
     def _ask(self, *pair: Tensor) -> Tensor:
         low, high = self.target.bounds.low, self.target.bounds.high

@@ -184,8 +184,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
     """
     source = as_source(data, split=split, scale=target.bounds.high <= 1)
     steps = getattr(_innermost(target), "preprocess", ())
-    first = steps[0] if steps else None
-    size = (first.height, first.width) if isinstance(first, Resize) else None
+    size = next(((s.height, s.width) for s in steps[:1] if isinstance(s, Resize)), None)
     source = source.fitted(channels=channels_of(target), size=size)
     if target.shape is None:
         return source
@@ -206,11 +205,11 @@ def channels_of(target: Target) -> int | None:
     if shape is not None:
         if len(shape) == 2:
             return 1
-        ends = {shape[0], shape[-1]} if len(shape) == 3 else set()
-        return next((channels for channels in (1, 3) if channels in ends), None)
-    layers = model.modules() if isinstance(model, nn.Module) else ()
-    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
-    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
+        return next((c for c in (1, 3) if len(shape) == 3 and c in shape[::2]), None)
+    if not isinstance(model, nn.Module):
+        return None
+    wanted = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return next((c for c in wanted[:1] if c in (1, 3)), None)
 
 
 def _innermost(target: Target) -> Target:
@@ -223,8 +222,9 @@ def rows_asked(
     samples: int | tuple[int, int] | None, total: int, name: str, what: str = "samples"
 ) -> tuple[int, int]:
     """The rows [start, stop) of a source of `total`; `what` is the option that says them."""
-    asked = total if samples is None else samples
-    start, stop = (0, asked) if isinstance(asked, int) else asked
+    if samples is None:
+        samples = total
+    start, stop = (0, samples) if isinstance(samples, int) else samples
     if not 0 <= start < stop:
         raise InputError(
             f"{what} {start}:{stop} is no range of rows; give a count of at least 1, or start:stop."

@@ -11,7 +11,7 @@ from holdfast.data import Source
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, CleanRows, examine, rows_of
 from holdfast.evaluation import goals, judge
-from holdfast.targets.batch import read
+from holdfast.targets.batch import picked, read
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
 
@@ -25,7 +25,7 @@ def clean_rows(
     y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
     clean = judge.rule(target, batch, seed)
     right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
-    ids, scores = start + right, None if clean.scores is None else clean.scores[right]
+    ids, scores = start + right, picked(clean.scores, right)
     threat = goals.resolved(threat, y[right], ids, scores, target.task.k, seed)
     forwards = judge.PASSES * target.cost.forwards * len(batch)
     return CleanRows(ids, batch[right], y[right], scores, threat, len(right) / len(batch), forwards)

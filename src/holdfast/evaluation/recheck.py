@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from holdfast.attacks.problem import goal_classes
+from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation import goals, judge
@@ -165,7 +165,9 @@ def _asked_again(e: Evidence, part: slice) -> np.ndarray:
     if goals.differ(e.threat):
         where, k = torch.from_numpy(ids.copy()), e.target.task.k
         own = goals.resolved(e.threat, labels, where, ruling.scores, k, e.manifest.seed)
-        other_goal = goal_classes(own, labels).numpy() != columns["target_class"][part]  # pyright: ignore
+        goal = goal_classes(own, labels)
+        assert goal is not None
+        other_goal = goal.numpy() != columns["target_class"][part]
     return np.stack(
         [
             other_goal,
@@ -271,7 +273,7 @@ def _goals_of(e: Evidence, s: Examples) -> Threat:
 def _legality(e: Evidence, s: Examples) -> Found:
     """Whether the examples are legal and do what they are said to do."""
     threat = _goals_of(e, s)
-    meets = np.any([judge.meets_goal(threat, one, s.y).numpy() for one in s.labels], 0) | ~s.stable
+    meets = np.any([meets_goal(threat, one, s.y).numpy() for one in s.labels], 0) | ~s.stable
     own = e.manifest.threat.measured[0][1]
     yield ~s.legal, "are outside the threat or the box, or not finite"
     yield ~meets, "do not fool the model"

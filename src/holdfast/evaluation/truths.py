@@ -50,11 +50,8 @@ class Truths(Source):
         self.name, self.shape, self.inputs = inner.name, inner.shape, inner.inputs
         self.remarks, self.loading = inner.remarks, inner.loading
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
-        names = (
-            names
-            if names is not None and len(names) == self.k
-            else [f"{word} {j}" for j in range(self.k)]
-        )
+        if names is None or len(names) != self.k:
+            names = [f"{word} {j}" for j in range(self.k)]
         self.class_names = ("right", *self.rule.ways(names))
 
     def __len__(self) -> int:

@@ -70,7 +70,9 @@ def verify(
     _refuse_other_rows(folder, manifest)
     target = target.copied()
     source = open_for(target, data)
-    wrong = [] if whole else ["run.json: it was changed after the run (its digest differs)."]
+    wrong: list[str] = []
+    if not whole:
+        wrong.append("run.json: it was changed after the run (its digest differs).")
     try:
         with store.untrusted(folder):
             wrong += _files(folder, manifest)
@@ -176,8 +178,9 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
         elif now[name] != manifest.files[name]:
             yield f"{name}: its content was changed after the run (its checksum differs)."
     journal = Journal(folder)
-    for name in journal.damaged() if journal.begun else ():
-        yield f"journal/{name}: it is damaged; --resume does again what it held."
+    if journal.begun:
+        for name in journal.damaged():
+            yield f"journal/{name}: it is damaged; --resume does again what it held."
 
 
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
@@ -232,8 +235,7 @@ def _gallery(folder: Path, table: pa.Table, source: Source) -> Iterator[str]:
 def _corrupted(e: Evidence) -> Iterator[str]:
     """The model's decisions on corrupted inputs, asked for again."""
     manifest, target, shape = e.manifest, e.target, e.source.shape
-    asked = manifest.corruptions
-    if asked is None:
+    if (asked := manifest.corruptions) is None:
         return
     again = measure.info(target, shape, None, manifest.data.fingerprint)
     if (again.version, again.table) != (asked.version, asked.table):

@@ -130,7 +130,8 @@ class Denoiser(nn.Module):
         self.register_buffer("pitch", torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
 
     def forward(self, u: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        y = torch.full((len(u),), self.k, device=u.device) if y is None else y
+        if y is None:
+            y = torch.full((len(u),), self.k, device=u.device)
         wave = (sigma.log() / 4)[:, None] * self.pitch  # pyright: ignore[reportOperatorIssue]
         told = F.silu(self.of_noise(torch.cat([wave.sin(), wave.cos()], 1)) + self.of_class(y))
         s = _wide(sigma, u)

@@ -98,8 +98,7 @@ class GAN(Model):
         generator, critic = nets["generator"], nets["critic"]
         for group in optimiser.param_groups:
             group["lr"] = self.rate * (1 - 0.9 * t / self.steps)
-        z = keys.fold("z").normal((self.latent,))
-        fake = generator(z, y)
+        fake = generator(keys.fold("z").normal((self.latent,)), y)
         judged = critic(
             torch.cat([self._changed(u, keys), self._changed(fake.detach(), keys)]),
             torch.cat([y, y]),
@@ -141,8 +140,7 @@ class GAN(Model):
             reach = round(self.augment * side)
             shift = (draws[:, :1] * (2 * reach + 1)).long() - reach
             at = (place - shift).clamp(0, side - 1)  # [n, side]
-            at = at[:, None, :, None] if axis == 2 else at[:, None, None, :]
-            u = u.gather(axis, at.expand_as(u))
+            u = u.gather(axis, at[:, None].unsqueeze(5 - axis).expand_as(u))
         height, width = (
             (
                 torch.arange(side, device=u.device) - side * keys.fold("cut", axis).uniform((1,))

@@ -49,7 +49,8 @@ class Frame(nn.Module):
         return u if len(self.raw) == 1 else planes(u, self.layout)
 
     def outward(self, u: Tensor) -> Tensor:
-        u = u if len(self.raw) == 1 else unplaned(u, self.raw, self.layout)
+        if len(self.raw) > 1:
+            u = unplaned(u, self.raw, self.layout)
         return self.middle + self.reach * u
 
 

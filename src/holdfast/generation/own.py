@@ -181,17 +181,19 @@ class OwnGenerator(nn.Module):
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         v = self.net(z, y)
-        v = 2 * v - 1 if self.from_zero else v
+        if self.from_zero:
+            v = 2 * v - 1
         if len(self.own) == 3 and self.own != self.shape:
             v = v.movedim(-1, 1)
         return v.reshape(-1, *self.shape)
 
     def outward(self, u: Tensor) -> Tensor:
         """Rows u [n, *shape] as this generator gives them."""
-        v = (u + 1) / 2 if self.from_zero else u
+        if self.from_zero:
+            u = (u + 1) / 2
         if len(self.own) == 3 and self.own != self.shape:
-            return v.movedim(1, -1)
-        return v.reshape(-1, *self.own)
+            return u.movedim(1, -1)
+        return u.reshape(-1, *self.own)
 
 
 class OwnDiscriminator(nn.Module):
@@ -208,11 +210,9 @@ class OwnDiscriminator(nn.Module):
                 f"{generator.own}."
             )
         if self.net.conditional != generator.conditional:
-            one, other = (
-                ("generator", "discriminator")
-                if generator.conditional
-                else ("discriminator", "generator")
-            )
+            one, other = "discriminator", "generator"
+            if generator.conditional:
+                one, other = other, one
             raise InputError(
                 f"the {one} takes the class as a second input, and the {other} does not; give both "
                 "or none."
@@ -253,8 +253,7 @@ def _built(spec: str, what: str) -> Any:
             )
         net = usercode.call(spec, make)
     if _is_keras(net):
-        backend = sys.modules["keras"].config.backend()
-        if backend != "torch":
+        if (backend := sys.modules["keras"].config.backend()) != "torch":
             raise InputError(
                 f"{spec} builds a model of Keras on {backend}; a GAN is trained on Keras's torch "
                 "backend: set KERAS_BACKEND=torch before Keras is imported."

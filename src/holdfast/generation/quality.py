@@ -147,7 +147,7 @@ def by_class(
     right, spread = [], []
     for c in range(net.head.out_features):
         mine, real_ones = x[y == c], real[of == c]
-        right.append(float((seen[y == c] == c).double().mean()) if len(mine) else 0.0)
+        right.append(int((seen[y == c] == c).sum()) / max(len(mine), 1))
         enough = len(mine) > 1 and len(real_ones) > 1
         spread.append(
             _spread(net.frame, mine) / max(_spread(net.frame, real_ones), 1e-12)

@@ -273,8 +273,8 @@ def wrong(log: list[Round], line: Round, spread: list[float], rounds: int) -> st
             f"mode collapse: samples of class {c} differ among themselves {line.spread:.0%} as "
             "much as real rows do"
         )
-    first, best = (log[0].fid, min(past.fid for past in log)) if log else (math.inf, math.inf)
-    if best < first / 2 and line.fid > first:
+    best = min((past.fid for past in log), default=math.inf)
+    if log and best < log[0].fid / 2 and line.fid > log[0].fid:
         return f"divergence: FID is {line.fid:.3g}, after {best:.3g}"
     return ""
 

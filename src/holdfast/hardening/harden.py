@@ -31,7 +31,7 @@ from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.wrappers import ExpectationOverTransformation
-from holdfast.threats.threat import Targeted, Threat
+from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training import workers
 from holdfast.training.balance import balance_of, divide_fairly, labels_of
@@ -133,7 +133,7 @@ def harden(
             or the training diverged.
         SpecError: the recipe, the objective or the threat cannot be understood.
     """
-    threat = Threat.parse(threat) if isinstance(threat, str) else threat
+    threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
     parts = recipes.parts(recipe)
     given = wrap(model).copied()
@@ -156,8 +156,9 @@ def harden(
     _check_counts(source, target.task.k)
     _check_threat(threat, target, recipe)
     train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
-    generated = GeneratedRows(more[0], synthetic_share) if more else None
-    if generated is not None:
+    generated = None
+    if more:
+        generated = GeneratedRows(more[0], synthetic_share)
         generated.check(source)
         check_data(generated.data, target.bounds)
     training = Training(
@@ -216,11 +217,12 @@ def _recipe(
     recipe: Recipe | str, objective: str | None, epochs: int | None, class_weights: str | None
 ) -> Recipe:
     """The recipe, with what is given in place of its own."""
-    made = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        recipe = recipes.parse(recipe)
     changed: dict[str, Any] = {"objective": objective, "class_weights": class_weights}
     if epochs is not None:
         changed |= {"epochs": epochs, "steps": 10**9}
-    made = replace(made, **{name: value for name, value in changed.items() if value is not None})
+    made = replace(recipe, **{name: value for name, value in changed.items() if value is not None})
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 

@@ -21,6 +21,7 @@ from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.spec import option
 from holdfast.targets.adapter import need
+from holdfast.targets.batch import picked
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.images import planes, unplaned
 
@@ -49,7 +50,7 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
-        other = None if self.other is None else self.other[rows]
+        other = picked(self.other, rows)
         return replace(
             self,
             x=self.x[rows],
@@ -309,8 +310,7 @@ def parse(text: str) -> list[Augmentation]:
                 )
             if name == "alpha" and not value:
                 raise SpecError(f"{spec.write(one)} has alpha=0, but it is above 0.")
-    early = [one for one in made[:-1] if not isinstance(one, Change)]
-    if early:
+    if early := [one for one in made[:-1] if not isinstance(one, Change)]:
         raise SpecError(
             f"{spec.write(early[0])} pairs or compares the rows as they come out; name it last."
         )
@@ -347,10 +347,10 @@ def augmented(
 def _chain(x: Tensor, n: int, m: float, without: tuple[str, ...]) -> Tensor:
     """Images after n changes of RandAugment's list, drawn for all rows at once."""
     auto = _kornia(".auto")
-    left_out = without if x.shape[1] == 3 else (*without, "color")
-    policy = [[step] for step in _policy() if step[0] not in left_out]
-    picked = torch.randperm(len(policy))[:n].tolist()
-    for i in picked:
+    if x.shape[1] != 3:
+        without = (*without, "color")
+    policy = [[step] for step in _policy() if step[0] not in without]
+    for i in torch.randperm(len(policy))[:n].tolist():
         x = auto.RandAugment(n=1, m=max(1, round(m)), policy=[policy[i]])(x)
     return x.clamp(0, 1)
 

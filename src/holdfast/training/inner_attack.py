@@ -98,7 +98,8 @@ class InnerAttack:
 
     def problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
         """The search for points near x, [n, *shape], of labels y [n]."""
-        y = x.new_zeros(len(x), dtype=torch.int64) if y is None else y
+        if y is None:
+            y = x.new_zeros(len(x), dtype=torch.int64)
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))
 
     def _legal(self, p: Problem, d: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ def network_of(given: Any, target: Target) -> Network:
     model = getattr(target, "model", target)
     if isinstance(target, TorchTarget) and isinstance(model, nn.Module):
         return TorchNetwork(given, target)
-    own = model.trainable if isinstance(model, Adapter) else None
-    if own is None:
+    if not isinstance(model, Adapter) or (own := model.trainable) is None:
         raise InputError(
             "hardening trains a torch module or a Keras model, but the model is a "
             f"{type(model).__name__}."

@@ -65,7 +65,7 @@ def perturbed_weights(
     Args:
         mean: makes gradients on some rows those on all, in place.
     """
-    weights = [w for w in net.parameters() if w.requires_grad] if size else []
+    weights = [w for w in net.parameters() if size and w.requires_grad]
     saved = [w.detach().clone() for w in weights]
     if weights:
         with evaluating(net):

@@ -74,8 +74,7 @@ def train(training: Training, net: nn.Module) -> dict[str, Tensor]:
             work = emptied(training.folder / "work")
             stack.callback(shutil.rmtree, work, ignore_errors=True)
         hand_over(training, work, {"net": net, "target": _without_twin(training.target)})
-        failed = run(__name__, work, training)
-        if failed is not None:
+        if (failed := run(__name__, work, training)) is not None:
             raise InputError(failed)
         if not (work / _BEST).exists():
             raise InputError(
@@ -93,8 +92,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
     """
     if devices == 1:
         return
-    kind = target.device.type
-    if kind not in ("cpu", "cuda"):
+    if (kind := target.device.type) not in ("cpu", "cuda"):
         raise InputError(
             f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}."
         )

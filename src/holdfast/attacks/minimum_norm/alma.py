@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
 from holdfast.norms import wide
 
 CHECK = 10  # steps between checks of progress
@@ -56,7 +56,8 @@ class ALMA(Attack):
 
     def step(self, p: Problem, s: Balance, t: int) -> Balance:
         value, g = p.gradient(s.d, "margin")
-        unit = s.unit if t else value.abs().clamp_min(torch.finfo(value.dtype).tiny) / 0.7
+        least = torch.finfo(value.dtype).tiny
+        unit = from_first(t, value.abs().clamp_min(least) / 0.7, s.unit)
         y = -value / unit  # above 0 until the goal is met
         found = torch.where(p.met, s.found.clamp_max(t), s.found)
         mu, rho, checked = s.mu, s.rho, s.checked
@@ -67,7 +68,7 @@ class ALMA(Attack):
             mu = mu.lerp(_slope(y, rho, mu), 1 - self.memory).clamp(1e-6, 1e12)
         g = p.norm.polar.steepest(s.d) - wide(_slope(y, rho, mu) * p.width / unit, g) * g
         loose = g * (torch.where(g > 0, p.lo, p.hi) != 0)  # where the box lets x move
-        rate = s.rate if t else self.first / p.norm.size(loose).clamp_min(1e-9)
+        rate = from_first(t, self.first / p.norm.size(loose).clamp_min(1e-9), s.rate)
         square = s.square.lerp(g.square(), 1 - self.memory)
         pull = self.memory * s.pull + g / (square.sqrt() + 1e-8)
         fade = (math.log(0.01) * (t - found).clamp_min(0) / (self.steps - found).clamp_min(1)).exp()

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
 from holdfast.norms import wide
 
 
@@ -63,7 +63,7 @@ class EAD(Attack):
     def step(self, p: Problem, s: Search, t: int) -> Search:
         span = max(self.steps // self.searches, 1)
         gap, g = p.gradient(s.d, "margin")
-        unit = s.unit if t else gap.abs()  # the first question is about x
+        unit = from_first(t, gap.abs(), s.unit)
         pull = torch.where(gap < 0, s.c / torch.where(unit > 0, unit, 1), 0)
         u = s.d / p.width
         loss = -pull * gap + (u.square() + self.beta * u.abs()).flatten(1).sum(1)

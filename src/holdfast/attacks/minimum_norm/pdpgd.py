@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
 from holdfast.norms import NORMS, wide
 
 _SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
@@ -62,7 +62,7 @@ class PDPGD(Attack):
 
     def step(self, p: Problem, s: Saddle, t: int) -> Saddle:
         gap, g = p.gradient(s.d, "margin")
-        unit = s.unit if t else gap.abs()  # the first question is about x
+        unit = from_first(t, gap.abs(), s.unit)
         scale = torch.where(unit > 0, unit, 1)
         u = _SHARP * gap / scale
         g = -wide((1 - u / (1 + u.square()).sqrt()) / scale, g) * g * p.width

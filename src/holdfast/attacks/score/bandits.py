@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
 from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.norms import L2, wide
 
@@ -80,7 +80,7 @@ class Bandits(Attack):
             rule.reach * p.width * L2.steepest(self.spread(p, v)) for v in (read + u, read - u)
         )
         found = p.probes(torch.stack([s.d, s.d + up, s.d + down], 1), "margin")
-        unit = s.unit if t else found[:, 0].abs()  # the first question is about x
+        unit = from_first(t, found[:, 0].abs(), s.unit)
         slope = (found[:, 1] - found[:, 2]) / (rule.reach * rule.explore)
         prior = s.prior + rule.rate * wide(torch.where(unit > 0, slope / unit, 0), u) * u
         d = p.project(s.d + p.stride(self.spread(p, rule.read(prior)), self.step_size))

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
 
 
 class Search(NamedTuple):
@@ -68,7 +68,7 @@ class ZOO(Attack):
         d = s.d[:, None]
         found = p.probes(torch.cat([d, d + side, d - side], 1), "margin")
         up, down = found[:, 1:].chunk(2, 1)
-        unit = s.unit if t else found[:, 0].abs()  # the first question is about x
+        unit = from_first(t, found[:, 0].abs(), s.unit)
         pull = torch.where((found[:, 0] < 0) & (unit > 0), s.c / unit, 0)
         u = (s.d / p.width).flatten(1).gather(1, at)
         g = 2 * u - pull[:, None] * (up - down) / (2 * self.h)

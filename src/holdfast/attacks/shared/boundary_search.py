@@ -79,7 +79,8 @@ def nearer(p: Problem, d: Tensor, gap: Tensor, among: Tensor | None = None) -> T
     """d, which meets the goal, pulled towards x until the boundary is within this share of it
     ([n])."""
     one = torch.ones_like(gap)
-    among = one.bool() if among is None else among
+    if among is None:
+        among = one.bool()
     return p.norm.shrink(
         d, bisect(p, lambda share: p.norm.shrink(d, share), 0 * one, one, gap, among)
     )

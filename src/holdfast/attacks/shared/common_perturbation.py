@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.attacks.problem import Problem, goal_classes
+from holdfast.attacks.problem import Problem, meets_goal
 from holdfast.errors import AccessError, SpecError
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target
@@ -32,12 +32,12 @@ class InputSet:
         self.target, self.threat = target, threat
         x = x.to(target.device, target.dtype)
         y = self._decide(x)
-        goal = goal_classes(threat, y)
-        keep = y >= 0 if goal is None else (y >= 0) & (y != goal)
+        keep = (y >= 0) & ~meets_goal(threat, y, y)
         self.x, self.y = x[keep], y[keep]
 
-    def drawn(self, keys: Keys, rows: int) -> Tensor:
-        """The places of some inputs, by keys of one row."""
+    def drawn(self, rows: int, seed: int, *noise: str | int) -> Tensor:
+        """The places of some inputs, others for each name of `noise`."""
+        keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=self.x.device)).fold(*noise)
         return keys.uniform((len(self.x),), torch.float64)[0].argsort()[:rows]
 
     def problem(self, at: Tensor) -> Problem:
@@ -46,8 +46,7 @@ class InputSet:
 
     def fooled(self, changed: Tensor) -> Tensor:
         """Which inputs fool the model when they are changed to these: [n] bool."""
-        label, goal = self._decide(changed), goal_classes(self.threat, self.y)
-        return (label >= 0) & (label != self.y if goal is None else label == goal)
+        return meets_goal(self.threat, self._decide(changed), self.y)
 
     def _decide(self, x: Tensor) -> Tensor:
         return torch.cat(

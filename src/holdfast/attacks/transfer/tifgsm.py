@@ -41,8 +41,7 @@ def blurred(image: Tensor, width: float) -> Tensor:
     """Images [n, c, h, w] smoothed along w by a Gaussian of three deviations to either end of this
     share of it."""
     side = image.shape[-1]
-    radius = min(int(width * side / 2), side - 1)
-    if radius == 0:
+    if (radius := min(int(width * side / 2), side - 1)) == 0:
         return image
     weights = [math.exp(-((3 * (i / radius - 1)) ** 2) / 2) for i in range(2 * radius + 1)]
     wide = pad(image, (radius, radius))

@@ -41,5 +41,4 @@ class VMIFGSM(MomentumAttack):
             u = p.norm.sample(p.noise(f"neighbour {i}"), p.x)
             d = (s.moving.d + self.radius * p.eps * u).clamp(p.lo, p.hi)
             near += p.gradient(d, self.loss, within=True)[1]
-        moved = self.follow(p, s.moving, g + s.excess)
-        return Tuned(moved, near / self.neighbours - g)
+        return Tuned(self.follow(p, s.moving, g + s.excess), near / self.neighbours - g)

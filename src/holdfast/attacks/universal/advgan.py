@@ -19,7 +19,6 @@ from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.rng import Keys
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.images import planes, unplaned
 from holdfast.threats.threat import Threat
@@ -46,11 +45,9 @@ class AdversarialGenerator:
         x."""
         x = x.to(self.target.device, self.target.dtype)
         with torch.no_grad():
-            parts = [
-                changed(self.net.eval(), self.target, self.threat, x[rows])
-                for rows in _slices(self.target, x)
-            ]
-        return torch.cat(parts)
+            net, batcher = self.net.eval(), self.target.batcher
+            parts = batcher.parts(lambda at: changed(net, self.target, self.threat, x[at]), len(x))
+            return torch.cat(list(parts))
 
 
 def advgan(
@@ -66,12 +63,10 @@ def advgan(
     realism: float = 0.01,
     seed: int = 0,
 ) -> AdversarialGenerator:
-    """Train a network to change inputs, within the threat's ball, so that the model decides
-    otherwise.
+    """Train a network to change inputs, within the threat's ball, so that they fool the model.
 
-    An input is fooled when its decision changes, or with a goal, when it becomes that class (inputs
-    of that class are left out). The network pays the model's margin, and what a second network,
-    which learns to tell changed inputs from real ones, holds against it.
+    An input is fooled as in `universal`. The network pays the model's margin, and what a second
+    network, which learns to tell changed inputs from real ones, holds against it.
 
     Differs from the paper: the ball is kept by projection, through which gradients pass as if it
     were not there, in place of a hinge on the length; the networks are smaller.
@@ -104,21 +99,16 @@ def advgan(
         inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
         net = perturber(target, inputs.x, width)
         judge = _judge(_inward(inputs.x[:1], target).shape[1:], width).to(inputs.x)
-        adam = torch.optim.Adam(net.parameters(), rate)
-        other = torch.optim.Adam(judge.parameters(), rate)
+        adam, other = (torch.optim.Adam(part.parameters(), rate) for part in (net, judge))
         for t in range(steps):
             for group in adam.param_groups:
                 group["lr"] = rate * (1 - t / steps)
-            keys = Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=inputs.x.device)).fold(
-                "advgan", t
-            )
-            at = inputs.drawn(keys, rows)
-            _learn(net, judge, (adam, other), inputs.problem(at), threat, realism)
+            p = inputs.problem(inputs.drawn(rows, seed, "advgan", t))
+            _learn(net, judge, (adam, other), p, threat, realism)
         none = torch.zeros(0, dtype=torch.bool)
-        found = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
-        return replace(
-            found, fooled=inputs.fooled(found(inputs.x)), held_out=others.fooled(found(others.x))
-        )
+        made = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
+        fooled, held = (c.fooled(made(c.x)) for c in (inputs, others))
+        return replace(made, fooled=fooled, held_out=held)
 
 
 def _learn(
@@ -171,10 +161,6 @@ def _inward(x: Tensor, target: Target) -> Tensor:
     """Inputs as the networks see them: [n, c, h, w] or [n, f], in [-1, 1]."""
     u = 2 * (x - target.bounds.low) / (target.bounds.high - target.bounds.low) - 1
     return planes(u, target.layout) if x.ndim in (3, 4) else u.flatten(1)
-
-
-def _slices(target: Target, x: Tensor) -> list[slice]:
-    return [slice(at, at + target.batcher.size) for at in range(0, len(x), target.batcher.size)]
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:

@@ -124,8 +124,7 @@ def patch(
         side = max(2, round(math.sqrt(placement.share * h * w)))
         pixels = inputs.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
         for t in range(steps):
-            keys = Keys.of(seed, inputs.x.new_zeros(1).long()).fold("patch", t)
-            at = inputs.drawn(keys, rows)
+            at = inputs.drawn(rows, seed, "patch", t)
             g = _slope(inputs, at, pixels, placement, Keys.of(seed, at).fold("place", t))
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)

@@ -15,7 +15,6 @@ from torch import Tensor
 from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
-from holdfast.rng import Keys
 from holdfast.targets.target import Target, sealed
 from holdfast.threats.threat import Threat
 
@@ -83,7 +82,7 @@ def universal(
         hi = torch.full_like(d, target.bounds.high - target.bounds.low)
         eps = wide(d.new_tensor([threat.eps]), d)
         for t in range(steps):
-            at = inputs.drawn(_keys(seed, t, d), rows)
+            at = inputs.drawn(rows, seed, "universal", t)
             g = slope(inputs.problem(at), _added(target, inputs.x[at], d)).sum(0, keepdim=True)
             step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
             d = threat.norm.project(d + step, eps, -hi, hi)
@@ -92,7 +91,3 @@ def universal(
 
 def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:
     return target.bounds.clamp(x + d)
-
-
-def _keys(seed: int, t: int, like: Tensor) -> Keys:
-    return Keys.of(seed, torch.zeros(1, dtype=torch.int64, device=like.device)).fold("universal", t)
