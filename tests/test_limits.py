@@ -98,7 +98,8 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
     assert command("verify", "run", "net.py:make", "set.npz").exit_code == 0
     assert "times a scale" in (here / "run" / "report.html").read_text()
     assert command("attack", *asked, "--out", "made.npz").exit_code == 0
-    assert np.load("made.npz")["broken"].sum() == (status == "broken").sum()
+    with np.load("made.npz") as made:
+        assert made["broken"].sum() == (status == "broken").sum()
     np.savez("limits.npz", **(LIMITS | {"scale": LIMITS["scale"] * 2}))
     other = command("evaluate", *asked, "--out", "run", "--curve", "1.0", "--resume")
     assert other.exit_code == 2

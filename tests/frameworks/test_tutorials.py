@@ -246,7 +246,8 @@ def test_a_gan_of_one_s_own_feeds_hardening() -> None:
         "--out", "gan",
     )  # fmt: skip
     command("generate", "sample", "gan", "--per-class", 20, "--out", "made.npz")
-    made = np.load("made.npz")
+    with np.load("made.npz") as archive:
+        made = dict(archive)
     assert made["x"].shape[0] == 200
     assert np.bincount(made["y"]).tolist() == [20] * 10
     holdfast_(

@@ -187,7 +187,8 @@ def test_every_command_loads_alike_and_verify_finds_the_options_again(
     assert manifest["data"]["loading"] == {"resize": "16", "crop": "12", "classes": "c.json"}
     command("verify", "run", *model)
     command("attack", *model, *how, "--threat", "linf(0.1)", "--attack", "fgsm", "--out", "x.npz")
-    assert np.load("x.npz")["x"].shape == (6, 3, 12, 12)
+    with np.load("x.npz") as made:
+        assert made["x"].shape == (6, 3, 12, 12)
     for wrong in (
         ["--resize", "tall"],
         ["--resize", "0"],

@@ -154,7 +154,8 @@ def test_two_networks_are_trained_and_sampled(kind: str) -> None:
     assert ("knows no classes" in done.stdout) == (kind != "conditional")
     done = holdfast("generate", "sample", "gan", "--per-class", 20, "--out", "made.npz")
     assert done.exit_code == 0, done.output
-    made = np.load("made.npz")
+    with np.load("made.npz") as archive:
+        made = dict(archive)
     assert made["x"].shape == (40, 1, 4, 4)
     assert made["x"].min() >= 0
     assert made["x"].max() <= 1
@@ -250,7 +251,8 @@ def test_a_keras_gan_is_trained_and_hardened_with(here: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = alone("generate", "sample", "gan", "--per-class", "50", "--out", "made.npz")
     assert done.returncode == 0, done.stderr
-    made = np.load("made.npz")
+    with np.load("made.npz") as archive:
+        made = dict(archive)
     assert made["x"].shape == (100, 4, 4, 1)
     Path("net.py").write_text(
         "from torch import nn\n\n\ndef build():\n"

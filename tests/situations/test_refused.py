@@ -238,7 +238,8 @@ def test_from_python_without_out(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("tempfile.tempdir", str(here / "temporary"))
     (here / "temporary").mkdir()
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-    train, test = (tuple(np.load(f"{name}.npz").values()) for name in ("train", "test"))
+    with np.load("train.npz") as one, np.load("test.npz") as other:
+        train, test = tuple(one.values()), tuple(other.values())
     with pytest.raises(SpecError, match="targets"):
         holdfast.evaluate(net, test, "linf(0.1)", attacks=["pgd(targets=5)"])
     with pytest.raises(SpecError, match="nonsense"):
