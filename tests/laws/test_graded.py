@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import holdfast
 from holdfast.attacks import Ledger, parse, run
 from holdfast.errors import InputError
 from holdfast.targets.batch import Batch
@@ -154,3 +155,16 @@ def test_labels_alone_and_pooled_answers_are_refused() -> None:
         WithTruth(narrow)
     with pytest.raises(InputError, match="several draws"):
         WithTruth(ExpectationOverTransformation(target.inner, 4))
+
+
+def test_truths_of_one_number_need_no_axis() -> None:
+    """A regression of one output takes y [n] as it takes [n, 1]."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 1))
+    target = holdfast.wrap(net, task="regression(tolerance=1.0)")
+    x, y = torch.rand(5, 4), torch.rand(5)
+    flat, column = (
+        run(parse("pgd(steps=3)"), target, x, truth, holdfast.Threat.linf(0.1))
+        for truth in (y, y[:, None])
+    )
+    assert torch.equal(flat.best, column.best)
+    assert torch.equal(flat.margin, column.margin)

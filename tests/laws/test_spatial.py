@@ -3,6 +3,8 @@ left."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +205,25 @@ def test_what_moves_nothing_is_refused(threat: str) -> None:
 def test_only_images_move() -> None:
     with pytest.raises(HoldfastError, match="no images"):
         threat_of(Flow(1), wrap(bent(), (16,)), (16,))
+
+
+@pytest.mark.parametrize("threat", ["rotation(20, 1)", "flow(1)", "patch(3)"])
+def test_a_run_that_breaks_nothing_ends(threat: str, tmp_path: Path) -> None:
+    """A constant model is never broken: there are no images to show."""
+    x, y = digits(6)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    torch.nn.init.zeros_(model[1].weight)
+    torch.nn.init.constant_(model[1].bias, 0)
+    made = holdfast.evaluate(
+        model, (x, torch.zeros_like(y)), threat, attacks=["pgd(steps=2)"], out=tmp_path / "run"
+    )
+    assert made.robust_accuracy.value == 1
+    assert verify(tmp_path / "run", holdfast.wrap(model), (x, torch.zeros_like(y))) == []
+
+
+@pytest.mark.parametrize("threat", ["rotation(20, 1)", "patch(3)"])
+def test_attacks_that_mix_in_other_images_search_the_parameters(threat: str) -> None:
+    done = holdfast.evaluate(
+        demo_model(), digits(16), threat, attacks=["admix(steps=2)"], samples=8
+    )
+    assert done.manifest.trials[0].restarts[0].attacked

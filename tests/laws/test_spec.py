@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from holdfast import spec
-from holdfast.attacks import CATALOGUE, parse, parse_trial
+from holdfast.attacks import CATALOGUE, PGD, parse, parse_trial
 from holdfast.errors import SpecError
 from holdfast.evaluation.protocols import PROTOCOLS
 from holdfast.norms import NORMS
@@ -193,3 +193,12 @@ def test_the_trials_of_protocols_round_trip(text: str) -> None:
 def test_what_is_not_a_literal_is_refused(text: str) -> None:
     with pytest.raises(SpecError):
         parse(text)
+
+
+def test_a_loss_without_choices_is_held_to_the_known_ones() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(PGD):
+        loss: str = "ce"
+
+    with pytest.raises(SpecError, match="unknown loss 'ze' in own"):
+        Own(loss="ze")

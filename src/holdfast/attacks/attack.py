@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from holdfast import spec
 from holdfast.attacks.counts import Ledger
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
-from holdfast.errors import AccessError, SpecError
+from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import NORMS, Norm, wide
 from holdfast.rng import Keys
@@ -108,6 +109,11 @@ class Attack(ABC):
             raise SpecError(
                 f"{spec.write(self)} takes {self.steps} steps, but an attack needs at least 1."
             )
+        loss = getattr(self, "loss", "ce")  # also of a class that declares no choices
+        if loss not in LOSSES:
+            raise SpecError(
+                f"unknown loss {loss!r} in {spec.write(self)}; {suggest(str(loss), LOSSES)}"
+            )
 
     def __repr__(self) -> str:
         return spec.write(self)
@@ -150,7 +156,8 @@ def run(
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
     if target.graded is not None:
-        target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: y})
+        truth = y.reshape(len(y), math.prod(y.shape[1:]))
+        target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
     check_fit(attack, target, threat)
     if ids is None:

@@ -50,7 +50,7 @@ class Problem:
             self.layout, self.square = "nchw", threat.spatial.square
         self.aim, self.near = aim, near
         pool = target.pool
-        self.pool = None if pool is None else (pool[0].to(x), pool[1].to(y))
+        self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
         self.eps = wide(eps.expand(len(x)), x)
         self.mask = None if threat.mask is None else threat.mask.to(x)
@@ -154,8 +154,9 @@ class Problem:
 
             # It may run out of memory and be asked again: no counts before.
             z, pulled = self.target.pull(self._batch(rows, x), cotangent)
+            pulled = self._pulled(rows, x, pulled)
             self._note(rows, x, self._against(rows, z), within=within)
-            g[rows] = self._slope(rows, self._pulled(rows, x, pulled))
+            g[rows] = self._slope(rows, pulled)
 
         self._each(d, ask, slopes=1)
         return value, g

@@ -99,9 +99,7 @@ def evaluate(
         raise InputError("--resume needs the folder of the run to go on with: give --out.")
     from holdfast.evaluation.evaluate import evaluate as measure
     from holdfast.evaluation.facts import Names
-    from holdfast.memory import give_back_freed
 
-    give_back_freed()
     opened, source, asked = options.opened(given)
     folder = out or options.fresh_folder(model, f"{threat}-{'custom' if attack else protocol}")
     try:

@@ -32,6 +32,7 @@ from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.probing import probe
+from holdfast.memory import give_back_freed
 from holdfast.runs import store
 from holdfast.runs.journal import Journal, refuse_changes, run_folder
 from holdfast.runs.manifest import Costs, Facts, Finding
@@ -168,6 +169,7 @@ def _kept(out: Path | str | None) -> Iterator[None]:
 
 def _opened(job: Evaluation) -> bool:
     """Open the journal; False where the run that is gone on with was finished."""
+    give_back_freed()  # as a training beside this does not
     asked, folder = question(job.facts), job.folder
     if job.resume and (folder / "run.json").exists() and not job.journal.begun:
         refuse_changes(folder, question(store.read_manifest(folder)), asked)

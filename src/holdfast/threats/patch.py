@@ -39,8 +39,8 @@ class Patch(Transform):
         places = u.new_tensor([h - self.side + 1, w - self.side + 1])
         corner = ((u[:, :2] + 1) / 2 * places).minimum(places - 1).long()
         down, right = (corner[:, :, None] + span).unbind(1)  # [n, side] each
-        cells = (down[:, :, None] * w + right[:, None]).view(n, 1, -1).expand(-1, c, -1)
-        u = u[:, 2:].reshape(n, c, -1)
+        cells = (down[:, :, None] * w + right[:, None]).view(n, 1, self.side**2).expand(-1, c, -1)
+        u = u[:, 2:].reshape(n, c, self.side**2)
         end = torch.where(u > 0, high, low).to(image)
         shown = torch.lerp(image.flatten(2).gather(2, cells), end, u.detach().abs().clamp_max(1))
         shown = shown + (u - u.detach()) * (high - low) / 2
