@@ -179,7 +179,7 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
 
 @contextmanager
 def run_folder(out: Path | str | None) -> Iterator[Path]:
-    """The folder `out`, `left_as_found`; None: a new temporary one, which an error takes with it."""
+    """The folder `out`, `left_as_found`; None: a new temporary one, which goes with an error."""
     if out is not None:
         with left_as_found(Path(out)):
             yield Path(out)

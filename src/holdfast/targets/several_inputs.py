@@ -1,5 +1,5 @@
-"""Models of several inputs, one of which is attacked: the others come in the context of a batch, and
-all of them cross into the model's framework as one flat row."""
+"""Models of several inputs, one of which is attacked: the others come in the context of a batch,
+and all of them cross into the model's framework as one flat row."""
 
 from __future__ import annotations
 
