@@ -19,7 +19,7 @@ from pydantic import (
 SCHEMA_VERSION = 2
 
 
-def _finite(value: float | None) -> Any:
+def _finite(value: float | None):  # the schema takes the type of the field
     """JSON has no NaN and no infinity: what is undefined is null."""
     if value is not None and math.isfinite(value):
         return value
