@@ -152,8 +152,10 @@ def kind_of(spec: str) -> str:
     if where and factory.isidentifier():
         return "factory"
     if spec and path.exists():
-        forms = ", ".join(line.split(": ")[0] for line in KINDS.values())
-        raise InputError(f"{spec} is not a kind of data that can be read; expected one of {forms}.")
+        raise InputError(
+            f"{spec} is not a kind of data that can be read; expected one of "
+            f"{', '.join(line.split(': ')[0] for line in KINDS.values())}."
+        )
     raise InputError(
         f"there is no data {spec!r}, neither a kind nor a file or folder; {suggest(kind, KINDS)}"
     )

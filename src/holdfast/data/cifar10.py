@@ -43,8 +43,13 @@ def open_cifar10(folder: Path, name: str, split: str, scale: bool) -> Arrays:
             "(cifar-10-binary.tar.gz), since the Python version is pickles, which could run code."
         )
     records = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    x = records[:, 1:].reshape(-1, 3, 32, 32)
-    return Arrays(x, records[:, 0], name, scale=scale, class_names=CLASS_NAMES)
+    return Arrays(
+        records[:, 1:].reshape(-1, 3, 32, 32),
+        records[:, 0],
+        name,
+        scale=scale,
+        class_names=CLASS_NAMES,
+    )
 
 
 def _records(path: Path) -> np.ndarray:

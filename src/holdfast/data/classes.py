@@ -53,9 +53,8 @@ def read_classes(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tu
                 f"{suggest(folder, known)}"
             )
     names = {number: words for _, number, words in rows}
-    highest = max(names)
     return {folder: known[folder] for folder in folders}, tuple(
-        names.get(i, str(i)) for i in range(highest + 1)
+        names.get(i, str(i)) for i in range(max(names) + 1)
     )
 
 
@@ -107,8 +106,7 @@ def _of_lines(text: str, folders: set[str]) -> list[tuple[str, int, str]]:
         return [(match[1], int(match[2]), match[1]) for match in found if match]
     if folders <= set(lines):
         return [(line, i, line) for i, line in enumerate(lines)]
-    split = [line.split(maxsplit=1) for line in lines]
-    return [(parts[0], i, parts[-1]) for i, parts in enumerate(split)]
+    return [(line.split()[0], i, line.split(maxsplit=1)[-1]) for i, line in enumerate(lines)]
 
 
 def class_name(path: Path) -> str:

@@ -7,7 +7,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,9 +129,8 @@ class Resizing:
             return self.resize[1], self.resize[0]
         if not self.resize:
             return width, height
-        short = self.resize[0]
-        long = max(1, int(short * max(width, height) / min(width, height)))
-        return (short, long) if width <= height else (long, short)
+        short, least = self.resize[0], min(width, height)
+        return int(short * width / least), int(short * height / least)
 
 
 @contextmanager
@@ -161,9 +160,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a file leads them to
-        reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(
-            f"{path} cannot be read as an image ({reason}); it is probably damaged."
+            f"{path} cannot be read as an image ({type(error).__name__}: {one_line(error)}); it is "
+            "probably damaged."
         ) from None
 
 
@@ -201,12 +200,12 @@ def pixels_of(image: Image.Image, channels: int, resizing: Resizing | None = Non
 
 def _turn(image: Image.Image) -> int:
     """1 to 8, where 1 is upright, and from 5 the sides are swapped."""
-    try:
+    with suppress(Exception):  # a broken tag says nothing of the pixels
         # PNG's own would decode the whole picture
         turn = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - a broken tag says nothing of the pixels
-        return 1
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+        if isinstance(turn, int) and 1 <= turn <= 8:
+            return turn
+    return 1
 
 
 def _numbers(text: str | None, wanted: str) -> tuple[tuple[int, ...], list[str]]:

@@ -75,10 +75,9 @@ class Items(Source):
         pairs = [self.item(row) for row in range(start, min(stop, self._count))]
         odd = next((row for row, (x, _) in enumerate(pairs, start) if x.shape != self.shape), None)
         if odd is not None:
-            shape = pairs[odd - start][0].shape
             raise InputError(
-                f"item {odd} of {self.name} has shape {shape}; expected {self.shape}, as item 0 "
-                "has."
+                f"item {odd} of {self.name} has shape {pairs[odd - start][0].shape}; expected "
+                f"{self.shape}, as item 0 has."
             )
         if not pairs:
             return np.empty((0, *self.shape), np.float32), np.empty(0, np.int64)

@@ -45,10 +45,9 @@ def open_npz(path: Path, name: str, split: str, scale: bool) -> Source:
         pairs = [("x", "y"), (f"x_{split}", f"y_{split}")]
         keys = next((pair for pair in pairs if {*pair} <= {*archive.files}), None)
         if keys is None:
-            seen = ", ".join(archive.files) or "none"
             raise InputError(
-                f"{path} holds the arrays {seen}; expected x (inputs) and y (labels), or "
-                f"{' and '.join(pairs[1])}."
+                f"{path} holds the arrays {', '.join(archive.files) or 'none'}; expected x "
+                f"(inputs) and y (labels), or {' and '.join(pairs[1])}."
             )
         more = [f"x{i}" for i in range(2, len(archive.files) + 1)]
         further = [key for key in more if key in archive.files]

@@ -58,9 +58,9 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
     if "keras" in roots and hasattr(data, "__len__"):
         return hold((data[i] for i in range(len(data))), name, scale, _class_names(data))
     if hasattr(data, "dtype"):
-        shape = tuple(getattr(data, "shape", ()))
         raise InputError(
-            f"data is one array ({name}) of shape {shape}, without labels; expected {FORMS}."
+            f"data is one array ({name}) of shape {tuple(getattr(data, 'shape', ()))}, without "
+            f"labels; expected {FORMS}."
         )
     if hasattr(data, "__getitem__") and _has_length(data):
         return _items(data, name, scale)
@@ -126,13 +126,12 @@ def _items(data: Any, name: str, scale: bool) -> Source:
     """A map-style dataset, read as rows are asked for; held, where its rows change or its labels
     are texts."""
     source = Items(data, name, scale, _class_names(data))
-    looked = {0, len(source) // 2, len(source) - 1}
-    twice = [(source.item(row), source.item(row)) for row in sorted(looked)]
+    looked = sorted({0, len(source) // 2, len(source) - 1})
+    twice = [(source.item(row), source.item(row)) for row in looked]
     random = any(
         a.shape != b.shape or not np.array_equal(a, b, equal_nan=True) for (a, _), (b, _) in twice
     )
-    texts = twice[0][0][1].dtype.kind in "UO"
-    if not random and not texts:
+    if not random and twice[0][0][1].dtype.kind not in "UO":
         return source
     held = hold((data[i] for i in range(len(source))), name, scale, source.class_names)
     if random:

@@ -107,8 +107,12 @@ class Table(Source):
 
     def _read(self, group: int) -> pa.Table:
         if self._group is None or self._group[0] != group:
-            wanted = [*self._features, self._label]
-            self._group = group, self._guarded(lambda file: file.read_row_group(group, wanted))
+            self._group = (
+                group,
+                self._guarded(
+                    lambda file: file.read_row_group(group, [*self._features, self._label])
+                ),
+            )
         return self._group[1]
 
     def _whole(self, column: str) -> pa.Table:

@@ -99,7 +99,9 @@ def floats(x: np.ndarray, scale: bool) -> np.ndarray:
 
 def sized(count: int) -> str:
     """A number of bytes, in words: 2 GiB."""
-    return f"{count / (1 << 30):.4g} GiB" if count >= 1 << 28 else f"{count / (1 << 20):.4g} MiB"
+    if count >= 1 << 28:
+        return f"{count / (1 << 30):.4g} GiB"
+    return f"{count / (1 << 20):.4g} MiB"
 
 
 def group_names(values: object, rows: int, name: str) -> np.ndarray:

@@ -92,8 +92,7 @@ def from_table(
     if not table.num_rows:
         raise InputError(f"{what} is empty: it has no rows; expected at least one.")
     chosen, features = columns_of(table.schema, what, label)
-    parts = [values_of(table, column, what) for column in features]
-    x = np.column_stack(parts)
+    x = np.column_stack([values_of(table, column, what) for column in features])
     if x.dtype.kind not in "fu":
         x = x.astype(np.float32)
     y = labels_of(table.column(chosen), chosen, what)
@@ -166,9 +165,9 @@ def labels_of(cells: pa.ChunkedArray, column: str, what: str) -> np.ndarray:
         InputError: a row has none.
     """
     if cells.null_count:
-        row = cells.is_null().to_pylist().index(True)
         raise InputError(
-            f"row {row} of {what} has no label in its column {column}; drop it, or give it one."
+            f"row {cells.is_null().to_pylist().index(True)} of {what} has no label in its column "
+            f"{column}; drop it, or give it one."
         )
     if is_text(cells.type):
         return np.array([str(text) for text in cells.to_pylist()], dtype=np.str_)
@@ -194,8 +193,9 @@ def groups_of(table: pa.Table, name: str) -> np.ndarray:
 
 def is_group(schema: pa.Schema, name: str) -> bool:
     kinds = [schema.field(i).type for i in schema.get_all_field_indices(name)]
-    tests = (is_text, pa.types.is_integer, pa.types.is_dictionary)
-    return name == "group" and len(kinds) == 1 and any(test(kinds[0]) for test in tests)
+    return (name == "group" and len(kinds) == 1) and any(
+        test(kinds[0]) for test in (is_text, pa.types.is_integer, pa.types.is_dictionary)
+    )
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -82,9 +82,13 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
             x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots
         )
         if not measured.all():
-            label = "upper bound, from recorded sizes"
             axes.plot(
-                x[~measured], y[~measured], markerfacecolor=PAPER, label=label, zorder=3, **dots
+                x[~measured],
+                y[~measured],
+                markerfacecolor=PAPER,
+                label="upper bound, from recorded sizes",
+                zorder=3,
+                **dots,
             )
         widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
         axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
@@ -137,9 +141,8 @@ def tradeoff(
         axes = figure.subplots()
         axes.grid(color=LINE, linewidth=0.8)
         if epochs:
-            path = np.array(epochs)
             axes.plot(
-                *path.T,
+                *np.array(epochs).T,
                 color=MUTED,
                 linewidth=0.8,
                 marker=".",
@@ -206,11 +209,10 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
             widest = len(f"{table.max():,}")
             for true, predicted in np.argwhere(table):
                 color = "#ffffff" if share[true, predicted] > 0.75 else INK
-                text = f"{table[true, predicted]:,}"
                 axes.text(
                     predicted,
                     true,
-                    text,
+                    f"{table[true, predicted]:,}",
                     color=color,
                     fontsize=min(10, 440 / (k * max(widest, 2))),
                     ha="center",
@@ -222,10 +224,9 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set(visible=True, color=LINE)
-        kept = int(np.trace(table))
         said = (
-            f"{title}: of {table.sum():,} inputs {kept:,} lie on the diagonal (predicted as what "
-            "they are)."
+            f"{title}: of {table.sum():,} inputs {np.trace(table):,} lie on the diagonal "
+            "(predicted as what they are)."
         )
         return _svg(figure, name, said)
 

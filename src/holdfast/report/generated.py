@@ -104,8 +104,8 @@ def _pictures(folder: Path, best: int) -> list[tuple[int, str]]:
     rounds = sorted(found)
     apart = max(1, _PICTURES - 1)
     some = {rounds[i * (len(rounds) - 1) // apart] for i in range(_PICTURES) if rounds}
-    order = [r for r in (best, *sorted(some - {best})) if r in found]
     return [
         (r, f"data:image/png;base64,{base64.b64encode(found[r].read_bytes()).decode()}")
-        for r in order
+        for r in (best, *sorted(some - {best}))
+        if r in found
     ]

@@ -64,8 +64,7 @@ def differs(folder: Path) -> Iterator[str]:
     path, manifest = folder / "report.html", store.open_manifest(folder)[0]
     if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
         return  # a run made from Python has none until it is written; an older one has other words
-    said = store.read_bytes(path).decode("utf-8", "replace")
-    if _said(said) != _said(_render(folder, manifest)):
+    if _said(store.read_bytes(path).decode("utf-8", "replace")) != _said(_render(folder, manifest)):
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."
@@ -212,7 +211,7 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             raise InputError(
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
-        row = samples.slice(int(at[0]), 1).to_pylist()[0]
+        (row,) = samples.slice(int(at[0]), 1).to_pylist()
         examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
     return len(tensors["id"]), examples
 

@@ -85,10 +85,13 @@ def card(manifest: Manifest) -> str:
 
 
 def _details(model: ModelInfo) -> str:
-    shape = " × ".join(map(str, model.shape))
     rows = [
         ["Model", ", ".join(_code(part) for part in (model.spec, model.arch) if part)],
-        ["Inputs", f"{shape} ({_plain(model.layout)}), in {_plain(list(model.bounds))}"],
+        [
+            "Inputs",
+            f"{' × '.join(map(str, model.shape))} ({_plain(model.layout)}), in "
+            f"{_plain(list(model.bounds))}",
+        ],
         ["Classes", str(model.classes)],
         ["Preprocessing", ", ".join(map(_code, model.preprocess)) or "none declared"],
         ["SHA-256", _code(model.fingerprint)],
@@ -150,8 +153,7 @@ def _evidence(manifest: Manifest) -> list[str]:
 
 
 def _limits(manifest: Manifest) -> list[str]:
-    rows = [[topic, text] for topic, text in audit.untested(manifest)]
-    return ["### Not tested", _table(["topic", "what it is"], rows)]
+    return ["### Not tested", _table(["topic", "what it is"], audit.untested(manifest))]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

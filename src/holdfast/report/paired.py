@@ -116,14 +116,14 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
             held out.
     """
     clean, robust = found.figures
-    pages = [Path(run) / "report.html" for run in found.runs]
     content = html.rendered(
         "paired.html.j2",
         c=found,
         said=[sentence(f, found) for f in (robust, clean)],
         warnings=warnings(found),
         links=[
-            quote(os.path.relpath(page, path.parent)) if page.exists() else None for page in pages
+            quote(os.path.relpath(page, path.parent)) if page.exists() else None
+            for page in (Path(run) / "report.html" for run in found.runs)
         ],
         tradeoff=Markup(
             figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)

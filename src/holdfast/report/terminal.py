@@ -78,10 +78,8 @@ def _figures(manifest: Manifest) -> Table:
             )
     for label, pair in (("precision", m.precision), ("recall", m.recall), ("F1", m.f1)):
         if pair.clean is not None:
-            under = words.percent(pair.attacked)
-            table.add_row(
-                f"{label}, clean and under attack", f"{words.percent(pair.clean)}, {under}", "", ""
-            )
+            both = ", ".join(map(words.percent, (pair.clean, pair.attacked)))
+            table.add_row(f"{label}, clean and under attack", both, "", "")
     if m.errors is not None:
         for label, share in (("clean", m.errors.clean), ("attacked", m.errors.attacked)):
             table.add_row(f"{label} error, median", words.number(share.median), "", f"{share.n:,}")
@@ -106,16 +104,16 @@ def _trials(manifest: Manifest) -> Table:
 
 
 def _findings(manifest: Manifest) -> list[RenderableType]:
-    lines: list[RenderableType] = []
-    for f in manifest.verdict.findings:
-        mark = (f"{f.severity:5} ", _TONES[f.severity])
-        lines.append(
-            Padding(
-                Text.assemble(mark, (words.plain(f.check), "bold"), " ", words.plain(f.text)),
-                (0, 0, 0, 2),
-            )
+    texts = [
+        Text.assemble(
+            (f"{f.severity:5} ", _TONES[f.severity]),
+            (words.plain(f.check), "bold"),
+            " ",
+            words.plain(f.text),
         )
-    return lines
+        for f in manifest.verdict.findings
+    ]
+    return [Padding(text, (0, 0, 0, 2)) for text in texts]
 
 
 def columns(first: str, *figures: str, **how: Any) -> Table:

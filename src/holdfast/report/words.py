@@ -62,7 +62,9 @@ def plain(text: object) -> str:
 
 
 def percent(share: float | None) -> str:
-    return NONE if share is None else f"{share:.1%}".replace("%", " %")
+    if share is None:
+        return NONE
+    return f"{share:.1%}".replace("%", " %")
 
 
 def number(value: float | None) -> str:
@@ -99,10 +101,9 @@ def more(manifest: Manifest) -> str | None:
         or robust.high - robust.low <= WIDE
     ):
         return None
-    needed = samples_for(WIDE, robust.value)
     return (
-        f"An interval of {100 * WIDE:g} points takes about {needed:,} inputs; these were "
-        f"{robust.n:,}."
+        f"An interval of {100 * WIDE:g} points takes about {samples_for(WIDE, robust.value):,} "
+        f"inputs; these were {robust.n:,}."
     )
 
 
@@ -151,7 +152,7 @@ def span(interval: Interval) -> str:
 
 
 def is_image(shape: Sequence[int], layout: str) -> bool:
-    return len(shape) == 3 and shape[-1 if layout == "nhwc" else 0] in (1, 3)
+    return len(shape) == 3 and shape[{"nhwc": -1}.get(layout, 0)] in (1, 3)
 
 
 def class_name(manifest: Manifest, label: int) -> str:
@@ -285,7 +286,7 @@ def _right(model: ModelInfo) -> str:
     if model.task == "multilabel":
         return f"Right means all {model.classes:,} labels of an input."
     tolerance = spec.call(model.task)[2]["tolerance"]
-    of = "the output" if model.classes == 1 else f"each of {model.classes:,} outputs"
+    of = {1: "the output"}.get(model.classes, f"each of {model.classes:,} outputs")
     return f"Right means {of} within {number(tolerance)} of the truth."
 
 

@@ -88,8 +88,10 @@ class Answers:
         high = float(interval(self.right, n).high or 0)
         if n < ENOUGH:
             return bool(self.right <= expected * n and high < 0.5)
-        near = min(1.5 * expected, expected + 0.05)
-        return bool(matches_p(self.label, self.predicted) > LEVEL or high <= near)
+        return bool(
+            matches_p(self.label, self.predicted) > LEVEL
+            or high <= min(1.5 * expected, expected + 0.05)
+        )
 
     def never_given(self) -> list[int]:
         """Classes with enough rows, 20 (5 where the data have no other class), that are never the

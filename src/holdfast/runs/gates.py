@@ -59,8 +59,8 @@ def parse(text: str) -> Gate:
     Raises:
         SpecError: it is no comparison, or names no figure.
     """
-    found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([-+.\w]+)\s*", text)
-    name, compare, bound = found.groups() if found else ("", "", "")
+    found = re.findall(r"\A\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([-+.\w]+)\s*\Z", text)
+    name, compare, bound = next(iter(found), ("", "", ""))
     if found and name not in KNOWN:
         raise SpecError(f"unknown figure {name!r} in the gate {text!r}; {suggest(name, KNOWN)}")
     if name == "verdict":

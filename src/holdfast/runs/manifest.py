@@ -18,16 +18,21 @@ from pydantic import (
 
 SCHEMA_VERSION = 2
 
-# JSON has no NaN and no infinity: what is undefined is null.
-Real = Annotated[
-    float | None, PlainSerializer(lambda v: v if v is None or math.isfinite(v) else None)
-]
+
+def _finite(value: float | None):  # the schema takes the type of the field
+    """JSON has no NaN and no infinity: what is undefined is null."""
+    if value is not None and math.isfinite(value):
+        return value
+    return None
+
+
+Real = Annotated[float | None, PlainSerializer(_finite)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 # An eps without a limit is null, too, and read back as infinity.
 Eps = Annotated[
     float,
     BeforeValidator(lambda v: math.inf if v is None else v),
-    PlainSerializer(lambda v: v if math.isfinite(v) else None, return_type=float | None),
+    PlainSerializer(_finite, return_type=float | None),
 ]
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]

@@ -196,19 +196,20 @@ def measure(
         sizes=_sizes(size[status == "broken"]),
         perceptual=_perceptual(table, status == "broken"),
         queries=_queries(spent, int(right.sum())),
-        median_queries=float(np.median(spent)) if len(spent) else None,
         curve=_curve(size, status, limits, int(right.sum()), n),
         per_group=(groups := _groups(table, right, robust)),
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
     )
+    if len(spent):
+        shown.median_queries = float(np.median(spent))
     if "broken_8bit" in table.column_names:
         fooled = table.column("broken_8bit").fill_null(False).to_numpy(zero_copy_only=False)
         shown.accuracy_8bit = interval(int((robust | ((status == "broken") & ~fooled)).sum()), n)
     if "robust_by_refusal" in table.column_names:
         held = table.column("robust_by_refusal").fill_null(False).to_numpy(zero_copy_only=False)
-        clean_held = interval(int((clean == REFUSED).sum()), n)
         shown.refusals = Refusals(
-            clean=clean_held, attacked=interval(int(held.sum()), int(right.sum()))
+            clean=interval(int((clean == REFUSED).sum()), n),
+            attacked=interval(int(held.sum()), int(right.sum())),
         )
     if task.startswith("regression"):
         truth, *told = _outputs(table, classes)
@@ -305,8 +306,13 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
         kind, severity = name.split()
         right[name] = np.where(given == UNASKED, np.nan, given == label)
         held = right[name][~np.isnan(right[name])]
-        accuracy = interval(int(held.sum()), len(held))
-        points.append(CorruptionPoint(kind=kind, severity=int(severity), accuracy=accuracy))
+        points.append(
+            CorruptionPoint(
+                kind=kind,
+                severity=int(severity),
+                accuracy=interval(int(held.sum()), len(held)),
+            )
+        )
     main = [name for name in right if name.split()[0] not in EXTRA]
     rows = np.stack([right[name] for name in main], 1)  # [n, 75]
     whole = ~np.isnan(rows).any(1)
@@ -314,7 +320,7 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
         rows[whole].mean(1),
         samples.column("clean_prediction").to_numpy()[whole] == label[whole],
     )
-    mce = None
+    mce = drop = None
     if asked.baseline_errors is not None and len(shares):
         errors = {
             kind: 1 - rows[whole][:, [n.split()[0] == kind for n in main]].mean()
@@ -323,7 +329,8 @@ def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> Co
         mce = float(
             np.mean([error / asked.baseline_errors[kind] for kind, error in errors.items()])
         )
-    drop = float(1 - shares.mean() / clean.mean()) if clean.any() else None
+    if clean.any():
+        drop = float(1 - shares.mean() / clean.mean())
     return CorruptionMetrics(
         mean_accuracy=mean_interval(shares), relative_drop=drop, mce=mce, points=points
     )

@@ -169,8 +169,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def _unpacked(path: Path, content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         length = int.from_bytes(content[:8], "little")
-        tensors = load(content)  # refuses a header of more than 100 MB
-        return tensors, json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        # refuses a header of more than 100 MB
+        return load(content), json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, *_ODD) as error:
         raise InputError(f"cannot read {path}: {error}. {_DAMAGED}") from error
 
@@ -315,8 +315,8 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
             what = "an unfinished run; finish it with --resume"
         raise InputError(f"{folder} holds {what}.")
     content = read_bytes(path)
-    found = re.search(rb'"schema_version":\s*(-?\d{1,9})', content)
-    version = SCHEMA_VERSION if found is None else int(found[1])
+    found = re.finditer(rb'"schema_version":\s*(-?\d{1,9})', content)
+    version = next((int(match[1]) for match in found), SCHEMA_VERSION)
     if version not in (1, SCHEMA_VERSION):
         raise InputError(
             f"{path} has schema version {version}, but this Holdfast reads versions 1 and "
@@ -326,8 +326,10 @@ def open_manifest(folder: Path) -> tuple[Manifest, bool]:
         manifest = Manifest.model_validate_json(migrate(content) if version == 1 else content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the text"
-        raise InputError(f"{path} is not a valid run.json: at {where}: {first['msg']}.") from None
+        raise InputError(
+            f"{path} is not a valid run.json: at {'.'.join(map(str, first['loc'])) or 'the text'}: "
+            f"{first['msg']}."
+        ) from None
     return manifest, digest_holds(content) is not False
 
 

@@ -74,11 +74,9 @@ class Adapter(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        return (
-            _Cross.apply(x, self)
-            if torch.is_grad_enabled() and x.requires_grad
-            else self.infer(x.detach())
-        )
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Cross.apply(x, self)
+        return self.infer(x.detach())
 
 
 class _Cross(torch.autograd.Function):
@@ -122,9 +120,9 @@ def need(module: str, extra: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        absent = getattr(error, "name", None) or module
         raise InputError(
-            f"{what} needs {absent}, which is not installed: pip install 'holdfast[{extra}]'."
+            f"{what} needs {getattr(error, 'name', None) or module}, which is not installed: "
+            f"pip install 'holdfast[{extra}]'."
         ) from error
 
 

@@ -54,8 +54,10 @@ class Batch:
     def flat(self) -> Tensor:
         """All that a row holds, the context first, side by side: [n, features]; without a context
         x as it is."""
+        if not self.context:
+            return self.x
         columns = [column.flatten(1).to(self.x) for column in self.context.values()]
-        return torch.cat([*columns, self.x.flatten(1)], 1) if columns else self.x
+        return torch.cat([*columns, self.x.flatten(1)], 1)
 
 
 @dataclass
@@ -91,8 +93,9 @@ class Batcher:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice."""
-    text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "allocate memory" in str(error)
+    )
 
 
 Rows = Batch | Tensor  # what a target is asked about: inputs alone where there is no context
@@ -108,8 +111,7 @@ def read(source: Source, start: int, stop: int) -> tuple[Batch, np.ndarray]:
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of the rows of several."""
-    context = batches[0].context
-    columns = {name: torch.cat([b.context[name] for b in batches]) for name in context}
+    columns = {name: torch.cat([b.context[name] for b in batches]) for name in batches[0].context}
     return Batch(torch.cat([b.x for b in batches]), columns)
 
 

@@ -68,8 +68,9 @@ def made(spec: str, *, callables: bool = False) -> Any:
         )
     found = usercode.find(spec)
     with usercode.importable(usercode.home(spec)):
-        ready = isinstance(found, nn.Module) or (callables and _is_model(found))
-        return found if ready else usercode.call(spec, found)
+        if isinstance(found, nn.Module) or (callables and _is_model(found)):
+            return found
+        return usercode.call(spec, found)
 
 
 def _is_model(found: Any) -> bool:

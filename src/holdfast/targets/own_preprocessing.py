@@ -111,7 +111,9 @@ class Own:
     def __call__(self, x: Tensor) -> Tensor:
         """What the model sees of inputs x [n, *shape]."""
         with asking(f"the preprocessing {self.name}"):
-            return _Straight.apply(x, self) if self.straight else self.plainly(x)
+            if self.straight:
+                return _Straight.apply(x, self)
+            return self.plainly(x)
 
     def plainly(self, x: Tensor) -> Tensor:
         """What the function gives, with its own gradient if it has one.
@@ -177,7 +179,7 @@ class Own:
                 try:
                     with asking(f"the preprocessing {self.name}", learning=True):
                         found = step._tried(x, straight=straight)
-                except Exception as error:  # noqa: BLE001  # other arrays may make it raise anything
+                except Exception as error:  # noqa: BLE001 - it may raise anything
                     failed += [
                         f"with {TAKES[kind]}: "
                         f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
@@ -185,10 +187,9 @@ class Own:
                     continue
                 if found is not None:
                     return found
-        said = "; ".join(dict.fromkeys(failed))
         raise InputError(
-            f"the preprocessing {self.name} fails {said}. Say what it takes (tensor, image or "
-            "array): "
+            f"the preprocessing {self.name} fails {'; '.join(dict.fromkeys(failed))}. Say what it "
+            "takes (tensor, image or array): "
             "--preprocess \"own('file.py:function', takes='image')\" (in Python: Own.of(function, "
             "takes='image'))."
         )
@@ -205,7 +206,9 @@ class Own:
 def own(function: str, takes: str = "auto") -> Own:
     """The step of the function that `path/file.py:function` or `package.module:function` names."""
     found = usercode.find(function)
-    return Own.of(usercode.call(function, found) if isinstance(found, type) else found, takes)
+    if isinstance(found, type):
+        found = usercode.call(function, found)
+    return Own.of(found, takes)
 
 
 class _Straight(torch.autograd.Function):

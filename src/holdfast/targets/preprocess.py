@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,7 @@ class Normalize:
         return (x - self._channels(self.mean, x)) / self._channels(self.std, x)
 
     def _channels(self, value: float | Sequence[float], x: Tensor) -> Tensor:
-        column = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-        return column.view(-1, *[1] * (x.ndim - 2))
+        return torch.as_tensor(value, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 2))
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,10 @@ def applied(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds) -> Tensor:
     """Raw inputs after all steps, in order; a defence sees them in [0, 1]."""
     low, width = bounds.low, bounds.high - bounds.low
     for step in steps:
-        x = low + width * step((x - low) / width) if isinstance(step, Defence) else step(x)
+        if isinstance(step, Defence):
+            x = low + width * step((x - low) / width)
+        else:
+            x = step(x)
     return x
 
 
@@ -90,10 +92,7 @@ def excess(steps: Sequence[Preprocess], x: Tensor, bounds: Bounds, answer: Answe
 
 def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
     """Steps from texts such as `normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))`, in order."""
-    return tuple(
-        own(text) if _NAMED.fullmatch(text.strip()) else spec.build(text, MAKERS, "preprocessing")
-        for text in texts
-    )
+    return tuple(spec.build(_written(text), MAKERS, "preprocessing") for text in texts)
 
 
 def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -112,13 +111,14 @@ def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
             f"{len(given)} were "
             f"given; give each with --preprocess path/file.py:function, in this order."
         )
-    left = iter(zip(given, names, strict=True))
-    return [_own_again(*next(left)) if text.startswith("own(") else text for text in said]
-
-
-def _own_again(text: str, said: Mapping[str, Any]) -> str:
-    return (
-        f"own({text.strip()!r}, takes={said.get('takes', 'auto')!r})"
-        if _NAMED.fullmatch(text.strip())
-        else text
+    again = iter(
+        [_written(t, said.get("takes", "auto")) for t, said in zip(given, names, strict=True)]
     )
+    return [next(again) if text.startswith("own(") else text for text in said]
+
+
+def _written(text: str, takes: Any = "auto") -> str:
+    """A step as it is built: `path/file.py:function` alone is `own` of that."""
+    if _NAMED.fullmatch(text.strip()):
+        return f"own({text.strip()!r}, takes={takes!r})"
+    return text

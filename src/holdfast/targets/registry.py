@@ -77,7 +77,7 @@ def frameworks() -> tuple[Framework, ...]:
     """All frameworks, the general ones last."""
     place = importlib.import_module("holdfast.targets.frameworks")
     names = [f"{place.__name__}.{module.name}" for module in pkgutil.iter_modules(place.__path__)]
-    found = [importlib.import_module(name).FRAMEWORK for name in names]
+    found = (importlib.import_module(name).FRAMEWORK for name in names)
     return tuple(sorted(found, key=lambda framework: framework.general))
 
 
@@ -141,8 +141,9 @@ def named(name: str, model: Any = None) -> Framework:
     special = [found for found in frameworks() if name in found.also and found.matches(model)]
     found = special + [found for found in frameworks() if found.name == name]
     if not found:
-        names = ", ".join(found.name for found in frameworks())
-        raise InputError(f"framework is {name!r}; it is one of {names}.")
+        raise InputError(
+            f"framework is {name!r}; it is one of {', '.join(f.name for f in frameworks())}."
+        )
     return found[0]
 
 
@@ -181,8 +182,11 @@ def adapted_by_trial(
             ) is not None:  # its arrays are right, and the layout is not
                 return found.adapt(model, **options)
             continue
-        parts = list(answer.values()) if isinstance(answer, dict) else answer
-        first = parts[0] if isinstance(parts, (list, tuple)) and parts else parts
+        first = answer
+        if isinstance(first, dict):
+            first = tuple(first.values())
+        if isinstance(first, (list, tuple)) and first:
+            first = first[0]
         if (found := of_arrays(first)) is not None:
             return found.adapt(model, **options)
         if isinstance(given, Tensor) or isinstance(first, Tensor):

@@ -80,7 +80,7 @@ def distil(
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batcher.size}
-    return TorchTarget(net.eval(), layout=target.layout if len(shape) == 3 else None, **given)
+    return TorchTarget(net.eval(), layout={3: target.layout}.get(len(shape)), **given)
 
 
 def _ask(target: Target, x: Tensor) -> Tensor:
@@ -168,7 +168,8 @@ def _small_net(shape: tuple[int, ...], k: int, bounds: Bounds) -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, padding=1),
         nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Flatten(),
     ]
-    body += [nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()]
-    size = 2 * width * -(-h // 2) * -(-w // 2)
-    return nn.Sequential(_Centred(bounds), *body, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, k))
+    body += [nn.Linear(2 * width * -(-h // 2) * -(-w // 2), 64), nn.ReLU(), nn.Linear(64, k)]
+    return nn.Sequential(_Centred(bounds), *body)

@@ -93,11 +93,9 @@ class Bounds:
 
     def sides(self, like: Tensor) -> tuple[Any, Any]:
         """Low and high, to broadcast against [n, *shape]."""
-        return (
-            (self.low, self.high)
-            if self.each is None
-            else (self.each[0].to(like), self.each[1].to(like))
-        )
+        if self.each is None:
+            return self.low, self.high
+        return self.each[0].to(like), self.each[1].to(like)
 
     def clamp(self, x: Tensor) -> Tensor:
         return x.clamp(*self.sides(x))

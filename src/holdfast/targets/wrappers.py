@@ -25,6 +25,18 @@ from holdfast.targets.target import Access, Identity, Pullback, Target, drawing
 T = TypeVar("T")
 
 
+def _of_inner(name: str) -> Any:
+    """A field of the target that another stands around, read and written there."""
+
+    def read(self: Around) -> Any:
+        return getattr(self.inner, name)
+
+    def write(self: Around, value: Any) -> None:
+        setattr(self.inner, name, value)
+
+    return property(read, write)
+
+
 class Around(Target):
     """A target that answers through another one, and is like it in all else."""
 
@@ -42,37 +54,8 @@ class Around(Target):
         self.access, self.cost, self.gradients = inner.access, inner.cost, inner.gradients
         self.graded, self.single = inner.graded, inner.single
 
-    @property
-    def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.probabilities
-
-    @probabilities.setter
-    def probabilities(self, value: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.inner.probabilities = value
-
-    @property
-    def said(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.said
-
-    @said.setter
-    def said(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.inner.said = value
-
-    @property
-    def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.reads
-
-    @property
-    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.identity
-
-    @property
-    def pool(self) -> tuple[Tensor, Tensor] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.inner.pool
-
-    @pool.setter
-    def pool(self, value: tuple[Tensor, Tensor] | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.inner.pool = value
+    probabilities, said, pool = _of_inner("probabilities"), _of_inner("said"), _of_inner("pool")
+    reads, identity = _of_inner("reads"), _of_inner("identity")
 
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
@@ -375,7 +358,7 @@ class Ensemble(Around):
         return all(member.reads for member in self.members)
 
     @property
-    def identity(self) -> Identity:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def identity(self) -> Identity:
         parts = [member.identity for member in self.members]
         return replace(
             parts[0],
@@ -385,11 +368,11 @@ class Ensemble(Around):
         )
 
     @property
-    def probabilities(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def probabilities(self) -> bool | None:
         return self.inner.probabilities
 
     @probabilities.setter
-    def probabilities(self, value: bool | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def probabilities(self, value: bool | None) -> None:
         for member in self.members:
             if not member.said:
                 member.probabilities = value
@@ -412,8 +395,7 @@ class Ensemble(Around):
         return self.task.predict(self.scores(x))
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
-        answers = [member.linearize(x) for member in self.members]
-        return mean_of(answers)
+        return mean_of([member.linearize(x) for member in self.members])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(" ".join(m.fingerprint() for m in self.members).encode()).hexdigest()

@@ -109,8 +109,8 @@ def wrap(
         refused = [name for name, value in given.items() if value]
         return _wrapped_again(model, refused, layout, probabilities, task)
     steps = _steps(preprocess)
-    if draws is None:
-        draws = 20 if any(isinstance(step, Defence) and step.random for step in steps) else 1
+    if draws is None and any(isinstance(step, Defence) and step.random for step in steps):
+        draws = 20
     others = None
     if inputs is not None:
         if steps:
@@ -138,7 +138,9 @@ def wrap(
         precision=precision,
         compile=compile,
     )
-    return target if draws == 1 else wrappers.ExpectationOverTransformation(target, draws)
+    if draws in (None, 1):
+        return target
+    return wrappers.ExpectationOverTransformation(target, draws)
 
 
 def _wrapped_again(
@@ -175,9 +177,12 @@ def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) ->
         InputError: an order in which a defence would not see raw images, or a detector without a
             limit.
     """
-    given = (preprocess,) if isinstance(preprocess, Callable) else preprocess
+    if isinstance(preprocess, Callable):
+        preprocess = (preprocess,)
     known = (Normalize, Resize, Defence, Own)
-    steps: list[Preprocess] = [step if isinstance(step, known) else Own.of(step) for step in given]
+    steps: list[Preprocess] = [
+        step if isinstance(step, known) else Own.of(step) for step in preprocess
+    ]
     named = [step for step in steps if isinstance(step, (Defence, Normalize))]
     for first, then in pairwise(named):
         if isinstance(first, Normalize) and isinstance(then, Defence):

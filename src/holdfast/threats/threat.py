@@ -165,12 +165,8 @@ class Threat:
     @property
     def limits(self) -> dict[str, Tensor]:
         """What of it is said for each feature: `scale` and `mask`."""
-        scale = getattr(self.norm, "scale", None)
-        return {
-            name: part.cpu()
-            for name, part in (("scale", scale), ("mask", self.mask))
-            if part is not None
-        }
+        parts = {"scale": getattr(self.norm, "scale", None), "mask": self.mask}
+        return {name: part.cpu() for name, part in parts.items() if part is not None}
 
     @property
     def bounded(self) -> bool:
@@ -210,11 +206,9 @@ class Threat:
 
     def of_eps(self, at: Tensor) -> Threat:
         """This threat with the eps of rows `at`, where it is one a row."""
-        return (
-            replace(self, eps=self.eps[at.to(self.eps.device)])
-            if isinstance(self.eps, Tensor)
-            else self
-        )
+        if isinstance(self.eps, Tensor):
+            return replace(self, eps=self.eps[at.to(self.eps.device)])
+        return self
 
     def of_rows(self, at: Tensor) -> Threat:
         """This threat for rows `at` alone, where eps or goal are one a row."""
@@ -265,8 +259,9 @@ class Threat:
         )
         goal = ""
         if isinstance(self.goal, Targeted):
-            t = self.goal.t
-            goal = f", target={'[one a row]' if isinstance(t, Tensor) else repr(t)}"
+            goal = f", target={self.goal.t!r}"
+            if isinstance(self.goal.t, Tensor):
+                goal = ", target=[one a row]"
         if self.grid:
             goal += f", grid={self.grid!r}"
         if self.limits:
@@ -301,7 +296,9 @@ def _threat(norm: str, eps: Any, target: Any, options: dict[str, Any]) -> Threat
 
 def _goal(target: Any) -> Untargeted | Targeted:
     """The goal that a `target` says: see `Threat.linf`."""
-    return Untargeted() if target is None else Targeted(target)
+    if target is None:
+        return Untargeted()
+    return Targeted(target)
 
 
 def _check_target(target: int | str | Tensor, norm: Norm) -> None:

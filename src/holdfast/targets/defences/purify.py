@@ -53,14 +53,14 @@ class Purifier(Defence):
                 f"{type(self).__name__.lower()} needs a torch module, but got a "
                 f"{type(found).__name__}."
             )
-        own = copy.deepcopy(found).eval().requires_grad_(False)
-        object.__setattr__(self, "_own", own)
+        object.__setattr__(self, "_own", copy.deepcopy(found).eval().requires_grad_(False))
         if not isinstance(self.net, str):  # what a manifest can hold
             object.__setattr__(self, "net", f"{type(found).__name__}:{self.digest().hex()[:12]}")
 
     def digest(self) -> bytes:
         digest = hashlib.sha256()
-        for name, value in sorted(self._own.state_dict().items()):  # pyright: ignore[reportAttributeAccessIssue]
+        net: nn.Module = self._own  # pyright: ignore[reportAttributeAccessIssue]
+        for name, value in sorted(net.state_dict().items()):
             digest.update(
                 f"{name}{tuple(value.shape)}".encode() + value.detach().cpu().numpy().tobytes()
             )

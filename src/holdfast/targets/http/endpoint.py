@@ -312,4 +312,4 @@ def _texts(template: Any, name: str = "") -> list[tuple[str, str]]:
         return [found for key, item in template.items() for found in _texts(item, str(key))]
     if isinstance(template, list):
         return [found for item in template for found in _texts(item, name)]
-    return [(name, template)] if isinstance(template, str) else []
+    return [(name, text) for text in (template,) if isinstance(text, str)]

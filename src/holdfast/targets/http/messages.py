@@ -59,9 +59,10 @@ def _row(e: Endpoint, value: Any) -> np.ndarray:
     unread = np.full(e.width, np.nan)
     try:
         if e.gives == "labels":
-            (value,) = value if isinstance(value, list) else [value]
-            known = [*e.names, *range(e.k)]  # a class by its name, or by its number
-            return np.array([known.index(value) % e.k], float)
+            if isinstance(value, list):
+                (value,) = value
+            # a class by its name, or by its number
+            return np.array([[*e.names, *range(e.k)].index(value) % e.k], float)
         if isinstance(value, dict) and len(value) == e.k:
             value = [value[name] for name in e.names]
         row = np.asarray(value, dtype=np.float64)
@@ -69,9 +70,11 @@ def _row(e: Endpoint, value: Any) -> np.ndarray:
         return unread
     if row.size == 1 and row.ndim < 2 and e.k == 2:  # a single output, served as two classes
         row = np.array([0, row.item()])
-    chances = e.gives == "probabilities"
-    fits = row.shape == (e.k,) and bool(np.isfinite(row.astype(np.float32)).all())
-    return row if fits and not (chances and (row.min() < -1e-3 or row.max() > 1 + 1e-3)) else unread
+    if row.shape != (e.k,) or not np.isfinite(row.astype(np.float32)).all():
+        return unread
+    if e.gives == "probabilities" and (row.min() < -1e-3 or row.max() > 1 + 1e-3):
+        return unread
+    return row
 
 
 def _file(e: Endpoint, x: np.ndarray, kind: str) -> bytes:

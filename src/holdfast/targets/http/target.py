@@ -181,10 +181,10 @@ class HttpTarget(Target):
         for status in (
             reply.status for reply in replies if reply.status in _FINAL or 300 <= reply.status < 400
         ):
-            why = _FINAL.get(status, "it redirects to another address")
             raise InputError(
-                f"{self.settings.url} answers {status}: {why}. Mend that and go on with --resume; "
-                "nothing is lost."
+                f"{self.settings.url} answers {status}: "
+                f"{_FINAL.get(status, 'it redirects to another address')}. Mend that and go on "
+                "with --resume; nothing is lost."
             )
         wait = max((reply.wait for reply in replies if reply.wait is not None), default=0.0)
         if wait > _LONGEST:
