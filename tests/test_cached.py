@@ -83,3 +83,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     target = wrap(bent())
     with pytest.raises(InputError, match="cannot be used"):
         Cached(target, tmp_path / "notes.txt").scores(rows(target, 2)[0])
+
+
+def test_what_an_evaluation_asks_is_counted() -> None:
+    """It works on a copy of the target, which shares the answers and their count."""
+    cached = Cached(wrap(bent()))
+    x, y = rows(cached, 6)
+    holdfast.evaluate(cached, (x, y), "linf(0.05)", attacks=["fgsm"])
+    asked = cached.asked
+    assert asked > 0
+    holdfast.evaluate(cached, (x, y), "linf(0.05)", attacks=["fgsm"])
+    assert cached.asked == asked

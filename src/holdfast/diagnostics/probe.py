@@ -50,7 +50,8 @@ class CleanRows:
     scores: Tensor | None  # [m, k]; None of a model that gives labels alone
     threat: Threat  # with the goals of these rows
     share: float = 1.0  # of the rows that were looked at
-    forwards: int = 0  # that it cost to find them
+    forwards: int = 0  # that it cost to find them, and the seconds
+    seconds: float = 0.0
 
     @property
     def x(self) -> Tensor:

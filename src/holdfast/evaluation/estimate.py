@@ -104,9 +104,8 @@ def forecast(
     n = stop - start
     bill = Bill(n, math.ceil(n / stride))
     looked = min(n, ROWS)
-    began = time.monotonic()
     rows = clean_rows(plan.target, source, plan.threat, start, start + looked, plan.seed)
-    pace = (time.monotonic() - began) / (judge.PASSES * looked)  # seconds of a pass
+    pace = rows.seconds / (judge.PASSES * looked)  # of a pass
     broken, left = _trials(plan, rows, bill) if len(rows.y) else (0.0, 0.0)
     asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
     bill.passes += judge.PASSES * asked * plan.target.cost.forwards

@@ -3,6 +3,8 @@ attack."""
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 
@@ -23,12 +25,15 @@ def clean_rows(
     batch, labels = read(source, start, stop)
     batch = batch.to(target.device, target.dtype)
     y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    began = time.monotonic()
     clean = judge.rule(target, batch, seed)
+    seconds = time.monotonic() - began
     right = ((clean.label == y) & clean.stable.to(y.device)).nonzero()[:, 0]
     ids, scores = start + right, picked(clean.scores, right)
     threat = goals.resolved(threat, y[right], ids, scores, target.task.k, seed)
     forwards = judge.PASSES * target.cost.forwards * len(batch)
-    return CleanRows(ids, batch[right], y[right], scores, threat, len(right) / len(batch), forwards)
+    share = len(right) / len(batch)
+    return CleanRows(ids, batch[right], y[right], scores, threat, share, forwards, seconds)
 
 
 def probe(

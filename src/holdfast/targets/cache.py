@@ -24,7 +24,7 @@ class Answers:
     def __init__(
         self, file: Path | None, endpoint: str, kind: type[np.floating] = np.float32
     ) -> None:
-        self.endpoint, self.kind = endpoint, kind
+        self.endpoint, self.kind, self.asked = endpoint, kind, 0
         try:
             self.db = sqlite3.connect(
                 file or ":memory:", isolation_level=None, timeout=60, check_same_thread=False

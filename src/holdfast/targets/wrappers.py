@@ -414,10 +414,15 @@ class Cached(Around):
     """
 
     def __init__(self, inner: Target, file: Path | None = None) -> None:
-        self.file, self.asked = file, 0  # inputs put to the target so far
+        self.file = file
         # by whether the target takes its answers for probabilities
         self.stores: dict[bool, Answers] = {}
         super().__init__(inner)
+
+    @property
+    def asked(self) -> int:
+        """Inputs put to the target so far, by copies of it too."""
+        return sum(store.asked for store in self.stores.values())
 
     def store(self) -> Answers:
         """That of the target as it now is: before and after its probabilities were noticed its
@@ -453,7 +458,7 @@ class Cached(Around):
 
         def ask(keys: Sequence[bytes], rows: list[int], answers: np.ndarray) -> None:
             if rows:
-                self.asked += len(rows)
+                store.asked += len(rows)
                 answers[rows] = question(batch[rows]).detach().cpu().numpy()
                 store.keep((keys[i], answers[i]) for i in rows if np.isfinite(answers[i]).all())
 
