@@ -1,5 +1,5 @@
-"""The door's price: a gradient step through a target against the framework's own compiled one, in
-one run.
+"""What the model interface costs: a gradient step through a target against the framework's own
+compiled one, in one run.
 
 A step is scores, cross-entropy and its gradient on the input. `native` knows the loss and is
 compiled as a whole by the framework; `target` is what a `Problem` asks, with the loss in torch. PGD

@@ -26,10 +26,9 @@ class Trial:
     """One attack, with every restart, and aimed at each of the best wrong classes in turn
     (`targets`, 0: at any).
 
-    With `near` below 1 it runs only on rows that earlier trials brought near to falling: those
-    whose lowest margin is at most this share of their clean one. (A rule on the row alone, so that
-    company changes nothing.) `through` names one of the `ways` round a defence; success is still
-    the model's own.
+    With `near` below 1 it runs only on rows that earlier trials almost broke: those whose lowest
+    margin is at most this share of their clean one. (A rule on the row alone, so that other rows
+    change nothing.) `through` names another source of gradients; success is still the model's own.
     """
 
     attack: Attack

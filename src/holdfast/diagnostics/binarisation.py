@@ -123,8 +123,8 @@ def missed(
 
     Returns which rows got a solution and in which of these the attack missed it ([m] bool each),
     the forwards and the backwards; None where the test cannot be made: the model is no torch module
-    that ends in a linear layer, it answers by lot, or the norm is neither Linf nor L2, those of the
-    paper. A row gets no solution where the features do not set the point apart, where the model
+    that ends in a linear layer, it answers at random, or the norm is neither Linf nor L2, those of
+    the paper. A row gets no solution where the features do not set the point apart, where the model
     does not answer as the new head says, or where chance finds it too.
     """
     if not threat.norm.dense or target.cost.draws > 1:

@@ -1,5 +1,5 @@
-"""Ways round a defence: other answers to learn from, where the model's gradient misleads. The model
-still judges."""
+"""Sources of gradients past a defence: other answers to learn from, where the model's gradient
+misleads. The model still judges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door: every model of every framework, reached through scores and a pullback.
+"""The model interface: every model of every framework, reached through scores and a pullback.
 
 Losses are torch functions of the scores; their cotangent goes back through the model's own
 framework. No adapter knows a loss, no loss knows a framework.

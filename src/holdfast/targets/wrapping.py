@@ -26,7 +26,7 @@ from holdfast.tasks import parse as parse_task
 
 
 def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: Any) -> Target:
-    """The model that a command line names, behind the door: `loading.load`, then `wrap` with the
+    """The model that a command line names, wrapped: `loading.load`, then `wrap` with the
     options.
 
     `output` says which of several outputs are the scores.

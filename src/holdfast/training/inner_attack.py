@@ -50,8 +50,8 @@ class InnerAttack:
         on: Target | None = None,
         among: Tensor | None = None,
     ) -> Tensor:
-        """Under another threat, `on` another target, of rows that stand at `among` ([n], from 0):
-        where given."""
+        """Under another threat, `on` another target, of the rows at these places `among` the batch
+        ([n], from 0), where given."""
         ids = self.start + (torch.arange(len(x), device=x.device) if among is None else among)
         with evaluating(self.live.model):
             return perturb(

@@ -3,7 +3,7 @@
 A Keras 3 model is written once for every backend, and on the torch backend it is a torch function.
 So the model is rebuilt there, trained as any torch module is, and its weights go back into the
 model as it came: every objective, recipe and guard works, on every device of torch, and no second
-trainer has to be kept right. The other way, gradients on the weights through each framework's door,
+trainer has to be kept right. The other way, gradients on the weights through each framework,
 would need one more pass per framework and could not differentiate twice, which some objectives do.
 
 The backend is chosen when Keras is imported, so the training has a process of its own. What the two
