@@ -34,7 +34,7 @@ def check(
     limit = torch.as_tensor(t.eps, dtype=torch.float64) * (1 + 1e-6)
     # what a search for the smallest found beyond eps
     over = ledger.size.isfinite() & ~ledger.broken
-    if target.dtype == torch.float32:
+    if target.batcher.dtype == torch.float32:
         limit = limit + 16 * 2.0**-24
     assert bool((ledger.best >= target.bounds.low).all())
     assert bool((ledger.best <= target.bounds.high).all())

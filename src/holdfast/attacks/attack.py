@@ -163,9 +163,9 @@ def run(
     if ids is None:
         ids = torch.arange(len(batch))
     with sealed(seed):
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
-        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
+        keys = Keys.of(seed, ids.to(target.batcher.device)).fold(_noise_of(attack), restart, rank)
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
         if near is not None:
@@ -189,7 +189,7 @@ def _search(
     if clean is None:
         clean = _ask_clean(p)
     else:
-        clean = clean.to(p.target.device)
+        clean = clean.to(p.target.batcher.device)
         p.counts.known(clean)
     if rank and clean is not None:
         p.aim = p.target.task.rank(clean, p.y, rank)
@@ -224,10 +224,10 @@ def perturb(
     target.bind(tuple(batch.x.shape[1:]))
     check_fit(attack, target, threat)
     with sealed(seed):
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         if ids is None:
             ids = torch.arange(len(batch))
-        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
+        keys = Keys.of(seed, ids.to(target.batcher.device)).fold(_noise_of(attack))
         # A search for the smallest d steers by what it has found.
         ledger = (
             None

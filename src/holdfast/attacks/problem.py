@@ -457,5 +457,5 @@ def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | Non
     rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
     if eps is None:
         eps = threat.eps
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.batcher.device)
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

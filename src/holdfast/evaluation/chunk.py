@@ -368,7 +368,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
 
 
 def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
-    return judge.rule(plan.target, batch.to(plan.target.device, plan.target.dtype), plan.seed)
+    return judge.rule(plan.target, plan.target.batcher.place(batch), plan.seed)
 
 
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")

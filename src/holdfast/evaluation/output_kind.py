@@ -103,7 +103,7 @@ def _inside(z: Tensor) -> bool:
 
 
 def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
-    x = read(source, 0, min(FIRST, len(source)))[0].to(target.device, target.dtype)
+    x = target.batcher.place(read(source, 0, min(FIRST, len(source)))[0])
     graded = isinstance(target, WithTruth)
     target.probabilities = False
     if graded and not target.rule.logits:
@@ -130,15 +130,13 @@ def _by_labels(target: Target, source: Source) -> Finding:
     """Both readings of outputs within [0, 1], held against the labels."""
     first, y = read(source, 0, min(FIRST, len(source)))
     more, classes = spread(source, SPREAD)
-    x = joined([first, more]).to(target.device, target.dtype)
-    y = torch.cat([torch.from_numpy(y.astype(np.int64)), classes]).to(target.device)
+    x = target.batcher.place(joined([first, more]))
+    y = torch.cat([torch.from_numpy(y.astype(np.int64)), classes]).to(target.batcher.device)
     right = {}
     for reading in (False, True):
         target.probabilities = reading
         with sealed(0):
-            right[reading] = (
-                torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
-            )
+            right[reading] = target.batcher.in_parts(target.labels, x) == y
     truths = x.context.get(TRUTH, y)
     varied = len(truths.unique()) > 1
     as_logits, as_chances = (float(right[reading].double().mean()) for reading in (False, True))

@@ -197,14 +197,6 @@ class Target(ABC):
     def batcher(self) -> Batcher:
         return Batcher()
 
-    @property
-    def device(self) -> torch.device:
-        return self.batcher.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.batcher.dtype
-
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
 
@@ -267,14 +259,10 @@ class Target(ABC):
             "access": self.access.name.lower(),
         }
 
-    def all_scores(self, x: Rows) -> Tensor:
-        """Scores of any number of rows, in micro-batches."""
-        return torch.cat(list(self.batcher.parts(lambda rows: self.scores(x[rows]), len(x))))
-
     def answers(self, x: Rows) -> Tensor:
         """What the model itself gives for any number of rows, whatever is then made of it: [n,
         ...]."""
-        return self.all_scores(x)
+        return self.batcher.in_parts(self.scores, x)
 
 
 @contextmanager

@@ -429,7 +429,7 @@ class Cached(Around):
         scores are others."""
         chances = bool(self.probabilities)
         if chances not in self.stores:
-            kind = {torch.float64: np.float64}.get(self.dtype, np.float32)
+            kind = {torch.float64: np.float64}.get(self.batcher.dtype, np.float32)
             identity = f"{self.inner.fingerprint()} {self.access.name} {chances}"
             self.stores[chances] = Answers(self.file, identity, kind)
         return self.stores[chances]

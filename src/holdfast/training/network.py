@@ -77,7 +77,7 @@ def settings(target: TorchTarget) -> dict[str, Any]:
         "bounds": target.bounds,
         "preprocess": target.preprocess,
         "batch_size": target.batcher.size,
-        "device": target.device,
+        "device": target.batcher.device,
         "layout": target.layout,
         "output": target.output,
     }

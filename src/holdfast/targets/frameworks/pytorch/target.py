@@ -286,7 +286,7 @@ class TorchTarget(Target):
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            self.batcher.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
 
     def _forward(self, x: Rows, model: Callable[[Tensor], Any] | None = None) -> Tensor:
@@ -523,9 +523,11 @@ class TorchTarget(Target):
         """Eight inputs at random within the bounds: [8, *shape]."""
         assert self.shape is not None
         unit = torch.rand(
-            (8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.dtype
+            (8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.batcher.dtype
         )
-        return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(self.device)
+        return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(
+            self.batcher.device
+        )
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:
@@ -552,7 +554,9 @@ class TorchTarget(Target):
         elif (scripted := activation.scripted(model)) is not None:
             out = self._ask(model, self._before(probe))
             if activation.gives(
-                scripted.kind, scripted(self._before(probe).to(self.half or self.dtype)), out
+                scripted.kind,
+                scripted(self._before(probe).to(self.half or self.batcher.dtype)),
+                out,
             ):
                 self.ending, self._scripted = scripted.kind, scripted
         else:
@@ -577,7 +581,9 @@ class TorchTarget(Target):
         middle = (self.bounds.low + self.bounds.high) / 2
 
         def full(shape: tuple[int, ...]) -> Tensor:
-            return torch.full((2, *shape), middle, dtype=self.dtype, device=self.device)
+            return torch.full(
+                (2, *shape), middle, dtype=self.batcher.dtype, device=self.batcher.device
+            )
 
         return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
 
@@ -586,7 +592,7 @@ class TorchTarget(Target):
             isinstance(m, nn.Conv2d) and m.in_channels >= 32 and m.stride == (1, 1)
             for m in modules_of(self.model)
         )
-        if not wide or self.device.type != "cpu" or self.dtype != torch.float32:
+        if not wide or self.batcher.device.type != "cpu" or self.batcher.dtype != torch.float32:
             return
         assert isinstance(self.model, nn.Module)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
