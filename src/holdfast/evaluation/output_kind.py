@@ -13,10 +13,10 @@ from torch import Tensor
 from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.runs.manifest import Finding
-from holdfast.targets.batch import joined, read
+from holdfast.targets.batch import Rows, joined, read
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.targets.wrappers import Ensemble, Surrogate
+from holdfast.targets.wrappers import Around, Ensemble, Surrogate
 
 FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some from all parts
 SATURATED = 0.1  # share of rows from which on it is said
@@ -110,8 +110,9 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
         return []
     if z is None or graded or target.single:
         with sealed(0):
-            z = target.answers(x)
-    z = z[:, : None if graded or target.single else target.task.k]
+            z = _outputs(target, x)
+    else:
+        z = z[:, : target.task.k]
     z = z[z.isfinite().all(1)]
     if not len(z) or not _inside(z):
         return []
@@ -124,6 +125,15 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
             else []
         )
     return [_by_labels(target, source)]
+
+
+def _outputs(target: Target, x: Rows) -> Tensor:
+    """What the model itself gives for rows, [n, ...]; taken for logits already, its scores are
+    this."""
+    while isinstance(target, Around):
+        target, x = target.inner, target.inwards(x)
+    z = target.batcher.in_parts(target.scores, x)[:, : target.task.k]
+    return z[:, 1:] if target.single else z
 
 
 def _by_labels(target: Target, source: Source) -> Finding:

@@ -28,7 +28,7 @@ from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
 from holdfast.targets.batch import Batch
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
@@ -68,7 +68,7 @@ def verify(
     """
     manifest, whole = store.open_manifest(folder)
     _refuse_other_rows(folder, manifest)
-    target = target.copied()
+    target = copied(target)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:

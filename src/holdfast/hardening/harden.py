@@ -30,6 +30,7 @@ from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.target import copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
@@ -136,7 +137,7 @@ def harden(
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
     parts = recipes.parts(recipe)
-    given = wrap(model).copied()
+    given = copied(wrap(model))
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from holdfast.tasks import Classes, Graded
 from holdfast.tensors import as_tensor
 
 Pullback = Callable[[Tensor], Tensor]
+Given = TypeVar("Given", bound="Target")
 
 
 class Access(IntEnum):
@@ -212,13 +213,6 @@ class Target(ABC):
             )
         self.shape = tuple(shape)
 
-    def copied(self) -> Target:
-        """The same model with a state of its own: what an evaluation learns of it stays with the
-        copy."""
-        twin = copy.copy(self)
-        twin.batcher, twin.identity = replace(self.batcher), replace(self.identity)
-        return twin
-
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
         raise NotImplementedError
@@ -259,10 +253,19 @@ class Target(ABC):
             "access": self.access.name.lower(),
         }
 
-    def answers(self, x: Rows) -> Tensor:
-        """What the model itself gives for any number of rows, whatever is then made of it: [n,
-        ...]."""
-        return self.batcher.in_parts(self.scores, x)
+
+def copied(target: Given) -> Given:
+    """The same model with a state of its own, and so of each target within it: what an evaluation
+    learns of it stays with the copy."""
+    twin = copy.copy(target)
+    for name, part in vars(target).items():
+        if isinstance(part, Target):
+            setattr(twin, name, copied(part))
+        elif isinstance(part, (Batcher, Identity)):
+            setattr(twin, name, replace(part))
+        elif isinstance(part, list):
+            setattr(twin, name, [copied(p) if isinstance(p, Target) else p for p in part])
+    return twin
 
 
 @contextmanager

@@ -4,6 +4,7 @@ batch, and the model is asked whether it is right."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,21 +53,22 @@ class WithTruth(Around):
             at = at.inner
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
-        self.graded = None
+    graded = None
 
-    def bind(self, shape: tuple[int, ...]) -> None:
-        super().bind(shape)
-        self.task = Classes(1 + len(self.rule.ways([""] * self.k)))
-        self.context = {**self.inner.context, TRUTH: (self.k,)}
+    @cached_property
+    def task(self) -> Classes:
+        return Classes(1 + len(self.rule.ways([""] * self.k)))
+
+    @property
+    def context(self) -> dict[str, tuple[int, ...]]:
+        return {**self.inner.context, TRUTH: (self.k,)}
+
+    def inwards(self, x: Rows) -> Rows:
+        return Batch.of(x).without(TRUTH)
 
     def scores(self, x: Rows) -> Tensor:
         batch, truth = self._parts(x)
         return self._recast(self.inner.scores(batch), truth)
-
-    def answers(self, x: Rows) -> Tensor:
-        return self.inner.answers(self._parts(x)[0])
 
     def labels(self, x: Rows) -> Tensor:
         return self.task.predict(self.scores(x))

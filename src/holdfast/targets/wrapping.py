@@ -20,7 +20,7 @@ from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
 from holdfast.targets.several_inputs import further, joined
-from holdfast.targets.target import Bounds, Target
+from holdfast.targets.target import Bounds, Target, copied
 from holdfast.tasks import Graded
 from holdfast.tasks import parse as parse_task
 
@@ -163,7 +163,7 @@ def _wrapped_again(
         )
     if probabilities is None and task is None:
         return target
-    own = target.copied()
+    own = copied(target)
     if probabilities is not None:
         own.probabilities, own.said = probabilities, True
     own.graded = parse_task(task) if isinstance(task, str) else task or target.graded

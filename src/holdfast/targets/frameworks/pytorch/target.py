@@ -183,14 +183,6 @@ class TorchTarget(Target):
             batch = Batch.of(x)
             return self._forward(batch.with_x(detached(batch.x)))
 
-    def answers(self, x: Rows) -> Tensor:
-        def ask(rows: slice) -> Tensor:
-            z = self._chosen(self._ask(self.model, self._before(x[rows])))
-            return z.reshape(rows.stop - rows.start, -1)
-
-        with torch.inference_mode(False), torch.no_grad():
-            return torch.cat(list(self.batcher.parts(ask, len(x))))
-
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
         return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
