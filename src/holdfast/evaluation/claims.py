@@ -17,7 +17,7 @@ from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, listed
-from holdfast.evaluation import protocols, transformations
+from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
 from holdfast.evaluation.facts import fingerprint
@@ -189,9 +189,7 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
         for access in given
         if bounded or protocols.seeks_smallest(name, norm, access)
     ]
-    return [
-        [t.write(whole=True) for t in transformations.suited(one, movement).trials] for one in known
-    ]
+    return [[t.write(whole=True) for t in protocols.suited(one, movement).trials] for one in known]
 
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:

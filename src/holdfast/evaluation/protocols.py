@@ -11,6 +11,9 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError, suggest
 from holdfast.targets.target import Access
+from holdfast.threats.patch import Patch
+from holdfast.threats.rotation import Rotation
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,14 @@ SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
+# Turns and shifts have many local maxima, so a grid finds more than gradients do (arXiv:1712.02779,
+# section 5).
+GRID = "sweep(steps=1000, order='grid')"
+# No gradient says where a patch should lie, so its search goes before (arXiv:2006.12834, section
+# 4).
+SQUARES = "patchrs(steps=1000, schedule=1000)"
+
+
 # What it is for randomised models, whose every question is the mean of many draws: no long walks.
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
@@ -274,6 +285,18 @@ def protocol(
     return Protocol(
         name, version, tuple(replace(t, targets=0) for t in trials) if aimed else tuple(trials)
     )
+
+
+def suited(protocol: Protocol, transform: Transform | None) -> Protocol:
+    """A protocol with what the transform asks for before it."""
+    first: list[str] = []
+    if isinstance(transform, Rotation):
+        first = [GRID]
+    # unless the target gives labels alone
+    scored = any(trial.attack.needs >= Access.SCORES for trial in protocol.trials)
+    if isinstance(transform, Patch) and scored:
+        first = [SQUARES]
+    return replace(protocol, trials=(*chosen(first).trials, *protocol.trials))
 
 
 def seeks_smallest(name: str, norm: str, access: Access) -> bool:
