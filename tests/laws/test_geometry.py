@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.catalogue import each, short
+from helpers.models import CONVEX, SHAPE, bent, draw, rows, threat, wrap
 
 from holdfast.attacks import run
 from holdfast.attacks.problem import Problem
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.rng import Keys
-from laws.catalogue import each, short
-from laws.world import CONVEX, SHAPE, bent, draw, rows, threat, wrap
 
 N = 20
 

@@ -7,6 +7,8 @@ import copy
 
 import pytest
 import torch
+from helpers.catalogue import brief, every, losses_of, short
+from helpers.models import EPS, Then, bent, close, rows, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import Ledger, Outcome, run
@@ -17,8 +19,6 @@ from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted, Threat
-from laws.catalogue import brief, every, losses_of, short
-from laws.world import EPS, Then, bent, close, rows, threat, wrap
 
 N = 40
 
