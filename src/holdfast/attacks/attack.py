@@ -138,8 +138,8 @@ def run(
 ) -> Ledger:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its ledger.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target that is `graded` y is [n, k],
-    and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
+    [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -155,7 +155,7 @@ def run(
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.graded is not None:
+    if target.head.graded is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)

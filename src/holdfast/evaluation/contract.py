@@ -108,16 +108,16 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         )
         findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
-        before = target.probabilities
+        before = target.head.probabilities
         with sealed(0):
             z = target.batcher.in_parts(target.scores, rows)
         findings += find_reading(target, data, z)
-        if bool(target.probabilities) != bool(before):
+        if bool(target.head.probabilities) != bool(before):
             with sealed(0):
                 z = target.batcher.in_parts(target.scores, rows)
         findings += saturated(target, z)
         top = max(z[z.isfinite()].abs().tolist(), default=0.0)
-        if top > 50 and (target.reads or not target.probabilities):
+        if top > 50 and (target.head.reads or not target.head.probabilities):
             findings.append(
                 Finding(
                     check="logit_scale",

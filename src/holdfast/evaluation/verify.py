@@ -147,7 +147,7 @@ def _as_measured(
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
-    target.probabilities, target.said = manifest.model.probabilities, True
+    target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     return target, source, asked, labels
 
 

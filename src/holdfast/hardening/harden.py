@@ -288,9 +288,10 @@ def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> S
 
 
 def _check_task(target: TorchTarget) -> None:
-    if target.graded is not None:
+    if target.head.graded is not None:
         raise InputError(
-            f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
+            "hardening trains classifiers of k classes, and this model's task is "
+            f"{target.head.graded}."
         )
     if target.context:
         raise InputError(

@@ -27,7 +27,8 @@ from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
-from holdfast.tasks import Classes, Graded
+from holdfast.targets.head import Head
+from holdfast.tasks import Classes
 from holdfast.tensors import as_tensor
 
 Pullback = Callable[[Tensor], Tensor]
@@ -173,17 +174,9 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
-    graded: Graded | None = (
-        None  # says what is right of outputs that are no scores of classes; see targets/truth.py
-    )
+    head: Head = Head()
     context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
     layout: str = "nchw"  # of raw images; in nhwc the channels stand last
-    probabilities: bool | None = (
-        None  # the model gives probabilities, of which scores are the logits; None: not known
-    )
-    said: bool = False  # the user or the model itself says which of both
-    reads: bool = False  # scores are the logits before the model's last activation
-    single: bool = False  # the model gives one output, served as the two classes [0, z]
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
     pool: tuple[Tensor, Tensor] | None = (

@@ -4,6 +4,7 @@ batch, and the model is asked whether it is right."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.head import Head
 from holdfast.targets.target import Access, Pullback, Target
 from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
 from holdfast.tasks import Classes, Graded
@@ -34,12 +36,12 @@ class WithTruth(Around):
     """
 
     def __init__(self, inner: Target) -> None:
-        if inner.graded is None or inner.shape is None:
+        if inner.head.graded is None or inner.shape is None:
             raise InputError(
                 "a truth goes beside a bound model whose task says what is right: wrap(..., "
                 "task=...)."
             )
-        self.rule: Graded = inner.graded
+        self.rule: Graded = inner.head.graded
         self.k = inner.task.k
         if inner.access < Access.SCORES:
             raise InputError(f"the model gives labels alone, but {self.rule} needs its outputs.")
@@ -53,7 +55,13 @@ class WithTruth(Around):
             at = at.inner
         super().__init__(inner)
 
-    graded = None
+    @property
+    def head(self) -> Head:
+        return replace(self.inner.head, graded=None)
+
+    @head.setter
+    def head(self, head: Head) -> None:
+        self.inner.head = replace(head, graded=self.rule)
 
     @cached_property
     def task(self) -> Classes:

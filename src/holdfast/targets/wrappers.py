@@ -19,6 +19,7 @@ from holdfast.norms import Norm
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.cache import Answers
+from holdfast.targets.head import Head
 from holdfast.targets.target import (
     Access,
     Cost,
@@ -49,9 +50,7 @@ class Around(Target):
 
     access, task, bounds, shape = map(_of_inner, ("access", "task", "bounds", "shape"))
     layout, context, cost, gradients = map(_of_inner, ("layout", "context", "cost", "gradients"))
-    probabilities, said, reads = map(_of_inner, ("probabilities", "said", "reads"))
-    graded, single, pool = map(_of_inner, ("graded", "single", "pool"))
-    identity, batcher = map(_of_inner, ("identity", "batcher"))
+    head, identity, batcher, pool = map(_of_inner, ("head", "identity", "batcher", "pool"))
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
@@ -360,10 +359,6 @@ class Ensemble(Around):
         return replace(self.inner.gradients, approximate=approximate)
 
     @property
-    def reads(self) -> bool:
-        return all(member.reads for member in self.members)
-
-    @property
     def identity(self) -> Identity:
         parts = [member.identity for member in self.members]
         return replace(
@@ -374,14 +369,16 @@ class Ensemble(Around):
         )
 
     @property
-    def probabilities(self) -> bool | None:
-        return self.inner.probabilities
+    def head(self) -> Head:
+        reads = all(member.head.reads for member in self.members)
+        return self.inner.head if reads else replace(self.inner.head, ending=None)
 
-    @probabilities.setter
-    def probabilities(self, value: bool | None) -> None:
+    @head.setter
+    def head(self, head: Head) -> None:
         for member in self.members:
-            if not member.said:
-                member.probabilities = value
+            if not member.head.said:
+                member.head = replace(member.head, probabilities=head.probabilities)
+        self.inner.head = replace(self.inner.head, said=head.said)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
@@ -433,7 +430,7 @@ class Cached(Around):
     def store(self) -> Answers:
         """That of the target as it now is: before and after its probabilities were noticed its
         scores are others."""
-        chances = bool(self.probabilities)
+        chances = bool(self.head.probabilities)
         if chances not in self.stores:
             kind = {torch.float64: np.float64}.get(self.batcher.dtype, np.float32)
             identity = f"{self.inner.fingerprint()} {self.access.name} {chances}"

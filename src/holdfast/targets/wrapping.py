@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -154,7 +155,7 @@ def _wrapped_again(
     is."""
     if target.shape is not None and layout not in (None, target.layout):
         refused.append("layout")
-    if target.said and probabilities not in (None, target.probabilities):
+    if target.head.said and probabilities not in (None, target.head.probabilities):
         refused.append("probabilities")
     if refused:
         raise InputError(
@@ -165,8 +166,9 @@ def _wrapped_again(
         return target
     own = copied(target)
     if probabilities is not None:
-        own.probabilities, own.said = probabilities, True
-    own.graded = parse_task(task) if isinstance(task, str) else task or target.graded
+        own.head = replace(own.head, probabilities=probabilities, said=True)
+    graded = parse_task(task) if isinstance(task, str) else task or target.head.graded
+    own.head = replace(own.head, graded=graded)
     return own
 
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class KerasNetwork:
         own = {
             "code": _own_code(),
             "settings": settings(target),
-            "probabilities": target.probabilities,
+            "probabilities": target.head.probabilities,
         }
         workers.hand_over(training, work, own)
 
@@ -160,7 +161,7 @@ def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> N
     model, held = _again(work / "model.keras"), job["held"]
     target = wrap(model, **own["settings"])
     target.bind(held.shape)
-    target.probabilities = own["probabilities"]
+    target.head = replace(target.head, probabilities=own["probabilities"])
     assert isinstance(target, TorchTarget)
     _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)
