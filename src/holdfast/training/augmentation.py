@@ -19,7 +19,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.spec import option
+from holdfast.spec import Options, option
 from holdfast.targets.adapter import need
 from holdfast.targets.batch import picked
 from holdfast.targets.target import Target, sealed
@@ -72,12 +72,9 @@ def disagreement(answers: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Augmentation(ABC):
+class Augmentation(Options, ABC):
     """One change of images [n, c, h, w] in [0, 1]. What it draws, it draws from torch's
     generator."""
-
-    def __post_init__(self) -> None:
-        spec.check(self)
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Batch:
@@ -293,9 +290,7 @@ def parse(text: str) -> list[Augmentation]:
     """
     made = [spec.build(part, AUGMENTATIONS, "augmentation") for part in spec.parts(text)]
     if early := [one for one in made[:-1] if not isinstance(one, Change)]:
-        raise SpecError(
-            f"{spec.write(early[0])} pairs or compares the rows as they come out; name it last."
-        )
+        raise SpecError(f"{early[0]!r} pairs or compares the rows as they come out; name it last.")
     return made
 
 
