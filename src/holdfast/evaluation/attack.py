@@ -19,7 +19,7 @@ from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunking import chunks
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap

@@ -79,7 +79,7 @@ def prepare(
         InputError: the data or the model breaks the input contract.
         SpecError: the protocol, an attack or the threat cannot be understood.
     """
-    own = protocols.chosen(attacks)
+    own = protocols.chosen(attacks) if attacks else None
     target = copied(target)
     source = open_for(target, data)
     groups = groups_of(source, groups)
@@ -88,24 +88,17 @@ def prepare(
         threat = threat_of_movement(movement, target, source.shape)
     threat = as_threat(threat)
     target, source = with_truths(target, source, threat)
-    if not attacks:
-        protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
+    own = own or protocols.asked(protocol, threat, target.access)
     rows = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
-    if drawn and not target.context and target.cost.draws == 1:
+    usual = threat.spatial is None and not target.context
+    if randomised(noted) and own.name in FOLLOWED and usual and target.cost.draws == 1:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    else:
-        drawn = False
+        own = protocols.asked(protocol, threat, target.access, drawn=True)
     check_range(target, source)
-    if not attacks:
-        aimed = isinstance(threat.goal, Targeted)
-        kind = {"aimed": aimed, "access": target.access, "bounded": threat.bounded, "drawn": drawn}
-        own = protocols.protocol(protocol, threat.norm.name, **kind)
-        own = protocols.suited(own, movement)
     return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
 
 

@@ -13,6 +13,7 @@ from holdfast.errors import SpecError, suggest
 from holdfast.targets.target import Access
 from holdfast.threats.patch import Patch
 from holdfast.threats.rotation import Rotation
+from holdfast.threats.threat import Targeted, Threat
 from holdfast.threats.transform import Transform
 
 
@@ -287,7 +288,19 @@ def protocol(
     )
 
 
-def suited(protocol: Protocol, transform: Transform | None) -> Protocol:
+def asked(name: str, threat: Threat, access: Access, *, drawn: bool = False) -> Protocol:
+    """The named protocol as it meets a threat, with what a movement of images asks for before it.
+
+    Raises:
+        SpecError: as `protocol`.
+    """
+    aimed, bounded = isinstance(threat.goal, Targeted), threat.bounded
+    kind = {"aimed": aimed, "access": access, "drawn": drawn, "bounded": bounded}
+    own = protocol(name, threat.norm.name, **kind)
+    return own if threat.spatial is None else suited(own, threat.spatial.transform)
+
+
+def suited(protocol: Protocol, transform: Transform) -> Protocol:
     """A protocol with what the transform asks for before it."""
     first: list[str] = []
     if isinstance(transform, Rotation):
