@@ -8,7 +8,7 @@ The blocks of a page run in their order, in one namespace and one folder of the 
   line of `...` stands for the rest;
 - `<!-- not run: REASON -->` before a block says why it cannot run here.
 
-Tutorials begin with nothing. Other pages find what `given` makes.
+Tutorials and the README begin with nothing. Other pages find what `given` makes.
 `HOLDFAST_DOCS=write pytest tests/test_docs.py` writes what is printed now into the pages.
 """
 
@@ -47,6 +47,7 @@ BLOCK = re.compile(
 )
 NOT_RUN = 12  # blocks of all pages together that may be left out
 NEEDS = {"docs/tutorials/keras.md": ("keras", "tensorflow")}
+NOTHING = ("README.md", "docs/tutorials/")  # pages that begin with nothing
 SLOW = ("docs/tutorials/keras.md",)
 
 
@@ -249,7 +250,7 @@ def test_the_blocks_of_a_page_run(
         monkeypatch.delitem(sys.modules, Path(block.title or "").stem, raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     names: dict[str, Any] = {"__name__": "page"}
-    if "tutorials" not in page:
+    if not page.startswith(NOTHING):
         names |= given(files)
     text = (ROOT / page).read_text(encoding="utf-8")
     changed = [(b, new) for b, new in corrected(page, names) if words(b.text) != words(new)]
