@@ -19,7 +19,7 @@ from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS, Norm, wide
+from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
@@ -27,7 +27,11 @@ from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
-__all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
+# what the author of an attack needs, in one import
+__all__ = [
+    "L2", "LOSSES", "NORMS", "Access", "Attack", "Problem", "State",
+    "from_first", "option", "perturb", "run", "wide",
+]  # fmt: skip
 
 # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 State = Any

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class CGBA(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(60, "estimates of the normal")
     probes: int = option(

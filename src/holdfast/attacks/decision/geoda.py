@@ -4,14 +4,12 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 # how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's
 # probes
@@ -30,8 +28,8 @@ class GeoDA(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
 
     steps: int = option(20, "estimates of the normal")
     probes: int = option(200, "of one estimate, on average: the later, the more", at_least=1)

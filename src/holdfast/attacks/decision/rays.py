@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.boundary_search import bisect
 from holdfast.attacks.shared.sign_blocks import block
-from holdfast.norms import wide
 
 
 class Ray(NamedTuple):
@@ -31,9 +30,9 @@ class RayS(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf"})
+    bounded = False
+    random = False
 
     steps: int = option(10000, "blocks tried, each level with twice as many as the last")
     tolerance: float = option(

@@ -13,8 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
 
 STARTS = ("ball", "sphere", "zero", "best")
 

@@ -4,7 +4,6 @@ current one."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,7 +24,7 @@ class NES(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(200, "gradient steps")
     samples: int = option(

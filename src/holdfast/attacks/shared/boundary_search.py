@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Problem, option
-from holdfast.norms import L2, wide
+from holdfast.attacks.attack import L2, Problem, option, wide
 
 DRAWS = 25  # of noise, before a row is given up
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of a draw, blended with x

@@ -10,13 +10,12 @@ those that the model is sure of.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, State, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, State, option, wide
 
 
 class Moving(NamedTuple):
@@ -29,7 +28,7 @@ class MomentumAttack(Attack):
     """An attack whose steps follow the gradients that it has in mind."""
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
     step_size: float = option(0.1, "fraction of eps", above=0)

@@ -4,7 +4,6 @@ is mixed."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ class Admix(MomentumAttack):
     itself is one more copy, so that it is judged; copies are cut at the bounds.
     """
 
-    mixes: ClassVar = True
+    mixes = True
 
     samples: int = option(3, "images that are mixed in, one at a time", at_least=1)
     share: float = option(0.2, "of such an image", at_least=0)
