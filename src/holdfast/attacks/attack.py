@@ -77,9 +77,9 @@ class Attack(ABC):
         others do."""
         return None
 
-    @abstractmethod
     def start(self, p: Problem) -> State:
-        """The state before the first step."""
+        """The state before the first step; x itself, where it is a point."""
+        return torch.zeros_like(p.x)
 
     @abstractmethod
     def step(self, p: Problem, s: State, t: int) -> State:
@@ -230,7 +230,8 @@ class Search(Problem):
         """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
         forwards a row."""
         d, size = self.best()
-        self._counts.reopen()
+        counts = self._counts
+        counts.live, counts.over = counts.live & size.isfinite(), torch.zeros_like(counts.over)
         low, high = torch.full_like(size, 0.9), torch.ones_like(size)
         for _ in range(5):
             middle = (low + high) / 2

@@ -86,9 +86,6 @@ class _Smooth(Attack):
     low: float
     high: float
 
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         answers = []
         for i in range(self.draws):

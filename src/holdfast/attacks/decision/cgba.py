@@ -38,8 +38,7 @@ class CGBA(Attack):
     start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = search.find_start(p, self.start_at)
-        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
+        return search.ball_start(p, self.start_at, self.radius)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
@@ -50,6 +49,6 @@ class CGBA(Attack):
 
         one = torch.ones_like(radius)
         share = search.bisect(
-            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), one.bool()
+            p, along, one, search.within(p, s, search.ball(p, self.radius)), one.bool()
         )
         return torch.where(wide(share < 1, s), along(share), s)

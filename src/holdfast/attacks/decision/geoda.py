@@ -39,8 +39,7 @@ class GeoDA(Attack):
     start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = search.find_start(p, self.start_at)
-        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
+        return search.ball_start(p, self.start_at, self.radius)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
@@ -52,9 +51,7 @@ class GeoDA(Attack):
 
         one = torch.ones_like(size)
         met = p.adversarial(along(one))
-        share = search.bisect(
-            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), met
-        )
+        share = search.bisect(p, along, one, search.within(p, s, search.ball(p, self.radius)), met)
         return torch.where(wide(met, s), along(share), s)
 
     def share(self, t: int) -> int:

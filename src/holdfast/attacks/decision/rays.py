@@ -58,6 +58,6 @@ class RayS(Attack):
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
-        radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
+        radius = bisect(p, along, s.radius, self.tolerance * s.radius, met)
         hit = wide(met, signs)
         return Ray(torch.where(hit, along(radius), s.d), torch.where(hit, signs, s.signs), radius)

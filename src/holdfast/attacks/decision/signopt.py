@@ -107,7 +107,7 @@ class SignOPT(Attack):
             return (wide(radius, direction) * direction).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius), among)
-        radius = search.bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
+        radius = search.bisect(p, along, s.radius, s.radius * s.beta / 20, met)
         d, direction = (
             torch.where(wide(met, direction), new, old)
             for new, old in ((along(radius), s.d), (direction, s.direction))

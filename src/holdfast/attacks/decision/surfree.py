@@ -77,8 +77,6 @@ class SurFree(Attack):
             return along(beyond + share * (found - beyond))
 
         one = torch.ones_like(found)
-        d = torch.where(
-            wide(hit, v), between(search.bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
-        )
+        d = torch.where(wide(hit, v), between(search.bisect(p, between, one, FINE * one, hit)), s.d)
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
         return Planes(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

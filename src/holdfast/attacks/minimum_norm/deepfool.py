@@ -33,9 +33,6 @@ class DeepFool(Attack):
     )
     rivals: int = option(9, "best wrong classes whose boundaries are compared", at_least=1)
 
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         gap, g = nearest(p, s, self.rivals)
         p.finish(p.met)

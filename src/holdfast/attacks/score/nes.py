@@ -37,9 +37,6 @@ class NES(Attack):
         super().__post_init__()
         check_pairs(self)
 
-    def start(self, p: Problem) -> Tensor:
-        return p.random_start("zero")
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)
         return p.project(s + p.stride(ascent(p, s, u, self.sigma), self.step_size))

@@ -23,6 +23,12 @@ class Moving(NamedTuple):
     v: Tensor  # the running sum of gradients, each scaled to L1 size 1
 
 
+def accumulated(v: Tensor, g: Tensor, decay: float) -> Tensor:
+    """The running sum after gradient g, of which this share of the past is kept."""
+    length = wide(g.flatten(1).abs().sum(1), g)
+    return decay * v + g / torch.where(length > 0, length, 1)
+
+
 @dataclass(frozen=True)
 class MomentumAttack(Attack):
     """An attack whose steps follow the gradients that it has in mind."""
@@ -40,6 +46,5 @@ class MomentumAttack(Attack):
 
     def follow(self, p: Problem, s: Moving, g: Tensor) -> Moving:
         """One step along the gradient g and those before."""
-        length = wide(g.flatten(1).abs().sum(1), g)
-        v = self.decay * s.v + g / torch.where(length > 0, length, 1)
+        v = accumulated(s.v, g, self.decay)
         return Moving(p.project(s.d + p.stride(v, self.step_size)), v)

@@ -34,9 +34,6 @@ class VFGA(Attack):
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         _, g = p.gradient(s, self.loss)
         lengths = p.noise("move").normal((2 * self.draws,), s.dtype).abs()

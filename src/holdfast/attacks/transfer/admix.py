@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.pool import others
-from holdfast.attacks.shared.transformed import images, mean_gradient
+from holdfast.attacks.shared.transformed import mean_gradient
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Admix(MomentumAttack):
         black, mixed = p.target.bounds.low, others(p, self.samples)
 
         def change(image: Tensor, i: int) -> Tensor:
-            other = images(p, mixed[:, i // self.copies])
+            other = ImageShape.of(p).split(mixed[:, i // self.copies])
             return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
 
         g = mean_gradient(p, s.d, self.loss, self.samples * self.copies, change)
