@@ -20,6 +20,7 @@ from holdfast.errors import SpecError
 from holdfast.losses import ce
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Batcher, Rows
+from holdfast.targets.target import Inputs
 from holdfast.targets.wrappers import Surrogate
 from laws.world import EPS, Narrow, Then, bent, close, draw, pool, rows, same, threat, wrap
 
@@ -268,7 +269,7 @@ def test_images_of_any_layout_and_inputs_that_are_none(
     for turned, layout in ((x, "nchw"), (x.movedim(1, -1), "nhwc")):
         model = Then(nn.Identity(), lambda _, z: ask(z if z.shape[1] == 2 else z.movedim(-1, 1)))
         target = wrap(model, tuple(turned.shape[1:]), layout="nchw")  # takes either as it is
-        target.layout, target.batcher = layout, Batcher(dtype=torch.float64)
+        target.inputs, target.batcher = Inputs(layout), Batcher(dtype=torch.float64)
         images = draw(30, 2, 4, 5, seed=9)
         target.pool = images if layout == "nchw" else images.movedim(1, -1), torch.arange(30) % 3
         monkeypatch.setattr(target, "_before", lambda x: Batch.of(x).x)

@@ -45,7 +45,7 @@ class Problem:
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
         self.batch = batch  # attacks see what may change, and nothing else
-        self.layout, self.square = target.layout, None
+        self.layout, self.square = target.inputs.layout, None
         if threat.spatial is not None:
             self.layout, self.square = "nchw", threat.spatial.square
         self.aim, self.near = aim, near

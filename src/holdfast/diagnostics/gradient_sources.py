@@ -51,7 +51,7 @@ class Ways:
             return straightened(self.target) is not None
         if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
             return False
-        if name == "surrogate" and self.target.context:
+        if name == "surrogate" and self.target.inputs.context:
             return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
@@ -89,10 +89,10 @@ class Ways:
         return Estimated(self.target, sigma=0.05)
 
     def _surrogate(self) -> Target:
-        if self.target.context:
+        if self.target.inputs.context:
             raise SpecError(
                 "through='surrogate' learns from inputs alone, and to these more belongs: "
-                f"{', '.join(self.target.context)}."
+                f"{', '.join(self.target.inputs.context)}."
             )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(

@@ -121,7 +121,7 @@ def craft(
         attack=repr(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
-        layout=target.layout,
+        layout=target.inputs.layout,
     )
 
 
@@ -196,7 +196,7 @@ def _judged(
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
-    image = (x.ndim == 3 and not target.context) or perceptual.pictures(target, x)
+    image = (x.ndim == 3 and not target.inputs.context) or perceptual.pictures(target, x)
     if image and threat.spatial is None and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit

@@ -93,7 +93,7 @@ def prepare(
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
     drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
-    if drawn and not target.context and target.cost.draws == 1:
+    if drawn and not target.inputs.context and target.cost.draws == 1:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
     else:
@@ -133,7 +133,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
     goals.check(threat, target, len(ready.source), ready.source.name)
     threat.check_shape(form)
-    threat.check_grid(box, moves=bool(target.context))
+    threat.check_grid(box, moves=bool(target.inputs.context))
     for one in (threat, *(threat.at(eps) for eps in curve)):
         one.check_box(box.low, box.high, form)
     if isinstance(threat.eps, torch.Tensor) and len(threat.eps) != len(ready.source):

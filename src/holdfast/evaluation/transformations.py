@@ -33,7 +33,7 @@ def threat_of(transform: Transform, target: Target, shape: tuple[int, ...]) -> T
         raise InputError(
             "images are moved within one range, but each feature has bounds of its own."
         )
-    placed = Spatial(transform, shape, target.layout, target.bounds.low, target.bounds.high)
+    placed = Spatial(transform, shape, target.inputs.layout, target.bounds.low, target.bounds.high)
     return Threat.linf(placed.reach, spatial=placed)
 
 

@@ -131,6 +131,15 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What an input is, beside its shape and its bounds."""
+
+    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
+    # what a question needs beside x: shapes by name
+    context: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one question costs a row."""
 
@@ -175,8 +184,7 @@ class Target(ABC):
     task: Classes
     shape: tuple[int, ...] | None = None
     head: Head = Head()
-    context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
-    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
+    inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
     pool: tuple[Tensor, Tensor] | None = (

@@ -78,14 +78,14 @@ def settings(target: TorchTarget) -> dict[str, Any]:
         "preprocess": target.preprocess,
         "batch_size": target.batcher.size,
         "device": target.batcher.device,
-        "layout": target.layout,
+        "layout": target.inputs.layout,
         "output": target.output,
     }
 
 
 def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
     """A trained model, wrapped as the one that it came from is."""
-    own = wrap(model, probabilities=like.probabilities, draws=1, **settings(like))
+    own = wrap(model, probabilities=like.head.probabilities, draws=1, **settings(like))
     assert isinstance(own, TorchTarget)
     assert like.shape is not None
     own.bind(like.shape)
