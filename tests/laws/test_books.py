@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Outcome, parse, run
+from holdfast.attacks import Outcome, parse
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.target import Cost, Pullback
 from laws.catalogue import class_of, each_blind, every, short
-from laws.world import EPS, Narrow, bent, close, linear, pool, rows, same, threat, wrap
+from laws.world import EPS, POOLS, Narrow, bent, close, linear, pool, rows, run, same, threat, wrap
 
 N = 24
 BUDGETS = torch.tensor([1, 7, 30]).repeat_interleave(N // 3)  # one a row
@@ -78,7 +78,7 @@ def test_columns_are_what_the_model_was_asked(
     name: str, norm: str, budgets: Tensor | None, stop: bool
 ) -> None:
     target = Counting(bent(), shape=(1, 4, 4), batch_size=8)
-    target.pool = pool(target)
+    POOLS[target] = pool(target)
     x, y, mask = marked(target)
     target.asked.clear()
     attack = short(name, 10 if budgets is None else 40)

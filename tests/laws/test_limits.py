@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from holdfast.attacks import parse, run
+from holdfast.attacks import parse
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.norms import LINF, Scaled, wide
@@ -21,7 +21,7 @@ from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
 from holdfast.threats.threat import Threat
-from laws.world import SHAPE, Linear, close, draw, linear, wrap
+from laws.world import SHAPE, Linear, close, draw, linear, run, wrap
 
 N, EPS = 24, 0.6
 SCALE = 0.02 + 0.3 * draw(*SHAPE, seed=11)

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from holdfast.attacks import Attack, Ledger, parse, run
+from holdfast.attacks import Attack, Ledger, parse
 from holdfast.targets import Access
 from laws.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
-from laws.world import EPS, bent, rows, threat, wrap
+from laws.world import EPS, bent, rows, run, threat, wrap
 
 N = 25
 

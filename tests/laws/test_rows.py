@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, Outcome, parse, run
+from holdfast.attacks import Attack, Ledger, Outcome, parse
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 from laws.catalogue import every, fields_of, losses_of, short
-from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
+from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, run, same, threat, wrap
 
 N = 20
 

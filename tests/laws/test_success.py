@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Ledger, Outcome, run
+from holdfast.attacks import Ledger, Outcome
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge
@@ -18,7 +18,7 @@ from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted, Threat
 from laws.catalogue import brief, every, losses_of, short
-from laws.world import EPS, Then, bent, close, rows, threat, wrap
+from laws.world import EPS, Then, bent, close, rows, run, threat, wrap
 
 N = 40
 

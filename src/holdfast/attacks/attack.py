@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.counts import Ledger
-from holdfast.attacks.problem import Problem, legal_size
+from holdfast.attacks.problem import Pool, Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
@@ -52,7 +52,7 @@ class Attack(ABC):
     bounded: ClassVar[bool] = (
         True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
     )
-    mixes: ClassVar[bool] = False  # takes images of other classes from the target's pool
+    mixes: ClassVar[bool] = False  # takes images of other classes from a pool
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
@@ -82,12 +82,19 @@ class Attack(ABC):
         """The state after step t, from 0."""
 
     def __call__(
-        self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0
+        self,
+        model: Any,
+        x: Any,
+        y: Any,
+        threat: Threat | str,
+        *,
+        seed: int = 0,
+        pool: tuple[Any, Any] | None = None,
     ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
         # The judge stands above the attacks, which import nothing of it.
         judged = importlib.import_module("holdfast.evaluation.attack").attack
-        return judged(model, x, y, threat, self, seed=seed)
+        return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
@@ -134,6 +141,7 @@ def run(
     near: Tensor | None = None,
     budget: int | Tensor | None = None,
     stop: bool = True,
+    pool: Pool | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its ledger.
@@ -151,6 +159,8 @@ def run(
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the
             smallest is sought.)
+        pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
+            images of other classes in.
         watch: told the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
@@ -159,7 +169,7 @@ def run(
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
-    check_fit(attack, target, threat)
+    check_fit(attack, target, threat, pool)
     if ids is None:
         ids = torch.arange(len(batch))
     with sealed(seed):
@@ -171,7 +181,16 @@ def run(
         if near is not None:
             near = near.to(batch.x)
         p = Problem(
-            target, batch, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop
+            target,
+            batch,
+            y,
+            threat,
+            keys,
+            near=near,
+            ledger=ledger,
+            budget=budget,
+            stop=stop,
+            pool=pool,
         )
         p.restart = restart
         _search(attack, p, clean, rank, watch)
@@ -217,12 +236,13 @@ def perturb(
     *,
     ids: Tensor | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> Tensor:
     """The same rule without counting, for training: all steps on all rows, and the last point,
     unjudged."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    check_fit(attack, target, threat)
+    check_fit(attack, target, threat, pool)
     with sealed(seed):
         batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         if ids is None:
@@ -234,7 +254,7 @@ def perturb(
             if attack.bounded
             else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         )
-        p = Problem(target, batch, y, threat, keys, ledger=ledger, stop=False)
+        p = Problem(target, batch, y, threat, keys, ledger=ledger, stop=False, pool=pool)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
@@ -252,7 +272,7 @@ def point(state: State) -> Tensor:
     return state if isinstance(state, Tensor) else point(state[0])
 
 
-def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
+def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None = None) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
         fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
@@ -271,11 +291,11 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             "Attacks that seek the "
             f"smallest perturbation in {threat.norm}: {', '.join(fits) or 'none'}."
         )
-    if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
-        held = "no other images" if target.pool is None else "images of one class alone"
+    if attack.mixes and (pool is None or len(pool[1].unique()) < 2):
+        held = "no other images" if pool is None else "images of one class alone"
         raise SpecError(
-            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
-            f"target.pool to (images, classes)."
+            f"{attack!r} mixes in images of other classes, and there are {held}; in Python give "
+            "holdfast.attack(..., pool=(images, classes))."
         )
     threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):

@@ -22,6 +22,8 @@ from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Targeted, Threat
 
+Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
+
 
 class Problem:
     """The search problem of n rows (those still in memory); perturbations d are [n, *shape] in raw
@@ -40,6 +42,7 @@ class Problem:
         ledger: Ledger | None = None,
         budget: Tensor | None = None,
         stop: bool = True,
+        pool: Pool | None = None,
     ) -> None:
         batch = Batch.of(rows)
         x = threat.origin(batch.x)
@@ -49,7 +52,6 @@ class Problem:
         if threat.spatial is not None:
             self.layout, self.square = "nchw", threat.spatial.square
         self.aim, self.near = aim, near
-        pool = target.pool
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
         self.eps = wide(eps.expand(len(x)), x)
@@ -123,7 +125,7 @@ class Problem:
         return self.keys.fold(self.t, name)
 
     def others(self, m: int) -> Tensor:
-        """Inputs of other classes than the row's, drawn from the target's pool: [n, m, *shape].
+        """Inputs of other classes than the row's, drawn from the pool: [n, m, *shape].
 
         A row's draws are its own, and the pool is the same whichever rows are attacked.
         """

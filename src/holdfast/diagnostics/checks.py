@@ -153,7 +153,7 @@ def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
     if trial.through:
         return True
     try:
-        check_fit(trial.attack, ways.target, threat)
+        check_fit(trial.attack, ways.target, threat, ways.images(trial.attack))
     except HoldfastError:
         return False
     return True

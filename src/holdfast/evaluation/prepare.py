@@ -162,7 +162,8 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        check_fit(trial.attack, sources(trial.through), ready.threat)
+        way, pool = sources(trial.through), sources.images(trial.attack)
+        check_fit(trial.attack, way, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(

@@ -187,9 +187,6 @@ class Target(ABC):
     inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
-    pool: tuple[Tensor, Tensor] | None = (
-        None  # inputs [m, *shape] and their classes [m] that an attacker holds
-    )
 
     @cached_property
     def identity(self) -> Identity:

@@ -50,7 +50,7 @@ class Around(Target):
 
     access, task, bounds, shape = map(_of_inner, ("access", "task", "bounds", "shape"))
     inputs, cost, gradients = map(_of_inner, ("inputs", "cost", "gradients"))
-    head, identity, batcher, pool = map(_of_inner, ("head", "identity", "batcher", "pool"))
+    head, identity, batcher = map(_of_inner, ("head", "identity", "batcher"))
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner
