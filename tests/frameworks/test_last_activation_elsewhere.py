@@ -179,10 +179,10 @@ def test_keras_on_every_backend(backend: str) -> None:
     """Line 2: the backend is chosen when Keras is imported, so in a process of its own."""
     pytest.importorskip("keras")
     script = (
-        "from frameworks.test_last_activation_elsewhere import *\nfor p in PLACES: "
+        "from test_last_activation_elsewhere import *\nfor p in PLACES: "
         "same(wrap(keras_model(p)), p)"
     )
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False

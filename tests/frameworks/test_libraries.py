@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws.world import close, draw
+from helpers.models import close, draw
 from test_bad_input import holdfast as cli
 
 import holdfast

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import bent, close, draw, threat
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from holdfast.attacks import parse, run
 from holdfast.errors import InputError
 from holdfast.targets import Target, TorchTarget
 from holdfast.targets.preprocess import Normalize, Resize
-from laws.world import bent, close, draw, threat
 
 SHAPE = (3, 8, 8)
 

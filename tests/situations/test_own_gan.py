@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from laws.world import close
+from helpers.models import close
 from test_bad_input import holdfast, names, refused
 
 import holdfast as package

@@ -18,7 +18,7 @@ from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunking import chunks
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare

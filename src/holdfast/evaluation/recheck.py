@@ -18,7 +18,7 @@ from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation import goals, judge
-from holdfast.evaluation.chunking import chunk_of
+from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, looks

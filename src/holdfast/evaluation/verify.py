@@ -16,12 +16,12 @@ from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluation import goals, transformations
+from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import groups_of, open_for
+from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
@@ -142,9 +142,7 @@ def _as_measured(
     movement = spatial.parse(manifest.model.transformation)
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
-        asked = replace(
-            asked, spatial=transformations.threat_of(movement, target, source.shape).spatial
-        )
+        asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
     target, source = with_truths(target, source, asked)
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:
