@@ -240,13 +240,21 @@ class Target(ABC):
         """A SHA-256 of all that decides the scores."""
 
     def describe(self) -> dict[str, object]:
-        """What the manifest says of the target, beside its fingerprint."""
-        shape = list(self.shape or ())
+        """What the manifest says of the target, beside its fingerprint.
+
+        Raises:
+            InputError: the shape of its inputs is not known yet, and so not all that decides.
+        """
+        if self.shape is None:
+            raise InputError(
+                "a model is described, and has its fingerprint, once the shape of its inputs is "
+                "known: say it with wrap(..., shape=...), or ask the model about some inputs first."
+            )
         box = b"".join(side.numpy().tobytes() for side in self.bounds.each or ())
         own: dict[str, object] = {"box": hashlib.sha256(box).hexdigest()} if box else {}
         return own | {
             "bounds": [self.bounds.low, self.bounds.high],
-            "shape": shape,
+            "shape": list(self.shape),
             "classes": self.task.k,
             "access": self.access.name.lower(),
         }
