@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.models import EPS, Narrow, Then, bent, close, draw, pool, rows, same, threat, wrap
+from helpers.models import EPS, Narrow, Then, bent, close, draw, pool, rows, run, same, threat, wrap
 from scipy.ndimage import correlate1d
 from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
-from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse, run
+from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse
 from holdfast.attacks.attack import Search, point
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_blocks import rebuilt, shuffled, strips
@@ -22,6 +22,7 @@ from holdfast.errors import SpecError
 from holdfast.losses import ce
 from holdfast.rng import Keys
 from holdfast.targets.batch import Batch, Batcher, Rows
+from holdfast.targets.target import Inputs
 from holdfast.targets.wrappers import Surrogate
 
 KEYS = Keys.of(0, torch.arange(6))
@@ -40,7 +41,7 @@ def problem(norm: str = "linf") -> Search:
     target = wrap(Curved())
     target.batcher = Batcher(dtype=torch.float64)
     x, y = rows(target, 6)
-    return Search(target, x, y, threat(norm), Keys.of(3, torch.arange(6)))
+    return Search(target, x, y, threat(norm), Keys.of(3, torch.arange(6)), pool=pool(target))
 
 
 def slope(p: Problem, *points: Tensor) -> Tensor:
@@ -146,9 +147,8 @@ def test_without_images_of_two_classes_nothing_is_mixed() -> None:
         (None, "no other images"),
         ((x1[y1 == 1], y1[y1 == 1]), "images of one class alone"),
     ):
-        target.pool = held
         with pytest.raises(SpecError, match=text):
-            run(parse("admix"), target, x, y, threat("linf"))
+            run(parse("admix"), target, x, y, threat("linf"), pool=held)
 
 
 @pytest.mark.parametrize("name", ["difgsm", "bsr", "sia"])
@@ -269,11 +269,12 @@ def test_images_of_any_layout_and_inputs_that_are_none(
     for turned, layout in ((x, "nchw"), (x.movedim(1, -1), "nhwc")):
         model = Then(nn.Identity(), lambda _, z: ask(z if z.shape[1] == 2 else z.movedim(-1, 1)))
         target = wrap(model, tuple(turned.shape[1:]), layout="nchw")  # takes either as it is
-        target.layout, target.batcher = layout, Batcher(dtype=torch.float64)
+        target.inputs, target.batcher = Inputs(layout), Batcher(dtype=torch.float64)
         images = draw(30, 2, 4, 5, seed=9)
-        target.pool = images if layout == "nchw" else images.movedim(1, -1), torch.arange(30) % 3
+        held = images if layout == "nchw" else images.movedim(1, -1), torch.arange(30) % 3
         monkeypatch.setattr(target, "_before", lambda x: Batch.of(x).x)
-        p = Problem(target, turned, ask(x).argmax(1), threat("l2"), Keys.of(0, torch.arange(8)))
+        keys = Keys.of(0, torch.arange(8))
+        p = Problem(target, turned, ask(x).argmax(1), threat("l2"), keys, pool=held)
         moved = point(attack.step(p, attack.start(p), 0))
         found.append(moved if layout == "nchw" else moved.movedim(-1, 1))
     close(found[0], found[1], rtol=1e-6, atol=1e-12)

@@ -165,8 +165,8 @@ def test_any_order_of_the_axes(name: str, layout: str | None, tmp_path: Path) ->
         )
         known = name not in FUNCTIONS  # a function takes what it is given, as the user said
         if known or layout is None:
-            assert target.layout == ("nchw" if x is X else "nhwc")
-        again = by_name(name, tmp_path, target.layout)  # as verify opens it
+            assert target.inputs.layout == ("nchw" if x is X else "nhwc")
+        again = by_name(name, tmp_path, target.inputs.layout)  # as verify opens it
         again.bind(source.shape)
         assert again.describe() == target.describe()
         np.testing.assert_allclose(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks import Attack, Ledger, run
+from holdfast import attacks
+from holdfast.attacks import Attack, Ledger
 from holdfast.targets import Access, Target, TorchTarget
 from holdfast.targets.batch import Batcher, Rows
 from holdfast.threats.threat import Threat
@@ -25,6 +27,25 @@ IN_FORMS = torch.arange(16).reshape(SHAPE) < 15
 # that pixel's unit: so dark that nothing changes where an attack moves it to another place
 FORM = 1e-9
 EPS = {"linf": 0.08, "l2": 0.25, "l1": 0.7, "l0": 1}  # each breaks some rows of `bent`, and not all
+
+
+POOLS = WeakKeyDictionary[Target, tuple[Tensor, Tensor]]()
+
+
+def held(target: Any) -> tuple[Tensor, Tensor] | None:
+    """The images of `pool`, of a target that `wrap` made or of one around such."""
+    while target not in POOLS and hasattr(target, "inner"):
+        target = target.inner
+    return POOLS.get(target)
+
+
+def run(attack: Attack, target: Target, *rows: Any, **options: Any) -> Ledger:
+    """`holdfast.attacks.run` for an attacker who holds these images."""
+    return attacks.run(attack, target, *rows, **{"pool": held(target), **options})
+
+
+def perturb(attack: Attack, target: Target, *rows: Any) -> Tensor:
+    return attacks.perturb(attack, target, *rows, pool=held(target))
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -98,7 +119,7 @@ class Narrow(Target):
         self.inner, self.access = inner, access
         self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
         self.batcher = Batcher(dtype=inner.batcher.dtype)
-        self.pool = inner.pool
+        POOLS[self] = POOLS[inner]
 
     def scores(self, x: Rows) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
@@ -124,7 +145,7 @@ def linear(
 
 def wrap(model: nn.Module, shape: tuple[int, ...] = SHAPE, **options: object) -> TorchTarget:
     target = TorchTarget(model, shape=shape, **options)  # pyright: ignore[reportArgumentType]
-    target.pool = pool(target)
+    POOLS[target] = pool(target)
     return target
 
 

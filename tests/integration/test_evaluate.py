@@ -23,7 +23,8 @@ from holdfast.attacks import Ledger, parse
 from holdfast.attacks.problem import meets_goal
 from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
-from holdfast.errors import InputError
+from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.merge import merge
@@ -34,6 +35,7 @@ from holdfast.runs.metrics import survivors
 from holdfast.runs.run import Run
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model
+from holdfast.threats.threat import Threat
 
 ATTACKS = (
     'apgd(steps=6, loss="mifpe")',
@@ -263,16 +265,21 @@ def test_a_shard_mixes_in_the_same_images() -> None:
     assert 0 < [*first, *second].count("broken") < N
 
 
-def test_the_images_that_a_user_lends_are_used_and_given_back() -> None:
+def test_the_images_that_a_user_lends_are_used() -> None:
     target, data, mix = TorchTarget(demo_model()), open_data("digits"), parse("admix(steps=1)")
-    with pool.filled(target, data, [mix]):
-        assert target.pool is not None
-        assert len(target.pool[1]) == pool.ROWS
-    assert target.pool is None
-    target.pool = own = torch.rand(3, 1, 8, 8), torch.arange(3)
-    with pool.filled(target, data, [mix]):
-        assert target.pool is own
-    assert target.pool is own
+    held = Ways(target, Threat.linf(0.1), data).images(mix)
+    assert held is not None
+    assert len(held[1]) == pool.ROWS
+    own = torch.rand(3, 1, 8, 8), torch.arange(3)
+    assert Ways(target, Threat.linf(0.1), data, own).images(mix) is own
+    x, y = data.rows(0, 8)
+    usual, lent = (
+        holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=3)", pool=given)
+        for given in (None, own)
+    )
+    assert not np.array_equal(usual.x_adv, lent.x_adv)
+    with pytest.raises(SpecError, match="images of one class alone"):
+        holdfast.attack(target, x, y, "linf(0.1)", "admix", pool=(own[0], torch.ones(3)))
 
 
 def test_order_changes_nothing() -> None:

@@ -14,6 +14,7 @@ from helpers.commands import names, refused
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from holdfast.targets import frameworks, registry
 from holdfast.targets.demo import demo_model
 from holdfast.targets.loading import load
 
@@ -306,3 +307,13 @@ def test_weights_that_do_not_fit(content: dict, words: tuple[str, ...]) -> None:
 def test_a_checkpoint_without_weights(content: object, seen: str) -> None:
     torch.save(content, "net.pt")
     names(evaluate("net.pt", "--arch", ARCH), "net.pt", f"holds a {seen}", "state_dict")
+
+
+def test_a_helper_beside_the_frameworks_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared_helper.py").write_text("VALUE = 1\n")
+    usual, here = registry.frameworks(), [*frameworks.__path__, str(tmp_path)]
+    monkeypatch.setattr(frameworks, "__path__", here)
+    registry.frameworks.cache_clear()
+    assert [found.name for found in registry.frameworks()] == [found.name for found in usual]

@@ -9,10 +9,23 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.catalogue import class_of, each_blind, every, short
-from helpers.models import EPS, Narrow, bent, close, linear, pool, rows, same, threat, wrap
+from helpers.models import (
+    EPS,
+    POOLS,
+    Narrow,
+    bent,
+    close,
+    linear,
+    pool,
+    rows,
+    run,
+    same,
+    threat,
+    wrap,
+)
 from torch import Tensor
 
-from holdfast.attacks import Outcome, parse, run
+from holdfast.attacks import Outcome, parse
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.target import Cost, Pullback
@@ -78,7 +91,7 @@ def test_columns_are_what_the_model_was_asked(
     name: str, norm: str, budgets: Tensor | None, stop: bool
 ) -> None:
     target = Counting(bent(), shape=(1, 4, 4), batch_size=8)
-    target.pool = pool(target)
+    POOLS[target] = pool(target)
     x, y, mask = marked(target)
     target.asked.clear()
     attack = short(name, 10 if budgets is None else 40)

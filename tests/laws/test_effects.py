@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.catalogue import every, short
-from helpers.models import SHAPE, bent, draw, rows, same, threat, wrap
+from helpers.models import SHAPE, bent, draw, perturb, rows, run, same, threat, wrap
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks import parse, perturb, run
+from holdfast.attacks import parse
 from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluation import judge
@@ -205,7 +205,7 @@ def test_a_target_handed_in_stays_as_it_is() -> None:
     assert run.manifest.model.probabilities
     holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=2)")
     assert verify(run.folder, target, (x, y)) == []
-    assert holdfast.wrap(target, task="multilabel").graded is not None
+    assert holdfast.wrap(target, task="multilabel").head.graded is not None
     assert vars(target) == before
     assert target.shape is None
 

@@ -8,13 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.models import SHAPE, Linear, close, draw, linear, wrap
+from helpers.models import SHAPE, Linear, close, draw, linear, run, wrap
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from holdfast.attacks import parse, run
+from holdfast.attacks import parse
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
 from holdfast.norms import LINF, Linf, wide

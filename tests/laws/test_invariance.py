@@ -8,6 +8,7 @@ import torch
 from helpers.catalogue import brief, every, losses_of
 from helpers.models import (
     EPS,
+    POOLS,
     SHAPE,
     Forms,
     Then,
@@ -16,13 +17,14 @@ from helpers.models import (
     linear,
     pool,
     rows,
+    run,
     run_forms,
     threat,
     wrap,
 )
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, run
+from holdfast.attacks import Attack, Ledger
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 
@@ -100,7 +102,7 @@ def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
     model, back = bent(), order.argsort()
     plain, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
     images, classes = pool(plain)
-    renamed.pool = images, back[classes]
+    POOLS[renamed] = images, back[classes]
     x, y = rows(plain, N, wrong=True)
     for options in ({}, {"rank": 1}):
         first = run(attack, plain, x, y, threat(norm), **options)

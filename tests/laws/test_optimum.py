@@ -18,10 +18,10 @@ from helpers.catalogue import (
     short,
 )
 from helpers.exact import best_margin, distance
-from helpers.models import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
+from helpers.models import CONVEX, EPS, Linear, draw, linear, rows, run, run_sizes, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.attacks import CATALOGUE, Attack, Ledger, parse
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 from helpers.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
-from helpers.models import EPS, bent, rows, threat, wrap
+from helpers.models import EPS, bent, rows, run, threat, wrap
 
-from holdfast.attacks import Attack, Ledger, parse, run
+from holdfast.attacks import Attack, Ledger, parse
 from holdfast.targets import Access
 
 N = 25

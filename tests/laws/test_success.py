@@ -8,10 +8,10 @@ import copy
 import pytest
 import torch
 from helpers.catalogue import brief, every, losses_of, short
-from helpers.models import EPS, Then, bent, close, rows, threat, wrap
+from helpers.models import EPS, Then, bent, close, rows, run, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Ledger, Outcome, run
+from holdfast.attacks import Ledger, Outcome
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge

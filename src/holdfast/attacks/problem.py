@@ -22,6 +22,8 @@ from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Targeted, Threat
 
+Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
+
 
 class Problem:
     """The search problem of n rows (those still searched); perturbations d are [n, *shape] in raw
@@ -46,18 +48,18 @@ class Problem:
         ledger: Ledger | None = None,
         budget: Tensor | None = None,
         stop: bool = True,
+        pool: Pool | None = None,
     ) -> None:
         batch = Batch.of(rows)
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
-        self.layout = target.layout if threat.spatial is None else "nchw"
+        self.layout = target.inputs.layout if threat.spatial is None else "nchw"
         # attacks see what may change, and nothing else
         self._context, self._images = batch.context, batch.x
         if threat.spatial is None:
             self._images = x.new_empty(len(x), 0)  # d adds to the inputs, and moves no image
         # inputs [n, *shape] from which an attack that starts at the `best` known point goes on
         self.warm_start = warm_start
-        pool = target.pool
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
         self.eps = wide(eps.expand(len(x)), x)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, run
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.problem import Pool, Problem
 from holdfast.rng import Keys
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
@@ -117,7 +117,13 @@ class Planted:
 
 
 def missed(
-    target: Target, x: Tensor, threat: Threat, attack: Attack, ids: Tensor, seed: int
+    target: Target,
+    x: Tensor,
+    threat: Threat,
+    attack: Attack,
+    ids: Tensor,
+    seed: int,
+    pool: Pool | None = None,
 ) -> tuple[Tensor, Tensor, int, int] | None:
     """The test on rows x [m, *shape] with identities `ids` [m].
 
@@ -165,7 +171,14 @@ def missed(
             if solvable[i]:
                 zero = torch.zeros(1, dtype=torch.int64)
                 books = run(
-                    attack, planted.target, row, zero, threat, ids=ids[i : i + 1].cpu(), seed=seed
+                    attack,
+                    planted.target,
+                    row,
+                    zero,
+                    threat,
+                    ids=ids[i : i + 1].cpu(),
+                    seed=seed,
+                    pool=pool,
                 )
                 lost[i] = not bool(books.broken)
                 forwards, backwards = (

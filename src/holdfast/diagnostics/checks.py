@@ -29,7 +29,7 @@ EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
     here."""
-    usual = not target.context and threat.spatial is None
+    usual = not target.inputs.context and threat.spatial is None
     return threat.bounded and protocol in EXAMINED and budget is None and usual
 
 
@@ -153,7 +153,7 @@ def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
     if trial.through:
         return True
     try:
-        check_fit(trial.attack, ways.target, threat)
+        check_fit(trial.attack, ways.target, threat, ways.images(trial.attack))
     except HoldfastError:
         return False
     return True

@@ -121,7 +121,8 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, ways, seed)
-    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
+    pool = ways.images(first.attack)
+    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -187,7 +188,7 @@ def _attacks(
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
             way = ways(trial.through)
-            check_fit(trial.attack, way, threat)
+            check_fit(trial.attack, way, threat, ways.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
@@ -200,6 +201,7 @@ def _attacks(
                 ids=part.ids.cpu(),
                 seed=seed,
                 clean=part.scores,
+                pool=ways.images(trial.attack),
             )
             hit[at] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))

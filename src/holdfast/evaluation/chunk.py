@@ -459,6 +459,7 @@ def _attack(
         warm_start=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
         stop=plan.stops(trial),
+        pool=plan.ways.images(trial.attack),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}

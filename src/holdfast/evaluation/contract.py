@@ -145,7 +145,9 @@ def check_range(target: Target, data: Source) -> None:
         InputError: it is right far more often on the same rows in the other range.
     """
     box = target.bounds
-    strange = box.low < 0 or 1 < box.high < 128 or target.context or isinstance(target, WithTruth)
+    strange = (
+        box.low < 0 or 1 < box.high < 128 or target.inputs.context or isinstance(target, WithTruth)
+    )
     if strange or target.access < Access.GRADIENTS:
         return
     batch, y = spread(data, TOLD)

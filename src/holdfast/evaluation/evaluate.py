@@ -16,7 +16,6 @@ import pyarrow as pa
 import torch
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
@@ -107,7 +106,7 @@ def evaluate(
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
     plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
-    with run_folder(out) as folder, pool.filled(ready.target, ready.source, ready.attacks):
+    with run_folder(out) as folder:
         check_trials(ready, plan.ways, max_queries)
         facts = facts_of(ready, plan, names or Names())
         if corruptions:

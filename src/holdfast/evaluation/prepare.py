@@ -93,7 +93,7 @@ def prepare(
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    usual = threat.spatial is None and not target.context
+    usual = threat.spatial is None and not target.inputs.context
     if randomised(noted) and own.name in FOLLOWED and usual and target.cost.draws == 1:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
@@ -128,7 +128,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
     goals.check(threat, target, len(ready.source), ready.source.name)
     threat.check_shape(form)
-    threat.check_grid(box, moves=bool(target.context))
+    threat.check_grid(box, moves=bool(target.inputs.context))
     for one in (threat, *(threat.at(eps) for eps in curve)):
         one.check_box(box.low, box.high, form)
     if isinstance(threat.eps, torch.Tensor) and len(threat.eps) != len(ready.source):
@@ -157,7 +157,8 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        check_fit(trial.attack, sources(trial.through), ready.threat)
+        way, pool = sources(trial.through), sources.images(trial.attack)
+        check_fit(trial.attack, way, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
@@ -224,7 +225,7 @@ def threat_of_movement(transform: Transform, target: Target, shape: tuple[int, .
         raise InputError(
             "images are moved within one range, but each feature has bounds of its own."
         )
-    placed = Spatial(transform, shape, target.layout, target.bounds.low, target.bounds.high)
+    placed = Spatial(transform, shape, target.inputs.layout, target.bounds.low, target.bounds.high)
     return Threat.linf(placed.reach, spatial=placed)
 
 

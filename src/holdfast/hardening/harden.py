@@ -293,7 +293,7 @@ def _check_task(target: TorchTarget) -> None:
             "hardening trains classifiers of k classes, and this model's task is "
             f"{target.head.graded}."
         )
-    if target.context:
+    if target.inputs.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."

@@ -84,7 +84,7 @@ def distil(
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batcher.size}
-    return TorchTarget(net.eval(), layout={3: target.layout}.get(len(shape)), **given)
+    return TorchTarget(net.eval(), layout={3: target.inputs.layout}.get(len(shape)), **given)
 
 
 def _ask(target: Target, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _slope(net: nn.Module, x: Tensor, target: Target) -> Tensor:
 
 def _turned(x: Tensor, target: Target) -> Tensor:
     """Images as nchw."""
-    return x.movedim(-1, 1) if target.layout == "nhwc" and x.ndim == 4 else x
+    return x.movedim(-1, 1) if target.inputs.layout == "nhwc" and x.ndim == 4 else x
 
 
 class _Centred(nn.Module):

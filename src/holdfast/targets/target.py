@@ -131,6 +131,15 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What an input is, beside its shape and its bounds."""
+
+    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
+    # what a question needs beside x: shapes by name
+    context: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one question costs a row."""
 
@@ -175,13 +184,9 @@ class Target(ABC):
     task: Classes
     shape: tuple[int, ...] | None = None
     head: Head = Head()
-    context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
-    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
+    inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
-    pool: tuple[Tensor, Tensor] | None = (
-        None  # inputs [m, *shape] and their classes [m] that an attacker holds
-    )
 
     @cached_property
     def identity(self) -> Identity:
@@ -235,13 +240,21 @@ class Target(ABC):
         """A SHA-256 of all that decides the scores."""
 
     def describe(self) -> dict[str, object]:
-        """What the manifest says of the target, beside its fingerprint."""
-        shape = list(self.shape or ())
+        """What the manifest says of the target, beside its fingerprint.
+
+        Raises:
+            InputError: the shape of its inputs is not known yet, and so not all that decides.
+        """
+        if self.shape is None:
+            raise InputError(
+                "a model is described, and has its fingerprint, once the shape of its inputs is "
+                "known: say it with wrap(..., shape=...), or ask the model about some inputs first."
+            )
         box = b"".join(side.numpy().tobytes() for side in self.bounds.each or ())
         own: dict[str, object] = {"box": hashlib.sha256(box).hexdigest()} if box else {}
         return own | {
             "bounds": [self.bounds.low, self.bounds.high],
-            "shape": shape,
+            "shape": list(self.shape),
             "classes": self.task.k,
             "access": self.access.name.lower(),
         }

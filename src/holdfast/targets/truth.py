@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.errors import InputError
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.head import Head
-from holdfast.targets.target import Access, Pullback, Target
+from holdfast.targets.target import Access, Inputs, Pullback, Target
 from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
 from holdfast.tasks import Classes, Graded
 
@@ -68,8 +68,9 @@ class WithTruth(Around):
         return Classes(1 + len(self.rule.ways([""] * self.k)))
 
     @property
-    def context(self) -> dict[str, tuple[int, ...]]:
-        return {**self.inner.context, TRUTH: (self.k,)}
+    def inputs(self) -> Inputs:
+        inner = self.inner.inputs
+        return replace(inner, context={**inner.context, TRUTH: (self.k,)})
 
     def inwards(self, x: Rows) -> Rows:
         return Batch.of(x).without(TRUTH)

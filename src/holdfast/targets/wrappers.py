@@ -49,8 +49,8 @@ class Around(Target):
     """A target that answers through another one, and is like it in all else."""
 
     access, task, bounds, shape = map(_of_inner, ("access", "task", "bounds", "shape"))
-    layout, context, cost, gradients = map(_of_inner, ("layout", "context", "cost", "gradients"))
-    head, identity, batcher, pool = map(_of_inner, ("head", "identity", "batcher", "pool"))
+    inputs, cost, gradients = map(_of_inner, ("inputs", "cost", "gradients"))
+    head, identity, batcher = map(_of_inner, ("head", "identity", "batcher"))
 
     def __init__(self, inner: Target) -> None:
         self.inner = inner

@@ -153,7 +153,7 @@ def _wrapped_again(
 ) -> Target:
     """A target, or a copy of it with what else is said; the one that was handed in stays as it
     is."""
-    if target.shape is not None and layout not in (None, target.layout):
+    if target.shape is not None and layout not in (None, target.inputs.layout):
         refused.append("layout")
     if target.head.said and probabilities not in (None, target.head.probabilities):
         refused.append("probabilities")

@@ -310,10 +310,10 @@ def augmented(
             "augment out."
         )
     low, width = target.bounds.low, target.bounds.high - target.bounds.low
-    batch = Batch(planes((x - low) / width, target.layout).float(), y)
+    batch = Batch(planes((x - low) / width, target.inputs.layout).float(), y)
 
     def back(image: Tensor) -> Tensor:
-        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.layout)
+        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout)
 
     with sealed(seed % 2**63):
         for change in changes:

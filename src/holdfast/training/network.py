@@ -78,7 +78,7 @@ def settings(target: TorchTarget) -> dict[str, Any]:
         "preprocess": target.preprocess,
         "batch_size": target.batcher.size,
         "device": target.batcher.device,
-        "layout": target.layout,
+        "layout": target.inputs.layout,
         "output": target.output,
     }
 

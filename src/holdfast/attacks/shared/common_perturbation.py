@@ -39,7 +39,7 @@ class InputSet:
                 "one answer for all inputs asks for GRADIENTS; the target gives "
                 f"{target.access.name}."
             )
-        if target.context:
+        if target.inputs.context:
             raise SpecError(
                 "one answer for all inputs is searched in the whole input, and this target holds a "
                 "part."

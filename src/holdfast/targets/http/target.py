@@ -22,7 +22,7 @@ from holdfast.targets.head import Head
 from holdfast.targets.http.endpoint import Endpoint, read
 from holdfast.targets.http.messages import BadAnswer, decode, encode
 from holdfast.targets.http.wire import Reply, Wire
-from holdfast.targets.target import Access, Bounds, Identity, Target
+from holdfast.targets.target import Access, Bounds, Identity, Inputs, Target
 from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
@@ -74,7 +74,7 @@ class HttpTarget(Target):
         self.settings = settings
         self.access = {"labels": Access.LABELS}.get(settings.gives, Access.SCORES)
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
-        self.layout = settings.layout
+        self.inputs = Inputs(settings.layout)
         self.head = Head(settings.gives == "probabilities", said=True)
         self.identity = Identity(class_labels=settings.names or None)
         self.batcher = Batcher(max(256, settings.batch * settings.concurrency))
@@ -115,7 +115,7 @@ class HttpTarget(Target):
     def describe(self) -> dict[str, object]:
         return super().describe() | {
             "probabilities": self.head.probabilities,
-            "layout": self.layout,
+            "layout": self.inputs.layout,
         }
 
     def __repr__(self) -> str:

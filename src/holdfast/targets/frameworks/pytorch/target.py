@@ -22,7 +22,7 @@ from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached
-from holdfast.targets.frameworks.pytorch.layouts import readings, remark
+from holdfast.targets.frameworks.pytorch.layouts import Reading, readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
     differentiable,
@@ -45,6 +45,7 @@ from holdfast.targets.target import (
     Cost,
     GradientInfo,
     Identity,
+    Inputs,
     Pullback,
     Target,
     asking,
@@ -138,7 +139,7 @@ class TorchTarget(Target):
         self.head = Head(probabilities, said=probabilities is not None, graded=graded)
         self._scripted: activation.Bare | None = None
         self.output, self.classes = output, classes
-        self.context, self.attacked = dict(further or {}), attacked
+        self.inputs, self.attacked = Inputs(context=dict(further or {})), attacked
         # of one input's outputs, where the task is not one of classes
         self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
@@ -246,12 +247,12 @@ class TorchTarget(Target):
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
-            | ({"attacked": self.attacked} if self.context else {})
+            | ({"attacked": self.attacked} if self.inputs.context else {})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
                 "probabilities": bool(self.head.probabilities),
-                "layout": self.layout,
+                "layout": self.inputs.layout,
             }
         )
 
@@ -267,7 +268,7 @@ class TorchTarget(Target):
         """Raw inputs, images with their channels first."""
         if self.axis == "added":
             return x[:, None]
-        return x.movedim(-1, 1) if self.layout == "nhwc" and x.ndim > 2 else x
+        return x.movedim(-1, 1) if self.inputs.layout == "nhwc" and x.ndim > 2 else x
 
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
@@ -296,14 +297,14 @@ class TorchTarget(Target):
     def _before(self, rows: Rows) -> Tensor:
         """Raw inputs as the model wants them, in memory that it may write to."""
         batch = Batch.of(rows)
-        if self.context:
+        if self.inputs.context:
             return self._flat(batch)
         x = batch.x
         return apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
 
     def _flat(self, batch: Batch) -> Tensor:
         """Rows of several inputs, the one that may change last: [n, features]."""
-        for name, shape in self.context.items():
+        for name, shape in self.inputs.context.items():
             given = batch.context.get(name)
             if given is None:
                 raise InputError(
@@ -314,7 +315,7 @@ class TorchTarget(Target):
                 raise InputError(
                     f"{name} is {tuple(given.shape[1:])} a row, but the model takes {shape}."
                 )
-        return Batch(batch.x, {name: batch.context[name] for name in self.context}).flat()
+        return Batch(batch.x, {name: batch.context[name] for name in self.inputs.context}).flat()
 
     def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for its inputs x [n, ...], which are its own to change."""
@@ -413,7 +414,7 @@ class TorchTarget(Target):
             self.access, remarks = Access.SCORES, (("no_gradients", QUANTISED),)
         self.wants = said.layout  # of the model's images
         self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
-        self.layout = self._asked or self.wants
+        self.inputs = replace(self.inputs, layout=self._asked or self.wants)
         self.classes = self.classes or said.classes
         self.identity = replace(
             self.identity,
@@ -441,14 +442,14 @@ class TorchTarget(Target):
             InputError: there is none; the reason is that of the first.
         """
         given, reason = self.model, None
-        found = readings(given, shape, self._asked, flat=bool(self.context))
+        found = readings(given, shape, self._asked, flat=bool(self.inputs.context))
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
         declared, access = said_by(given).shape, self.access
         for reading in found:
             self.access = access  # an earlier reading may have lowered it
             try:
                 with sealed(0):
-                    self.layout, self.wants, self.axis = reading
+                    self._read_as(reading)
                     if own:
                         self.preprocess = steps
                         self._find_own()
@@ -461,7 +462,7 @@ class TorchTarget(Target):
                                 given, before, output=self.output, classes=self.classes
                             )
                         )
-                        self.layout, self.wants, self.axis = reading
+                        self._read_as(reading)
                         if own:
                             self._find_own()
                     self._find_task()
@@ -479,6 +480,10 @@ class TorchTarget(Target):
         if reason is None:
             raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
         raise unfit(reason, shape) from reason
+
+    def _read_as(self, reading: Reading) -> None:
+        layout, self.wants, self.axis = reading
+        self.inputs = replace(self.inputs, layout=layout)
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -565,7 +570,9 @@ class TorchTarget(Target):
                 (2, *shape), middle, dtype=self.batcher.dtype, device=self.batcher.device
             )
 
-        return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
+        return Batch(
+            full(self.shape), {name: full(form) for name, form in self.inputs.context.items()}
+        )
 
     def _try_channels_last(self) -> None:
         wide = any(
