@@ -195,8 +195,8 @@ def test_a_row_without_a_start_survives(name: str) -> None:
 
 def test_a_known_example_is_a_start_where_noise_is_none() -> None:
     p = problem("l2")
-    p.near = p.x + 0.25
-    p.counts.goal = p.target.labels(p.near)
+    p.warm_start = p.x + 0.25
+    p._counts.goal = p.target.labels(p.warm_start)
     d = find_start(p, "best")
     met = p.adversarial(d)
     assert bool(met.all())

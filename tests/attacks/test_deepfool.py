@@ -45,7 +45,7 @@ def test_deepfool_steps_onto_the_nearest_boundary(
                 d = np.clip(clean + d + (far + more) * way, 0, 1) - clean
                 steps += 1
             np.testing.assert_allclose(state.flatten(), d, rtol=0, atol=1e-12)
-            assert bool(p.counts.over) == won
+            assert bool(p._counts.over) == won
         assert won
     assert steps > N  # or the first step always were the last
 

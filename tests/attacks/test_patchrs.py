@@ -14,8 +14,8 @@ from holdfast.attacks.problem import Problem
 from holdfast.attacks.sparse.patchrs import PatchRS
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError, SpecError
-from holdfast.evaluation.protocols import protocol
-from holdfast.evaluation.transformations import suited, threat_of
+from holdfast.evaluation.prepare import threat_of_movement
+from holdfast.evaluation.protocols import protocol, suited
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys
@@ -30,7 +30,7 @@ SHAPE, SIDE = (2, 5, 6), 2  # rows and columns differ, so that neither is taken 
 def patched(model: Linear, side: int = SIDE) -> tuple[TorchTarget, Threat, Tensor, Tensor]:
     target = TorchTarget(model, shape=SHAPE)
     x, y = rows(target, 12, edge=True)
-    return target, threat_of(Patch(side), target, SHAPE), x, y
+    return target, threat_of_movement(Patch(side), target, SHAPE), x, y
 
 
 def test_the_share_is_the_papers() -> None:
@@ -47,7 +47,7 @@ def test_parameters_reach_every_square_and_nothing_else(layout: str) -> None:
     shape = SHAPE if layout == "nchw" else (5, 6, 2)
     inner = wrap(linear(2, features=60), shape, layout=layout, bounds=(-0.5, 1.5))
     x = draw(40, *shape)
-    threat = threat_of(Patch(SIDE), inner, shape)
+    threat = threat_of_movement(Patch(SIDE), inner, shape)
     assert torch.equal(threat.apply(x, threat.origin(x)), x)
     at = draw(40, 10) * 2 - 0.5
     at[0], at[1] = -0.5, 1.5  # the first corner, all low; the last corner, all high

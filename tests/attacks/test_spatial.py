@@ -17,8 +17,8 @@ from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays, open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
+from holdfast.evaluation.prepare import threat_of_movement
 from holdfast.evaluation.protocols import protocol
-from holdfast.evaluation.transformations import threat_of
 from holdfast.evaluation.verify import verify
 from holdfast.report import words
 from holdfast.rng import Keys
@@ -54,7 +54,7 @@ def test_the_middle_is_no_movement(
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(int(np.prod(shape)), 3))
     target = wrap(model, shape, layout=layout, bounds=(-1.2, 1.5))
     x = draw(6, *shape, dtype=torch.float32) * 2 - 1
-    threat = threat_of(movement, target, shape)
+    threat = threat_of_movement(movement, target, shape)
     assert torch.equal(threat.apply(x, threat.origin(x)), x)
 
 
@@ -80,7 +80,7 @@ def test_a_quarter_turn_and_a_whole_step() -> None:
 @pytest.mark.parametrize("movement", [Rotation(40, 1.5), Flow(1.5)], ids=["rotation", "flow"])
 def test_gradients_are_those_of_the_parameters(movement: Transform) -> None:
     target, x = wrap(bent()), draw(4, 1, 4, 4)
-    threat = threat_of(movement, target, (1, 4, 4))
+    threat = threat_of_movement(movement, target, (1, 4, 4))
     y, keys = torch.zeros(4, dtype=torch.int64), Keys.of(0, torch.arange(4))
     p = Problem(target, x, y, threat, keys)
     d = draw(4, *threat.form((1, 4, 4)), seed=3) - 0.5
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_parameters(movement: Transform) -> None:
 def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Transform) -> None:
     target = wrap(bent())
     x, y = rows(target, 12)
-    threat = threat_of(movement, target, (1, 4, 4)).at(0.4)
+    threat = threat_of_movement(movement, target, (1, 4, 4)).at(0.4)
     ledger = run(parse(attack), target, x, y, threat)
     assert bool(ledger.broken.any())
     broken = ledger.broken
@@ -114,7 +114,7 @@ def test_an_attack_moves_and_does_nothing_else(attack: str, movement: Transform)
 def test_other_rows_do_not_matter() -> None:
     target = wrap(bent())
     x, y = rows(target, 12)
-    threat, ids = threat_of(Rotation(40, 1), target, (1, 4, 4)), torch.arange(12)
+    threat, ids = threat_of_movement(Rotation(40, 1), target, (1, 4, 4)), torch.arange(12)
     whole = run(parse("apgd(steps=8)"), target, x, y, threat)
     part = run(parse("apgd(steps=8)"), target, x[4:9], y[4:9], threat, ids=ids[4:9])
     for name, column in part.columns().items():
@@ -123,7 +123,7 @@ def test_other_rows_do_not_matter() -> None:
 
 def test_the_judge_refuses_all_else() -> None:
     target, x = wrap(bent()), draw(1, 1, 4, 4)
-    threat = threat_of(Rotation(40, 1), target, (1, 4, 4))
+    threat = threat_of_movement(Rotation(40, 1), target, (1, 4, 4))
     for place, by, legal in (
         (0, 0.5, True),
         (0, 0.5001, False),
@@ -138,7 +138,7 @@ def test_a_grid_finds_what_chance_does() -> None:
     """At least what the worst of as many random movements finds on the mean."""
     x, y = digits(40)
     target = holdfast.wrap(demo_model())
-    threat = threat_of(Rotation(25, 0.4), target, (1, 8, 8))
+    threat = threat_of_movement(Rotation(25, 0.4), target, (1, 8, 8))
 
     def broken(attack: str, seed: int = 0) -> int:
         return int(run(parse(attack), target, x, y, threat, seed=seed).broken.sum())
@@ -160,7 +160,7 @@ def test_a_grid_is_whole_and_asks_no_point_twice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Spatial, "apply", apply)
     target = wrap(bent())
     x, y = rows(target, 1)
-    threat = threat_of(Rotation(1e-3, 1e-3), target, (1, 4, 4)).at(0.4)
+    threat = threat_of_movement(Rotation(1e-3, 1e-3), target, (1, 4, 4)).at(0.4)
     run(parse("sweep(steps=30, order='grid')"), target, x, y, threat)
     points = {tuple(p.flatten().tolist()) for p in seen}
     levels = {round(v, 9) for p in points for v in p}
@@ -204,7 +204,7 @@ def test_what_moves_nothing_is_refused(threat: str) -> None:
 
 def test_only_images_move() -> None:
     with pytest.raises(HoldfastError, match="no images"):
-        threat_of(Flow(1), wrap(bent(), (16,)), (16,))
+        threat_of_movement(Flow(1), wrap(bent(), (16,)), (16,))
 
 
 @pytest.mark.parametrize("threat", ["rotation(20, 1)", "flow(1)", "patch(3)"])

@@ -219,9 +219,14 @@ def test_the_best_known_point_is_where_it_goes_on() -> None:
     x, y = p.x, p.y
     first = run(Square(steps=60), p.target, x, y, threat("linf", EPS["linf"]))
     left = ~first.broken
-    x, y, near = x[left], y[left], first.best[left]
+    x, y, best = x[left], y[left], first.best[left]
     again = run(
-        Square(steps=1, start_at="best"), p.target, x, y, threat("linf", EPS["linf"]), near=near
+        Square(steps=1, start_at="best"),
+        p.target,
+        x,
+        y,
+        threat("linf", EPS["linf"]),
+        warm_start=best,
     )
     assert 0 < int(left.sum()) < 12
     assert bool((again.margin <= first.margin[left] + 1e-12).all())

@@ -12,9 +12,10 @@ from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
 from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse, run
-from holdfast.attacks.attack import point
+from holdfast.attacks.attack import Search, point
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_blocks import rebuilt, shuffled, strips
+from holdfast.attacks.shared.pool import others
 from holdfast.attacks.transfer.difgsm import smaller
 from holdfast.attacks.transfer.tifgsm import blurred
 from holdfast.errors import SpecError
@@ -35,11 +36,11 @@ class Curved(nn.Module):
         return torch.sin(3 * (x.flatten(1)[:, None] * w).sum(-1))
 
 
-def problem(norm: str = "linf") -> Problem:
+def problem(norm: str = "linf") -> Search:
     target = wrap(Curved())
     target.batcher = Batcher(dtype=torch.float64)
     x, y = rows(target, 6)
-    return Problem(target, x, y, threat(norm), Keys.of(3, torch.arange(6)))
+    return Search(target, x, y, threat(norm), Keys.of(3, torch.arange(6)))
 
 
 def slope(p: Problem, *points: Tensor) -> Tensor:
@@ -114,8 +115,8 @@ def test_mixed_copies_give_the_mean_gradient() -> None:
     white."""
     p = problem()
     attack = parse("admix(samples=2, share=0.3, copies=3)")
-    leaf, others = p.x.clone().requires_grad_(), p.others(2)
-    mixed = [(leaf + 0.3 * others[:, i]) / 2**j for i in range(2) for j in range(3)]
+    leaf, mixed_in = p.x.clone().requires_grad_(), others(p, 2)
+    mixed = [(leaf + 0.3 * mixed_in[:, i]) / 2**j for i in range(2) for j in range(3)]
     exact = slope(p, leaf, *(image.clamp(0, 1) for image in mixed))
     close(
         attack.step(p, attack.start(p), 0).v,
@@ -127,14 +128,14 @@ def test_mixed_copies_give_the_mean_gradient() -> None:
 def test_others_are_of_other_classes_evenly_and_a_rows_own() -> None:
     p = problem()
     assert p.pool is not None
-    drawn = p.others(4000)
+    drawn = others(p, 4000)
     place = (drawn[:, :, None] == p.pool[0]).flatten(3).all(3).int().argmax(2)
     for row, y in zip(place, p.y, strict=True):
         counts = row.bincount(minlength=30)
         assert torch.equal(counts == 0, p.pool[1] == y)
         assert int(counts[counts > 0].min()) > 4000 / 20 * 0.6
     p.take(torch.tensor([4, 1]))
-    assert torch.equal(p.others(4000), drawn[[4, 1]])
+    assert torch.equal(others(p, 4000), drawn[[4, 1]])
 
 
 def test_without_images_of_two_classes_nothing_is_mixed() -> None:

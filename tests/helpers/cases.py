@@ -33,5 +33,5 @@ def cifar(cases: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def clean_percent(target: Target, x: np.ndarray, y: np.ndarray) -> float:
     target.bind(x.shape[1:])
-    z = target.all_scores(torch.from_numpy(x))
+    z = target.batcher.in_parts(target.scores, torch.from_numpy(x))
     return 100 * float((target.task.predict(z) == torch.from_numpy(y)).double().mean())

@@ -102,6 +102,8 @@ def make(
             shape=list(shape),
             classes=classes,
             layout=layout,
+            transformation=more.get("movement"),
+            access=more.get("access", "gradients"),
         ),
         data=DataInfo(
             spec="mnist:d",
@@ -112,7 +114,7 @@ def make(
             class_names=names,
         ),
         threat=ThreatInfo(
-            text="linf(0.25)",
+            text=more.get("threat", "linf(0.25)"),
             norm="linf",
             eps=eps,
             measured=[(eps, eps)],

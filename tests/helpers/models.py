@@ -97,7 +97,7 @@ class Narrow(Target):
     def __init__(self, inner: Target, access: Access) -> None:
         self.inner, self.access = inner, access
         self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
-        self.batcher = Batcher(dtype=inner.dtype)
+        self.batcher = Batcher(dtype=inner.batcher.dtype)
         self.pool = inner.pool
 
     def scores(self, x: Rows) -> Tensor:
@@ -131,7 +131,7 @@ def wrap(model: nn.Module, shape: tuple[int, ...] = SHAPE, **options: object) ->
 def pool(target: Target) -> tuple[Tensor, Tensor]:
     """Images of every class, for attacks that mix them in."""
     assert target.shape is not None
-    x = draw(30, *target.shape, seed=9, dtype=target.dtype)
+    x = draw(30, *target.shape, seed=9, dtype=target.batcher.dtype)
     return target.bounds.low + x * (target.bounds.high - target.bounds.low), torch.arange(
         30
     ) % target.task.k
@@ -145,9 +145,9 @@ def rows(
     `edge`: half of the pixels stand exactly at 0 or 1. `wrong`: every fourth row has another label.
     """
     assert target.shape is not None
-    x = draw(n, *target.shape, seed=seed, dtype=target.dtype)
+    x = draw(n, *target.shape, seed=seed, dtype=target.batcher.dtype)
     if edge:
-        x = ((x * 2 - 0.5).clamp(0, 1)).to(target.dtype)
+        x = ((x * 2 - 0.5).clamp(0, 1)).to(target.batcher.dtype)
         assert bool((x == 0).any())
         assert bool((x == 1).any())
     y = target.labels(x)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.commands import holdfast, names, refused
 
-from holdfast.cli.options import lines_of
+from holdfast.cli.texts import lines_of
 from holdfast.data import open_data
 from holdfast.data.part import Part
 from holdfast.errors import InputError

@@ -214,8 +214,7 @@ def test_no_decision_is_neither_a_success_nor_a_survival(server: Server) -> None
         ledger=Ledger.open(x, torch.full((N,), 1.0)),
     )
     assert not probed.probes(torch.full((N, 2, *SHAPE), 0.01))[VICTIM].any()
-    assert probed.counts.ledger is not None
-    assert probed.counts.ledger.outcome[VICTIM] == Outcome.FAILED
+    assert probed._counts.ledger.outcome[VICTIM] == Outcome.FAILED
     assert not probed.live[VICTIM]
 
 

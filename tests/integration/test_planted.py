@@ -229,7 +229,7 @@ def test_features_are_kept_only_while_they_are_asked_for() -> None:
     target.bind((1, 8, 8))
     planted = PlantedHead(target, X[:4])
     assert len(planted.lead) == 4
-    planted.target.all_scores(X[:4])
+    planted.target.batcher.in_parts(planted.target.scores, X[:4])
     assert not planted.seen
 
 

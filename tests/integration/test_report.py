@@ -18,8 +18,10 @@ from rich.console import Console
 
 import holdfast
 from holdfast.errors import InputError
-from holdfast.report import figures, html, terminal, words
+from holdfast.report import figures, html, markdown, terminal, words
 from holdfast.runs import store
+from holdfast.runs.compare import compare
+from holdfast.runs.run import Run
 
 
 def page(folder: Path) -> str:
@@ -272,6 +274,31 @@ def test_the_report_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
+
+
+def test_a_movement_is_called_what_was_typed(tmp_path: Path) -> None:
+    typed = "rotation(degrees=30, pixels=1)"
+    m = make(tmp_path, movement=typed, threat="linf(0.5)")
+    source = page(tmp_path)
+    assert f"under {typed}</title>" in source
+    assert f"<code>{typed}</code>, before" in source
+    assert "linf" not in source[: source.index("Means")]
+    assert "of that range" not in source
+    assert f"under `{typed}`" in markdown.summary(m)
+    assert f" under {typed}, n=" in repr(Run(tmp_path))
+    less = make(tmp_path / "less", movement=typed, threat="linf(0.25, target=1)")
+    assert less.asked == f"linf(0.25, target=1) of {typed}"
+    make(tmp_path / "flow", movement="flow(pixels=2)", threat="linf(0.5)")
+    with pytest.raises(InputError, match=r"threat differ, rotation.* and flow"):
+        compare(tmp_path, tmp_path / "flow")
+
+
+@pytest.mark.parametrize("access", ["gradients", "labels"])
+def test_a_plain_function_is_told_by_its_name_alone(tmp_path: Path, access: str) -> None:
+    make(tmp_path, access=access)
+    said = compare(tmp_path, tmp_path).remarks
+    assert "Both runs are of the same model, by its fingerprint." in said
+    assert any("its name alone" in text for text in said) == (access == "labels")
 
 
 def test_queries_of_a_run_in_which_nothing_fell(tmp_path: Path) -> None:

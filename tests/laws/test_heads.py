@@ -150,7 +150,7 @@ def test_one_poisoned_truth_harms_no_other_row(task: str, spec: str) -> None:
 def test_labels_alone_and_pooled_answers_are_refused() -> None:
     _, target, *_ = world("multilabel")
     narrow = Narrow(target.inner, Access.LABELS)
-    narrow.graded = target.inner.graded
+    narrow.head = target.inner.head
     with pytest.raises(InputError, match="labels alone, but multilabel needs"):
         WithTruth(narrow)
     with pytest.raises(InputError, match="several draws"):

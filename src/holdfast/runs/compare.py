@@ -108,7 +108,7 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         runs=(str(folders[0]), str(folders[1])),
         models=(facts[0].model.spec, facts[1].model.spec),
         verdicts=(facts[0].verdict.status, facts[1].verdict.status),
-        threat=facts[0].threat.text,
+        threat=facts[0].asked,
         n=len(label),
         remarks=_remarks(*facts, int((~asked).sum())),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
@@ -304,7 +304,7 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
     parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
     said = [f"{facts.data.spec} {facts.data.fingerprint[:12]}" for facts in (a, b)]
     for what, same, one, other in (
-        ("threat", a.threat.text == b.threat.text, a.threat.text, b.threat.text),
+        ("threat", a.asked == b.asked, a.asked, b.asked),
         ("data", a.data.fingerprint == b.data.fingerprint, *said),
         ("rows", parts[0] == parts[1], *parts),
     ):
@@ -324,6 +324,10 @@ def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
         )
     if a.model.fingerprint == b.model.fingerprint:
         said.append("Both runs are of the same model, by its fingerprint.")
+        if a.model.access != "gradients":
+            said.append(
+                "Of a plain function the fingerprint is its name alone: the two may still differ."
+            )
     if skipped:
         said.append(f"Left out, since one run skipped them: {skipped}.")
     return said

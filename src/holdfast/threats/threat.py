@@ -197,6 +197,10 @@ class Threat:
         """
         return point if self.spatial is None else self.spatial.apply(x, point)
 
+    def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
+        """A gradient [n, *shape] on what the model sees as one on these points."""
+        return g if self.spatial is None else self.spatial.pullback(x, point, g)
+
     def form(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one d for inputs of this shape."""
         return shape if self.spatial is None else self.spatial.form

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.nearest_boundary import nearest
 from holdfast.norms import wide
 
 
@@ -38,7 +39,7 @@ class DeepFool(Attack):
         return torch.zeros_like(p.x)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        gap, g = p.nearest(s, self.rivals)
+        gap, g = nearest(p, s, self.rivals)
         p.finish(p.met)
         step = p.norm.across(g, torch.where(p.met, 0, -gap))
         more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.nearest_boundary import nearest
 from holdfast.norms import wide
 
 
@@ -47,7 +48,7 @@ class FAB(Attack):
         return Nearing(d, torch.ones_like(p.eps.flatten()))
 
     def step(self, p: Problem, s: Nearing, t: int) -> Nearing:
-        gap, g = p.nearest(s.d, p.target.task.k - 1)
+        gap, g = nearest(p, s.d, p.target.task.k - 1)
         eta = wide(s.drive.clamp(self.eta, 10), g)
 
         def ahead(d: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:

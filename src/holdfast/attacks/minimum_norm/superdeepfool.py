@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.shared.nearest_boundary import nearest
 from holdfast.norms import wide
 
 SHRINK = 0.8  # of a turned point that meets the goal
@@ -50,7 +51,7 @@ class SuperDeepFool(Attack):
         return Turning(none, none, torch.zeros_like(p.eps.flatten()))
 
     def step(self, p: Problem, s: Turning, t: int) -> Turning:
-        gap, g = p.nearest(s.d, self.rivals)
+        gap, g = nearest(p, s.d, self.rivals)
         step = p.norm.across(g, -gap)
         more = self.overshoot * (s.tries + 1) * (p.norm.size(s.d) + p.norm.size(step))
         ahead = s.d + step + wide(more, g) * p.steepest(g)

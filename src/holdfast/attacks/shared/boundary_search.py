@@ -43,7 +43,7 @@ def find_start(p: Problem, start_at: str = "noise") -> Tensor:
         if draw >= 0:
             far = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(p.x.shape[1:], p.x.dtype)
         else:
-            far = d if p.near is None else (p.near - p.x).clamp(p.lo, p.hi)
+            far = d if p.warm_start is None else (p.warm_start - p.x).clamp(p.lo, p.hi)
         for share in SHARES:
             met = p.adversarial(share * far, lost)
             d, lost = torch.where(wide(met, d), share * far, d), lost & ~met

@@ -43,9 +43,8 @@ class JSMA(Attack):
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)
-        rival = p.aim if p.goal is None else p.goal
-        if rival is not None:
-            return Pairs(zero, rival[:, None])
+        if p.aim is not None:
+            return Pairs(zero, p.aim[:, None])
         order = without(p.scores(zero), p.y).argsort(dim=1, descending=True, stable=True)
         return Pairs(zero, order[:, :-1])
 

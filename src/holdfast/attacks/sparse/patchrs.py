@@ -82,9 +82,10 @@ class PatchRS(Attack):
 
 def _pixels(p: Problem) -> tuple[ImageShape, int]:
     """The pixels to paint, and how many numbers stand before them: the place, or none."""
-    if p.square is None:
+    square = p.threat.spatial and p.threat.spatial.square
+    if square is None:
         return ImageShape.of(p), 0
-    c, h, w = p.square
+    c, h, w = square
     return ImageShape(c, h, w, (h * w, w, 1)), 2
 
 

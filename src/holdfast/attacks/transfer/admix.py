@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
 from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.pool import others
 from holdfast.attacks.shared.transformed import images, mean_gradient
 
 
@@ -33,10 +34,10 @@ class Admix(MomentumAttack):
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
-        black, others = p.target.bounds.low, p.others(self.samples)
+        black, mixed = p.target.bounds.low, others(p, self.samples)
 
         def change(image: Tensor, i: int) -> Tensor:
-            other = images(p, others[:, i // self.copies])
+            other = images(p, mixed[:, i // self.copies])
             return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
 
         g = mean_gradient(p, s.d, self.loss, self.samples * self.copies, change)

@@ -43,7 +43,7 @@ class AdversarialGenerator:
     def __call__(self, x: Tensor) -> Tensor:
         """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around
         x."""
-        x = x.to(self.target.device, self.target.dtype)
+        x = self.target.batcher.place(x)
         with torch.no_grad():
             net, batcher = self.net.eval(), self.target.batcher
             parts = batcher.parts(lambda at: changed(net, self.target, self.threat, x[at]), len(x))
