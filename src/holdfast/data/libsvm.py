@@ -23,8 +23,6 @@ def open_libsvm(path: Path, name: str) -> Arrays:
     """
     from sklearn.datasets import load_svmlight_file
 
-    if not path.is_file():
-        raise InputError(f"there is no file {path}; expected one of LIBSVM's text.")
     try:
         x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore
     except (ValueError, OverflowError, MemoryError, EOFError, zlib.error) as error:

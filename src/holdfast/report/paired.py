@@ -22,8 +22,9 @@ _SHOWN = 6  # losses in the summary
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    of = ("first", "95 % interval", "second", "95 % interval", "gained", "lost")
-    table = columns("accuracy", *of)
+    table = columns(
+        "accuracy", "first", "95 % interval", "second", "95 % interval", "gained", "lost"
+    )
     for f in found.figures:
         table.add_row(
             f.name.removesuffix(" accuracy"),
@@ -54,8 +55,9 @@ def summary(found: Comparison) -> RenderableType:
 
 
 def _averages(averages: Sequence[Average]) -> Table:
-    of = ("clean, first", "second", "under attack, first", "second")
-    table = columns("mean of the classes", *of)
+    table = columns(
+        "mean of the classes", "clean, first", "second", "under attack, first", "second"
+    )
     for a in averages:
         table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
     return table
