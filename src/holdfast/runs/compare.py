@@ -314,21 +314,16 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
 
 
 def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
-    said = []
-    if a.protocol != b.protocol:
-        said.append(
-            f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the attacks were "
-            "not the same."
-        )
-    if a.model.fingerprint == b.model.fingerprint:
-        said.append("Both runs are of the same model, by its fingerprint.")
-        if a.model.access != "gradients":
-            said.append(
-                "Of a plain function the fingerprint is its name alone: the two may still differ."
-            )
-    if skipped:
-        said.append(f"Left out, since one run skipped them: {skipped}.")
-    return said
+    same = a.model.fingerprint == b.model.fingerprint
+    said = {
+        f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the attacks were not the "
+        "same.": a.protocol != b.protocol,
+        "Both runs are of the same model, by its fingerprint.": same,
+        "Of a plain function the fingerprint is its name alone: the two may still differ.": same
+        and a.model.access != "gradients",
+        f"Left out, since one run skipped them: {skipped}.": skipped > 0,
+    }
+    return [text for text, holds in said.items() if holds]
 
 
 def _among(table: pa.Table, *statuses: str) -> np.ndarray:

@@ -136,17 +136,17 @@ def survivors(last: Restart) -> Survivors:
     does the limit: the number that falls varies less where rows differ than where they are alike
     (Hoeffding 1956).
     """
-    left, share, high = last.attacked - last.broken, 0.0, 0.0
-    if last.attacked:
-        from scipy.stats import binomtest
+    if not last.attacked:
+        return Survivors(attacked=0, broken=0, expected=0.0, high=0.0)
+    from scipy.stats import binomtest
 
-        share = last.broken / last.attacked
-        limits = binomtest(last.broken, last.attacked, alternative="less").proportion_ci(
-            0.95, method="exact"
-        )
-        high = float(limits.high)
+    test = binomtest(last.broken, last.attacked, alternative="less")
+    left, limit = last.attacked - last.broken, test.proportion_ci(0.95, method="exact").high
     return Survivors(
-        attacked=last.attacked, broken=last.broken, expected=left * share, high=left * high
+        attacked=last.attacked,
+        broken=last.broken,
+        expected=left * (last.broken / last.attacked),
+        high=left * float(limit),
     )
 
 

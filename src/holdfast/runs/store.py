@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
 from holdfast.runs.migration import migrate, migrate_samples
@@ -257,8 +257,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, *_ODD) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {path}: {said}. {_DAMAGED}") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}. {_DAMAGED}") from error
 
 
 def ids_of(folder: Path, manifest: Manifest, table: pa.Table) -> np.ndarray:
