@@ -99,8 +99,7 @@ def craft(
     given = () if attack is None else (_named(attack),)
     ready = prepare(target, data, threat, "quick", given, samples)
     if attack is None:
-        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.threat.spatial is None
-        usual = default_attack(ready.protocol, norm, ready.target.access, ball=ball)
+        usual = default_attack(ready.protocol, ready.threat, ready.target.access)
         ready = replace(ready, protocol=usual)
     check_threat(ready)
     with pool.filled(ready.target, ready.source, ready.attacks):

@@ -151,7 +151,7 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
         part = rows.part(at)
         pilot = run(
             first.attack,
-            plan.way(first),
+            plan.ways(first.through),
             part.batch,
             part.y,
             part.threat.at(plan.sought(unit)),
@@ -178,7 +178,7 @@ def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
 def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
     """From runs of a few steps. Their cost grows with the steps, or with a power of them where each
     costs more."""
-    attack, way = trial.attack, plan.way(trial)
+    attack, way = trial.attack, plan.ways(trial.through)
 
     def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""

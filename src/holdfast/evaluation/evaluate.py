@@ -239,10 +239,15 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         store.checksum(shard),
     ):
         return
-    plan = replace(job.plan, watch=_within(job.watch, job.ready.rows, chunk))
+    plan, (first, last) = job.plan, job.ready.rows
+
+    def tell(share: float, trial: str, live: int) -> None:
+        done = start - first + share * (stop - start)
+        job.watch(Progress(done / (last - first), trial, live))
+
     batch, y = read(job.ready.source, start, stop)
     rows = search(
-        plan,
+        replace(plan, watch=tell),
         job.journal,
         name,
         batch.to(batch.x.device, plan.target.dtype),
@@ -275,18 +280,6 @@ def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
         x, ids = torch.from_numpy(job.ready.source.rows(start, stop)[0]), torch.arange(start, stop)
         found = measure.answers(plan.target, x, ids, plan.seed, deadline=plan.deadline)
         job.journal.write(name, found | {"id": ids.numpy()})
-
-
-def _within(
-    watch: Watch, part: tuple[int, int], chunk: tuple[int, int]
-) -> Callable[[float, str, int], None]:
-    """Progress within a chunk, as progress of the whole."""
-    rows = part[1] - part[0]
-
-    def tell(share: float, trial: str, live: int) -> None:
-        watch(Progress((chunk[0] - part[0] + share * (chunk[1] - chunk[0])) / rows, trial, live))
-
-    return tell
 
 
 def _write(job: Evaluation) -> None:

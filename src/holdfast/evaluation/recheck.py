@@ -64,7 +64,6 @@ class Evidence:
 
     def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
         """What the model says of rows, with the noise of the run or `further`."""
-        rows = rows.to(self.target.device, self.target.dtype)
         return judge.rule(self.target, rows, self.manifest.seed + further)
 
 
