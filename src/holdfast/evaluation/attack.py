@@ -19,7 +19,6 @@ from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
@@ -105,10 +104,7 @@ def craft(
     with pool.filled(ready.target, ready.source, ready.attacks):
         sources = Ways(ready.target, ready.threat, ready.source)
         check_trials(ready, sources)
-        parts = [
-            _chunk(ready, sources, seed, first, stop)
-            for first, stop in chunks(ready.rows, ready.source.shape)
-        ]
+        parts = [_chunk(ready, sources, seed, *chunk) for chunk in ready.chunks]
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }

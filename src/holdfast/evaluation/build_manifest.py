@@ -39,10 +39,8 @@ def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialIn
         np.isfinite(table.column("size").to_numpy(zero_copy_only=False).astype(float)).sum()
     )
     judged = table.num_rows + stored
-    if "broken_8bit" in table.column_names:
-        judged += table.num_rows - table.column("broken_8bit").null_count
-    if "robust_by_refusal" in table.column_names:
-        judged += table.num_rows - table.column("robust_by_refusal").null_count
+    for name in {"broken_8bit", "robust_by_refusal"} & set(table.column_names):
+        judged += table.num_rows - table.column(name).null_count
     total = reduce(add, (t.costs for t in trials), facts.probe_costs)
     return Manifest(
         **dict(facts),

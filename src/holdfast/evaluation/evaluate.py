@@ -24,7 +24,7 @@ from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.build_manifest import add, finish
-from holdfast.evaluation.chunk import Plan, Progress, Watch, chunks, search, settle
+from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
 from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
@@ -53,10 +53,6 @@ class Evaluation:
     resume: bool
     watch: Watch
     announce: Callable[[Forecast], None] | None
-
-    @property
-    def chunks(self) -> list[tuple[int, int]]:
-        return chunks(self.ready.rows, self.ready.source.shape)
 
     @property
     def corrupted(self) -> bool:
@@ -118,7 +114,7 @@ def evaluate(
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
-                for chunk in job.chunks:
+                for chunk in job.ready.chunks:
                     _search(job, chunk)
                     _corrupt(job, chunk)
             _write(job)
@@ -285,12 +281,12 @@ def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
 def _write(job: Evaluation) -> None:
     """Make the files of the run from its journal."""
     ready, folder = job.ready, job.folder
-    table, trials, facts, whole = collect(job.plan, job.journal, job.chunks, job.facts)
+    table, trials, facts, whole = collect(job.plan, job.journal, ready.chunks, job.facts)
     if ready.groups is not None:
         table = table.append_column("group", pa.array(ready.groups[slice(*ready.rows)]))
     store.write_samples(folder, table)
     if job.corrupted:
-        answers = collect_corruptions(job.journal, job.chunks)
+        answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
     store.write_gallery(folder, table, ready.source)

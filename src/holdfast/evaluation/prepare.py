@@ -21,6 +21,7 @@ from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, protocols
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
     averaged,
     check_data,
@@ -55,6 +56,10 @@ class Prepared:
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        return chunks(self.rows, self.source.shape)
 
     @property
     def attacks(self) -> list[Attack]:
