@@ -95,7 +95,13 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
-    given = () if attack is None else (_named(attack),)
+    given = () if attack is None else chosen([attack]).trials
+    for trial in given:
+        if trial.near < 1:
+            raise SpecError(
+                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
+                "only one."
+            )
     ready = prepare(target, data, threat, "quick", given, samples)
     if attack is None:
         usual = default_attack(ready.protocol, ready.threat, ready.target.access)
@@ -118,16 +124,6 @@ def craft(
         bounds=(target.bounds.low, target.bounds.high),
         layout=target.layout,
     )
-
-
-def _named(attack: str | Attack | Trial) -> Trial:
-    trial = chosen([attack]).trials[0]
-    if trial.near < 1:
-        raise SpecError(
-            f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-            "only one."
-        )
-    return trial
 
 
 def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:

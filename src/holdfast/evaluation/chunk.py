@@ -115,10 +115,6 @@ class Plan:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
 
-    def stops(self, trial: Trial) -> bool:
-        """Whether its search of a row ends with the first success within eps."""
-        return trial.attack.bounded or not self.smallest
-
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
         refused = self.target.task.refuses and eps == self.measured[0]
@@ -438,7 +434,7 @@ def _attack(
         clean=picked(rows.clean.scores, at),
         near=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
-        stop=plan.stops(trial),
+        stop=trial.attack.bounded or not plan.smallest,
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
     record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}

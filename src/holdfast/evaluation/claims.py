@@ -186,30 +186,21 @@ def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
     protocol = manifest.protocol
-    if protocol.name == "custom":
-        if protocol.version != 1:
-            yield f"protocol: a list of attacks has version 1, not {protocol.version}."
-        return
-    if protocol.name not in protocols.PROTOCOLS:
+    name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
+    if name == "custom" and protocol.version != 1:
+        yield f"protocol: a list of attacks has version 1, not {protocol.version}."
+    elif name not in (*protocols.PROTOCOLS, "custom"):
+        yield f"protocol: this Holdfast knows none of the name {name!r}, so it cannot be checked."
+    elif protocol.version != version:
         yield (
-            f"protocol: this Holdfast knows none of the name {protocol.name!r}, so it cannot be "
-            "checked."
+            f"protocol: this Holdfast has {name} version {version}, so version {protocol.version} "
+            "cannot be checked."
         )
-        return
-    version = protocols.PROTOCOLS[protocol.name][0]
-    if protocol.version != version:
-        yield (
-            f"protocol: this Holdfast has {protocol.name} version {version}, so version "
-            f"{protocol.version} cannot be checked."
-        )
-        return
-    lists = [
-        one
+    elif name != "custom" and not any(
+        protocol.trials in _lists(manifest, threat, drawn=drawn)
         for drawn in {False, target.cost.draws > 1}
-        for one in _lists(manifest, threat, drawn=drawn)
-    ]
-    if protocol.trials not in lists:
-        yield f"protocol: its trials are not those of {protocol.name} version {version}."
+    ):
+        yield f"protocol: its trials are not those of {name} version {version}."
 
 
 def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:

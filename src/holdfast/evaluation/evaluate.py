@@ -23,9 +23,8 @@ from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.build_manifest import add, finish
+from holdfast.evaluation.build_manifest import add, collect, collect_corruptions, finish
 from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
-from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
