@@ -16,7 +16,6 @@ from holdfast.attacks.result import AttackResult
 from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
 from holdfast.data.arrays import like
-from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
@@ -108,9 +107,8 @@ def craft(
         ready = replace(ready, protocol=usual)
     check_threat(ready)
     with pool.filled(ready.target, ready.source, ready.attacks):
-        sources = Ways(ready.target, ready.threat, ready.source)
-        check_trials(ready, sources)
-        parts = [_chunk(ready, sources, seed, *chunk) for chunk in ready.chunks]
+        check_trials(ready)
+        parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }
@@ -126,7 +124,7 @@ def craft(
     )
 
 
-def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:
+def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
@@ -146,7 +144,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
         found = run(
             trial.attack,
-            sources(trial.through),
+            ready.ways(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),

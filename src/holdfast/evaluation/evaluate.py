@@ -21,7 +21,6 @@ from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.build_manifest import add, collect, collect_corruptions, finish
 from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
@@ -103,7 +102,7 @@ def evaluate(
     ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
     plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder, pool.filled(ready.target, ready.source, ready.attacks):
-        check_trials(ready, plan.ways, max_queries)
+        check_trials(ready, max_queries)
         facts = facts_of(ready, plan, names or Names())
         if corruptions:
             facts.corruptions = measure.info(
@@ -138,7 +137,7 @@ def plan_of(
         threat,
         ready.protocol.trials,
         measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
-        ways=Ways(target, threat, ready.source),
+        ways=ready.ways,
         seed=seed,
         budget=budget,
         deadline=deadline,

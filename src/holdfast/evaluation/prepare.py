@@ -53,6 +53,7 @@ class Prepared:
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
+    ways: Ways  # what trials may attack in place of the target
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
@@ -104,7 +105,8 @@ def prepare(
         noted = averaged(check_model(target, source))
         own = protocols.asked(protocol, threat, target.access, drawn=True)
     check_range(target, source)
-    return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
+    ways = Ways(target, threat, source)
+    return Prepared(target, source, threat, own, ways, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -143,7 +145,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
 
 
-def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> None:
+def check_trials(ready: Prepared, budget: int | None = None) -> None:
     """Refuse attacks that could not be run as they were asked for, before any pass is spent.
 
     Raises:
@@ -162,7 +164,7 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        check_fit(trial.attack, sources(trial.through), ready.threat)
+        check_fit(trial.attack, ready.ways(trial.through), ready.threat)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
