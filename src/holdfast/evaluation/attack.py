@@ -68,13 +68,10 @@ def attack(
         >>> result.success.sum(), result.plot()
     """
     made = craft(wrap(model), (x, y), threat, attack, seed=seed)
-    wide = str(getattr(x, "dtype", "")).endswith("float64")
-    for name, value in vars(made).items():
-        if isinstance(value, np.ndarray):
-            if wide and name in ARRAYS:
-                value = value.astype(np.float64)
-            object.__setattr__(made, name, like(value, x))
-    return made
+    arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
+    if str(getattr(x, "dtype", "")).endswith("float64"):
+        arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
+    return replace(made, **{name: like(value, x) for name, value in arrays.items()})
 
 
 def craft(

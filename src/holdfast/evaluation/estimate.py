@@ -164,15 +164,10 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
 
 
 def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
-    """The price of a trial, found once."""
-    if (text := trial.write(whole=True)) not in bill.prices:
-        bill.prices[text] = _price(plan, trial, rows)
-    return bill.prices[text]
-
-
-def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
-    """From runs of a few steps. Their cost grows with the steps, or with a power of them where each
-    costs more."""
+    """The price of a trial, found once, from runs of a few steps. Their cost grows with the steps,
+    or with a power of them where each costs more."""
+    if (text := trial.write(whole=True)) in bill.prices:
+        return bill.prices[text]
     attack, way = trial.attack, plan.ways(trial.through)
 
     def short(steps: int, n: int) -> tuple[float, float]:
@@ -205,7 +200,8 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
     # of a mean step to the first ones
     scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)
     step = max(spent / last - row * few, 0.0)
-    return Price(whole, step * scale, row * scale, attack.steps)
+    bill.prices[text] = Price(whole, step * scale, row * scale, attack.steps)
+    return bill.prices[text]
 
 
 def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:

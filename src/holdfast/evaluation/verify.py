@@ -250,16 +250,11 @@ def _corrupted(e: Evidence) -> Iterator[str]:
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
         for start in range(0, len(ids), STRIDE):
-            part = ids[start : start + STRIDE]
+            part, told = (column[start : start + STRIDE] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
-            told = said[start : start + STRIDE]
-            differs = (
-                (ruling.label.cpu().numpy() != told)
-                & ruling.stable.cpu().numpy()
-                & (told != measure.UNASKED)
-            )
-            others += list(part[differs])
+            label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()
+            others += list(part[stable & (label != told) & (told != measure.UNASKED)])
         if others:
             yield (
                 f"corruptions: under {name} the model's decisions on rows {some(others)} are "
