@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import N, command, flipped, found, measure, same
+from helpers.small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
 from holdfast.evaluation import chunk

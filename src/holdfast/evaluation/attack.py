@@ -125,8 +125,8 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
-    batch = batch.to(target.device, target.dtype)
-    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    batch = target.batcher.place(batch)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.batcher.device)
     ids = torch.arange(first, stop)
     clean = judge.rule(target, batch, seed)
     threat = goals.resolved(threat.of_eps(ids), y, ids, clean.scores, target.task.k, seed)

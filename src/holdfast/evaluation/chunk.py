@@ -432,7 +432,7 @@ def _attack(
         restart=unit.restart,
         rank=unit.rank,
         clean=picked(rows.clean.scores, at),
-        near=rows.best[at] if trial.attack.warm else None,
+        warm_start=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
         stop=trial.attack.bounded or not plan.smallest,
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),

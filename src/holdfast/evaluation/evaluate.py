@@ -244,7 +244,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         replace(plan, watch=tell),
         job.journal,
         name,
-        batch.to(batch.x.device, plan.target.dtype),
+        batch.to(batch.x.device, plan.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )

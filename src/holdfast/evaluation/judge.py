@@ -41,7 +41,7 @@ PASSES = 2
 
 def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
     """The decisions on n rows, which may lie on any device."""
-    batch = Batch.of(rows).to(target.device, target.dtype)
+    batch = target.batcher.place(Batch.of(rows))
     reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
     with sealed(seed):
         with drawing("judge", 1):  # a random step draws for each look alone, as no search did

@@ -36,7 +36,7 @@ from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
@@ -86,7 +86,7 @@ def prepare(
         SpecError: the protocol, an attack or the threat cannot be understood.
     """
     own = protocols.chosen(attacks) if attacks else None
-    target = target.copied()
+    target = copied(target)
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None

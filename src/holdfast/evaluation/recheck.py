@@ -248,7 +248,7 @@ def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarr
 
 
 def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) -> Examples:
-    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.dtype, e.target.bounds
+    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.batcher.dtype, e.target.bounds
     rows = rows.to(rows.x.device, dtype)
     found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
     point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)

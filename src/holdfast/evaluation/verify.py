@@ -28,7 +28,7 @@ from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
 from holdfast.targets.batch import Batch
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
@@ -72,7 +72,7 @@ def verify(
         raise InputError(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
-    target = target.copied()
+    target = copied(target)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
@@ -145,7 +145,7 @@ def _as_measured(
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
-    target.probabilities, target.said = manifest.model.probabilities, True
+    target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     return target, source, asked, labels
 
 
