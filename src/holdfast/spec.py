@@ -114,7 +114,7 @@ def check(item: Any) -> None:
         value, choices = getattr(item, field.name), field.metadata.get("choices")
         if not _fits(field, value):
             name = type(item).__name__.lower()
-            raise SpecError(f"{name} has {field.name}={value!r}, but it must be {_wanted(field)}.")
+            raise SpecError(f"{name} has {field.name}={value!r}, but it must be {wanted(field)}.")
         if choices and value not in choices:
             raise SpecError(
                 f"unknown {field.name} {value!r} in {write(item)}; {suggest(value, choices)}"
@@ -140,9 +140,11 @@ def _fits(field: dataclasses.Field[Any], value: Any) -> bool:
     return all(_LIMITS[word](value, limit) for word, limit in bounds.items())
 
 
-def _wanted(field: dataclasses.Field[Any]) -> str:
-    """What a value of the field must be, with its help."""
-    kind, text = _type(field), field.metadata.get("help")
+def wanted(field: dataclasses.Field[Any]) -> str:
+    """What a value of the field must be, with its help; of a type of its own, its help alone."""
+    kind, text = _type(field), field.metadata.get("help", "")
+    if kind not in _TYPES:
+        return text
     words = _TYPES[kind][1]
     if field.metadata.get("choices"):
         words = "one of"

@@ -275,6 +275,16 @@ def test_report_writes_the_page_again() -> None:
     [
         ("attacks", ("pgd(steps=40", "apgd(steps=100")),
         ("protocols", ("quick", "standard")),
+        (
+            "defences",
+            (
+                "jpeg(quality=75)",
+                "quality: a whole number at least 1 and at most 95 (the lower, the coarser)",
+                "randomresizepad(low, high)",
+                "net: a module, a .pt2 program, or path/file.py:factory",
+                "limit: a number above 0",
+            ),
+        ),
         ("data", ("digits", ".npz")),
     ],
 )

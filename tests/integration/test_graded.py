@@ -16,10 +16,14 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
+from holdfast.evaluation.truths import with_truths
 from holdfast.evaluation.verify import verify
 from holdfast.report import html
 from holdfast.runs import store
 from holdfast.runs.run import Run
+from holdfast.targets.batch import read
+from holdfast.targets.truth import TRUTH
+from holdfast.threats.threat import Threat
 
 N, K = 60, 3
 TASKS = {"multilabel": "linf(0.04)", "regression(tolerance=0.3)": "linf(0.05)"}
@@ -54,6 +58,19 @@ def measure(task: str, **options: Any) -> Run:
     target = holdfast.wrap(options.pop("model", Net()), task=task)
     attacks = options.pop("attacks", ["apgd(steps=10)", "fab(steps=5)"])
     return holdfast.evaluate(target, data(task), TASKS[task], attacks=attacks, **options)
+
+
+def test_rows_and_their_truths_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, asked = from_arrays(*data("multilabel")), []
+    given = inner.rows
+    monkeypatch.setattr(inner, "rows", lambda *rows: (asked.append(rows), given(*rows))[1])
+    target = holdfast.wrap(Net(), task="multilabel")
+    _, source = with_truths(target, inner, Threat.linf(0.1))
+    batch, y = read(source, 4, 9)
+    assert asked == [(4, 9)]
+    assert source.context(2, 6)[TRUTH].tolist() == data("multilabel")[1][2:6].tolist()
+    assert batch.context[TRUTH].tolist() == data("multilabel")[1][4:9].tolist()
+    assert not y.any()
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -36,9 +36,12 @@ class Planted:
     """
 
     def __init__(self, target: Target, x: Tensor) -> None:
-        if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
-            raise LookupError("not a torch module.")
-        if isinstance(target.model, Adapter) or target.head.graded is not None:
+        if (
+            not isinstance(target, TorchTarget)
+            or not isinstance(target.model, nn.Module)
+            or isinstance(target.model, Adapter)
+            or target.head.graded is not None
+        ):
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()

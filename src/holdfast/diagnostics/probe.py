@@ -36,8 +36,8 @@ QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",
     "labels": "rays(steps=30)",
-    "straight": 'apgd(steps=30, loss="margin", through="straight")',
 }
+STRAIGHT = 'apgd(steps=30, loss="margin", through="straight")'  # where steps have no gradient
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,17 @@ def rows_of(source: Source) -> int:
     return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
 
 
+def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
+    """What is tried on rows that a protocol's first trial leaves; `hard`: the model has steps
+    without a gradient."""
+    more = Trial(replace(first.attack, steps=2 * first.attack.steps))
+    asked = {name: parse_trial(text) for name, text in QUESTIONS.items()}
+    return {"more": more, **asked, **({"straight": parse_trial(STRAIGHT)} if hard else {})}
+
+
 def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int) -> Answers:
-    """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that
-    it left alone.
+    """Put all questions. Those of `questions` go to rows that the protocol's first trial left
+    alone.
 
     `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores`
     a search on scores alone, `labels` one on labels, `straight` the gradients straight through; and
@@ -210,11 +218,8 @@ def _attacks(
 
     fallen = broken("first", first, everything)
     stood = ~fallen
-    found.beat["stood"] = _np(stood)
-    broken("more", Trial(replace(first.attack, steps=2 * first.attack.steps)), stood)
-    for name, text in QUESTIONS.items():
-        if name != "straight" or found.hard:
-            broken(name, parse_trial(text), stood)
+    for name, trial in questions(first, hard=bool(found.hard)).items():
+        broken(name, trial, stood)
     width = target.bounds.high - target.bounds.low
     whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
     if first.attack.bounded:

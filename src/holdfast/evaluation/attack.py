@@ -15,10 +15,8 @@ from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.trial import Trial
 from holdfast.data.arrays import like
-from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
@@ -74,13 +72,10 @@ def attack(
         >>> result.success.sum(), result.plot()
     """
     made = craft(wrap(model), (x, y), threat, attack, seed=seed, pool=pool)
-    wide = str(getattr(x, "dtype", "")).endswith("float64")
-    for name, value in vars(made).items():
-        if isinstance(value, np.ndarray):
-            if wide and name in ARRAYS:
-                value = value.astype(np.float64)
-            object.__setattr__(made, name, like(value, x))
-    return made
+    arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
+    if str(getattr(x, "dtype", "")).endswith("float64"):
+        arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
+    return replace(made, **{name: like(value, x) for name, value in arrays.items()})
 
 
 def craft(
@@ -102,20 +97,22 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
-    given = () if attack is None else (_named(attack),)
+    given = () if attack is None else chosen([attack]).trials
+    for trial in given:
+        if trial.near < 1:
+            raise SpecError(
+                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
+                "only one."
+            )
     ready = prepare(target, data, threat, "quick", given, samples)
     if attack is None:
-        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.threat.spatial is None
-        usual = default_attack(ready.protocol, norm, ready.target.access, ball=ball)
+        usual = default_attack(ready.protocol, ready.threat, ready.target.access)
         ready = replace(ready, protocol=usual)
     check_threat(ready)
-    images = None if pool is None else _images(ready.target, pool)
-    sources = Ways(ready.target, ready.threat, ready.source, images)
-    check_trials(ready, sources)
-    parts = [
-        _chunk(ready, sources, seed, first, stop)
-        for first, stop in chunks(ready.rows, ready.source.shape)
-    ]
+    if pool is not None:
+        ready.ways.pool = _images(ready.target, pool)
+    check_trials(ready)
+    parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }
@@ -140,17 +137,7 @@ def _images(target: Target, given: tuple[Any, Any]) -> Pool:
     return batch.x, torch.from_numpy(y.astype(np.int64))
 
 
-def _named(attack: str | Attack | Trial) -> Trial:
-    trial = chosen([attack]).trials[0]
-    if trial.near < 1:
-        raise SpecError(
-            f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-            "only one."
-        )
-    return trial
-
-
-def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:
+def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
@@ -170,7 +157,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
         found = run(
             trial.attack,
-            sources(trial.through),
+            ready.ways(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -180,7 +167,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
             rank=rank,
             clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
-            pool=sources.images(trial.attack),
+            pool=ready.ways.images(trial.attack),
         )
         smallest = found.size.where(found.broken, torch.inf).cpu()
         better = (smallest < size[left]) | size[left].isinf()

@@ -54,6 +54,9 @@ def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]
     return [(max(a, first), min(a + stride, last)) for a in range(begin, last, stride)]
 
 
+COUNTS = ("queries", "forwards", "backwards", "zero_gradients")  # of the search of each row
+
+
 class Progress(NamedTuple):
     """How far an evaluation is."""
 
@@ -92,10 +95,6 @@ class Plan:
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
-    def way(self, trial: Trial) -> Target:
-        """What a trial attacks: the target, or a way round its defence."""
-        return self.ways(trial.through)
-
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
         upwards."""
@@ -115,10 +114,6 @@ class Plan:
     def sought(self, unit: Unit) -> float:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
-
-    def stops(self, trial: Trial) -> bool:
-        """Whether its search of a row ends with the first success within eps."""
-        return trial.attack.bounded or not self.smallest
 
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
@@ -144,10 +139,7 @@ class Rows:
     margin: Tensor
     lowest: Tensor  # [n] float64: the lowest margin at the eps that is now searched
     failed: Tensor  # [n] bool
-    queries: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    zero_gradients: Tensor
+    counts: dict[str, Tensor]  # of COUNTS, [n] int64 each
     asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
     costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(
         default_factory=dict
@@ -155,7 +147,6 @@ class Rows:
     missed: set[float] = field(
         default_factory=set
     )  # eps at which time ran out before every unit was run
-    begun: bool = False  # at least one unit was run
 
     @property
     def x(self) -> Tensor:
@@ -190,8 +181,8 @@ class Rows:
             self.broken_by[rows[fresh]] = unit.trial
             self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
             self.failed[rows] |= new["outcome"] == Outcome.FAILED
-        for name in ("queries", "forwards", "backwards", "zero_gradients"):
-            getattr(self, name)[rows] += new[name]
+        for name, count in self.counts.items():
+            count[rows] += new[name]
         return int(fresh.sum())
 
 
@@ -225,7 +216,6 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
         else:
             record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
             journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
-        rows.begun = True
         broken = rows.fold(at, record, unit, own, plan)
         key = (unit.eps, unit.trial, unit.restart)
         seen, fell, spent = rows.costs.get(key, (len(at), 0, Costs()))
@@ -278,7 +268,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
 def _judge(plan: Plan, rows: Rows) -> Judged:
     at = rows.size.isfinite().nonzero()[:, 0]
     shown = rows.shown(at)
-    ruling = _ruled(plan, shown)
+    ruling = judge.rule(plan.target, shown, plan.seed)
     widest = plan.threat.at(max(plan.measured))
     legal, size = judge.within(plan.target, widest, rows.x[at], rows.best[at])
     agreed = meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
@@ -300,7 +290,7 @@ def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
     status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
         status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    if not rows.begun and bool(rows.asked.any()):
+    if not rows.costs and bool(rows.asked.any()):  # no unit was run
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
     return status
 
@@ -322,10 +312,7 @@ def _columns(plan: Plan, rows: Rows, found: Judged, broken: Tensor) -> dict[str,
         "broken_by": torch.where(broken, rows.broken_by, -1),
         "size": _of_all(rows, found.at[found.holds], found.size[found.holds]),
         "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
-        "queries": rows.queries,
-        "forwards": rows.forwards,
-        "backwards": rows.backwards,
-        "zero_gradients": rows.zero_gradients,
+        **rows.counts,
         "finished": in_time | broken,
     }
 
@@ -381,7 +368,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     nothing was asked."""
     start = plan.threat.origin(rows.x)
     at = (robust & (rows.best != start).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = _ruled(plan, rows.shown(at))
+    ruling = judge.rule(plan.target, rows.shown(at), plan.seed)
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
@@ -391,17 +378,13 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     return column
 
 
-def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
-    return judge.rule(plan.target, plan.target.batcher.place(batch), plan.seed)
-
-
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
 def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = _ruled(plan, batch)
+        ruling = judge.rule(plan.target, batch, plan.seed)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
@@ -410,14 +393,10 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
     asked = (clean.label == y) & clean.stable
     threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
     asked &= ~meets_goal(threat, y, y)
-    count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:
         margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
-    flag = torch.zeros(n, dtype=torch.bool)
-    nobody = torch.full((n,), -1, dtype=torch.int32)
-    queries, forwards, backwards, zero_gradients = count
     return Rows(
         batch=batch,
         y=y,
@@ -426,14 +405,11 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
         clean=clean,
         best=threat.origin(batch.x).clone(),
         size=far,
-        broken_by=nobody,
+        broken_by=torch.full((n,), -1, dtype=torch.int32),
         margin=margin,
         lowest=margin.clone(),
-        failed=flag,
-        queries=queries,
-        forwards=forwards,
-        backwards=backwards,
-        zero_gradients=zero_gradients,
+        failed=torch.zeros(n, dtype=torch.bool),
+        counts={name: torch.zeros(n, dtype=torch.int64) for name in COUNTS},
         asked=asked,
     )
 
@@ -447,7 +423,7 @@ def _attack(
     started = time.monotonic()
     ledger = run(
         trial.attack,
-        plan.way(trial),
+        plan.ways(trial.through),
         rows.batch[at],
         rows.y[at],
         rows.threat.of_rows(at).at(plan.sought(unit)),
@@ -457,8 +433,8 @@ def _attack(
         rank=unit.rank,
         clean=picked(rows.clean.scores, at),
         warm_start=rows.best[at] if trial.attack.warm else None,
-        budget=None if plan.budget is None else plan.budget - rows.forwards[at],
-        stop=plan.stops(trial),
+        budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
+        stop=trial.attack.bounded or not plan.smallest,
         pool=plan.ways.images(trial.attack),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )

@@ -3,8 +3,6 @@ odd is noted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -31,7 +29,8 @@ def check_data(data: Source, bounds: Bounds) -> None:
         InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
-    for start, x, _ in _parts(data):
+    for start in range(0, len(data), STRIDE):
+        x, _ = data.rows(start, min(start + STRIDE, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
         if bounds.each is not None:
@@ -183,14 +182,14 @@ def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def _randomised(target: Target, x: Batch) -> list[Finding]:
     """Whether the model answers otherwise when its random state is another."""
-    answers = []
+    ask, answers = target.labels, []
+    if target.access >= Access.SCORES:
+        ask = target.scores
     for seed in (0, 1):
         with sealed(seed):
-            if target.access >= Access.SCORES:
-                answers.append(target.batcher.in_parts(target.scores, x))
-            else:
-                answers.append(target.batcher.in_parts(target.labels, x).double()[:, None])
-    first, second = (torch.nan_to_num(z) for z in answers)
+            answers.append(target.batcher.in_parts(ask, x))
+    # labels as numbers
+    first, second = (torch.nan_to_num(1.0 * z).view(len(x), -1) for z in answers)
     apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
     if not (share := float(apart.double().mean())):
         return []
@@ -235,9 +234,3 @@ def _likely(
             "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
         )
     return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."
-
-
-def _parts(data: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    for start in range(0, len(data), STRIDE):
-        x, y = data.rows(start, min(start + STRIDE, len(data)))
-        yield start, x, np.asarray(y)

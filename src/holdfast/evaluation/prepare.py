@@ -21,6 +21,7 @@ from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, protocols
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
     averaged,
     check_data,
@@ -52,9 +53,14 @@ class Prepared:
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
+    ways: Ways  # what trials may attack in place of the target
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        return chunks(self.rows, self.source.shape)
 
     @property
     def attacks(self) -> list[Attack]:
@@ -88,18 +94,22 @@ def prepare(
         threat = threat_of_movement(movement, target, source.shape)
     threat = as_threat(threat)
     target, source = with_truths(target, source, threat)
-    own = own or protocols.asked(protocol, threat, target.access)
+    if not attacks:
+        protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    usual = threat.spatial is None and not target.inputs.context
-    if randomised(noted) and own.name in FOLLOWED and usual and target.cost.draws == 1:
+    usual = threat.spatial is None and not target.inputs.context and not attacks
+    drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
+    if drawn:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-        own = protocols.asked(protocol, threat, target.access, drawn=True)
     check_range(target, source)
-    return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
+    # the first inputs have shown what a plain function gives
+    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
+    ways = Ways(target, threat, source)
+    return Prepared(target, source, threat, own, ways, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -138,7 +148,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
 
 
-def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> None:
+def check_trials(ready: Prepared, budget: int | None = None) -> None:
     """Refuse attacks that could not be run as they were asked for, before any pass is spent.
 
     Raises:
@@ -157,7 +167,7 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        way, pool = sources(trial.through), sources.images(trial.attack)
+        way, pool = ready.ways(trial.through), ready.ways.images(trial.attack)
         check_fit(trial.attack, way, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:

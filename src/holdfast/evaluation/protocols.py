@@ -334,10 +334,11 @@ def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]
     return lists[name]
 
 
-def default_attack(quick: Protocol, norm: str, access: Access, *, ball: bool) -> Protocol:
-    """The attack where none is named: PGD in a `ball` of eps, or where that cannot run, the first
-    one of this list of protocol `quick`."""
-    if ball and access == Access.GRADIENTS and norm in CATALOGUE["pgd"]().norms:
+def default_attack(quick: Protocol, threat: Threat, access: Access) -> Protocol:
+    """The attack where none is named: PGD in a ball of eps, or where that cannot run, the first one
+    of this list of protocol `quick`."""
+    ball = threat.bounded and threat.spatial is None
+    if ball and access == Access.GRADIENTS and CATALOGUE["pgd"]().works_in(threat.norm):
         return chosen(["pgd"])
     return replace(quick, trials=quick.trials[:1])
 

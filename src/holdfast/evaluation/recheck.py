@@ -64,7 +64,6 @@ class Evidence:
 
     def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
         """What the model says of rows, with the noise of the run or `further`."""
-        rows = self.target.batcher.place(rows)
         return judge.rule(self.target, rows, self.manifest.seed + further)
 
 
@@ -112,12 +111,19 @@ def rows_again(e: Evidence) -> Iterator[str]:
         found = (_legality(e, s), _figures(e, s), _answers(e, s))
         yield from _sentences("adversarial: the stored examples of rows", stored_ids, *found)
     bare = (columns["status"] == "broken") & ~evidence
-    if bare.any():
-        yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
-    for name in [n for n in ("size", "psnr", "ssim", "lpips") if n in columns]:
-        bare = np.isfinite(columns[name].astype(float)) & ~evidence
-        if bare.any():
-            yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
+    yield from _sentences("adversarial", ids, [(bare, "no stored example for broken rows {}")])
+    of_examples = [name for name in ("size", "psnr", "ssim", "lpips") if name in columns]
+    yield from _sentences(
+        "samples: rows",
+        ids,
+        [
+            (
+                np.isfinite(columns[n].astype(float)) & ~evidence,
+                f"have a {n} without a stored example",
+            )
+            for n in of_examples
+        ],
+    )
 
 
 def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
