@@ -67,6 +67,14 @@ def test_autoattack_95_a_window_keeps_its_area_where_it_is_no_square(h: int, w: 
         assert a == b or a * b == pytest.approx(share * h * w, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [(7,), (5, 4)])
+def test_channels_last_says_nothing_of_inputs_without_channels(shape: tuple[int, ...]) -> None:
+    p = problem(shape, "linf")
+    first = ImageShape.of(p)
+    p.layout = "nhwc"
+    assert ImageShape.of(p) == first
+
+
 @pytest.mark.parametrize("shape", [(7,), (5, 4), (3, 4, 5), (2, 3, 4, 5), (1, 1, 1)])
 @pytest.mark.parametrize("norm", EPS)
 def test_inputs_need_not_be_images(shape: tuple[int, ...], norm: str) -> None:

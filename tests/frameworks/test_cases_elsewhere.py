@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.cases import case, clean_percent, mnist
+from helpers.commands import holdfast as cli
 from helpers.models import Narrow
-from test_bad_input import holdfast as cli
-from test_cases import case, clean_percent, mnist
 
 import holdfast
 from holdfast.attacks import parse, run

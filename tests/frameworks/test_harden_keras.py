@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import twins
-from test_bad_input import holdfast as command
-from test_bad_input import names, refused
+from helpers.commands import holdfast as command
+from helpers.commands import names, refused
 
 from holdfast.data import open_data
 from holdfast.runs.compare import compare

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import re
-import zlib
 from typing import Any
 
 import pytest
@@ -63,32 +62,31 @@ def class_of(name: str) -> Any:
     return maker.func if isinstance(maker, functools.partial) else maker
 
 
-def every(test: Any) -> Any:
+def every(turn: int) -> pytest.MarkDecorator:
     """Parametrise over every attack and every norm that it supports: arguments `name` and
     `norm`."""
-    return _in_turn(test, {name: sorted(short(name).norms) for name in CATALOGUE})
+    return _in_turn(turn, {name: sorted(short(name).norms) for name in CATALOGUE})
 
 
-def _in_turn(test: Any, norms: dict[str, list[str]]) -> Any:
-    """One norm of each attack in every run, another one for another law; the others are slow (make
-    test-all)."""
+def _in_turn(turn: int, norms: dict[str, list[str]]) -> pytest.MarkDecorator:
+    """One norm of each attack in every run; the others are slow (make test-all). Neighbours in the
+    catalogue are tried in different norms, and so is one attack by laws of different turns."""
     pairs = []
-    for name, all_ in norms.items():
-        turn = zlib.crc32(f"{test.__name__} {name}".encode()) % max(len(all_), 1)
+    for place, (name, all_) in enumerate(norms.items(), turn):
         pairs += [
-            pytest.param(name, n, marks=() if i == turn else pytest.mark.slow)
+            pytest.param(name, n, marks=() if i == place % len(all_) else pytest.mark.slow)
             for i, n in enumerate(all_)
         ]
-    return pytest.mark.parametrize(("name", "norm"), pairs)(test)
+    return pytest.mark.parametrize(("name", "norm"), pairs)
 
 
 def each(
-    test: Any, *, needs: tuple[Access, ...] = tuple(Access), kinds: tuple[bool, ...] = (True, False)
-) -> Any:
+    turn: int, *, needs: tuple[Access, ...] = tuple(Access), kinds: tuple[bool, ...] = (True, False)
+) -> pytest.MarkDecorator:
     """Parametrise over the classes alone (other names only preset fields), and their norms; `kinds`
     of `bounded`."""
     chosen = [c for c in CLASSES if c.needs in needs and c.bounded in kinds]
-    return _in_turn(test, {c.__name__.lower(): sorted(c.norms) for c in chosen})
+    return _in_turn(turn, {c.__name__.lower(): sorted(c.norms) for c in chosen})
 
 
 each_blind = functools.partial(each, needs=(Access.LABELS, Access.SCORES))

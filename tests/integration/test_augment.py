@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.models import draw
-from test_harden import Killed, Normed, training
+from helpers.training import Killed, Normed, training
 from torch import Tensor, nn
 
 from holdfast.errors import InputError, SpecError

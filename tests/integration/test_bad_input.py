@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from helpers.commands import holdfast, names, refused, same_run
 
-from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.runs import store
 from holdfast.runs.run import Run
@@ -67,32 +66,6 @@ class Wrong(nn.Module):
         first = nn.functional.one_hot(z.argmax(1) * 0, 10)
         return z + 100 * (x.amax((1, 2, 3)) > 1)[:, None] * first
 """
-
-
-def holdfast(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
-
-
-def refused(*args: object) -> str:
-    """The sentence that the command line refuses a mistake with."""
-    done = holdfast(*args)
-    text = "\n".join(
-        line
-        for line in done.stderr.strip().splitlines()
-        if line and not line.startswith("estimate: ")
-    )
-    assert done.exit_code == 2, done.output
-    assert done.stdout == ""
-    assert text.startswith("error: ")
-    assert len(text.splitlines()) == 1
-    assert text.endswith((".", "?", ")"))
-    assert "Traceback" not in text
-    return text
-
-
-def names(text: str, *words: str) -> None:
-    for word in words:
-        assert word in text
 
 
 @pytest.fixture(autouse=True)
@@ -315,13 +288,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = (f"{folder}/models.py:Stoppable", *ASKED[1:])
     assert holdfast("evaluate", *asked, "--out", folder / "run").exit_code == 0
     return folder / "run"
-
-
-def same_run(folder: Path | str, other: Path | str) -> None:
-    """Two folders hold the same evidence and figures."""
-    assert store.checksums(Path(folder)) == store.checksums(Path(other))
-    assert Run(folder).samples.equals(Run(other).samples)
-    assert Run(folder).metrics == Run(other).metrics
 
 
 def test_a_folder_that_holds_something_is_left_alone() -> None:

@@ -14,10 +14,10 @@ from xml.etree import ElementTree as xml
 import pytest
 import typer
 import yaml
+from helpers.commands import holdfast, names, refused
+from helpers.made_up_runs import HOSTILE, make
+from helpers.model_files import MEANS
 from jsonschema import Draft7Validator
-from test_bad_input import holdfast, names, refused
-from test_cli import MODELS
-from test_report import HOSTILE, make
 
 from holdfast.cli.main import app
 from holdfast.errors import SpecError
@@ -283,7 +283,7 @@ def test_the_workflow_fails_by_the_codes_it_is_to(
     """Its own commands, on a small model: the gates fall, and a model that gives NaN is
     `unreliable`."""
     monkeypatch.chdir(tmp_path)
-    Path("models.py").write_text(MODELS)
+    Path("models.py").write_text(MEANS)
     ours = {"$MODEL": f"models.py:{model}", "$DATA": "digits", "linf(8/255)": "linf(0.2)"}
     ours |= {"standard": "quick", "1000": "12"}
     for (_, *words), code in zip(workflow()[1], codes, strict=True):

@@ -14,42 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.commands import holdfast, names, refused, same_run
+from helpers.model_files import MEANS
 from safetensors.numpy import load_file, save_file
-from test_bad_input import holdfast, names, refused, same_run
 
 from holdfast.data import open_data
 from holdfast.runs import store
 from holdfast.runs.run import Run
 
-MODELS = '''
-import torch
-from torch import nn
-from holdfast.data import open_data
-
-class Means(nn.Module):
-    """The nearest class mean. It multiplies and sums: a row's scores are the same bits whatever
-    the batch."""
-
-    def __init__(self, scale=1.0):
-        super().__init__()
-        x, y = map(torch.from_numpy, open_data("digits", split="train").rows(0, 1437))
-        means = torch.stack([x[y == c].double().mean(0).flatten() for c in range(10)])
-        self.w, self.b = nn.Parameter(means * scale), nn.Parameter(-(means**2).sum(1) / 2 * scale)
-
-    def forward(self, x):
-        return (x.flatten(1)[:, None] * self.w).sum(-1) + self.b
-
-class Spotty(Means):
-    """Gives NaN off the grid that the digits lie on."""
-
-    def forward(self, x):
-        off = ((x * 16).round() - x * 16).abs().flatten(1).amax(1) > 1e-3
-        return torch.where(off[:, None], torch.nan, super().forward(x))
-
-def means(): return Means()
-def other(): return Means(2.0)
-def spotty(): return Spotty()
-'''
 PGD = ("--attack", "pgd(steps=3)")
 LINF = ("--threat", "linf(0.1)")
 ASKED = ("models.py:means", "digits", *LINF, *PGD, "--samples", "0:40")
@@ -59,7 +31,7 @@ ASKED = ("models.py:means", "digits", *LINF, *PGD, "--samples", "0:40")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with models and one finished run."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "models.py").write_text(MODELS)
+    (folder / "models.py").write_text(MEANS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert holdfast("evaluate", *ASKED, "--out", "run").exit_code == 0

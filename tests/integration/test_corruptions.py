@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.commands import assert_same_figures, holdfast, names, refused
 from PIL import Image
 from scipy import ndimage
-from test_bad_input import holdfast, names, refused
-from test_evaluate import assert_same_figures
 from torch import Tensor
 
 from holdfast.corruptions import filters, kinds, measure

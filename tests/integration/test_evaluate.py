@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.commands import assert_same_figures
 from torch import Tensor, nn
 
 import holdfast
@@ -28,7 +30,7 @@ from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
-from holdfast.runs.manifest import Facts, Metrics
+from holdfast.runs.manifest import Facts
 from holdfast.runs.metrics import survivors
 from holdfast.runs.run import Run
 from holdfast.targets import Access, TorchTarget
@@ -115,7 +117,6 @@ def open_data_arrays():
 KILLED = """
 import gc, os, signal, sys
 from holdfast.runs import journal, store
-sys.path.insert(0, {tests!r})
 import test_evaluate
 
 whole_write = store.write_bytes
@@ -156,9 +157,13 @@ def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_p
         (1, "half", True),
         (4, "after", True),
     ]
-    script = KILLED.format(tests=str(Path(__file__).parent), out=str(out), moments=moments)
+    script = KILLED.format(out=str(out), moments=moments)
     done = subprocess.run(
-        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.splitlines() == [f"{-signal.SIGKILL} False"] * 5
     again = measure(out=out, curve=(0.04,), resume=True)
@@ -215,16 +220,6 @@ def assert_same_but_unstable(a: Run, b: Run, n: int = N) -> None:
     """On the first n rows."""
     pairs = zip(statuses(a), statuses(b)[:n], strict=True)
     assert all(left == right or "unstable" in (left, right) for left, right in pairs)
-
-
-def assert_same_figures(a: Metrics, b: Metrics) -> None:
-    """To the bit, but for calibration: it averages scores, which some machines' kernels round by
-    the batch."""
-    assert a.model_copy(update={"calibration": b.calibration}) == b
-    assert a.calibration is not None
-    assert b.calibration is not None
-    ours, theirs = a.calibration.model_dump(), b.calibration.model_dump()
-    assert all(ours[name] == pytest.approx(theirs[name], abs=1e-6) for name in ("ece", "aurc"))
 
 
 def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_planted import Planted
+from helpers.planted import Planted
 from torch import Tensor, nn
 
 import holdfast
@@ -423,7 +423,7 @@ def test_all_findings_cost_little(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.cases
 def test_a_thresholded_input_falls_without_a_hint(cases: Path) -> None:
-    from test_cases import case, mnist
+    from helpers.cases import case, mnist
 
     model = case(cases, "torch_abs_cnn_mnist").load(binarize=True)
     found = holdfast.evaluate(holdfast.wrap(model), mnist(cases), "linf(0.3)", samples=500)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import holdfast as command
+from helpers.commands import names, refused
 from safetensors.torch import load_file
-from test_bad_input import holdfast as command
-from test_bad_input import names, refused
 from torch import Tensor, nn
 
 from holdfast.attacks.universal.advgan import advgan

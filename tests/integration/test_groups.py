@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_bad_input import holdfast, names, refused
+from helpers.commands import holdfast, names, refused
 
 from holdfast.cli.texts import lines_of
 from holdfast.data import open_data

@@ -8,20 +8,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.commands import holdfast as command
+from helpers.commands import names, refused
+from helpers.model_files import LAYERS
+from helpers.training import SMALL, Killed, Normed, digits, fresh, training
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_bad_input import holdfast as command
-from test_bad_input import names, refused
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.data import Source, from_arrays, open_data
+from holdfast.data import open_data
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.hardening import objectives, recipes
@@ -54,38 +55,6 @@ def test_recipes_are_calls() -> None:
 # ---------------------------------------------------------------------- the loop
 
 
-def digits(start: int, stop: int) -> Source:
-    return from_arrays(*open_data("digits", split="train").rows(start, stop), scale=False)
-
-
-def fresh(make: Callable[[], nn.Module] = demo_net) -> nn.Module:
-    torch.manual_seed(0)
-    return make()
-
-
-def training(
-    recipe: str,
-    *,
-    eps: float = 0.15,
-    rows: int = 320,
-    make: Callable[[], nn.Module] = demo_net,
-    **options,
-) -> tuple[Training, nn.Module]:
-    net = fresh(make)
-    target = wrap(net)
-    target.bind((1, 8, 8))
-    made = recipes.parse(recipe)
-    return Training(
-        target,
-        digits(0, rows),
-        digits(1000, 1060),
-        Threat.linf(eps),
-        made,
-        *recipes.parts(made),
-        **options,
-    ), net  # pyright: ignore[reportArgumentType]
-
-
 def weights(state: State) -> list[Tensor]:
     return [
         *state.net.state_dict().values(),
@@ -93,25 +62,6 @@ def weights(state: State) -> list[Tensor]:
         *(state.best[name] for name in sorted(state.best)),
         *(state.rival.net.state_dict().values() if state.rival is not None else ()),
     ]
-
-
-class Normed(nn.Module):
-    """With all that resuming could forget: batch norm, dropout, a frozen part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2)
-        )
-        self.head = nn.Linear(144, 10)
-        self.head.bias.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize(
@@ -392,14 +342,6 @@ def test_a_pair_by_hand() -> None:
 
 # ---------------------------------------------------------------------- end to end
 
-SMALL = (
-    "--recipe",
-    'fast(epochs=3, judge="pgd(steps=3)")',
-    "--protocol",
-    "quick",
-    "--test-samples",
-    40,
-)
 LINF = ("--threat", "linf(0.1)")
 
 
@@ -476,25 +418,6 @@ def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
     assert not made.model.training
 
 
-MODELS = """
-import torch
-from torch import nn
-
-def normed(): return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
-def none(): return nn.Sequential(nn.Flatten(), nn.AvgPool1d(6, 6))
-def two(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-def function(x): return x.flatten(1)[:, :10]
-def broken():
-    net = normed()
-    net[2].weight.data.fill_(float("nan"))
-    return net
-def explosive():
-    net = normed()
-    net[2].bias.data[0], net[2].bias.data[1] = 3e38, -3e38
-    return net
-"""
-
-
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -519,7 +442,7 @@ def explosive():
 def test_mistakes_are_one_sentence_and_write_nothing(
     here: Path, args: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
-    (here / "models.py").write_text(MODELS)
+    (here / "models.py").write_text(LAYERS)
     x, y = open_data("digits").rows(0, 360)
     keep = np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:3]])
     np.savez("few.npz", x=x[keep], y=y[keep])
@@ -528,7 +451,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(
 
 
 def test_a_loss_that_is_not_finite_at_the_first_step_leaves_no_model(here: Path) -> None:
-    (here / "models.py").write_text(MODELS)
+    (here / "models.py").write_text(LAYERS)
     names(
         refused("harden", "models.py:explosive", "digits", *LINF, *SMALL, "--out", "hard"),
         "loss",

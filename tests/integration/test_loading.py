@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import names, refused
 from safetensors.torch import save_file
-from test_bad_input import names, refused
 from torch import Tensor, nn
 
 from holdfast.targets import frameworks, registry

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_bad_input import holdfast, names, refused
+from helpers.commands import holdfast, names, refused
 
 import holdfast as hf
 from holdfast.data import open_data

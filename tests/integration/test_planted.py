@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.planted import Planted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,18 +44,6 @@ class Cut(torch.autograd.Function):
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return ctx.change(g[0], x), None
-
-
-class Planted(Defence):
-    def __init__(
-        self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor] = lambda z: z
-    ) -> None:
-        super().__init__(trained(mlp))
-        self.first, self.last = before, after
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.inner(self.first(x)))
 
 
 def cut(change: Callable[..., Tensor]) -> nn.Module:

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_bad_input import holdfast as command
-from test_bad_input import names, refused
-from test_harden import MODELS, SMALL, Normed, digits, training
+from helpers.commands import holdfast as command
+from helpers.commands import names, refused
+from helpers.model_files import LAYERS
+from helpers.training import SMALL, Normed, digits, training
 from torch import Tensor, nn
 
 import holdfast
@@ -122,7 +123,7 @@ def test_one_process_that_dies_ends_all_with_one_sentence() -> None:
 def test_the_command_shares_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network comes from a file; what one process began, two end."""
     (here / "models.py").write_text(
-        f"{MODELS}\ndef seeded():\n    torch.manual_seed(0)\n    return normed()\n"
+        f"{LAYERS}\ndef seeded():\n    torch.manual_seed(0)\n    return normed()\n"
     )
     asked = ("harden", "models.py:seeded", "digits", *LINF, *SMALL, "--out", "hard")
     close = Training._close

@@ -77,7 +77,7 @@ def marked(target: TorchTarget) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, mask
 
 
-@every
+@every(0)
 @pytest.mark.parametrize(
     ("budgets", "stop"),
     [
@@ -106,7 +106,7 @@ def test_columns_are_what_the_model_was_asked(
     assert int(ledger.forwards.min()) >= 1
 
 
-@every
+@every(1)
 @pytest.mark.parametrize("budgets", [None, BUDGETS], ids=["no budget", "budgets"])
 def test_a_question_of_many_passes_costs_them_all(
     name: str, norm: str, budgets: Tensor | None
@@ -122,7 +122,7 @@ def test_a_question_of_many_passes_costs_them_all(
     assert budgets is None or bool((ledger.forwards <= budgets).all())
 
 
-@every
+@every(2)
 def test_one_budget_a_row(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)
@@ -131,7 +131,7 @@ def test_one_budget_a_row(name: str, norm: str) -> None:
     assert bool((ledger.forwards <= budget).all())
 
 
-@every
+@every(3)
 def test_settled_rows_cost_nothing_more(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N, wrong=True)
@@ -143,7 +143,7 @@ def test_settled_rows_cost_nothing_more(name: str, norm: str) -> None:
     assert bool((ledger.size[already] == 0).all())
 
 
-@every
+@every(4)
 def test_clean_scores_that_are_known_are_not_asked_again(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)
@@ -162,7 +162,7 @@ def test_rows_known_to_be_wrong_are_settled_at_once() -> None:
     assert ledger.forwards[::4].tolist() == [0, 0]
 
 
-@each_blind
+@each_blind(5)
 def test_less_access_finds_the_same(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)

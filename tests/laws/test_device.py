@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@every
+@every(0)
 def test_an_attack_finds_on_an_accelerator_what_it_finds_on_a_cpu(name: str, norm: str) -> None:
     here, there = wrap(bent()), wrap(bent(), device="cuda")
     x, y = rows(here, 12, wrong=True)

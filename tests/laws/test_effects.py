@@ -98,7 +98,7 @@ def world(model: nn.Module) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@every
+@every(0)
 def test_a_run_leaves_no_trace(name: str, norm: str) -> None:
     model = Fussy()
     x, y = world(model)
@@ -112,7 +112,7 @@ def test_a_run_leaves_no_trace(name: str, norm: str) -> None:
     assert picture(model, x, y, ids, budget, eps) == before
 
 
-@every
+@every(1)
 def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     model = Faulty()
     x, y = world(model)
@@ -126,7 +126,7 @@ def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     assert picture(model, x, y) == before
 
 
-@every
+@every(2)
 def test_a_randomised_model_draws_from_the_runs_own_seed(name: str, norm: str) -> None:
     model = Noisy()
     x, y = world(model)
@@ -159,7 +159,7 @@ def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(
     assert picture(model, x, y) == before
 
 
-@every
+@every(3)
 def test_works_in_every_gradient_mode(name: str, norm: str) -> None:
     model = bent()
     x, y = rows(wrap(model), 12)

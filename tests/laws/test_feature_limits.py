@@ -17,7 +17,7 @@ from torch import Tensor
 from holdfast.attacks import parse
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
-from holdfast.norms import LINF, Scaled, wide
+from holdfast.norms import LINF, Linf, wide
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import Bounds
@@ -118,7 +118,7 @@ numbers = st.floats(-4, 4)
 @given(st.integers(0, 10**6), numbers, st.floats(0.01, 3))
 def test_the_norm_is_linf_in_a_space_of_other_units(seed: int, gap: float, eps: float) -> None:
     w = 0.1 + 2 * draw(2, 3, seed=seed)
-    norm = Scaled(w)
+    norm = Linf(w)
     d, g = (4 * draw(4, 2, 3, seed=seed + i) - 2 for i in (1, 2))
     lo, hi = -draw(4, 2, 3, seed=seed + 3), draw(4, 2, 3, seed=seed + 4)
     share, all_ = draw(4, seed=seed + 5), torch.full((4, 1, 1), eps, dtype=d.dtype)

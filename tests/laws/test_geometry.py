@@ -52,7 +52,7 @@ def test_strides_lead_to_the_best_point_and_stay_there(norm: str) -> None:
         assert bool(((other * g).flatten(1).sum(1) <= best + 1e-9).all())
 
 
-@each
+@each(0)
 def test_an_infinite_eps_is_refused_by_what_needs_a_ball(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)

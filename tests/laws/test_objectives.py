@@ -8,37 +8,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_harden import training
+from helpers.linear_training import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, softmax
+from helpers.training import robust, training
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import _noise_of, run
-from holdfast.attacks.gradient.pgd import PGD as Ascent
+from holdfast.attacks.attack import _noise_of
 from holdfast.attacks.universal.advgan import advgan
 from holdfast.data import open_data
 from holdfast.errors import SpecError
 from holdfast.hardening import objectives
 from holdfast.hardening.noise import _Smooth
 from holdfast.rng import Keys
-from holdfast.targets import TorchTarget, wrap
-from holdfast.targets.demo import demo_model, demo_net
+from holdfast.targets import wrap
 from holdfast.threats.threat import Threat
-from holdfast.training.inner_attack import InnerAttack
 from holdfast.training.objective import Net
 from holdfast.training.state import State
-
-F64 = torch.float64
-W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=F64)  # [k, features]
-# of the network as it was before
-GIVEN = torch.tensor([[0.1, 0.2], [2.0, 0.3], [-1.0, 4.0]], dtype=F64)
-X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=F64)
-NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=F64)
-Y = torch.tensor([0, 2])
-ONE = torch.eye(3, dtype=F64)[Y]
-
-
-def softmax(z: Tensor) -> Tensor:
-    e = (z - z.amax(1, keepdim=True)).exp()
-    return e / e.sum(1, keepdim=True)
 
 
 def bent(p: Tensor, v: Tensor) -> Tensor:
@@ -127,22 +111,6 @@ def test_several_points_a_row_weigh_alike() -> None:
     assert w.grad is not None
     assert torch.allclose(w.grad, slopes("ensemble"), atol=1e-12)
     assert len(z) == 4
-
-
-def linear(weight: Tensor) -> TorchTarget:
-    net = nn.Linear(2, 3, bias=False).double()
-    net.weight.data = weight.clone()
-    target = wrap(net)
-    target.bind((2,))
-    assert isinstance(target, TorchTarget)
-    return target
-
-
-def crafting(threat: Threat | None = None, share: float = 1.0) -> InnerAttack:
-    target = linear(W)
-    return InnerAttack(
-        target.live(target.model), linear(GIVEN), threat or Threat.linf(0.05), seed=1, share=share
-    )  # pyright: ignore[reportArgumentType]
 
 
 def ce(x: Tensor, y: Tensor = Y) -> Tensor:
@@ -335,18 +303,6 @@ def test_objectives_are_calls() -> None:
 def plain() -> float:
     """The share of test digits that plain training leaves standing."""
     return robust("standard")
-
-
-def robust(objective: str, more: str = "", given: bool = False) -> float:
-    how = (
-        'epochs=10, batch_size=32, optimiser="adam", rate=0.004, ramp=0, ema=0.9, '
-        'judge="pgd(steps=2)"' + more
-    )
-    make = demo_model if given else demo_net
-    done, net = training(f"fast({how}, objective='{objective}')", eps=0.1, make=make)
-    net.load_state_dict(done.fit(net).best_average())
-    x, y = (torch.from_numpy(part) for part in open_data("digits").rows(0, 100))
-    return float((~run(Ascent(steps=10), wrap(net), x, y, Threat.linf(0.1)).broken).double().mean())
 
 
 QUICK = ["fast", "nfgsm", "pgd(steps=4)", "trades(steps=4)", "free(batch_replays=4)"]

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_harden import training
-from test_objectives import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, plain, robust, softmax
+from helpers.linear_training import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, softmax
+from helpers.training import robust, training
 from torch import Tensor, nn
 
 from holdfast.errors import SpecError
@@ -23,7 +23,6 @@ from holdfast.training.objective import Net
 from holdfast.training.sharpness import MOVES, perturbed_weights
 from holdfast.training.state import State
 
-__all__ = ["plain"]  # a fixture
 CRAFT = crafting()
 
 
@@ -232,6 +231,12 @@ GAINS = [
     ("squeeze(weight=0.5)", "standard"),
     ("spectral(weight=0.05)", "standard"),
 ]
+
+
+@pytest.fixture(scope="module")
+def plain() -> float:
+    """The share of test digits that plain training leaves standing."""
+    return robust("standard")
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.commands import holdfast, names
 from scipy.stats import binom, binomtest
-from test_bad_input import holdfast, names
 
 from holdfast.evaluation.perceptual import looks, ssim
 from holdfast.runs import store

@@ -54,7 +54,7 @@ def check(
     assert torch.equal(meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
 
 
-@every
+@every(0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("stop", [True, False])
 def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torch.dtype) -> None:
@@ -71,7 +71,7 @@ def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torc
         check(ledger, model, target, x, y, t)
 
 
-@every
+@every(1)
 def test_the_mask_is_kept(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -83,7 +83,7 @@ def test_the_mask_is_kept(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(2)
 def test_only_the_goal_counts(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -94,7 +94,7 @@ def test_only_the_goal_counts(name: str, norm: str) -> None:
             check(run(brief(name, **fields), target, x, y, t), model, target, x, y, t)
 
 
-@every
+@every(3)
 def test_an_eps_a_row(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -105,7 +105,7 @@ def test_an_eps_a_row(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(4)
 def test_other_bounds(name: str, norm: str) -> None:
     inner = bent()
     model = Then(inner, lambda x, _: inner((x + 1) / 2))
@@ -117,7 +117,7 @@ def test_other_bounds(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(5)
 def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
     """Binary images: no pixel is stuck at 0 or 1, as under an atanh that is infinite there."""
     target = wrap(bent())
@@ -148,7 +148,7 @@ def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
     assert torch.equal(ledger.broken, target.labels(ledger.best) != y)
 
 
-@every
+@every(6)
 @pytest.mark.parametrize("k", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -> None:
     target = wrap(bent(k))

@@ -19,7 +19,7 @@ from holdfast.attacks.problem import Pool, Problem, legal_size
 from holdfast.attacks.result import AttackResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS, Norm, wide
+from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 from holdfast.targets.batch import Batch, Rows, picked, rows_of
@@ -27,7 +27,11 @@ from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
-__all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
+# what the author of an attack needs, in one import
+__all__ = [
+    "L2", "LOSSES", "NORMS", "Access", "Attack", "Problem", "State",
+    "from_first", "option", "perturb", "run", "wide",
+]  # fmt: skip
 
 # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 State = Any
@@ -73,9 +77,9 @@ class Attack(ABC):
         others do."""
         return None
 
-    @abstractmethod
     def start(self, p: Problem) -> State:
-        """The state before the first step."""
+        """The state before the first step; x itself, where it is a point."""
+        return torch.zeros_like(p.x)
 
     @abstractmethod
     def step(self, p: Problem, s: State, t: int) -> State:
@@ -237,7 +241,8 @@ class Search(Problem):
         """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
         forwards a row."""
         d, size = self.best()
-        self._counts.reopen()
+        counts = self._counts
+        counts.live, counts.over = counts.live & size.isfinite(), torch.zeros_like(counts.over)
         low, high = torch.full_like(size, 0.9), torch.ones_like(size)
         for _ in range(5):
             middle = (low + high) / 2

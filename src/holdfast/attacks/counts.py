@@ -261,11 +261,6 @@ class Counts:
         none = self.ledger.size[self.rows].isinf()
         self.ledger.best[self.rows[none]] = x[none]
 
-    def reopen(self) -> None:
-        """Let the rows whose smallest point is known be asked about again, and no others."""
-        self.live &= self.best()[1].isfinite()
-        self.over = torch.zeros_like(self.over)
-
     # ------------------------------------------------------------------ inside
 
     def _given(self, z: Tensor) -> Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.nearest_boundary import nearest
-from holdfast.norms import wide
 
 
 @dataclass(frozen=True)
@@ -25,18 +23,15 @@ class DeepFool(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
+    random = False
 
     steps: int = option(50, "most points at which the boundaries are linearised")
     overshoot: float = option(
         0.02, "share of its length by which the first step goes beyond the boundary", at_least=0
     )
     rivals: int = option(9, "best wrong classes whose boundaries are compared", at_least=1)
-
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         gap, g = nearest(p, s, self.rivals)

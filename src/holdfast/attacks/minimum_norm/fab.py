@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.nearest_boundary import nearest
-from holdfast.norms import wide
 
 
 class Nearing(NamedTuple):
@@ -32,7 +31,7 @@ class FAB(Attack):
     """
 
     needs = Access.GRADIENTS
-    bounded: ClassVar = False
+    bounded = False
 
     steps: int = option(100, "points at which the boundary is linearised")
     alpha_max: float = option(0.1, "largest share of the point nearest to x", at_least=0)

@@ -4,14 +4,13 @@ x."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.nearest_boundary import nearest
-from holdfast.norms import wide
 
 SHRINK = 0.8  # of a turned point that meets the goal
 
@@ -36,9 +35,9 @@ class SuperDeepFool(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
+    random = False
 
     steps: int = option(50, "steps and turns")
     overshoot: float = option(

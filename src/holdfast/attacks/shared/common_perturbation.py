@@ -3,6 +3,8 @@ share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,19 @@ from holdfast.errors import AccessError, SpecError
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class Fooled:
+    """Which inputs an answer for all of them fools the model on."""
+
+    fooled: Tensor  # [n] bool, of the inputs that it was made for
+    held_out: Tensor  # [m] bool, of others
+
+    @property
+    def rate(self) -> float:
+        """The fooling rate on inputs that it was not made for."""
+        return float(self.held_out.double().mean())
 
 
 class InputSet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class PatchRS(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf"})
+    norms = frozenset({"linf"})
 
     steps: int = option(10000, "proposals")
     alpha: float = option(
