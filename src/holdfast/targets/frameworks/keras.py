@@ -20,7 +20,6 @@ from holdfast.targets.adapter import (
     chosen,
     digest_of,
     need,
-    versions_of,
 )
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.head import LINEAR
@@ -34,7 +33,7 @@ HDF5 = (".h5", ".hdf5")
 class KerasOnTorch(Adapter):
     """A Keras model whose backend is torch: a torch function as it stands."""
 
-    layout = "nhwc"
+    layout, libraries = "nhwc", ("keras",)
 
     def __init__(self, model: Any, output: str | int | None, digest: bytes) -> None:
         self.model, self.output, self._digest = model, output, digest
@@ -55,13 +54,6 @@ class KerasOnTorch(Adapter):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("keras")
-
-    def digest(self) -> bytes:
-        return self._digest
 
 
 def read(path: Path, *, trust: bool = False) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
-from holdfast.targets.adapter import Adapter, chosen, said_by
+from holdfast.targets.adapter import Adapter, chosen, said_by, versions_of
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
@@ -423,7 +423,7 @@ class TorchTarget(Target):
             versions={},
         )
         if isinstance(model, Adapter):
-            self.identity.versions = model.versions
+            self.identity.versions = versions_of(*model.libraries)
         if said.numbers is not None and self.head.graded is None:
             raise InputError(said.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
