@@ -251,11 +251,6 @@ class Counts:
         self.ledger.record(at, self.x[met], torch.zeros_like(self.ledger.size[at]))
         self.live &= ~met
 
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The point of the smallest size that met the goal, and this size ([n]); inf where there is
-        none."""
-        return self.ledger.best[self.rows], self.ledger.size[self.rows].to(self.x.dtype)
-
     def keep(self, x: Tensor) -> None:
         """Leave points x as what the search came to, where none met the goal."""
         none = self.ledger.size[self.rows].isinf()

@@ -59,6 +59,7 @@ class Problem:
         self.warm_start = warm_start
         pool = target.pool
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
+        self.features = math.prod(x.shape[1:])  # of one row
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
         self.eps = wide(eps.expand(len(x)), x)
         # where nothing may change, the box is a point
@@ -261,9 +262,9 @@ class Problem:
     def best(self) -> tuple[Tensor, Tensor]:
         """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is
         none yet."""
-        found, size = self._counts.best()
-        found = found - self.x
-        return torch.where(wide(size.isfinite(), found), found, 0), size
+        ledger, rows = self._counts.ledger, self._counts.rows
+        d, size = ledger.best[rows] - self.x, ledger.size[rows].to(self.x.dtype)
+        return torch.where(wide(size.isfinite(), d), d, 0), size
 
     # ------------------------------------------------------------------ inside
 
