@@ -69,7 +69,7 @@ DEFECTS = [
     ),
     Defect(
         "the last iterate is never judged",
-        "attacks/problem.py",
+        "attacks/attack.py",
         (("if d is not self._asked:", "if False:"),),
     ),
     Defect(
@@ -87,8 +87,8 @@ DEFECTS = [
         "attacks/problem.py",
         (
             (
-                "self.lo, self.hi = low - x, high - x\n",
-                "self.lo, self.hi = low - x, high - x\n"
+                "self.lo, self.hi = self._masked(low - x), self._masked(high - x)\n",
+                "self.lo, self.hi = self._masked(low - x), self._masked(high - x)\n"
                 "        inner = (self.lo < 0) & (self.hi > 0)\n"
                 "        self.lo, self.hi = self.lo * inner, self.hi * inner\n",
             ),
@@ -110,8 +110,8 @@ DEFECTS = [
         "attacks/counts.py",
         (
             (
-                "ledger.charge(at, queries=count,",
-                "ledger.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
+                "result.charge(at, queries=count,",
+                "result.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
             ),
         ),
     ),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, run
+from holdfast.attacks import Attack, SearchResult, run
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 from laws.catalogue import brief, every, losses_of
@@ -29,7 +29,7 @@ from laws.world import (
 N = 30
 
 
-def alike(a: Ledger, b: Ledger) -> None:
+def alike(a: SearchResult, b: SearchResult) -> None:
     """Same outcomes and sizes."""
     assert torch.equal(a.outcome, b.outcome)
     assert torch.equal(a.forwards, b.forwards)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, Outcome, parse, run
+from holdfast.attacks import Attack, Outcome, SearchResult, parse, run
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 from laws.catalogue import every, fields_of, losses_of, short
@@ -38,7 +38,7 @@ def attack_rows(
     y: Tensor,
     at: Tensor,
     **options: object,
-) -> Ledger:
+) -> SearchResult:
     """The attack on rows `at` alone, each with its own eps and identity."""
     eps = EPS[norm] * (0.5 + torch.arange(len(x), dtype=torch.float64) / len(x))
     return run(
@@ -46,11 +46,11 @@ def attack_rows(
     )  # pyright: ignore[reportArgumentType]
 
 
-def join(parts: list[Ledger]) -> Ledger:
-    return Ledger(
+def join(parts: list[SearchResult]) -> SearchResult:
+    return SearchResult(
         **{
             f.name: torch.cat([getattr(p, f.name) for p in parts])
-            for f in dataclasses.fields(Ledger)
+            for f in dataclasses.fields(SearchResult)
         }
     )
 

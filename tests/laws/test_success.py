@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import Ledger, Outcome, run
+from holdfast.attacks import Outcome, SearchResult, run
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge
@@ -24,7 +24,12 @@ N = 40
 
 
 def check(
-    ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat
+    ledger: SearchResult,
+    model: torch.nn.Module,
+    target: TorchTarget,
+    x: Tensor,
+    y: Tensor,
+    t: Threat,
 ) -> None:
     """Re-ask the plain model, and measure by hand."""
     z = model(ledger.best).detach()

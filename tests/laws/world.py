@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks import Attack, Ledger, run
+from holdfast.attacks import Attack, SearchResult, run
 from holdfast.targets import Access, Target, TorchTarget
 from holdfast.targets.batch import Batcher, Rows
 from holdfast.threats.threat import Threat
@@ -169,7 +169,7 @@ def run_forms(
     *,
     count: int,
     **options: Any,
-) -> list[Ledger]:
+) -> list[SearchResult]:
     """One run on x in each of the forms of a model `Forms`: a ledger for each. `y`: the classes, or
     those in each."""
     classes = y if isinstance(y, list) else [y] * count
@@ -191,7 +191,7 @@ def run_sizes(
     norm: str,
     sizes: Sequence[float],
     **options: Any,
-) -> list[Ledger]:
+) -> list[SearchResult]:
     """One run on x within each eps of `sizes`: a ledger for each."""
     count = len(sizes)
     t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
@@ -207,7 +207,7 @@ def copies(n: int, count: int) -> Tensor:
     return torch.arange(n).repeat(count)
 
 
-def parts(ledger: Ledger, n: int) -> list[Ledger]:
+def parts(ledger: SearchResult, n: int) -> list[SearchResult]:
     """The result of each n rows."""
     return [pick(ledger, at) for at in torch.arange(len(ledger.outcome)).split(n)]
 
@@ -220,7 +220,7 @@ def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> Non
 
 
 def same(
-    a: Ledger, b: Ledger, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()
+    a: SearchResult, b: SearchResult, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()
 ) -> None:
     """All columns of rows `at` of a are those of b's rows `at`, to the bit."""
     for name, column in a.columns().items():
@@ -230,6 +230,6 @@ def same(
             )
 
 
-def pick(ledger: Ledger, at: Tensor) -> Ledger:
+def pick(ledger: SearchResult, at: Tensor) -> SearchResult:
     """The books of rows `at` alone."""
-    return Ledger(**{name: column[at] for name, column in ledger.columns().items()})
+    return SearchResult(**{name: column[at] for name, column in ledger.columns().items()})
