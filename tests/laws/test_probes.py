@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.models import EPS, SHAPE, Narrow, Then, bent, draw, rows, same, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks.problem import Problem, legal_size
 from holdfast.attacks.result import Outcome, SearchResult
 from holdfast.rng import Keys
 from holdfast.targets import Access
-from laws.world import EPS, SHAPE, Narrow, Then, bent, draw, rows, same, threat, wrap
 
 N, M = 12, 9
 

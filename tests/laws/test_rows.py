@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.catalogue import every, fields_of, losses_of, short
+from helpers.models import EPS, SHAPE, Then, bent, draw, pick, rows, run, same, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Attack, Outcome, SearchResult, parse, run
+from holdfast.attacks import Attack, Outcome, SearchResult, parse
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
-from laws.catalogue import every, fields_of, losses_of, short
-from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
 
 N = 20
 
@@ -55,7 +55,7 @@ def join(parts: list[SearchResult]) -> SearchResult:
     )
 
 
-@every
+@every(0)
 @pytest.mark.parametrize(
     "options", [{}, {"stop": False, "restart": 1}, {"budget": 6, "rank": 2}], ids=str
 )
@@ -72,7 +72,7 @@ def test_whole_is_permuted_is_split(name: str, norm: str, options: dict[str, obj
     same(join(permuted), pick(whole, order))
 
 
-@every
+@every(1)
 def test_every_loss_keeps_rows_apart(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)
@@ -103,7 +103,7 @@ def sick(x: Tensor) -> Tensor:
     return x.flatten(1)[:, -1] > 3
 
 
-@every
+@every(2)
 @pytest.mark.parametrize("poison", [nan_scores, nan_when_moved, infinite_gradient])
 def test_a_poisoned_row_fails_alone(
     name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]
@@ -126,7 +126,7 @@ def test_a_poisoned_row_fails_alone(
     assert bool(poisoned.best[4].isfinite().all())
 
 
-@every
+@every(3)
 def test_no_rows_are_no_trouble(name: str, norm: str) -> None:
     target = wrap(bent())
     ledger = run(
@@ -135,7 +135,7 @@ def test_no_rows_are_no_trouble(name: str, norm: str) -> None:
     assert len(ledger.outcome) == 0
 
 
-@every
+@every(4)
 def test_targets_a_row_stay_with_their_rows(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
-from holdfast.attacks.problem import Problem, legal_size
+from holdfast.attacks.problem import Pool, Problem, legal_size
 from holdfast.attacks.result import AttackResult, SearchResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
@@ -55,7 +55,7 @@ class Attack(ABC):
     bounded: ClassVar[bool] = (
         True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
     )
-    mixes: ClassVar[bool] = False  # takes images of other classes from the target's pool
+    mixes: ClassVar[bool] = False  # takes images of other classes from a pool
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
@@ -85,12 +85,19 @@ class Attack(ABC):
         """The state after step t, from 0."""
 
     def __call__(
-        self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0
+        self,
+        model: Any,
+        x: Any,
+        y: Any,
+        threat: Threat | str,
+        *,
+        seed: int = 0,
+        pool: tuple[Any, Any] | None = None,
     ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
         # The judge stands above the attacks, which import nothing of it.
         judged = importlib.import_module("holdfast.evaluation.attack").attack
-        return judged(model, x, y, threat, self, seed=seed)
+        return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
@@ -137,12 +144,13 @@ def run(
     warm_start: Tensor | None = None,
     budget: int | Tensor | None = None,
     stop: bool = True,
+    pool: Pool | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target that is `graded` y is [n, k],
-    and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
+    [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -155,18 +163,20 @@ def run(
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the
             smallest is sought.)
+        pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
+            images of other classes in.
         watch: told the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.graded is not None:
+    if target.head.graded is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
-    check_fit(attack, target, threat)
+    check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
@@ -175,6 +185,7 @@ def run(
         p = Search(
             target, batch, y, threat, keys,
             restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
+            pool=pool,
         )  # fmt: skip
         _search(attack, p, clean, rank, watch)
     return result
@@ -187,7 +198,7 @@ class Search(Problem):
         """The scores at x, or (labels alone) None: as known, or asked for. Rows that meet the goal
         there are settled."""
         if clean is not None:
-            clean = clean.to(self.target.device)
+            clean = clean.to(self.target.batcher.device)
             self._counts.known(clean)
         elif self.target.access >= Access.SCORES:
             clean = self.scores(torch.zeros_like(self.x))
@@ -273,21 +284,22 @@ def perturb(
     *,
     ids: Tensor | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> Tensor:
     """The same rule without counting, for training: all steps on all rows, and the last point,
     unjudged."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    check_fit(attack, target, threat)
+    check_fit(attack, target, threat, pool)
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed)
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
         result = None
         if not attack.bounded:  # a search for the smallest d steers by what it has found
             result = SearchResult.open(
                 threat.origin(batch.x), legal_size(threat, target, len(batch))
             )
-        p = Problem(target, batch, y, threat, keys, result=result, stop=False)
+        p = Problem(target, batch, y, threat, keys, result=result, stop=False, pool=pool)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
@@ -298,7 +310,7 @@ def perturb(
 def _keys(attack: Attack, target: Target, batch: Batch, ids: Tensor | None, seed: int) -> Keys:
     """The random keys of these rows in a run of this attack."""
     ids = torch.arange(len(batch)) if ids is None else ids
-    return Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
+    return Keys.of(seed, ids.to(target.batcher.device)).fold(_noise_of(attack))
 
 
 def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
@@ -311,7 +323,7 @@ def point(state: State) -> Tensor:
     return state if isinstance(state, Tensor) else point(state[0])
 
 
-def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
+def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None = None) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
         fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
@@ -330,11 +342,11 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             "Attacks that seek the "
             f"smallest perturbation in {threat.norm}: {', '.join(fits) or 'none'}."
         )
-    if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
-        held = "no other images" if target.pool is None else "images of one class alone"
+    if attack.mixes and (pool is None or len(pool[1].unique()) < 2):
+        held = "no other images" if pool is None else "images of one class alone"
         raise SpecError(
-            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
-            f"target.pool to (images, classes)."
+            f"{attack!r} mixes in images of other classes, and there are {held}; in Python give "
+            "holdfast.attack(..., pool=(images, classes))."
         )
     threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):

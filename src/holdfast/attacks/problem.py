@@ -23,6 +23,8 @@ from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Targeted, Threat
 
+Pool = tuple[Tensor, Tensor]  # inputs [m, *shape] that an attacker holds, and their classes [m]
+
 
 class Problem:
     """The search problem of n rows (those still searched); perturbations d are [n, *shape] in raw
@@ -47,18 +49,18 @@ class Problem:
         result: SearchResult | None = None,
         budget: Tensor | None = None,
         stop: bool = True,
+        pool: Pool | None = None,
     ) -> None:
         batch = Batch.of(rows)
         x = threat.origin(batch.x)
         self.target, self.threat, self.norm, self.keys = target, threat, threat.norm, keys
-        self.layout = target.layout if threat.spatial is None else "nchw"
+        self.layout = target.inputs.layout if threat.spatial is None else "nchw"
         # attacks see what may change, and nothing else
         self._context, self._images = batch.context, batch.x
         if threat.spatial is None:
             self._images = x.new_empty(len(x), 0)  # d adds to the inputs, and moves no image
         # inputs [n, *shape] from which an attack that starts at the `best` known point goes on
         self.warm_start = warm_start
-        pool = target.pool
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
         self.features = math.prod(x.shape[1:])  # of one row
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
@@ -398,5 +400,5 @@ def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | Non
     rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
     if eps is None:
         eps = threat.eps
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.batcher.device)
     return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)

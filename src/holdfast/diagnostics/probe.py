@@ -71,7 +71,6 @@ class Answers:
     """Columns of m rows that are right clean, and what they cost."""
 
     ids: np.ndarray
-    k: int = 2
     hard: list[str] = field(default_factory=list)  # steps without a gradient that inputs go through
     one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
     zero: dict[str, np.ndarray] = field(
@@ -111,7 +110,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
     succeeded within eps.
     """
-    found = Answers(rows.ids.cpu().numpy(), target.task.k)
+    found = Answers(rows.ids.cpu().numpy())
     found.charge("clean", rows.forwards)
     if not len(rows.ids) or rows.scores is None or target.access < Access.GRADIENTS:
         return found
@@ -122,7 +121,8 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, ways, seed)
-    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
+    pool = ways.images(first.attack)
+    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -188,7 +188,7 @@ def _attacks(
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
             way = ways(trial.through)
-            check_fit(trial.attack, way, threat)
+            check_fit(trial.attack, way, threat, ways.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
@@ -201,6 +201,7 @@ def _attacks(
                 ids=part.ids.cpu(),
                 seed=seed,
                 clean=part.scores,
+                pool=ways.images(trial.attack),
             )
             hit[at] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))

@@ -157,6 +157,7 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
             part.threat.at(plan.sought(unit)),
             clean=part.scores,
             seed=plan.seed,
+            pool=plan.ways.images(first.attack),
         )
         size[at] = torch.minimum(size[at], pilot.size.cpu().double())
         if part.scores is not None:
@@ -193,6 +194,7 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
             clean=part.scores,
             seed=plan.seed,
             stop=False,
+            pool=plan.ways.images(attack),
         )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 

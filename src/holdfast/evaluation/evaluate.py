@@ -16,16 +16,14 @@ import pyarrow as pa
 import torch
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import chunking
 from holdfast.evaluation.build_manifest import add, finish
-from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
+from holdfast.evaluation.chunk import Plan, Progress, Watch, chunks, search, settle
 from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
@@ -57,7 +55,7 @@ class Evaluation:
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        return chunking.chunks(self.ready.rows, self.ready.source.shape)
+        return chunks(self.ready.rows, self.ready.source.shape)
 
     @property
     def corrupted(self) -> bool:
@@ -108,7 +106,7 @@ def evaluate(
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
     plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
-    with run_folder(out) as folder, pool.filled(ready.target, ready.source, ready.attacks):
+    with run_folder(out) as folder:
         check_trials(ready, plan.ways, max_queries)
         facts = facts_of(ready, plan, names or Names())
         if corruptions:
@@ -246,7 +244,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         plan,
         job.journal,
         name,
-        batch.to(batch.x.device, plan.target.dtype),
+        batch.to(batch.x.device, plan.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )

@@ -62,14 +62,14 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         max_queries=plan.budget,
         settings={
             "batch_size": target.batcher.size,
-            "device": str(target.device),
-            "precision": str(target.dtype),
+            "device": str(target.batcher.device),
+            "precision": str(target.batcher.dtype),
         },
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), **libraries, **target.identity.versions},
-            hardware=_hardware(target.device),
+            hardware=_hardware(target.batcher.device),
         ),
         initial_findings=ready.noted,
     )

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack, Problem
+from holdfast.attacks.attack import Problem
 from holdfast.data import Source
 from holdfast.targets.batch import Batch, joined, read
-from holdfast.targets.target import Target
 
 ROWS = 64  # evenly spread over all of the data
-
-
-def fill(target: Target, source: Source, attacks: Iterable[Attack]) -> None:
-    """Give the target a pool of the source's rows, if it has none and one of these attacks takes
-    images from it."""
-    if target.pool is None and any(attack.mixes for attack in attacks):
-        batch, y = spread(source, ROWS)
-        target.pool = batch.x, y
-
-
-@contextmanager
-def filled(target: Target, source: Source, attacks: Iterable[Attack]) -> Iterator[None]:
-    """`fill`, until the end of the block."""
-    before = target.pool
-    fill(target, source, attacks)
-    try:
-        yield
-    finally:
-        target.pool = before
 
 
 def others(p: Problem, m: int) -> Tensor:

@@ -22,7 +22,7 @@ class Admix(MomentumAttack):
     it, and faded as in SI-FGSM: copy i has its brightness divided by 2 ** i, from i = 0.
     Cost: `samples` x `copies` + 1 forwards and backwards a step and row, and one forward for the
     last point.
-    Differs from the paper: the images come from the target's `pool`, not from the batch; the input
+    Differs from the paper: the images come from a `pool`, not from the batch; the input
     itself is one more copy, so that it is judged; copies are cut at the bounds.
     """
 

@@ -36,7 +36,7 @@ class AdversarialGenerator(Fooled):
     def __call__(self, x: Tensor) -> Tensor:
         """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around
         x."""
-        x = x.to(self.target.device, self.target.dtype)
+        x = self.target.batcher.place(x)
         with torch.no_grad():
             net, batcher = self.net.eval(), self.target.batcher
             parts = batcher.parts(lambda at: changed(net, self.target, self.threat, x[at]), len(x))
@@ -134,7 +134,7 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
     width = target.bounds.high - target.bounds.low
     u = net(_inward(x, target))
     d = width * (
-        unplaned(u, tuple(x.shape[1:]), target.layout) if x.ndim in (3, 4) else u.view_as(x)
+        unplaned(u, tuple(x.shape[1:]), target.inputs.layout) if x.ndim in (3, 4) else u.view_as(x)
     )
     eps = wide(x.new_full((len(x),), float(threat.eps)), x)
     with torch.no_grad():
@@ -153,7 +153,7 @@ def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
 def _inward(x: Tensor, target: Target) -> Tensor:
     """Inputs as the networks see them: [n, c, h, w] or [n, f], in [-1, 1]."""
     u = 2 * (x - target.bounds.low) / (target.bounds.high - target.bounds.low) - 1
-    return planes(u, target.layout) if x.ndim in (3, 4) else u.flatten(1)
+    return planes(u, target.inputs.layout) if x.ndim in (3, 4) else u.flatten(1)
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:

@@ -113,7 +113,7 @@ def patch(
     threat = Threat.linf(width, goal=goal)
     with sealed(seed):
         inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
-        c, h, w = planes(inputs.x, target.layout).shape[1:]
+        c, h, w = planes(inputs.x, target.inputs.layout).shape[1:]
         side = max(2, round(math.sqrt(placement.share * h * w)))
         pixels = inputs.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
         for t in range(steps):
@@ -147,7 +147,9 @@ def pasted_on(
 ) -> Tensor:
     """Inputs [n, *shape] with the patch on them, each where its key says."""
     return unplaned(
-        placement.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout
+        placement.paste(pixels, planes(x, target.inputs.layout), keys),
+        tuple(x.shape[1:]),
+        target.inputs.layout,
     )
 
 
