@@ -110,8 +110,8 @@ DEFECTS = [
         "attacks/counts.py",
         (
             (
-                "ledger.charge(at, queries=count,",
-                "ledger.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
+                "result.charge(at, queries=count,",
+                "result.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
             ),
         ),
     ),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.models import Linear, bent, close, draw, linear, rows, threat, wrap
 
-from holdfast.attacks import Ledger, run
+from holdfast.attacks import SearchResult, run
 from holdfast.attacks.minimum_norm.cw import CW
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
@@ -21,8 +21,8 @@ def beyond(norm: str) -> tuple[Linear, Problem, torch.Tensor]:
     model = linear(2)
     target = wrap(model, bounds=(-9, 10))
     x, y = rows(target, N)
-    books = Ledger.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), ledger=books)
+    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), result=books)
     gap, g = p.gradient(torch.zeros_like(x), "margin")
     return model, p, (0.5 + draw(*x.shape)) * p.norm.across(g, -4 * gap)
 

@@ -14,7 +14,7 @@ from helpers.plain import path
 from torch import Tensor, nn
 
 from holdfast import wrap
-from holdfast.attacks import Ledger, parse, run
+from holdfast.attacks import SearchResult, parse, run
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
@@ -102,9 +102,9 @@ def test_every_file_is_compared_and_says_where_it_is_from() -> None:
 @pytest.mark.parametrize("name", SAME)
 def test_the_last_iterate_is_the_same(name: str) -> None:
     attack, eps = SAME[name]
-    ledger = Ledger.open(X, torch.full((len(X),), math.inf, dtype=torch.float64))
+    ledger = SearchResult.open(X, torch.full((len(X),), math.inf, dtype=torch.float64))
     keys = Keys.of(0, torch.arange(len(X)))
-    p = Problem(target(), X, Y, threat(name, eps), keys, ledger=ledger)
+    p = Problem(target(), X, Y, threat(name, eps), keys, result=ledger)
     *_, last = path(parse(attack), p)
     close(X + last.d, theirs(name), rtol=0, atol=1e-6)
 

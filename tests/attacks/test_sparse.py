@@ -11,7 +11,7 @@ import torch
 from helpers.models import Bent, rows, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Ledger, parse, run
+from holdfast.attacks import SearchResult, parse, run
 from holdfast.attacks.attack import _noise_of
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.sparse.jsma import JSMA
@@ -116,8 +116,8 @@ def test_a_vfga_that_can_add_nothing_begins_again() -> None:
 def test_the_pair_of_jsma_is_the_most_salient_of_all_pairs() -> None:
     """By the paper's map, over every pair, on the softmax's full Jacobian."""
     model, target, x, y = world()
-    books = Ledger.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat("l0", math.inf), Keys.of(0, torch.arange(N)), ledger=books)
+    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    p = Problem(target, x, y, threat("l0", math.inf), Keys.of(0, torch.arange(N)), result=books)
     aim = without(target.scores(x), y).argmax(1)
     g = torch.stack([pull(model, x[i], int(y[i]), "ce", int(aim[i]))[1] for i in range(N)])
     move = (0.05 * g.sign()).clamp(-x, 1 - x).flatten(1)

@@ -11,7 +11,7 @@ from scipy.ndimage import correlate1d
 from scipy.stats import norm as gaussian
 from torch import Tensor, nn
 
-from holdfast.attacks import CATALOGUE, Ledger, Outcome, parse
+from holdfast.attacks import CATALOGUE, Outcome, SearchResult, parse
 from holdfast.attacks.attack import Search, point
 from holdfast.attacks.problem import Problem
 from holdfast.attacks.shared.image_blocks import rebuilt, shuffled, strips
@@ -242,7 +242,7 @@ def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: st
     fooled = Then(bent(), lambda x, z: z - 100 * nn.functional.one_hot(bent()(x).argmax(1), 5))
     lent = Surrogate(victim, wrap(fooled))
     eps = 0.001
-    ledger: Ledger = run(CATALOGUE[name](steps=3), lent, x, y, threat("linf", eps))
+    ledger: SearchResult = run(CATALOGUE[name](steps=3), lent, x, y, threat("linf", eps))
     sizes = torch.cat(
         [(x[None] - at[:, None]).flatten(2).abs().amax(2).amin(1) for at in victim.asked]
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import attacks
-from holdfast.attacks import Attack, Ledger
+from holdfast.attacks import Attack, SearchResult
 from holdfast.targets import Access, Target, TorchTarget
 from holdfast.targets.batch import Batcher, Rows
 from holdfast.threats.threat import Threat
@@ -39,7 +39,7 @@ def held(target: Any) -> tuple[Tensor, Tensor] | None:
     return POOLS.get(target)
 
 
-def run(attack: Attack, target: Target, *rows: Any, **options: Any) -> Ledger:
+def run(attack: Attack, target: Target, *rows: Any, **options: Any) -> SearchResult:
     """`holdfast.attacks.run` for an attacker who holds these images."""
     return attacks.run(attack, target, *rows, **{"pool": held(target), **options})
 
@@ -190,7 +190,7 @@ def run_forms(
     *,
     count: int,
     **options: Any,
-) -> list[Ledger]:
+) -> list[SearchResult]:
     """One run on x in each of the forms of a model `Forms`: a ledger for each. `y`: the classes, or
     those in each."""
     classes = y if isinstance(y, list) else [y] * count
@@ -212,7 +212,7 @@ def run_sizes(
     norm: str,
     sizes: Sequence[float],
     **options: Any,
-) -> list[Ledger]:
+) -> list[SearchResult]:
     """One run on x within each eps of `sizes`: a ledger for each."""
     count = len(sizes)
     t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
@@ -228,7 +228,7 @@ def copies(n: int, count: int) -> Tensor:
     return torch.arange(n).repeat(count)
 
 
-def parts(ledger: Ledger, n: int) -> list[Ledger]:
+def parts(ledger: SearchResult, n: int) -> list[SearchResult]:
     """The result of each n rows."""
     return [pick(ledger, at) for at in torch.arange(len(ledger.outcome)).split(n)]
 
@@ -241,7 +241,7 @@ def close(a: Tensor, b: Tensor, *, rtol: float = 1e-7, atol: float = 0.0) -> Non
 
 
 def same(
-    a: Ledger, b: Ledger, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()
+    a: SearchResult, b: SearchResult, at: Tensor | slice = slice(None), *, but: tuple[str, ...] = ()
 ) -> None:
     """All columns of rows `at` of a are those of b's rows `at`, to the bit."""
     for name, column in a.columns().items():
@@ -251,6 +251,6 @@ def same(
             )
 
 
-def pick(ledger: Ledger, at: Tensor) -> Ledger:
+def pick(ledger: SearchResult, at: Tensor) -> SearchResult:
     """The books of rows `at` alone."""
-    return Ledger(**{name: column[at] for name, column in ledger.columns().items()})
+    return SearchResult(**{name: column[at] for name, column in ledger.columns().items()})

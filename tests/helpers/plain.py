@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers.exact import distance, farthest
 from helpers.models import threat
-from holdfast.attacks import Attack, Ledger
+from holdfast.attacks import Attack, SearchResult
 from holdfast.attacks.problem import Problem
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
@@ -25,9 +25,9 @@ DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 def alone(target: TorchTarget, x: Tensor, y: Tensor, i: int, norm: str) -> Problem:
     """The search for the smallest d of row i, with empty books."""
     x, y = x[i : i + 1], y[i : i + 1]
-    books = Ledger.open(x, torch.full((1,), math.inf, dtype=torch.float64))
+    books = SearchResult.open(x, torch.full((1,), math.inf, dtype=torch.float64))
     return Problem(
-        target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), ledger=books
+        target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), result=books
     )
 
 

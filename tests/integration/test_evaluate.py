@@ -19,7 +19,7 @@ from helpers.commands import assert_same_figures
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks import Ledger, parse
+from holdfast.attacks import SearchResult, parse
 from holdfast.attacks.problem import meets_goal
 from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
@@ -291,7 +291,7 @@ def test_order_changes_nothing() -> None:
     attack = holdfast.attacks.parse("apgd(steps=6)")
     threat = holdfast.Threat.linf(0.08)
 
-    def books(rows: Tensor) -> Ledger:
+    def books(rows: Tensor) -> SearchResult:
         return holdfast.attacks.run(
             attack, target, x.double()[rows], y.long()[rows], threat, ids=ids[rows]
         )

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import holdfast
-from holdfast.attacks import Ledger, Outcome, parse, run
+from holdfast.attacks import Outcome, SearchResult, parse, run
 from holdfast.attacks.problem import Problem
 from holdfast.data import from_arrays
 from holdfast.errors import AccessError, InputError
@@ -211,10 +211,10 @@ def test_no_decision_is_neither_a_success_nor_a_survival(server: Server) -> None
         y,
         threat,
         Keys.of(0, torch.arange(N)),
-        ledger=Ledger.open(x, torch.full((N,), 1.0)),
+        result=SearchResult.open(x, torch.full((N,), 1.0)),
     )
     assert not probed.probes(torch.full((N, 2, *SHAPE), 0.01))[VICTIM].any()
-    assert probed._counts.ledger.outcome[VICTIM] == Outcome.FAILED
+    assert probed._counts.result.outcome[VICTIM] == Outcome.FAILED
     assert not probed.live[VICTIM]
 
 

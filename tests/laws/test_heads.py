@@ -14,7 +14,7 @@ from helpers.models import SHAPE, Linear, Narrow, close, draw, same, threat, wra
 from torch import Tensor
 
 import holdfast
-from holdfast.attacks import Ledger, parse, run
+from holdfast.attacks import SearchResult, parse, run
 from holdfast.errors import InputError
 from holdfast.targets.batch import Batch
 from holdfast.targets.target import Access
@@ -57,7 +57,7 @@ def behind(x: Tensor, truth: Tensor) -> Batch:
 
 def search(
     spec: str, target: WithTruth, x: Tensor, truth: Tensor, norm: str, eps: float, **options: Any
-) -> Ledger:
+) -> SearchResult:
     right = torch.zeros(N, dtype=torch.int64)
     return run(parse(spec), target, behind(x, truth), right, threat(norm, eps), **options)
 

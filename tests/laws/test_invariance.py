@@ -24,14 +24,14 @@ from helpers.models import (
 )
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger
+from holdfast.attacks import Attack, SearchResult
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 
 N = 30
 
 
-def alike(a: Ledger, b: Ledger) -> None:
+def alike(a: SearchResult, b: SearchResult) -> None:
     """Same outcomes and sizes."""
     assert torch.equal(a.outcome, b.outcome)
     assert torch.equal(a.forwards, b.forwards)

@@ -21,7 +21,7 @@ from helpers.exact import best_margin, distance
 from helpers.models import CONVEX, EPS, Linear, draw, linear, rows, run, run_sizes, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import CATALOGUE, Attack, Ledger, parse
+from holdfast.attacks import CATALOGUE, Attack, SearchResult, parse
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
@@ -64,7 +64,9 @@ def world(
     return model, target, x, y
 
 
-def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Tensor) -> float:
+def attained(
+    target: TorchTarget, ledger: SearchResult, x: Tensor, y: Tensor, best: Tensor
+) -> float:
     """The least share of the possible fall of the margin that a row's search reached."""
     clean = target.task.margin(target.scores(x), y)
     return float(((clean - ledger.margin) / (clean - best)).min())

@@ -9,13 +9,13 @@ import torch
 from helpers.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
 from helpers.models import EPS, bent, rows, run, threat, wrap
 
-from holdfast.attacks import Attack, Ledger, parse
+from holdfast.attacks import Attack, SearchResult, parse
 from holdfast.targets import Access
 
 N = 25
 
 
-def differ(a: Ledger, b: Ledger) -> bool:
+def differ(a: SearchResult, b: SearchResult) -> bool:
     return any(
         not torch.equal(column, b.columns()[name])
         for name, column in a.columns().items()
@@ -23,7 +23,7 @@ def differ(a: Ledger, b: Ledger) -> bool:
     )
 
 
-def seen(attack: Attack, norm: str, seed: int, restart: int = 0, wider: int = 1) -> Ledger:
+def seen(attack: Attack, norm: str, seed: int, restart: int = 0, wider: int = 1) -> SearchResult:
     target = wrap(bent())
     x, y = rows(target, N)
     return run(
@@ -59,7 +59,7 @@ def test_every_field_changes_the_result(cls: type[Attack], field: str) -> None:
     pytest.fail(f"{name} gives the same ledger for {field} in {tries}")
 
 
-def still(attack: Attack, norm: str, wider: int) -> Ledger:
+def still(attack: Attack, norm: str, wider: int) -> SearchResult:
     """The attack without the noise that its own spec would key: all specs share one draw."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("holdfast.attacks.attack.spec.write", lambda *_, **__: "one name")

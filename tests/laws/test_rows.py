@@ -11,7 +11,7 @@ from helpers.catalogue import every, fields_of, losses_of, short
 from helpers.models import EPS, SHAPE, Then, bent, draw, pick, rows, run, same, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, Outcome, parse
+from holdfast.attacks import Attack, Outcome, SearchResult, parse
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
 
@@ -38,7 +38,7 @@ def attack_rows(
     y: Tensor,
     at: Tensor,
     **options: object,
-) -> Ledger:
+) -> SearchResult:
     """The attack on rows `at` alone, each with its own eps and identity."""
     eps = EPS[norm] * (0.5 + torch.arange(len(x), dtype=torch.float64) / len(x))
     return run(
@@ -46,11 +46,11 @@ def attack_rows(
     )  # pyright: ignore[reportArgumentType]
 
 
-def join(parts: list[Ledger]) -> Ledger:
-    return Ledger(
+def join(parts: list[SearchResult]) -> SearchResult:
+    return SearchResult(
         **{
             f.name: torch.cat([getattr(p, f.name) for p in parts])
-            for f in dataclasses.fields(Ledger)
+            for f in dataclasses.fields(SearchResult)
         }
     )
 

@@ -11,7 +11,7 @@ from helpers.catalogue import brief, every, losses_of, short
 from helpers.models import EPS, Then, bent, close, rows, run, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Ledger, Outcome
+from holdfast.attacks import Outcome, SearchResult
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge
@@ -24,7 +24,12 @@ N = 40
 
 
 def check(
-    ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat
+    ledger: SearchResult,
+    model: torch.nn.Module,
+    target: TorchTarget,
+    x: Tensor,
+    y: Tensor,
+    t: Threat,
 ) -> None:
     """Re-ask the plain model, and measure by hand."""
     z = model(ledger.best).detach()

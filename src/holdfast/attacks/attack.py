@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
-from holdfast.attacks.counts import Ledger
 from holdfast.attacks.problem import Pool, Problem, legal_size
-from holdfast.attacks.result import AttackResult
+from holdfast.attacks.result import AttackResult, SearchResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import L2, NORMS, Norm, wide
@@ -147,8 +146,8 @@ def run(
     stop: bool = True,
     pool: Pool | None = None,
     watch: Callable[[int, int], None] | None = None,
-) -> Ledger:
-    """Run an attack on rows x [n, *shape] of classes y [n] and return its ledger.
+) -> SearchResult:
+    """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
     Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
     [n, k], and scores are those of `WithTruth`.
@@ -178,18 +177,18 @@ def run(
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
         batch, y = target.batcher.place(batch), y.to(target.batcher.device)
-        ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
+        result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
         if warm_start is not None:
             warm_start = warm_start.to(batch.x)
         p = Search(
             target, batch, y, threat, keys,
-            restart=restart, warm_start=warm_start, ledger=ledger, budget=budget, stop=stop,
+            restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
             pool=pool,
         )  # fmt: skip
         _search(attack, p, clean, rank, watch)
-    return ledger
+    return result
 
 
 class Search(Problem):
@@ -295,10 +294,12 @@ def perturb(
     with sealed(seed):
         keys = _keys(attack, target, batch, ids, seed)
         batch, y = target.batcher.place(batch), y.to(target.batcher.device)
-        ledger = None
+        result = None
         if not attack.bounded:  # a search for the smallest d steers by what it has found
-            ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
-        p = Problem(target, batch, y, threat, keys, ledger=ledger, stop=False, pool=pool)
+            result = SearchResult.open(
+                threat.origin(batch.x), legal_size(threat, target, len(batch))
+            )
+        p = Problem(target, batch, y, threat, keys, result=result, stop=False, pool=pool)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1

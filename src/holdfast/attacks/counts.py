@@ -6,88 +6,15 @@ An attack asks through its `Problem`; what each answer costs and means is settle
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from holdfast.attacks.result import UNLIMITED, Outcome, SearchResult
 from holdfast.norms import Norm, wide
 from holdfast.targets.batch import picked
 from holdfast.targets.target import Target
 from holdfast.tasks import silent
-
-# the largest legal size where eps is inf: that of anything found
-UNLIMITED = torch.finfo(torch.float64).max
-
-
-class Outcome(IntEnum):
-    """How a row's search ended."""
-
-    SURVIVED = 0  # all steps done, nothing found
-    BROKEN = 1  # a legal point meets the goal
-    FAILED = 2  # the model gave non-finite scores or gradients
-    SPENT = 3  # the budget ended the search
-
-
-@dataclass
-class Ledger:
-    """Columns of n rows: those that `run` was given, in their order."""
-
-    size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the
-    # last)
-    best: Tensor
-    limit: Tensor  # [n] float64: the largest legal size
-    # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
-    margin: Tensor
-    outcome: Tensor  # [n] int8
-    queries: Tensor  # [n] int64: points asked about
-    forwards: Tensor  # [n] int64: model passes, more than queries where one question costs several
-    backwards: Tensor  # [n] int64
-    zero_gradients: Tensor  # [n] int64: gradients that were exactly zero
-
-    @staticmethod
-    def open(x: Tensor, limit: Tensor) -> Ledger:
-        """Nothing found yet for rows whose search starts at x."""
-        count = [torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)]
-        far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        outcome = torch.zeros(len(x), dtype=torch.int8, device=x.device)
-        return Ledger(far, x.clone(), limit, far.clone(), outcome, *count)
-
-    @property
-    def broken(self) -> Tensor:
-        return self.size <= self.limit
-
-    def charge(
-        self,
-        rows: Tensor,
-        *,
-        queries: int | Tensor = 0,
-        forwards: int | Tensor = 0,
-        backwards: int = 0,
-    ) -> None:
-        for column, cost in (
-            (self.queries, queries),
-            (self.forwards, forwards),
-            (self.backwards, backwards),
-        ):
-            if isinstance(cost, Tensor) or cost:
-                column[rows] += cost
-
-    def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
-        """Points x that met the goal, at these sizes; kept where smaller than what is known."""
-        better = (size < self.size[rows]).nonzero()[:, 0]
-        at = rows[better]
-        self.size[at] = size[better]
-        self.best[at] = x[better]
-        self.outcome[rows[size <= self.limit[rows]]] = Outcome.BROKEN
-
-    def end(self, rows: Tensor, outcome: Outcome) -> None:
-        self.outcome[rows[self.outcome[rows] == Outcome.SURVIVED]] = outcome
-
-    def columns(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def meets(label: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
@@ -99,7 +26,7 @@ def meets(label: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
 class Counts:
     """What n rows have been asked, what that cost, and what it found; of the rows still searched.
 
-    Answers are charged, judged for success and recorded in a ledger, where there is one. They are
+    Answers are charged, judged for success and recorded in a result, where there is one. They are
     scores [n, k], or labels [n] where the target gives no more. Points x are those of the search:
     see `Threat.apply`.
     """
@@ -111,15 +38,15 @@ class Counts:
         x: Tensor,
         y: Tensor,
         goal: Tensor | None,
-        ledger: Ledger | None,
+        result: SearchResult | None,
         budget: Tensor | None,
         *,
         stop: bool,
     ) -> None:
         self.target, self.norm, self.x, self.y, self.goal = target, norm, x, y, goal
-        self.counted, self.budget, self.stop = ledger is not None, budget, stop
-        self.ledger = ledger or Ledger.open(x[:0], x.new_zeros(0))  # that of no rows
-        self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the ledger
+        self.counted, self.budget, self.stop = result is not None, budget, stop
+        self.result = result or SearchResult.open(x[:0], x.new_zeros(0))  # that of no rows
+        self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the result
         self.live = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
         # whether the point last asked about (of probes: any) met the goal
@@ -144,8 +71,8 @@ class Counts:
             cost = self.target.cost
             most = cost.forwards * (1 + self.target.gradients.approximate)
             most += gradients * cost.pullback
-            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
-            self.ledger.end(self.rows[spent], Outcome.SPENT)
+            spent = wanted & (self.result.forwards[self.rows] + most > self.budget[self.rows])
+            self.result.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
         return (wanted & self.live & ~self.over).nonzero()[:, 0]
 
@@ -154,7 +81,7 @@ class Counts:
         if self.budget is None:
             return torch.full_like(rows, m)
         at = self.rows[rows]
-        left = (self.budget[at] - self.ledger.forwards[at]) // self.target.cost.forwards
+        left = (self.budget[at] - self.result.forwards[at]) // self.target.cost.forwards
         return left.clamp(0, m)
 
     # ------------------------------------------------------------------ after one
@@ -178,12 +105,12 @@ class Counts:
         hit = self._reached(rows, z) & given
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
-            hit &= size <= self.ledger.limit[self.rows[rows]]
+            hit &= size <= self.result.limit[self.rows[rows]]
         claimed = hit.clone()
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
-            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
+            self.result.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
             hit &= self._reached(rows, z) & self._given(z)
         margin = self._margin(rows, z)
         if margin is not None and again is not None and self.target.gradients.substitute:
@@ -209,7 +136,7 @@ class Counts:
         first = count.cumsum(0) - count
         none = torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device)
         size = self.norm.size(x.double() - self.x[row].double())
-        legal = given & (size <= self.ledger.limit[self.rows[row]])
+        legal = given & (size <= self.result.limit[self.rows[row]])
         order = torch.zeros_like(size) if margin is None else margin.double()
         lowest = first + none.masked_scatter(asked, torch.where(legal, order, torch.inf)).argmin(1)
         smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
@@ -230,8 +157,8 @@ class Counts:
             estimated = self.target.cost.pullback
             backwards = 0 if estimated else self.target.cost.forwards
             at = self.rows[rows]
-            self.ledger.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
-            self.ledger.zero_gradients[at] += top == 0
+            self.result.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
+            self.result.zero_gradients[at] += top == 0
             if not bool(bad.any()):
                 return g
             self._fail(rows[bad])
@@ -246,20 +173,15 @@ class Counts:
         label = self.target.task.predict(clean)
         met = meets(label, self.y, self.goal) & self._given(clean)
         margin = self.target.task.margin(clean, self.y).double()
-        self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
+        self.result.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
         at = self.rows[met]
-        self.ledger.record(at, self.x[met], torch.zeros_like(self.ledger.size[at]))
+        self.result.record(at, self.x[met], torch.zeros_like(self.result.size[at]))
         self.live &= ~met
-
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The point of the smallest size that met the goal, and this size ([n]); inf where there is
-        none."""
-        return self.ledger.best[self.rows], self.ledger.size[self.rows].to(self.x.dtype)
 
     def keep(self, x: Tensor) -> None:
         """Leave points x as what the search came to, where none met the goal."""
-        none = self.ledger.size[self.rows].isinf()
-        self.ledger.best[self.rows[none]] = x[none]
+        none = self.result.size[self.rows].isinf()
+        self.result.best[self.rows[none]] = x[none]
 
     # ------------------------------------------------------------------ inside
 
@@ -285,24 +207,24 @@ class Counts:
     ) -> None:
         """Charge so many questions, and record points x: those that met the goal, and the legal
         ones of the lowest margin."""
-        ledger, at = self.ledger, self.rows[rows]
-        ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)
-        limit = ledger.limit[at]
+        result, at = self.result, self.rows[rows]
+        result.charge(at, queries=count, forwards=count * self.target.cost.forwards)
+        limit = result.limit[at]
         if margin is not None:
             legal = self.norm.size(x - self.x[rows]).double() <= limit
             low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
-            known = ledger.margin[at]
-            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
-            ledger.margin[at] = low.minimum(known)
-            ledger.best[at[lower]] = x[lower]
+            known = result.margin[at]
+            lower = ((low < known) & result.size[at].isinf()).nonzero()[:, 0]
+            result.margin[at] = low.minimum(known)
+            result.best[at[lower]] = x[lower]
         self.met[rows] = hit
         new = hit.nonzero()[:, 0]
         if len(new):
             found, start = x[new], self.x[rows[new]]
-            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
+            result.record(at[new], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
+                self.live[rows[(result.size[at] <= limit) & (limit < UNLIMITED)]] = False
 
     def _fail(self, rows: Tensor) -> None:
         self.live[rows] = False
-        self.ledger.end(self.rows[rows], Outcome.FAILED)
+        self.result.end(self.rows[rows], Outcome.FAILED)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.attacks.counts import UNLIMITED, Counts, Ledger, meets
+from holdfast.attacks.counts import Counts, meets
+from holdfast.attacks.result import UNLIMITED, SearchResult
 from holdfast.errors import SpecError
 from holdfast.losses import LOSSES, Loss, without
 from holdfast.norms import Norm, wide
@@ -30,7 +31,7 @@ class Problem:
     units.
 
     Args:
-        ledger: where questions are counted and what they find is kept; None: nowhere.
+        result: where questions are counted and what they find is kept; None: nowhere.
         budget: the most forwards that a row may cost, [n]; None: no limit.
         stop: whether a row's search ends at its first success within eps.
     """
@@ -45,7 +46,7 @@ class Problem:
         *,
         restart: int = 0,
         warm_start: Tensor | None = None,
-        ledger: Ledger | None = None,
+        result: SearchResult | None = None,
         budget: Tensor | None = None,
         stop: bool = True,
         pool: Pool | None = None,
@@ -61,6 +62,7 @@ class Problem:
         # inputs [n, *shape] from which an attack that starts at the `best` known point goes on
         self.warm_start = warm_start
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
+        self.features = math.prod(x.shape[1:])  # of one row
         eps = torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)
         self.eps = wide(eps.expand(len(x)), x)
         # where nothing may change, the box is a point
@@ -72,7 +74,7 @@ class Problem:
         self.t, self.restart = 0, restart  # how many steps, and how many runs, came before
         goal = goal_classes(threat, y)
         self.aim = goal  # the class that is to win, [n]: the goal, or another; None: any
-        self._counts = Counts(target, threat.norm, x, y, goal, ledger, budget, stop=stop)
+        self._counts = Counts(target, threat.norm, x, y, goal, result, budget, stop=stop)
         self._asked: Tensor | None = None  # what the last question was about
 
     @property
@@ -263,9 +265,9 @@ class Problem:
     def best(self) -> tuple[Tensor, Tensor]:
         """The smallest d that met the goal so far, and its size ([n]): zeros and inf where there is
         none yet."""
-        found, size = self._counts.best()
-        found = found - self.x
-        return torch.where(wide(size.isfinite(), found), found, 0), size
+        result, rows = self._counts.result, self._counts.rows
+        d, size = result.best[rows] - self.x, result.size[rows].to(self.x.dtype)
+        return torch.where(wide(size.isfinite(), d), d, 0), size
 
     # ------------------------------------------------------------------ inside
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import run
-from holdfast.attacks.counts import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
+from holdfast.attacks.result import Outcome
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import Ways
@@ -417,11 +417,11 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
 def _attack(
     plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
 ) -> tuple[dict[str, np.ndarray], float]:
-    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that
-    met the goal."""
+    """One run, as a record for the journal: what it found and counted, and the inputs of the rows
+    that met the goal."""
     trial = plan.trials[unit.trial]
     started = time.monotonic()
-    ledger = run(
+    result = run(
         trial.attack,
         plan.ways(trial.through),
         rows.batch[at],
@@ -438,7 +438,7 @@ def _attack(
         pool=plan.ways.images(trial.attack),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
-    record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
+    record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
     record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
     record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started

@@ -44,10 +44,10 @@ class HopSkipJump(Attack):
 
     def start(self, p: Problem) -> BoundaryPoint:
         d = search.nearer(p, search.find_start(p, self.start_at), self.gap(p))
-        return BoundaryPoint(d, p.x.new_full((len(d),), 0.1 * p.width * search.features(p)))
+        return BoundaryPoint(d, p.x.new_full((len(d),), 0.1 * p.width * p.features))
 
     def step(self, p: Problem, s: BoundaryPoint, t: int) -> BoundaryPoint:
-        f, m = search.features(p), min(int(self.probes * math.sqrt(t + 1)), self.most)
+        f, m = p.features, min(int(self.probes * math.sqrt(t + 1)), self.most)
         radius = (self.gamma * s.length / f).clamp_min(search.finest(p) * math.sqrt(f))
         direction = p.steepest(search.normal(p, s.d, radius, m))
         length = p.norm.size(s.d) / math.sqrt(t + 1)
@@ -61,4 +61,4 @@ class HopSkipJump(Attack):
     def gap(self, p: Problem) -> Tensor:
         """The share of a point that may lie between it and the boundary, [n]."""
         slope = p.norm.dual(torch.ones_like(p.x))  # sqrt(f) in L2, f in Linf
-        return (self.gamma / (search.features(p) * slope)).clamp(search.finest(p) / p.width, 0.5)
+        return (self.gamma / (p.features * slope)).clamp(search.finest(p) / p.width, 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ class RayS(Attack):
         return self._try(p, ray, ray.signs)
 
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
-        first, last = block(t, math.prod(p.x.shape[1:]), again=False)
+        first, last = block(t, p.features, again=False)
         flip = torch.ones_like(p.x[0]).flatten()
         flip[first:last] = -1
         return self._try(p, s, s.signs * flip.view_as(p.x[0]))

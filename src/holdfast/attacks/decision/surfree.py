@@ -50,7 +50,7 @@ class SurFree(Attack):
         share = torch.full_like(p.eps.flatten(), search.GAP)
         d = search.nearer(p, search.find_start(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
-        memory = min(self.memory, math.prod(p.x.shape[1:]) // 2)
+        memory = min(self.memory, p.features // 2)
         return Planes(
             d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +36,6 @@ class SLIDE(Attack):
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         _, g = p.gradient(s, self.loss)
-        k = torch.full_like(g.flatten(1)[:, 0], (1 - self.quantile) * math.prod(g.shape[1:]))
+        k = torch.full_like(g.flatten(1)[:, 0], (1 - self.quantile) * p.features)
         room = torch.where(g > 0, p.hi - s, s - p.lo)
         return p.project(s + self.step_size * p.eps * sparse(g, k, room))

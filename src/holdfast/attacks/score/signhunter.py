@@ -3,7 +3,6 @@ blocks of signs."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ class SignHunter(Attack):
         return Signs(*begin(p, _corner(p, signs)), signs=signs)
 
     def step(self, p: Problem, s: Signs, t: int) -> Signs:
-        first, last = block(t, math.prod(s.d.shape[1:]), again=True)
+        first, last = block(t, p.features, again=True)
         flat = s.signs.flatten(1)
         signs = torch.cat([flat[:, :first], -flat[:, first:last], flat[:, last:]], 1).view_as(s.d)
         best = keep_better(p, s, _corner(p, signs))

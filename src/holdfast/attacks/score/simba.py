@@ -3,7 +3,6 @@ raises the margin."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ class SimBA(Attack):
     step_size: float = option(0.2, "length of a step, a share of the box's width", above=0)
 
     def start(self, p: Problem) -> Turns:
-        chance = p.noise("order").uniform((math.prod(p.x.shape[1:]),), torch.float64)
+        chance = p.noise("order").uniform((p.features,), torch.float64)
         band = BASES[self.basis].band(ImageShape.of(p), p.x)
         order = (band + chance).argsort(dim=1)
         turn = torch.zeros_like(order[:, 0])

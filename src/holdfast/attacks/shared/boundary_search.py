@@ -108,11 +108,6 @@ def across(g: Tensor, d: Tensor) -> Tensor:
     return L2.steepest(g - wide((g * u).flatten(1).sum(1), g) * u)
 
 
-def features(p: Problem) -> int:
-    """How many features an input has."""
-    return math.prod(p.x.shape[1:])
-
-
 def finest(p: Problem) -> float:
     """The shortest length that the numbers resolve around inputs."""
     return FINEST * torch.finfo(p.x.dtype).eps * p.width
@@ -120,7 +115,7 @@ def finest(p: Problem) -> float:
 
 def ball(p: Problem, share: float) -> float:
     """The L2 radius of probes that differ by this share of the box's width in each feature."""
-    return max(share * p.width, finest(p)) * math.sqrt(features(p))
+    return max(share * p.width, finest(p)) * math.sqrt(p.features)
 
 
 def within(p: Problem, d: Tensor, radius: float) -> Tensor:
@@ -132,7 +127,7 @@ def within(p: Problem, d: Tensor, radius: float) -> Tensor:
 
 def directions(p: Problem, m: int) -> Iterator[Tensor]:
     """m directions a row, each of L2 length 1 and uniform: [n, part, *shape] at a time."""
-    part = max(1, PART // features(p))
+    part = max(1, PART // p.features)
     for first in range(0, m, part):
         count = min(part, m - first)
         u = p.noise(f"probe {first}").normal((count, *p.x.shape[1:]), p.x.dtype)

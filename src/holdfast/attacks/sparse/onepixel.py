@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class OnePixel(Attack):
     scale: float = option(0.5, "of the difference of two members that a third is moved by")
 
     def start(self, p: Problem) -> Population:
-        widest = min(max(p.eps.flatten().tolist(), default=0), math.prod(p.x.shape[1:]))
+        widest = min(max(p.eps.flatten().tolist(), default=0), p.features)
         # Features come first, so that how many of them other rows have changes no draw.
         size = (max(int(widest), 1), self.population, 4)
         place, value = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +55,9 @@ class SparseRS(Attack):
 
 def _order(p: Problem, name: str) -> Tensor:
     """A random number a feature: [n, f]."""
-    return p.noise(name).uniform((math.prod(p.x.shape[1:]),), torch.float64)
+    return p.noise(name).uniform((p.features,), torch.float64)
 
 
 def _most(p: Problem) -> Tensor:
     """How many features may change: [n]."""
-    return p.eps.flatten().clamp_max(math.prod(p.x.shape[1:])).long()
+    return p.eps.flatten().clamp_max(p.features).long()

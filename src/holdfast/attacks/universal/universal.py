@@ -76,11 +76,11 @@ def universal(
         eps = wide(d.new_tensor([threat.eps]), d)
         for t in range(steps):
             at = inputs.drawn(rows, seed, "universal", t)
-            g = slope(inputs.problem(at), _added(target, inputs.x[at], d)).sum(0, keepdim=True)
+            g = slope(inputs.problem(at), target.bounds.clamp(inputs.x[at] + d)).sum(
+                0, keepdim=True
+            )
             step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
             d = threat.norm.project(d + step, eps, -hi, hi)
-        return Universal(*(c.fooled(_added(target, c.x, d)) for c in (inputs, others)), d=d[0])
-
-
-def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:
-    return target.bounds.clamp(x + d)
+        return Universal(
+            *(c.fooled(target.bounds.clamp(c.x + d)) for c in (inputs, others)), d=d[0]
+        )
