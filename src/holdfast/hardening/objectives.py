@@ -25,6 +25,7 @@ from holdfast.training.objective import (
     PGD,
     Net,
     Objective,
+    Searching,
     Standard,
     crossed,
     distance,
@@ -80,13 +81,10 @@ class Free(Objective):
     paper: x' of a new batch starts at random, not from where the last batch's ended.
     """
 
+    steps = 0  # its attack is its training
     batch_replays: int = option(8, "steps of the optimiser a batch (m in the paper)", at_least=1)
     step_size: float = option(1.0, "fraction of eps, from one replay to the next", at_least=0)
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def inner_steps(self) -> int:
-        return 0  # its attack is its training
 
     @property
     def passes(self) -> int:
@@ -101,15 +99,12 @@ class Free(Objective):
 
 
 @dataclass(frozen=True)
-class ALP(Objective):
+class ALP(Searching):
     """CE(f(x'), y) and CE(f(x), y), half each, + weight |f(x) - f(x')|^2 / k (Kannan et al. 2018,
     arXiv:1803.06373)."""
 
     asks = 2
     weight: float = option(0.5, "of the distance between the logits", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
@@ -117,19 +112,13 @@ class ALP(Objective):
 
 
 @dataclass(frozen=True)
-class Trades(Objective):
+class Trades(Searching):
     """CE(f(x), y) + beta KL(p, p'), x' where that divergence is large (Zhang et al. 2019,
     arXiv:1901.08573)."""
 
     asks = 2
+    further = 1  # the inner attack asks for p too
     beta: float = option(6.0, "of the divergence: more robust, less accurate", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 1  # the inner attack asks for p too
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
@@ -140,7 +129,7 @@ class Trades(Objective):
 
 
 @dataclass(frozen=True)
-class LSE(Objective):
+class LSE(Searching, smoothing=0.1):
     """|p - y|^2 + beta |p - p'|^2, x' where the latter is large (SCORE: Pang et al. 2022,
     arXiv:2202.10103).
 
@@ -149,14 +138,8 @@ class LSE(Objective):
     """
 
     asks = 2
+    further = 1  # the inner attack asks for p too
     beta: float = option(4.0, "of the distance between the probabilities", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.1, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 1  # the inner attack asks for p too
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return inner(_Apart(steps=self.steps, step_size=self.step_size, measure="distance"), x, y)
@@ -170,7 +153,7 @@ class LSE(Objective):
 
 
 @dataclass(frozen=True)
-class HAT(Objective):
+class HAT(Trades, beta=2.5):
     """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR
     2022).
 
@@ -179,24 +162,14 @@ class HAT(Objective):
     """
 
     asks = 3
-    beta: float = option(2.5, "of the divergence", at_least=0)
+    further = 2  # the inner attack asks for p too, and the loss for h
     gamma: float = option(0.5, "of the helper examples", at_least=0)
     reach: float = option(2.0, "of the helper examples, multiples of x' - x", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 2  # the inner attack asks for p too, and the loss for h
-
-    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
-        return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), there = crossed(net, x, y, self.smoothing), net(x_adv)
+        paid, there = super().loss(net, x, x_adv, y)
         helped, _ = crossed(net, x + self.reach * (x_adv - x), net.given(x_adv).argmax(1), 0)
-        return clean + self.beta * divergence(there, z) + self.gamma * helped, there
+        return paid + self.gamma * helped, there
 
 
 @dataclass(frozen=True)
@@ -222,7 +195,7 @@ class Mart(Objective):
 
 
 @dataclass(frozen=True)
-class Ensemble(Objective):
+class Ensemble(Searching, steps=1, step_size=1.0):
     """CE(f(x), y) and CE(f(x'), y), half of the x' against another network (Tramer et al. 2018,
     arXiv:1705.07204).
 
@@ -231,9 +204,6 @@ class Ensemble(Objective):
     """
 
     asks = 2
-    steps: int = option(1, "of the inner attack", at_least=1)
-    step_size: float = option(1.0, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")

@@ -396,5 +396,5 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     third of what was reached must be lost, or half of what the inner attack leaves standing must
     fall. On training rows, plain overfitting would look the same.
     """
-    short = 0 < objective.inner_steps <= 4
+    short = 0 < objective.steps <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)
