@@ -45,14 +45,14 @@ from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
 from holdfast.training.state import (
     STATE,
+    Parts,
     blend,
+    gathered,
     packed,
-    put_slots,
+    put,
     restored,
-    slots,
     stored,
     table,
-    under,
 )
 
 _SHOWN = 8  # samples of each class in a picture
@@ -98,22 +98,15 @@ class State:
     def __init__(self, model: Model, nets: nn.ModuleDict) -> None:
         self.nets, self.optimiser, self.progress = nets, model.optimiser(nets), Progress()
         self.average = copy.deepcopy(nets["generator"]).eval().requires_grad_(False)
+        self.parts: Parts = {"now.": nets, "average.": self.average, "": self.optimiser}
 
     def dump(self) -> bytes:
-        tensors = {f"now.{name}": value for name, value in self.nets.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= slots(self.optimiser)
-        tensors = {
-            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
-        }
-        return stored(tensors, asdict(self.progress))
+        return stored(gathered(self.parts), asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
         tensors, progress = restored(content)
         self.progress = Progress(**{**progress, "log": [Round(**line) for line in progress["log"]]})
-        self.nets.load_state_dict(under("now.", tensors))
-        self.average.load_state_dict(under("average.", tensors))
-        put_slots(self.optimiser, tensors)
+        put(self.parts, tensors)
 
 
 @dataclass
