@@ -155,7 +155,7 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
     generator = Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
     if knows_classes(net):
         return generator
-    return dataclasses.replace(generator, reader=load_reader(folder, generator))
+    return dataclasses.replace(generator, reader=load_reader(folder, frame, generator.k))
 
 
 def knows_classes(net: nn.Module) -> bool:
@@ -163,12 +163,12 @@ def knows_classes(net: nn.Module) -> bool:
     return not isinstance(net, OwnGenerator) or net.conditional
 
 
-def load_reader(folder: Path, generator: Generator) -> Reader:
+def load_reader(folder: Path, frame: Frame, k: int) -> Reader:
     """The small classifier, trained on the same data, whose features the folder's figures are taken
     from."""
-    reader = Reader(generator.frame, generator.k)
+    reader = Reader(frame, k).to(frame.middle.device)
     reader.load_state_dict(load_file(folder / READER))
-    return reader.to(generator.device).eval().requires_grad_(False)
+    return reader.eval().requires_grad_(False)
 
 
 def grid(x: np.ndarray, layout: str, columns: int, low: float, high: float) -> bytes:

@@ -33,7 +33,6 @@ from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
-from holdfast.training.schedules import share_of_rate
 from holdfast.training.sharpness import perturbed_weights
 from holdfast.training.state import STATE, Epoch, Progress, State, blend, packed, table
 
@@ -230,8 +229,9 @@ class Training:
 
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
-        rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * min(1.0, done / (self.recipe.ramp or done))
+        return self.recipe.rate_at(done), float(self.threat.eps) * min(
+            1.0, done / (self.recipe.ramp or done)
+        )
 
     def _settled(self, progress: Progress) -> bool:
         """Whether so many epochs at full eps have brought nothing better that it ends early."""
