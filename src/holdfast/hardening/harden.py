@@ -220,12 +220,12 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         "model": training.target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
-    if training.min_recall:
-        asked["floor of recall"] = str(training.min_recall)
-    if training.balance.weights:
-        asked["class weights"] = "balanced"
-    if training.precision != "float32":
-        asked["precision"] = training.precision
+    further = (
+        ("floor of recall", training.min_recall, str(training.min_recall)),
+        ("class weights", training.balance.weights, "balanced"),
+        ("precision", training.precision != "float32", training.precision),
+    )
+    asked |= {name: text for name, given, text in further if given}
     if generated is not None:
         asked["synthetic"] = f"{generated.share:g} of {generated.data.fingerprint()[:16]}"
     return asked

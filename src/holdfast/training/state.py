@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def read_log(folder: Path) -> list[Epoch]:
         ]
 
 
-def packed(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
+def packed(tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
     """A state_dict as the bytes of a .safetensors file, with notes beside it."""
     own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     return save(own, metadata=notes)
