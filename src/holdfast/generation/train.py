@@ -125,7 +125,6 @@ class Training:
     frame: Frame
     reader: Reader
     folder: Path
-    bounds: Bounds
     seed: int = 0
     every: float = 30.0
     watch: Callable[[Round], None] = lambda _: None
@@ -167,7 +166,7 @@ class Training:
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
         progress, model = s.progress, self.model
-        u = self.frame.inward(torch.from_numpy(x).float().to(self.frame.middle.device))
+        u = self.frame.inward(torch.from_numpy(x).float())
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
@@ -229,13 +228,7 @@ class Training:
             write_bytes(self.folder / WEIGHTS, packed(weights))
         progress.log.append(line)
         if len(self.frame.shape) == 3:
-            picture = grid(
-                x[: _SHOWN * k].cpu().numpy(),
-                self.frame.layout,
-                k,
-                self.bounds.low,
-                self.bounds.high,
-            )
+            picture = grid(self.frame.inward(x[: _SHOWN * k]).cpu().numpy(), k)
             write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
@@ -328,7 +321,7 @@ def generate(
         train, held = divide(data, 0.1, 5000, seed, "held-out")
         reader = _reader(folder, frame.to(device), k, train, seed)
         if not (folder / "quality.json").exists():
-            Training(model, train, held, frame, reader, folder, box, seed, every, tell).fit()
+            Training(model, train, held, frame, reader, folder, seed, every, tell).fit()
             drawer = load_generator(folder, device)
             y = torch.arange(model.judged) % k
             x = drawer.draw(y, torch.arange(len(y)), seed + 1)

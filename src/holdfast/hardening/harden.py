@@ -34,7 +34,7 @@ from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training.balance import divide_fairly, labels_of
-from holdfast.training.generated_rows import GeneratedRows
+from holdfast.training.batches import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.network import wrapped_like
 from holdfast.training.prepare import network_of, training_of
@@ -146,10 +146,6 @@ def harden(
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    _check_counts(source, target.task.k)
-    _check_threat(threat, target, recipe)
-    if tensorboard:
-        tensorboard_log.writer()
     training = training_of(
         network,
         target,
@@ -166,6 +162,10 @@ def harden(
         watch=tell,
         generated=_generated(target, more[0], synthetic_share, source) if more else None,
     )
+    _check_counts(source, target.task.k)
+    _check_threat(threat, target, recipe)
+    if tensorboard:
+        tensorboard_log.writer()
     called = names or Names(type(target.model).__name__)
     measured = functools.partial(
         evaluate,

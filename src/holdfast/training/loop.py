@@ -27,9 +27,8 @@ from holdfast.threats.threat import Threat
 from holdfast.training import augmentation
 from holdfast.training.augmentation import Batch
 from holdfast.training.balance import Balance
-from holdfast.training.batches import Steps, read, shuffled
+from holdfast.training.batches import GeneratedRows, Steps, read, shuffled
 from holdfast.training.distributed import ProcessGroup
-from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
