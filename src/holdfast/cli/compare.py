@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli import writing
 from holdfast.errors import InputError
 
 
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN..."),
+        typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN"),
     ],
     page: Annotated[
-        Path | None, typer.Option(help="Write the comparison of two runs there, too, as .html.")
+        Path | None,
+        typer.Option(help="Write the comparison of two runs there, too, as .html.", metavar="FILE"),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")
@@ -28,8 +30,6 @@ def compare(
         raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
     if page is not None and (len(runs) > 2 or page.suffix != ".html" or page.exists()):
         raise InputError(f"--page {page} takes two runs, and a name of a new .html file.")
-    from rich.console import Console
-
     from holdfast.report import paired
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.compare import spread
@@ -38,7 +38,7 @@ def compare(
         if json:
             typer.echo(found.model_dump_json())
         else:
-            Console().print(paired.summary(found))
+            writing.show(paired.summary(found))
         if page is not None:
             typer.echo(f"page: {paired.write(page, found)}", err=True)
     if (found := spread(runs)) is not None:

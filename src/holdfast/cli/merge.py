@@ -14,19 +14,19 @@ from holdfast.errors import HoldfastError
 
 def merge(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN...")
+        list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN")
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the merged run.")],
+    out: Annotated[Path, typer.Option(help="The folder of the merged run.", metavar="FOLDER")],
 ) -> int:
     """Join runs made with --samples start:stop into the run that one process would have written."""
     from holdfast.evaluation.merge import merge as join
-    from holdfast.report import html
+    from holdfast.report import html, terminal
     from holdfast.runs.store import untrusted
 
     fresh = not out.exists()
     try:
         with untrusted(out):
-            writing.show(join(runs, out))
+            writing.show(terminal.summary(join(runs, out)))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:
         if fresh:

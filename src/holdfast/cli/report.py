@@ -14,48 +14,48 @@ from holdfast.cli import options, writing
 def report(
     run: options.Folder,
     junit: Annotated[
-        Path | None, typer.Option(help="JUnit XML: gates, findings and verdict as tests.")
+        Path | None,
+        typer.Option(help="JUnit XML: gates, findings and verdict as tests.", metavar="FILE"),
     ] = None,
-    sarif: Annotated[Path | None, typer.Option(help="SARIF 2.1.0 for code scanning.")] = None,
+    sarif: Annotated[
+        Path | None, typer.Option(help="SARIF 2.1.0 for code scanning.", metavar="FILE")
+    ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="A summary in Markdown; - for stdout.")
+        Path | None, typer.Option(help="A summary in Markdown; - for stdout.", metavar="FILE")
     ] = None,
     model_card: Annotated[
-        Path | None, typer.Option(help="A model card in Markdown; - for stdout.")
+        Path | None, typer.Option(help="A model card in Markdown; - for stdout.", metavar="FILE")
     ] = None,
-    gate: Annotated[list[str], typer.Option("--gate", help=options.GATE)] = [],  # noqa: B006
+    gate: options.Gate = None,
 ) -> int:
     """Write report.html from the stored evidence, show the summary, and write other forms that are
     asked for."""
-    from holdfast.report import html
+    from holdfast.report import html, terminal
     from holdfast.report import junit as tests
     from holdfast.report import markdown as pages
     from holdfast.report import sarif as scan
     from holdfast.runs import gates
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
-    wanted = [gates.parse(text) for text in gate]
+    wanted = [gates.parse(text) for text in gate or ()]
     manifest = read_manifest(run)
     judged = gates.judge(wanted, manifest)
-    forms = (
+    makers = (
         (junit, lambda: tests.junit(manifest, judged)),
         (sarif, lambda: scan.sarif(manifest, judged)),
         (markdown, lambda: pages.summary(manifest, judged).encode()),
         (model_card, lambda: pages.card(manifest).encode()),
     )
     with untrusted(run):
-        made = [(path, form()) for path, form in forms if path is not None]
+        made = [(path, make()) for path, make in makers if path is not None]
         streamed = [content.decode() for path, content in made if path == Path("-")]
         if streamed:
             typer.echo("\n".join(streamed), nl=False)
         else:
-            writing.show(manifest)
+            writing.show(terminal.summary(manifest))
     typer.echo(f"report: {html.write(run)}", err=True)
     for path, content in made:
         if path != Path("-"):
             write_bytes(path, content)
             typer.echo(f"wrote {path}", err=True)
-    for outcome in judged:
-        if not outcome.held:
-            typer.echo(f"gate not held: {outcome.sentence}.", err=True)
-    return int(not all(outcome.held for outcome in judged))
+    return writing.code_of(judged)

@@ -9,10 +9,8 @@ from typing import Any
 from holdfast.errors import InputError, SpecError
 
 
-def bounds_of(text: str | None) -> tuple[float, float]:
+def bounds_of(text: str) -> tuple[float, float]:
     """Bounds from `0,255`."""
-    if text is None:
-        return 0.0, 1.0
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -48,13 +46,6 @@ def limits_of(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
-    """Bounds from `--bounds`, or for each feature from `--limits`."""
-    if "low" in limits:
-        return limits["low"], limits["high"]
-    return bounds_of(text)
-
-
 def threat_of(
     text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None
 ) -> Any:
@@ -67,11 +58,9 @@ def threat_of(
     if not own and target is None and grid is None:
         return text
     threat = Threat.parse(text).limited(**own)
-    if target is not None:
-        threat = threat.towards(_target_of(target))
     if grid is not None:
         threat = replace(threat, grid=grid)
-    return threat
+    return threat if target is None else threat.towards(_target_of(target))
 
 
 def _target_of(text: str) -> int | str | list[int]:

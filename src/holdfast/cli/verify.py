@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import typer
 
@@ -14,23 +14,14 @@ def verify(
     run: options.Folder,
     model: options.Model,
     data: options.Data,
-    arch: options.Arch = None,
-    trust: options.Trust = False,
-    classes: options.Classes = None,
+    *,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
     perceptual: options.Perceptual = None,
     groups: options.Groups = None,
-    preprocess: Annotated[
-        list[str],
-        typer.Option(
-            "--preprocess", help="path/file.py:function, for each that the run was measured with."
-        ),
-    ] = [],  # noqa: B006
-    batch_size: options.BatchSize = 256,
-    device: options.Device = "auto",
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
-    the report."""
-    from holdfast.data import READERS, kind_of, open_data
+    the report. What no option says of model and data is as the run says it."""
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
     from holdfast.report.words import plain
@@ -42,27 +33,15 @@ def verify(
         raise InputError(
             f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
         )
-    factory = kind_of(data) == "factory"
-    loading = {n: text for n, text in manifest.data.loading.items() if n in READERS and not factory}
-    if classes is not None:
-        loading["classes"] = str(classes)
-    scale = manifest.model.bounds[1] <= 1
-    source = open_data(data, split=manifest.data.split, scale=scale, **loading)
-    target = options.open_target(
-        model,
-        arch=arch,
-        trust=trust,
-        bounds=(limits["low"], limits["high"]) if manifest.model.box else manifest.model.bounds,
-        preprocess=given_again(manifest.model.preprocess, preprocess),
-        layout=manifest.model.layout,
-        output=manifest.model.output,
-        task=manifest.model.task,
-        source=source,
-        attacked=manifest.model.attacked or 0,
-        eot=manifest.model.draws,
-        batch_size=batch_size,
-        device=device,
-    )
+    said = manifest.model
+    usual = (limits["low"], limits["high"]) if said.box else said.bounds
+    box = options.box_of(how["bounds"], how["limits"], usual)
+    rows = options.suiting(data, manifest.data.loading) | _given(rows)
+    source = options.open_source(data, manifest.data.split, box, **rows)
+    how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
+    as_then = {"layout": said.layout, "output": said.output, "task": said.task}
+    as_then |= {"attacked": said.attacked, "eot": said.draws}
+    target = options.open_target(model, source, box, **as_then | _given(how))
     wrong = check(run, target, source, perceptual, texts.lines_of(groups, "--groups"))
     try:
         wrong += html.differs(run)
@@ -83,3 +62,8 @@ def verify(
         "judged again."
     )
     return 0
+
+
+def _given(said: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in said.items() if value is not None}
