@@ -43,6 +43,9 @@ def verify(
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
     wrong = check(run, target, source, perceptual, texts.lines_of(groups, "--groups"))
+    if how["probabilities"] not in (None, said.probabilities):
+        gave = "probabilities" if said.probabilities else "logits"
+        wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
     try:
         wrong += html.differs(run)
     except InputError as error:
