@@ -11,19 +11,7 @@ from typing import Annotated
 import typer
 
 from holdfast import memory, quiet
-from holdfast.cli import (
-    attack,
-    compare,
-    demo,
-    evaluate,
-    generate,
-    harden,
-    listing,
-    merge,
-    report,
-    train,
-    verify,
-)
+from holdfast.cli import attack, demo, evaluate, generate, harden, listing, runs, train
 from holdfast.cli.command import Action, Command, borrowing, guarded
 from holdfast.version import version
 
@@ -32,10 +20,10 @@ COMMANDS: dict[str, Action] = {
     "attack": attack.attack,
     "harden": harden.harden,
     "train": train.train,
-    "verify": verify.verify,
-    "compare": compare.compare,
-    "merge": merge.merge,
-    "report": report.report,
+    "verify": runs.verify,
+    "compare": runs.compare,
+    "merge": runs.merge,
+    "report": runs.report,
     "list": listing.listing,
     "demo": demo.demo,
 }
