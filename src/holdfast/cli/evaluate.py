@@ -110,7 +110,7 @@ def evaluate(
                 announce=announce,
                 corruptions=corruptions,
                 baseline=baseline,
-                groups=texts.lines_of(groups, "--groups"),
+                groups=groups and texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )

@@ -44,7 +44,7 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
-    wrong = check(run, target, source, perceptual, texts.lines_of(groups, "--groups"))
+    wrong = check(run, target, source, perceptual, groups and texts.lines_of(groups, "--groups"))
     if how["probabilities"] not in (None, said.probabilities):
         gave = "probabilities" if said.probabilities else "logits"
         wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")

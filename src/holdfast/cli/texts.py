@@ -76,12 +76,11 @@ def _target_of(text: str) -> int | str | list[int]:
             f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of "
             "classes."
         )
-    lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
-    odd = [line for line in lines if not _whole(line)]
-    if not lines:
-        raise SpecError(f"--target {text} is empty; expected one class number a line.")
-    if odd:
-        raise SpecError(f"--target {text} holds {odd[0][:40]!r}; expected one class number a line.")
+    lines = [line.strip() for line in lines_of(Path(text), "--target") if line.strip()]
+    seen = [f"holds {line[:40]!r}" for line in lines if not _whole(line)]
+    if seen or not lines:
+        said = next(iter(seen), "is empty")
+        raise SpecError(f"--target {text} {said}; expected one class number a line.")
     return [int(line) for line in lines]
 
 
@@ -138,10 +137,8 @@ def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] 
     return int(start)
 
 
-def lines_of(path: Path | None, flag: str) -> list[str] | None:
+def lines_of(path: Path, flag: str) -> list[str]:
     """The lines of a text."""
-    if path is None:
-        return None
     if path.exists() and not path.is_file():
         raise SpecError(f"{flag} {path} is no file; expected one of text.")
     try:

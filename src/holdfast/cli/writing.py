@@ -95,25 +95,18 @@ def resumable(folder: Path) -> Iterator[None]:
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent
     and left."""
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
 
     columns = (
-        BarColumn(24),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.fields[live]} standing"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
+        parts.BarColumn(24),
+        parts.TaskProgressColumn(show_speed=True),
+        parts.TextColumn("{task.fields[live]} standing"),
+        parts.TimeElapsedColumn(),
+        parts.TextColumn("left"),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.description}", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with parts.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, live="-")
         yield lambda p: bar.update(task, completed=p.share, description=p.trial, live=f"{p.live:,}")
