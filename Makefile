@@ -44,8 +44,8 @@ lint: .venv/.frameworks  ## ruff (lint, format) and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/.bench  ## compare with the peers on the same tasks; renews the table in README.md
-	$(BIN)/python benchmarks/peers.py --readme $(if $(AUTOATTACK),--autoattack "$(AUTOATTACK)")
+bench: .venv/.bench  ## compare with the peers on the same tasks; renews the tables in docs/comparison.md
+	$(BIN)/python benchmarks/peers.py --docs $(if $(AUTOATTACK),--autoattack "$(AUTOATTACK)")
 
 docs: .venv/.docs  ## write the generated pages, then build the documentation into site/
 	$(BIN)/python docs/generate.py

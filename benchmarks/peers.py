@@ -16,7 +16,7 @@ imported, and one that crashes on a task, is listed with the reason.
 
     python benchmarks/peers.py [--quick] [--models kw trades] [--threats "linf(0.1)" l2(1)]
         [--images 20] [--tools Foolbox ART] [--attacks pgd strong ddn] [--autoattack PATH]
-        [--threads 1] [--workers 1] [--readme]
+        [--threads 1] [--workers 1] [--docs]
 """
 
 from __future__ import annotations
@@ -734,8 +734,8 @@ def commit(checkout: Path) -> str:
     )
 
 
-def into_readme(parts: Sequence[str]) -> None:
-    path = ROOT / "README.md"
+def into_docs(parts: Sequence[str]) -> None:
+    path = ROOT / "docs" / "comparison.md"
     text = path.read_text(encoding="utf-8")
     inner = "\n\n".join(parts)
     new, times = re.subn(
@@ -744,7 +744,7 @@ def into_readme(parts: Sequence[str]) -> None:
         text,
         flags=re.DOTALL,
     )
-    assert times == 1, "README.md has no place for the table: <!-- bench --> ... <!-- /bench -->"
+    assert times == 1, f"{path} has no place for the tables: <!-- bench --> ... <!-- /bench -->"
     path.write_text(new, encoding="utf-8")
 
 
@@ -776,7 +776,7 @@ def report(
     images: int,
     chosen: argparse.Namespace,
 ) -> None:
-    """Save the full tables, and put the short ones into the README where asked."""
+    """Save the full tables, and put the short ones into the docs where asked."""
     notes = NOTES.format(batch=BATCH, repeats=chosen.repeats, workers=chosen.workers)
     absent = missing(reasons)
     if STAND_INS and reasons.get("adv-lib") == "":
@@ -796,8 +796,8 @@ def report(
         [f"The first {images} test images of each model. {notes}", *full, "\n".join(absent)],
         also=installed,
     )
-    if chosen.readme:
-        into_readme(short(rows))
+    if chosen.docs:
+        into_docs(short(rows))
 
 
 # ------------------------------------------------------------------ the run
@@ -878,7 +878,10 @@ def main() -> None:
             },
             "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
             "--quick": {"action": "store_true", "help": "one model, 10 images, Linf and L2"},
-            "--readme": {"action": "store_true", "help": "write the short table into README.md"},
+            "--docs": {
+                "action": "store_true",
+                "help": "write the short tables into docs/comparison.md",
+            },
         },
     )
     reasons = prepare(chosen.tools, chosen.autoattack)

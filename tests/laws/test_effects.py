@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.catalogue import every, short
+from helpers.models import SHAPE, bent, draw, rows, same, threat, wrap
 from torch import Tensor, nn
 
 import holdfast
@@ -24,8 +26,6 @@ from holdfast.evaluation.verify import verify
 from holdfast.norms import NORMS
 from holdfast.targets.demo import demo_model
 from holdfast.targets.target import sealed
-from laws.catalogue import every, short
-from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
 
 
 class Fussy(nn.Module):

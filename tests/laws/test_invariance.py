@@ -5,13 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from holdfast.attacks import Attack, Ledger, run
-from holdfast.targets import TorchTarget
-from holdfast.threats.threat import Targeted
-from laws.catalogue import brief, every, losses_of
-from laws.world import (
+from helpers.catalogue import brief, every, losses_of
+from helpers.models import (
     EPS,
     SHAPE,
     Forms,
@@ -25,6 +20,11 @@ from laws.world import (
     threat,
     wrap,
 )
+from torch import Tensor
+
+from holdfast.attacks import Attack, Ledger, run
+from holdfast.targets import TorchTarget
+from holdfast.threats.threat import Targeted
 
 N = 30
 

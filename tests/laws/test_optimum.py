@@ -8,15 +8,23 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers.catalogue import (
+    bounded,
+    brief,
+    each,
+    each_bounded,
+    each_gradient,
+    each_smallest,
+    short,
+)
+from helpers.exact import best_margin, distance
+from helpers.models import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
-from laws.catalogue import bounded, brief, each, each_bounded, each_gradient, each_smallest, short
-from laws.exact import best_margin, distance
-from laws.world import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
 
 N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
+from helpers.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
+from helpers.models import EPS, bent, rows, threat, wrap
 
 from holdfast.attacks import Attack, Ledger, parse, run
 from holdfast.targets import Access
-from laws.catalogue import CLASSES, bounded, brief, each, every, fields_of, short, values
-from laws.world import EPS, bent, rows, threat, wrap
 
 N = 25
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.catalogue import every, fields_of, losses_of, short
+from helpers.models import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import Attack, Ledger, Outcome, parse, run
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
-from laws.catalogue import every, fields_of, losses_of, short
-from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
 
 N = 20
 

@@ -7,6 +7,8 @@ import copy
 
 import pytest
 import torch
+from helpers.catalogue import brief, every, losses_of, short
+from helpers.models import EPS, Then, bent, close, rows, threat, wrap
 from torch import Tensor
 
 from holdfast.attacks import Ledger, Outcome, run
@@ -17,8 +19,6 @@ from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted, Threat
-from laws.catalogue import brief, every, losses_of, short
-from laws.world import EPS, Then, bent, close, rows, threat, wrap
 
 N = 40
 
@@ -34,7 +34,7 @@ def check(
     limit = torch.as_tensor(t.eps, dtype=torch.float64) * (1 + 1e-6)
     # what a search for the smallest found beyond eps
     over = ledger.size.isfinite() & ~ledger.broken
-    if target.dtype == torch.float32:
+    if target.batcher.dtype == torch.float32:
         limit = limit + 16 * 2.0**-24
     assert bool((ledger.best >= target.bounds.low).all())
     assert bool((ledger.best <= target.bounds.high).all())
@@ -139,7 +139,8 @@ def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
     z = target.scores(x)
     aim = without(z, y).argsort(1, descending=True)[:, r - 1]
     attack = short("pgd", loss=loss, start_at="zero", step_size=1.0, steps=1)
-    p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(N)), aim=aim)
+    p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(N)))
+    p.aim = aim
     moved = point(attack.step(p, attack.start(p), 0))
     before, after = (LOSSES[loss](scores, y, aim) for scores in (z, target.scores(x + moved)))
     assert float((after > before).float().mean()) > 0.95

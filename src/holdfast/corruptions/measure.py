@@ -36,9 +36,9 @@ def spoiled(target: Target, x: Tensor, column: str, ids: Tensor, seed: int) -> T
     """
     kind, severity = column.split()
     low, high = target.bounds.low, target.bounds.high
-    image = (planes(x, target.layout).to(target.device).float() - low) / (high - low)
+    image = (planes(x, target.layout).to(target.batcher.device).float() - low) / (high - low)
     made = corrupt(image, kind, int(severity), ids, seed) * (high - low) + low
-    return unplaned(made, tuple(x.shape[1:]), target.layout).to(target.dtype)
+    return unplaned(made, tuple(x.shape[1:]), target.layout).to(target.batcher.dtype)
 
 
 def info(
@@ -130,6 +130,6 @@ def answers(
 
 def _decide(target: Target, x: Tensor) -> Tensor:
     if target.access < Access.SCORES:
-        return torch.cat(list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x))))
-    z = target.all_scores(x)
+        return target.batcher.in_parts(target.labels, x)
+    z = target.batcher.in_parts(target.scores, x)
     return torch.where(z.isfinite().all(1), target.task.predict(z), SILENT)

@@ -38,7 +38,7 @@ class Planted:
     def __init__(self, target: Target, x: Tensor) -> None:
         if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
             raise LookupError("not a torch module.")
-        if isinstance(target.model, Adapter) or target.graded is not None:
+        if isinstance(target.model, Adapter) or target.head.graded is not None:
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
@@ -56,7 +56,7 @@ class Planted:
         """What goes into the head, and what comes out."""
         self.seen.clear()
         with self.head.register_forward_hook(self._note):  # an attack goes through the head too
-            self.target.all_scores(x)
+            self.target.batcher.in_parts(self.target.scores, x)
         into, out = (torch.cat(part) for part in zip(*self.seen, strict=True))
         self.seen.clear()
         if len(out) != len(x):
@@ -156,7 +156,9 @@ def missed(
             if not planted.plant(torch.cat([row, inner[1:]]), edge, lead):
                 continue
             label = planted.target.task.predict(
-                planted.target.all_scores(torch.cat([row, chance, edge]))
+                planted.target.batcher.in_parts(
+                    planted.target.scores, torch.cat([row, chance, edge])
+                )
             )
             forwards += len(label)
             solvable[i] = bool((label[:-1] == 0).all() and label[-1] == 1)

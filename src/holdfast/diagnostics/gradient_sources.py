@@ -68,7 +68,7 @@ class Ways:
         self.costs.queries += passes + estimated
         self.costs.backwards += passes * (not estimated)
         with sealed(0):
-            z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
+            z, pull = self.target.linearize(self.target.batcher.place(x))
             return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
@@ -96,5 +96,6 @@ class Ways:
             )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
-            self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)
+            self.target,
+            distil(self.target, x.to(self.target.batcher.dtype), queries=QUERIES, epochs=8),
         )

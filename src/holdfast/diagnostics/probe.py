@@ -71,7 +71,6 @@ class Answers:
     """Columns of m rows that are right clean, and what they cost."""
 
     ids: np.ndarray
-    k: int = 2
     hard: list[str] = field(default_factory=list)  # steps without a gradient that inputs go through
     one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
     zero: dict[str, np.ndarray] = field(
@@ -111,7 +110,7 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
     succeeded within eps.
     """
-    found = Answers(rows.ids.cpu().numpy(), target.task.k)
+    found = Answers(rows.ids.cpu().numpy())
     found.charge("clean", rows.forwards)
     if not len(rows.ids) or rows.scores is None or target.access < Access.GRADIENTS:
         return found

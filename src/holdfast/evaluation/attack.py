@@ -19,7 +19,7 @@ from holdfast.data.arrays import like
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunking import chunks
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
@@ -139,8 +139,8 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
-    batch = batch.to(target.device, target.dtype)
-    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    batch = target.batcher.place(batch)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.batcher.device)
     ids = torch.arange(first, stop)
     clean = judge.rule(target, batch, seed)
     threat = goals.resolved(threat.of_eps(ids), y, ids, clean.scores, target.task.k, seed)

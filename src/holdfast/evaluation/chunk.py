@@ -1,8 +1,12 @@
 """One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read
-back on resume."""
+back on resume.
+
+A chunk holds neighbours, and its size follows from the shape of a row.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +32,26 @@ from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
+
+
+def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
+    """The first row of the chunk that a row is searched in."""
+    part = next(start for start, stop in parts if start <= row < stop)
+    return max(part, row - row % stride_of(shape))
+
+
+def stride_of(shape: Sequence[int]) -> int:
+    """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
+    most 1,024."""
+    return max(16, min(1024, 2**25 // math.prod(shape)))
+
+
+def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks [start, stop) of rows of this shape; all but the ends begin at a multiple of the
+    stride."""
+    (first, last), stride = rows, stride_of(shape)
+    begin = first // stride * stride
+    return [(max(a, first), min(a + stride, last)) for a in range(begin, last, stride)]
 
 
 class Progress(NamedTuple):
@@ -368,7 +392,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
 
 
 def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
-    return judge.rule(plan.target, batch.to(plan.target.device, plan.target.dtype), plan.seed)
+    return judge.rule(plan.target, plan.target.batcher.place(batch), plan.seed)
 
 
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
@@ -432,7 +456,7 @@ def _attack(
         restart=unit.restart,
         rank=unit.rank,
         clean=picked(rows.clean.scores, at),
-        near=rows.best[at] if trial.attack.warm else None,
+        warm_start=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.forwards[at],
         stop=plan.stops(trial),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),

@@ -17,7 +17,7 @@ from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, listed
-from holdfast.evaluation import protocols, transformations
+from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
 from holdfast.evaluation.facts import fingerprint
@@ -26,7 +26,6 @@ from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.targets.target import Access, Target
-from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -171,27 +170,18 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
 def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
     randomised."""
-    name, norm, bounded = manifest.protocol.name, manifest.threat.norm, threat.bounded
-    kind: dict[str, Any] = {
-        "aimed": isinstance(threat.goal, Targeted),
-        "bounded": bounded,
-        "drawn": drawn,
-    }
-    lent = manifest.model.surrogate is not None
+    name, lent = manifest.protocol.name, manifest.model.surrogate is not None
     given = [
         a
         for a in Access
         if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)
     ]
-    movement = spatial.parse(manifest.model.transformation)
     known = [
-        protocols.protocol(name, norm, access=access, **kind)
+        protocols.asked(name, threat, access, drawn=drawn)
         for access in given
-        if bounded or protocols.seeks_smallest(name, norm, access)
+        if threat.bounded or protocols.seeks_smallest(name, threat.norm.name, access)
     ]
-    return [
-        [t.write(whole=True) for t in transformations.suited(one, movement).trials] for one in known
-    ]
+    return [[t.write(whole=True) for t in one.trials] for one in known]
 
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:

@@ -23,9 +23,8 @@ from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import chunking
 from holdfast.evaluation.build_manifest import add, finish
-from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
+from holdfast.evaluation.chunk import Plan, Progress, Watch, chunks, search, settle
 from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
@@ -57,7 +56,7 @@ class Evaluation:
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        return chunking.chunks(self.ready.rows, self.ready.source.shape)
+        return chunks(self.ready.rows, self.ready.source.shape)
 
     @property
     def corrupted(self) -> bool:
@@ -246,7 +245,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         plan,
         job.journal,
         name,
-        batch.to(batch.x.device, plan.target.dtype),
+        batch.to(batch.x.device, plan.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )

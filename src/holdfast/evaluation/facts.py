@@ -63,8 +63,8 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         max_queries=plan.budget,
         settings={
             "batch_size": target.batcher.size,
-            "device": str(target.device),
-            "precision": str(target.dtype),
+            "device": str(target.batcher.device),
+            "precision": str(target.batcher.dtype),
         },
         provenance=Provenance(
             command=names.command,
@@ -75,7 +75,7 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
                 **libraries,
                 **target.identity.versions,
             },
-            hardware=_hardware(target.device),
+            hardware=_hardware(target.batcher.device),
         ),
         initial_findings=ready.noted,
     )

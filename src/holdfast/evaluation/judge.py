@@ -74,7 +74,7 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
 def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed: int = 0) -> Tensor:
     """Whether images `found` still meet the goal as a file of 8 bits holds them: [n]
     bool, on the CPU."""
-    rounded = found.with_x(target.bounds.as_8bit(found.x)).to(target.device, target.dtype)
+    rounded = target.batcher.place(found.with_x(target.bounds.as_8bit(found.x)))
     return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 
 

@@ -83,7 +83,7 @@ class PerceptualDistance:
         for part in content_of(found):
             digest.update(part)
         self.fingerprint = digest.hexdigest()
-        self.network = frozen(found, target.device).double()
+        self.network = frozen(found, target.batcher.device).double()
         usercode.call(self.name, self, pair, pair.flip(0))
 
     def __call__(self, x: Tensor, found: Tensor) -> Tensor:
@@ -98,7 +98,9 @@ class PerceptualDistance:
 
     def _ask(self, *pair: Tensor) -> Tensor:
         low, high = self.target.bounds.low, self.target.bounds.high
-        images = [planes(x.to(self.target.device).double(), self.target.layout) for x in pair]
+        images = [
+            planes(x.to(self.target.batcher.device).double(), self.target.layout) for x in pair
+        ]
         answer = self.network(
             *((2 * (u - low) / (high - low) - 1).expand(-1, 3, -1, -1).contiguous() for u in images)
         )

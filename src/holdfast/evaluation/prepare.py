@@ -20,7 +20,7 @@ from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import goals, protocols, transformations
+from holdfast.evaluation import goals, protocols
 from holdfast.evaluation.contract import (
     averaged,
     check_data,
@@ -35,11 +35,13 @@ from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
+from holdfast.threats.spatial import Spatial
 from holdfast.threats.threat import Targeted, Threat, as_threat
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -77,33 +79,26 @@ def prepare(
         InputError: the data or the model breaks the input contract.
         SpecError: the protocol, an attack or the threat cannot be understood.
     """
-    own = protocols.chosen(attacks)
-    target = target.copied()
+    own = protocols.chosen(attacks) if attacks else None
+    target = copied(target)
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
-        threat = transformations.threat_of(movement, target, source.shape)
+        threat = threat_of_movement(movement, target, source.shape)
     threat = as_threat(threat)
     target, source = with_truths(target, source, threat)
-    if not attacks:
-        protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
+    own = own or protocols.asked(protocol, threat, target.access)
     rows = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
-    if drawn and not target.context and target.cost.draws == 1:
+    usual = threat.spatial is None and not target.context
+    if randomised(noted) and own.name in FOLLOWED and usual and target.cost.draws == 1:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    else:
-        drawn = False
+        own = protocols.asked(protocol, threat, target.access, drawn=True)
     check_range(target, source)
-    if not attacks:
-        aimed = isinstance(threat.goal, Targeted)
-        kind = {"aimed": aimed, "access": target.access, "bounded": threat.bounded, "drawn": drawn}
-        own = protocols.protocol(protocol, threat.norm.name, **kind)
-        own = transformations.suited(own, movement)
     return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
 
 
@@ -216,6 +211,21 @@ def _innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target
+
+
+def threat_of_movement(transform: Transform, target: Target, shape: tuple[int, ...]) -> Threat:
+    """The whole of a transform as a threat to the target's inputs of this shape.
+
+    Raises:
+        InputError: they are no images, or each feature has bounds of its own.
+    """
+    target.bind(shape)
+    if target.bounds.each is not None:
+        raise InputError(
+            "images are moved within one range, but each feature has bounds of its own."
+        )
+    placed = Spatial(transform, shape, target.layout, target.bounds.low, target.bounds.high)
+    return Threat.linf(placed.reach, spatial=placed)
 
 
 def rows_asked(

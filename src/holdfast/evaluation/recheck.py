@@ -18,7 +18,7 @@ from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation import goals, judge
-from holdfast.evaluation.chunking import chunk_of
+from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, looks
@@ -64,7 +64,7 @@ class Evidence:
 
     def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
         """What the model says of rows, with the noise of the run or `further`."""
-        rows = rows.to(self.target.device, self.target.dtype)
+        rows = self.target.batcher.place(rows)
         return judge.rule(self.target, rows, self.manifest.seed + further)
 
 
@@ -242,7 +242,7 @@ def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarr
 
 
 def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) -> Examples:
-    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.dtype, e.target.bounds
+    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.batcher.dtype, e.target.bounds
     rows = rows.to(rows.x.device, dtype)
     found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
     point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)

@@ -23,11 +23,11 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
         InputError: the truths are not those of such a task, or not as many as the model's outputs.
         SpecError: the threat aims at a class.
     """
-    if target.graded is None:
+    if target.head.graded is None:
         return target, source
     if isinstance(threat.goal, Targeted):
         raise SpecError(
-            f"{threat} aims at a class, but {target.graded} has none; leave the target out."
+            f"{threat} aims at a class, but {target.head.graded} has none; leave the target out."
         )
     target.bind(source.shape)
     around = WithTruth(target)

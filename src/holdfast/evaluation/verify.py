@@ -16,19 +16,19 @@ from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluation import goals, transformations
+from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import groups_of, open_for
+from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
 from holdfast.targets.batch import Batch
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
@@ -68,7 +68,7 @@ def verify(
     """
     manifest, whole = store.open_manifest(folder)
     _refuse_other_rows(folder, manifest)
-    target = target.copied()
+    target = copied(target)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
@@ -142,14 +142,12 @@ def _as_measured(
     movement = spatial.parse(manifest.model.transformation)
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
-        asked = replace(
-            asked, spatial=transformations.threat_of(movement, target, source.shape).spatial
-        )
+        asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
     target, source = with_truths(target, source, asked)
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
-    target.probabilities, target.said = manifest.model.probabilities, True
+    target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     return target, source, asked, labels
 
 

@@ -14,7 +14,7 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
     parts = [
-        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.threat.text)}",
+        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.asked)}",
         *_story(manifest),
     ]
     if gates:

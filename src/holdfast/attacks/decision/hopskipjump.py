@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import L2, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import L2, wide
 
 HALVINGS = 15  # of a step, before the row stays where it is
 
@@ -34,8 +33,8 @@ class HopSkipJump(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
 
     steps: int = option(64, "estimates of the normal")
     probes: int = option(100, "of the first estimate; step t has sqrt(t) times as many", at_least=1)

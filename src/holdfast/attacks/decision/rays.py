@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.boundary_search import bisect
 from holdfast.attacks.shared.sign_blocks import block
-from holdfast.norms import wide
 
 
 class Ray(NamedTuple):
@@ -31,9 +30,9 @@ class RayS(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf"})
+    bounded = False
+    random = False
 
     steps: int = option(10000, "blocks tried, each level with twice as many as the last")
     tolerance: float = option(
@@ -59,6 +58,6 @@ class RayS(Attack):
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
-        radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
+        radius = bisect(p, along, s.radius, self.tolerance * s.radius, met)
         hit = wide(met, signs)
         return Ray(torch.where(hit, along(radius), s.d), torch.where(hit, signs, s.signs), radius)

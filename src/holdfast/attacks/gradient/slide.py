@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ class SLIDE(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l1"})
+    norms = frozenset({"l1"})
 
     steps: int = option(100, "gradient steps")
     step_size: float = option(0.1, "fraction of eps", above=0)

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.random_search import begin, keep_better
 from holdfast.attacks.shared.sign_blocks import block
-from holdfast.norms import wide
 
 
 class Signs(NamedTuple):
@@ -37,8 +36,8 @@ class SignHunter(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
-    random: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    random = False
 
     steps: int = option(10000, "flips")
 

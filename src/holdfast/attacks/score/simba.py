@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.bases import BASES
 from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.random_search import begin, keep_better
-from holdfast.norms import wide
 
 
 class Turns(NamedTuple):
@@ -40,7 +39,7 @@ class SimBA(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(10000, "points asked about")
     basis: str = option("pixel", "directions: single features, or waves", choices=BASES)

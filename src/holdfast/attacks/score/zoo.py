@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class ZOO(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(3000, "steps of all searches")
     samples: int = option(128, "features measured and moved a step", at_least=1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, Problem
 from holdfast.data import Source
 from holdfast.targets.batch import Batch, joined, read
 from holdfast.targets.target import Target
@@ -34,6 +34,18 @@ def filled(target: Target, source: Source, attacks: Iterable[Attack]) -> Iterato
         yield
     finally:
         target.pool = before
+
+
+def others(p: Problem, m: int) -> Tensor:
+    """Inputs of other classes than the row's, drawn from the pool: [n, m, *shape].
+
+    A row's draws are its own, and the pool is the same whichever rows are attacked.
+    """
+    assert p.pool is not None
+    x, y = p.pool
+    before = (y != p.y[:, None]).cumsum(1)  # [n, pool]: how many such lie up to each place
+    nth = p.noise("others").uniform((m,), torch.float64) * before[:, -1:]
+    return x[(before[:, None] > nth[:, :, None]).int().argmax(2)]
 
 
 def spread(source: Source, rows: int) -> tuple[Batch, Tensor]:

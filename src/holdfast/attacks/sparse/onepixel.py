@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class OnePixel(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l0"})
+    norms = frozenset({"l0"})
 
     steps: int = option(10000, "members tried")
     population: int = option(50, "members; a child has three others for parents", at_least=4)

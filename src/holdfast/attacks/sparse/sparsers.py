@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class SparseRS(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l0"})
+    norms = frozenset({"l0"})
 
     steps: int = option(10000, "proposals")
     alpha: float = option(0.3, "share of the set that is swapped first", at_least=0, at_most=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
+from holdfast.attacks.shared.common_perturbation import Fooled, InputSet, check, slope
 from holdfast.rng import Keys
 from holdfast.spec import check as check_fields
 from holdfast.spec import option
@@ -59,18 +59,11 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(Fooled):
     """One patch, and which images it fools, each at one random place."""
 
     pixels: Tensor  # [c, side, side]
     placement: Placement
-    fooled: Tensor  # [n] bool, of the images that it was made for
-    held_out: Tensor  # [m] bool, of others
-
-    @property
-    def rate(self) -> float:
-        """The fooling rate on images that it was not made for."""
-        return float(self.held_out.double().mean())
 
 
 def patch(
@@ -128,9 +121,8 @@ def patch(
             g = _slope(inputs, at, pixels, placement, Keys.of(seed, at).fold("place", t))
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)
-        return Patch(
-            pixels, placement, *(fooled(c, pixels, placement, seed) for c in (inputs, others))
-        )
+        rates = (fooled(c, pixels, placement, seed) for c in (inputs, others))
+        return Patch(*rates, pixels=pixels, placement=placement)
 
 
 def _slope(

@@ -23,6 +23,7 @@ from holdfast.targets.adapter import (
     versions_of,
 )
 from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.head import LINEAR
 from holdfast.targets.loading import made
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
@@ -44,7 +45,7 @@ class KerasOnTorch(Adapter):
             out = chosen(self.model(x, training=False), self.output)
         if not self._asked:
             self.ending, self._asked = activation.ending(out), True
-            if self.ending == activation.LINEAR:
+            if self.ending == LINEAR:
                 self.ending, self.probabilities = None, False
         if self.ending is None:
             return out
