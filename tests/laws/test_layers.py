@@ -17,6 +17,7 @@ ROOT = Path(holdfast.__file__).parent
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 # From the top: each part may import what stands on a line below its own.
 LAYERS = """
+    __main__
     cli
     view report audit testing
     holdfast
@@ -31,7 +32,7 @@ LAYERS = """
     targets
     data
     threats tasks
-    decisions errors losses memory norms quiet rng spec tensors usercode
+    decisions errors losses memory norms quiet rng spec tensors usercode version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
