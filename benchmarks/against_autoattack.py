@@ -89,15 +89,8 @@ def cell(
     )
     x, y = (part[first:] for part in (cifar10 if kind == "cifar" else mnist)(first + images))
     model = Counted(case(*MODELS[name]).eval().requires_grad_(False)).to(device)
-    right = int(
-        (
-            wrap(model, batch_size=BATCH, device=device, shape=tuple(x.shape[1:]))
-            .all_scores(x.to(device))
-            .argmax(1)
-            .cpu()
-            == y
-        ).sum()
-    )
+    wrapped = wrap(model, batch_size=BATCH, device=device, shape=tuple(x.shape[1:]))
+    right = int((wrapped.batcher.in_parts(wrapped.labels, x.to(device)).cpu() == y).sum())
     rows: list[Row] = []
     fallen: dict[str, Tensor] = {}
     for who in ["original"] * bool(path) + list(protocols):

@@ -4,7 +4,7 @@ Four ways to take the same PGD steps, on one frozen model:
 
 - gradient: `autograd.grad` of the cross-entropy, and nothing else;
 - bare loop: gradient, steepest step and projection, as one writes them by hand;
-- no books: `perturb`, Holdfast's own rule without ledger and last check, as training uses it;
+- no books: `perturb`, Holdfast's own rule without counts and last check, as training uses it;
 - Holdfast: `run(..., stop=False)`, every point judged and booked.
 
 Each is timed with 2 and with more steps; their difference leaves out the start and the end, so it

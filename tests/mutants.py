@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # The quickest laws first, then the most general; every file of laws runs, until one test fails.
-FIRST = "losses norms geometry apgd books success optimum invariance rows".split()
+FIRST = "losses norms geometry apgd budgets success optimum invariance rows".split()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ DEFECTS = [
     ),
     Defect(
         "the last iterate is never judged",
-        "attacks/problem.py",
+        "attacks/attack.py",
         (("if d is not self._asked:", "if False:"),),
     ),
     Defect(
@@ -87,8 +87,8 @@ DEFECTS = [
         "attacks/problem.py",
         (
             (
-                "self.lo, self.hi = low - x, high - x\n",
-                "self.lo, self.hi = low - x, high - x\n"
+                "self.lo, self.hi = self._masked(low - x), self._masked(high - x)\n",
+                "self.lo, self.hi = self._masked(low - x), self._masked(high - x)\n"
                 "        inner = (self.lo < 0) & (self.hi > 0)\n"
                 "        self.lo, self.hi = self.lo * inner, self.hi * inner\n",
             ),
@@ -110,8 +110,8 @@ DEFECTS = [
         "attacks/counts.py",
         (
             (
-                "ledger.charge(at, queries=count,",
-                "ledger.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
+                "result.charge(at, queries=count,",
+                "result.charge(at, queries=count * ~hit if isinstance(count, int) else count,",
             ),
         ),
     ),
@@ -127,12 +127,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as folder:
         copies = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
         untouched = plant(None, Path(folder) / "untouched")
-        files = [str(ROOT / "tests" / "laws" / f"test_{name}.py") for name in FIRST]
-        files += [
-            str(p)
-            for p in sorted((ROOT / "tests" / "laws").glob("test_*.py"))
-            if str(p) not in files
-        ]
+        found = [*ROOT.glob("tests/laws/test_*.py"), *ROOT.glob("tests/attacks/test_*.py")]
+        places = {path.stem.removeprefix("test_"): str(path) for path in sorted(found)}
+        files = [places.pop(name) for name in FIRST] + list(places.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             caught = list(pool.map(lambda copy: failure(copy, files), copies))
         control = failure(untouched, sorted({test for test in caught if test}))

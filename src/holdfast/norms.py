@@ -19,7 +19,7 @@ from holdfast.rng import Keys
 
 class Norm(ABC):
     """One norm. Instances are stateless; use `LINF`, `L2`, `L1`, `L0`, `NORMS[name]` or
-    `Scaled(scale)`."""
+    `Linf(scale)`."""
 
     name: str
     scales: bool = True  # the size of s d is |s| times that of d
@@ -62,9 +62,11 @@ class Norm(ABC):
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:
         """A random extreme point of the unit ball (a corner, for Linf and L1)."""
 
-    @abstractmethod
     def corner(self, t: int, like: Tensor) -> Tensor:
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
+        d = torch.zeros_like(like).flatten(1)
+        d[:, (t // 2) % d.shape[1]] = 1 - 2 * (t % 2)
+        return d.view_as(like)
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """The step of size share * eps that leads fastest to where <g, d> is largest in the ball
@@ -126,41 +128,45 @@ def scaled(g: Tensor) -> Tensor:
     return g / torch.where(top > 0, top, 1)
 
 
+def _ways(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
+    """What moves give on the way to <g, v> = gap: the sign of each entry's move [n, *shape], its
+    slope over the steepest and how far the box lets it go [n, f], and the gap over the steepest
+    [n, 1]."""
+    g = g * wide(gap.sign(), g)
+    top = g.flatten(1).abs().amax(1)
+    cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
+    need = (gap.abs() / torch.where(top > 0, top, 1))[:, None]
+    return g.sign(), scaled(g).flatten(1).abs(), cap, need
+
+
 def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Tensor:
     """Move every entry at its own speed [n, *shape], each until the box stops it, until <g, v> =
     gap."""
-    g, gap = g * wide(gap.sign(), g), gap.abs()
-    top = g.flatten(1).abs().amax(1)
-    steep, speed = scaled(g).flatten(1).abs(), speed.flatten(1)
-    cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
+    sign, steep, cap, need = _ways(g, gap, lo, hi)
+    speed = speed.flatten(1)
     moving = (steep > 0) & (cap > 0)
     kinks, order = torch.where(moving, cap / speed, 0).sort(1)
     full = torch.where(moving, steep * cap, 0).gather(1, order)
     rate = torch.where(moving, steep * speed, 0).gather(1, order)
     stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
     going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
-    need = (gap / torch.where(top > 0, top, 1))[:, None]
     at = (stopped + kinks * going < need).sum(1, keepdim=True)
     last = at.clamp_max(kinks.shape[1] - 1)
     time = (need - stopped.gather(1, last)) / going.gather(1, last)
     time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(moving, (speed * time).minimum(cap), 0).view_as(g) * g.sign()
+    return torch.where(moving, (speed * time).minimum(cap), 0).view_as(g) * sign
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
     """Move entries to the box one by one, the steepest (or that which gives most) first, until <g,
     v> = gap."""
-    g, gap = g * wide(gap.sign(), g), gap.abs()
-    top = g.flatten(1).abs().amax(1)
-    steep = scaled(g).flatten(1).abs()
-    cap = torch.where(g > 0, hi, -lo).expand_as(g).flatten(1)
+    sign, steep, cap, need = _ways(g, gap, lo, hi)
     gain = steep * cap
     order = (gain if by_gain else steep).argsort(dim=1, descending=True, stable=True)
-    gained = gain.gather(1, order)
-    need = (gap / torch.where(top > 0, top, 1))[:, None] - (gained.cumsum(1) - gained)
-    ranked = steep.gather(1, order)
+    gained, ranked = gain.gather(1, order), steep.gather(1, order)
+    need = need - (gained.cumsum(1) - gained)
     move = torch.where(ranked > 0, need / ranked, 0).clamp_min(0).minimum(cap.gather(1, order))
-    return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * g.sign()
+    return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * sign
 
 
 def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
@@ -178,77 +184,46 @@ def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
     return (chosen.to(g.dtype) / torch.where(free, shared, 1)).view_as(g) * g.sign()
 
 
-class _Linf(Norm):
-    name = "linf"
-    boxed = True
-
-    def size(self, d: Tensor) -> Tensor:
-        return d.flatten(1).abs().amax(1)
-
-    def dual(self, g: Tensor) -> Tensor:
-        return g.flatten(1).abs().sum(1)
-
-    def steepest(self, g: Tensor) -> Tensor:
-        return g.sign()
-
-    def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return d.clamp(torch.maximum(lo, -eps), torch.minimum(hi, eps))
-
-    def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return _evenly(g, gap, lo, hi, torch.ones_like(g))
-
-    def shrink(self, d: Tensor, share: Tensor) -> Tensor:
-        level = wide(share * self.size(d), d)
-        return d.clamp(-level, level)
-
-    def sample(self, keys: Keys, like: Tensor) -> Tensor:
-        return keys.uniform(like.shape[1:], like.dtype) * 2 - 1
-
-    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
-        return keys.signs(like.shape[1:], like.dtype)
-
-    def corner(self, t: int, like: Tensor) -> Tensor:
-        bits = [(t >> i) & 1 for i in range(math.prod(like.shape[1:]))]
-        return (like.new_tensor(bits) * 2 - 1).reshape(like.shape[1:]).expand_as(like)
-
-
-class Scaled(Norm):
-    """Linf in which each feature has a unit of its own: size(d) = max |d_i| / scale_i, with scale
-    [*shape] above 0."""
+class Linf(Norm):
+    """The largest change of a feature, each counted in units of its own `scale` [*shape], above 0;
+    None: all in 1."""
 
     name = "linf"
     boxed = True
 
-    def __init__(self, scale: Tensor) -> None:
+    def __init__(self, scale: Tensor | None = None) -> None:
         self.scale = scale
 
-    def units(self, like: Tensor) -> Tensor:
-        return self.scale.to(like)
+    def units(self, like: Tensor) -> Tensor | float:
+        return 1.0 if self.scale is None else self.scale.to(like)
 
     def size(self, d: Tensor) -> Tensor:
-        return LINF.size(d / self.units(d))
+        return (d / self.units(d)).flatten(1).abs().amax(1)
 
     def dual(self, g: Tensor) -> Tensor:
-        return LINF.dual(g * self.units(g))
+        return (g * self.units(g)).flatten(1).abs().sum(1)
 
     def steepest(self, g: Tensor) -> Tensor:
-        return self.units(g) * g.sign()
+        return g.sign() * self.units(g)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return LINF.project(d, eps * self.units(d), lo, hi)
+        most = eps * self.units(d)
+        return d.clamp(torch.maximum(lo, -most), torch.minimum(hi, most))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        return _evenly(g, gap, lo, hi, self.units(g).expand_as(g))
+        return _evenly(g, gap, lo, hi, torch.ones_like(g) * self.units(g))
 
     def shrink(self, d: Tensor, share: Tensor) -> Tensor:
         level = wide(share * self.size(d), d) * self.units(d)
         return d.clamp(-level, level)
 
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        if self.scale is None:
+            return super().prox(d, weight)
         # Moreau: what the projection onto the dual ball, sum of scale_i |v_i| <= weight, leaves of
         # d. That one takes one amount a row times the scale off every entry; of the amounts that
         # its kinks give, the largest is it.
-        flat, units = d.flatten(1).abs(), self.units(d).expand_as(d).flatten(1)
+        flat, units = d.flatten(1).abs(), self.scale.to(d).expand_as(d).flatten(1)
         order = (flat / units).argsort(dim=1, descending=True, stable=True)
         mass, square = ((units * part).gather(1, order).cumsum(1) for part in (flat, units))
         amount = ((mass - weight.flatten(1)) / square).amax(1).clamp_min(0)
@@ -256,16 +231,19 @@ class Scaled(Norm):
         return d.clamp(-level, level)
 
     def rounding(self, features: int, ulp: float | Tensor) -> float:
-        return float((torch.as_tensor(ulp, dtype=torch.float64) / self.scale.double().cpu()).max())
+        ulp = torch.as_tensor(ulp, dtype=torch.float64)
+        return float((ulp / self.units(ulp)).max())
 
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
-        return self.units(like) * LINF.sample(keys, like)
+        return (keys.uniform(like.shape[1:], like.dtype) * 2 - 1) * self.units(like)
 
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:
-        return self.units(like) * LINF.extreme(keys, like)
+        return keys.signs(like.shape[1:], like.dtype) * self.units(like)
 
     def corner(self, t: int, like: Tensor) -> Tensor:
-        return self.units(like) * LINF.corner(t, like)
+        bits = [(t >> i) & 1 for i in range(math.prod(like.shape[1:]))]
+        signs = (like.new_tensor(bits) * 2 - 1).reshape(like.shape[1:])
+        return (signs * self.units(like)).expand_as(like)
 
 
 class _L2(Norm):
@@ -326,16 +304,11 @@ class _L2(Norm):
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:
         return self.sphere(keys, like)
 
-    def corner(self, t: int, like: Tensor) -> Tensor:
-        return L1.corner(t, like)
 
+class _OneFeature(Norm):
+    """What L1 and L0 share: a unit step moves one feature."""
 
-class _L1(Norm):
-    name = "l1"
     dense = False
-
-    def size(self, d: Tensor) -> Tensor:
-        return d.flatten(1).abs().sum(1)
 
     def dual(self, g: Tensor) -> Tensor:
         return g.flatten(1).abs().amax(1)
@@ -344,6 +317,18 @@ class _L1(Norm):
         flat = g.flatten(1)
         at = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(g)
+
+    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
+        at = keys.integers(math.prod(like.shape[1:]))[:, None]
+        sign = keys.fold("signs").signs((1,), like.dtype)
+        return torch.zeros_like(like.flatten(1)).scatter(1, at, sign).view_as(like)
+
+
+class _L1(_OneFeature):
+    name = "l1"
+
+    def size(self, d: Tensor) -> Tensor:
+        return d.flatten(1).abs().sum(1)
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # The best point fills entries to the box in the order of their gradients until eps is
@@ -405,34 +390,17 @@ class _L1(Norm):
             / wide(e.flatten(1).sum(1) + rest, like)
         )
 
-    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
-        at = keys.integers(math.prod(like.shape[1:]))[:, None]
-        sign = keys.fold("signs").signs((1,), like.dtype)
-        return torch.zeros_like(like.flatten(1)).scatter(1, at, sign).view_as(like)
 
-    def corner(self, t: int, like: Tensor) -> Tensor:
-        d = torch.zeros_like(like).flatten(1)
-        d[:, (t // 2) % d.shape[1]] = 1 - 2 * (t % 2)
-        return d.view_as(like)
-
-
-class _L0(Norm):
+class _L0(_OneFeature):
     """The number of features that change. Not convex; dual, steepest step and samples are those of
     one feature."""
 
     name = "l0"
     scales = False
-    dense = False
     grain = 1.0
 
     def size(self, d: Tensor) -> Tensor:
         return (d != 0).flatten(1).sum(1).to(d.dtype)
-
-    def dual(self, g: Tensor) -> Tensor:
-        return L1.dual(g)
-
-    def steepest(self, g: Tensor) -> Tensor:
-        return L1.steepest(g)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         inside = d.clamp(lo, hi)
@@ -491,13 +459,7 @@ class _L0(Norm):
     def sample(self, keys: Keys, like: Tensor) -> Tensor:
         return self.extreme(keys, like) * wide(keys.fold("length").uniform((), like.dtype), like)
 
-    def extreme(self, keys: Keys, like: Tensor) -> Tensor:
-        return L1.extreme(keys, like)
 
-    def corner(self, t: int, like: Tensor) -> Tensor:
-        return L1.corner(t, like)
-
-
-LINF, L2, L1, L0 = _Linf(), _L2(), _L1(), _L0()
+LINF, L2, L1, L0 = Linf(), _L2(), _L1(), _L0()
 LINF.polar, L2.polar, L1.polar, L0.polar = L1, L2, LINF, LINF
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (LINF, L2, L1, L0)}

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -82,13 +82,5 @@ class _QuietImports(importlib.abc.MetaPathFinder):
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
-            loader.exec_module = _quietly(loader.exec_module)
+            loader.exec_module = native_output()(loader.exec_module)
         return spec
-
-
-def _quietly(run: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    def exec_module(module: ModuleType) -> None:
-        with native_output():
-            run(module)
-
-    return exec_module

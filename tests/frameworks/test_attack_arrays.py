@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import twins
 
 import holdfast
-from frameworks import twins
 
 X = np.random.default_rng(0).random((12, 8, 8, 1), dtype=np.float32)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_bad_input import holdfast as command
-from test_bad_input import refused
+from helpers.commands import holdfast as command
+from helpers.commands import refused
 
 import holdfast
 from holdfast.errors import InputError

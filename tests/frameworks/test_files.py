@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from laws.world import close
+from helpers import twins
+from helpers.models import close
 
-from frameworks import twins
 from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.targets import Access, load, wrap
@@ -67,10 +67,10 @@ def test_keras_weights_want_their_model(tmp_path: Path) -> None:
     twins.keras_model().save_weights(tmp_path / "net.weights.h5")
     with pytest.raises(InputError, match="factory"):
         load(str(tmp_path / "net.weights.h5"))
-    target = load(str(tmp_path / "net.weights.h5"), arch="frameworks.twins:keras_model")
+    target = load(str(tmp_path / "net.weights.h5"), arch="helpers.twins:keras_model")
     target.bind((1, 8, 8))
     with pytest.raises(InputError, match="Keras model"):
-        load(str(tmp_path / "net.weights.h5"), arch="frameworks.twins:weights")
+        load(str(tmp_path / "net.weights.h5"), arch="helpers.twins:weights")
 
 
 def test_a_sequential_of_an_old_keras(tmp_path: Path) -> None:

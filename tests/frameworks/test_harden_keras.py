@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_bad_input import holdfast as command
-from test_bad_input import names, refused
+from helpers import twins
+from helpers.commands import holdfast as command
+from helpers.commands import names, refused
 
-from frameworks import twins
 from holdfast.data import open_data
 from holdfast.runs.compare import compare
 from holdfast.runs.run import Run
@@ -164,7 +164,7 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
 
 REBUILT = """
 import keras, numpy as np, torch
-from frameworks.test_harden_keras import digits, fragile
+from test_harden_keras import digits, fragile
 from holdfast.data import from_arrays
 from holdfast.hardening import recipes
 from holdfast.training.keras import Rebuilt, _put

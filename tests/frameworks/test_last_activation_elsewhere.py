@@ -35,8 +35,8 @@ def same(target: Target, place: str) -> None:
     """Scores and gradients are the logits', which a saturated activation would hide."""
     target.bind((4,))
     known = logits(3 if place == "softmax" else 1)
-    assert target.reads
-    assert target.probabilities
+    assert target.head.reads
+    assert target.head.probabilities
     c = torch.randn(len(X), known.task.k, generator=torch.Generator().manual_seed(2))
     (z, back), (expected, pull) = target.linearize(X), known.linearize(X)
     for a, b in ((target.scores(X), known.scores(X)), (z, expected), (back(c), pull(c))):
@@ -179,10 +179,10 @@ def test_keras_on_every_backend(backend: str) -> None:
     """Line 2: the backend is chosen when Keras is imported, so in a process of its own."""
     pytest.importorskip("keras")
     script = (
-        "from frameworks.test_last_activation_elsewhere import *\nfor p in PLACES: "
+        "from test_last_activation_elsewhere import *\nfor p in PLACES: "
         "same(wrap(keras_model(p)), p)"
     )
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
@@ -213,7 +213,7 @@ def test_estimators_are_asked_for_what_does_not_round() -> None:
     fitted = LogisticRegression(C=1e9).fit(X.numpy(), y)
     target = wrap(fitted)
     target.bind((4,))
-    assert not target.probabilities
+    assert not target.head.probabilities
     np.testing.assert_allclose(
         target.scores(X)[:, 1].numpy(), fitted.decision_function(X.numpy()), rtol=1e-5
     )
@@ -225,7 +225,7 @@ def test_estimators_are_asked_for_what_does_not_round() -> None:
     )
     forest = wrap(RandomForestClassifier(3).fit(X.numpy(), y))
     forest.bind((4,))
-    assert forest.probabilities
+    assert forest.head.probabilities
 
 
 def test_a_softmax_over_groups_of_outputs_stays(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_softmax_over_groups_of_outputs_stays(tmp_path: Path) -> None:
     target = load(str(tmp_path / "net.onnx"))
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     target.bind((4,))
-    assert not target.reads
+    assert not target.head.reads
     assert torch.allclose(target.scores(x), x.view(3, 2, 2).softmax(2).view(3, 4))
 
 
@@ -264,5 +264,5 @@ def test_a_softmax_over_groups_of_a_graphs_outputs_stays() -> None:
         framework="tensorflow", shape=(4,),
     )  # fmt: skip
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
-    assert not target.reads
+    assert not target.head.reads
     assert torch.allclose(target.scores(x), x.view(3, 2, 2).softmax(2).view(3, 4))

@@ -160,14 +160,18 @@ def test_any_order_of_the_axes(name: str, layout: str | None, tmp_path: Path) ->
         source = open_for(target, (x, Y))
         target.bind(source.shape)
         shown = torch.from_numpy(source.rows(0, 12)[0])
-        np.testing.assert_allclose(target.all_scores(shown).numpy(), Z, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            target.batcher.in_parts(target.scores, shown).numpy(), Z, rtol=1e-4, atol=1e-4
+        )
         known = name not in FUNCTIONS  # a function takes what it is given, as the user said
         if known or layout is None:
-            assert target.layout == ("nchw" if x is X else "nhwc")
-        again = by_name(name, tmp_path, target.layout)  # as verify opens it
+            assert target.inputs.layout == ("nchw" if x is X else "nhwc")
+        again = by_name(name, tmp_path, target.inputs.layout)  # as verify opens it
         again.bind(source.shape)
         assert again.describe() == target.describe()
-        np.testing.assert_allclose(again.all_scores(shown).numpy(), Z, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            again.batcher.in_parts(again.scores, shown).numpy(), Z, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("make", [saved, tflite])

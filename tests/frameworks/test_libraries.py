@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws.world import close, draw
-from test_bad_input import holdfast as cli
+from helpers.commands import holdfast as cli
+from helpers.models import close, draw
 
 import holdfast
 from holdfast.targets import Target

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws.world import close
+from helpers import twins
+from helpers.models import close
 
 import holdfast
-from frameworks import twins
 from holdfast.data import open_data
 from holdfast.targets import Access, Target, load, wrap
 from holdfast.targets.demo import demo_model
@@ -148,7 +148,7 @@ def test_keras_on_other_backends(backend: str, asked: Any, tmp_path: Path) -> No
         "import sys, torch\n"
         "sys.modules['tensorflow'] = None  # not needed here: Keras would import it to write a "
         "model down\n"
-        "from frameworks import test_parity as t, twins\n"
+        "import test_parity as t\nfrom helpers import twins\n"
         "from holdfast.targets import wrap\n"
         "from holdfast.targets.demo import demo_model\n"
         "x, y = torch.load(sys.argv[1])\n"
@@ -157,7 +157,7 @@ def test_keras_on_other_backends(backend: str, asked: Any, tmp_path: Path) -> No
         "print(*t.statuses(target, x, y))\n"
     )
     torch.save((x, y), tmp_path / "asked.pt")
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     told = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "asked.pt")],

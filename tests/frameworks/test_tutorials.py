@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import twins
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner, Result
 
 import holdfast
-from frameworks import twins
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.runs.run import Run

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.models import bent, close, draw, threat
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from torch import Tensor, nn
 from holdfast import wrap
 from holdfast.attacks import parse, run
 from holdfast.errors import InputError
-from holdfast.targets import TorchTarget
+from holdfast.targets import Target, TorchTarget
 from holdfast.targets.preprocess import Normalize, Resize
-from laws.world import bent, close, draw, threat
 
 SHAPE = (3, 8, 8)
 
@@ -70,7 +70,7 @@ def agree(
     target: TorchTarget, model: Callable[[Tensor], Tensor], x: Tensor, *, atol: float = 1e-5
 ) -> None:
     k = target.task.k if target.shape else 5
-    cotangent = (draw(len(x), k, seed=9) - 0.5).to(target.dtype)
+    cotangent = (draw(len(x), k, seed=9) - 0.5).to(target.batcher.dtype)
     z, g = plain(model, x, cotangent)
     found, pullback = target.linearize(x)
     close(found, z, rtol=1e-5, atol=atol)
@@ -89,7 +89,7 @@ def test_scores_and_pullback_are_the_models(
 ) -> None:
     model = make(seed).to(dtype)
     target = wrap(model, shape=SHAPE)
-    assert target.dtype == dtype
+    assert target.batcher.dtype == dtype
     agree(
         target,
         model,
@@ -214,10 +214,14 @@ class Small(nn.Module):
         return self.inner(x)
 
 
+def _of_all(target: Target, x: Tensor) -> Tensor:
+    return target.batcher.in_parts(target.scores, x)
+
+
 def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
     small, large = wrap(Small(), shape=(1, 4, 4)), wrap(bent(), shape=(1, 4, 4))
     x = draw(21, 1, 4, 4)
-    assert torch.equal(small.all_scores(x), large.all_scores(x))
+    assert torch.equal(_of_all(small, x), _of_all(large, x))
     assert small.batcher.size <= 3
     y = large.labels(x)
     small.batcher.size = 256
@@ -236,7 +240,7 @@ def test_a_row_that_never_fits_and_other_errors_are_said() -> None:
         return x
 
     with pytest.raises(InputError, match="does not fit into memory"):
-        wrap(never, shape=(4,)).all_scores(torch.ones(5, 4))
+        _of_all(wrap(never, shape=(4,)), torch.ones(5, 4))
 
     def broken(x: Tensor) -> Tensor:
         if float(x.max()) > 0.9:
@@ -244,4 +248,4 @@ def test_a_row_that_never_fits_and_other_errors_are_said() -> None:
         return x
 
     with pytest.raises(InputError, match="raised RuntimeError: shapes cannot be multiplied"):
-        wrap(broken, shape=(4,)).all_scores(torch.ones(5, 4))
+        _of_all(wrap(broken, shape=(4,)), torch.ones(5, 4))

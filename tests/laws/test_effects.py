@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.catalogue import every, short
+from helpers.models import SHAPE, bent, draw, perturb, rows, run, same, threat, wrap
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.attacks import parse, perturb, run
+from holdfast.attacks import parse
 from holdfast.data import open_data
 from holdfast.errors import InputError
 from holdfast.evaluation import judge
@@ -24,8 +26,6 @@ from holdfast.evaluation.verify import verify
 from holdfast.norms import NORMS
 from holdfast.targets.demo import demo_model
 from holdfast.targets.target import sealed
-from laws.catalogue import every, short
-from laws.world import SHAPE, bent, draw, rows, same, threat, wrap
 
 
 class Fussy(nn.Module):
@@ -98,7 +98,7 @@ def world(model: nn.Module) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@every
+@every(0)
 def test_a_run_leaves_no_trace(name: str, norm: str) -> None:
     model = Fussy()
     x, y = world(model)
@@ -112,7 +112,7 @@ def test_a_run_leaves_no_trace(name: str, norm: str) -> None:
     assert picture(model, x, y, ids, budget, eps) == before
 
 
-@every
+@every(1)
 def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     model = Faulty()
     x, y = world(model)
@@ -126,7 +126,7 @@ def test_nor_does_one_that_breaks_off(name: str, norm: str) -> None:
     assert picture(model, x, y) == before
 
 
-@every
+@every(2)
 def test_a_randomised_model_draws_from_the_runs_own_seed(name: str, norm: str) -> None:
     model = Noisy()
     x, y = world(model)
@@ -159,7 +159,7 @@ def test_a_randomised_model_without_a_shape_leaves_the_callers_draws_alone(
     assert picture(model, x, y) == before
 
 
-@every
+@every(3)
 def test_works_in_every_gradient_mode(name: str, norm: str) -> None:
     model = bent()
     x, y = rows(wrap(model), 12)
@@ -205,7 +205,7 @@ def test_a_target_handed_in_stays_as_it_is() -> None:
     assert run.manifest.model.probabilities
     holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=2)")
     assert verify(run.folder, target, (x, y)) == []
-    assert holdfast.wrap(target, task="multilabel").graded is not None
+    assert holdfast.wrap(target, task="multilabel").head.graded is not None
     assert vars(target) == before
     assert target.shape is None
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from holdfast.attacks import Attack, Ledger, run
-from holdfast.targets import TorchTarget
-from holdfast.threats.threat import Targeted
-from laws.catalogue import brief, every, losses_of
-from laws.world import (
+from helpers.catalogue import brief, every, losses_of
+from helpers.models import (
     EPS,
+    POOLS,
     SHAPE,
     Forms,
     Then,
@@ -21,15 +17,21 @@ from laws.world import (
     linear,
     pool,
     rows,
+    run,
     run_forms,
     threat,
     wrap,
 )
+from torch import Tensor
+
+from holdfast.attacks import Attack, SearchResult
+from holdfast.targets import TorchTarget
+from holdfast.threats.threat import Targeted
 
 N = 30
 
 
-def alike(a: Ledger, b: Ledger) -> None:
+def alike(a: SearchResult, b: SearchResult) -> None:
     """Same outcomes and sizes."""
     assert torch.equal(a.outcome, b.outcome)
     assert torch.equal(a.forwards, b.forwards)
@@ -53,7 +55,7 @@ def attacks_of(name: str) -> list[Attack]:
     return [brief(name, **fields) for fields in losses_of(name)]
 
 
-@every
+@every(0)
 def test_shift_and_scale(name: str, norm: str) -> None:
     target = wrap(Forms(bent(), lambda z: z + 100, lambda z: z * 1e-3, lambda z: z * 300))
     x, y = plain_rows(target, edge=True)
@@ -68,7 +70,7 @@ def test_shift_and_scale(name: str, norm: str) -> None:
                 alike(other, first)
 
 
-@every
+@every(1)
 def test_scale_with_two_classes_for_every_loss(name: str, norm: str) -> None:
     target = wrap(Forms(bent(2), lambda z: z * 1e-3, lambda z: z * 300))
     x, y = plain_rows(target)
@@ -78,7 +80,7 @@ def test_scale_with_two_classes_for_every_loss(name: str, norm: str) -> None:
             alike(other, first)
 
 
-@every
+@every(2)
 def test_names_of_classes(name: str, norm: str) -> None:
     order = torch.tensor([3, 0, 4, 2, 1])  # the new model's class i is the old one's order[i]
     back = order.argsort()
@@ -100,7 +102,7 @@ def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
     model, back = bent(), order.argsort()
     plain, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
     images, classes = pool(plain)
-    renamed.pool = images, back[classes]
+    POOLS[renamed] = images, back[classes]
     x, y = rows(plain, N, wrong=True)
     for options in ({}, {"rank": 1}):
         first = run(attack, plain, x, y, threat(norm), **options)
@@ -113,7 +115,7 @@ def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
     )
 
 
-@every
+@every(3)
 def test_all_logits_negative(name: str, norm: str) -> None:
     target = wrap(Forms(linear(3), lambda z: z - 100))
     x, y = plain_rows(target)
@@ -121,7 +123,7 @@ def test_all_logits_negative(name: str, norm: str) -> None:
         alike(*run_forms(attack, target, x, y, norm, count=2))
 
 
-@every
+@every(4)
 def test_saturated_scores_still_fall_in_float32(name: str, norm: str) -> None:
     """At 1000 times the scale a float32 softmax is exactly 1; every loss must see through it."""
     dtype = torch.float32

@@ -272,3 +272,19 @@ def test_no_other_model_file_chooses_by_a_frameworks_name(file: Path) -> None:
     words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     assert not words & FRAMEWORKS
     assert not any(name.startswith("holdfast.targets.frameworks.keras") for name in imports(file))
+
+
+TESTS = Path(__file__).parents[1]
+TEST_FILES = [p for p in sorted(TESTS.rglob("*.py")) if p.parent.name != "version1"]
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_test_module_imports_another(file: Path) -> None:
+    """What two of them share stands in `tests/helpers`."""
+    assert not {name for name in libraries(file) if name.startswith(("test_", "conftest"))}
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """The folders are no packages: modules of one name would hide each other."""
+    names = [file.stem for file in TEST_FILES if file.parent.name != "helpers"]
+    assert len(names) == len(set(names))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.models import close
 from torch import Tensor
 
 from holdfast.losses import LOSSES, ce, dlr, margin, mifpe, without
 from holdfast.rng import Keys
 from holdfast.tasks import Classes
-from laws.world import close
 
 N = 200
 

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.exact import distance, farthest
+from helpers.models import CONVEX, close
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -16,8 +18,6 @@ from torch import Tensor
 
 from holdfast.norms import L0, L2, NORMS, Norm, wide
 from holdfast.rng import Keys
-from laws.exact import distance, farthest
-from laws.world import CONVEX, close
 
 each_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=repr)
 each_convex = pytest.mark.parametrize("norm", [NORMS[name] for name in CONVEX], ids=repr)

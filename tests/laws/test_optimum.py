@@ -8,15 +8,23 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from helpers.catalogue import (
+    bounded,
+    brief,
+    each,
+    each_bounded,
+    each_gradient,
+    each_smallest,
+    short,
+)
+from helpers.exact import best_margin, distance
+from helpers.models import CONVEX, EPS, Linear, draw, linear, rows, run, run_sizes, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import CATALOGUE, Attack, Ledger, parse, run
+from holdfast.attacks import CATALOGUE, Attack, SearchResult, parse
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError
 from holdfast.targets import TorchTarget
-from laws.catalogue import bounded, brief, each, each_bounded, each_gradient, each_smallest, short
-from laws.exact import best_margin, distance
-from laws.world import CONVEX, EPS, Linear, draw, linear, rows, run_sizes, threat, wrap
 
 N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
@@ -56,7 +64,9 @@ def world(
     return model, target, x, y
 
 
-def attained(target: TorchTarget, ledger: Ledger, x: Tensor, y: Tensor, best: Tensor) -> float:
+def attained(
+    target: TorchTarget, ledger: SearchResult, x: Tensor, y: Tensor, best: Tensor
+) -> float:
     """The least share of the possible fall of the margin that a row's search reached."""
     clean = target.task.margin(target.scores(x), y)
     return float(((clean - ledger.margin) / (clean - best)).min())
@@ -110,7 +120,7 @@ MEANT_FOR_OTHERS = dict.fromkeys(
 
 
 @near_box
-@each_bounded
+@each_bounded(0)
 def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
     """Within eps an attack by gradients, with its default steps, breaks the rows that 0.95 eps can
     break, and none that eps cannot."""
@@ -133,7 +143,7 @@ ONE_MORE = {"pdpgd-l0"}
 
 
 @pytest.mark.parametrize("box", [(0, 1), (-2, 3)], ids=["box active", "box far"])
-@each_smallest
+@each_smallest(1)
 def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -> None:
     """With its default steps a search for the smallest comes within 1 % of the distance, and never
     below it.
@@ -209,7 +219,7 @@ def growing(
 EVOLVED = ("onepixel",)
 
 
-@each
+@each(2)
 def test_more_eps_never_hurts(name: str, norm: str) -> None:
     _, target, x, y = world(2, (-20, 20))
     found = growing(brief(name, 15), target, x, y, norm)
@@ -219,7 +229,7 @@ def test_more_eps_never_hurts(name: str, norm: str) -> None:
     assert int(found[-1][0].sum()) > int(found[0][0].sum())
 
 
-@each_gradient
+@each_gradient(3)
 def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
     _, target, x, y = world(2, (0, 1))
     found = growing(brief(name, 15), target, x, y, norm)
@@ -228,7 +238,7 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
 
 
 @near_box
-@each_gradient
+@each_gradient(4)
 def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)
     if not bounded(name):
@@ -256,7 +266,7 @@ def test_more_points_of_a_sweep_never_hurt(norm: str) -> None:
         assert bool((lower <= margin).all())
 
 
-@each
+@each(5)
 def test_one_more_restart_is_other_noise(name: str, norm: str) -> None:
     """A restart is a fresh draw that never touches the others': the best of more is never worse."""
     attack = short(name, 5)

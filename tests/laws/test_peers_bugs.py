@@ -2,8 +2,8 @@
 
 The tests are named after the bug; some of the laws say the same more generally. Elsewhere are 4
 (batches of HopSkipJump, in test_decision), the first half of 9 (the last point is judged, in
-test_books), 11 (options that do nothing, in test_options), 14 (APGD's checkpoints and halvings, in
-test_apgd) and 16 (a resume after kill -9, and what it refuses, in test_evaluate).
+test_budgets), 11 (options that do nothing, in test_options), 14 (APGD's checkpoints and halvings,
+in test_apgd) and 16 (a resume after kill -9, and what it refuses, in test_evaluate).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.exact import best_margin, distance
+from helpers.models import Then, bent, close, linear, rows, same, threat, wrap
 from torch import Tensor, nn
 
 import holdfast
@@ -25,8 +27,6 @@ from holdfast.evaluation.protocols import PROTOCOLS, protocol
 from holdfast.norms import NORMS, wide
 from holdfast.targets import Access
 from holdfast.threats.threat import Targeted, Threat
-from laws.exact import best_margin, distance
-from laws.world import Then, bent, close, linear, rows, same, threat, wrap
 
 
 def short(name: str, norm: str, *, most: int = 12) -> list[Trial]:

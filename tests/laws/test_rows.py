@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.catalogue import every, fields_of, losses_of, short
+from helpers.models import EPS, SHAPE, Then, bent, draw, pick, rows, run, same, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Attack, Ledger, Outcome, parse, run
+from holdfast.attacks import Attack, Outcome, SearchResult, parse
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted
-from laws.catalogue import every, fields_of, losses_of, short
-from laws.world import EPS, SHAPE, Then, bent, draw, pick, rows, same, threat, wrap
 
 N = 20
 
@@ -38,7 +38,7 @@ def attack_rows(
     y: Tensor,
     at: Tensor,
     **options: object,
-) -> Ledger:
+) -> SearchResult:
     """The attack on rows `at` alone, each with its own eps and identity."""
     eps = EPS[norm] * (0.5 + torch.arange(len(x), dtype=torch.float64) / len(x))
     return run(
@@ -46,16 +46,16 @@ def attack_rows(
     )  # pyright: ignore[reportArgumentType]
 
 
-def join(parts: list[Ledger]) -> Ledger:
-    return Ledger(
+def join(parts: list[SearchResult]) -> SearchResult:
+    return SearchResult(
         **{
             f.name: torch.cat([getattr(p, f.name) for p in parts])
-            for f in dataclasses.fields(Ledger)
+            for f in dataclasses.fields(SearchResult)
         }
     )
 
 
-@every
+@every(0)
 @pytest.mark.parametrize(
     "options", [{}, {"stop": False, "restart": 1}, {"budget": 6, "rank": 2}], ids=str
 )
@@ -72,7 +72,7 @@ def test_whole_is_permuted_is_split(name: str, norm: str, options: dict[str, obj
     same(join(permuted), pick(whole, order))
 
 
-@every
+@every(1)
 def test_every_loss_keeps_rows_apart(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)
@@ -103,7 +103,7 @@ def sick(x: Tensor) -> Tensor:
     return x.flatten(1)[:, -1] > 3
 
 
-@every
+@every(2)
 @pytest.mark.parametrize("poison", [nan_scores, nan_when_moved, infinite_gradient])
 def test_a_poisoned_row_fails_alone(
     name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]
@@ -126,7 +126,7 @@ def test_a_poisoned_row_fails_alone(
     assert bool(poisoned.best[4].isfinite().all())
 
 
-@every
+@every(3)
 def test_no_rows_are_no_trouble(name: str, norm: str) -> None:
     target = wrap(bent())
     ledger = run(
@@ -135,7 +135,7 @@ def test_no_rows_are_no_trouble(name: str, norm: str) -> None:
     assert len(ledger.outcome) == 0
 
 
-@every
+@every(4)
 def test_targets_a_row_stay_with_their_rows(name: str, norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, N)

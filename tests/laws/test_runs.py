@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.models import CONVEX, bent, rows, threat, wrap
 
 import holdfast
-from laws.world import CONVEX, bent, rows, threat, wrap
 
 N = 40
 

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import pytest
+from helpers.catalogue import CLASSES, fields_of, values
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from holdfast.errors import SpecError
 from holdfast.evaluation.protocols import PROTOCOLS
 from holdfast.norms import NORMS
 from holdfast.threats.threat import Threat
-from laws.catalogue import CLASSES, fields_of, values
 
 
 def likely(name: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:

@@ -7,9 +7,11 @@ import copy
 
 import pytest
 import torch
+from helpers.catalogue import brief, every, losses_of, short
+from helpers.models import EPS, Then, bent, close, rows, run, threat, wrap
 from torch import Tensor
 
-from holdfast.attacks import Ledger, Outcome, run
+from holdfast.attacks import Outcome, SearchResult
 from holdfast.attacks.attack import point
 from holdfast.attacks.problem import Problem, legal_size, meets_goal
 from holdfast.evaluation import judge
@@ -17,14 +19,17 @@ from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
 from holdfast.targets import TorchTarget
 from holdfast.threats.threat import Targeted, Threat
-from laws.catalogue import brief, every, losses_of, short
-from laws.world import EPS, Then, bent, close, rows, threat, wrap
 
 N = 40
 
 
 def check(
-    ledger: Ledger, model: torch.nn.Module, target: TorchTarget, x: Tensor, y: Tensor, t: Threat
+    ledger: SearchResult,
+    model: torch.nn.Module,
+    target: TorchTarget,
+    x: Tensor,
+    y: Tensor,
+    t: Threat,
 ) -> None:
     """Re-ask the plain model, and measure by hand."""
     z = model(ledger.best).detach()
@@ -34,7 +39,7 @@ def check(
     limit = torch.as_tensor(t.eps, dtype=torch.float64) * (1 + 1e-6)
     # what a search for the smallest found beyond eps
     over = ledger.size.isfinite() & ~ledger.broken
-    if target.dtype == torch.float32:
+    if target.batcher.dtype == torch.float32:
         limit = limit + 16 * 2.0**-24
     assert bool((ledger.best >= target.bounds.low).all())
     assert bool((ledger.best <= target.bounds.high).all())
@@ -54,7 +59,7 @@ def check(
     assert torch.equal(meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
 
 
-@every
+@every(0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("stop", [True, False])
 def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torch.dtype) -> None:
@@ -71,7 +76,7 @@ def test_success_is_real_and_legal(name: str, norm: str, stop: bool, dtype: torc
         check(ledger, model, target, x, y, t)
 
 
-@every
+@every(1)
 def test_the_mask_is_kept(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -83,7 +88,7 @@ def test_the_mask_is_kept(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(2)
 def test_only_the_goal_counts(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -94,7 +99,7 @@ def test_only_the_goal_counts(name: str, norm: str) -> None:
             check(run(brief(name, **fields), target, x, y, t), model, target, x, y, t)
 
 
-@every
+@every(3)
 def test_an_eps_a_row(name: str, norm: str) -> None:
     model = bent()
     target = wrap(model)
@@ -105,7 +110,7 @@ def test_an_eps_a_row(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(4)
 def test_other_bounds(name: str, norm: str) -> None:
     inner = bent()
     model = Then(inner, lambda x, _: inner((x + 1) / 2))
@@ -117,7 +122,7 @@ def test_other_bounds(name: str, norm: str) -> None:
     check(ledger, model, target, x, y, t)
 
 
-@every
+@every(5)
 def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
     """Binary images: no pixel is stuck at 0 or 1, as under an atanh that is infinite there."""
     target = wrap(bent())
@@ -139,7 +144,8 @@ def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
     z = target.scores(x)
     aim = without(z, y).argsort(1, descending=True)[:, r - 1]
     attack = short("pgd", loss=loss, start_at="zero", step_size=1.0, steps=1)
-    p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(N)), aim=aim)
+    p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(N)))
+    p.aim = aim
     moved = point(attack.step(p, attack.start(p), 0))
     before, after = (LOSSES[loss](scores, y, aim) for scores in (z, target.scores(x + moved)))
     assert float((after > before).float().mean()) > 0.95
@@ -147,7 +153,7 @@ def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
     assert torch.equal(ledger.broken, target.labels(ledger.best) != y)
 
 
-@every
+@every(6)
 @pytest.mark.parametrize("k", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_classes_and_one_logit_have_aims_too(name: str, norm: str, k: int) -> None:
     target = wrap(bent(k))

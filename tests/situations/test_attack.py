@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.commands import holdfast as command
+from helpers.commands import refused
 from matplotlib.figure import Figure
-from test_bad_input import holdfast as command
-from test_bad_input import refused
 from torch import nn
 
 import holdfast

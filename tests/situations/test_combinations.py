@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from situations.small_runs import Bent, found, measure, rows, seal
+from helpers.small_runs import Bent, found, measure, rows, seal
 
 import holdfast
 from holdfast import usercode

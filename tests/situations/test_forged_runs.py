@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.small_runs import N, Softmax, found, measure, refigured, rows, seal
 from safetensors.numpy import load_file, save_file
-from small_runs import N, Softmax, found, measure, refigured, rows, seal
 
 import holdfast
 from holdfast.data import from_arrays

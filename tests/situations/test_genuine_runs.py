@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.small_runs import ATTACKS, Bent, Softmax, rows, seal
 from sklearn.linear_model import LogisticRegression
-from small_runs import ATTACKS, Bent, Softmax, rows, seal
 
 import holdfast
 from holdfast.data import open_data

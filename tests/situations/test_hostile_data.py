@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from holdfast.cli import options
+from holdfast.cli import texts
 from holdfast.data import idx, npz, open_data, table
 from holdfast.errors import HoldfastError, InputError, SpecError
 
@@ -97,7 +97,7 @@ def test_a_pipe_never_hangs(tmp_path: Path) -> None:
             f"mnist:{pipe}",
         ):
             refusal(spec)
-        for ask in (lambda: options.limits_of(pipe), lambda: options.lines_of(pipe, "--groups")):
+        for ask in (lambda: texts.limits_of(pipe), lambda: texts.lines_of(pipe, "--groups")):
             with pytest.raises(SpecError, match="no file"):
                 ask()
     finally:
@@ -120,7 +120,7 @@ def test_limits(make: Callable[[Path], object], words: str, tmp_path: Path) -> N
     """Line 29: an empty or broken --limits is one sentence."""
     make(tmp_path / "l.npz")
     with pytest.raises(SpecError) as caught:
-        options.limits_of(tmp_path / "l.npz")
+        texts.limits_of(tmp_path / "l.npz")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 

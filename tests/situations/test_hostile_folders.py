@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.small_runs import command, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_runs import command, flipped
 
 from holdfast.data import Source, open_data
 from holdfast.errors import HoldfastError

@@ -11,10 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from helpers.made_up_runs import make
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
-from test_report import make
 
 from holdfast.report import html, junit, markdown, sarif, terminal
 from holdfast.runs import store

@@ -121,7 +121,7 @@ def test_the_logit_before_a_sigmoid_is_read(end: str, scale: float) -> None:
     body = Body(1, scale=scale).eval()
     target = wrap(SIGMOIDS[end](body), shape=(1, 4, 4))
     same(target, wrap(body, shape=(1, 4, 4)))
-    assert target.probabilities
+    assert target.head.probabilities
     assert torch.equal(target.labels(X), (body(X)[:, 0] > 0).long())
 
 
@@ -165,7 +165,7 @@ def test_what_comes_after_an_activation_counts(end: Callable[[Tensor], Tensor]) 
     """Line 2: outputs that are not simply the activation are taken as they are."""
     model = Then(Body(scale=1.0), end).eval()
     target = wrap(model, shape=(1, 4, 4))
-    assert not target.reads
+    assert not target.head.reads
     assert torch.equal(target.scores(X), model(X))
 
 
@@ -175,7 +175,7 @@ def test_programs_that_end_in_another_softmax_are_taken_as_they_are() -> None:
     with pytest.warns(DeprecationWarning, match="jit"):
         script = torch.jit.trace(model, (X,))
     target = wrap(script, shape=(1, 4, 4))
-    assert not target.reads
+    assert not target.head.reads
     assert torch.equal(target.scores(X), model(X))
 
 
@@ -185,7 +185,7 @@ def test_half_precision_programs_are_read() -> None:
     with pytest.warns(DeprecationWarning, match="jit"):
         script = torch.jit.trace(whole, (X.bfloat16(),))
     target = wrap(script, shape=(1, 4, 4))
-    assert target.reads
+    assert target.head.reads
     assert torch.allclose(target.scores(X).softmax(1), whole(X.bfloat16()).float(), atol=1e-2)
 
 
@@ -217,7 +217,7 @@ def test_regression_keeps_its_sigmoid() -> None:
     model = nn.Sequential(Body(2), nn.Sigmoid()).eval()
     numbers = wrap(model, shape=(1, 4, 4), task="regression(tolerance=0.1)")
     assert torch.equal(numbers.scores(X), model(X))
-    assert not numbers.probabilities
+    assert not numbers.head.probabilities
     later = wrap(wrap(model, shape=(1, 4, 4)), task="regression(tolerance=0.1)")
     assert torch.equal(later.scores(X), model(X))
     labels = wrap(model, shape=(1, 4, 4), task="multilabel")
@@ -263,7 +263,7 @@ def test_the_faster_twin_is_read() -> None:
     assert target.gradients.approximate
     assert target.channels_last
     same(target, wrap(Then(body, lambda z: 300 * z), shape=(1, 4, 4)), exact=False)
-    assert not wrap(body, shape=(1, 4, 4)).reads
+    assert not wrap(body, shape=(1, 4, 4)).head.reads
 
 
 @pytest.mark.slow

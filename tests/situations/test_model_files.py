@@ -13,6 +13,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from helpers.commands import refused
 from safetensors.torch import save_file
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
@@ -25,7 +26,6 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_bad_input import refused
 
 import holdfast
 from holdfast.errors import InputError

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from laws.world import close
-from test_bad_input import holdfast, names, refused
+from helpers.commands import holdfast, names, refused
+from helpers.models import close
 
 import holdfast as package
 from holdfast.generation import load

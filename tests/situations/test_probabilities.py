@@ -68,7 +68,7 @@ def test_the_users_word_wins() -> None:
     assert clean(score, probabilities=False) == pytest.approx(Y.mean())
     assert clean(nn.Sequential(linear(), nn.Sigmoid()), y=Y * 0 + 1, probabilities=False) == 1
     softmax = lambda x: x.new_tensor([[0.2, 0.8]]).expand(len(x), 2) + 0 * x  # noqa: E731
-    assert not wrap_and_check(softmax, probabilities=False).probabilities
+    assert not wrap_and_check(softmax, probabilities=False).head.probabilities
     assert clean(wrap(wrap(score), probabilities=True)) == 1
 
 
@@ -125,7 +125,7 @@ def test_cosine_scores_are_scores() -> None:
     anchors = torch.eye(2)
     model = lambda x: nn.functional.cosine_similarity(x[:, None], anchors, dim=2)  # noqa: E731
     assert clean(model, y=(X[:, 1] > X[:, 0]).astype(np.int64)) == 1
-    assert not wrap_and_check(model).probabilities
+    assert not wrap_and_check(model).head.probabilities
 
 
 @pytest.mark.parametrize("way", ["estimator", "method"])
@@ -142,7 +142,7 @@ def test_estimators_say_what_they_give(way: str) -> None:
     assert "probabilities" not in noted(run)
     forest = trees.RandomForestClassifier(5, random_state=0).fit(X, Y)
     model = forest if way == "estimator" else forest.predict_proba
-    assert wrap_and_check(model).probabilities
+    assert wrap_and_check(model).head.probabilities
 
 
 @pytest.mark.parametrize(
@@ -234,5 +234,5 @@ def test_a_file_of_an_endpoint_says_what_it_gives(tmp_path: Path) -> None:
     text += "request: {json: {x: $inputs}}\nresponse: y\n"
     (tmp_path / "x.endpoint.yaml").write_text(text)
     target = load(str(tmp_path / "x.endpoint.yaml"))
-    assert target.said
-    assert not target.probabilities
+    assert target.head.said
+    assert not target.head.probabilities

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import N, command, flipped, found, measure, same
+from helpers.small_runs import N, command, flipped, found, measure, same
 
 from holdfast.errors import InputError
-from holdfast.evaluation import chunking
+from holdfast.evaluation import chunk
 from holdfast.runs import journal, store
 from holdfast.runs.run import Run
 from holdfast.training.state import restored, stored
@@ -46,7 +46,7 @@ def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, after: int, **more: Any)
 def _() -> Iterator[None]:
     """Chunks of five rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunking, "stride_of", lambda shape: 5)
+        patch.setattr(chunk, "stride_of", lambda shape: 5)
         yield
 
 

@@ -380,6 +380,15 @@ def quantised() -> nn.Module:
         )
 
 
+def test_a_fingerprint_needs_the_shape_of_the_inputs() -> None:
+    target = wrap(nn.Linear(4, 2))
+    for ask in (target.fingerprint, target.describe):
+        with pytest.raises(InputError, match="once the shape of its inputs is known"):
+            ask()
+    target.labels(torch.zeros(1, 4))
+    assert target.fingerprint() == wrap(target.model, shape=(4,)).fingerprint()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_state_that_is_no_tensor_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     """Line 18: `get_extra_state` is no AttributeError; it counts in the fingerprint, and training
     keeps it."""

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import command
+from helpers.small_runs import command
 
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
-from holdfast.attacks.counts import Ledger, Outcome
-from holdfast.attacks.result import AttackResult
+from holdfast.attacks.result import AttackResult, Outcome, SearchResult
 from holdfast.attacks.trial import Trial, trial_maker
 
 
@@ -47,6 +46,6 @@ def parse_trial(text: str) -> Trial:
 
 
 __all__ = [
-    "CATALOGUE", "Attack", "AttackResult", "Ledger", "Outcome", "Trial", "parse", "parse_trial",
-    "perturb", "run",
+    "CATALOGUE", "Attack", "AttackResult", "Outcome", "SearchResult", "Trial", "parse",
+    "parse_trial", "perturb", "run",
 ]  # fmt: skip

@@ -14,20 +14,23 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
-from holdfast.attacks.counts import Ledger
-from holdfast.attacks.problem import Problem, legal_size
-from holdfast.attacks.result import AttackResult
+from holdfast.attacks.problem import Pool, Problem, legal_size
+from holdfast.attacks.result import AttackResult, SearchResult
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
-from holdfast.norms import NORMS, Norm, wide
+from holdfast.norms import L2, NORMS, Norm, wide
 from holdfast.rng import Keys
 from holdfast.spec import option
-from holdfast.targets.batch import Batch, Rows
+from holdfast.targets.batch import Batch, Rows, picked, rows_of
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
 
-__all__ = ["LOSSES", "Access", "Attack", "Problem", "State", "option", "perturb", "run"]
+# what the author of an attack needs, in one import
+__all__ = [
+    "L2", "LOSSES", "NORMS", "Access", "Attack", "Problem", "State",
+    "from_first", "option", "perturb", "run", "wide",
+]  # fmt: skip
 
 # a tensor whose first axis is the row, or a named tuple of such states whose first holds the point
 State = Any
@@ -52,7 +55,7 @@ class Attack(ABC):
     bounded: ClassVar[bool] = (
         True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
     )
-    mixes: ClassVar[bool] = False  # takes images of other classes from the target's pool
+    mixes: ClassVar[bool] = False  # takes images of other classes from a pool
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
@@ -73,21 +76,28 @@ class Attack(ABC):
         others do."""
         return None
 
-    @abstractmethod
     def start(self, p: Problem) -> State:
-        """The state before the first step."""
+        """The state before the first step; x itself, where it is a point."""
+        return torch.zeros_like(p.x)
 
     @abstractmethod
     def step(self, p: Problem, s: State, t: int) -> State:
         """The state after step t, from 0."""
 
     def __call__(
-        self, model: Any, x: Any, y: Any, threat: Threat | str, *, seed: int = 0
+        self,
+        model: Any,
+        x: Any,
+        y: Any,
+        threat: Threat | str,
+        *,
+        seed: int = 0,
+        pool: tuple[Any, Any] | None = None,
     ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
         # The judge stands above the attacks, which import nothing of it.
         judged = importlib.import_module("holdfast.evaluation.attack").attack
-        return judged(model, x, y, threat, self, seed=seed)
+        return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
@@ -131,15 +141,16 @@ def run(
     restart: int = 0,
     rank: int = 0,
     clean: Tensor | None = None,
-    near: Tensor | None = None,
+    warm_start: Tensor | None = None,
     budget: int | Tensor | None = None,
     stop: bool = True,
+    pool: Pool | None = None,
     watch: Callable[[int, int], None] | None = None,
-) -> Ledger:
-    """Run an attack on rows x [n, *shape] of classes y [n] and return its ledger.
+) -> SearchResult:
+    """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target that is `graded` y is [n, k],
-    and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
+    [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -147,65 +158,121 @@ def run(
         rank: aim at the rank-th best wrong class of the clean scores; 0: at any.
         clean: the clean scores [n, k], where known; otherwise they are asked for and charged. Rows
             that meet the goal already are settled at size 0.
-        near: inputs [n, *shape] from which an attack that starts at the `best` known point goes on.
+        warm_start: inputs [n, *shape] from which an attack that starts at the `best` known point
+            goes on.
         budget: the most forwards that a row may cost; one for all, or one a row ([n]).
         stop: settle a row at its first success within eps. (Never where eps is inf: then the
             smallest is sought.)
+        pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
+            images of other classes in.
         watch: told the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.graded is not None:
+    if target.head.graded is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
-    check_fit(attack, target, threat)
-    if ids is None:
-        ids = torch.arange(len(batch))
+    check_fit(attack, target, threat, pool)
     with sealed(seed):
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
-        ledger = Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
-        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack), restart, rank)
+        keys = _keys(attack, target, batch, ids, seed).fold(restart, rank)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        result = SearchResult.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
         if budget is not None:
             budget = torch.as_tensor(budget, device=y.device).expand(len(y))
-        if near is not None:
-            near = near.to(batch.x)
-        p = Problem(
-            target, batch, y, threat, keys, near=near, ledger=ledger, budget=budget, stop=stop
-        )
-        p.restart = restart
+        if warm_start is not None:
+            warm_start = warm_start.to(batch.x)
+        p = Search(
+            target, batch, y, threat, keys,
+            restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
+            pool=pool,
+        )  # fmt: skip
         _search(attack, p, clean, rank, watch)
-    return ledger
+    return result
+
+
+class Search(Problem):
+    """A problem as the loop drives it."""
+
+    def ask_clean(self, clean: Tensor | None) -> Tensor | None:
+        """The scores at x, or (labels alone) None: as known, or asked for. Rows that meet the goal
+        there are settled."""
+        if clean is not None:
+            clean = clean.to(self.target.batcher.device)
+            self._counts.known(clean)
+        elif self.target.access >= Access.SCORES:
+            clean = self.scores(torch.zeros_like(self.x))
+        else:
+            self.adversarial(torch.zeros_like(self.x))
+        return clean
+
+    @property
+    def over(self) -> bool:
+        """Whether no row is left that is still asked about."""
+        return bool(self._counts.over.all())
+
+    def drop_settled(self, state: State) -> State:
+        """Let settled rows go, from the problem and from the attack's memory."""
+        if bool(self.live.all()):
+            return state
+        keep = self.live.nonzero()[:, 0]
+        self.take(keep)
+        return _rows(state, keep)
+
+    def take(self, keep: Tensor) -> None:
+        """Forget all rows but `keep`."""
+        self.eps, self.lo, self.hi = (column[keep] for column in (self.eps, self.lo, self.hi))
+        self.aim, self.warm_start = picked(self.aim, keep), picked(self.warm_start, keep)
+        self._images, self._context = self._images[keep], rows_of(self._context, keep)
+        self.keys = self.keys.take(keep)
+        self._counts.take(keep)
+        self._asked = None
+
+    def judge_last(self, d: Tensor) -> None:
+        """Judge the final point, unless it was the last one asked about."""
+        if d is not self._asked:
+            self.adversarial(d)
+        if self.target.access < Access.SCORES:
+            every = torch.arange(len(d), device=d.device)
+            self._counts.keep(self._point(every, self.project(d)))
+
+    def tighten(self) -> None:
+        """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
+        forwards a row."""
+        d, size = self.best()
+        counts = self._counts
+        counts.live, counts.over = counts.live & size.isfinite(), torch.zeros_like(counts.over)
+        low, high = torch.full_like(size, 0.9), torch.ones_like(size)
+        for _ in range(5):
+            middle = (low + high) / 2
+            met = self.adversarial(d * wide(middle, d))
+            low, high = torch.where(met, low, middle), torch.where(met, middle, high)
 
 
 def _search(
     attack: Attack,
-    p: Problem,
+    p: Search,
     clean: Tensor | None,
     rank: int,
     watch: Callable[[int, int], None] | None,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
-    if clean is None:
-        clean = _ask_clean(p)
-    else:
-        clean = clean.to(p.target.device)
-        p.counts.known(clean)
-    if rank and clean is not None:
+    clean = p.ask_clean(clean)
+    if rank and clean is not None and p.goal is None:
         p.aim = p.target.task.rank(clean, p.y, rank)
-    _compact(p, p.x)
+    p.drop_settled(p.x)
     state = attack.start(p)
     for t in range(attack.steps):
-        state = _compact(p, state)
-        if bool(p.counts.over.all()):  # or none is left
+        state = p.drop_settled(state)
+        if p.over:
             break
         p.t = t + 1
         state = attack.step(p, state, t)
         if watch is not None:
             watch(t + 1, int(p.live.sum()))
-    p.last(point(state))
+    p.judge_last(point(state))
     if not attack.bounded and p.norm.scales:
-        _tighten(p)
+        p.tighten()
 
 
 def perturb(
@@ -217,29 +284,33 @@ def perturb(
     *,
     ids: Tensor | None = None,
     seed: int = 0,
+    pool: Pool | None = None,
 ) -> Tensor:
     """The same rule without counting, for training: all steps on all rows, and the last point,
     unjudged."""
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    check_fit(attack, target, threat)
+    check_fit(attack, target, threat, pool)
     with sealed(seed):
-        batch, y = batch.to(target.device, target.dtype), y.to(target.device)
-        if ids is None:
-            ids = torch.arange(len(batch))
-        keys = Keys.of(seed, ids.to(target.device)).fold(_noise_of(attack))
-        # A search for the smallest d steers by what it has found.
-        ledger = (
-            None
-            if attack.bounded
-            else Ledger.open(threat.origin(batch.x), legal_size(threat, target, len(batch)))
-        )
-        p = Problem(target, batch, y, threat, keys, ledger=ledger, stop=False)
+        keys = _keys(attack, target, batch, ids, seed)
+        batch, y = target.batcher.place(batch), y.to(target.batcher.device)
+        result = None
+        if not attack.bounded:  # a search for the smallest d steers by what it has found
+            result = SearchResult.open(
+                threat.origin(batch.x), legal_size(threat, target, len(batch))
+            )
+        p = Problem(target, batch, y, threat, keys, result=result, stop=False, pool=pool)
         state = attack.start(p)
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
         return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
+
+
+def _keys(attack: Attack, target: Target, batch: Batch, ids: Tensor | None, seed: int) -> Keys:
+    """The random keys of these rows in a run of this attack."""
+    ids = torch.arange(len(batch)) if ids is None else ids
+    return Keys.of(seed, ids.to(target.batcher.device)).fold(_noise_of(attack))
 
 
 def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
@@ -252,7 +323,7 @@ def point(state: State) -> Tensor:
     return state if isinstance(state, Tensor) else point(state[0])
 
 
-def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
+def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None = None) -> None:
     """Refuse an attack that the target or the threat cannot carry, before any pass is spent."""
     if target.access < attack.needs:
         fits = sorted(a.__name__.lower() for a in _kinds() if a.needs <= target.access)
@@ -271,11 +342,11 @@ def check_fit(attack: Attack, target: Target, threat: Threat) -> None:
             "Attacks that seek the "
             f"smallest perturbation in {threat.norm}: {', '.join(fits) or 'none'}."
         )
-    if attack.mixes and (target.pool is None or len(target.pool[1].unique()) < 2):
-        held = "no other images" if target.pool is None else "images of one class alone"
+    if attack.mixes and (pool is None or len(pool[1].unique()) < 2):
+        held = "no other images" if pool is None else "images of one class alone"
         raise SpecError(
-            f"{attack!r} mixes in images of other classes, and there are {held}; in Python set "
-            f"target.pool to (images, classes)."
+            f"{attack!r} mixes in images of other classes, and there are {held}; in Python give "
+            "holdfast.attack(..., pool=(images, classes))."
         )
     threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):
@@ -296,35 +367,6 @@ def _noise_of(attack: Attack) -> str:
     """What an attack's noise depends on: all of it but the number of steps, so that more steps go
     on from fewer."""
     return spec.write(replace(attack, steps=1), whole=True)
-
-
-def _tighten(p: Problem) -> None:
-    """Pull the smallest point found so far towards x, along its ray, by up to a tenth: five
-    forwards a row."""
-    d, size = p.best()
-    p.counts.reopen()
-    low, high = torch.full_like(size, 0.9), torch.ones_like(size)
-    for _ in range(5):
-        middle = (low + high) / 2
-        met = p.adversarial(d * wide(middle, d))
-        low, high = torch.where(met, low, middle), torch.where(met, middle, high)
-
-
-def _ask_clean(p: Problem) -> Tensor | None:
-    d = torch.zeros_like(p.x)
-    if p.target.access >= Access.SCORES:
-        return p.scores(d)
-    p.adversarial(d)
-    return None
-
-
-def _compact(p: Problem, state: State) -> State:
-    """Let settled rows go, from the problem and from the attack's memory."""
-    if bool(p.live.all()):
-        return state
-    keep = p.live.nonzero()[:, 0]
-    p.take(keep)
-    return _rows(state, keep)
 
 
 def _rows(state: State, keep: Tensor) -> State:

@@ -6,96 +6,29 @@ An attack asks through its `Problem`; what each answer costs and means is settle
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from holdfast.decisions import REFUSED
+from holdfast.attacks.result import UNLIMITED, Outcome, SearchResult
 from holdfast.norms import Norm, wide
 from holdfast.targets.batch import picked
-from holdfast.targets.target import Access, Target
+from holdfast.targets.target import Target
 from holdfast.tasks import silent
 
-# the largest legal size where eps is inf: that of anything found
-UNLIMITED = torch.finfo(torch.float64).max
 
-
-class Outcome(IntEnum):
-    """How a row's search ended."""
-
-    SURVIVED = 0  # all steps done, nothing found
-    BROKEN = 1  # a legal point meets the goal
-    FAILED = 2  # the model gave non-finite scores or gradients
-    SPENT = 3  # the budget ended the search
-
-
-@dataclass
-class Ledger:
-    """Columns of n rows: those that `run` was given, in their order."""
-
-    size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
-    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the
-    # last)
-    best: Tensor
-    limit: Tensor  # [n] float64: the largest legal size
-    # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
-    margin: Tensor
-    outcome: Tensor  # [n] int8
-    queries: Tensor  # [n] int64: points asked about
-    forwards: Tensor  # [n] int64: model passes, more than queries where one question costs several
-    backwards: Tensor  # [n] int64
-    zero_gradients: Tensor  # [n] int64: gradients that were exactly zero
-
-    @staticmethod
-    def open(x: Tensor, limit: Tensor) -> Ledger:
-        """Nothing found yet for rows whose search starts at x."""
-        count = [torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)]
-        far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        outcome = torch.zeros(len(x), dtype=torch.int8, device=x.device)
-        return Ledger(far, x.clone(), limit, far.clone(), outcome, *count)
-
-    @property
-    def broken(self) -> Tensor:
-        return self.size <= self.limit
-
-    def charge(
-        self,
-        rows: Tensor,
-        *,
-        queries: int | Tensor = 0,
-        forwards: int | Tensor = 0,
-        backwards: int = 0,
-    ) -> None:
-        for column, cost in (
-            (self.queries, queries),
-            (self.forwards, forwards),
-            (self.backwards, backwards),
-        ):
-            if isinstance(cost, Tensor) or cost:
-                column[rows] += cost
-
-    def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
-        """Points x that met the goal, at these sizes; kept where smaller than what is known."""
-        better = (size < self.size[rows]).nonzero()[:, 0]
-        at = rows[better]
-        self.size[at] = size[better]
-        self.best[at] = x[better]
-        self.outcome[rows[size <= self.limit[rows]]] = Outcome.BROKEN
-
-    def end(self, rows: Tensor, outcome: Outcome) -> None:
-        self.outcome[rows[self.outcome[rows] == Outcome.SURVIVED]] = outcome
-
-    def columns(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+def meets(label: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+    """Whether decisions [n] on rows of classes y [n] are the goal [n]; without one, wrong
+    answers."""
+    return (label >= 0) & (label != y if goal is None else label == goal)
 
 
 class Counts:
-    """What n rows have been asked, what that cost, and what it found; of the rows still in memory.
+    """What n rows have been asked, what that cost, and what it found; of the rows still searched.
 
-    Answers are charged, judged for success and recorded in a ledger, where there is one. Points x
-    are those of the search: see `Threat.apply`.
+    Answers are charged, judged for success and recorded in a result, where there is one. They are
+    scores [n, k], or labels [n] where the target gives no more. Points x are those of the search:
+    see `Threat.apply`.
     """
 
     def __init__(
@@ -105,17 +38,18 @@ class Counts:
         x: Tensor,
         y: Tensor,
         goal: Tensor | None,
-        ledger: Ledger | None,
+        result: SearchResult | None,
         budget: Tensor | None,
         *,
         stop: bool,
     ) -> None:
         self.target, self.norm, self.x, self.y, self.goal = target, norm, x, y, goal
-        self.ledger, self.budget, self.stop = ledger, budget, stop
-        self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the ledger
+        self.counted, self.budget, self.stop = result is not None, budget, stop
+        self.result = result or SearchResult.open(x[:0], x.new_zeros(0))  # that of no rows
+        self.rows = torch.arange(len(x), device=x.device)  # the place of each row in the result
         self.live = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.over = torch.zeros_like(self.live)  # whether the attack has no more to ask
-        # whether the point last asked about (of several: any) met the goal
+        # whether the point last asked about (of probes: any) met the goal
         self.met = torch.zeros_like(self.live)
 
     def take(self, keep: Tensor) -> None:
@@ -126,35 +60,33 @@ class Counts:
 
     # ------------------------------------------------------------------ before a question
 
-    def open(self, among: Tensor | None, slopes: int) -> Tensor:
+    def open(self, among: Tensor | None, gradients: int) -> Tensor:
         """The live rows (of those `among`) whose budget allows a question with so many gradients;
         the search of the others ends."""
         self.met = torch.zeros_like(self.met)
-        wanted = self.live if among is None else self.live & among
-        if self.ledger is not None and self.budget is not None:
-            most = (
-                self.target.cost.forwards * (1 + self.target.gradients.approximate)
-                + slopes * self.target.cost.pullback
-            )
-            spent = wanted & (self.ledger.forwards[self.rows] + most > self.budget[self.rows])
-            self.ledger.end(self.rows[spent], Outcome.SPENT)
-            self.live &= ~spent
-        if self.ledger is None and among is None:
+        if not self.counted and among is None:
             return self.rows  # without a look at the rows, which would wait for the device
+        wanted = self.live if among is None else self.live & among
+        if self.budget is not None:
+            cost = self.target.cost
+            most = cost.forwards * (1 + self.target.gradients.approximate)
+            most += gradients * cost.pullback
+            spent = wanted & (self.result.forwards[self.rows] + most > self.budget[self.rows])
+            self.result.end(self.rows[spent], Outcome.SPENT)
+            self.live &= ~spent
         return (wanted & self.live & ~self.over).nonzero()[:, 0]
 
     def left(self, rows: Tensor, m: int) -> Tensor:
         """How many of m points the budgets of these rows still allow."""
-        if self.ledger is None or self.budget is None:
+        if self.budget is None:
             return torch.full_like(rows, m)
         at = self.rows[rows]
-        return ((self.budget[at] - self.ledger.forwards[at]) // self.target.cost.forwards).clamp(
-            0, m
-        )
+        left = (self.budget[at] - self.result.forwards[at]) // self.target.cost.forwards
+        return left.clamp(0, m)
 
     # ------------------------------------------------------------------ after one
 
-    def scores(
+    def answers(
         self,
         rows: Tensor,
         x: Tensor,
@@ -163,161 +95,136 @@ class Counts:
         again: Callable[[Tensor, Tensor], Tensor] | None = None,
         within: bool = False,
     ) -> None:
-        """Scores z at points x. Those with a gradient may be approximate: what looks like a success
-        in them is asked `again`. `within`: a success beyond eps is none."""
-        if self.ledger is None:
+        """Answers z at points x. Those with a gradient may be approximate: what looks like a
+        success in them is asked `again`. `within`: a success beyond eps is none."""
+        if not self.counted:
             return
-        finite = z.isfinite().all(1)
-        if not bool(finite.all()):
-            self._drop(rows[~finite], Outcome.FAILED)
-        hit = self.wins(rows, z) & finite
+        given = self._given(z)
+        if not bool(given.all()):
+            self._fail(rows[~given])
+        hit = self._reached(rows, z) & given
         if within:
             size = self.norm.size(x.double() - self.x[rows].double())
-            hit &= size <= self.ledger.limit[self.rows[rows]]
-        told = hit.clone()
+            hit &= size <= self.result.limit[self.rows[rows]]
+        claimed = hit.clone()
         if again is not None and bool(hit.any()):
             z = z.clone()
             z[hit] = again(rows[hit], x[hit]).to(z.dtype)
-            self.ledger.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
-            hit &= self.wins(rows, z) & z.isfinite().all(1)
-        margin = self.target.task.margin(z, self.y[rows])
-        if again is not None and self.target.gradients.substitute:
-            margin = margin.where(told, torch.inf)  # it says nothing of the model under test
+            self.result.charge(self.rows[rows[hit]], forwards=self.target.cost.forwards)
+            hit &= self._reached(rows, z) & self._given(z)
+        margin = self._margin(rows, z)
+        if margin is not None and again is not None and self.target.gradients.substitute:
+            margin = margin.where(claimed, torch.inf)  # it says nothing of the model under test
         self._settle(rows, x, hit, margin)
 
-    def hits(self, rows: Tensor, z: Tensor) -> Tensor:
-        """Whether these scores, counted just before, met the goal."""
-        if self.ledger is not None:
-            return self.met[rows]
-        return self.wins(rows, z) & z.isfinite().all(1)
+    def meet(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Whether these answers, counted just before, met the goal."""
+        return self.met[rows] if self.counted else self._reached(rows, z) & self._given(z)
 
-    def labels(self, rows: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-        """Decisions at points x: whether they meet the goal. A negative one is none, and its row
-        fails."""
-        none = silent(labels)
-        if self.ledger is not None and bool(none.any()):
-            self._drop(rows[none], Outcome.FAILED)
-        hit = self.meets(rows, labels) & ~none
-        self._settle(rows, x, hit, None)
-        return hit
-
-    def several(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Answers z, scores or decisions, at `count` points of each of these rows (x and z: one
-        after the other); which meet the goal.
+    def probes(self, rows: Tensor, count: Tensor, asked: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """Answers z at `count` points of each of these rows (x and z: one after the other); which
+        meet the goal.
 
         All are charged; two a row are noted: the legal one of the lowest margin, and the smallest
         that meets the goal.
         """
-        row, scored = rows.repeat_interleave(count), self.target.access >= Access.SCORES
-        finite = z.isfinite().all(1) if scored else ~silent(z)
-        met = (self.wins(row, z) if scored else self.meets(row, z)) & finite
-        if self.ledger is None:
+        row, given = rows.repeat_interleave(count), self._given(z)
+        met = self._reached(row, z) & given
+        if not self.counted:
             return met
+        margin = self._margin(row, z)
         first = count.cumsum(0) - count
         none = torch.full(asked.shape, torch.inf, dtype=torch.float64, device=x.device)
         size = self.norm.size(x.double() - self.x[row].double())
-        margin = torch.zeros_like(size)
-        if scored:
-            margin = self.target.task.margin(z, self.y[row]).double()
-        legal = finite & (size <= self.ledger.limit[self.rows[row]])
-        lowest = first + none.masked_scatter(asked, torch.where(legal, margin, torch.inf)).argmin(1)
+        legal = given & (size <= self.result.limit[self.rows[row]])
+        order = torch.zeros_like(size) if margin is None else margin.double()
+        lowest = first + none.masked_scatter(asked, torch.where(legal, order, torch.inf)).argmin(1)
         smallest = first + none.masked_scatter(asked, torch.where(met, size, torch.inf)).argmin(1)
-        if not bool(finite.all()):
-            self._drop(row[~finite].unique(), Outcome.FAILED)
+        if not bool(given.all()):
+            self._fail(row[~given].unique())
         hit = met[smallest]
         at = smallest[hit]
-        known = (margin[lowest], margin[at]) if scored else (None, None)
-        self._settle(rows, x[lowest], torch.zeros_like(hit), known[0], count)
-        self._settle(rows[hit], x[at], met[at], known[1], 0)
+        self._settle(rows, x[lowest], torch.zeros_like(hit), picked(margin, lowest), count)
+        self._settle(rows[hit], x[at], met[at], picked(margin, at), 0)
         return met
 
-    def slopes(self, rows: Tensor, g: Tensor) -> Tensor:
+    def gradients(self, rows: Tensor, g: Tensor) -> Tensor:
         """Gradients at these rows. One that is not finite fails its row and becomes zero; those
         that are exactly zero are counted."""
         top = g.flatten(1).abs().amax(1)  # NaN and inf carry through
-        if self.ledger is not None:
+        bad = ~top.isfinite()
+        if self.counted:
             estimated = self.target.cost.pullback
             backwards = 0 if estimated else self.target.cost.forwards
             at = self.rows[rows]
-            self.ledger.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
-            self.ledger.zero_gradients[at] += top == 0
-        bad = ~top.isfinite()
-        if self.ledger is None or bool(bad.any()):
-            g = g.masked_fill(wide(bad, g), 0)
-        if self.ledger is not None and bool(bad.any()):
-            self._drop(rows[bad], Outcome.FAILED)
-        return g
+            self.result.charge(at, queries=estimated, forwards=estimated, backwards=backwards)
+            self.result.zero_gradients[at] += top == 0
+            if not bool(bad.any()):
+                return g
+            self._fail(rows[bad])
+        return g.masked_fill(wide(bad, g), 0)
 
     # ------------------------------------------------------------------ for the loop
 
     def known(self, clean: Tensor) -> None:
         """Settle at size 0 the rows whose clean scores [n, k], asked for elsewhere, meet the goal
         already."""
-        assert self.ledger is not None
         clean = self.target.task.against(clean, self.y)
-        met = self.meets(self.rows, self.target.task.predict(clean)) & clean.isfinite().all(1)
+        label = self.target.task.predict(clean)
+        met = meets(label, self.y, self.goal) & self._given(clean)
         margin = self.target.task.margin(clean, self.y).double()
-        self.ledger.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
+        self.result.margin[self.rows] = torch.where(margin.isfinite(), margin, torch.inf)
         at = self.rows[met]
-        self.ledger.record(at, self.x[met], torch.zeros_like(self.ledger.size[at]))
+        self.result.record(at, self.x[met], torch.zeros_like(self.result.size[at]))
         self.live &= ~met
-
-    def best(self) -> tuple[Tensor, Tensor]:
-        """The point of the smallest size that met the goal, and this size ([n]); inf where there is
-        none."""
-        assert self.ledger is not None
-        return self.ledger.best[self.rows], self.ledger.size[self.rows].to(self.x.dtype)
 
     def keep(self, x: Tensor) -> None:
         """Leave points x as what the search came to, where none met the goal."""
-        assert self.ledger is not None
-        none = self.ledger.size[self.rows].isinf()
-        self.ledger.best[self.rows[none]] = x[none]
-
-    def reopen(self) -> None:
-        """Let the rows whose smallest point is known be asked about again, and no others."""
-        self.live &= self.best()[1].isfinite()
-        self.over = torch.zeros_like(self.over)
+        none = self.result.size[self.rows].isinf()
+        self.result.best[self.rows[none]] = x[none]
 
     # ------------------------------------------------------------------ inside
 
-    def wins(self, rows: Tensor, z: Tensor) -> Tensor:
-        """Whether scores meet the goal, by as much as the target says is no luck."""
-        met = self.meets(rows, self.target.task.predict(z))
-        if self.target.gradients.min_lead:
+    def _given(self, z: Tensor) -> Tensor:
+        """Which answers are finite scores, or a label or refusal: [n] bool."""
+        return ~silent(z) if z.ndim == 1 else z.isfinite().all(1)
+
+    def _reached(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Which answers meet the goal; scores, by as much as the target says is no luck."""
+        label = z if z.ndim == 1 else self.target.task.predict(z)
+        met = meets(label, self.y[rows], picked(self.goal, rows))
+        if self.target.gradients.min_lead and z.ndim > 1:
             best = z.topk(2, 1).values
             met &= best[:, 0] - best[:, 1] >= self.target.gradients.min_lead
         return met
 
-    def meets(self, rows: Tensor, labels: Tensor) -> Tensor:
-        if self.goal is not None:
-            return labels == self.goal[rows]
-        return (labels != self.y[rows]) & (labels != REFUSED)
+    def _margin(self, rows: Tensor, z: Tensor) -> Tensor | None:
+        """The margins of scores; labels have none."""
+        return None if z.ndim == 1 else self.target.task.margin(z, self.y[rows])
 
     def _settle(
         self, rows: Tensor, x: Tensor, hit: Tensor, margin: Tensor | None, count: int | Tensor = 1
     ) -> None:
-        if (ledger := self.ledger) is None:
-            return
-        at = self.rows[rows]
-        ledger.charge(at, queries=count, forwards=count * self.target.cost.forwards)
-        limit = ledger.limit[at]
+        """Charge so many questions, and record points x: those that met the goal, and the legal
+        ones of the lowest margin."""
+        result, at = self.result, self.rows[rows]
+        result.charge(at, queries=count, forwards=count * self.target.cost.forwards)
+        limit = result.limit[at]
         if margin is not None:
             legal = self.norm.size(x - self.x[rows]).double() <= limit
             low = torch.where(margin.isfinite() & legal, margin.double(), torch.inf)
-            known = ledger.margin[at]
-            lower = ((low < known) & ledger.size[at].isinf()).nonzero()[:, 0]
-            ledger.margin[at] = low.minimum(known)
-            ledger.best[at[lower]] = x[lower]
+            known = result.margin[at]
+            lower = ((low < known) & result.size[at].isinf()).nonzero()[:, 0]
+            result.margin[at] = low.minimum(known)
+            result.best[at[lower]] = x[lower]
         self.met[rows] = hit
         new = hit.nonzero()[:, 0]
         if len(new):
             found, start = x[new], self.x[rows[new]]
-            ledger.record(at[new], found, self.norm.size(found.double() - start.double()))
+            result.record(at[new], found, self.norm.size(found.double() - start.double()))
             if self.stop:
-                self.live[rows[(ledger.size[at] <= limit) & (limit < UNLIMITED)]] = False
+                self.live[rows[(result.size[at] <= limit) & (limit < UNLIMITED)]] = False
 
-    def _drop(self, rows: Tensor, outcome: Outcome) -> None:
+    def _fail(self, rows: Tensor) -> None:
         self.live[rows] = False
-        if self.ledger is not None:
-            self.ledger.end(self.rows[rows], outcome)
+        self.result.end(self.rows[rows], Outcome.FAILED)

@@ -1,18 +1,94 @@
-"""What an attack made of its rows, for a caller's own use."""
+"""Results: what a search counts, and what the judge then says of it to a caller."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.spec import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+# the largest legal size where eps is inf: that of anything found
+UNLIMITED = torch.finfo(torch.float64).max
+
+
+class Outcome(IntEnum):
+    """How a row's search ended."""
+
+    SURVIVED = 0  # all steps done, nothing found
+    BROKEN = 1  # a legal point meets the goal
+    FAILED = 2  # the model gave non-finite scores or gradients
+    SPENT = 3  # the budget ended the search
+
+
+@dataclass
+class SearchResult:
+    """What a search found and what it cost, as it counts itself; n rows, those that `run` was
+    given, in their order. Only the judge says what of it is a success: see `AttackResult`."""
+
+    size: Tensor  # [n] float64: the smallest perturbation that met the goal; inf if none
+    # [n, *shape]: the point at it; if none, the legal one of the lowest margin (of labels: the
+    # last)
+    best: Tensor
+    limit: Tensor  # [n] float64: the largest legal size
+    # [n] float64: the lowest margin at a legal point (NaN for a target that gives labels)
+    margin: Tensor
+    outcome: Tensor  # [n] int8
+    queries: Tensor  # [n] int64: points asked about
+    forwards: Tensor  # [n] int64: model passes, more than queries where one question costs several
+    backwards: Tensor  # [n] int64
+    zero_gradients: Tensor  # [n] int64: gradients that were exactly zero
+
+    @staticmethod
+    def open(x: Tensor, limit: Tensor) -> SearchResult:
+        """Nothing found yet for rows whose search starts at x."""
+        count = [torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(4)]
+        far = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        outcome = torch.zeros(len(x), dtype=torch.int8, device=x.device)
+        return SearchResult(far, x.clone(), limit, far.clone(), outcome, *count)
+
+    @property
+    def broken(self) -> Tensor:
+        return self.size <= self.limit
+
+    def charge(
+        self,
+        rows: Tensor,
+        *,
+        queries: int | Tensor = 0,
+        forwards: int | Tensor = 0,
+        backwards: int = 0,
+    ) -> None:
+        for column, cost in (
+            (self.queries, queries),
+            (self.forwards, forwards),
+            (self.backwards, backwards),
+        ):
+            if isinstance(cost, Tensor) or cost:
+                column[rows] += cost
+
+    def record(self, rows: Tensor, x: Tensor, size: Tensor) -> None:
+        """Points x that met the goal, at these sizes; kept where smaller than what is known."""
+        better = (size < self.size[rows]).nonzero()[:, 0]
+        at = rows[better]
+        self.size[at] = size[better]
+        self.best[at] = x[better]
+        self.outcome[rows[size <= self.limit[rows]]] = Outcome.BROKEN
+
+    def end(self, rows: Tensor, outcome: Outcome) -> None:
+        self.outcome[rows[self.outcome[rows] == Outcome.SURVIVED]] = outcome
+
+    def columns(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, repr=False)

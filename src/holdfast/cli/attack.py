@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def attack(
     """Craft examples for every row: the broken point where one was found, else the last one
     tried."""
     given = dict(locals())
-    options.check_new(out, ".npz", "examples are saved as .npz")
-    if png is not None and options.exists(png):
+    writing.check_new(out, ".npz", "examples are saved as .npz")
+    if png is not None and texts.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
     from holdfast.evaluation.attack import craft
 
     opened, source, asked = options.opened(given)
-    made = craft(opened, source, asked, attack, samples=options.rows_of(samples), seed=seed)
+    made = craft(opened, source, asked, attack, samples=texts.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
         raise InputError(
             "--png saves images of one or three channels whose values the attack changes, not "

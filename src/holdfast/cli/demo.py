@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.evaluate import progress_bar
+from holdfast.cli import writing
 from holdfast.cli.harden import pages, tell
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def demo(
     typer.echo(
         f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
     )
-    with progress_bar() as watch:
+    with writing.progress_bar() as watch:
         made = harden(
             net,
             digits,

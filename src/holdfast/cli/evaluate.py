@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
-    from holdfast.evaluation.chunk import Progress
     from holdfast.evaluation.estimate import Forecast
     from holdfast.runs.gates import Gate
     from holdfast.runs.run import Run
@@ -101,17 +99,17 @@ def evaluate(
     from holdfast.evaluation.facts import Names
 
     opened, source, asked = options.opened(given)
-    folder = out or options.fresh_folder(model, f"{threat}-{'custom' if attack else protocol}")
+    folder = out or writing.fresh_folder(model, f"{threat}-{'custom' if attack else protocol}")
     try:
-        with progress_bar() as watch:
+        with writing.progress_bar() as watch:
             run = measure(
                 opened,
                 source,
                 asked,
                 protocol=protocol,
                 attacks=attack,
-                samples=options.rows_of(samples),
-                curve=options.numbers(curve, "--curve"),
+                samples=texts.rows_of(samples),
+                curve=texts.numbers(curve, "--curve"),
                 seed=seed,
                 max_queries=max_queries,
                 max_seconds=max_seconds,
@@ -121,9 +119,9 @@ def evaluate(
                 announce=announce,
                 corruptions=corruptions,
                 baseline=baseline,
-                groups=options.lines_of(groups, "--groups"),
+                groups=texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
-                names=Names(model, arch, split, options.command_line()),
+                names=Names(model, arch, split, writing.command_line()),
             )
         return conclude(run, wanted, strict=strict, json=json)
     except KeyboardInterrupt:
@@ -144,7 +142,7 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
         typer.echo((run.folder / "run.json").read_text(encoding="utf-8"))
     else:
         with untrusted(run.folder):  # a finished run that is gone on with may be anyone's
-            options.show(run.manifest)
+            writing.show(run.manifest)
     typer.echo(f"report: {page}", err=True)
     if run.unfinished:
         typer.echo(
@@ -173,31 +171,3 @@ def announce(cost: Forecast) -> None:
         ),
         err=True,
     )
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent
-    and left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-
-    columns = (
-        BarColumn(24),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.fields[live]} standing"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0, live="-")
-        yield lambda p: bar.update(task, completed=p.share, description=p.trial, live=f"{p.live:,}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train(
     from holdfast.generation import generate
     from holdfast.report import generated
 
-    options.check_layout(layout)
+    texts.check_layout(layout)
     chosen = _model(model, generator, discriminator)
     loading = options.loading_of(label, classes, resize, crop)
     source = options.open_source(data, bounds, split, **loading)
@@ -68,11 +68,11 @@ def train(
         chosen,
         out=out,
         test=judged,
-        bounds=options.bounds_of(bounds),
+        bounds=texts.bounds_of(bounds),
         layout=layout,
         resume=resume,
         seed=seed,
-        device=options.device_of(device),
+        device=texts.device_of(device),
         tell=tell,
     )
     q = made.quality
@@ -124,7 +124,7 @@ def sample(
     device: options.Device = "auto",
 ) -> int:
     """Draw rows of every class from a trained generator, and save them."""
-    options.check_new(out, ".npz", "rows are saved as .npz")
+    writing.check_new(out, ".npz", "rows are saved as .npz")
     import io
 
     import numpy as np
@@ -133,7 +133,7 @@ def sample(
     from holdfast.generation.sample import own_classifier, sample
     from holdfast.runs.store import write_bytes
 
-    device = options.device_of(device)
+    device = texts.device_of(device)
     generator = load(folder, device)
     target = None
     if classifier is not None:
@@ -141,7 +141,7 @@ def sample(
             classifier,
             arch=arch,
             trust=trust,
-            bounds=options.bounds_of(bounds),
+            bounds=texts.bounds_of(bounds),
             preprocess=preprocess,
             layout=None,
             output=None,

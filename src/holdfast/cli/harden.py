@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options
-from holdfast.cli.evaluate import progress_bar
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def harden(
         model,
         arch=arch,
         trust=trust,
-        bounds=options.bounds_of(bounds),
+        bounds=texts.bounds_of(bounds),
         preprocess=preprocess,
         layout=layout,
         output=output,
@@ -126,9 +125,9 @@ def harden(
     judged = options.open_further(test or data, bounds, "test", **loading)
     if test is None and judged.fingerprint() == source.fingerprint():  # no splits
         judged = None
-    folder = out or options.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
+    folder = out or writing.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
     try:
-        with progress_bar() as watch:
+        with writing.progress_bar() as watch:
             made = make_robust(
                 target,
                 source,
@@ -141,14 +140,14 @@ def harden(
                 out=folder,
                 resume=resume,
                 protocol=protocol,
-                train_samples=options.rows_of(train_samples, "--train-samples"),
-                test_samples=options.rows_of(test_samples, "--test-samples"),
+                train_samples=texts.rows_of(train_samples, "--train-samples"),
+                test_samples=texts.rows_of(test_samples, "--test-samples"),
                 min_clean=min_clean,
                 min_recall=min_recall,
                 seed=seed,
                 watch=watch,
                 tell=tell,
-                names=Names(model, arch, "test", options.command_line()),
+                names=Names(model, arch, "test", writing.command_line()),
                 synthetic=None
                 if synthetic is None
                 else options.open_further(synthetic, bounds, "train", **loading),

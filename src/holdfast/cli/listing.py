@@ -111,11 +111,18 @@ def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> No
 
 
 def _defences() -> None:
+    from holdfast import spec
     from holdfast.targets.preprocess import GUARDS
 
     for name, kind in GUARDS.items():
+        fields = dataclasses.fields(kind)
+        usual = {
+            f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
+        }
         typer.echo(f"{name}  {_summary(kind)}")
-        typer.echo(f"    {name}{inspect.signature(kind)}".replace(" -> None", ""))
+        typer.echo(f"    {name}({', '.join(usual.get(f.name, f.name) for f in fields)})")
+        for field in fields:
+            typer.echo(f"    {field.name}: {spec.wanted(field)}")
 
 
 def _summary(kind: type) -> str:

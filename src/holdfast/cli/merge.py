@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import writing
 from holdfast.errors import HoldfastError
 
 
@@ -26,7 +26,7 @@ def merge(
     fresh = not out.exists()
     try:
         with untrusted(out):
-            options.show(join(runs, out))
+            writing.show(join(runs, out))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:
         if fresh:

@@ -4,20 +4,16 @@ from them."""
 from __future__ import annotations
 
 import inspect
-import re
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.errors import InputError, SpecError
+from holdfast.cli.texts import box_of, check_layout, device_of, limits_of, threat_of
 
 if TYPE_CHECKING:
     from holdfast.data import Source
-    from holdfast.runs.manifest import Manifest
     from holdfast.targets import Target
     from holdfast.threats.threat import Threat
 
@@ -212,169 +208,6 @@ Samples = Annotated[
 ]
 
 
-def bounds_of(text: str | None) -> tuple[float, float]:
-    """Bounds from `0,255`."""
-    if text is None:
-        return 0.0, 1.0
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise SpecError(f"--bounds is {text!r}; expected two numbers such as 0,1.") from None
-    return low, high
-
-
-def limits_of(path: Path | None) -> dict[str, Any]:
-    """The arrays of `--limits`, as tensors."""
-    if path is None:
-        return {}
-    import numpy as np
-    import torch
-
-    from holdfast.data.npz import member, opened
-
-    known = ("low", "high", "scale", "mask")
-    try:
-        with opened(path) as archive:
-            found = {
-                name: torch.from_numpy(np.array(member(path, archive, name)))
-                for name in archive.files
-            }
-    except (InputError, OSError, TypeError) as error:
-        raise SpecError(
-            f"--limits {path} cannot be read as an .npz of numbers: {str(error).rstrip('.')}."
-        ) from None
-    if not found or not set(found) <= set(known) or ("low" in found) != ("high" in found):
-        raise SpecError(
-            f"--limits {path} holds {', '.join(found) or 'none'}; expected low and high, scale, or "
-            "mask."
-        )
-    return found
-
-
-def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
-    """Bounds from `--bounds`, or for each feature from `--limits`."""
-    if "low" in limits:
-        return limits["low"], limits["high"]
-    return bounds_of(text)
-
-
-def threat_of(
-    text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None
-) -> Any:
-    """The threat, with what the options say of it; else its text, which may name a movement."""
-    from dataclasses import replace
-
-    from holdfast.threats.threat import Threat
-
-    own = {name: limits[name] for name in ("scale", "mask") if name in limits}
-    if not own and target is None and grid is None:
-        return text
-    threat = Threat.parse(text).limited(**own)
-    if target is not None:
-        threat = threat.towards(_target_of(target))
-    if grid is not None:
-        threat = replace(threat, grid=grid)
-    return threat
-
-
-def _target_of(text: str) -> int | str | list[int]:
-    """A class from `7`, a rule from `random`, or classes from the lines of a file."""
-    from holdfast.threats.threat import RULES
-
-    if text in RULES:
-        return text
-    if _whole(text):
-        return int(text)
-    if not exists(Path(text)):
-        raise SpecError(
-            f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of "
-            "classes."
-        )
-    lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
-    odd = [line for line in lines if not _whole(line)]
-    if not lines:
-        raise SpecError(f"--target {text} is empty; expected one class number a line.")
-    if odd:
-        raise SpecError(f"--target {text} holds {odd[0][:40]!r}; expected one class number a line.")
-    return [int(line) for line in lines]
-
-
-def _whole(text: str) -> bool:
-    """Whether a text is a whole number that a table can hold."""
-    return re.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*", text) is not None
-
-
-def exists(path: Path) -> bool:
-    """Whether there is a file or folder of this name.
-
-    Raises:
-        SpecError: it is no name that a file can have.
-    """
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:  # too long, or with a null byte
-        shown = str(path) if len(str(path)) <= 60 else f"{str(path)[:57]}..."
-        raise SpecError(
-            f"{shown!r} cannot be the name of a file: {getattr(error, 'strerror', None) or error}."
-        ) from None
-    return True
-
-
-def check_new(out: Path, suffix: str, what: str) -> None:
-    """Refuse an `--out` that is there already, or of another kind."""
-    if exists(out):
-        raise InputError(f"{out} exists; choose another --out.")
-    if out.suffix != suffix:
-        raise InputError(f"--out is {out}; {what}.")
-
-
-def numbers(text: str | None, flag: str) -> list[float]:
-    """Numbers from `0.1,8/255`."""
-    from holdfast import spec
-
-    if not text:
-        return []
-    try:
-        _, values, named = spec.call(f"numbers({text})")
-    except SpecError:
-        values, named = [], {}
-    found = [float(v) for v in values if isinstance(v, (int, float))]
-    if named or not found or len(found) < len(values):
-        raise SpecError(f"{flag} is {text!r}; expected numbers such as 0.1,8/255.")
-    return found
-
-
-def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] | None:
-    """A count from `100`, a range from `100:200`."""
-    if text is None:
-        return None
-    start, colon, stop = text.partition(":")
-    if not _whole(start) or (colon and not _whole(stop)):
-        raise SpecError(
-            f"{flag} is {text!r}; expected a count such as 100, or a range such as 100:200."
-        )
-    if colon:
-        return int(start), int(stop)
-    return int(start)
-
-
-def lines_of(path: Path | None, flag: str) -> list[str] | None:
-    """The lines of a text."""
-    if path is None:
-        return None
-    if path.exists() and not path.is_file():
-        raise SpecError(f"{flag} {path} is no file; expected one of text.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # which also makes "\n" of every end of line
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{flag} {path} cannot be read as text: {error}.") from None
-    if not text:
-        return []
-    return text.removesuffix("\n").split("\n")
-
-
 def loading_of(
     label: str | None, classes: Path | None, resize: str | None, crop: str | None
 ) -> dict[str, Any]:
@@ -460,48 +293,3 @@ def opened(given: Mapping[str, Any]) -> tuple[Target, Source, Threat]:
     own: dict[str, Any] = {name: given[name] for name in kept}
     target = open_target(**own | {"bounds": box_of(bounds, limits), "source": source})
     return target, source, threat_of(given["threat"], limits, given["target"], given["grid"])
-
-
-def check_layout(layout: str | None) -> None:
-    if layout not in (None, "nchw", "nhwc"):
-        raise SpecError(f"--layout is {layout!r}; it is nchw or nhwc.")
-
-
-def device_of(text: str) -> str:
-    """A device that works here."""
-    import torch
-
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=text).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SpecError(f"--device {text} cannot be used here: {reason}.") from None
-    return text
-
-
-def fresh_folder(model: str, what: str) -> Path:
-    """A folder under runs/ that does not exist yet, named for what it will hold."""
-    stem = Path(model.rpartition(":")[0] or model).stem
-    base = Path("runs") / re.sub(r"[^\w.-]", "-", f"{stem}-{what}").strip("-")
-    at, number = base, 2
-    while at.exists():
-        at, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return at
-
-
-def show(manifest: Manifest) -> None:
-    """The summary of a run, on stdout."""
-    from rich.console import Console
-
-    from holdfast.report.terminal import summary
-
-    Console().print(summary(manifest))
-
-
-def command_line() -> str:
-    """What was typed."""
-    from holdfast.data.files import printable
-
-    return printable(shlex.join(["holdfast", *sys.argv[1:]]))

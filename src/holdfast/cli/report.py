@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, writing
 
 
 def report(
@@ -49,7 +49,7 @@ def report(
         if streamed:
             typer.echo("\n".join(streamed), nl=False)
         else:
-            options.show(manifest)
+            writing.show(manifest)
     typer.echo(f"report: {html.write(run)}", err=True)
     for path, content in made:
         if path != Path("-"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, texts, writing
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def train(
     keras = model.endswith((".keras", ".h5"))
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
-    options.check_new(out, suffix, f"{what} saved as {suffix}")
+    writing.check_new(out, suffix, f"{what} saved as {suffix}")
     import torch
 
     from holdfast.evaluation.contract import check_data
@@ -62,11 +62,11 @@ def train(
     from holdfast.training.train import train as fit
 
     torch.manual_seed(seed)
-    options.check_layout(layout)
+    texts.check_layout(layout)
     settings: dict[str, Any] = {
         "preprocess": parse(preprocess),
-        "bounds": options.bounds_of(bounds),
-        "device": options.device_of(device),
+        "bounds": texts.bounds_of(bounds),
+        "device": texts.device_of(device),
         "layout": layout,
     }
     if keras:

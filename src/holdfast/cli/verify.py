@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import options
+from holdfast.cli import options, texts
 from holdfast.errors import InputError
 
 
@@ -63,7 +63,7 @@ def verify(
         batch_size=batch_size,
         device=device,
     )
-    wrong = check(run, target, source, perceptual, options.lines_of(groups, "--groups"))
+    wrong = check(run, target, source, perceptual, texts.lines_of(groups, "--groups"))
     try:
         wrong += html.differs(run)
     except InputError as error:

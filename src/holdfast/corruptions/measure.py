@@ -36,9 +36,9 @@ def spoiled(target: Target, x: Tensor, column: str, ids: Tensor, seed: int) -> T
     """
     kind, severity = column.split()
     low, high = target.bounds.low, target.bounds.high
-    image = (planes(x, target.layout).to(target.device).float() - low) / (high - low)
+    image = (planes(x, target.inputs.layout).to(target.batcher.device).float() - low) / (high - low)
     made = corrupt(image, kind, int(severity), ids, seed) * (high - low) + low
-    return unplaned(made, tuple(x.shape[1:]), target.layout).to(target.dtype)
+    return unplaned(made, tuple(x.shape[1:]), target.inputs.layout).to(target.batcher.dtype)
 
 
 def info(
@@ -51,7 +51,7 @@ def info(
             corruptions, or those of another version.
         SpecError: the baseline is AlexNet's and the model has not its 1,000 classes.
     """
-    if target.context:
+    if target.inputs.context:
         raise InputError(
             "corruptions are of still images of one class each; measure other tasks without them."
         )
@@ -63,7 +63,7 @@ def info(
         0,
     )
     named, errors = _errors(baseline, target.task.k, data)
-    size = tuple(planes(torch.zeros(1, *shape), target.layout).shape[2:])
+    size = tuple(planes(torch.zeros(1, *shape), target.inputs.layout).shape[2:])
     return CorruptionInfo(
         version=VERSION, table=table_of(size), baseline=named, baseline_errors=errors
     )
@@ -130,6 +130,6 @@ def answers(
 
 def _decide(target: Target, x: Tensor) -> Tensor:
     if target.access < Access.SCORES:
-        return torch.cat(list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x))))
-    z = target.all_scores(x)
+        return target.batcher.in_parts(target.labels, x)
+    z = target.batcher.in_parts(target.scores, x)
     return torch.where(z.isfinite().all(1), target.task.predict(z), SILENT)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from holdfast.data import cifar10, digits, factory, idx, libsvm, npz
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
@@ -148,8 +149,8 @@ def kind_of(spec: str) -> str:
             return found
     if spec and path.is_dir():
         return "folder"
-    where, _, factory = spec.rpartition(":")
-    if where and factory.isidentifier():
+    where, _, name = spec.rpartition(":")
+    if where and name.isidentifier():
         return "factory"
     if spec and path.exists():
         raise InputError(
@@ -167,9 +168,7 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
         raise InputError(f"{kind} needs the place of its files; write {_FORMS[kind]}.")
     match kind:
         case "npz":
-            from holdfast.data.npz import open_npz
-
-            return open_npz(path, spec, split, scale)
+            return npz.open_npz(path, spec, split, scale)
         case "csv":
             from holdfast.data.table import open_csv
 
@@ -186,12 +185,8 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             classes = None if "classes" not in loading else _path(loading["classes"])
             return Folder(path, spec, split, scale, classes, resizing)
         case "factory":
-            from holdfast.data.factory import open_factory
-
-            return open_factory(spec, scale)
+            return factory.open_factory(spec, scale)
         case "digits":
-            from holdfast.data import digits
-
             if rest:
                 raise InputError(
                     f"digits is embedded and takes nothing after it, but got {rest!r}; write "
@@ -199,24 +194,16 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
                 )
             return digits.open_digits(spec, _known(split, digits.SPLITS, kind))
         case "cifar10":
-            from holdfast.data import cifar10
-
             split = _known(split, cifar10.SPLITS, kind)
             return cifar10.open_cifar10(_path(rest), spec, split, scale)
         case "libsvm":
-            from holdfast.data import libsvm
-
             return libsvm.open_libsvm(_path(rest), spec)
         case "idx":
-            from holdfast.data import idx
-
             files = rest.split(",")
             if len(files) != 2 or not all(files):
                 raise InputError(f"{spec!r} does not name two files; write {_FORMS[kind]}.")
             return idx.open_idx(_path(files[0]), _path(files[1]), spec, scale)
         case _:
-            from holdfast.data import idx
-
             return idx.open_mnist(kind, _path(rest), spec, _known(split, idx.SPLITS, kind), scale)
 
 

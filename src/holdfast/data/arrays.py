@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from holdfast.data.files import one_line
 from holdfast.data.source import Source, floats
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 
 
 class Arrays(Source):
     """x [n, ...] of any number type and y [n, ...], kept as they are and converted row by row.
+
+    Args:
+        further: the context of these rows, x2, x3, ...: [n, ...] each. Bytes of it are never
+            rescaled.
 
     Raises:
         InputError: x is not numeric, has no row axis, has no rows, or has another length than y.
@@ -27,6 +31,7 @@ class Arrays(Source):
         *,
         scale: bool,
         class_names: tuple[str, ...] | None = None,
+        further: Sequence[np.ndarray] = (),
     ) -> None:
         if x.dtype.kind not in "biuf":
             raise InputError(f"x of {name} holds {x.dtype}; expected numbers.")
@@ -49,6 +54,14 @@ class Arrays(Source):
             )
         self._x, self._y, self._scale = np.asarray(x), np.asarray(y), scale
         self.name, self.shape, self.class_names = name, x.shape[1:], class_names
+        self._further = {
+            f"x{i}": Arrays(
+                a.reshape(len(a), *(a.shape[1:] or (1,))), y, f"{name}, x{i}", scale=False
+            )
+            for i, a in enumerate(further, 2)
+        }
+        if further:
+            self.inputs = (self.shape, *(other.shape for other in self._further.values()))
 
     def __len__(self) -> int:
         return len(self._x)
@@ -58,6 +71,9 @@ class Arrays(Source):
         return floats(self._x[start:stop], self._scale), np.array(
             y, dtype=y.dtype.newbyteorder("=")
         )
+
+    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        return {name: other.rows(start, stop)[0] for name, other in self._further.items()}
 
 
 def like(value: np.ndarray, example: Any) -> Any:
@@ -73,33 +89,6 @@ def like(value: np.ndarray, example: Any) -> Any:
     return value
 
 
-class Joined(Source):
-    """Rows of x; the others are their context: x2, x3, ... Bytes of these are never rescaled.
-
-    Raises:
-        InputError: an array is not numeric, or has another length.
-    """
-
-    def __init__(self, arrays: list[np.ndarray], y: np.ndarray, name: str, *, scale: bool) -> None:
-        first, *others = arrays
-        self.x = Arrays(first, y, name, scale=scale)
-        self.others = [
-            Arrays(a.reshape(len(a), *(a.shape[1:] or (1,))), y, f"{name}, x{i}", scale=False)
-            for i, a in enumerate(others, 2)
-        ]
-        self.name, self.inputs = name, (self.x.shape, *(other.shape for other in self.others))
-        self.shape = self.x.shape
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.x.rows(start, stop)
-
-    def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        return {f"x{i}": a.rows(start, stop)[0] for i, a in enumerate(self.others, 2)}
-
-
 def from_arrays(
     x: Any,
     y: Any,
@@ -107,7 +96,7 @@ def from_arrays(
     *,
     scale: bool = True,
     class_names: tuple[str, ...] | None = None,
-) -> Source:
+) -> Arrays:
     """x [n, ...] and y [n] as a source: arrays or tensors of any framework, not copied; lists or
     tables.
 
@@ -127,12 +116,9 @@ def from_arrays(
         labels, class_names = numbered(labels, name)
     elif labels.dtype == np.bool_ and labels.ndim == 1:
         labels = labels.astype(np.int64)
-    if isinstance(x, tuple):
-        arrays = [to_numpy(part, f"x of {name}") for part in x]
-        source: Source = Joined(arrays, labels, name, scale=scale)
-        source.class_names = class_names
-        return source
-    return Arrays(to_numpy(x, f"x of {name}"), labels, name, scale=scale, class_names=class_names)
+    parts = x if isinstance(x, tuple) else (x,)
+    first, *further = [to_numpy(part, f"x of {name}") for part in parts]
+    return Arrays(first, labels, name, scale=scale, class_names=class_names, further=further)
 
 
 def to_numpy(value: Any, what: str) -> np.ndarray:
@@ -145,16 +131,11 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
         array = np.asarray(value)
-        dtypes = getattr(value, "dtypes", None)
-        if (
-            array.dtype == object
-            and array.ndim == 2
-            and dtypes is not None
-            and all(k.kind in "biuf" for k in dtypes)
-        ):
+        kinds = {k.kind for k in getattr(value, "dtypes", ())} if array.ndim == 2 else set()
+        if array.dtype == object and kinds and kinds <= {*"biuf"}:
             return array.astype(np.float64)  # a DataFrame of numbers and truth values
         return array
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{what} ({type(value).__name__}) cannot become a NumPy array: {one_line(error)}."
+            f"{what} ({type(value).__name__}) cannot become a NumPy array: {first_line(error)}."
         ) from None

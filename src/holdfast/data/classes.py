@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.data.files import one_line, printable
-from holdfast.errors import InputError, suggest
+from holdfast.errors import InputError, first_line, suggest
 
 _NUMBERED = re.compile(r"(.*\S)[\s,;]+(\d{1,6})")
 _MOST = 10_000_000  # bytes of a file of classes
@@ -85,8 +84,8 @@ def _rows(path: Path, folders: set[str]) -> list[tuple[str, int, str]]:
         RecursionError,
     ) as error:
         raise InputError(
-            f"{path} cannot be read as a list of classes ({one_line(error)}); expected lines such "
-            "as n01440764 0, or a JSON list of folders in the order of the classes."
+            f"{path} cannot be read as a list of classes ({first_line(error)}); expected lines "
+            "such as n01440764 0, or a JSON list of folders in the order of the classes."
         ) from None
     return rows
 
@@ -107,8 +106,3 @@ def _of_lines(text: str, folders: set[str]) -> list[tuple[str, int, str]]:
     if folders <= set(lines):
         return [(line, i, line) for i, line in enumerate(lines)]
     return [(line.split()[0], i, line.split(maxsplit=1)[-1]) for i, line in enumerate(lines)]
-
-
-def class_name(path: Path) -> str:
-    """The name of a folder as text that can be stored, whatever bytes it has."""
-    return printable(path.name)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from holdfast.data.arrays import Arrays
 
@@ -22,5 +21,7 @@ def open_digits(name: str, split: str) -> Arrays:
 
 @functools.cache
 def _read() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
     images, y = load_digits(return_X_y=True)
     return (np.asarray(images) / 16).astype(np.float32).reshape(-1, 1, 8, 8), np.asarray(y)

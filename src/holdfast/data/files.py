@@ -1,4 +1,4 @@
-"""Words for messages: what a file looks like from its first bytes, and an error in one line."""
+"""What a file looks like from its first bytes, and the content of one that is held whole."""
 
 from __future__ import annotations
 
@@ -64,8 +64,3 @@ def read_whole(path: Path, most: int) -> bytes:
 def printable(text: str) -> str:
     """A name of a file as text that can be stored and shown, whatever bytes it has."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, else its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from holdfast.data.classes import class_name, read_classes
+from holdfast.data.classes import read_classes
+from holdfast.data.files import printable
 from holdfast.data.images import ENDINGS, MODES, Picture, Resizing, opened, picture_of, pixels_of
 from holdfast.data.source import Source, floats
 from holdfast.errors import InputError, suggest
@@ -41,15 +43,17 @@ class Folder(Source):
         resizing: Resizing | None = None,
     ) -> None:
         root, parts = _split(folder, split)
-        names = sorted({class_name(path) for part in parts for path in _folders(part)})
+        names = sorted({printable(path.name) for part in parts for path in _folders(part)})
         numbers, self.class_names = {text: i for i, text in enumerate(names)}, tuple(names)
         if classes is not None:
             numbers, self.class_names = read_classes(classes, names)
         self._paths: list[Path] = []
         labels: list[int] = []
-        for home in sorted(_folders(root), key=lambda home: (numbers[class_name(home)], home.name)):
+        for home in sorted(
+            _folders(root), key=lambda home: (numbers[printable(home.name)], home.name)
+        ):
             self._paths += (found := _images(home))
-            labels += [numbers[class_name(home)]] * len(found)
+            labels += [numbers[printable(home.name)]] * len(found)
         if not self._paths:
             raise InputError(
                 f"{root} has no images; expected a sub-folder of images (PNG, JPEG, ...) for each "
@@ -59,26 +63,33 @@ class Folder(Source):
         self._seen = [_header(path) for path in self._paths]
         self._channels = max(picture.channels for picture in self._seen)
         self._resizing = resizing
-        self._shape: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._shape = self._shape or self._common()
-        return self._shape
+        sizes = [self._size(picture) for picture in self._seen]
+        (width, height), _ = Counter(sizes).most_common(1)[0]
+        odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
+        if odd is not None:
+            raise InputError(
+                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
+                f"{width} x {height} "
+                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what "
+                "your model takes)."
+            )
+        return self._channels, height, width
 
     @property
     def remarks(self) -> tuple[tuple[str, str], ...]:  # pyright: ignore
-        done = [f"every image {resizing}" for resizing in (self._resizing,) if resizing]
-        usual = MODES[self._channels]
+        usual, turned = MODES[self._channels], sum(picture.turned for picture in self._seen)
         modes = Counter(p.mode for p in self._seen if p.mode != usual)
-        if modes:
-            kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
-            done.append(f"{kinds} made {usual.replace('L', 'grey')}")
-        if turned := sum(picture.turned for picture in self._seen):
-            done.append(f"{turned:,} turned upright as their EXIF tag says")
-        if not done:
-            return ()
-        return (("loading", f"While loading the images: {'; '.join(done)}."),)
+        kinds = ", ".join(f"{count:,} of mode {mode}" for mode, count in sorted(modes.items()))
+        done = {
+            f"every image {self._resizing}": self._resizing is not None,
+            f"{kinds} made {usual.replace('L', 'grey')}": bool(modes),
+            f"{turned:,} turned upright as their EXIF tag says": turned > 0,
+        }
+        said = "; ".join(text for text, holds in done.items() if holds)
+        return (("loading", f"While loading the images: {said}."),) if said else ()
 
     def fitted(self, *, channels: int | None = None, size: tuple[int, int] | None = None) -> Source:
         sizes = {self._size(picture) for picture in self._seen}
@@ -90,7 +101,8 @@ class Folder(Source):
         if (channels, resizing) == (self._channels, self._resizing):
             return self
         own = copy.copy(self)
-        own._channels, own._resizing, own._shape = channels, resizing, None
+        own._channels, own._resizing = channels, resizing
+        vars(own).pop("shape", None)
         return own
 
     def __len__(self) -> int:
@@ -104,24 +116,10 @@ class Folder(Source):
                 pixels[row] = pixels_of(image, self._channels, self._resizing)
         return floats(pixels, self._scale), self._y[start:stop].copy()
 
-    def _common(self) -> tuple[int, ...]:
-        sizes = [self._size(picture) for picture in self._seen]
-        (width, height), _ = Counter(sizes).most_common(1)[0]
-        odd = next((i for i, size in enumerate(sizes) if size != (width, height)), None)
-        if odd is not None:
-            raise InputError(
-                f"{self._paths[odd]} is {sizes[odd][0]} x {sizes[odd][1]} and most images are "
-                f"{width} x {height} "
-                "(width, height); expected one size for all: give --resize 256 --crop 224 (or what "
-                "your model takes)."
-            )
-        return self._channels, height, width
-
     def _size(self, picture: Picture) -> tuple[int, int]:
-        size = picture.width, picture.height
-        if self._resizing is not None:
-            size = self._resizing.size(*size)
-        return size
+        if self._resizing is None:
+            return picture.width, picture.height
+        return self._resizing.size(picture.width, picture.height)
 
 
 def _header(path: Path) -> Picture:

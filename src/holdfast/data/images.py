@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from holdfast.data.files import one_line
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import InputError, SpecError, first_line
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # named: Pillow hands EPS to an outside program
@@ -161,8 +160,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise whatever a file leads them to
         raise InputError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {one_line(error)}); it is "
-            "probably damaged."
+            f"{path} cannot be read as an image ({type(error).__name__}: {first_line(error)}); it "
+            "is probably damaged."
         ) from None
 
 

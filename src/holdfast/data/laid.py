@@ -60,17 +60,7 @@ def arranged(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(x, 1, -1))
     if len(own) == len(shape) == 3 and own[-1:] + own[:-1] == shape:
         return np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    if {len(own), len(shape)} == {2, 3} and _plane(own) == _plane(shape) is not None:
+    plane, image = sorted((own, shape), key=len)
+    if len(plane) == 2 and image in ((1, *plane), (*plane, 1)):
         return x.reshape(-1, *shape)
     raise ValueError(f"{own} is not {shape}")
-
-
-def _plane(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Height and width of images of one channel."""
-    if len(shape) == 2:
-        return shape
-    if shape[0] == 1:
-        return shape[1:]
-    if shape[-1] == 1:
-        return shape[:-1]
-    return None

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.data.arrays import Arrays
-from holdfast.data.files import one_line
 from holdfast.data.source import HELD, sized
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 
 
 def open_libsvm(path: Path, name: str) -> Arrays:
@@ -24,13 +23,11 @@ def open_libsvm(path: Path, name: str) -> Arrays:
     """
     from sklearn.datasets import load_svmlight_file
 
-    if not path.is_file():
-        raise InputError(f"there is no file {path}; expected one of LIBSVM's text.")
     try:
         x, y = load_svmlight_file(str(path), zero_based=True)[:2]  # pyright: ignore
     except (ValueError, OverflowError, MemoryError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path} is no LIBSVM file ({one_line(error)}); expected lines such as 1 3:0.5 7:1."
+            f"{path} is no LIBSVM file ({first_line(error)}); expected lines such as 1 3:0.5 7:1."
         ) from None
     if 4 * x.shape[0] * x.shape[1] > HELD:
         raise InputError(

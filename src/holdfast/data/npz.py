@@ -16,9 +16,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from holdfast.data.arrays import from_arrays
-from holdfast.data.files import looks_like, one_line
+from holdfast.data.files import looks_like
 from holdfast.data.source import HELD, Source, group_names, sized
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _DAMAGE = (
@@ -89,8 +89,8 @@ def opened(path: Path) -> Iterator[Any]:
             seen = "Python objects (a pickle), which could run code"
             raise InputError(f"{path} holds {seen}; expected plain arrays of numbers.") from None
         raise InputError(
-            f"{path} cannot be read ({one_line(error)}); it is probably damaged, expected a whole "
-            ".npz."
+            f"{path} cannot be read ({first_line(error)}); it is probably damaged, expected a "
+            "whole .npz."
         ) from None
 
 

@@ -1,13 +1,14 @@
 """Objects of Python and of its libraries as sources: datasets, loaders, tables, iterators.
 
-A library is known by the module of an object's type, and is imported by nobody but its user. What
-can be asked for any row (a map-style dataset) is read piece by piece. What cannot (a loader, an
-iterator) is read once and held in memory, up to `HELD` bytes.
+A library is known by what its objects have, and is imported by nobody but its user. What can be
+asked for any row (a map-style dataset) is read piece by piece. What cannot (a loader, an iterator)
+is read once and held in memory, up to `HELD` bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
     if _is_pair(data):
         x, y = data
         return from_arrays(x, y, name or "arrays", scale=scale)
-    name, roots = name or type(data).__name__, _roots(data)
-    if "pandas" in roots or "pyarrow" in roots:
+    name = name or type(data).__name__
+    if hasattr(data, "__dataframe__") or hasattr(data, "to_frame"):  # a table, or a Series
         from holdfast.data.table import from_frame
 
         return from_frame(data, name, scale)
@@ -53,9 +54,9 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
                 "take(n)."
             )
         return hold(data.as_numpy_iterator(), name, scale, _class_names(data))
-    if "torch" in roots and hasattr(data, "batch_sampler"):
+    if hasattr(data, "batch_sampler"):
         return _loaded(data, name, scale)
-    if "keras" in roots and hasattr(data, "__len__"):
+    if hasattr(data, "on_epoch_end") and _has_length(data):  # Keras' datasets give batches
         return hold((data[i] for i in range(len(data))), name, scale, _class_names(data))
     if hasattr(data, "dtype"):
         raise InputError(
@@ -64,7 +65,7 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         )
     if hasattr(data, "__getitem__") and _has_length(data):
         return _items(data, name, scale)
-    if hasattr(data, "__iter__") or ("torch" in roots and hasattr(data, "__getitem__")):
+    if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return hold(data, name, scale, _class_names(data))
     raise InputError(f"data is {data!r:.40} ({name}); expected {FORMS}.")
 
@@ -116,10 +117,11 @@ def hold(
 def _pieces(pieces: Iterable[Any], name: str) -> Iterator[Any]:
     """The pieces; whatever the user's code raises meanwhile becomes one sentence."""
     iterator = usercode.call(f"iterating over {name}", iter, pieces)
-    i = 0
-    while (piece := usercode.call(f"item {i} of {name}", next, iterator, _END)) is not _END:
+    for i in count():
+        piece = usercode.call(f"item {i} of {name}", next, iterator, _END)
+        if piece is _END:
+            return
         yield piece
-        i += 1
 
 
 def _items(data: Any, name: str, scale: bool) -> Source:
@@ -142,15 +144,11 @@ def _items(data: Any, name: str, scale: bool) -> Source:
 def _loaded(loader: Any, name: str, scale: bool) -> Source:
     """A torch DataLoader: read once with its own workers; where that is too large, its dataset in
     the same order."""
-    names = _class_names(loader)
-    dataset, sampler = loader.dataset, loader.sampler
-    if (
-        hasattr(dataset, "__getitem__")
-        and _has_length(dataset)
-        and type(sampler).__name__ == "SequentialSampler"
-    ):
-        if loader.drop_last or getattr(loader.collate_fn, "__name__", "") != "default_collate":
-            return hold(loader, name, scale, names)
+    names, dataset = _class_names(loader), loader.dataset
+    any_row = hasattr(dataset, "__getitem__") and _has_length(dataset)
+    ordered = type(loader.sampler).__name__ == "SequentialSampler" and not loader.drop_last
+    collated = getattr(loader.collate_fn, "__name__", "") == "default_collate"
+    if any_row and ordered and collated:
         source = Items(dataset, name, scale, names)
         if len(source) * source.item(0)[0].nbytes > HELD:
             return source
@@ -159,12 +157,10 @@ def _loaded(loader: Any, name: str, scale: bool) -> Source:
 
 def _is_pair(data: Any) -> bool:
     """Whether it is (x, y), and not two rows."""
-    if isinstance(data, tuple):
-        return len(data) == 2
-    rows = isinstance(data, list) and all(
-        isinstance(item, (tuple, Mapping)) and len(item) == 2 for item in data
-    )
-    return isinstance(data, list) and len(data) == 2 and not rows
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    rows = all(isinstance(item, (tuple, Mapping)) and len(item) == 2 for item in data)
+    return isinstance(data, tuple) or not rows
 
 
 def _has_length(data: Any) -> bool:
@@ -174,26 +170,13 @@ def _has_length(data: Any) -> bool:
         return False
 
 
-def _roots(data: Any) -> set[str]:
-    return {kind.__module__.partition(".")[0] for kind in type(data).__mro__}
-
-
 def _class_names(data: Any) -> tuple[str, ...] | None:
     """The names that a dataset gives its classes, as torchvision, Keras and Hugging Face do."""
     features = getattr(data, "features", None)
     label = isinstance(features, dict) and (features.get("label") or features.get("labels"))
-    for found in (
-        getattr(data, "classes", None),
-        getattr(data, "class_names", None),
-        getattr(label, "names", None),
-    ):
-        if (
-            isinstance(found, (list, tuple))
-            and found
-            and all(isinstance(text, str) for text in found)
-        ):
+    named = (getattr(data, name, None) for name in ("classes", "class_names"))
+    for found in (*named, getattr(label, "names", None)):
+        if isinstance(found, (list, tuple)) and found and all(isinstance(n, str) for n in found):
             return tuple(found)
-    inner = getattr(data, "dataset", None)
-    if inner is None or inner is data:
-        return None
-    return _class_names(inner)
+    inner = getattr(data, "dataset", data)
+    return None if inner is data else _class_names(inner)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from holdfast.data.files import looks_like, one_line
+from holdfast.data.files import looks_like
 from holdfast.data.source import HELD, Source, sized
 from holdfast.data.table import (
     columns_of,
@@ -23,7 +23,7 @@ from holdfast.data.table import (
     labels_of,
     values_of,
 )
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 
 
 class Table(Source):
@@ -125,7 +125,7 @@ class Table(Source):
                 return ask(file)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{self._path} is damaged ({one_line(error)}); expected a whole Parquet file."
+                f"{self._path} is damaged ({first_line(error)}); expected a whole Parquet file."
             ) from None
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from holdfast.data.arrays import Arrays, from_arrays
-from holdfast.data.files import looks_like, one_line, read_whole
+from holdfast.data.arrays import from_arrays
+from holdfast.data.files import looks_like, read_whole
 from holdfast.data.source import HELD, Source, group_names
-from holdfast.errors import InputError, suggest
+from holdfast.errors import InputError, first_line, suggest
 
 # the first pair of which the table has one names its labels
 LABELS = (("y", "label"), ("target", "class"))
@@ -49,7 +49,7 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
         table = table.rename_columns([column.strip() for column in table.column_names])
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read as CSV: {one_line(error).rstrip('.')}; expected UTF-8 text, a "
+            f"{path} cannot be read as CSV: {first_line(error)}; expected UTF-8 text, a "
             "header and as many cells in each row."
         ) from None
     return from_table(table, f"{path}", name, scale, label)
@@ -70,9 +70,9 @@ def from_frame(data: Any, name: str, scale: bool) -> Source:
         )
     try:
         table = pa.Table.from_pandas(data, preserve_index=False)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{name} holds what is no column of numbers: {one_line(error).rstrip('.')}."
+            f"{name} holds what is no column of numbers: {first_line(error)}."
         ) from None
     return from_table(table, name, name, scale)
 
@@ -97,7 +97,6 @@ def from_table(
         x = x.astype(np.float32)
     y = labels_of(table.column(chosen), chosen, what)
     source = from_arrays(x, y, name, scale=scale)
-    assert isinstance(source, Arrays)
     if is_group(table.schema, "group"):
         source.groups = groups_of(table, name)
     return source

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, run
-from holdfast.attacks.problem import Problem
+from holdfast.attacks.problem import Pool, Problem
 from holdfast.rng import Keys
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
@@ -36,9 +36,12 @@ class Planted:
     """
 
     def __init__(self, target: Target, x: Tensor) -> None:
-        if not isinstance(target, TorchTarget) or not isinstance(target.model, nn.Module):
-            raise LookupError("not a torch module.")
-        if isinstance(target.model, Adapter) or target.graded is not None:
+        if (
+            not isinstance(target, TorchTarget)
+            or not isinstance(target.model, nn.Module)
+            or isinstance(target.model, Adapter)
+            or target.head.graded is not None
+        ):
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
         self.target, self.seen = target.live(module), list[tuple[Tensor, Tensor]]()
@@ -56,7 +59,7 @@ class Planted:
         """What goes into the head, and what comes out."""
         self.seen.clear()
         with self.head.register_forward_hook(self._note):  # an attack goes through the head too
-            self.target.all_scores(x)
+            self.target.batcher.in_parts(self.target.scores, x)
         into, out = (torch.cat(part) for part in zip(*self.seen, strict=True))
         self.seen.clear()
         if len(out) != len(x):
@@ -117,7 +120,13 @@ class Planted:
 
 
 def missed(
-    target: Target, x: Tensor, threat: Threat, attack: Attack, ids: Tensor, seed: int
+    target: Target,
+    x: Tensor,
+    threat: Threat,
+    attack: Attack,
+    ids: Tensor,
+    seed: int,
+    pool: Pool | None = None,
 ) -> tuple[Tensor, Tensor, int, int] | None:
     """The test on rows x [m, *shape] with identities `ids` [m].
 
@@ -156,14 +165,23 @@ def missed(
             if not planted.plant(torch.cat([row, inner[1:]]), edge, lead):
                 continue
             label = planted.target.task.predict(
-                planted.target.all_scores(torch.cat([row, chance, edge]))
+                planted.target.batcher.in_parts(
+                    planted.target.scores, torch.cat([row, chance, edge])
+                )
             )
             forwards += len(label)
             solvable[i] = bool((label[:-1] == 0).all() and label[-1] == 1)
             if solvable[i]:
                 zero = torch.zeros(1, dtype=torch.int64)
                 books = run(
-                    attack, planted.target, row, zero, threat, ids=ids[i : i + 1].cpu(), seed=seed
+                    attack,
+                    planted.target,
+                    row,
+                    zero,
+                    threat,
+                    ids=ids[i : i + 1].cpu(),
+                    seed=seed,
+                    pool=pool,
                 )
                 lost[i] = not bool(books.broken)
                 forwards, backwards = (

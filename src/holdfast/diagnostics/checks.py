@@ -7,7 +7,7 @@ the figure is the worst case after them. One that nothing answers is red.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from holdfast.attacks.trial import Trial
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
-from holdfast.runs.manifest import Finding
+from holdfast.runs.manifest import Finding, Severity
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
 
@@ -29,7 +29,7 @@ EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
     here."""
-    usual = not target.context and threat.spatial is None
+    usual = not target.inputs.context and threat.spatial is None
     return threat.bounded and protocol in EXAMINED and budget is None and usual
 
 
@@ -104,7 +104,7 @@ def signs(a: Answers) -> list[Finding]:
     goes into that one."""
     if not len(a.ids):
         return []
-    found = [f for check in CHECKS for f in [check(a)] if f is not None]
+    found = [f for check in CHECKS for f in check(a)]
     bad = {f.check for f in found if f.severity != "info"}
     explained = {shown for check in bad for shown in EXPLAINS[check]}
     return [_cause(f, bad) for f in found if f.severity == "info" or f.check not in explained]
@@ -153,202 +153,163 @@ def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
     if trial.through:
         return True
     try:
-        check_fit(trial.attack, ways.target, threat)
+        check_fit(trial.attack, ways.target, threat, ways.images(trial.attack))
     except HoldfastError:
         return False
     return True
 
 
-def _zero_gradient(a: Answers) -> Finding | None:
+def _zero_gradient(a: Answers) -> Iterator[Finding]:
     rows = np.zeros(len(a.ids), bool)
     for flags in a.zero.values():
         rows |= flags.any(1)
-    if not rows.any():
-        return None
-    losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
-    return _found(
-        a, "zero_gradient", rows, 0, "gradients",
-        f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly zero, at "
-        f"the input or near it: an attack that follows it stands still.",
-        "Typical of thresholds, rounding, detached code and saturated units.",
-        "AutoAttack's checks; arXiv:1802.00420, section 3.1",
-    )  # fmt: skip
+    if rows.any():
+        losses = ", ".join(loss for loss, flags in a.zero.items() if flags.any())
+        yield _found(
+            a, "zero_gradient", rows, 0, "gradients",
+            f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly "
+            "zero, at the input or near it: an attack that follows it stands still.",
+            "Typical of thresholds, rounding, detached code and saturated units.",
+            "AutoAttack's checks; arXiv:1802.00420, section 3.1",
+        )  # fmt: skip
 
 
-def _non_finite_gradient(a: Answers) -> Finding | None:
-    if a.odd is None or not a.odd.any():
-        return None
-    return _found(
-        a, "non_finite_gradient", a.odd, 0, "gradients",
-        f"On {a.odd.sum()} of {len(a.odd)} rows examined the gradient is not finite.",
-        "Look for a division by zero, a logarithm or a root at zero.", "any",
-    )  # fmt: skip
+def _non_finite_gradient(a: Answers) -> Iterator[Finding]:
+    if a.odd is not None and a.odd.any():
+        yield _found(
+            a, "non_finite_gradient", a.odd, 0, "gradients",
+            f"On {a.odd.sum()} of {len(a.odd)} rows examined the gradient is not finite.",
+            "Look for a division by zero, a logarithm or a root at zero.", "any",
+        )  # fmt: skip
 
 
-def _wrong_gradient(a: Answers) -> Finding | None:
+def _wrong_gradient(a: Answers) -> Iterator[Finding]:
     if a.slope is None or not a.zero:
-        return None
-    seen = ~a.zero["margin"][:, 1]
-    rows = seen & ~(a.slope <= 0.5)
-    if rows.mean() <= 0.25:
-        return None
-    return _found(
-        a, "wrong_gradient", rows, 0.25, "slope",
-        f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half from "
-        f"what small steps in its own direction give.",
-        "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
-        "ours: at most 4 % on the sound models of the zoo",
-    )  # fmt: skip
+        return
+    rows = ~a.zero["margin"][:, 1] & ~(a.slope <= 0.5)
+    if rows.mean() > 0.25:
+        yield _found(
+            a, "wrong_gradient", rows, 0.25, "slope",
+            f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half "
+            "from what small steps in its own direction give.",
+            "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
+            "ours: at most 4 % on the sound models of the zoo",
+        )  # fmt: skip
 
 
-def _turning_gradient(a: Answers) -> Finding | None:
+def _turning_gradient(a: Answers) -> Iterator[Finding]:
     if a.turn is None or not a.zero:
-        return None
+        return
     seen = ~a.zero["margin"].any(1)
-    if not seen.any() or float(np.median(a.turn[seen])) >= 0.5:
-        return None
-    value = float(np.median(a.turn[seen]))
-    return _found(
-        a, "turning_gradient", seen & (a.turn < 0.5), 0.5, "gradients",
-        (
+    if seen.any() and (value := float(np.median(a.turn[seen]))) < 0.5:
+        yield _found(
+            a, "turning_gradient", seen & (a.turn < 0.5), 0.5, "gradients",
             f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a "
-            "step leads nowhere."
-        ),
-        "Shattered gradients, or activations that switch.",
-        "ours: at least 0.8 on the sound models of the zoo", value,
-    )  # fmt: skip
+            "step leads nowhere.",
+            "Shattered gradients, or activations that switch.",
+            "ours: at least 0.8 on the sound models of the zoo", value,
+        )  # fmt: skip
 
 
-def _non_smooth(a: Answers) -> Finding | None:
+def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
-        return None
+        return
     rows = a.beat.get("straight", np.zeros(len(a.ids), bool))
-    names = ", ".join(a.hard)
-    if not rows.any():
-        return _found(
-            a, "non_smooth", rows, 0, "straight",
-            (
-                f"Inputs go through steps without a gradient ({names}), but going straight through "
-                "them broke no more."
-            ),
-            "", "arXiv:1802.00420, section 4",
-        ).model_copy(update={"severity": "info"})  # fmt: skip
-    return _found(
-        a, "non_smooth", rows, 0, "straight",
-        f"Inputs go through steps without a gradient ({names}); straight through them, an attack "
-        f"broke {rows.sum()} rows examined that the model's own gradient did not.",
-        "Measure with straight-through gradients.", "arXiv:1802.00420, section 4",
-    )  # fmt: skip
+    text = (
+        f"Inputs go through steps without a gradient ({', '.join(a.hard)}), but going straight "
+        "through them broke no more."
+    )
+    severity, advice = "info", ""
+    if rows.any():
+        text = (
+            f"Inputs go through steps without a gradient ({', '.join(a.hard)}); straight through "
+            f"them, an attack broke {rows.sum()} rows examined that the model's own gradient did "
+            "not."
+        )
+        severity, advice = "red", "Measure with straight-through gradients."
+    source = "arXiv:1802.00420, section 4"
+    yield _found(a, "non_smooth", rows, 0, "straight", text, advice, source, severity=severity)
 
 
-def _one_hot(a: Answers) -> Finding | None:
-    if a.one_hot is None or a.one_hot.mean() <= 0.01:
-        return None
-    return _found(
-        a, "one_hot", a.one_hot, 0.01, "clean",
-        f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly one-hot in "
-        "float32: a "
-        f"cross-entropy has no gradient there. Losses scaled by the gap of the scores were used.",
-        "Large logits, as of defensive distillation or a scaled head.",
-        "arXiv:1607.04311; AutoAttack's checks",
-    )  # fmt: skip
+def _one_hot(a: Answers) -> Iterator[Finding]:
+    if a.one_hot is not None and a.one_hot.mean() > 0.01:
+        yield _found(
+            a, "one_hot", a.one_hot, 0.01, "clean",
+            f"On {a.one_hot.sum()} of {len(a.one_hot)} rows examined the softmax is exactly "
+            "one-hot in float32: a cross-entropy has no gradient there. Losses scaled by the gap "
+            "of the scores were used.",
+            "Large logits, as of defensive distillation or a scaled head.",
+            "arXiv:1607.04311; AutoAttack's checks",
+        )  # fmt: skip
 
 
-def _unbounded(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "whole", "unbounded", 1,
-        "free to move in the whole box, the protocol's first attack still fails on {n} of {of} "
-        "rows examined, where the image of another class would do.",
-        "arXiv:1902.06705, section 5; Athalye et al., arXiv:1802.00420, section 3.1",
-    )  # fmt: skip
-
-
-def _larger_eps(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "larger", "larger_eps", many(a),
-        (
-            "an attack that breaks {n} of {of} rows examined within eps fails on them within twice "
-            "eps."
-        ),
-        "arXiv:1902.06705, section 5",
-    )  # fmt: skip
-
-
-def _one_step(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "one", "one_step", many(a),
-        "a single step breaks {n} of {of} rows examined that the protocol's first attack does not.",
-        "arXiv:1802.00420, section 3.1",
-    )  # fmt: skip
-
-
-def _more_steps(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "more", "more_steps", max(many(a), 3),
-        (
-            "twice the steps of the protocol's first attack break {n} more of {of} rows examined: "
-            "it had not converged."
-        ),
-        "arXiv:2106.09947; arXiv:1902.06705, section 5",
-    )  # fmt: skip
-
-
-def _black_box(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "scores", "black_box", many(a),
-        "a search that sees only scores breaks {n} of {of} rows examined that gradients do not.",
-        "arXiv:1802.00420, section 3.1",
-    )  # fmt: skip
-
-
-def _labels(a: Answers) -> Finding | None:
-    return _beaten(
-        a, "labels", "labels", many(a),
-        "a search that sees only labels breaks {n} of {of} rows examined that gradients do not.",
-        "arXiv:2006.12792, section 4",
-    )  # fmt: skip
-
-
-def _binarisation(a: Answers) -> Finding | None:
+def _binarisation(a: Answers) -> Iterator[Finding]:
     source = "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of the zoo"
     if a.planted is None or a.missed is None or a.planted.sum() < 4:
-        if not a.zero:
-            return None
-        return _found(
-            a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
-            "The binarisation test was not made: it needs a torch module that ends in a linear "
-            "layer and does not "
-            "answer by lot, a threat in linf or l2, and features that tell the ball's edge apart.",
-            "", source,
-        ).model_copy(update={"severity": "info"})  # fmt: skip
-    if (value := float(a.missed.sum() / a.planted.sum())) <= MISSED:
-        return None
-    return _found(
-        a, "binarisation", a.missed, MISSED, "planted",
-        "With an adversarial example planted by way of a new last layer, the protocol's first "
-        f"attack misses it on {a.missed.sum()} of {a.planted.sum()} rows examined.",
-        "What lies before the last layer misleads gradients.", source, value,
-    )  # fmt: skip
+        if a.zero:
+            yield _found(
+                a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
+                "The binarisation test was not made: it needs a torch module that ends in a linear "
+                "layer and does not answer by lot, a threat in linf or l2, and features that tell "
+                "the ball's edge apart.",
+                "", source, severity="info",
+            )  # fmt: skip
+    elif (value := float(a.missed.sum() / a.planted.sum())) > MISSED:
+        yield _found(
+            a, "binarisation", a.missed, MISSED, "planted",
+            "With an adversarial example planted by way of a new last layer, the protocol's first "
+            f"attack misses it on {a.missed.sum()} of {a.planted.sum()} rows examined.",
+            "What lies before the last layer misleads gradients.", source, value,
+        )  # fmt: skip
 
 
-def _beaten(
-    a: Answers, name: str, check: str, least: int, text: str, source: str
-) -> Finding | None:
-    rows = a.beat.get(name)
-    if rows is None or rows.sum() < least:
-        return None
-    text = text.format(n=int(rows.sum()), of=len(rows))
-    said = f"{text[0].upper()}{text[1:]}"
-    return _found(
-        a,
-        check,
-        rows,
-        (least - 1) / len(rows),
-        name,
-        said,
-        "Gradients are masked, or too few.",
-        source,
-    )
+def _beaten(a: Answers) -> Iterator[Finding]:
+    """How the protocol's first attack fares beside others: where it does worse, on so many rows."""
+    for name, (check, least, text, source) in {
+        "whole": (
+            "unbounded", 1,
+            "Free to move in the whole box, the protocol's first attack still fails on {n} of {of} "
+            "rows examined, where the image of another class would do.",
+            "arXiv:1902.06705, section 5; Athalye et al., arXiv:1802.00420, section 3.1",
+        ),
+        "larger": (
+            "larger_eps", many(a),
+            "An attack that breaks {n} of {of} rows examined within eps fails on them within twice "
+            "eps.",
+            "arXiv:1902.06705, section 5",
+        ),
+        "one": (
+            "one_step", many(a),
+            "A single step breaks {n} of {of} rows examined that the protocol's first attack does "
+            "not.",
+            "arXiv:1802.00420, section 3.1",
+        ),
+        "more": (
+            "more_steps", max(many(a), 3),
+            "Twice the steps of the protocol's first attack break {n} more of {of} rows examined: "
+            "it had not converged.",
+            "arXiv:2106.09947; arXiv:1902.06705, section 5",
+        ),
+        "scores": (
+            "black_box", many(a),
+            "A search that sees only scores breaks {n} of {of} rows examined that gradients do "
+            "not.",
+            "arXiv:1802.00420, section 3.1",
+        ),
+        "labels": (
+            "labels", many(a),
+            "A search that sees only labels breaks {n} of {of} rows examined that gradients do "
+            "not.",
+            "arXiv:2006.12792, section 4",
+        ),
+    }.items():  # fmt: skip
+        rows = a.beat.get(name)
+        if rows is not None and rows.sum() >= least:
+            yield _found(
+                a, check, rows, (least - 1) / len(rows), name,
+                text.format(n=rows.sum(), of=len(rows)),
+                "Gradients are masked, or too few.", source,
+            )  # fmt: skip
 
 
 def _found(
@@ -361,14 +322,13 @@ def _found(
     advice: str,
     source: str,
     value: float | None = None,
+    severity: Severity = "red",
 ) -> Finding:
-    if value is None:
-        value = float(rows.mean())
     return Finding(
         check=check,
-        severity="red",
+        severity=severity,
         text=text,
-        value=value,
+        value=float(rows.mean()) if value is None else value,
         threshold=threshold,
         ids=a.ids[rows][:16].tolist(),
         source=source,
@@ -377,18 +337,13 @@ def _found(
     )
 
 
-CHECKS: tuple[Callable[[Answers], Finding | None], ...] = (
+CHECKS: tuple[Callable[[Answers], Iterator[Finding]], ...] = (
     _zero_gradient,
     _non_finite_gradient,
     _wrong_gradient,
     _turning_gradient,
     _non_smooth,
     _one_hot,
-    _unbounded,
-    _larger_eps,
-    _one_step,
-    _more_steps,
-    _black_box,
-    _labels,
+    _beaten,
     _binarisation,
 )

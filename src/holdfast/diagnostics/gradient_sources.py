@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from holdfast.attacks.shared import pool
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.problem import Pool
+from holdfast.attacks.shared.pool import ROWS, spread
 from holdfast.data import Source
 from holdfast.errors import SpecError
 from holdfast.runs.manifest import Costs
@@ -30,6 +32,7 @@ class Ways:
     target: Target
     threat: Threat
     source: Source
+    pool: Pool | None = None  # images that an attacker holds; None: some of the source's rows
     made: dict[str, Target] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)  # of finding out which of them are open
 
@@ -45,13 +48,21 @@ class Ways:
             self.made[name] = getattr(self, f"_{name}")()
         return self.made[name]
 
+    def images(self, attack: Attack) -> Pool | None:
+        """What an attack that mixes images in takes them from: the same ones whichever rows are
+        measured."""
+        if attack.mixes and self.pool is None:
+            batch, y = spread(self.source, ROWS)
+            self.pool = batch.x, y
+        return self.pool
+
     def open(self, name: str) -> bool:
         """Whether the target has this way."""
         if name == "straight":
             return straightened(self.target) is not None
         if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
             return False
-        if name == "surrogate" and self.target.context:
+        if name == "surrogate" and self.target.inputs.context:
             return False
         return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
@@ -62,13 +73,13 @@ class Ways:
         """Whether the model has a gradient at all: the mean of zeros is zero."""
         if self.target.access < Access.GRADIENTS:
             return False
-        x = pool.spread(self.source, LOOKED)[0]
+        x = spread(self.source, LOOKED)[0]
         passes, estimated = len(x) * self.target.cost.forwards, len(x) * self.target.cost.pullback
         self.costs.forwards += passes + estimated
         self.costs.queries += passes + estimated
         self.costs.backwards += passes * (not estimated)
         with sealed(0):
-            z, pull = self.target.linearize(x.to(self.target.device, self.target.dtype))
+            z, pull = self.target.linearize(self.target.batcher.place(x))
             return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
@@ -89,12 +100,13 @@ class Ways:
         return Estimated(self.target, sigma=0.05)
 
     def _surrogate(self) -> Target:
-        if self.target.context:
+        if self.target.inputs.context:
             raise SpecError(
                 "through='surrogate' learns from inputs alone, and to these more belongs: "
-                f"{', '.join(self.target.context)}."
+                f"{', '.join(self.target.inputs.context)}."
             )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])
         return Surrogate(
-            self.target, distil(self.target, x.to(self.target.dtype), queries=QUERIES, epochs=8)
+            self.target,
+            distil(self.target, x.to(self.target.batcher.dtype), queries=QUERIES, epochs=8),
         )

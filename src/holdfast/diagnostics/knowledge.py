@@ -37,7 +37,7 @@ def knowledge(facts: Facts, table: pa.Table) -> list[Finding]:
     known = np.isfinite(said).all(1)
     truth, said = truth[known], said[known]
     find = {"multilabel": _labels}.get(facts.model.task, _outputs)
-    return [f for f in [find(truth, said)] if f is not None]
+    return list(find(truth, said))
 
 
 def _classes(a: chance.Answers, names: Sequence[str]) -> Iterator[Finding]:
@@ -79,31 +79,32 @@ def _classes(a: chance.Answers, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(check="one_class", severity="info", text=text, value=accuracy)
 
 
-def _labels(truth: np.ndarray, said: np.ndarray) -> Finding | None:
+def _labels(truth: np.ndarray, said: np.ndarray) -> Iterator[Finding]:
     """Of a multi-label model: truth [n, k] and answers [n, k], above 0 where a label holds."""
     truth, said = truth > 0, said > 0
-    if chance.labels_follow(truth, said):
-        return None
-    text = (
-        f"No label's answers go with the truth more than chance would have it, on {len(truth)} "
-        f"rows (1 is said on {said.mean():.1%} of them, and true on {truth.mean():.1%}). {_CAUSE}"
-    )
-    return Finding(
-        check="near_chance", severity="red", text=text, value=float((truth == said).mean())
-    )
+    if not chance.labels_follow(truth, said):
+        text = (
+            f"No label's answers go with the truth more than chance would have it, on {len(truth)} "
+            f"rows (1 is said on {said.mean():.1%} of them, and true on {truth.mean():.1%}). "
+            f"{_CAUSE}"
+        )
+        right = float((truth == said).mean())
+        yield Finding(check="near_chance", severity="red", text=text, value=right)
 
 
-def _outputs(truth: np.ndarray, said: np.ndarray) -> Finding | None:
+def _outputs(truth: np.ndarray, said: np.ndarray) -> Iterator[Finding]:
     """Of a regression: truth [n, k] and outputs [n, k]."""
-    if chance.outputs_follow(truth, said) is not False:
-        return None
-    off, mean_off = np.abs(said - truth).mean(), np.abs(truth - truth.mean(0)).mean()
-    text = (
-        "No output is nearer to its truth than the mean of the truths is: mean errors are "
-        f"{off:.3g} and "
-        f"{mean_off:.3g} on {len(truth)} rows. Likely inputs or targets have another scale than in "
-        f"training, or the model is not trained."
-    )
-    return Finding(
-        check="near_chance", severity="red", text=text, value=float(off), threshold=float(mean_off)
-    )
+    if chance.outputs_follow(truth, said) is False:
+        off, mean_off = np.abs(said - truth).mean(), np.abs(truth - truth.mean(0)).mean()
+        text = (
+            "No output is nearer to its truth than the mean of the truths is: mean errors are "
+            f"{off:.3g} and {mean_off:.3g} on {len(truth)} rows. Likely inputs or targets have "
+            "another scale than in training, or the model is not trained."
+        )
+        yield Finding(
+            check="near_chance",
+            severity="red",
+            text=text,
+            value=float(off),
+            threshold=float(mean_off),
+        )

@@ -36,8 +36,8 @@ QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",
     "labels": "rays(steps=30)",
-    "straight": 'apgd(steps=30, loss="margin", through="straight")',
 }
+STRAIGHT = 'apgd(steps=30, loss="margin", through="straight")'  # where steps have no gradient
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class Answers:
     """Columns of m rows that are right clean, and what they cost."""
 
     ids: np.ndarray
-    k: int = 2
     hard: list[str] = field(default_factory=list)  # steps without a gradient that inputs go through
     one_hot: np.ndarray | None = None  # [m] bool: the softmax is exactly one-hot in float32
     zero: dict[str, np.ndarray] = field(
@@ -102,16 +101,24 @@ def rows_of(source: Source) -> int:
     return min(len(source), max(LEAST, min(MOST, len(source) // SHARE)))
 
 
+def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
+    """What is tried on rows that a protocol's first trial leaves; `hard`: the model has steps
+    without a gradient."""
+    more = Trial(replace(first.attack, steps=2 * first.attack.steps))
+    asked = {name: parse_trial(text) for name, text in QUESTIONS.items()}
+    return {"more": more, **asked, **({"straight": parse_trial(STRAIGHT)} if hard else {})}
+
+
 def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int) -> Answers:
-    """Put all questions. Those after `stood` (what the protocol's first trial left) go to rows that
-    it left alone.
+    """Put all questions. Those of `questions` go to rows that the protocol's first trial left
+    alone.
 
     `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores`
     a search on scores alone, `labels` one on labels, `straight` the gradients straight through; and
     in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
     succeeded within eps.
     """
-    found = Answers(rows.ids.cpu().numpy(), target.task.k)
+    found = Answers(rows.ids.cpu().numpy())
     found.charge("clean", rows.forwards)
     if not len(rows.ids) or rows.scores is None or target.access < Access.GRADIENTS:
         return found
@@ -122,7 +129,8 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     with sealed(seed):
         _gradients(found, target, rows, seed)
     _attacks(found, target, rows, first, ways, seed)
-    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed)
+    pool = ways.images(first.attack)
+    planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
         found.charge("planted", *planted[2:])
@@ -188,7 +196,7 @@ def _attacks(
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
             way = ways(trial.through)
-            check_fit(trial.attack, way, threat)
+            check_fit(trial.attack, way, threat, ways.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
@@ -201,6 +209,7 @@ def _attacks(
                 ids=part.ids.cpu(),
                 seed=seed,
                 clean=part.scores,
+                pool=ways.images(trial.attack),
             )
             hit[at] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
@@ -209,11 +218,8 @@ def _attacks(
 
     fallen = broken("first", first, everything)
     stood = ~fallen
-    found.beat["stood"] = _np(stood)
-    broken("more", Trial(replace(first.attack, steps=2 * first.attack.steps)), stood)
-    for name, text in QUESTIONS.items():
-        if name != "straight" or found.hard:
-            broken(name, parse_trial(text), stood)
+    for name, trial in questions(first, hard=bool(found.hard)).items():
+        broken(name, trial, stood)
     width = target.bounds.high - target.bounds.low
     whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
     if first.attack.bounded:

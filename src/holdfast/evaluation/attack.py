@@ -11,16 +11,15 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, run
-from holdfast.attacks.problem import meets_goal, on_8bit
+from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
-from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
 from holdfast.data.arrays import like
-from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
-from holdfast.evaluation.chunking import chunks
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
+from holdfast.evaluation.contract import check_data
+from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
 from holdfast.evaluation.protocols import chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
@@ -39,6 +38,7 @@ def attack(
     attack: str | Attack | Trial | None = None,
     *,
     seed: int = 0,
+    pool: tuple[Any, Any] | None = None,
 ) -> AttackResult:
     """Adversarial examples for inputs x [n, *shape] of classes y [n], each judged by the model
     itself.
@@ -56,6 +56,8 @@ def attack(
             attacks`). None: PGD, or where PGD cannot run (an eps of inf, a movement, scores or
             labels alone), the first of protocol `quick`.
         seed: of all noise; a row's noise depends on it and on the row's place in x alone.
+        pool: images and their classes, for an attack that mixes in images of other classes; as x
+            and y are. None: up to 64 of the rows of x.
 
     Returns:
         `x_adv` and the other arrays are of x's framework and on its device.
@@ -69,14 +71,11 @@ def attack(
         >>> result = holdfast.attack(model, x, y, "linf(0.3)", "fgsm")
         >>> result.success.sum(), result.plot()
     """
-    made = craft(wrap(model), (x, y), threat, attack, seed=seed)
-    wide = str(getattr(x, "dtype", "")).endswith("float64")
-    for name, value in vars(made).items():
-        if isinstance(value, np.ndarray):
-            if wide and name in ARRAYS:
-                value = value.astype(np.float64)
-            object.__setattr__(made, name, like(value, x))
-    return made
+    made = craft(wrap(model), (x, y), threat, attack, seed=seed, pool=pool)
+    arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
+    if str(getattr(x, "dtype", "")).endswith("float64"):
+        arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
+    return replace(made, **{name: like(value, x) for name, value in arrays.items()})
 
 
 def craft(
@@ -87,29 +86,33 @@ def craft(
     *,
     samples: int | tuple[int, int] | None = None,
     seed: int = 0,
+    pool: tuple[Any, Any] | None = None,
 ) -> AttackResult:
     """Examples for rows of a source, as NumPy arrays.
 
     Args:
         data: what `holdfast.data.as_source` takes.
+        pool: as in `attack`.
 
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
-    given = () if attack is None else (_named(attack),)
+    given = () if attack is None else chosen([attack]).trials
+    for trial in given:
+        if trial.near < 1:
+            raise SpecError(
+                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
+                "only one."
+            )
     ready = prepare(target, data, threat, "quick", given, samples)
     if attack is None:
-        norm, ball = ready.threat.norm.name, ready.threat.bounded and ready.threat.spatial is None
-        usual = default_attack(ready.protocol, norm, ready.target.access, ball=ball)
+        usual = default_attack(ready.protocol, ready.threat, ready.target.access)
         ready = replace(ready, protocol=usual)
     check_threat(ready)
-    with pool.filled(ready.target, ready.source, ready.attacks):
-        sources = Ways(ready.target, ready.threat, ready.source)
-        check_trials(ready, sources)
-        parts = [
-            _chunk(ready, sources, seed, first, stop)
-            for first, stop in chunks(ready.rows, ready.source.shape)
-        ]
+    if pool is not None:
+        ready.ways.pool = _images(ready.target, pool)
+    check_trials(ready)
+    parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
         name: np.concatenate([part[name].cpu().numpy() for part in parts]) for name in parts[0]
     }
@@ -121,26 +124,25 @@ def craft(
         attack=repr(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
-        layout=target.layout,
+        layout=target.inputs.layout,
     )
 
 
-def _named(attack: str | Attack | Trial) -> Trial:
-    trial = chosen([attack]).trials[0]
-    if trial.near < 1:
-        raise SpecError(
-            f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-            "only one."
-        )
-    return trial
+def _images(target: Target, given: tuple[Any, Any]) -> Pool:
+    """Images that a user holds, as the target takes them, and their classes."""
+    source = open_for(target, given)
+    check_data(source, target.bounds)
+    (source,), _ = numbered(target, source)
+    batch, y = read(source, 0, len(source))
+    return batch.x, torch.from_numpy(y.astype(np.int64))
 
 
-def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> dict[str, Tensor]:
+def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
     target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
-    batch = batch.to(target.device, target.dtype)
-    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    batch = target.batcher.place(batch)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.batcher.device)
     ids = torch.arange(first, stop)
     clean = judge.rule(target, batch, seed)
     threat = goals.resolved(threat.of_eps(ids), y, ids, clean.scores, target.task.k, seed)
@@ -155,7 +157,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
         found = run(
             trial.attack,
-            sources(trial.through),
+            ready.ways(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -165,6 +167,7 @@ def _chunk(ready: Prepared, sources: Ways, seed: int, first: int, stop: int) -> 
             rank=rank,
             clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
+            pool=ready.ways.images(trial.attack),
         )
         smallest = found.size.where(found.broken, torch.inf).cpu()
         better = (smallest < size[left]) | size[left].isinf()
@@ -196,7 +199,7 @@ def _judged(
     hit, size, after = success(best)
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
-    image = (x.ndim == 3 and not target.context) or perceptual.pictures(target, x)
+    image = (x.ndim == 3 and not target.inputs.context) or perceptual.pictures(target, x)
     if image and threat.spatial is None and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit

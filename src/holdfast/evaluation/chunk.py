@@ -1,8 +1,12 @@
 """One chunk of rows, from clean inputs to statuses. Every finished piece is journaled, and read
-back on resume."""
+back on resume.
+
+A chunk holds neighbours, and its size follows from the shape of a row.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +18,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import run
-from holdfast.attacks.counts import Outcome
 from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
+from holdfast.attacks.result import Outcome
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
 from holdfast.diagnostics.gradient_sources import Ways
@@ -28,6 +32,29 @@ from holdfast.targets.batch import Batch, picked
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH, WithTruth
 from holdfast.threats.threat import Threat
+
+
+def chunk_of(row: int, parts: Sequence[tuple[int, int]], shape: Sequence[int]) -> int:
+    """The first row of the chunk that a row is searched in."""
+    part = next(start for start, stop in parts if start <= row < stop)
+    return max(part, row - row % stride_of(shape))
+
+
+def stride_of(shape: Sequence[int]) -> int:
+    """Rows of a chunk: about 128 MiB of float32, so that several states of a search fit, and at
+    most 1,024."""
+    return max(16, min(1024, 2**25 // math.prod(shape)))
+
+
+def chunks(rows: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks [start, stop) of rows of this shape; all but the ends begin at a multiple of the
+    stride."""
+    (first, last), stride = rows, stride_of(shape)
+    begin = first // stride * stride
+    return [(max(a, first), min(a + stride, last)) for a in range(begin, last, stride)]
+
+
+COUNTS = ("queries", "forwards", "backwards", "zero_gradients")  # of the search of each row
 
 
 class Progress(NamedTuple):
@@ -68,10 +95,6 @@ class Plan:
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
-    def way(self, trial: Trial) -> Target:
-        """What a trial attacks: the target, or a way round its defence."""
-        return self.ways(trial.through)
-
     def units(self) -> list[Unit]:
         """The runs in their order: the threat's eps, then smaller ones downwards, then larger ones
         upwards."""
@@ -91,10 +114,6 @@ class Plan:
     def sought(self, unit: Unit) -> float:
         """The eps within which a run may stop."""
         return unit.eps if self.trials[unit.trial].attack.bounded else min(self.measured)
-
-    def stops(self, trial: Trial) -> bool:
-        """Whether its search of a row ends with the first success within eps."""
-        return trial.attack.bounded or not self.smallest
 
     def keeps(self, eps: float) -> bool:
         """Whether a run keeps inputs of the lowest margin too, and not successes alone."""
@@ -120,10 +139,7 @@ class Rows:
     margin: Tensor
     lowest: Tensor  # [n] float64: the lowest margin at the eps that is now searched
     failed: Tensor  # [n] bool
-    queries: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    zero_gradients: Tensor
+    counts: dict[str, Tensor]  # of COUNTS, [n] int64 each
     asked: Tensor  # [n] bool: right and stable clean, and not of the class that is the goal
     costs: dict[tuple[float, int, int], tuple[int, int, Costs]] = field(
         default_factory=dict
@@ -131,7 +147,6 @@ class Rows:
     missed: set[float] = field(
         default_factory=set
     )  # eps at which time ran out before every unit was run
-    begun: bool = False  # at least one unit was run
 
     @property
     def x(self) -> Tensor:
@@ -166,8 +181,8 @@ class Rows:
             self.broken_by[rows[fresh]] = unit.trial
             self.margin[rows] = torch.minimum(self.margin[rows], new["margin"])
             self.failed[rows] |= new["outcome"] == Outcome.FAILED
-        for name in ("queries", "forwards", "backwards", "zero_gradients"):
-            getattr(self, name)[rows] += new[name]
+        for name, count in self.counts.items():
+            count[rows] += new[name]
         return int(fresh.sum())
 
 
@@ -201,7 +216,6 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
         else:
             record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
             journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
-        rows.begun = True
         broken = rows.fold(at, record, unit, own, plan)
         key = (unit.eps, unit.trial, unit.restart)
         seen, fell, spent = rows.costs.get(key, (len(at), 0, Costs()))
@@ -254,7 +268,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
 def _judge(plan: Plan, rows: Rows) -> Judged:
     at = rows.size.isfinite().nonzero()[:, 0]
     shown = rows.shown(at)
-    ruling = _ruled(plan, shown)
+    ruling = judge.rule(plan.target, shown, plan.seed)
     widest = plan.threat.at(max(plan.measured))
     legal, size = judge.within(plan.target, widest, rows.x[at], rows.best[at])
     agreed = meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
@@ -276,7 +290,7 @@ def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
     status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
         status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    if not rows.begun and bool(rows.asked.any()):
+    if not rows.costs and bool(rows.asked.any()):  # no unit was run
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
     return status
 
@@ -298,10 +312,7 @@ def _columns(plan: Plan, rows: Rows, found: Judged, broken: Tensor) -> dict[str,
         "broken_by": torch.where(broken, rows.broken_by, -1),
         "size": _of_all(rows, found.at[found.holds], found.size[found.holds]),
         "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
-        "queries": rows.queries,
-        "forwards": rows.forwards,
-        "backwards": rows.backwards,
-        "zero_gradients": rows.zero_gradients,
+        **rows.counts,
         "finished": in_time | broken,
     }
 
@@ -357,7 +368,7 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     nothing was asked."""
     start = plan.threat.origin(rows.x)
     at = (robust & (rows.best != start).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = _ruled(plan, rows.shown(at))
+    ruling = judge.rule(plan.target, rows.shown(at), plan.seed)
     assert ruling.scores is not None  # where there is a refusal, it is one of them
     bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
     held = (ruling.label.cpu() == REFUSED) & meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
@@ -367,17 +378,13 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
     return column
 
 
-def _ruled(plan: Plan, batch: Batch) -> judge.Ruling:
-    return judge.rule(plan.target, batch.to(plan.target.device, plan.target.dtype), plan.seed)
-
-
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
 def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = _ruled(plan, batch)
+        ruling = judge.rule(plan.target, batch, plan.seed)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
@@ -386,14 +393,10 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
     asked = (clean.label == y) & clean.stable
     threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
     asked &= ~meets_goal(threat, y, y)
-    count = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:
         margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
-    flag = torch.zeros(n, dtype=torch.bool)
-    nobody = torch.full((n,), -1, dtype=torch.int32)
-    queries, forwards, backwards, zero_gradients = count
     return Rows(
         batch=batch,
         y=y,
@@ -402,14 +405,11 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
         clean=clean,
         best=threat.origin(batch.x).clone(),
         size=far,
-        broken_by=nobody,
+        broken_by=torch.full((n,), -1, dtype=torch.int32),
         margin=margin,
         lowest=margin.clone(),
-        failed=flag,
-        queries=queries,
-        forwards=forwards,
-        backwards=backwards,
-        zero_gradients=zero_gradients,
+        failed=torch.zeros(n, dtype=torch.bool),
+        counts={name: torch.zeros(n, dtype=torch.int64) for name in COUNTS},
         asked=asked,
     )
 
@@ -417,13 +417,13 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
 def _attack(
     plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
 ) -> tuple[dict[str, np.ndarray], float]:
-    """One run, as a record for the journal: the ledger's columns, and the inputs of the rows that
-    met the goal."""
+    """One run, as a record for the journal: what it found and counted, and the inputs of the rows
+    that met the goal."""
     trial = plan.trials[unit.trial]
     started = time.monotonic()
-    ledger = run(
+    result = run(
         trial.attack,
-        plan.way(trial),
+        plan.ways(trial.through),
         rows.batch[at],
         rows.y[at],
         rows.threat.of_rows(at).at(plan.sought(unit)),
@@ -432,12 +432,13 @@ def _attack(
         restart=unit.restart,
         rank=unit.rank,
         clean=picked(rows.clean.scores, at),
-        near=rows.best[at] if trial.attack.warm else None,
-        budget=None if plan.budget is None else plan.budget - rows.forwards[at],
-        stop=plan.stops(trial),
+        warm_start=rows.best[at] if trial.attack.warm else None,
+        budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
+        stop=trial.attack.bounded or not plan.smallest,
+        pool=plan.ways.images(trial.attack),
         watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
     )
-    record = {name: column.cpu() for name, column in ledger.columns().items() if name != "limit"}
+    record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
     record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
     record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started

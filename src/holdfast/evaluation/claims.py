@@ -17,7 +17,7 @@ from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, listed
-from holdfast.evaluation import protocols, transformations
+from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
 from holdfast.evaluation.facts import fingerprint
@@ -26,7 +26,6 @@ from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.targets.target import Access, Target
-from holdfast.threats import spatial
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -171,55 +170,37 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
 def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
     randomised."""
-    name, norm, bounded = manifest.protocol.name, manifest.threat.norm, threat.bounded
-    kind: dict[str, Any] = {
-        "aimed": isinstance(threat.goal, Targeted),
-        "bounded": bounded,
-        "drawn": drawn,
-    }
-    lent = manifest.model.surrogate is not None
+    name, lent = manifest.protocol.name, manifest.model.surrogate is not None
     given = [
         a
         for a in Access
         if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)
     ]
-    movement = spatial.parse(manifest.model.transformation)
     known = [
-        protocols.protocol(name, norm, access=access, **kind)
+        protocols.asked(name, threat, access, drawn=drawn)
         for access in given
-        if bounded or protocols.seeks_smallest(name, norm, access)
+        if threat.bounded or protocols.seeks_smallest(name, threat.norm.name, access)
     ]
-    return [
-        [t.write(whole=True) for t in transformations.suited(one, movement).trials] for one in known
-    ]
+    return [[t.write(whole=True) for t in one.trials] for one in known]
 
 
 def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[str]:
     protocol = manifest.protocol
-    if protocol.name == "custom":
-        if protocol.version != 1:
-            yield f"protocol: a list of attacks has version 1, not {protocol.version}."
-        return
-    if protocol.name not in protocols.PROTOCOLS:
+    name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
+    if name == "custom" and protocol.version != 1:
+        yield f"protocol: a list of attacks has version 1, not {protocol.version}."
+    elif name not in (*protocols.PROTOCOLS, "custom"):
+        yield f"protocol: this Holdfast knows none of the name {name!r}, so it cannot be checked."
+    elif protocol.version != version:
         yield (
-            f"protocol: this Holdfast knows none of the name {protocol.name!r}, so it cannot be "
-            "checked."
+            f"protocol: this Holdfast has {name} version {version}, so version {protocol.version} "
+            "cannot be checked."
         )
-        return
-    version = protocols.PROTOCOLS[protocol.name][0]
-    if protocol.version != version:
-        yield (
-            f"protocol: this Holdfast has {protocol.name} version {version}, so version "
-            f"{protocol.version} cannot be checked."
-        )
-        return
-    lists = [
-        one
+    elif name != "custom" and not any(
+        protocol.trials in _lists(manifest, threat, drawn=drawn)
         for drawn in {False, target.cost.draws > 1}
-        for one in _lists(manifest, threat, drawn=drawn)
-    ]
-    if protocol.trials not in lists:
-        yield f"protocol: its trials are not those of {protocol.name} version {version}."
+    ):
+        yield f"protocol: its trials are not those of {name} version {version}."
 
 
 def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
@@ -293,57 +274,47 @@ def _noted(
     ways: Ways,
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
-    again = [*labels, *check_model(target, source)]
-    taken = (
-        randomised(again) and manifest.protocol.name in checks.FOLLOWED and target.cost.draws > 1
-    )
-    if taken and manifest.protocol.trials in _lists(
-        manifest, threat, drawn=True
-    ):  # Holdfast itself took the mean, and says so
-        again = averaged(again)
-    lent = manifest.model.surrogate is not None and not target.gradients.substitute
-    costs = Costs()
+    again, name = [*labels, *check_model(target, source)], manifest.protocol.name
+    taken = randomised(again) and name in checks.FOLLOWED and target.cost.draws > 1
+    if taken and manifest.protocol.trials in _lists(manifest, threat, drawn=True):
+        again = averaged(again)  # Holdfast itself took the mean, and says so
     if not threat.bounded:
         again.append(checks.NO_EPS)
-    due = checks.examined(manifest.protocol.name, manifest.max_queries, target, threat)
-    if due and not lent:
+    due = checks.examined(name, manifest.max_queries, target, threat)
+    # without the model that lent its gradients the examination cannot be held again
+    unknown = due and manifest.model.surrogate is not None and not target.gradients.substitute
+    costs = Costs()
+    if due and not unknown:
         first = parse_trial(manifest.protocol.trials[0])
         answers = probe(target, source, threat, first, ways, manifest.seed)
         found = checks.signs(answers)
-        protocol = manifest.protocol.name
-        again += checks.answered(found, checks.follow(found, protocol, threat, ways))
+        again += checks.answered(found, checks.follow(found, name, threat, ways))
         costs = add(answers.costs, ways.costs)
-    if not (due and lent):
+    if not unknown:
         yield from _paid(manifest.probe_costs, costs)
-    shown = {
-        check
-        for finding in manifest.initial_findings
-        for check in (finding.check, *finding.explains)
-    }
+    yield from _other_findings(manifest, again, unknown=unknown)
+
+
+def _other_findings(manifest: Manifest, again: list[Finding], *, unknown: bool) -> Iterator[str]:
+    """Where the findings of run.json are not those found `again`; of some it is `unknown`."""
+    said = {finding.check for finding in manifest.initial_findings}
+    shown = said.union(*(finding.explains for finding in manifest.initial_findings))
     notes = {f.check for f in again if f.severity == "info" and f.check in checks.EXPLAINS}
     if left_out := {f.check for f in again} - notes - shown - set(LOADING):
         names = ", ".join(sorted(left_out))
         yield f"initial_findings: run.json leaves out what the model shows: {names}."
-    expected: dict[str, list[Finding]] = {}
-    for finding in again:
-        expected.setdefault(finding.check, []).append(finding)
-    for said in manifest.initial_findings:
-        if found := expected.get(said.check):
-            # a check may have found several things
-            differs = [(list(_same(manifest, said, one)), one) for one in found]
-            least, one = min(differs, key=lambda pair: len(pair[0]))
-            found.remove(one)
-            yield from least
-        elif _known(said) and not (due and lent) and not expected.keys() & set(said.explains):
-            yield f"initial_findings: run.json has {said.check}, which the model does not show."
-    for check, left in expected.items():
-        if (
-            left
-            and check in shown
-            and check not in LOADING
-            and any(s.check == check for s in manifest.initial_findings)
-        ):
-            yield f"initial_findings: run.json leaves out what the model shows: {left[0].text}"
+    left = list(again)
+    for one in manifest.initial_findings:
+        # a check may have found several things
+        if alike := [(list(_same(manifest, one, f)), f) for f in left if f.check == one.check]:
+            differs, found = min(alike, key=lambda pair: len(pair[0]))
+            left.remove(found)
+            yield from differs
+        elif _known(one) and not unknown and not {f.check for f in again} & set(one.explains):
+            yield f"initial_findings: run.json has {one.check}, which the model does not show."
+    for found in left:
+        if found.check in said and found.check not in LOADING:
+            yield f"initial_findings: run.json leaves out what the model shows: {found.text}"
 
 
 def _paid(said: Costs, found: Costs) -> Iterator[str]:

@@ -3,8 +3,6 @@ odd is noted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -31,7 +29,8 @@ def check_data(data: Source, bounds: Bounds) -> None:
         InputError: not finite, out of bounds (with the likely cause).
     """
     low, high, total, squares, count, whole = np.inf, -np.inf, 0.0, 0.0, 0, True
-    for start, x, _ in _parts(data):
+    for start in range(0, len(data), STRIDE):
+        x, _ = data.rows(start, min(start + STRIDE, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
         if bounds.each is not None:
@@ -86,7 +85,7 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         InputError: the layout is wrong, or the model fails on the data.
     """
     target.bind(data.shape)
-    rows = read(data, 0, min(LOOK, len(data)))[0].to(target.device, target.dtype)
+    rows = target.batcher.place(read(data, 0, min(LOOK, len(data)))[0])
     findings: list[Finding] = []
     if target.identity.was_training:
         findings.append(
@@ -108,16 +107,16 @@ def check_model(target: Target, data: Source) -> list[Finding]:
         )
         findings.append(Finding(check="changes_input", severity="info", text=text))
     if target.access >= Access.SCORES:
-        before = target.probabilities
+        before = target.head.probabilities
         with sealed(0):
-            z = target.all_scores(rows)
+            z = target.batcher.in_parts(target.scores, rows)
         findings += find_reading(target, data, z)
-        if bool(target.probabilities) != bool(before):
+        if bool(target.head.probabilities) != bool(before):
             with sealed(0):
-                z = target.all_scores(rows)
+                z = target.batcher.in_parts(target.scores, rows)
         findings += saturated(target, z)
         top = max(z[z.isfinite()].abs().tolist(), default=0.0)
-        if top > 50 and (target.reads or not target.probabilities):
+        if top > 50 and (target.head.reads or not target.head.probabilities):
             findings.append(
                 Finding(
                     check="logit_scale",
@@ -145,11 +144,13 @@ def check_range(target: Target, data: Source) -> None:
         InputError: it is right far more often on the same rows in the other range.
     """
     box = target.bounds
-    strange = box.low < 0 or 1 < box.high < 128 or target.context or isinstance(target, WithTruth)
+    strange = (
+        box.low < 0 or 1 < box.high < 128 or target.inputs.context or isinstance(target, WithTruth)
+    )
     if strange or target.access < Access.GRADIENTS:
         return
     batch, y = spread(data, TOLD)
-    rows, y = batch.x.to(target.device, target.dtype), y.to(target.device)
+    rows, y = target.batcher.place(batch.x), y.to(target.batcher.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:
         return
@@ -175,24 +176,20 @@ def _right(target: Target, x: torch.Tensor, y: torch.Tensor) -> float:
     """The accuracy on x [n, *shape] as the mean over the classes in y [n]: one constant answer is
     no success."""
     with sealed(0):
-        hit = torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
+        hit = target.batcher.in_parts(target.labels, x) == y
     return float(torch.stack([hit[y == label].double().mean() for label in y.unique()]).mean())
 
 
 def _randomised(target: Target, x: Batch) -> list[Finding]:
     """Whether the model answers otherwise when its random state is another."""
-    answers = []
+    ask, answers = target.labels, []
+    if target.access >= Access.SCORES:
+        ask = target.scores
     for seed in (0, 1):
         with sealed(seed):
-            if target.access >= Access.SCORES:
-                answers.append(target.all_scores(x))
-            else:
-                answers.append(
-                    torch.cat(
-                        list(target.batcher.parts(lambda rows: target.labels(x[rows]), len(x)))
-                    ).double()[:, None]
-                )
-    first, second = (torch.nan_to_num(z) for z in answers)
+            answers.append(target.batcher.in_parts(ask, x))
+    # labels as numbers
+    first, second = (torch.nan_to_num(1.0 * z).view(len(x), -1) for z in answers)
     apart = (first - second).abs().amax(1) > 1e-3 * first.abs().amax().clamp_min(1e-6)
     if not (share := float(apart.double().mean())):
         return []
@@ -237,9 +234,3 @@ def _likely(
             "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
         )
     return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."
-
-
-def _parts(data: Source) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    for start in range(0, len(data), STRIDE):
-        x, y = data.rows(start, min(start + STRIDE, len(data)))
-        yield start, x, np.asarray(y)

@@ -12,20 +12,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 
-from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import run
 from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.diagnostics import probe
 from holdfast.diagnostics.binarisation import CHANCE, INNER
-from holdfast.diagnostics.probe import QUESTIONS, CleanRows
+from holdfast.diagnostics.probe import CleanRows
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
-from holdfast.evaluation.chunk import Plan
+from holdfast.evaluation.chunk import Plan, chunks
 from holdfast.evaluation.probing import clean_rows
 from holdfast.targets.target import Access
 
@@ -86,7 +86,6 @@ def forecast(
     source: Source,
     part: tuple[int, int],
     *,
-    stride: int = 1024,
     examined: bool = False,
     corruptions: bool = False,
     added: int = 0,
@@ -94,7 +93,6 @@ def forecast(
     """The cost of a plan on rows `part` of the data.
 
     Args:
-        stride: rows of a chunk.
         examined: an examination comes first.
         corruptions: the model is asked about corrupted inputs too.
         added: so many of the trials, the last ones, answer findings; no row is asked about anew
@@ -102,7 +100,7 @@ def forecast(
     """
     start, stop = part
     n = stop - start
-    bill = Bill(n, math.ceil(n / stride))
+    bill = Bill(n, len(chunks(part, source.shape)))
     looked = min(n, ROWS)
     rows = clean_rows(plan.target, source, plan.threat, start, start + looked, plan.seed)
     pace = rows.seconds / (judge.PASSES * looked)  # of a pass
@@ -127,10 +125,7 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
     if plan.target.access < Access.GRADIENTS:
         m = min(m, max(8, bill.n // 10))  # its first trial is long, and questions may be dear
     size = torch.full((m,), torch.inf, dtype=torch.float64)
-    own, larger = (
-        plan.measured[0],
-        dict(zip(sorted(plan.measured), sorted(plan.measured)[1:], strict=False)),
-    )
+    own, larger = plan.measured[0], dict(pairwise(sorted(plan.measured)))
     left = torch.zeros(m)
     eps, begun = math.nan, False
     for unit in plan.units():
@@ -151,12 +146,13 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
         part = rows.part(at)
         pilot = run(
             first.attack,
-            plan.way(first),
+            plan.ways(first.through),
             part.batch,
             part.y,
             part.threat.at(plan.sought(unit)),
             clean=part.scores,
             seed=plan.seed,
+            pool=plan.ways.images(first.attack),
         )
         size[at] = torch.minimum(size[at], pilot.size.cpu().double())
         if part.scores is not None:
@@ -169,16 +165,11 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
 
 
 def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
-    """The price of a trial, found once."""
-    if (text := trial.write(whole=True)) not in bill.prices:
-        bill.prices[text] = _price(plan, trial, rows)
-    return bill.prices[text]
-
-
-def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
-    """From runs of a few steps. Their cost grows with the steps, or with a power of them where each
-    costs more."""
-    attack, way = trial.attack, plan.way(trial)
+    """The price of a trial, found once, from runs of a few steps. Their cost grows with the steps,
+    or with a power of them where each costs more."""
+    if (text := trial.write(whole=True)) in bill.prices:
+        return bill.prices[text]
+    attack, way = trial.attack, plan.ways(trial.through)
 
     def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""
@@ -193,6 +184,7 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
             clean=part.scores,
             seed=plan.seed,
             stop=False,
+            pool=plan.ways.images(attack),
         )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 
@@ -210,7 +202,8 @@ def _price(plan: Plan, trial: Trial, rows: CleanRows) -> Price:
     # of a mean step to the first ones
     scale = max(whole, 1.0) / attack.steps / (max(cost, 1.0) / last)
     step = max(spent / last - row * few, 0.0)
-    return Price(whole, step * scale, row * scale, attack.steps)
+    bill.prices[text] = Price(whole, step * scale, row * scale, attack.steps)
+    return bill.prices[text]
 
 
 def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
@@ -233,13 +226,9 @@ def _examination(plan: Plan, source: Source, rows: CleanRows, left: float, bill:
     m = probe.rows_of(source) * rows.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)
     first = plan.trials[0]
-    doubled = Trial(replace(first.attack, steps=2 * first.attack.steps))
     # again on planted examples, where it soon succeeds
     own.add(_priced(plan, first, rows, bill), 1.5 * m)
-    for trial in (
-        doubled,
-        *(parse_trial(text) for name, text in QUESTIONS.items() if name != "straight"),
-    ):
+    for trial in probe.questions(first, hard=False).values():
         try:
             own.add(_priced(plan, trial, rows, bill), left * m)
         except HoldfastError:  # a question that does not fit the threat is not asked

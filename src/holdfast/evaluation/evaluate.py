@@ -16,17 +16,13 @@ import pyarrow as pa
 import torch
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.shared import pool
 from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import chunking
-from holdfast.evaluation.build_manifest import add, finish
+from holdfast.evaluation.build_manifest import add, collect, collect_corruptions, finish
 from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
-from holdfast.evaluation.collect import collect, collect_corruptions
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
@@ -54,10 +50,6 @@ class Evaluation:
     resume: bool
     watch: Watch
     announce: Callable[[Forecast], None] | None
-
-    @property
-    def chunks(self) -> list[tuple[int, int]]:
-        return chunking.chunks(self.ready.rows, self.ready.source.shape)
 
     @property
     def corrupted(self) -> bool:
@@ -108,8 +100,8 @@ def evaluate(
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
     plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
-    with run_folder(out) as folder, pool.filled(ready.target, ready.source, ready.attacks):
-        check_trials(ready, plan.ways, max_queries)
+    with run_folder(out) as folder:
+        check_trials(ready, max_queries)
         facts = facts_of(ready, plan, names or Names())
         if corruptions:
             facts.corruptions = measure.info(
@@ -119,7 +111,7 @@ def evaluate(
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
-                for chunk in job.chunks:
+                for chunk in job.ready.chunks:
                     _search(job, chunk)
                     _corrupt(job, chunk)
             _write(job)
@@ -144,7 +136,7 @@ def plan_of(
         threat,
         ready.protocol.trials,
         measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
-        ways=Ways(target, threat, ready.source),
+        ways=ready.ways,
         seed=seed,
         budget=budget,
         deadline=deadline,
@@ -240,13 +232,18 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         store.checksum(shard),
     ):
         return
-    plan = replace(job.plan, watch=_within(job.watch, job.ready.rows, chunk))
+    plan, (first, last) = job.plan, job.ready.rows
+
+    def tell(share: float, trial: str, live: int) -> None:
+        done = start - first + share * (stop - start)
+        job.watch(Progress(done / (last - first), trial, live))
+
     batch, y = read(job.ready.source, start, stop)
     rows = search(
-        plan,
+        replace(plan, watch=tell),
         job.journal,
         name,
-        batch.to(batch.x.device, plan.target.dtype),
+        batch.to(batch.x.device, plan.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
@@ -278,27 +275,15 @@ def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
         job.journal.write(name, found | {"id": ids.numpy()})
 
 
-def _within(
-    watch: Watch, part: tuple[int, int], chunk: tuple[int, int]
-) -> Callable[[float, str, int], None]:
-    """Progress within a chunk, as progress of the whole."""
-    rows = part[1] - part[0]
-
-    def tell(share: float, trial: str, live: int) -> None:
-        watch(Progress((chunk[0] - part[0] + share * (chunk[1] - chunk[0])) / rows, trial, live))
-
-    return tell
-
-
 def _write(job: Evaluation) -> None:
     """Make the files of the run from its journal."""
     ready, folder = job.ready, job.folder
-    table, trials, facts, whole = collect(job.plan, job.journal, job.chunks, job.facts)
+    table, trials, facts, whole = collect(job.plan, job.journal, ready.chunks, job.facts)
     if ready.groups is not None:
         table = table.append_column("group", pa.array(ready.groups[slice(*ready.rows)]))
     store.write_samples(folder, table)
     if job.corrupted:
-        answers = collect_corruptions(job.journal, job.chunks)
+        answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
     store.write_gallery(folder, table, ready.source)

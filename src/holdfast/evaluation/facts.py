@@ -39,8 +39,8 @@ class Names:
 
 def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
     """The facts of a plan on prepared rows, before anything is measured."""
-    target, protocol, spatial = ready.target, ready.protocol, ready.threat.spatial
-    model = getattr(target, "model", target)
+    target, source, protocol = ready.target, ready.source, ready.protocol
+    spatial, model = ready.threat.spatial, getattr(target, "model", target)
     libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
     return Facts(
         model=ModelInfo(
@@ -50,7 +50,16 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
             transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
             **target.describe(),  # pyright: ignore[reportArgumentType]
         ),
-        data=_data(ready, names.split),
+        data=DataInfo(
+            spec=source.name,
+            split=names.split,
+            fingerprint=source.fingerprint(),
+            total=len(source),
+            parts=[ready.rows],
+            class_names=list(source.class_names or ()) or None,
+            loading=dict(source.loading),
+            groups=None if ready.groups is None else fingerprint(ready.groups),
+        ),
         threat=_threat(ready.threat, plan),
         protocol=ProtocolInfo(
             name=protocol.name,
@@ -62,31 +71,16 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         max_queries=plan.budget,
         settings={
             "batch_size": target.batcher.size,
-            "device": str(target.device),
-            "precision": str(target.dtype),
+            "device": str(target.batcher.device),
+            "precision": str(target.batcher.dtype),
         },
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), **libraries, **target.identity.versions},
-            hardware=_hardware(target.device),
+            hardware=_hardware(target.batcher.device),
         ),
         initial_findings=ready.noted,
-    )
-
-
-def _data(ready: Prepared, split: str) -> DataInfo:
-    source, groups = ready.source, ready.groups
-    names = source.class_names
-    return DataInfo(
-        spec=source.name,
-        split=split,
-        fingerprint=source.fingerprint(),
-        total=len(source),
-        parts=[ready.rows],
-        class_names=list(names or ()) or None,
-        loading=dict(source.loading),
-        groups=None if groups is None else fingerprint(groups),
     )
 
 

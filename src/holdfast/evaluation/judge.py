@@ -40,8 +40,8 @@ PASSES = 2
 
 
 def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
-    """The decisions on n rows."""
-    batch = Batch.of(rows)
+    """The decisions on n rows, which may lie on any device."""
+    batch = target.batcher.place(Batch.of(rows))
     reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
     with sealed(seed):
         with drawing("judge", 1):  # a random step draws for each look alone, as no search did
@@ -74,7 +74,7 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
 def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed: int = 0) -> Tensor:
     """Whether images `found` still meet the goal as a file of 8 bits holds them: [n]
     bool, on the CPU."""
-    rounded = found.with_x(target.bounds.as_8bit(found.x)).to(target.device, target.dtype)
+    rounded = found.with_x(target.bounds.as_8bit(found.x))
     return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 
 

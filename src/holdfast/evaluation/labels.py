@@ -4,7 +4,6 @@ report says."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,7 @@ _LISTED = 8  # classes that a sentence names
 
 class Numbered(Source):
     """The rows of `inner`, whose labels count the classes from 0: `values` [m], in order, are
-    `positions` [m]."""
-
-    said: tuple[str, ...] = ()  # what was made of the labels, in sentences
+    `positions` [m]; `said` is what was made of the labels, in sentences."""
 
     def __init__(
         self,
@@ -30,7 +27,9 @@ class Numbered(Source):
         values: np.ndarray,
         positions: list[int],
         class_names: tuple[str, ...] | None,
+        said: tuple[str, ...],
     ) -> None:
+        self.said = said
         self.inner, self.values, self.positions = inner, values, np.array(positions, np.int64)
         self.name, self.shape, self.class_names = inner.name, inner.shape, class_names
         self.inputs, self.groups = inner.inputs, inner.groups
@@ -73,22 +72,19 @@ def numbered(target: Target | None, *sources: Source) -> tuple[list[Source], lis
         tables, names, said = _by_class(sources, seen, known)
     else:
         tables, names, said = _by_order(sources, seen, k)
-    made: list[Source] = []
-    for source, values, table in zip(sources, seen, tables, strict=True):
-        if table is None and _plain(source):
-            made.append(source)
-            continue
-        positions = table or [int(v) for v in values]
-        made.append(
-            Numbered(source, np.array(list(values)), positions, names or source.class_names)
-        )
-    if hot := [source.name for source in sources if _one_hot(source)]:
+    ones = [np.asarray(source.rows(0, 1)[1]) for source in sources]
+    if hot := [source.name for source, y in zip(sources, ones, strict=True) if _hot(y)]:
         said.append(f"The labels of {hot[0]} are one-hot rows: the place of the 1 is the class.")
     earlier = [text for source in sources if isinstance(source, Numbered) for text in source.said]
     texts = tuple(dict.fromkeys([*earlier, *said]))
-    for source in made:
-        if isinstance(source, Numbered):
-            source.said = texts
+    made: list[Source] = []
+    for source, y, values, table in zip(sources, ones, seen, tables, strict=True):
+        if table is None and y.ndim == 1 and y.dtype.kind in "iu":
+            made.append(source)
+            continue
+        places = table or [int(v) for v in values]
+        class_names = names or source.class_names
+        made.append(Numbered(source, np.array(list(values)), places, class_names, texts))
     return made, [Finding(check="labels", severity="info", text=text) for text in texts]
 
 
@@ -220,7 +216,8 @@ def _seen(source: Source, k: int | None) -> dict[Any, int]:
         InputError: labels that are no classes at all.
     """
     first: dict[Any, int] = {}
-    for start, y in _labels(source):
+    for start in range(0, len(source), STRIDE):
+        y = np.asarray(source.rows(start, min(start + STRIDE, len(source)))[1])
         _check(y, start, k)
         values, at = np.unique(_column(y), return_index=True)
         for value, row in zip(values.tolist(), at.tolist(), strict=True):
@@ -230,7 +227,7 @@ def _seen(source: Source, k: int | None) -> dict[Any, int]:
 
 def _check(y: np.ndarray, start: int, k: int | None) -> None:
     """Raises InputError: labels of another form than one class a row, or one-hot rows."""
-    if y.ndim == 2 and y.shape[1] > 1:
+    if _hot(y):
         return _check_hot(y, start, k)
     if y.ndim == 0 or y.ndim > 2 or y.size != len(y):
         raise InputError(
@@ -270,23 +267,12 @@ def _check_hot(y: np.ndarray, start: int, k: int | None) -> None:
 
 def _column(y: np.ndarray) -> np.ndarray:
     """Labels as one value a row: whole floats and booleans as integers, one-hot rows as places."""
-    y = y.argmax(1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))
+    y = y.argmax(1) if _hot(y) else y.reshape(len(y))
     return y.astype(str if y.dtype.kind in "US" else np.int64)
 
 
-def _labels(source: Source) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(source), STRIDE):
-        yield start, np.asarray(source.rows(start, min(start + STRIDE, len(source)))[1])
-
-
-def _plain(source: Source) -> bool:
-    """Whether labels are stored as one integer a row."""
-    y = np.asarray(source.rows(0, 1)[1])
-    return y.ndim == 1 and y.dtype.kind in "iu"
-
-
-def _one_hot(source: Source) -> bool:
-    y = np.asarray(source.rows(0, 1)[1])
+def _hot(y: np.ndarray) -> bool:
+    """Whether labels are rows, such as one-hot ones."""
     return y.ndim == 2 and y.shape[1] > 1
 
 

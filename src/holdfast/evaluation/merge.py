@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from holdfast.errors import InputError
 from holdfast.evaluation.build_manifest import add_trials, finish
-from holdfast.evaluation.chunking import chunk_of
+from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken

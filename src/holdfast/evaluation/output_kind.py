@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,17 +14,17 @@ from torch import Tensor
 from holdfast.attacks.shared.pool import spread
 from holdfast.data.source import Source
 from holdfast.runs.manifest import Finding
-from holdfast.targets.batch import joined, read
+from holdfast.targets.batch import Rows, joined, read
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.truth import TRUTH, WithTruth
-from holdfast.targets.wrappers import Ensemble, Surrogate
+from holdfast.targets.wrappers import Around, Ensemble, Surrogate
 
 FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some from all parts
 SATURATED = 0.1  # share of rows from which on it is said
 
 
 def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
-    """Decide whether outputs are logits or probabilities, and set `target.probabilities`; what the
+    """Decide whether outputs are logits or probabilities, and set `target.head`; what the
     report should say.
 
     Only of a model of which nobody says it. Several outputs are probabilities where each row is
@@ -32,11 +33,11 @@ def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
     labels, and the better one is taken. Where they are equally good, or the labels are of one class
     alone, that is logits. `z` are the target's scores of the first rows as they are.
     """
-    plain = z if not target.probabilities and target.cost.draws == 1 else None
+    plain = z if not target.head.probabilities and target.cost.draws == 1 else None
     return [
         finding
         for one in _members(target)
-        if not one.said
+        if not one.head.said
         for finding in _found(one, source, plain if one is target else None)
     ]
 
@@ -45,7 +46,7 @@ def saturated(target: Target, z: Tensor) -> list[Finding]:
     """Whether scores z [n, k], made of probabilities, stand where these are exactly 0 or 1."""
     graded = isinstance(target, WithTruth)
     numbers = graded and not target.rule.logits
-    if not target.probabilities or target.reads or numbers or not len(z):
+    if not target.head.probabilities or target.head.reads or numbers or not len(z):
         return []
     most = -math.log(torch.finfo(z.dtype).tiny) - 1
     lead = (
@@ -103,51 +104,63 @@ def _inside(z: Tensor) -> bool:
 
 
 def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
-    x = read(source, 0, min(FIRST, len(source)))[0].to(target.device, target.dtype)
+    x = target.batcher.place(read(source, 0, min(FIRST, len(source)))[0])
     graded = isinstance(target, WithTruth)
-    target.probabilities = False
+    _take(target, probabilities=False)
     if graded and not target.rule.logits:
         return []
-    if z is None or graded or target.single:
+    if z is None or graded or target.head.single:
         with sealed(0):
-            z = target.answers(x)
-    z = z[:, : None if graded or target.single else target.task.k]
+            z = _outputs(target, x)
+    else:
+        z = z[:, : target.task.k]
     z = z[z.isfinite().all(1)]
     if not len(z) or not _inside(z):
         return []
-    if not graded and not target.single:
-        target.probabilities = sum_to_one(z)
+    if not graded and not target.head.single:
+        _take(target, probabilities=sum_to_one(z))
         text = "The model gives probabilities; their logarithms serve as logits."
         return (
             [Finding(check="probabilities", severity="info", text=text)]
-            if target.probabilities
+            if target.head.probabilities
             else []
         )
     return [_by_labels(target, source)]
+
+
+def _take(target: Target, *, probabilities: bool) -> None:
+    target.head = replace(target.head, probabilities=probabilities)
+
+
+def _outputs(target: Target, x: Rows) -> Tensor:
+    """What the model itself gives for rows, [n, ...]; taken for logits already, its scores are
+    this."""
+    while isinstance(target, Around):
+        target, x = target.inner, target.inwards(x)
+    z = target.batcher.in_parts(target.scores, x)[:, : target.task.k]
+    return z[:, 1:] if target.head.single else z
 
 
 def _by_labels(target: Target, source: Source) -> Finding:
     """Both readings of outputs within [0, 1], held against the labels."""
     first, y = read(source, 0, min(FIRST, len(source)))
     more, classes = spread(source, SPREAD)
-    x = joined([first, more]).to(target.device, target.dtype)
-    y = torch.cat([torch.from_numpy(y.astype(np.int64)), classes]).to(target.device)
+    x = target.batcher.place(joined([first, more]))
+    y = torch.cat([torch.from_numpy(y.astype(np.int64)), classes]).to(target.batcher.device)
     right = {}
     for reading in (False, True):
-        target.probabilities = reading
+        _take(target, probabilities=reading)
         with sealed(0):
-            right[reading] = (
-                torch.cat(list(target.batcher.parts(lambda at: target.labels(x[at]), len(x)))) == y
-            )
+            right[reading] = target.batcher.in_parts(target.labels, x) == y
     truths = x.context.get(TRUTH, y)
     varied = len(truths.unique()) > 1
     as_logits, as_chances = (float(right[reading].double().mean()) for reading in (False, True))
-    target.probabilities = varied and as_chances > as_logits
+    _take(target, probabilities=varied and as_chances > as_logits)
     differ = int((right[True] != right[False]).sum())
     clear = varied and abs(int(right[True].sum()) - int(right[False].sum())) > 3 * math.sqrt(differ)
     taken, other = (
         ("probabilities", "--no-probabilities")
-        if target.probabilities
+        if target.head.probabilities
         else ("logits", "--probabilities")
     )
     text = (
@@ -155,6 +168,6 @@ def _by_labels(target: Target, source: Source) -> Finding:
         "for logits (1 above 0) "
         f"they are right on {as_logits:.0%}, for probabilities (1 above 0.5) on {as_chances:.0%}: "
         f"they were taken for {taken}. If that is wrong, say {other} (in Python: wrap(..., "
-        f"probabilities={not target.probabilities}))."
+        f"probabilities={not target.head.probabilities}))."
     )
     return Finding(check="probabilities", severity="info" if clear else "amber", text=text)

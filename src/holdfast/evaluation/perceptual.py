@@ -30,7 +30,7 @@ def looks(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Ten
     nothing = torch.full((len(x),), torch.nan, dtype=torch.float64)
     if threat.spatial is not None or not pictures(target, x) or not len(x):
         return nothing, nothing.clone()
-    a, b = planes(x, target.layout).double(), planes(found, target.layout).double()
+    a, b = planes(x, target.inputs.layout).double(), planes(found, target.inputs.layout).double()
     reach = target.bounds.high - target.bounds.low
     psnr = 10 * torch.log10(reach**2 / (a - b).square().mean((1, 2, 3)))
     return psnr.cpu(), ssim(a, b, reach).cpu()
@@ -83,7 +83,7 @@ class PerceptualDistance:
         for part in content_of(found):
             digest.update(part)
         self.fingerprint = digest.hexdigest()
-        self.network = frozen(found, target.device).double()
+        self.network = frozen(found, target.batcher.device).double()
         usercode.call(self.name, self, pair, pair.flip(0))
 
     def __call__(self, x: Tensor, found: Tensor) -> Tensor:
@@ -98,7 +98,10 @@ class PerceptualDistance:
 
     def _ask(self, *pair: Tensor) -> Tensor:
         low, high = self.target.bounds.low, self.target.bounds.high
-        images = [planes(x.to(self.target.device).double(), self.target.layout) for x in pair]
+        images = [
+            planes(x.to(self.target.batcher.device).double(), self.target.inputs.layout)
+            for x in pair
+        ]
         answer = self.network(
             *((2 * (u - low) / (high - low) - 1).expand(-1, 3, -1, -1).contiguous() for u in images)
         )
@@ -122,4 +125,8 @@ class PerceptualDistance:
 
 def pictures(target: Target, x: Tensor) -> bool:
     """Whether inputs x [n, *shape] are images that colours or greys can be told of."""
-    return not target.context and x.ndim == 4 and planes(x, target.layout).shape[1] in (1, 3)
+    return (
+        not target.inputs.context
+        and x.ndim == 4
+        and planes(x, target.inputs.layout).shape[1] in (1, 3)
+    )

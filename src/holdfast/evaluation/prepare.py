@@ -20,7 +20,8 @@ from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import Ways
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation import goals, protocols, transformations
+from holdfast.evaluation import goals, protocols
+from holdfast.evaluation.chunk import chunks
 from holdfast.evaluation.contract import (
     averaged,
     check_data,
@@ -35,11 +36,13 @@ from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.preprocess import Normalize, Resize
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.patch import Patch
+from holdfast.threats.spatial import Spatial
 from holdfast.threats.threat import Targeted, Threat, as_threat
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,14 @@ class Prepared:
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
+    ways: Ways  # what trials may attack in place of the target
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
+
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        return chunks(self.rows, self.source.shape)
 
     @property
     def attacks(self) -> list[Attack]:
@@ -77,34 +85,31 @@ def prepare(
         InputError: the data or the model breaks the input contract.
         SpecError: the protocol, an attack or the threat cannot be understood.
     """
-    own = protocols.chosen(attacks)
-    target = target.copied()
+    own = protocols.chosen(attacks) if attacks else None
+    target = copied(target)
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
     if movement is not None:
-        threat = transformations.threat_of(movement, target, source.shape)
+        threat = threat_of_movement(movement, target, source.shape)
     threat = as_threat(threat)
     target, source = with_truths(target, source, threat)
     if not attacks:
-        protocols.protocol(protocol, threat.norm.name, bounded=threat.bounded)
+        protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    drawn = randomised(noted) and not attacks and protocol in FOLLOWED and threat.spatial is None
-    if drawn and not target.context and target.cost.draws == 1:
+    usual = threat.spatial is None and not target.inputs.context and not attacks
+    drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
+    if drawn:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    else:
-        drawn = False
     check_range(target, source)
-    if not attacks:
-        aimed = isinstance(threat.goal, Targeted)
-        kind = {"aimed": aimed, "access": target.access, "bounded": threat.bounded, "drawn": drawn}
-        own = protocols.protocol(protocol, threat.norm.name, **kind)
-        own = transformations.suited(own, movement)
-    return Prepared(target, source, threat, own, rows, groups, [*noted, *labels])
+    # the first inputs have shown what a plain function gives
+    own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
+    ways = Ways(target, threat, source)
+    return Prepared(target, source, threat, own, ways, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -133,7 +138,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
     goals.check(threat, target, len(ready.source), ready.source.name)
     threat.check_shape(form)
-    threat.check_grid(box, moves=bool(target.context))
+    threat.check_grid(box, moves=bool(target.inputs.context))
     for one in (threat, *(threat.at(eps) for eps in curve)):
         one.check_box(box.low, box.high, form)
     if isinstance(threat.eps, torch.Tensor) and len(threat.eps) != len(ready.source):
@@ -143,7 +148,7 @@ def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
         )
 
 
-def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> None:
+def check_trials(ready: Prepared, budget: int | None = None) -> None:
     """Refuse attacks that could not be run as they were asked for, before any pass is spent.
 
     Raises:
@@ -162,7 +167,8 @@ def check_trials(ready: Prepared, sources: Ways, budget: int | None = None) -> N
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        check_fit(trial.attack, sources(trial.through), ready.threat)
+        way, pool = ready.ways(trial.through), ready.ways.images(trial.attack)
+        check_fit(trial.attack, way, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
@@ -216,6 +222,21 @@ def _innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target
+
+
+def threat_of_movement(transform: Transform, target: Target, shape: tuple[int, ...]) -> Threat:
+    """The whole of a transform as a threat to the target's inputs of this shape.
+
+    Raises:
+        InputError: they are no images, or each feature has bounds of its own.
+    """
+    target.bind(shape)
+    if target.bounds.each is not None:
+        raise InputError(
+            "images are moved within one range, but each feature has bounds of its own."
+        )
+    placed = Spatial(transform, shape, target.inputs.layout, target.bounds.low, target.bounds.high)
+    return Threat.linf(placed.reach, spatial=placed)
 
 
 def rows_asked(

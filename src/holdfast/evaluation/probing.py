@@ -23,8 +23,8 @@ def clean_rows(
 ) -> CleanRows:
     """Of rows start to stop, those whose class the model gives, and gives again."""
     batch, labels = read(source, start, stop)
-    batch = batch.to(target.device, target.dtype)
-    y = torch.from_numpy(labels.astype(np.int64)).to(target.device)
+    batch = target.batcher.place(batch)
+    y = torch.from_numpy(labels.astype(np.int64)).to(target.batcher.device)
     began = time.monotonic()
     clean = judge.rule(target, batch, seed)
     seconds = time.monotonic() - began

@@ -11,6 +11,10 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError, suggest
 from holdfast.targets.target import Access
+from holdfast.threats.patch import Patch
+from holdfast.threats.rotation import Rotation
+from holdfast.threats.threat import Targeted, Threat
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,14 @@ SMALLEST: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 
 
+# Turns and shifts have many local maxima, so a grid finds more than gradients do (arXiv:1712.02779,
+# section 5).
+GRID = "sweep(steps=1000, order='grid')"
+# No gradient says where a patch should lie, so its search goes before (arXiv:2006.12834, section
+# 4).
+SQUARES = "patchrs(steps=1000, schedule=1000)"
+
+
 # What it is for randomised models, whose every question is the mean of many draws: no long walks.
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
@@ -276,6 +288,30 @@ def protocol(
     )
 
 
+def asked(name: str, threat: Threat, access: Access, *, drawn: bool = False) -> Protocol:
+    """The named protocol as it meets a threat, with what a movement of images asks for before it.
+
+    Raises:
+        SpecError: as `protocol`.
+    """
+    aimed, bounded = isinstance(threat.goal, Targeted), threat.bounded
+    kind = {"aimed": aimed, "access": access, "drawn": drawn, "bounded": bounded}
+    own = protocol(name, threat.norm.name, **kind)
+    return own if threat.spatial is None else suited(own, threat.spatial.transform)
+
+
+def suited(protocol: Protocol, transform: Transform) -> Protocol:
+    """A protocol with what the transform asks for before it."""
+    first: list[str] = []
+    if isinstance(transform, Rotation):
+        first = [GRID]
+    # unless the target gives labels alone
+    scored = any(trial.attack.needs >= Access.SCORES for trial in protocol.trials)
+    if isinstance(transform, Patch) and scored:
+        first = [SQUARES]
+    return replace(protocol, trials=(*chosen(first).trials, *protocol.trials))
+
+
 def seeks_smallest(name: str, norm: str, access: Access) -> bool:
     """Whether a protocol has a list for an eps of inf."""
     lists = SMALLEST.get(access, SMALLEST[Access.LABELS]).get(name, {})
@@ -298,10 +334,11 @@ def _smallest(name: str, norm: str, access: Access) -> dict[str, tuple[str, ...]
     return lists[name]
 
 
-def default_attack(quick: Protocol, norm: str, access: Access, *, ball: bool) -> Protocol:
-    """The attack where none is named: PGD in a `ball` of eps, or where that cannot run, the first
-    one of this list of protocol `quick`."""
-    if ball and access == Access.GRADIENTS and norm in CATALOGUE["pgd"]().norms:
+def default_attack(quick: Protocol, threat: Threat, access: Access) -> Protocol:
+    """The attack where none is named: PGD in a ball of eps, or where that cannot run, the first one
+    of this list of protocol `quick`."""
+    ball = threat.bounded and threat.spatial is None
+    if ball and access == Access.GRADIENTS and CATALOGUE["pgd"]().works_in(threat.norm):
         return chosen(["pgd"])
     return replace(quick, trials=quick.trials[:1])
 

@@ -18,7 +18,7 @@ from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation import goals, judge
-from holdfast.evaluation.chunking import chunk_of
+from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
 from holdfast.evaluation.perceptual import PerceptualDistance, looks
@@ -64,7 +64,6 @@ class Evidence:
 
     def judged(self, rows: Batch, further: int = 0) -> judge.Ruling:
         """What the model says of rows, with the noise of the run or `further`."""
-        rows = rows.to(self.target.device, self.target.dtype)
         return judge.rule(self.target, rows, self.manifest.seed + further)
 
 
@@ -112,12 +111,19 @@ def rows_again(e: Evidence) -> Iterator[str]:
         found = (_legality(e, s), _figures(e, s), _answers(e, s))
         yield from _sentences("adversarial: the stored examples of rows", stored_ids, *found)
     bare = (columns["status"] == "broken") & ~evidence
-    if bare.any():
-        yield f"adversarial: no stored example for broken rows {some(ids[bare])}."
-    for name in [n for n in ("size", "psnr", "ssim", "lpips") if n in columns]:
-        bare = np.isfinite(columns[name].astype(float)) & ~evidence
-        if bare.any():
-            yield f"samples: rows {some(ids[bare])} have a {name} without a stored example."
+    yield from _sentences("adversarial", ids, [(bare, "no stored example for broken rows {}")])
+    of_examples = [name for name in ("size", "psnr", "ssim", "lpips") if name in columns]
+    yield from _sentences(
+        "samples: rows",
+        ids,
+        [
+            (
+                np.isfinite(columns[n].astype(float)) & ~evidence,
+                f"have a {n} without a stored example",
+            )
+            for n in of_examples
+        ],
+    )
 
 
 def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
@@ -242,7 +248,7 @@ def _first(values: np.ndarray, chunk: np.ndarray, among: np.ndarray) -> np.ndarr
 
 
 def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) -> Examples:
-    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.dtype, e.target.bounds
+    rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.batcher.dtype, e.target.bounds
     rows = rows.to(rows.x.device, dtype)
     found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
     point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)

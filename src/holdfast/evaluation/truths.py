@@ -23,11 +23,11 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
         InputError: the truths are not those of such a task, or not as many as the model's outputs.
         SpecError: the threat aims at a class.
     """
-    if target.graded is None:
+    if target.head.graded is None:
         return target, source
     if isinstance(threat.goal, Targeted):
         raise SpecError(
-            f"{threat} aims at a class, but {target.graded} has none; leave the target out."
+            f"{threat} aims at a class, but {target.head.graded} has none; leave the target out."
         )
     target.bind(source.shape)
     around = WithTruth(target)
@@ -53,19 +53,23 @@ class Truths(Source):
         if names is None or len(names) != self.k:
             names = [f"{word} {j}" for j in range(self.k)]
         self.class_names = ("right", *self.rule.ways(names))
+        self.last = (-1, -1), np.zeros(0), np.dtype(np.float32)  # read last: none yet
 
     def __len__(self) -> int:
         return len(self.inner)
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        x, _ = self.inner.rows(start, stop)
+        x, y = self.inner.rows(start, stop)
+        # `context` asks for the truths of the same rows next
+        self.last = (start, stop), np.asarray(y), x.dtype
         return x, np.zeros(len(x), np.int64)
 
     def context(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        x, y = self.inner.rows(start, stop)
-        y = np.asarray(y)
+        if self.last[0] != (start, stop):
+            self.rows(start, stop)
+        _, y, dtype = self.last
         self._check(y, start)
-        truth = y.reshape(len(x), self.k).astype(x.dtype)
+        truth = y.reshape(len(y), self.k).astype(dtype)
         return {**self.inner.context(start, stop), TRUTH: truth}
 
     def _check(self, y: np.ndarray, start: int) -> None:

@@ -16,19 +16,19 @@ from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
-from holdfast.evaluation import goals, transformations
+from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import finish
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import groups_of, open_for
+from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
 from holdfast.targets.batch import Batch
-from holdfast.targets.target import Target
+from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
@@ -68,7 +68,11 @@ def verify(
     """
     manifest, whole = store.open_manifest(folder)
     _refuse_other_rows(folder, manifest)
-    target = target.copied()
+    if perceptual is not None and manifest.perceptual is None:
+        raise InputError(
+            f"{folder} was measured without --perceptual, so it holds no distances of a network."
+        )
+    target = copied(target)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
@@ -77,8 +81,6 @@ def verify(
         with store.untrusted(folder):
             wrong += _files(folder, manifest)
             wrong += _all(folder, manifest, target, source, perceptual, groups)
-    except NoDistances:
-        raise
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
@@ -97,17 +99,13 @@ def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
         )
 
 
-class NoDistances(InputError):
-    """A network was given for a run without distances."""
-
-
 def _all(
     folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
 ) -> Iterator[str]:
     groups = groups_of(source, groups)
     target, source, asked, labels = _as_measured(folder, manifest, target, source)
     network = None if perceptual is None else PerceptualDistance(perceptual, target)
-    yield from _network(folder, manifest, network)
+    yield from _network(manifest, network)
     if target.fingerprint() != manifest.model.fingerprint:
         yield "model: this is not the model that was measured (its fingerprint differs)."
     if source.fingerprint() != manifest.data.fingerprint:
@@ -142,23 +140,16 @@ def _as_measured(
     movement = spatial.parse(manifest.model.transformation)
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
-        asked = replace(
-            asked, spatial=transformations.threat_of(movement, target, source.shape).spatial
-        )
+        asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
     target, source = with_truths(target, source, asked)
     (source,), labels = numbered(target, source)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
-    target.probabilities, target.said = manifest.model.probabilities, True
+    target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
     return target, source, asked, labels
 
 
-def _network(folder: Path, manifest: Manifest, network: PerceptualDistance | None) -> Iterator[str]:
-    """Raises NoDistances: there is a network, but the run has no distances."""
-    if network is not None and manifest.perceptual is None:
-        raise NoDistances(
-            f"{folder} was measured without --perceptual, so it holds no distances of a network."
-        )
+def _network(manifest: Manifest, network: PerceptualDistance | None) -> Iterator[str]:
     if network is not None and network.fingerprint != manifest.perceptual:
         yield "perceptual: this is not the network that was asked (its fingerprint differs)."
     if network is None and manifest.perceptual is not None:
@@ -237,20 +228,20 @@ def _corrupted(e: Evidence) -> Iterator[str]:
     manifest, target, shape = e.manifest, e.target, e.source.shape
     if (asked := manifest.corruptions) is None:
         return
-    again = measure.info(target, shape, None, manifest.data.fingerprint)
+    known = asked.baseline in (None, "alexnet")  # else it was a run, which may be gone
+    baseline = asked.baseline if known else None
+    again = measure.info(target, shape, baseline, manifest.data.fingerprint)
     if (again.version, again.table) != (asked.version, asked.table):
         yield (
             f"corruptions: they were {asked.table}'s, version {asked.version}; here "
             f"{again.table}'s, {again.version}."
         )
         return
-    if asked.baseline in (None, "alexnet"):
-        again = measure.info(target, shape, asked.baseline, manifest.data.fingerprint)
-        if again.baseline_errors != asked.baseline_errors:
-            yield (
-                f"corruptions: run.json has other errors of the baseline ({asked.baseline}) than "
-                "its table."
-            )
+    if known and again.baseline_errors != asked.baseline_errors:
+        yield (
+            f"corruptions: run.json has other errors of the baseline ({asked.baseline}) than its "
+            "table."
+        )
     answers = store.read_corruptions(e.folder)
     ids = store.ids_of(e.folder, manifest, answers).copy()
     if tuple(answers.column_names[1:]) != measure.COLUMNS:
@@ -259,16 +250,11 @@ def _corrupted(e: Evidence) -> Iterator[str]:
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
         for start in range(0, len(ids), STRIDE):
-            part = ids[start : start + STRIDE]
+            part, told = (column[start : start + STRIDE] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
-            told = said[start : start + STRIDE]
-            differs = (
-                (ruling.label.cpu().numpy() != told)
-                & ruling.stable.cpu().numpy()
-                & (told != measure.UNASKED)
-            )
-            others += list(part[differs])
+            label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()
+            others += list(part[stable & (label != told) & (told != measure.UNASKED)])
         if others:
             yield (
                 f"corruptions: under {name} the model's decisions on rows {some(others)} are "

@@ -25,31 +25,15 @@ _DATA = 0.5  # the standard deviation that the parametrisation takes the data to
 
 
 @dataclass(frozen=True)
-class Diffusion(Model):
+class Diffusion(Model, steps=6000, rate=2e-3, ema=0.999, rounds=10, glance=200):
     """A class-conditional diffusion model, sampled by Heun's method.
 
     A tenth of the rows is shown without its class, so that the denoiser also serves where no class
-    is known.
+    is known. The rate falls to a tenth, linearly.
     Differs from the paper: a far smaller network, without attention or dropout.
     """
 
-    steps: int = option(6000, "of Adam", at_least=1)
-    batch_size: int = option(64, "rows of a step", at_least=2)
-    rate: float = option(
-        2e-3, "Adam's learning rate at first; it falls to a tenth, linearly", at_least=0
-    )
     width: int = option(32, "channels at the first resolution; double at the next", at_least=1)
-    ema: float = option(
-        0.999,
-        "share of the past in the moving average of the weights, which is what is kept",
-        at_least=0,
-        below=1,
-    )
-    rounds: int = option(
-        10, "parts of the training, each ended by a look at the samples", at_least=1
-    )
-    glance: int = option(200, "samples looked at then", at_least=1)
-    judged: int = option(2000, "samples measured at the end", at_least=1)
     heun: int = option(18, "steps of the sampler, two passes each", at_least=2)
     low: float = option(0.002, "the least noise, where inputs span [-1, 1]", above=0)
     high: float = option(80.0, "the most noise, which sampling starts from", at_least=0)

@@ -23,8 +23,10 @@ from holdfast.spec import option
 
 
 @dataclass(frozen=True)
-class GAN(Model):
+class GAN(Model, judged=10_000):
     """A class-conditional GAN; the critic sees rows and fakes through the same random changes.
+
+    Its steps are the critic's; the rate falls to a tenth, linearly.
 
     Differs from the papers: R1 is taken at rows without these changes.
     """
@@ -40,23 +42,7 @@ class GAN(Model):
         }
     }
 
-    steps: int = option(4000, "of the critic", at_least=1)
-    batch_size: int = option(64, "rows of a step", at_least=2)
-    rate: float = option(
-        1e-3, "Adam's learning rate at first; it falls to a tenth, linearly", at_least=0
-    )
     width: int = option(32, "channels of the first halved layer; it grows with depth", at_least=1)
-    ema: float = option(
-        0.998,
-        "share of the past in the moving average of the generator, which is what is kept",
-        at_least=0,
-        below=1,
-    )
-    rounds: int = option(
-        20, "parts of the training, each ended by a look at the samples", at_least=1
-    )
-    glance: int = option(1000, "samples looked at then", at_least=1)
-    judged: int = option(10_000, "samples measured at the end", at_least=1)
     latent: int = option(64, "random numbers that a sample is made from", at_least=1)
     loss: str = option(
         "hinge",

@@ -8,25 +8,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from holdfast import spec
 from holdfast.rng import Keys
+from holdfast.spec import Options, option
 
 
 @dataclass(frozen=True)
-class Model(ABC):
+class Model(Options, ABC):
     """How to learn to draw rows. The fields are the hyperparameters; all noise comes from the keys
     given.
 
     Rows are u [n, *shape] in [-1, 1], classes y [n] int64.
     """
 
-    steps: int
-    batch_size: int
-    rate: float
-    ema: float
-    rounds: int
-    glance: int
-    judged: int
+    steps: int = option(4000, "of training", at_least=1)
+    batch_size: int = option(64, "rows of a step", at_least=2)
+    rate: float = option(1e-3, "Adam's learning rate at first", at_least=0)
+    ema: float = option(
+        0.998,
+        "share of the past in the moving average of the generator, which is what is kept",
+        at_least=0,
+        below=1,
+    )
+    rounds: int = option(
+        20, "parts of the training, each ended by a look at the samples", at_least=1
+    )
+    glance: int = option(1000, "samples looked at then", at_least=1)
+    judged: int = option(2000, "samples measured at the end", at_least=1)
 
     @abstractmethod
     def nets(self, shape: tuple[int, ...], k: int) -> nn.ModuleDict:
@@ -57,15 +64,6 @@ class Model(ABC):
     def draw(self, net: nn.Module, shape: tuple[int, ...], y: Tensor, keys: Keys) -> Tensor:
         """New rows u [n, *shape] of the classes y, by a generator in eval mode; each by its own key
         alone."""
-
-    def __post_init__(self) -> None:
-        spec.check(self)
-
-    def __init_subclass__(cls) -> None:
-        cls.__repr__ = Model.__repr__  # or dataclass would write its own
-
-    def __repr__(self) -> str:
-        return spec.write(self)
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

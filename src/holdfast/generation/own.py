@@ -29,27 +29,13 @@ from holdfast.spec import option
 
 
 @dataclass(frozen=True)
-class Own(Model):
+class Own(Model, rate=2e-4, ema=0.99, rounds=10, glance=500):
     """A GAN of the user's own networks.
 
     The generator takes noise [n, latent], or noise and the class; the discriminator takes what the
     generator gives, or that and the class, and gives one number a row: a logit, or a probability.
     """
 
-    steps: int = option(4000, "of both networks", at_least=1)
-    batch_size: int = option(64, "rows of a step", at_least=2)
-    rate: float = option(2e-4, "Adam's learning rate, with betas 0.5 and 0.999", at_least=0)
-    ema: float = option(
-        0.99,
-        "share of the past in the moving average of the generator, which is what is kept",
-        at_least=0,
-        below=1,
-    )
-    rounds: int = option(
-        10, "parts of the training, each ended by a look at the samples", at_least=1
-    )
-    glance: int = option(500, "samples looked at then", at_least=1)
-    judged: int = option(2000, "samples measured at the end", at_least=1)
     latent: int = option(
         100,
         "random numbers that a sample is made from, where the generator's first layer does not say",

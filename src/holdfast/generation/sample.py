@@ -64,7 +64,7 @@ def sample(
             if target is not None:
                 low, high = target.bounds.low, target.bounds.high
                 x = x.clamp(low, high)
-                p = target.all_scores(x.to(target.device, target.dtype)).softmax(1)
+                p = target.batcher.in_parts(target.scores, target.batcher.place(x)).softmax(1)
                 x = x[((p.argmax(1) == c) & (p[:, c] >= confidence)).to(x.device)]
             kept.append(x[:missing].cpu().numpy().astype(np.float32))
         rows.append(np.concatenate(kept))

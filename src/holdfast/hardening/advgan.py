@@ -35,7 +35,7 @@ class AdvGAN(Objective):
         assert target.shape is not None
         net = perturber(
             target,
-            torch.zeros(1, *target.shape, device=target.device, dtype=target.dtype),
+            torch.zeros(1, *target.shape, device=target.batcher.device, dtype=target.batcher.dtype),
             self.width,
         )
         return Rival(net, torch.optim.Adam(net.parameters(), self.rate))

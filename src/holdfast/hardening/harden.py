@@ -30,6 +30,7 @@ from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
+from holdfast.targets.target import copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
@@ -136,7 +137,7 @@ def harden(
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
     parts = recipes.parts(recipe)
-    given = wrap(model).copied()
+    given = copied(wrap(model))
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
     network = network_of(model, target)
@@ -287,11 +288,12 @@ def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> S
 
 
 def _check_task(target: TorchTarget) -> None:
-    if target.graded is not None:
+    if target.head.graded is not None:
         raise InputError(
-            f"hardening trains classifiers of k classes, and this model's task is {target.graded}."
+            "hardening trains classifiers of k classes, and this model's task is "
+            f"{target.head.graded}."
         )
-    if target.context:
+    if target.inputs.context:
         raise InputError(
             "hardening trains models of one input, all of which may change, and this one has "
             "several."

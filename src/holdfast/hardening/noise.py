@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Attack, wide
 from holdfast.attacks.problem import Problem
-from holdfast.norms import wide
 from holdfast.spec import option
 from holdfast.targets.target import Access, Bounds
 from holdfast.training.inner_attack import InnerAttack
@@ -86,9 +85,6 @@ class _Smooth(Attack):
     draws: int
     low: float
     high: float
-
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         answers = []

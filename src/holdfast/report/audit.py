@@ -87,60 +87,52 @@ def places(manifest: Manifest) -> list[Place]:
     borrowed, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
     white = tested[not (borrowed or asked)]
     shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
-    atlas, owasp, nist, act = (
-        "MITRE ATLAS",
-        "OWASP ML Top 10 (2023)",
-        "NIST AI 100-2 E2025",
-        "EU AI Act, Art. 15",
-    )
-    return [
-        Place(atlas, "AML.T0015 Evade ML model", TESTED),
-        Place(atlas, "AML.T0043.000 Craft adversarial data: white box", white),
-        Place(atlas, "AML.T0043.001 Craft adversarial data: black box", tested[asked]),
-        Place(atlas, "AML.T0043.002 Craft adversarial data: transfer", tested[borrowed]),
-        Place(atlas, "AML.T0043.003, .004 Manual changes, triggers", NOT),
-        Place(atlas, "AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
-        Place(atlas, "AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
-        Place(
-            atlas, "AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT
-        ),
-        Place(
-            atlas, "AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT
-        ),
-        Place(atlas, "AML.T0029 Denial of service; AML.T0034 Cost", NOT),
-        Place(owasp, "ML01 Input manipulation", TESTED),
-        Place(owasp, "ML02 Data poisoning; ML10 Model poisoning", NOT),
-        Place(owasp, "ML03 Model inversion; ML04 Membership inference; ML05 Model theft", NOT),
-        Place(
-            owasp,
-            "ML06 Supply chain; ML07 Transfer learning; ML08 Model skewing; ML09 Output integrity",
-            NOT,
-        ),
-        Place(
-            nist,
-            "Evasion (integrity)",
-            TESTED,
-            {TESTED: "white-box knowledge"}.get(white, "limited knowledge"),
-        ),
-        Place(nist, "Poisoning; privacy; availability breakdown", NOT),
-        Place(
-            act,
-            "(1) Accuracy, robustness, cybersecurity",
-            PARTLY,
-            "figures for this model, these data, this threat",
-        ),
-        Place(
-            act,
-            "(3) Levels and metrics to declare",
-            PARTLY,
-            "accuracy, robust accuracy, each with its interval",
-        ),
-        Place(
-            act,
-            "(4) Errors, faults, inconsistencies; feedback loops",
-            shifted,
-            "common corruptions, no feedback loops",
-        ),
-        Place(act, "(5) Adversarial examples or model evasion", TESTED),
-        Place(act, "(5) Data and model poisoning, confidentiality attacks, model flaws", NOT),
-    ]
+    known = "white-box knowledge" if white == TESTED else "limited knowledge"
+    schemes: dict[str, list[tuple[str, ...]]] = {
+        "MITRE ATLAS": [
+            ("AML.T0015 Evade ML model", TESTED),
+            ("AML.T0043.000 Craft adversarial data: white box", white),
+            ("AML.T0043.001 Craft adversarial data: black box", tested[asked]),
+            ("AML.T0043.002 Craft adversarial data: transfer", tested[borrowed]),
+            ("AML.T0043.003, .004 Manual changes, triggers", NOT),
+            ("AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
+            ("AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
+            ("AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),
+            ("AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT),
+            ("AML.T0029 Denial of service; AML.T0034 Cost", NOT),
+        ],
+        "OWASP ML Top 10 (2023)": [
+            ("ML01 Input manipulation", TESTED),
+            ("ML02 Data poisoning; ML10 Model poisoning", NOT),
+            ("ML03 Model inversion; ML04 Membership inference; ML05 Model theft", NOT),
+            (
+                "ML06 Supply chain; ML07 Transfer learning; ML08 Model skewing; "
+                "ML09 Output integrity",
+                NOT,
+            ),
+        ],
+        "NIST AI 100-2 E2025": [
+            ("Evasion (integrity)", TESTED, known),
+            ("Poisoning; privacy; availability breakdown", NOT),
+        ],
+        "EU AI Act, Art. 15": [
+            (
+                "(1) Accuracy, robustness, cybersecurity",
+                PARTLY,
+                "figures for this model, these data, this threat",
+            ),
+            (
+                "(3) Levels and metrics to declare",
+                PARTLY,
+                "accuracy, robust accuracy, each with its interval",
+            ),
+            (
+                "(4) Errors, faults, inconsistencies; feedback loops",
+                shifted,
+                "common corruptions, no feedback loops",
+            ),
+            ("(5) Adversarial examples or model evasion", TESTED),
+            ("(5) Data and model poisoning, confidentiality attacks, model flaws", NOT),
+        ],
+    }
+    return [Place(scheme, *row) for scheme, rows in schemes.items() for row in rows]

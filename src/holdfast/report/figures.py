@@ -8,10 +8,11 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -47,6 +48,7 @@ _STYLE: dict[Any, Any] = {
 NUMBERED = 20  # up to so many classes, the matrix shows names and counts
 
 
+@matplotlib.rc_context(_STYLE)
 def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
     """Robust accuracy over eps with its interval; hollow where it only follows from recorded
     sizes."""
@@ -61,73 +63,61 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         for k in ("value", "low", "high")
     )
     measured = np.array([m for _, _, m in known], dtype=bool)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.7, 2.9), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(axis="y", color=LINE, linewidth=0.8)
-        if np.isfinite(eps):
-            axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        axes.fill_between(
-            x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval"
-        )
-        axes.plot(x, y, color=ACCENT, linewidth=0.9, linestyle=(0, (4, 2)))
-        dots = {
-            "linestyle": "none",
-            "marker": "o",
-            "markeredgecolor": ACCENT,
-            "markersize": 6,
-            "clip_on": False,
-        }
+    figure, axes = _empty(4.7, 2.9, "y")
+    if np.isfinite(eps):
+        axes.axvline(eps, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    axes.fill_between(x, low, high, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval")
+    axes.plot(x, y, color=ACCENT, linewidth=0.9, linestyle=(0, (4, 2)))
+    dots = {
+        "linestyle": "none",
+        "marker": "o",
+        "markeredgecolor": ACCENT,
+        "markersize": 6,
+        "clip_on": False,
+    }
+    axes.plot(x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots)
+    if not measured.all():
         axes.plot(
-            x[measured], y[measured], markerfacecolor=ACCENT, label="measured", zorder=4, **dots
+            x[~measured],
+            y[~measured],
+            markerfacecolor=PAPER,
+            label="upper bound, from recorded sizes",
+            zorder=3,
+            **dots,
         )
-        if not measured.all():
-            axes.plot(
-                x[~measured],
-                y[~measured],
-                markerfacecolor=PAPER,
-                label="upper bound, from recorded sizes",
-                zorder=3,
-                **dots,
-            )
-        widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
-        axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        axes.set_axisbelow(True)
-        figure.legend(
-            loc="outside upper left",
-            ncols=3,
-            frameon=False,
-            fontsize=9,
-            handletextpad=0.4,
-            columnspacing=1.2,
-        )
-        said = "; ".join(
-            f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m
-        )
-        return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
+    widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
+    axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    figure.legend(
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        handletextpad=0.4,
+        columnspacing=1.2,
+    )
+    said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
+    return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
+@matplotlib.rc_context(_STYLE)
 def line(points: Sequence[tuple[float, float]], across: str, up: str, name: str) -> str:
     """One figure over another."""
     x, y = np.array([p for p, _ in points]), np.array([v for _, v in points])
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.2, 2.4), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.plot(x, y, color=ACCENT, linewidth=1.2, marker="o", markersize=4, clip_on=False)
-        axes.set(
-            xlim=(0, x.max() * 1.02),
-            ylim=(min(0.0, float(np.nanmin(y))), None),
-            xlabel=across,
-            ylabel=up,
-        )
-        axes.set_axisbelow(True)
-        return _svg(
-            figure, name, f"{up} over {across}: from {words.number(y[0])} to {words.number(y[-1])}."
-        )
+    figure, axes = _empty(4.2, 2.4, "y")
+    axes.plot(x, y, color=ACCENT, linewidth=1.2, marker="o", markersize=4, clip_on=False)
+    axes.set(
+        xlim=(0, x.max() * 1.02),
+        ylim=(min(0.0, float(np.nanmin(y))), None),
+        xlabel=across,
+        ylabel=up,
+    )
+    return _svg(
+        figure, name, f"{up} over {across}: from {words.number(y[0])} to {words.number(y[-1])}."
+    )
 
 
+@matplotlib.rc_context(_STYLE)
 def tradeoff(
     first: tuple[Interval, Interval],
     second: tuple[Interval, Interval],
@@ -136,54 +126,49 @@ def tradeoff(
 ) -> str:
     """Robust over clean accuracy: two models as points with their intervals, and what training went
     through between."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.7, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(color=LINE, linewidth=0.8)
-        if epochs:
-            axes.plot(
-                *np.array(epochs).T,
-                color=MUTED,
-                linewidth=0.8,
-                marker=".",
-                markersize=4,
-                label="epochs, on rows held out",
-            )
-        said = []
-        for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
-            at, low, high = np.array(
-                [[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float
-            )
-            if np.isnan(at).any():
-                continue
-            bars = np.stack([at - low, high - at], 1)[..., None]  # [clean or robust, down or up, 1]
-            axes.errorbar(
-                *at,
-                xerr=bars[0],
-                yerr=bars[1],
-                fmt="o",
-                color=ACCENT,
-                markerfacecolor=fill,
-                markersize=8,
-                elinewidth=1.4,
-                label=f"{label}, with 95 % intervals",
-                zorder=4,
-            )
-            said.append(f"{label} {words.percent(at[0])} clean and {words.percent(at[1])} robust")
-        axes.set(ylim=(-0.02, 1), xlabel="clean accuracy", ylabel="robust accuracy")
-        axes.set_xlim(right=min(1.0, axes.get_xlim()[1]) + 0.004)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        axes.set_axisbelow(True)
-        figure.legend(
-            loc="outside upper left", ncols=1, frameon=False, fontsize=9, handletextpad=0.4
+    figure, axes = _empty(4.7, 3.6, "both")
+    if epochs:
+        axes.plot(
+            *np.array(epochs).T,
+            color=MUTED,
+            linewidth=0.8,
+            marker=".",
+            markersize=4,
+            label="epochs, on rows held out",
         )
-        return _svg(
-            figure, name, f"Robust over clean accuracy: {'; '.join(said) or 'nothing measured'}."
+    said = []
+    for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
+        at, low, high = np.array(
+            [[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float
         )
+        if np.isnan(at).any():
+            continue
+        bars = np.stack([at - low, high - at], 1)[..., None]  # [clean or robust, down or up, 1]
+        axes.errorbar(
+            *at,
+            xerr=bars[0],
+            yerr=bars[1],
+            fmt="o",
+            color=ACCENT,
+            markerfacecolor=fill,
+            markersize=8,
+            elinewidth=1.4,
+            label=f"{label}, with 95 % intervals",
+            zorder=4,
+        )
+        said.append(f"{label} {words.percent(at[0])} clean and {words.percent(at[1])} robust")
+    axes.set(ylim=(-0.02, 1), xlabel="clean accuracy", ylabel="robust accuracy")
+    axes.set_xlim(right=min(1.0, axes.get_xlim()[1]) + 0.004)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    figure.legend(loc="outside upper left", ncols=1, frameon=False, fontsize=9, handletextpad=0.4)
+    return _svg(
+        figure, name, f"Robust over clean accuracy: {'; '.join(said) or 'nothing measured'}."
+    )
 
 
+@matplotlib.rc_context(_STYLE)
 def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str, name: str) -> str:
     """A matrix of counts, true class by predicted class, coloured by (the root of) the share of the
     true class."""
@@ -193,42 +178,49 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
     pixels = np.zeros((k, k, 4), dtype=np.uint8)
     pixels[..., :3] = _HUE
     pixels[..., 3] = np.rint(255 * np.sqrt(share))
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 4.6))
-        axes = figure.add_axes((0.16, 0.16, 0.82, 0.82))
-        axes.imshow(pixels, interpolation="none")
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        if k <= NUMBERED:
-            short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
-            size = min(10, 190 / k)
-            axes.set_xticks(
-                range(k), short, rotation=90 * (max(map(len, short)) > 45 / k), fontsize=size
-            )
-            axes.set_yticks(range(k), short, fontsize=size)
-            widest = len(f"{table.max():,}")
-            for true, predicted in np.argwhere(table):
-                color = "#ffffff" if share[true, predicted] > 0.75 else INK
-                axes.text(
-                    predicted,
-                    true,
-                    f"{table[true, predicted]:,}",
-                    color=color,
-                    fontsize=min(10, 440 / (k * max(widest, 2))),
-                    ha="center",
-                    va="center",
-                )
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set(visible=True, color=LINE)
-        said = (
-            f"{title}: of {table.sum():,} inputs {np.trace(table):,} lie on the diagonal "
-            "(predicted as what they are)."
+    figure = Figure(figsize=(4.6, 4.6))
+    axes = figure.add_axes((0.16, 0.16, 0.82, 0.82))
+    axes.imshow(pixels, interpolation="none")
+    axes.set(xlabel="predicted", ylabel="true")
+    if k <= NUMBERED:
+        short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
+        size = min(10, 190 / k)
+        axes.set_xticks(
+            range(k), short, rotation=90 * (max(map(len, short)) > 45 / k), fontsize=size
         )
-        return _svg(figure, name, said)
+        axes.set_yticks(range(k), short, fontsize=size)
+        widest = len(f"{table.max():,}")
+        for true, predicted in np.argwhere(table):
+            color = "#ffffff" if share[true, predicted] > 0.75 else INK
+            axes.text(
+                predicted,
+                true,
+                f"{table[true, predicted]:,}",
+                color=color,
+                fontsize=min(10, 440 / (k * max(widest, 2))),
+                ha="center",
+                va="center",
+            )
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=LINE)
+    said = (
+        f"{title}: of {table.sum():,} inputs {np.trace(table):,} lie on the diagonal "
+        "(predicted as what they are)."
+    )
+    return _svg(figure, name, said)
+
+
+def _empty(width: float, height: float, grid: Literal["y", "both"]) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with lines behind what is drawn."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis=grid, color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def _svg(figure: Figure, name: str, said: str) -> str:

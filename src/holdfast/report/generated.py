@@ -89,8 +89,8 @@ def write(folder: Path) -> Path:
 
 
 def _curve(log: list[dict[str, Any]], key: str, name: str) -> str:
-    points = [(int(line["step"]), float(line[key])) for line in log]
-    points = [point for point in points if not math.isnan(point[1])]  # too few rows say nothing
+    found = [(int(line["step"]), float(line[key])) for line in log]
+    points = [point for point in found if not math.isnan(point[1])]  # too few rows say nothing
     if not points:
         return ""
     return figures.line(points, "steps", name, f"over-{key}")

@@ -223,22 +223,18 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
     difference = x_adv - x
     at = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
     widest = (", ".join(map(str, at)), float(x[at]), float(x_adv[at]))
-    example = Example(row, int(np.count_nonzero(difference)), widest)
+    changed, pictures = int(np.count_nonzero(difference)), ()
     grey = x.ndim == 2 and min(x.shape) >= SMALLEST
-    if not (grey or words.is_image(x.shape, manifest.model.layout)) or max(x.shape) > LARGEST:
-        return example
-    low, high = manifest.model.bounds
-    reach = float(np.abs(difference[at])) / (high - low)
-    times = float(f"{0.5 / (reach or 0.5):.2g}")
-    pictures = (
-        ("original", _png((x - low) / (high - low), manifest.model.layout)),
-        ("adversarial", _png((x_adv - low) / (high - low), manifest.model.layout)),
-        (
-            f"change × {times:g}",
-            _png(0.5 + times * difference / (high - low), manifest.model.layout),
-        ),
-    )
-    return Example(row, example.changed, widest, pictures)
+    layout, (low, high) = manifest.model.layout, manifest.model.bounds
+    if (grey or words.is_image(x.shape, layout)) and max(x.shape) <= LARGEST:
+        reach = float(np.abs(difference[at])) / (high - low)
+        times = float(f"{0.5 / (reach or 0.5):.2g}")
+        pictures = (
+            ("original", _png((x - low) / (high - low), layout)),
+            ("adversarial", _png((x_adv - low) / (high - low), layout)),
+            (f"change × {times:g}", _png(0.5 + times * difference / (high - low), layout)),
+        )
+    return Example(row, changed, widest, pictures)
 
 
 def _png(x: np.ndarray, layout: str) -> str:

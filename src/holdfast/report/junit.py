@@ -31,7 +31,7 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     suite = xml.SubElement(
         root,
         "testsuite",
-        name=words.plain(f"holdfast {manifest.model.spec} {manifest.threat.text}"),
+        name=words.plain(f"holdfast {manifest.model.spec} {manifest.asked}"),
         tests=str(len(cases)),
         failures=str(failures),
         errors="0",

@@ -14,7 +14,7 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
     parts = [
-        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.threat.text)}",
+        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.asked)}",
         *_story(manifest),
     ]
     if gates:
@@ -131,7 +131,7 @@ def _story(manifest: Manifest) -> list[str]:
     return [
         _plain(
             " ".join(
-                [words.headline(manifest), *words.asides(manifest), words.worst(manifest) or ""]
+                [words.headline(manifest), *words.asides(manifest), words.worst(manifest)]
             ).strip()
         ),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",

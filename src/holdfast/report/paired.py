@@ -22,21 +22,27 @@ _SHOWN = 6  # losses in the summary
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    of = ("first", "95 % interval", "second", "95 % interval", "gained", "lost")
-    table = columns("accuracy", *of)
+    table = columns(
+        "accuracy", "first", "95 % interval", "second", "95 % interval", "gained", "lost"
+    )
     for f in found.figures:
-        shares = (
+        table.add_row(
+            f.name.removesuffix(" accuracy"),
             words.percent(f.first.value),
             words.span(f.first),
             words.percent(f.second.value),
             words.span(f.second),
+            f"{f.gained:,}",
+            f"{f.lost:,}",
         )
-        table.add_row(f.name.removesuffix(" accuracy"), *shares, f"{f.gained:,}", f"{f.lost:,}")
     lines: list[RenderableType] = [
-        Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})")
+        Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})"),
+        Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})"),
+        Text(f"{found.n:,} inputs under {words.plain(found.threat)}"),
+        "",
+        table,
+        "",
     ]
-    lines += [Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})")]
-    lines += [Text(f"{found.n:,} inputs under {words.plain(found.threat)}"), "", table, ""]
     if found.averages:
         lines += [_averages(found.averages), ""]
     lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
@@ -49,8 +55,9 @@ def summary(found: Comparison) -> RenderableType:
 
 
 def _averages(averages: Sequence[Average]) -> Table:
-    of = ("clean, first", "second", "under attack, first", "second")
-    table = columns("mean of the classes", *of)
+    table = columns(
+        "mean of the classes", "clean, first", "second", "under attack, first", "second"
+    )
     for a in averages:
         table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
     return table
@@ -101,11 +108,13 @@ def sentence(f: Paired, found: Comparison) -> str:
             f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points, of a model that knows "
             "nothing."
         )
-    share = f"{100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f}"
-    share += f"; bootstrap {100 * f.bootstrap[0]:+.1f} to {100 * f.bootstrap[1]:+.1f}"
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
     what = "more than chance" if f.p < 0.05 else "may be chance"
-    return f"{f.name.capitalize()} changes by {share}; McNemar p {chance}: {what})."
+    return (
+        f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points (95 % interval "
+        f"{100 * f.low:+.1f} to {100 * f.high:+.1f}; bootstrap {100 * f.bootstrap[0]:+.1f} to "
+        f"{100 * f.bootstrap[1]:+.1f}; McNemar p {chance}: {what})."
+    )
 
 
 def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] = ()) -> Path:

@@ -59,7 +59,7 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
         ],
         "properties": {
             "verdict": manifest.verdict.status,
-            "threat": manifest.threat.text,
+            "threat": manifest.asked,
             "cleanAccuracy": manifest.metrics.clean_accuracy.value,
             "robustAccuracy": manifest.metrics.robust_accuracy.value,
             "modelSha256": manifest.model.fingerprint,

@@ -28,7 +28,6 @@ _TONES = {
 def summary(manifest: Manifest) -> RenderableType:
     """A renderable of about 20 lines, made for 80 columns and up."""
     sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
-    needed = words.more(manifest)
     counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
     verdict = Text.assemble(
         "Verdict: ",
@@ -41,16 +40,12 @@ def summary(manifest: Manifest) -> RenderableType:
         "",
         _figures(manifest),
     ]
-    if needed is not None:
+    if (needed := words.more(manifest)) is not None:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
-    if manifest.model.access != "gradients" and manifest.metrics.median_queries is not None:
-        parts.append(Padding(Text(words.queries(manifest)), (0, 0, 1, 0)))
-    if (worst := words.worst(manifest)) is not None:
-        parts.append(Padding(Text(words.plain(worst)), (0, 0, 1, 0)))
-    if manifest.metrics.corruptions is not None:
-        parts.append(Padding(Text(words.plain(words.corruptions(manifest))), (0, 0, 1, 0)))
+    notes = (words.queries(manifest), words.worst(manifest), words.corruptions(manifest))
+    parts += [Padding(Text(words.plain(note)), (0, 0, 1, 0)) for note in notes if note]
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 
 
@@ -104,16 +99,18 @@ def _trials(manifest: Manifest) -> Table:
 
 
 def _findings(manifest: Manifest) -> list[RenderableType]:
-    texts = [
-        Text.assemble(
-            (f"{f.severity:5} ", _TONES[f.severity]),
-            (words.plain(f.check), "bold"),
-            " ",
-            words.plain(f.text),
+    return [
+        Padding(
+            Text.assemble(
+                (f"{f.severity:5} ", _TONES[f.severity]),
+                (words.plain(f.check), "bold"),
+                " ",
+                words.plain(f.text),
+            ),
+            (0, 0, 0, 2),
         )
         for f in manifest.verdict.findings
     ]
-    return [Padding(text, (0, 0, 0, 2)) for text in texts]
 
 
 def columns(first: str, *figures: str, **how: Any) -> Table:

@@ -78,8 +78,10 @@ def number(value: float | None) -> str:
 
 
 def queries(manifest: Manifest) -> str:
-    """What success cost in queries."""
+    """What success cost in queries, where nothing else was asked for; empty where nothing fell."""
     m = manifest.metrics
+    if manifest.model.access == "gradients" or m.median_queries is None:
+        return ""
     shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
     return (
         f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by "
@@ -107,11 +109,11 @@ def more(manifest: Manifest) -> str | None:
     )
 
 
-def worst(manifest: Manifest) -> str | None:
-    """The group that stands least, where rows have groups."""
+def worst(manifest: Manifest) -> str:
+    """The group that stands least; empty where rows have no groups."""
     found = manifest.metrics.worst_group
     if found is None:
-        return None
+        return ""
     robust = found.robust_accuracy
     return (
         f"The worst of {len(manifest.metrics.per_group)} groups is “{found.name}”: "
@@ -120,9 +122,12 @@ def worst(manifest: Manifest) -> str | None:
 
 
 def corruptions(manifest: Manifest) -> str:
-    """What is left of the accuracy under common corruptions."""
+    """What is left of the accuracy under common corruptions; empty where these were not asked
+    for."""
     found = manifest.metrics.corruptions
-    if found is None or found.mean_accuracy.value is None:
+    if found is None:
+        return ""
+    if found.mean_accuracy.value is None:
         return "No input was measured under corruptions."
     said = (
         f"Under common corruptions the mean accuracy is {percent(found.mean_accuracy.value)} "

@@ -15,7 +15,7 @@ from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Interval, Manifest, Metrics
-from holdfast.runs.metrics import Z, interval
+from holdfast.runs.metrics import HELD, Z, interval
 
 
 class Paired(BaseModel):
@@ -93,51 +93,52 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
 
 
 def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> Comparison:
-    tables = [_samples(folder, one) for folder, one in zip(folders, facts, strict=True)]
-    asked = np.logical_and(*(~_among(table, "skipped") for table in tables))
-    tables = [table.filter(pa.array(asked)) for table in tables]
+    tables, skipped = _asked(folders, facts)
     label = tables[0].column("label").to_numpy()
-    tests: dict[str, Callable[[pa.Table], np.ndarray]] = {
-        "clean": lambda table: table.column("clean_prediction").to_numpy() == label,
-        "robust": lambda table: _among(table, "robust", "certified"),
+    predicted = [table.column("clean_prediction").to_numpy() for table in tables]
+    held = {
+        "clean": [answers == label for answers in predicted],
+        "robust": [_among(table, *HELD) for table in tables],
     }
-    held = {name: (test(tables[0]), test(tables[1])) for name, test in tests.items()}
     group, name = _group(tables), facts[0].data.class_name
     classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
         runs=(str(folders[0]), str(folders[1])),
         models=(facts[0].model.spec, facts[1].model.spec),
         verdicts=(facts[0].verdict.status, facts[1].verdict.status),
-        threat=facts[0].threat.text,
+        threat=facts[0].asked,
         n=len(label),
-        remarks=_remarks(*facts, int((~asked).sum())),
+        remarks=_remarks(*facts, skipped),
         figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
         averages=_averages(*(one.metrics for one in facts)),
         per_class=classes,
         class_mean=_mean(classes),
         losses=_losses(label, held, name),
-        knows_nothing=_nothing(
-            facts[1], label, tables[1].column("clean_prediction").to_numpy(), name
-        ),
+        knows_nothing=_nothing(facts[1], label, predicted[1], name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
     )
 
 
 def _averages(first: Metrics, second: Metrics) -> list[Average]:
-    found = []
-    for name in ("precision", "recall", "f1"):
-        a, b = getattr(first, name), getattr(second, name)
-        if a.clean is not None and b.clean is not None:
-            found.append(
-                Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked))
-            )
-    return found
+    names = ("precision", "recall", "f1")
+    pairs = [(name, getattr(first, name), getattr(second, name)) for name in names]
+    return [
+        Average(name=name, clean=(a.clean, b.clean), attacked=(a.attacked, b.attacked))
+        for name, a, b in pairs
+        if a.clean is not None and b.clean is not None
+    ]
 
 
-def _samples(folder: Path, manifest: Manifest) -> pa.Table:
-    table = store.read_samples(folder)
-    store.ids_of(folder, manifest, table)
-    return table.sort_by("id")
+def _asked(folders: Sequence[Path], facts: Sequence[Manifest]) -> tuple[list[pa.Table], int]:
+    """The samples of runs of the same rows, but those that one of them skipped; and how many these
+    are."""
+    tables = []
+    for folder, one in zip(folders, facts, strict=True):
+        table = store.read_samples(folder)
+        store.ids_of(folder, one, table)
+        tables.append(table.sort_by("id"))
+    asked = np.all([~_among(table, "skipped") for table in tables], 0)
+    return [table.filter(pa.array(asked)) for table in tables], int((~asked).sum())
 
 
 def _group(tables: Sequence[pa.Table]) -> np.ndarray:
@@ -148,9 +149,7 @@ def _group(tables: Sequence[pa.Table]) -> np.ndarray:
     return found[0].to_numpy(zero_copy_only=False).astype(str)
 
 
-def _part(
-    name: str, rows: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> PartChange:
+def _part(name: str, rows: np.ndarray, held: dict[str, list[np.ndarray]]) -> PartChange:
     clean, robust = (
         (float(a[rows].mean()), float(b[rows].mean())) for a, b in (held["clean"], held["robust"])
     )
@@ -174,7 +173,7 @@ def _mean(classes: Sequence[PartChange]) -> PartChange | None:
 
 
 def _losses(
-    label: np.ndarray, held: dict[str, tuple[np.ndarray, np.ndarray]], name: Callable[[int], str]
+    label: np.ndarray, held: dict[str, list[np.ndarray]], name: Callable[[int], str]
 ) -> list[Loss]:
     """Classes that lost rows by more than chance would lose (the paired exact test), or all
     rows."""
@@ -284,9 +283,8 @@ def spread(folders: Sequence[Path | str]) -> Spread | None:
         return None
     for path, one in zip(paths[1:], facts[1:], strict=True):
         _check_same((paths[0], path), facts[0], one)
-    tables = [_samples(path, one) for path, one in zip(paths, facts, strict=True)]
-    asked = np.all([~_among(table, "skipped") for table in tables], 0)
-    held = np.stack([_among(table, "robust", "certified")[asked] for table in tables])
+    tables, _ = _asked(paths, facts)
+    held = np.stack([_among(table, *HELD) for table in tables])
     if not held.size:
         return None
     values = held.mean(1)
@@ -304,7 +302,7 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
     parts = [", ".join(f"{start}:{stop}" for start, stop in facts.data.parts) for facts in (a, b)]
     said = [f"{facts.data.spec} {facts.data.fingerprint[:12]}" for facts in (a, b)]
     for what, same, one, other in (
-        ("threat", a.threat.text == b.threat.text, a.threat.text, b.threat.text),
+        ("threat", a.asked == b.asked, a.asked, b.asked),
         ("data", a.data.fingerprint == b.data.fingerprint, *said),
         ("rows", parts[0] == parts[1], *parts),
     ):
@@ -316,17 +314,16 @@ def _check_same(folders: tuple[Path, Path], a: Facts, b: Facts) -> None:
 
 
 def _remarks(a: Facts, b: Facts, skipped: int) -> list[str]:
-    said = []
-    if a.protocol != b.protocol:
-        said.append(
-            f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the attacks were "
-            "not the same."
-        )
-    if a.model.fingerprint == b.model.fingerprint:
-        said.append("Both runs are of the same model, by its fingerprint.")
-    if skipped:
-        said.append(f"Left out, since one run skipped them: {skipped}.")
-    return said
+    same = a.model.fingerprint == b.model.fingerprint
+    said = {
+        f"The protocols differ ({a.protocol.name}, {b.protocol.name}): the attacks were not the "
+        "same.": a.protocol != b.protocol,
+        "Both runs are of the same model, by its fingerprint.": same,
+        "Of a plain function the fingerprint is its name alone: the two may still differ.": same
+        and a.model.access != "gradients",
+        f"Left out, since one run skipped them: {skipped}.": skipped > 0,
+    }
+    return [text for text, holds in said.items() if holds]
 
 
 def _among(table: pa.Table, *statuses: str) -> np.ndarray:

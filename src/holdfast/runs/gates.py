@@ -31,9 +31,12 @@ _SHARES = (
 _PAIRS = ("precision", "recall", "f1", "calibration.ece", "calibration.aurc")
 # from the worst to the best, so that >= has a meaning
 _VERDICTS = ("unreliable", "upper-bound", "trusted")
-KNOWN = [*_SHARES, *(f"{name}.{part}" for name in _SHARES for part in ("low", "high"))]
-KNOWN += [*(f"{name}.{part}" for name in _PAIRS for part in ("clean", "attacked"))]
-KNOWN += ["corruptions.relative_drop", "corruptions.mce", "median_queries", "verdict"]
+KNOWN = [
+    *_SHARES,
+    *(f"{name}.{part}" for name in _SHARES for part in ("low", "high")),
+    *(f"{name}.{part}" for name in _PAIRS for part in ("clean", "attacked")),
+    *("corruptions.relative_drop", "corruptions.mce", "median_queries", "verdict"),
+]
 
 
 @dataclass(frozen=True)

@@ -52,18 +52,9 @@ class Journal:
             InputError: the folder holds a run already (without `resume`), or one that asks
                 something else.
         """
-        run = self.folder.parent
-        path = self.folder / "question.json"
         self.question = hashlib.sha256(json.dumps(dict(question)).encode()).hexdigest()
-        if not self.begun:
-            refuse_taken(run)
-            write_bytes(path, json.dumps(dict(question), indent=1).encode())
-            return
-        if not resume:
-            raise InputError(
-                f"{run} holds an unfinished run; finish it with --resume, or choose another --out."
-            )
-        refuse_changes(run, read_json(path), question)
+        note = "journal/question.json"
+        begin(self.folder.parent, note, question, "an unfinished run", resume=resume)
 
     def find(self, name: str) -> Record | None:
         """The record of this name; None where there is none that fits."""
@@ -93,16 +84,13 @@ class Journal:
 
     def damaged(self) -> list[str]:
         """Names of files that are no records, or damaged."""
+        readers = dict.fromkeys(sorted(self.folder.glob("*.safetensors")), read_record)
         names = []
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path, read in (readers | {self.folder / "question.json": read_json}).items():
             try:
-                read_record(path)
+                read(path)
             except InputError:
                 names.append(path.name)
-        try:
-            read_json(self.folder / "question.json")
-        except InputError:
-            names.append("question.json")
         return names
 
     def close(self) -> None:
@@ -122,7 +110,7 @@ def refuse_taken(folder: Path) -> None:
         InputError: says what it holds.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but a run needs a folder; choose another --out.")
+        raise InputError(f"{folder} is a file, and no folder; choose another --out.")
     if folder.exists() and any(path.name != "journal" for path in folder.iterdir()):
         what = "a finished run" if (folder / "run.json").exists() else "other files"
         raise InputError(f"{folder} holds {what}; choose another --out.")
@@ -130,24 +118,21 @@ def refuse_taken(folder: Path) -> None:
 
 def begin(folder: Path, note: str, asked: Mapping[str, Any], what: str, *, resume: bool) -> None:
     """Begin the folder of `what`, or go on with one that was asked for the same; `note` is the file
-    that says so.
+    in it that says so.
 
     Raises:
         InputError: it is no folder, holds something else, or was asked for otherwise.
     """
     said = folder / note
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but {what} needs a folder; choose another --out.")
-    if said.exists():
-        if not resume:
-            raise InputError(
-                f"{folder} holds {what}; go on with it by --resume, or choose another --out."
-            )
-        refuse_changes(folder, read_json(said), asked)
-    elif folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds other files; choose another --out.")
-    else:
+    if not said.exists():
+        refuse_taken(folder)
         write_bytes(said, json.dumps(dict(asked), indent=1).encode())
+    elif not resume:
+        raise InputError(
+            f"{folder} holds {what}; go on with it by --resume, or choose another --out."
+        )
+    else:
+        refuse_changes(folder, read_json(said), asked)
 
 
 @contextmanager
@@ -192,7 +177,7 @@ def run_folder(out: Path | str | None) -> Iterator[Path]:
         raise
 
 
-def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
+def refuse_changes(folder: Path, was: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuse to go on with a run that was made from something else.
 
     Raises:
@@ -201,13 +186,13 @@ def refuse_changes(run: Path, was: Mapping[str, str], now: Mapping[str, str]) ->
     version = was.get(VERSION, "1")
     if VERSION in now and version != now[VERSION]:
         raise InputError(
-            f"cannot resume {run}: it has schema version {version}, and this Holdfast goes on with "
-            f"version {now[VERSION]} alone. Finish it with the Holdfast that began it, or choose "
-            "another --out."
+            f"cannot resume {folder}: it has schema version {version}, and this Holdfast goes on "
+            f"with version {now[VERSION]} alone. Finish it with the Holdfast that began it, or "
+            "choose another --out."
         )
     for key in [*was, *(k for k in now if k not in was)]:
         if was.get(key) != now.get(key):
             raise InputError(
-                f"cannot resume {run}: it was made with {key} {was.get(key)} and this command says "
-                f"{now.get(key)}. Use the same {key}, or choose another --out."
+                f"cannot resume {folder}: it was made with {key} {was.get(key)} and this command "
+                f"says {now.get(key)}. Use the same {key}, or choose another --out."
             )

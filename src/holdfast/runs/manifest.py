@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from holdfast import spec
+
 SCHEMA_VERSION = 2
 
 
@@ -346,6 +348,16 @@ class Facts(Record):
     provenance: Provenance
     initial_findings: list[Finding]  # of the input contract and the probe, before the protocol
     probe_costs: Costs = Costs()
+
+    @property
+    def asked(self) -> str:
+        """The threat as it is typed: of a movement, `rotation(degrees=30, pixels=1)`."""
+        text, movement = self.threat.text, self.model.transformation
+        if movement is None:
+            return text
+        low, high = self.model.bounds
+        whole = f"linf({spec.number((high - low) / 2)})"  # its parameters may be anything in range
+        return movement if text == whole else f"{text} of {movement}"
 
 
 class Manifest(Facts):

@@ -61,7 +61,41 @@ SAMPLES = pa.schema(
     ]
 )
 
+# columns that some models and data have besides, in this order
+FURTHER = pa.schema(
+    [
+        # of a model whose task is not one of k classes, k values each; an attacked output is like
+        # an attacked prediction
+        ("truth", pa.list_(pa.float64())),
+        ("clean_output", pa.list_(pa.float64())),
+        ("attacked_output", pa.list_(pa.float64())),
+        # a robust row's worst input is wrong but for that; null: not asked
+        ("robust_by_refusal", pa.bool_()),
+        ("lpips", pa.float64()),  # of the stored example, by the network that the user gave
+        # whether the example of a broken row still fools the model as an image file of 8 bits holds
+        # it; null: no example
+        ("broken_8bit", pa.bool_()),
+        ("target_class", pa.int64()),  # that counts as a success, where each row has its own
+        ("group", pa.string()),  # of data whose rows have groups
+    ]
+)
 
+
+def schema_of(columns: Container[str]) -> pa.Schema:
+    """All of `SAMPLES`, and those of `FURTHER` that are among `columns`."""
+    return pa.schema([*SAMPLES, *(field for field in FURTHER if field.name in columns)])
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    return table.column(name).to_numpy(zero_copy_only=False)
+
+
+def _flags(table: pa.Table, name: str) -> np.ndarray:
+    """Truth values; what is null is not true."""
+    return table.column(name).fill_null(False).to_numpy(zero_copy_only=False)
+
+
+HELD = ("robust", "certified")  # the statuses of rows that count as robust
 Z = 1.959964  # of a 95 % interval
 
 
@@ -80,47 +114,7 @@ def samples_for(width: float, share: float = 0.5) -> int:
     def wide(n: int) -> float:
         return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
 
-    enough = 1
-    while wide(enough) > width:
-        enough *= 2
-    return 1 + bisect_left(range(1, enough + 1), -width, key=lambda n: -wide(n))
-
-
-# a robust row's worst input is wrong but for that; null: not asked
-REFUSALS = pa.schema([("robust_by_refusal", pa.bool_())])
-
-# of a model whose task is not one of k classes, k values each; an attacked output is like an
-# attacked prediction
-OUTPUTS = pa.schema(
-    [(name, pa.list_(pa.float64())) for name in ("truth", "clean_output", "attacked_output")]
-)
-
-# of the stored example, by the network that the user gave
-LPIPS = pa.schema([("lpips", pa.float64())])
-
-# Whether the example of a broken row still fools the model as an image file of 8 bits holds it;
-# null: no example.
-ROUNDED = pa.schema([("broken_8bit", pa.bool_())])
-
-# the class that counts as a success, where each row has its own
-GOAL = pa.schema([("target_class", pa.int64())])
-
-GROUP = pa.schema([("group", pa.string())])  # of data whose rows have groups
-
-
-def schema_of(columns: Container[str]) -> pa.Schema:
-    """The columns of samples: those of the models and data that have further ones after them."""
-    optional = (
-        ("truth", OUTPUTS),
-        ("robust_by_refusal", REFUSALS),
-        ("lpips", LPIPS),
-        ("broken_8bit", ROUNDED),
-        ("target_class", GOAL),
-        ("group", GROUP),
-    )
-    return pa.schema(
-        [*SAMPLES, *(field for name, fields in optional if name in columns for field in fields)]
-    )
+    return 1 + bisect_left(range(1, 1 << 60), -width, key=lambda n: -wide(n))
 
 
 def interval(successes: int, n: int) -> Interval:
@@ -142,17 +136,17 @@ def survivors(last: Restart) -> Survivors:
     does the limit: the number that falls varies less where rows differ than where they are alike
     (Hoeffding 1956).
     """
-    left, share, high = last.attacked - last.broken, 0.0, 0.0
-    if last.attacked:
-        from scipy.stats import binomtest
+    if not last.attacked:
+        return Survivors(attacked=0, broken=0, expected=0.0, high=0.0)
+    from scipy.stats import binomtest
 
-        share = last.broken / last.attacked
-        limits = binomtest(last.broken, last.attacked, alternative="less").proportion_ci(
-            0.95, method="exact"
-        )
-        high = float(limits.high)
+    test = binomtest(last.broken, last.attacked, alternative="less")
+    left, limit = last.attacked - last.broken, test.proportion_ci(0.95, method="exact").high
     return Survivors(
-        attacked=last.attacked, broken=last.broken, expected=left * share, high=left * high
+        attacked=last.attacked,
+        broken=last.broken,
+        expected=left * (last.broken / last.attacked),
+        high=left * float(limit),
     )
 
 
@@ -177,39 +171,34 @@ def measure(
         task: what is right; of one that is not one of k classes the label is 0, and another
             prediction says in which way the model is wrong.
     """
-    everything = samples.column("status").to_numpy(zero_copy_only=False)
+    everything = _column(samples, "status")
     counts = Counter(everything.tolist())
     table = samples.filter(pa.array(everything != "skipped"))
-    status = table.column("status").to_numpy(zero_copy_only=False)
-    label, clean = (table.column(name).to_numpy() for name in ("label", "clean_prediction"))
-    size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
-    right = clean == label
-    robust = np.isin(status, ["robust", "certified"])
-    n = len(status)
+    status, label, clean = (_column(table, c) for c in ("status", "label", "clean_prediction"))
+    size = _column(table, "size").astype(float)
+    right, broken, robust = label == clean, status == "broken", np.isin(status, HELD)
+    n, attacked = len(status), int(right.sum())
+    groups = _groups(table, right, robust)
 
-    spent = table.column("queries").to_numpy()[status == "broken"]
     shown = Metrics(
-        clean_accuracy=interval(int(right.sum()), n),
+        clean_accuracy=interval(attacked, n),
         robust_accuracy=interval(int(robust.sum()), n),
-        attack_success_rate=interval(int((status == "broken").sum()), int(right.sum())),
+        attack_success_rate=interval(int(broken.sum()), attacked),
         counts={s: counts.get(s, 0) for s in get_args(Status)},
-        sizes=_sizes(size[status == "broken"]),
-        perceptual=_perceptual(table, status == "broken"),
-        queries=_queries(spent, int(right.sum())),
-        curve=_curve(size, status, limits, int(right.sum()), n),
-        per_group=(groups := _groups(table, right, robust)),
+        sizes=_sizes(size[broken]),
+        perceptual=_perceptual(table, broken),
+        curve=_curve(size, status, limits, attacked, n),
+        per_group=groups,
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
+        **_queries(_column(table, "queries")[broken], attacked),
     )
-    if len(spent):
-        shown.median_queries = float(np.median(spent))
     if "broken_8bit" in table.column_names:
-        fooled = table.column("broken_8bit").fill_null(False).to_numpy(zero_copy_only=False)
-        shown.accuracy_8bit = interval(int((robust | ((status == "broken") & ~fooled)).sum()), n)
+        mended = broken & ~_flags(table, "broken_8bit")
+        shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
     if "robust_by_refusal" in table.column_names:
-        held = table.column("robust_by_refusal").fill_null(False).to_numpy(zero_copy_only=False)
         shown.refusals = Refusals(
             clean=interval(int((clean == REFUSED).sum()), n),
-            attacked=interval(int(held.sum()), int(right.sum())),
+            attacked=interval(int(_flags(table, "robust_by_refusal").sum()), attacked),
         )
     if task.startswith("regression"):
         truth, *told = _outputs(table, classes)
@@ -234,8 +223,7 @@ def _by_class(
         label, names = bears, {c - 1: name.removesuffix(" wrong") for c, name in names.items()}
     else:
         label, clean, attacked = (
-            table.column(name).to_numpy()
-            for name in ("label", "clean_prediction", "attacked_prediction")
+            _column(table, name) for name in ("label", "clean_prediction", "attacked_prediction")
         )
         bears = label.reshape(-1, 1) == np.arange(classes)
         found["confusion"] = Confusion(
@@ -272,9 +260,7 @@ def _by_class(
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
     if "group" not in table.column_names:
         return []
-    names, place = np.unique(
-        table.column("group").to_numpy(zero_copy_only=False).astype(str), return_inverse=True
-    )
+    names, place = np.unique(_column(table, "group").astype(str), return_inverse=True)
     of, clean, held = (np.bincount(place, w, len(names)) for w in (None, right, robust))
     return [
         GroupMetrics(
@@ -287,8 +273,9 @@ def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[Grou
 
 
 def _outputs(table: pa.Table, k: int) -> list[np.ndarray]:
-    """The columns of `OUTPUTS`, [n, k] each."""
-    flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in OUTPUTS.names]
+    """Truths, and outputs on clean and on attacked inputs, [n, k] each."""
+    names = ("truth", "clean_output", "attacked_output")
+    flat = [table.column(name).combine_chunks().flatten().to_numpy() for name in names]
     return [values.reshape(-1, k) for values in flat]
 
 
@@ -299,27 +286,18 @@ EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 def corrupted(answers: pa.Table, samples: pa.Table, asked: CorruptionInfo) -> CorruptionMetrics:
     """The figures of a table of decisions on corrupted inputs; rows that were not asked are in no
     denominator."""
-    label = samples.column("label").to_numpy()
+    label, clean = (_column(samples, name) for name in ("label", "clean_prediction"))
     right, points = {}, []
     for name in answers.column_names[1:]:
-        given = answers.column(name).to_numpy()
-        kind, severity = name.split()
+        given, (kind, severity) = _column(answers, name), name.split()
         right[name] = np.where(given == UNASKED, np.nan, given == label)
-        held = right[name][~np.isnan(right[name])]
-        points.append(
-            CorruptionPoint(
-                kind=kind,
-                severity=int(severity),
-                accuracy=interval(int(held.sum()), len(held)),
-            )
-        )
+        held = right[name][given != UNASKED]
+        share = interval(int(held.sum()), len(held))
+        points.append(CorruptionPoint(kind=kind, severity=int(severity), accuracy=share))
     main = [name for name in right if name.split()[0] not in EXTRA]
     rows = np.stack([right[name] for name in main], 1)  # [n, 75]
     whole = ~np.isnan(rows).any(1)
-    shares, clean = (
-        rows[whole].mean(1),
-        samples.column("clean_prediction").to_numpy()[whole] == label[whole],
-    )
+    shares, clean = rows[whole].mean(1), (clean == label)[whole]
     mce = drop = None
     if asked.baseline_errors is not None and len(shares):
         errors = {
@@ -341,16 +319,15 @@ def mean_interval(values: np.ndarray) -> Interval:
     theorem."""
     n = len(values)
     if not n:
-        return Interval(value=None, low=None, high=None, n=0)
+        return interval(0, 0)
     mean, wide = float(values.mean()), Z * float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
     return Interval(value=mean, low=max(0.0, mean - wide), high=min(1.0, mean + wide), n=n)
 
 
-def _scores(
-    label: np.ndarray, predicted: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scores(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Precision, recall and F1 of each class: [3, classes]."""
     if not len(label):
-        return np.full(classes, np.nan), np.full(classes, np.nan), np.full(classes, np.nan)
+        return np.full((3, classes), np.nan)
     if label.ndim == 2:
         hits, said, borne = (label & predicted).sum(0), predicted.sum(0), label.sum(0)
     else:
@@ -358,10 +335,8 @@ def _scores(
         hits, said, borne = (
             np.bincount(column[column >= 0], minlength=classes)[:classes] for column in columns
         )
-    precision, recall, f1 = (
-        hits / np.maximum(count, 0.5) for count in (said, borne, (said + borne) / 2)
-    )
-    return precision, recall, f1
+    counts = (said, borne, (said + borne) / 2)
+    return np.stack([hits / np.maximum(count, 0.5) for count in counts])
 
 
 def _confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> list[list[int]]:
@@ -379,14 +354,15 @@ def _calibration(
     table: pa.Table, label: np.ndarray, clean: np.ndarray, attacked: np.ndarray
 ) -> Calibration:
     """Of the rows whose confidence is known, clean and on the stored examples."""
-    figures: dict[str, list[float | None]] = {"ece": [], "aurc": []}
+    figures: list[list[float | None]] = []
     for predicted, name in ((clean, "clean_confidence"), (attacked, "attacked_confidence")):
-        confidence = table.column(name).to_numpy(zero_copy_only=False).astype(float)
+        confidence = _column(table, name).astype(float)
         known = np.isfinite(confidence) & (predicted >= 0)
         sure, right = confidence[known], (predicted == label)[known]
-        for figure, of in (("ece", calibration_error), ("aurc", risk_over_coverage)):
-            figures[figure].append(of(sure, right) if len(sure) else None)
-    return Calibration(**{name: Pair(clean=a, attacked=b) for name, (a, b) in figures.items()})
+        kinds = (calibration_error, risk_over_coverage)
+        figures.append([of(sure, right) if len(sure) else None for of in kinds])
+    ece, aurc = (Pair(clean=a, attacked=b) for a, b in zip(*figures, strict=True))
+    return Calibration(ece=ece, aurc=aurc)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
@@ -413,25 +389,21 @@ def _sizes(size: np.ndarray) -> Sizes:
     size = size[np.isfinite(size)]
     if not len(size):
         return Sizes(n=0, minimum=None, median=None, mean=None, maximum=None)
-    low, middle, mean, high = size.min(), np.median(size), size.mean(), size.max()
     shares = ("0.05", "0.25", "0.5", "0.75", "0.95")
-    values = np.quantile(size, [float(q) for q in shares]).tolist()
-    quantiles: dict[str, float | None] = dict(zip(shares, values, strict=True))
-    whole = {
-        "minimum": float(low),
-        "median": float(middle),
-        "mean": float(mean),
-        "maximum": float(high),
-    }
-    return Sizes(n=len(size), **whole, quantiles=quantiles)
+    values = np.quantile(size, [float(share) for share in shares]).tolist()
+    return Sizes(
+        n=len(size),
+        minimum=float(size.min()),
+        median=float(np.median(size)),
+        mean=float(size.mean()),
+        maximum=float(size.max()),
+        quantiles=dict(zip(shares, values, strict=True)),
+    )
 
 
 def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
     names = [name for name in ("psnr", "ssim", "lpips") if name in table.column_names]
-    seen = {
-        name: table.column(name).to_numpy(zero_copy_only=False).astype(float)[broken]
-        for name in names
-    }
+    seen = {name: _column(table, name).astype(float)[broken] for name in names}
     known = ~np.isnan(seen["ssim"])
     if not known.any():
         return None
@@ -440,16 +412,18 @@ def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
     )
 
 
-def _queries(spent: np.ndarray, right: int) -> list[QueryPoint]:
-    """Success after 10, 30, 100, ... queries, until every input that fell has fallen."""
+def _queries(spent: np.ndarray, right: int) -> dict[str, Any]:
+    """The median of what inputs that fell cost, and success after 10, 30, 100, ... queries, until
+    all of these have fallen."""
+    if not len(spent):
+        return {"queries": [QueryPoint(queries=10, success=interval(0, right))]}
     marks = [m * 10**p for p in range(1, 12) for m in (1, 3)]
-    last = next(
-        (i for i, m in enumerate(marks) if not len(spent) or m >= spent.max()), len(marks) - 1
-    )
-    return [
+    enough = bisect_left(marks, spent.max()) + 1
+    shares = [
         QueryPoint(queries=m, success=interval(int((spent <= m).sum()), right))
-        for m in marks[: last + 1]
+        for m in marks[:enough]
     ]
+    return {"queries": shares, "median_queries": float(np.median(spent))}
 
 
 def _curve(
@@ -466,7 +440,7 @@ def _curve(
     }
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
-    standing = np.isin(status, ["robust", "certified", "broken"])
+    standing = np.isin(status, (*HELD, "broken"))
     smallest = np.where(np.isnan(size), np.inf, size)
     return [
         CurvePoint(

@@ -77,13 +77,13 @@ class Run:
         return self.manifest.verdict
 
     def __repr__(self) -> str:
-        m, threat = self.metrics, self.manifest.threat
+        m, manifest = self.metrics, self.manifest
         found = f"robust {_figure(m.robust_accuracy.value)}"
-        if math.isinf(threat.eps):
+        if math.isinf(manifest.threat.eps):
             found = f"median size {_figure(m.sizes.median)}"
         return (
             f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under "
-            f"{threat.text}, n={m.robust_accuracy.n}, {self.verdict.status})"
+            f"{manifest.asked}, n={m.robust_accuracy.n}, {self.verdict.status})"
         )
 
 

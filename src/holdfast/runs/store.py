@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
 from holdfast.runs.migration import migrate, migrate_samples
@@ -146,10 +146,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
-    write_bytes(path, _packed(tensors, metadata or {}))
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    write_bytes(path, _packed(tensors, {}))
 
 
 def _packed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -157,13 +155,13 @@ def _packed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> b
     return save(contiguous, metadata=dict(metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    return _unpacked(path, read_bytes(path))
+    return _unpacked(path, read_bytes(path))[0]
 
 
 def _unpacked(path: Path, content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -259,8 +257,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, *_ODD) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {path}: {said}. {_DAMAGED}") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}. {_DAMAGED}") from error
 
 
 def ids_of(folder: Path, manifest: Manifest, table: pa.Table) -> np.ndarray:
@@ -351,37 +348,32 @@ def evidence(folder: Path) -> Iterator[dict[str, np.ndarray]]:
         InputError: a shard is damaged, or holds something else.
     """
     for path in sorted((folder / "adversarial").glob("*.safetensors")):
-        tensors, _ = read_tensors(path)
+        tensors = read_tensors(path)
         if set(tensors) - {"point"} != {"id", "x"}:
             raise InputError(
                 f"{path} holds {sorted(tensors)}, but a shard of examples holds id and x."
             )
         for name in tensors.keys() - {"id"}:
-            _checked(path, tensors, name)
+            _check_rows(path, tensors, name)
         yield tensors
 
 
-def _checked(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> tuple[np.ndarray, ...]:
-    """The ids [m], each once, and inputs [m, *shape] of a file.
+def _check_rows(path: Path, tensors: Mapping[str, np.ndarray], *inputs: str) -> None:
+    """Refuse what is not ids [m], each once, and inputs [m, *shape] of one shape and of numbers.
 
     Raises:
-        InputError: they are of another kind, or of different length.
+        InputError: says what the file holds.
     """
     ids, arrays = tensors["id"], [tensors[name] for name in inputs]
     fit = all(a.ndim > 1 and a.shape == arrays[0].shape and a.dtype.kind in "fui" for a in arrays)
-    if (
-        not fit
-        or ids.dtype != np.int64
-        or ids.shape != arrays[0].shape[:1]
-        or len(set(ids.tolist())) < len(ids)
-    ):
+    once = ids.dtype == np.int64 and len(set(ids.reshape(-1).tolist())) == ids.size
+    if not (fit and once and ids.shape == arrays[0].shape[:1]):
         said = ", ".join(
             f"{n} {tensors[n].dtype} {list(tensors[n].shape)}" for n in ("id", *inputs)
         )
         raise InputError(
             f"{path} holds {said}; expected ids, each once, and as many inputs. {_DAMAGED}"
         )
-    return ids, *arrays
 
 
 def write_limits(folder: Path, limits: Mapping[str, np.ndarray]) -> None:
@@ -400,7 +392,7 @@ def read_limits(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "limits.safetensors"
     if not path.exists():
         return {}
-    limits = read_tensors(path)[0]
+    limits = read_tensors(path)
     alike = len({(a.shape, a.dtype.kind in "fb") for a in limits.values()}) == 1
     finite = all(np.isfinite(a).all() for a in limits.values() if a.dtype.kind == "f")
     if not set(limits) <= {"low", "high", "scale", "mask"} or not alike or not finite:
@@ -446,13 +438,13 @@ def read_gallery(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "gallery.safetensors"
     if not path.exists():
         return {}
-    tensors, _ = read_tensors(path)
+    tensors = read_tensors(path)
     if set(tensors) != {"id", "x", "x_adv"}:
         raise InputError(
             f"{path} holds {sorted(tensors)}, but a gallery holds id, x and x_adv, of one length."
         )
-    _, *inputs = _checked(path, tensors, "x", "x_adv")
-    if not all((np.abs(a.astype(np.float64)) < 1e30).all() for a in inputs):
+    _check_rows(path, tensors, "x", "x_adv")
+    if not all((np.abs(tensors[n].astype(np.float64)) < 1e30).all() for n in ("x", "x_adv")):
         raise InputError(f"{path} holds values that are not finite. {_DAMAGED}")
     return tensors
 

@@ -14,6 +14,7 @@ from holdfast.data.source import Source
 from holdfast.errors import InputError
 
 T = TypeVar("T")
+Placed = TypeVar("Placed", "Batch", Tensor)
 CPU = torch.device("cpu")
 
 
@@ -67,6 +68,14 @@ class Batcher:
     size: int = 256  # rows of one pass
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
+
+    def place(self, rows: Placed) -> Placed:
+        """Rows where the model takes them: on its device, in its dtype."""
+        return rows.to(self.device, self.dtype)
+
+    def in_parts(self, question: Callable[[Rows], Tensor], rows: Rows) -> Tensor:
+        """The answers to any number of rows, asked in micro-batches: [n, ...]."""
+        return torch.cat(list(self.parts(lambda part: question(rows[part]), len(rows))))
 
     def parts(self, ask: Callable[[slice], T], n: int) -> Iterator[T]:
         """`ask` on parts of rows 0..n; out of memory halves their size, from then on, and goes on.

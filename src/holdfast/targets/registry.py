@@ -77,7 +77,8 @@ def frameworks() -> tuple[Framework, ...]:
     """All frameworks, the general ones last."""
     place = importlib.import_module("holdfast.targets.frameworks")
     names = [f"{place.__name__}.{module.name}" for module in pkgutil.iter_modules(place.__path__)]
-    found = (importlib.import_module(name).FRAMEWORK for name in names)
+    modules = map(importlib.import_module, names)
+    found = [module.FRAMEWORK for module in modules if hasattr(module, "FRAMEWORK")]
     return tuple(sorted(found, key=lambda framework: framework.general))
 
 

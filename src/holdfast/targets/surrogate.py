@@ -59,9 +59,13 @@ def distil(
     target.bind(shape)
     with sealed(seed):
         net = _small_net(_turned(x[:1], target).shape[1:], target.task.k, target.bounds)
-        net = (net if module is None else copy.deepcopy(module)).to(target.device, torch.float32)
+        net = (net if module is None else copy.deepcopy(module)).to(
+            target.batcher.device, torch.float32
+        )
         adam = torch.optim.Adam(net.parameters(), rate)
-        asked = x[torch.randperm(len(x))[:queries].to(x.device)].to(target.device, torch.float32)
+        asked = x[torch.randperm(len(x))[:queries].to(x.device)].to(
+            target.batcher.device, torch.float32
+        )
         answers = _ask(target, asked)
         way = -1
         while True:
@@ -80,16 +84,16 @@ def distil(
             asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
             way = -way
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batcher.size}
-    return TorchTarget(net.eval(), layout={3: target.layout}.get(len(shape)), **given)
+    return TorchTarget(net.eval(), layout={3: target.inputs.layout}.get(len(shape)), **given)
 
 
 def _ask(target: Target, x: Tensor) -> Tensor:
     """What the target says, as probabilities [n, k]; one query a row. NaN where it refuses."""
+    x = x.to(target.batcher.dtype)
     if target.access >= Access.SCORES:
-        return target.all_scores(x.to(target.dtype))[:, : target.task.k].softmax(1).float()
-    labels = torch.cat(
-        list(target.batcher.parts(lambda rows: target.labels(x[rows].to(target.dtype)), len(x)))
-    )
+        z = target.batcher.in_parts(target.scores, x)[:, : target.task.k]
+        return z.softmax(1).float()
+    labels = target.batcher.in_parts(target.labels, x)
     certain = F.one_hot(labels.clamp_min(0), target.task.k).float()
     return torch.where(labels[:, None] < 0, torch.nan, certain)
 
@@ -129,7 +133,7 @@ def _slope(net: nn.Module, x: Tensor, target: Target) -> Tensor:
 
 def _turned(x: Tensor, target: Target) -> Tensor:
     """Images as nchw."""
-    return x.movedim(-1, 1) if target.layout == "nhwc" and x.ndim == 4 else x
+    return x.movedim(-1, 1) if target.inputs.layout == "nhwc" and x.ndim == 4 else x
 
 
 class _Centred(nn.Module):

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Batcher, Rows, out_of_memory
-from holdfast.tasks import Classes, Graded
+from holdfast.targets.head import Head
+from holdfast.tasks import Classes
 from holdfast.tensors import as_tensor
 
 Pullback = Callable[[Tensor], Tensor]
+Given = TypeVar("Given", bound="Target")
 
 
 class Access(IntEnum):
@@ -129,6 +131,15 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What an input is, beside its shape and its bounds."""
+
+    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
+    # what a question needs beside x: shapes by name
+    context: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cost:
     """What one question costs a row."""
 
@@ -172,22 +183,10 @@ class Target(ABC):
     bounds: Bounds = Bounds()
     task: Classes
     shape: tuple[int, ...] | None = None
-    graded: Graded | None = (
-        None  # says what is right of outputs that are no scores of classes; see targets/truth.py
-    )
-    context: Mapping[str, tuple[int, ...]] = {}  # what a question needs beside x: shapes by name
-    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
-    probabilities: bool | None = (
-        None  # the model gives probabilities, of which scores are the logits; None: not known
-    )
-    said: bool = False  # the user or the model itself says which of both
-    reads: bool = False  # scores are the logits before the model's last activation
-    single: bool = False  # the model gives one output, served as the two classes [0, z]
+    head: Head = Head()
+    inputs: Inputs = Inputs()
     cost: Cost = Cost()
     gradients: GradientInfo = GradientInfo()
-    pool: tuple[Tensor, Tensor] | None = (
-        None  # inputs [m, *shape] and their classes [m] that an attacker holds
-    )
 
     @cached_property
     def identity(self) -> Identity:
@@ -196,14 +195,6 @@ class Target(ABC):
     @cached_property
     def batcher(self) -> Batcher:
         return Batcher()
-
-    @property
-    def device(self) -> torch.device:
-        return self.batcher.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.batcher.dtype
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
@@ -219,13 +210,6 @@ class Target(ABC):
                 f"{tuple(shape)}."
             )
         self.shape = tuple(shape)
-
-    def copied(self) -> Target:
-        """The same model with a state of its own: what an evaluation learns of it stays with the
-        copy."""
-        twin = copy.copy(self)
-        twin.batcher, twin.identity = replace(self.batcher), replace(self.identity)
-        return twin
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         """Scores [n, k], and the pullback: cotangents [n, k] to gradients on x [n, *shape]."""
@@ -256,25 +240,38 @@ class Target(ABC):
         """A SHA-256 of all that decides the scores."""
 
     def describe(self) -> dict[str, object]:
-        """What the manifest says of the target, beside its fingerprint."""
-        shape = list(self.shape or ())
+        """What the manifest says of the target, beside its fingerprint.
+
+        Raises:
+            InputError: the shape of its inputs is not known yet, and so not all that decides.
+        """
+        if self.shape is None:
+            raise InputError(
+                "a model is described, and has its fingerprint, once the shape of its inputs is "
+                "known: say it with wrap(..., shape=...), or ask the model about some inputs first."
+            )
         box = b"".join(side.numpy().tobytes() for side in self.bounds.each or ())
         own: dict[str, object] = {"box": hashlib.sha256(box).hexdigest()} if box else {}
         return own | {
             "bounds": [self.bounds.low, self.bounds.high],
-            "shape": shape,
+            "shape": list(self.shape),
             "classes": self.task.k,
             "access": self.access.name.lower(),
         }
 
-    def all_scores(self, x: Rows) -> Tensor:
-        """Scores of any number of rows, in micro-batches."""
-        return torch.cat(list(self.batcher.parts(lambda rows: self.scores(x[rows]), len(x))))
 
-    def answers(self, x: Rows) -> Tensor:
-        """What the model itself gives for any number of rows, whatever is then made of it: [n,
-        ...]."""
-        return self.all_scores(x)
+def copied(target: Given) -> Given:
+    """The same model with a state of its own, and so of each target within it: what an evaluation
+    learns of it stays with the copy."""
+    twin = copy.copy(target)
+    for name, part in vars(target).items():
+        if isinstance(part, Target):
+            setattr(twin, name, copied(part))
+        elif isinstance(part, (Batcher, Identity)):
+            setattr(twin, name, replace(part))
+        elif isinstance(part, list):
+            setattr(twin, name, [copied(p) if isinstance(p, Target) else p for p in part])
+    return twin
 
 
 @contextmanager

@@ -4,13 +4,16 @@ batch, and the model is asked whether it is right."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.targets.batch import Batch, Rows
-from holdfast.targets.target import Access, Pullback, Target
+from holdfast.targets.head import Head
+from holdfast.targets.target import Access, Inputs, Pullback, Target
 from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
 from holdfast.tasks import Classes, Graded
 
@@ -33,12 +36,12 @@ class WithTruth(Around):
     """
 
     def __init__(self, inner: Target) -> None:
-        if inner.graded is None or inner.shape is None:
+        if inner.head.graded is None or inner.shape is None:
             raise InputError(
                 "a truth goes beside a bound model whose task says what is right: wrap(..., "
                 "task=...)."
             )
-        self.rule: Graded = inner.graded
+        self.rule: Graded = inner.head.graded
         self.k = inner.task.k
         if inner.access < Access.SCORES:
             raise InputError(f"the model gives labels alone, but {self.rule} needs its outputs.")
@@ -52,21 +55,29 @@ class WithTruth(Around):
             at = at.inner
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
-        self.graded = None
+    @property
+    def head(self) -> Head:
+        return replace(self.inner.head, graded=None)
 
-    def bind(self, shape: tuple[int, ...]) -> None:
-        super().bind(shape)
-        self.task = Classes(1 + len(self.rule.ways([""] * self.k)))
-        self.context = {**self.inner.context, TRUTH: (self.k,)}
+    @head.setter
+    def head(self, head: Head) -> None:
+        self.inner.head = replace(head, graded=self.rule)
+
+    @cached_property
+    def task(self) -> Classes:
+        return Classes(1 + len(self.rule.ways([""] * self.k)))
+
+    @property
+    def inputs(self) -> Inputs:
+        inner = self.inner.inputs
+        return replace(inner, context={**inner.context, TRUTH: (self.k,)})
+
+    def inwards(self, x: Rows) -> Rows:
+        return Batch.of(x).without(TRUTH)
 
     def scores(self, x: Rows) -> Tensor:
         batch, truth = self._parts(x)
         return self._recast(self.inner.scores(batch), truth)
-
-    def answers(self, x: Rows) -> Tensor:
-        return self.inner.answers(self._parts(x)[0])
 
     def labels(self, x: Rows) -> Tensor:
         return self.task.predict(self.scores(x))

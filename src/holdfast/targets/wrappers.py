@@ -3,7 +3,6 @@ attack."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +19,16 @@ from holdfast.norms import Norm
 from holdfast.rng import Keys, content
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.cache import Answers
-from holdfast.targets.target import Access, Identity, Pullback, Target, drawing
+from holdfast.targets.head import Head
+from holdfast.targets.target import (
+    Access,
+    Cost,
+    GradientInfo,
+    Identity,
+    Pullback,
+    Target,
+    drawing,
+)
 
 T = TypeVar("T")
 
@@ -40,43 +48,34 @@ def _of_inner(name: str) -> Any:
 class Around(Target):
     """A target that answers through another one, and is like it in all else."""
 
+    access, task, bounds, shape = map(_of_inner, ("access", "task", "bounds", "shape"))
+    inputs, cost, gradients = map(_of_inner, ("inputs", "cost", "gradients"))
+    head, identity, batcher = map(_of_inner, ("head", "identity", "batcher"))
+
     def __init__(self, inner: Target) -> None:
         self.inner = inner
-        self.batcher, self.bounds = inner.batcher, inner.bounds
         if inner.shape is None:
-            self._follow()
+            self._check()
         else:
             self.bind(inner.shape)
 
-    def _follow(self) -> None:
-        """Be as the inner target is; many learn what they give only when they are bound."""
-        inner = self.inner
-        self.access, self.cost, self.gradients = inner.access, inner.cost, inner.gradients
-        self.graded, self.single = inner.graded, inner.single
-
-    probabilities, said, pool = _of_inner("probabilities"), _of_inner("said"), _of_inner("pool")
-    reads, identity = _of_inner("reads"), _of_inner("identity")
+    def _check(self) -> None:
+        """Refuse an inner target that gives too little; many learn what they give only when they
+        are bound."""
 
     def bind(self, shape: tuple[int, ...]) -> None:
         self.inner.bind(shape)
-        self.shape, self.task, self.layout = self.inner.shape, self.inner.task, self.inner.layout
-        self.context = self.inner.context
-        self._follow()
+        self._check()
 
-    def copied(self) -> Target:
-        twin = copy.copy(self)
-        twin.inner = self.inner.copied()
-        twin.batcher = twin.inner.batcher
-        return twin
+    def inwards(self, x: Rows) -> Rows:
+        """Rows as the inner target takes them."""
+        return x
 
     def scores(self, x: Rows) -> Tensor:
-        return self.inner.scores(x)
-
-    def answers(self, x: Rows) -> Tensor:
-        return self.inner.answers(x)
+        return self.inner.scores(self.inwards(x))
 
     def labels(self, x: Rows) -> Tensor:
-        return self.inner.labels(x)
+        return self.inner.labels(self.inwards(x))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(
@@ -103,12 +102,15 @@ class ExpectationOverTransformation(Around):
         self.times = draws
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
+    @property
+    def cost(self) -> Cost:
         one = self.inner.cost
-        self.cost = replace(one, forwards=self.times * one.forwards, draws=self.times * one.draws)
+        return replace(one, forwards=self.times * one.forwards, draws=self.times * one.draws)
+
+    @property
+    def gradients(self) -> GradientInfo:
         # one standard error of the log-odds, at worst
-        self.gradients = replace(self.gradients, min_lead=2 / math.sqrt(self.cost.draws))
+        return replace(self.inner.gradients, min_lead=2 / math.sqrt(self.cost.draws))
 
     def scores(self, x: Rows) -> Tensor:
         return sum_of_logs(self._drawn(lambda: self.inner.scores(x)))
@@ -168,17 +170,12 @@ class StraightThrough(Around):
         self.before, self.instead = before, instead
         super().__init__(inner)
 
-    def scores(self, x: Rows) -> Tensor:
-        return self.inner.scores(self._defended(x))
-
-    def answers(self, x: Rows) -> Tensor:
-        return self.inner.answers(self._defended(x))
-
-    def labels(self, x: Rows) -> Tensor:
-        return self.inner.labels(self._defended(x))
+    def inwards(self, x: Rows) -> Rows:
+        batch = Batch.of(x)
+        return batch.with_x(self.before(batch.x).detach())
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
-        z, pull = self.inner.linearize(self._defended(x))
+        z, pull = self.inner.linearize(self.inwards(x))
         instead = self.instead
         if instead is None:
             return z, pull
@@ -193,10 +190,6 @@ class StraightThrough(Around):
 
         return z, pullback
 
-    def _defended(self, x: Rows) -> Batch:
-        batch = Batch.of(x)
-        return batch.with_x(self.before(batch.x).detach())
-
     def fingerprint(self) -> str:
         name = getattr(self.before, "__qualname__", repr(self.before))
         return hashlib.sha256(f"{name} {super().fingerprint()}".encode()).hexdigest()
@@ -210,18 +203,22 @@ class Estimated(Around):
     2 x `probes` forwards. The probes of a row depend on the row alone.
     """
 
+    access = Access.GRADIENTS
+
     def __init__(self, inner: Target, probes: int = 50, sigma: float = 0.01) -> None:
         self.probes, self.sigma = probes, sigma
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
-        if self.access < Access.SCORES:
+    def _check(self) -> None:
+        if self.inner.access < Access.SCORES:
             raise InputError(
                 "gradients are estimated from scores, and the target gives labels alone."
             )
-        self.access = Access.GRADIENTS
-        self.cost = replace(self.cost, pullback=2 * self.probes * self.inner.cost.forwards)
+
+    @property
+    def cost(self) -> Cost:
+        one = self.inner.cost
+        return replace(one, pullback=2 * self.probes * one.forwards)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)
@@ -257,9 +254,10 @@ class Blurred(Around):
         self.norm, self.radius, self.points = norm, radius, points
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
-        self.cost = replace(self.cost, pullback=2 * self.points * self.inner.cost.forwards)
+    @property
+    def cost(self) -> Cost:
+        one = self.inner.cost
+        return replace(one, pullback=2 * self.points * one.forwards)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         batch = Batch.of(x)
@@ -283,21 +281,19 @@ class Surrogate(Around):
     fingerprint is the target's own, for it is the model under test.
     """
 
+    access = Access.GRADIENTS
+
     def __init__(self, inner: Target, surrogate: Target) -> None:
         self.surrogate = surrogate
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
+    def _check(self) -> None:
         if self.surrogate.access < Access.GRADIENTS:
             raise InputError("a surrogate lends its gradients, and this one has none.")
-        self.access = Access.GRADIENTS
-        self.gradients = replace(self.gradients, approximate=True, substitute=True)
 
-    def copied(self) -> Target:
-        twin = super().copied()
-        twin.surrogate = self.surrogate.copied()  # pyright: ignore[reportAttributeAccessIssue]
-        return twin
+    @property
+    def gradients(self) -> GradientInfo:
+        return replace(self.inner.gradients, approximate=True, substitute=True)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         self.surrogate.bind(shape)
@@ -334,28 +330,33 @@ class Ensemble(Around):
     def __init__(self, members: Sequence[Target]) -> None:
         if not members:
             raise InputError("an ensemble needs at least one member.")
-        self.members = list(members)
+        self.others = list(members[1:])
         super().__init__(members[0])
 
-    def _follow(self) -> None:
-        super()._follow()
-        self.access = min(member.access for member in self.members)
+    def _check(self) -> None:
         if self.access < Access.SCORES:
             raise InputError("an ensemble needs members that give scores.")
-        self.cost = replace(
-            self.cost,
+
+    @property
+    def members(self) -> list[Target]:
+        return [self.inner, *self.others]
+
+    @property
+    def access(self) -> Access:
+        return min(member.access for member in self.members)
+
+    @property
+    def cost(self) -> Cost:
+        return replace(
+            self.inner.cost,
             forwards=sum(member.cost.forwards for member in self.members),
             draws=max(member.cost.draws for member in self.members),
         )
-        approximate = any(member.gradients.approximate for member in self.members)
-        self.gradients = replace(self.gradients, approximate=approximate)
-
-    def copied(self) -> Target:
-        return Ensemble([member.copied() for member in self.members])
 
     @property
-    def reads(self) -> bool:
-        return all(member.reads for member in self.members)
+    def gradients(self) -> GradientInfo:
+        approximate = any(member.gradients.approximate for member in self.members)
+        return replace(self.inner.gradients, approximate=approximate)
 
     @property
     def identity(self) -> Identity:
@@ -368,14 +369,16 @@ class Ensemble(Around):
         )
 
     @property
-    def probabilities(self) -> bool | None:
-        return self.inner.probabilities
+    def head(self) -> Head:
+        reads = all(member.head.reads for member in self.members)
+        return self.inner.head if reads else replace(self.inner.head, ending=None)
 
-    @probabilities.setter
-    def probabilities(self, value: bool | None) -> None:
+    @head.setter
+    def head(self, head: Head) -> None:
         for member in self.members:
-            if not member.said:
-                member.probabilities = value
+            if not member.head.said:
+                member.head = replace(member.head, probabilities=head.probabilities)
+        self.inner.head = replace(self.inner.head, said=head.said)
 
     def bind(self, shape: tuple[int, ...]) -> None:
         for member in self.members:
@@ -427,9 +430,9 @@ class Cached(Around):
     def store(self) -> Answers:
         """That of the target as it now is: before and after its probabilities were noticed its
         scores are others."""
-        chances = bool(self.probabilities)
+        chances = bool(self.head.probabilities)
         if chances not in self.stores:
-            kind = {torch.float64: np.float64}.get(self.dtype, np.float32)
+            kind = {torch.float64: np.float64}.get(self.batcher.dtype, np.float32)
             identity = f"{self.inner.fingerprint()} {self.access.name} {chances}"
             self.stores[chances] = Answers(self.file, identity, kind)
         return self.stores[chances]

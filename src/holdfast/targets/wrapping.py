@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +21,7 @@ from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
 from holdfast.targets.several_inputs import further, joined
-from holdfast.targets.target import Bounds, Target
+from holdfast.targets.target import Bounds, Target, copied
 from holdfast.tasks import Graded
 from holdfast.tasks import parse as parse_task
 
@@ -152,9 +153,9 @@ def _wrapped_again(
 ) -> Target:
     """A target, or a copy of it with what else is said; the one that was handed in stays as it
     is."""
-    if target.shape is not None and layout not in (None, target.layout):
+    if target.shape is not None and layout not in (None, target.inputs.layout):
         refused.append("layout")
-    if target.said and probabilities not in (None, target.probabilities):
+    if target.head.said and probabilities not in (None, target.head.probabilities):
         refused.append("probabilities")
     if refused:
         raise InputError(
@@ -163,10 +164,11 @@ def _wrapped_again(
         )
     if probabilities is None and task is None:
         return target
-    own = target.copied()
+    own = copied(target)
     if probabilities is not None:
-        own.probabilities, own.said = probabilities, True
-    own.graded = parse_task(task) if isinstance(task, str) else task or target.graded
+        own.head = replace(own.head, probabilities=probabilities, said=True)
+    graded = parse_task(task) if isinstance(task, str) else task or target.head.graded
+    own.head = replace(own.head, graded=graded)
     return own
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.threats.images import sample
-from holdfast.threats.transform import Transform, check_sizes
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,6 @@ class Flow(Transform):
     """
 
     pixels: float  # how far from its own place, each way along each axis
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
 
     def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         return 2, h, w

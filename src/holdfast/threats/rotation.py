@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.threats.images import sample
-from holdfast.threats.transform import Transform, check_sizes
+from holdfast.threats.transform import Transform
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,6 @@ class Rotation(Transform):
 
     degrees: float  # the largest turn, either way
     pixels: float = 0.0  # the largest shift, each way along each axis
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
 
     def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         return (len(self._units()),)

@@ -75,6 +75,12 @@ class Spatial:
         moved = self.transform.move(planes(x, self.layout), u, self.low, self.high)
         return unplaned(moved, self.shape, self.layout)
 
+    def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
+        """A gradient on the changed images as one on their parameters."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = point.detach().clone().requires_grad_()
+            return torch.autograd.grad((self.apply(x, leaf) * g).sum(), leaf)[0]
+
     @property
     def _size(self) -> tuple[int, int, int]:
         """Channels, height and width."""

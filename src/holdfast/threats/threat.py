@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.norms import NORMS, Norm, Scaled
+from holdfast.norms import NORMS, Linf, Norm
 from holdfast.tensors import as_tensor
 from holdfast.threats.spatial import Spatial
 
@@ -160,7 +160,7 @@ class Threat:
             )
         if not bool((scale > 0).all()):
             mask = (scale > 0) if mask is None else mask & (scale > 0)
-        return replace(self, norm=Scaled(torch.where(scale > 0, scale, 1)), mask=mask)
+        return replace(self, norm=Linf(torch.where(scale > 0, scale, 1)), mask=mask)
 
     @property
     def limits(self) -> dict[str, Tensor]:
@@ -196,6 +196,10 @@ class Threat:
         The sum itself; or, under a spatial threat, the images as these parameters change them.
         """
         return point if self.spatial is None else self.spatial.apply(x, point)
+
+    def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
+        """A gradient [n, *shape] on what the model sees as one on these points."""
+        return g if self.spatial is None else self.spatial.pullback(x, point, g)
 
     def form(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one d for inputs of this shape."""

@@ -17,6 +17,23 @@ FARTHEST = 10_000
 class Transform(ABC):
     """A change of images, bounded by the fields of a subclass. Parameters of 0 change nothing."""
 
+    def __post_init__(self) -> None:
+        sizes = list(vars(self).values())
+        if any(
+            isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf
+            for s in sizes
+        ):
+            raise SpecError(
+                f"{spec.write(self)} has a bound that is no finite number of at least 0."
+            )
+        if max(sizes) > FARTHEST:
+            raise SpecError(
+                f"{spec.write(self)} has a bound above {FARTHEST:,}; it is in degrees, or in "
+                "pixels."
+            )
+        if not any(sizes):
+            raise SpecError(f"{spec.write(self)} moves nothing; give a bound above 0.")
+
     @abstractmethod
     def form(self, c: int, h: int, w: int) -> tuple[int, ...]:
         """The shape of the parameters of one image [c, h, w]."""
@@ -24,21 +41,3 @@ class Transform(ABC):
     @abstractmethod
     def move(self, image: Tensor, u: Tensor, low: float, high: float) -> Tensor:
         """Images [n, c, h, w] within [low, high], changed by parameters u [n, *form] in [-1, 1]."""
-
-
-def check_sizes(transform: Transform) -> None:
-    sizes = list(vars(transform).values())
-    if any(
-        isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 <= s < math.inf
-        for s in sizes
-    ):
-        raise SpecError(
-            f"{spec.write(transform)} has a bound that is no finite number of at least 0."
-        )
-    if max(sizes) > FARTHEST:
-        raise SpecError(
-            f"{spec.write(transform)} has a bound above {FARTHEST:,}; it is in degrees, or in "
-            "pixels."
-        )
-    if not any(sizes):
-        raise SpecError(f"{spec.write(transform)} moves nothing; give a bound above 0.")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
-from holdfast.spec import option
+from holdfast.spec import Options, option
 from holdfast.targets.adapter import need
 from holdfast.targets.batch import picked
 from holdfast.targets.target import Target, sealed
@@ -50,12 +50,11 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Some of the rows."""
-        other = picked(self.other, rows)
         return replace(
             self,
             x=self.x[rows],
             y=self.y[rows],
-            other=other,
+            other=picked(self.other, rows),
             views=tuple(v[rows] for v in self.views),
         )
 
@@ -73,12 +72,9 @@ def disagreement(answers: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Augmentation(ABC):
+class Augmentation(Options, ABC):
     """One change of images [n, c, h, w] in [0, 1]. What it draws, it draws from torch's
     generator."""
-
-    def __post_init__(self) -> None:
-        spec.check(self)
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Batch:
@@ -124,7 +120,7 @@ class Crop(Change):
     padding: int = option(4, "width of the border, in pixels", at_least=0)
 
     def changed(self, x: Tensor) -> Tensor:
-        return _kornia().RandomCrop((x.shape[2], x.shape[3]), padding=int(self.padding))(x)
+        return _kornia().RandomCrop((x.shape[2], x.shape[3]), padding=self.padding)(x)
 
 
 @dataclass(frozen=True)
@@ -180,11 +176,11 @@ class RandAugment(Change):
     """Some changes in a row, drawn for each step (Cubuk et al. 2020, arXiv:1909.13719). Gray images
     stay gray."""
 
-    n: int = option(2, "how many changes", at_least=0)
-    m: float = option(9.0, "how strong, below 30", at_least=0)
+    n: int = option(2, "how many changes", at_least=1)
+    m: float = option(9.0, "how strong", at_least=0, at_most=29)
 
     def changed(self, x: Tensor) -> Tensor:
-        return _chain(x, int(self.n), self.m, without=())
+        return _chain(x, self.n, self.m, without=())
 
 
 @dataclass(frozen=True)
@@ -245,16 +241,14 @@ class AugMix(Augmentation):
     """
 
     weight: float = option(12.0, "of the divergence", at_least=0)
-    width: int = option(3, "chains of a view", at_least=0)
-    strength: float = option(9.0, "of each change, below 30", at_least=0)
+    width: int = option(3, "chains of a view", at_least=1)
+    strength: float = option(9.0, "of each change", at_least=0, at_most=29)
 
     def __call__(self, batch: Batch) -> Batch:
-        return replace(
-            batch, views=(self._view(batch.x), self._view(batch.x)), weight=float(self.weight)
-        )
+        return replace(batch, views=(self._view(batch.x), self._view(batch.x)), weight=self.weight)
 
     def _view(self, x: Tensor) -> Tensor:
-        n, width = len(x), int(self.width)
+        n, width = len(x), self.width
         parts = torch.distributions.Dirichlet(torch.ones(width)).sample((n,)).to(x)
         kept = torch.distributions.Beta(1.0, 1.0).sample((n, 1, 1, 1)).to(x)
         mixed = torch.zeros_like(x)
@@ -284,9 +278,6 @@ AUGMENTATIONS = {
 }
 # which AugMix leaves out
 _TONES = ("invert", "color", "contrast", "brightness", "sharpness", "solarize_add")
-_LIMITS = {"p": 1.0, "amount": 1.0, "hue": 0.5, "m": 29.0, "strength": 29.0}
-_LEAST = {"n": 1, "width": 1}
-_WHOLE = ("padding", "n", "width")
 
 
 def parse(text: str) -> list[Augmentation]:
@@ -298,22 +289,8 @@ def parse(text: str) -> list[Augmentation]:
             compares rows.
     """
     made = [spec.build(part, AUGMENTATIONS, "augmentation") for part in spec.parts(text)]
-    for one in made:
-        for name, value in vars(one).items():
-            if value > _LIMITS.get(name, value) or value < _LEAST.get(name, value):
-                raise SpecError(
-                    f"{spec.write(one)} has {name}={value!r}, which is out of its range."
-                )
-            if name in _WHOLE and type(value) is not int:
-                raise SpecError(
-                    f"{spec.write(one)} has {name}={value!r}, but it is a whole number."
-                )
-            if name == "alpha" and not value:
-                raise SpecError(f"{spec.write(one)} has alpha=0, but it is above 0.")
     if early := [one for one in made[:-1] if not isinstance(one, Change)]:
-        raise SpecError(
-            f"{spec.write(early[0])} pairs or compares the rows as they come out; name it last."
-        )
+        raise SpecError(f"{early[0]!r} pairs or compares the rows as they come out; name it last.")
     return made
 
 
@@ -333,10 +310,10 @@ def augmented(
             "augment out."
         )
     low, width = target.bounds.low, target.bounds.high - target.bounds.low
-    batch = Batch(planes((x - low) / width, target.layout).float(), y)
+    batch = Batch(planes((x - low) / width, target.inputs.layout).float(), y)
 
     def back(image: Tensor) -> Tensor:
-        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.layout)
+        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout)
 
     with sealed(seed % 2**63):
         for change in changes:
@@ -349,16 +326,11 @@ def _chain(x: Tensor, n: int, m: float, without: tuple[str, ...]) -> Tensor:
     auto = _kornia(".auto")
     if x.shape[1] != 3:
         without = (*without, "color")
-    policy = [[step] for step in _policy() if step[0] not in without]
+    known = _kornia(".auto.rand_augment.rand_augment").default_policy  # of one step each
+    policy = [step for step in known if step[0][0] not in without]
     for i in torch.randperm(len(policy))[:n].tolist():
         x = auto.RandAugment(n=1, m=max(1, round(m)), policy=[policy[i]])(x)
     return x.clamp(0, 1)
-
-
-def _policy() -> list[tuple[str, float, float]]:
-    """RandAugment's list: name, least and most."""
-    steps = _kornia(".auto.rand_augment.rand_augment").default_policy
-    return [step for (step,) in steps]
 
 
 def _kornia(part: str = "") -> Any:

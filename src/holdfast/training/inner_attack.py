@@ -66,7 +66,10 @@ class InnerAttack:
         """Of several points a row, each [n, *shape], the one where the cross-entropy is highest."""
         with evaluating(self.live.model), torch.no_grad():
             losses = [
-                F.cross_entropy(self.live.all_scores(at), y, reduction="none") for at in points
+                F.cross_entropy(
+                    self.live.batcher.in_parts(self.live.scores, at), y, reduction="none"
+                )
+                for at in points
             ]
         return torch.stack(points)[
             torch.stack(losses).argmax(0), torch.arange(len(y), device=y.device)

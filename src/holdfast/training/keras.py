@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class KerasNetwork:
         own = {
             "code": _own_code(),
             "settings": settings(target),
-            "probabilities": target.probabilities,
+            "probabilities": target.head.probabilities,
         }
         workers.hand_over(training, work, own)
 
@@ -149,7 +150,7 @@ def packed(model: Any) -> bytes:
 def _in_torch(work: Path, training: Training) -> str | None:
     """Train in processes whose Keras runs on torch; why it failed, where the training itself
     did."""
-    env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.device)}
+    env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.batcher.device)}
     return workers.run(__name__, work, training, env, _HINT)
 
 
@@ -160,12 +161,12 @@ def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> N
     model, held = _again(work / "model.keras"), job["held"]
     target = wrap(model, **own["settings"])
     target.bind(held.shape)
-    target.probabilities = own["probabilities"]
+    target.head = replace(target.head, probabilities=own["probabilities"])
     assert isinstance(target, TorchTarget)
     _agree(target, held, work / "before.npy", "rebuilt on Keras's torch backend, the model gives")
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
-    net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.device)
+    net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.batcher.device)
     training = Training(target=target, watch=watch, group=group, **job)
     failed, kept = None, work.parent / _KEPT
     try:
@@ -230,7 +231,11 @@ def _again(file: Path) -> Any:
 
 def _probe(target: TorchTarget, held: Source) -> np.ndarray:
     x, _ = held.rows(0, _PROBED)
-    return target.all_scores(torch.from_numpy(x).to(target.device, target.dtype)).cpu().numpy()
+    return (
+        target.batcher.in_parts(target.scores, target.batcher.place(torch.from_numpy(x)))
+        .cpu()
+        .numpy()
+    )
 
 
 def _agree(target: TorchTarget, held: Source, file: Path, what: str) -> None:

@@ -303,11 +303,11 @@ class Training:
         x, y = (column[mine] for column in self.judged)
         model = self.target.live(s.average)
         with torch.no_grad():
-            right = model.task.predict(model.all_scores(x)) == y
+            right = model.task.predict(model.batcher.in_parts(model.scores, x)) == y
             x_adv = objective.points(
                 self._inner_attack(model, float(self.threat.eps), self.seed, mine.start), x, y
             )
-            inner = unbroken(model.task.predict(model.all_scores(x_adv)), y)
+            inner = unbroken(model.task.predict(model.batcher.in_parts(model.scores, x_adv)), y)
         stood = right
         if self.recipe.judge:
             ids = torch.arange(mine.start, mine.stop)
@@ -350,8 +350,8 @@ class Training:
         )
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        rows = torch.from_numpy(x).to(self.target.device, self.target.dtype)
-        return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.device)
+        rows = self.target.batcher.place(torch.from_numpy(x))
+        return rows, torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.target.batcher.device)
 
     def _store(self, s: State, *, now: bool = False) -> None:
         if self.folder is None or not self.group.leads or math.isinf(self.every):

@@ -77,15 +77,15 @@ def settings(target: TorchTarget) -> dict[str, Any]:
         "bounds": target.bounds,
         "preprocess": target.preprocess,
         "batch_size": target.batcher.size,
-        "device": target.device,
-        "layout": target.layout,
+        "device": target.batcher.device,
+        "layout": target.inputs.layout,
         "output": target.output,
     }
 
 
 def wrapped_like(like: TorchTarget, model: Any) -> TorchTarget:
     """A trained model, wrapped as the one that it came from is."""
-    own = wrap(model, probabilities=like.probabilities, draws=1, **settings(like))
+    own = wrap(model, probabilities=like.head.probabilities, draws=1, **settings(like))
     assert isinstance(own, TorchTarget)
     assert like.shape is not None
     own.bind(like.shape)

@@ -11,9 +11,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast import spec
 from holdfast.attacks.gradient.pgd import PGD as Ascent
-from holdfast.spec import option
+from holdfast.spec import Options, option
 from holdfast.targets import TorchTarget
 from holdfast.training.inner_attack import InnerAttack, Rival
 
@@ -29,21 +28,7 @@ class Net:
         return self.now(x)
 
 
-class Part:
-    """What a recipe is made of: a dataclass whose fields are its hyperparameters; they only
-    store."""
-
-    def __post_init__(self) -> None:
-        spec.check(self)
-
-    def __repr__(self) -> str:
-        return spec.write(self)
-
-    def __init_subclass__(cls) -> None:
-        cls.__repr__ = Part.__repr__  # or dataclass would write its own
-
-
-class Objective(Part):
+class Objective(Options):
     """One way to train: `points` finds the points x' to train at, `loss` is what is then minimised.
 
     Below, p = softmax f(x) and p' = softmax f(x'). Where a subclass says no more than its fields,
@@ -123,7 +108,7 @@ class PGD(Objective):
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
 
-class Regularizer(Part, ABC):
+class Regularizer(Options, ABC):
     """One penalty. The fields are its hyperparameters; they only store."""
 
     weight: float

@@ -56,9 +56,7 @@ def check_network(
             "the model stands behind a detector, which training does not know of; leave it out."
         )
     x, _ = source.rows(0, 256)
-    if not bool(
-        target.scores(torch.from_numpy(x).to(target.device, target.dtype)).isfinite().all()
-    ):
+    if not bool(target.scores(target.batcher.place(torch.from_numpy(x))).isfinite().all()):
         raise InputError(
             f"the {network.kind} gives scores that are not finite on the first rows of "
             f"{source.name}, so its loss is not either; repair its weights or its preprocessing."
@@ -73,7 +71,7 @@ def check_network(
     # what does not suit the rows shall not come to light after the first measurement
     x, y = source.rows(0, 2)
     rows = (
-        torch.from_numpy(x).to(target.device, target.dtype),
+        target.batcher.place(torch.from_numpy(x)),
         torch.from_numpy(np.asarray(y, np.int64)),
     )
     augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)

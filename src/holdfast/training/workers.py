@@ -92,7 +92,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
     """
     if devices == 1:
         return
-    if (kind := target.device.type) not in ("cpu", "cuda"):
+    if (kind := target.batcher.device.type) not in ("cpu", "cuda"):
         raise InputError(
             f"devices is {devices}, but several processes train on cpu or cuda, not on {kind}."
         )
@@ -234,7 +234,7 @@ def _fit(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> Non
     devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
     own, job = taken_over(work, devices)
     target = own["target"]
-    if target.device.type == "cuda":
+    if target.batcher.device.type == "cuda":
         target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
     whole = Training(target=target, watch=watch, group=group, **job)
     best = whole.fit(own["net"], resume=True).best_average()

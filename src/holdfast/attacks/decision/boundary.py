@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import L2, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import L2, wide
 
 GAIN = 0.5  # share of the adaptation that one answer brings
 AROUND, TOWARDS = 0.5, 0.25  # shares of successes at which the lengths stay
@@ -35,8 +34,8 @@ class Boundary(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(25000, "proposals")
     step_size: float = option(0.01, "first steps, shares of the distance to x", above=0, below=1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class CGBA(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(60, "estimates of the normal")
     probes: int = option(
@@ -40,8 +38,7 @@ class CGBA(Attack):
     start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = search.find_start(p, self.start_at)
-        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
+        return search.ball_start(p, self.start_at, self.radius)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
@@ -52,6 +49,6 @@ class CGBA(Attack):
 
         one = torch.ones_like(radius)
         share = search.bisect(
-            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), one.bool()
+            p, along, one, search.within(p, s, search.ball(p, self.radius)), one.bool()
         )
         return torch.where(wide(share < 1, s), along(share), s)

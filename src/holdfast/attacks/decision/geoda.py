@@ -4,14 +4,12 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 # how fast the sizes are taken to converge: each estimate has RATE^(-2/3) times the last one's
 # probes
@@ -30,8 +28,8 @@ class GeoDA(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
 
     steps: int = option(20, "estimates of the normal")
     probes: int = option(200, "of one estimate, on average: the later, the more", at_least=1)
@@ -41,8 +39,7 @@ class GeoDA(Attack):
     start_at: str = search.start_option()
 
     def start(self, p: Problem) -> Tensor:
-        d = search.find_start(p, self.start_at)
-        return search.nearer(p, d, search.within(p, d, search.ball(p, self.radius)))
+        return search.ball_start(p, self.start_at, self.radius)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         radius = torch.full_like(p.eps.flatten(), search.ball(p, self.radius))
@@ -54,9 +51,7 @@ class GeoDA(Attack):
 
         one = torch.ones_like(size)
         met = p.adversarial(along(one))
-        share = search.bisect(
-            p, along, 0 * one, one, search.within(p, s, search.ball(p, self.radius)), met
-        )
+        share = search.bisect(p, along, one, search.within(p, s, search.ball(p, self.radius)), met)
         return torch.where(wide(met, s), along(share), s)
 
     def share(self, t: int) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import L2, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import L2, wide
 
 HALVINGS = 15  # of a step, before the row stays where it is
 
@@ -34,8 +33,8 @@ class HopSkipJump(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
 
     steps: int = option(64, "estimates of the normal")
     probes: int = option(100, "of the first estimate; step t has sqrt(t) times as many", at_least=1)
@@ -45,10 +44,10 @@ class HopSkipJump(Attack):
 
     def start(self, p: Problem) -> BoundaryPoint:
         d = search.nearer(p, search.find_start(p, self.start_at), self.gap(p))
-        return BoundaryPoint(d, p.x.new_full((len(d),), 0.1 * p.width * search.features(p)))
+        return BoundaryPoint(d, p.x.new_full((len(d),), 0.1 * p.width * p.features))
 
     def step(self, p: Problem, s: BoundaryPoint, t: int) -> BoundaryPoint:
-        f, m = search.features(p), min(int(self.probes * math.sqrt(t + 1)), self.most)
+        f, m = p.features, min(int(self.probes * math.sqrt(t + 1)), self.most)
         radius = (self.gamma * s.length / f).clamp_min(search.finest(p) * math.sqrt(f))
         direction = p.steepest(search.normal(p, s.d, radius, m))
         length = p.norm.size(s.d) / math.sqrt(t + 1)
@@ -62,4 +61,4 @@ class HopSkipJump(Attack):
     def gap(self, p: Problem) -> Tensor:
         """The share of a point that may lie between it and the boundary, [n]."""
         slope = p.norm.dual(torch.ones_like(p.x))  # sqrt(f) in L2, f in Linf
-        return (self.gamma / (search.features(p) * slope)).clamp(search.finest(p) / p.width, 0.5)
+        return (self.gamma / (p.features * slope)).clamp(search.finest(p) / p.width, 0.5)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.boundary_search import bisect
 from holdfast.attacks.shared.sign_blocks import block
-from holdfast.norms import wide
 
 
 class Ray(NamedTuple):
@@ -31,9 +29,9 @@ class RayS(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"linf"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf"})
+    bounded = False
+    random = False
 
     steps: int = option(10000, "blocks tried, each level with twice as many as the last")
     tolerance: float = option(
@@ -47,7 +45,7 @@ class RayS(Attack):
         return self._try(p, ray, ray.signs)
 
     def step(self, p: Problem, s: Ray, t: int) -> Ray:
-        first, last = block(t, math.prod(p.x.shape[1:]), again=False)
+        first, last = block(t, p.features, again=False)
         flip = torch.ones_like(p.x[0]).flatten()
         flip[first:last] = -1
         return self._try(p, s, s.signs * flip.view_as(p.x[0]))
@@ -59,6 +57,6 @@ class RayS(Attack):
             return (wide(radius, signs) * p.steepest(signs)).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius))
-        radius = bisect(p, along, 0 * s.radius, s.radius, self.tolerance * s.radius, met)
+        radius = bisect(p, along, s.radius, self.tolerance * s.radius, met)
         hit = wide(met, signs)
         return Ray(torch.where(hit, along(radius), s.d), torch.where(hit, signs, s.signs), radius)

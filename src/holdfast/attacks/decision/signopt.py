@@ -4,14 +4,13 @@ its differences."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 TRIES = 12  # lengths of one line search, in each sense
 LEAST = 1e-4  # step length below which the probes were too coarse, and are drawn nearer
@@ -43,8 +42,8 @@ class SignOPT(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(100, "gradient steps of the direction")
     probes: int = option(200, "signs for one step", at_least=1)
@@ -108,7 +107,7 @@ class SignOPT(Attack):
             return (wide(radius, direction) * direction).clamp(p.lo, p.hi)
 
         met = p.adversarial(along(s.radius), among)
-        radius = search.bisect(p, along, 0 * s.radius, s.radius, s.radius * s.beta / 20, met)
+        radius = search.bisect(p, along, s.radius, s.radius * s.beta / 20, met)
         d, direction = (
             torch.where(wide(met, direction), new, old)
             for new, old in ((along(radius), s.d), (direction, s.direction))

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared import boundary_search as search
-from holdfast.norms import wide
 
 TRIES = 3  # angles on each side, before a direction is given up
 # of the way between two tries: how exactly the last angle that meets the goal is found
@@ -36,8 +35,8 @@ class SurFree(Attack):
     """
 
     needs = Access.LABELS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(1000, "directions")
     angle: float = option(30.0, "first angle that is tried, in degrees", above=0)
@@ -51,7 +50,7 @@ class SurFree(Attack):
         share = torch.full_like(p.eps.flatten(), search.GAP)
         d = search.nearer(p, search.find_start(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
-        memory = min(self.memory, math.prod(p.x.shape[1:]) // 2)
+        memory = min(self.memory, p.features // 2)
         return Planes(
             d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
         )
@@ -78,8 +77,6 @@ class SurFree(Attack):
             return along(beyond + share * (found - beyond))
 
         one = torch.ones_like(found)
-        d = torch.where(
-            wide(hit, v), between(search.bisect(p, between, 0 * one, one, FINE * one, hit)), s.d
-        )
+        d = torch.where(wide(hit, v), between(search.bisect(p, between, one, FINE * one, hit)), s.d)
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
         return Planes(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import L2, LOSSES, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.checkpoints import Climb, check
-from holdfast.norms import L2, wide
 
 
 class Conjugate(NamedTuple):
@@ -30,7 +29,7 @@ class ACG(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(100, "gradient steps")
     loss: str = option("margin", "loss that is ascended", choices=LOSSES)

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
 from holdfast.attacks.gradient.apgd_l1 import SparseSteps
 from holdfast.attacks.shared.checkpoints import Climb, check
-from holdfast.norms import wide
 
 
 class HalvedSteps:

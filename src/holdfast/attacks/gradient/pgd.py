@@ -8,20 +8,14 @@ arXiv:1710.06081).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.shared.momentum import Moving, accumulated
 
 STARTS = ("ball", "sphere", "zero", "best")
-
-
-class Moving(NamedTuple):
-    d: Tensor  # [n, *shape], always legal
-    v: Tensor  # the running sum of gradients, each scaled to L1 size 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,5 @@ class PGD(Attack):
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         _, g = p.gradient(s.d, self.loss)
         if self.momentum:
-            length = wide(g.flatten(1).abs().sum(1), g)
-            g = self.momentum * s.v + g / torch.where(length > 0, length, 1)
+            g = accumulated(s.v, g, self.momentum)
         return Moving(p.project(s.d + p.stride(g, self.step_size)), g)

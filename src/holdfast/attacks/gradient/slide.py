@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ class SLIDE(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l1"})
+    norms = frozenset({"l1"})
 
     steps: int = option(100, "gradient steps")
     step_size: float = option(0.1, "fraction of eps", above=0)
@@ -38,6 +36,6 @@ class SLIDE(Attack):
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         _, g = p.gradient(s, self.loss)
-        k = torch.full_like(g.flatten(1)[:, 0], (1 - self.quantile) * math.prod(g.shape[1:]))
+        k = torch.full_like(g.flatten(1)[:, 0], (1 - self.quantile) * p.features)
         room = torch.where(g > 0, p.hi - s, s - p.lo)
         return p.project(s + self.step_size * p.eps * sparse(g, k, room))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option, wide
 
 CHECK = 10  # steps between checks of progress
 
@@ -40,9 +39,9 @@ class ALMA(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l2", "l1"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l2", "l1"})
+    bounded = False
+    random = False
 
     steps: int = option(1000, "gradient steps")
     first: float = option(0.5, "size of the first step", above=0)

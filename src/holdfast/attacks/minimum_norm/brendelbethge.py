@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.norms import L2, NORMS, wide
+from holdfast.attacks.attack import L2, NORMS, Access, Attack, Problem, option, wide
 
 # how far past the boundary a step aims at least, a share of the point's length: no success is
 # rounding's
@@ -41,8 +40,8 @@ class BrendelBethge(Attack):
     """
 
     needs = Access.GRADIENTS
-    bounded: ClassVar = False
-    norms: ClassVar = frozenset(NORMS)
+    bounded = False
+    norms = frozenset(NORMS)
 
     steps: int = option(1000, "gradient steps")
     walks: int = option(

@@ -26,8 +26,8 @@ class CW(Attack):
 
     needs = Access.GRADIENTS
     variants: ClassVar = {"l2": WeightSearch(), "linf": FallingLimit(), "l0": FewerFeatures()}
-    bounded: ClassVar = False
-    random: ClassVar = False
+    bounded = False
+    random = False
 
     steps: int = option(1000, "gradient steps of all searches")
     searches: int = option(20, "which share the steps; more where some end early", at_least=1)

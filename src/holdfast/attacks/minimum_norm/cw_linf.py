@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Problem
+from holdfast.attacks.attack import Problem, wide
 from holdfast.attacks.shared.tanh_space import Walk, begin, descend, hinge, margin
-from holdfast.norms import wide
 
 
 class Cutting(NamedTuple):

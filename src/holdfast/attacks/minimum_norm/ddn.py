@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
 
 
 class Ray(NamedTuple):
@@ -28,9 +27,9 @@ class DDN(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
+    random = False
 
     steps: int = option(100, "gradient steps")
     gamma: float = option(0.05, "share by which the norm shrinks or grows", at_least=0, below=1)

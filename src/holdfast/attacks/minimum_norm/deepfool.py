@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
+from holdfast.attacks.shared.nearest_boundary import nearest
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class DeepFool(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    bounded = False
+    random = False
 
     steps: int = option(50, "most points at which the boundaries are linearised")
     overshoot: float = option(
@@ -34,11 +33,8 @@ class DeepFool(Attack):
     )
     rivals: int = option(9, "best wrong classes whose boundaries are compared", at_least=1)
 
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
-        gap, g = p.nearest(s, self.rivals)
+        gap, g = nearest(p, s, self.rivals)
         p.finish(p.met)
         step = p.norm.across(g, torch.where(p.met, 0, -gap))
         more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step))

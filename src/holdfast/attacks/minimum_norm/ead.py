@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, from_first, option, wide
 
 
 class Search(NamedTuple):
@@ -42,9 +41,9 @@ class EAD(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l1"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l1"})
+    bounded = False
+    random = False
 
     steps: int = option(1000, "gradient steps of all searches")
     searches: int = option(9, "searches for c; more where some end early", at_least=1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
+from holdfast.attacks.shared.nearest_boundary import nearest
 
 
 class Nearing(NamedTuple):
@@ -31,7 +31,7 @@ class FAB(Attack):
     """
 
     needs = Access.GRADIENTS
-    bounded: ClassVar = False
+    bounded = False
 
     steps: int = option(100, "points at which the boundary is linearised")
     alpha_max: float = option(0.1, "largest share of the point nearest to x", at_least=0)
@@ -47,7 +47,7 @@ class FAB(Attack):
         return Nearing(d, torch.ones_like(p.eps.flatten()))
 
     def step(self, p: Problem, s: Nearing, t: int) -> Nearing:
-        gap, g = p.nearest(s.d, p.target.task.k - 1)
+        gap, g = nearest(p, s.d, p.target.task.k - 1)
         eta = wide(s.drive.clamp(self.eta, 10), g)
 
         def ahead(d: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:

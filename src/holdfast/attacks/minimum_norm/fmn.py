@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.norms import L2, wide
+from holdfast.attacks.attack import L2, Access, Attack, Problem, option, wide
 
 TRUST = 3  # steps in which the linearised boundary is believed
 FAR = 100.0  # scales a point out of its ball: its projection is about the farthest that way
@@ -34,9 +33,9 @@ class FMN(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2", "l1", "l0"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"linf", "l2", "l1", "l0"})
+    bounded = False
+    random = False
 
     steps: int = option(100, "gradient steps")
     alpha: float = option(1.0, "first L2 length of a step; the last is a hundredth", above=0)

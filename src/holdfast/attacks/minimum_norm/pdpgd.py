@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
-from holdfast.norms import NORMS, wide
+from holdfast.attacks.attack import NORMS, Access, Attack, Problem, from_first, option, wide
 
 _SHARP = 10.0  # how sharply the loss bends at a margin of 0, in clean margins
 _LIMIT = 1e6  # neither weight falls below a millionth of the other
@@ -46,9 +45,9 @@ class PDPGD(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset(NORMS)
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset(NORMS)
+    bounded = False
+    random = False
 
     steps: int = option(1000, "gradient steps")
     rate: float = option(0.1, "first step of a feature, as a share of the box's width", above=0)

@@ -4,13 +4,13 @@ x."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
+from holdfast.attacks.shared.nearest_boundary import nearest
 
 SHRINK = 0.8  # of a turned point that meets the goal
 
@@ -35,9 +35,9 @@ class SuperDeepFool(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
+    random = False
 
     steps: int = option(50, "steps and turns")
     overshoot: float = option(
@@ -50,7 +50,7 @@ class SuperDeepFool(Attack):
         return Turning(none, none, torch.zeros_like(p.eps.flatten()))
 
     def step(self, p: Problem, s: Turning, t: int) -> Turning:
-        gap, g = p.nearest(s.d, self.rivals)
+        gap, g = nearest(p, s.d, self.rivals)
         step = p.norm.across(g, -gap)
         more = self.overshoot * (s.tries + 1) * (p.norm.size(s.d) + p.norm.size(step))
         ahead = s.d + step + wide(more, g) * p.steepest(g)

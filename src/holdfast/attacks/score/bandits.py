@@ -11,9 +11,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, from_first, option
+from holdfast.attacks.attack import L2, Access, Attack, Problem, from_first, option, wide
 from holdfast.attacks.shared.image_shape import ImageShape
-from holdfast.norms import L2, wide
 
 
 class Guess(NamedTuple):

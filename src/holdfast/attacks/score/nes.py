@@ -4,7 +4,6 @@ current one."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,7 +24,7 @@ class NES(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(200, "gradient steps")
     samples: int = option(
@@ -37,9 +36,6 @@ class NES(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pairs(self)
-
-    def start(self, p: Problem) -> Tensor:
-        return p.random_start("zero")
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         u = p.noise("around").normal((self.samples // 2, *p.x.shape[1:]), p.x.dtype)

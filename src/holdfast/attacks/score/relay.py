@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
 from holdfast.attacks.shared.random_search import begin, halved, keep_better
-from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
+from holdfast.attacks.shared.square_proposals import VARIANTS, propose, start_option
 
 
 class Turns(NamedTuple):
@@ -58,7 +58,7 @@ class Relay(Attack):
         turn, place = divmod(t, self.climb + self.leg)
         if place >= self.climb:
             share = halved(self.p, place - self.climb, 10000)
-            return keep_better(p, s, self.variant(p).propose(p, s.d, share))
+            return keep_better(p, s, propose(self.variant(p), p, s.d, share))
         ahead = s.ahead if place else s.d
         _, g = p.gradient(ahead, self.loss)
         ahead = p.project(ahead + p.stride(g, self.step_size * 0.2 ** (turn % 2)))

@@ -3,17 +3,15 @@ blocks of signs."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.random_search import begin, keep_better
 from holdfast.attacks.shared.sign_blocks import block
-from holdfast.norms import wide
 
 
 class Signs(NamedTuple):
@@ -37,8 +35,8 @@ class SignHunter(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
-    random: ClassVar = False
+    norms = frozenset({"linf", "l2"})
+    random = False
 
     steps: int = option(10000, "flips")
 
@@ -47,7 +45,7 @@ class SignHunter(Attack):
         return Signs(*begin(p, _corner(p, signs)), signs=signs)
 
     def step(self, p: Problem, s: Signs, t: int) -> Signs:
-        first, last = block(t, math.prod(s.d.shape[1:]), again=True)
+        first, last = block(t, p.features, again=True)
         flat = s.signs.flatten(1)
         signs = torch.cat([flat[:, :first], -flat[:, first:last], flat[:, last:]], 1).view_as(s.d)
         best = keep_better(p, s, _corner(p, signs))

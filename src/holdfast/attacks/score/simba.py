@@ -3,18 +3,16 @@ raises the margin."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, option
+from holdfast.attacks.attack import Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.bases import BASES
 from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.random_search import begin, keep_better
-from holdfast.norms import wide
 
 
 class Turns(NamedTuple):
@@ -40,14 +38,14 @@ class SimBA(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(10000, "points asked about")
     basis: str = option("pixel", "directions: single features, or waves", choices=BASES)
     step_size: float = option(0.2, "length of a step, a share of the box's width", above=0)
 
     def start(self, p: Problem) -> Turns:
-        chance = p.noise("order").uniform((math.prod(p.x.shape[1:]),), torch.float64)
+        chance = p.noise("order").uniform((p.features,), torch.float64)
         band = BASES[self.basis].band(ImageShape.of(p), p.x)
         order = (band + chance).argsort(dim=1)
         turn = torch.zeros_like(order[:, 0])

@@ -4,7 +4,7 @@ point."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class SPSA(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(100, "steps of Adam")
     samples: int = option(

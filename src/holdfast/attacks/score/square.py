@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from holdfast.attacks.attack import Access, Attack, Problem, option
 from holdfast.attacks.shared.random_search import Best, begin, halved, keep_better
-from holdfast.attacks.shared.square_proposals import VARIANTS, start_option
+from holdfast.attacks.shared.square_proposals import VARIANTS, propose, start_option
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Square(Attack):
         return begin(p, self.variant(p).start(p))
 
     def step(self, p: Problem, s: Best, t: int) -> Best:
-        return keep_better(p, s, self.variant(p).propose(p, s.d, self.share(t)))
+        return keep_better(p, s, propose(self.variant(p), p, s.d, self.share(t)))
 
     def share(self, t: int) -> float:
         """The share of an image that the square of step t covers."""

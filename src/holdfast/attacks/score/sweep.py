@@ -27,9 +27,6 @@ class Sweep(Attack):
     steps: int = option(100, "points tried")
     order: str = option("random", "how points are chosen", choices=("random", "exhaustive", "grid"))
 
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
-
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         if self.order == "exhaustive":
             unit = p.norm.corner(t, p.x)

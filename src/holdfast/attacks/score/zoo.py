@@ -3,9 +3,8 @@ scores."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +39,8 @@ class ZOO(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l2"})
-    bounded: ClassVar = False
+    norms = frozenset({"l2"})
+    bounded = False
 
     steps: int = option(3000, "steps of all searches")
     samples: int = option(128, "features measured and moved a step", at_least=1)
@@ -57,9 +56,10 @@ class ZOO(Attack):
         return Search(zero, zero, zero, zero, none + self.c, none + 10, none == 0, none > 0, none)
 
     def step(self, p: Problem, s: Search, t: int) -> Search:
-        features = math.prod(p.x.shape[1:])
-        draws = p.noise("features").uniform((features,), torch.float64) + (p.hi <= p.lo).flatten(1)
-        at = draws.topk(min(self.samples, features), 1, largest=False).indices
+        draws = p.noise("features").uniform((p.features,), torch.float64) + (p.hi <= p.lo).flatten(
+            1
+        )
+        at = draws.topk(min(self.samples, p.features), 1, largest=False).indices
         move = self.h * p.width * (p.hi > p.lo)
         side = torch.zeros_like(draws, dtype=move.dtype)[:, None].expand(-1, at.shape[1], -1)
         side = side.scatter(2, at[:, :, None], move.flatten(1).gather(1, at)[:, :, None]).unflatten(

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Problem, option
-from holdfast.norms import L2, wide
+from holdfast.attacks.attack import L2, Problem, option, wide
 
 DRAWS = 25  # of noise, before a row is given up
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of a draw, blended with x
@@ -43,7 +42,7 @@ def find_start(p: Problem, start_at: str = "noise") -> Tensor:
         if draw >= 0:
             far = p.lo + (p.hi - p.lo) * p.noise(f"start {draw}").uniform(p.x.shape[1:], p.x.dtype)
         else:
-            far = d if p.near is None else (p.near - p.x).clamp(p.lo, p.hi)
+            far = d if p.warm_start is None else (p.warm_start - p.x).clamp(p.lo, p.hi)
         for share in SHARES:
             met = p.adversarial(share * far, lost)
             d, lost = torch.where(wide(met, d), share * far, d), lost & ~met
@@ -54,17 +53,17 @@ def find_start(p: Problem, start_at: str = "noise") -> Tensor:
 def bisect(
     p: Problem,
     path: Callable[[Tensor], Tensor],
-    low: Tensor,
     high: Tensor,
     gap: Tensor,
     among: Tensor,
 ) -> Tensor:
-    """Where between `low`, which is taken to miss the goal, and `high`, which meets it, `path`
-    still meets it: [n].
+    """Where between 0, which is taken to miss the goal, and `high`, which meets it, `path` still
+    meets it: [n].
 
-    Each row of `among` asks until its interval is no longer than its `gap`: log2((high - low) /
-    gap) forwards.
+    Each row of `among` asks until its interval is no longer than its `gap`: log2(high / gap)
+    forwards.
     """
+    low = torch.zeros_like(high)
     while True:
         wanted = among & p.live & (high - low > gap)
         if not bool(wanted.any()):  # nobody asks any more
@@ -81,9 +80,15 @@ def nearer(p: Problem, d: Tensor, gap: Tensor, among: Tensor | None = None) -> T
     one = torch.ones_like(gap)
     if among is None:
         among = one.bool()
-    return p.norm.shrink(
-        d, bisect(p, lambda share: p.norm.shrink(d, share), 0 * one, one, gap, among)
-    )
+    share = bisect(p, lambda share: p.norm.shrink(d, share), one, gap, among)
+    return p.norm.shrink(d, share)
+
+
+def ball_start(p: Problem, start_at: str, share: float) -> Tensor:
+    """The start of searches whose probes differ by this share of the box's width: a boundary point
+    that they see."""
+    d = find_start(p, start_at)
+    return nearer(p, d, within(p, d, ball(p, share)))
 
 
 def arc(p: Problem, d: Tensor, v: Tensor, angle: Tensor) -> Tensor:
@@ -103,11 +108,6 @@ def across(g: Tensor, d: Tensor) -> Tensor:
     return L2.steepest(g - wide((g * u).flatten(1).sum(1), g) * u)
 
 
-def features(p: Problem) -> int:
-    """How many features an input has."""
-    return math.prod(p.x.shape[1:])
-
-
 def finest(p: Problem) -> float:
     """The shortest length that the numbers resolve around inputs."""
     return FINEST * torch.finfo(p.x.dtype).eps * p.width
@@ -115,7 +115,7 @@ def finest(p: Problem) -> float:
 
 def ball(p: Problem, share: float) -> float:
     """The L2 radius of probes that differ by this share of the box's width in each feature."""
-    return max(share * p.width, finest(p)) * math.sqrt(features(p))
+    return max(share * p.width, finest(p)) * math.sqrt(p.features)
 
 
 def within(p: Problem, d: Tensor, radius: float) -> Tensor:
@@ -127,7 +127,7 @@ def within(p: Problem, d: Tensor, radius: float) -> Tensor:
 
 def directions(p: Problem, m: int) -> Iterator[Tensor]:
     """m directions a row, each of L2 length 1 and uniform: [n, part, *shape] at a time."""
-    part = max(1, PART // features(p))
+    part = max(1, PART // p.features)
     for first in range(0, m, part):
         count = min(part, m - first)
         u = p.noise(f"probe {first}").normal((count, *p.x.shape[1:]), p.x.dtype)

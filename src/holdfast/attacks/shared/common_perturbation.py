@@ -3,6 +3,8 @@ share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,19 @@ from holdfast.errors import AccessError, SpecError
 from holdfast.rng import Keys
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import Threat
+
+
+@dataclass(frozen=True)
+class Fooled:
+    """Which inputs an answer for all of them fools the model on."""
+
+    fooled: Tensor  # [n] bool, of the inputs that it was made for
+    held_out: Tensor  # [m] bool, of others
+
+    @property
+    def rate(self) -> float:
+        """The fooling rate on inputs that it was not made for."""
+        return float(self.held_out.double().mean())
 
 
 class InputSet:
@@ -24,13 +39,13 @@ class InputSet:
                 "one answer for all inputs asks for GRADIENTS; the target gives "
                 f"{target.access.name}."
             )
-        if target.context:
+        if target.inputs.context:
             raise SpecError(
                 "one answer for all inputs is searched in the whole input, and this target holds a "
                 "part."
             )
         self.target, self.threat = target, threat
-        x = x.to(target.device, target.dtype)
+        x = target.batcher.place(x)
         y = self._decide(x)
         keep = (y >= 0) & ~meets_goal(threat, y, y)
         self.x, self.y = x[keep], y[keep]
@@ -49,12 +64,9 @@ class InputSet:
         return meets_goal(self.threat, self._decide(changed), self.y)
 
     def _decide(self, x: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                x.new_zeros(0).long(),
-                *self.target.batcher.parts(lambda at: self.target.labels(x[at]), len(x)),
-            ]
-        )
+        if not len(x):
+            return x.new_zeros(0).long()
+        return self.target.batcher.in_parts(self.target.labels, x)
 
 
 def slope(p: Problem, near: Tensor) -> Tensor:

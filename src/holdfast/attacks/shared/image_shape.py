@@ -22,8 +22,8 @@ class ImageShape(NamedTuple):
     @staticmethod
     def of(p: Problem) -> ImageShape:
         """Inputs that are no images are one channel; those with one axis, one row."""
-        shape = (1,) * (3 - (p.x.ndim - 1)) + tuple(p.x.shape[1:])
-        if p.layout == "nhwc" and len(shape) == 3:
+        shape = (1,) * (4 - p.x.ndim) + tuple(p.x.shape[1:])
+        if p.layout == "nhwc" and p.x.ndim == 4:
             h, w, c = shape
             return ImageShape(c, h, w, (1, w * c, c))
         h, w = shape[-2:]
@@ -55,6 +55,12 @@ class ImageShape(NamedTuple):
             cells
             + ((corner * room).long() * cells.new_tensor(self.strides[1:])).sum(1)[:, None, None]
         )
+
+    def split(self, x: Tensor) -> Tensor:
+        """Inputs as images [n, c, h, w]."""
+        if self.strides[0] == 1:
+            return x.reshape(len(x), self.h, self.w, self.c).movedim(-1, 1)
+        return x.reshape(len(x), self.c, self.h, self.w)
 
     def join(self, images: Tensor, like: Tensor) -> Tensor:
         """Images [n, c, h, w] as inputs."""

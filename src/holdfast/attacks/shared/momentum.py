@@ -10,13 +10,12 @@ those that the model is sure of.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Access, Attack, Problem, State, option
-from holdfast.norms import wide
+from holdfast.attacks.attack import Access, Attack, Problem, State, option, wide
 
 
 class Moving(NamedTuple):
@@ -24,12 +23,18 @@ class Moving(NamedTuple):
     v: Tensor  # the running sum of gradients, each scaled to L1 size 1
 
 
+def accumulated(v: Tensor, g: Tensor, decay: float) -> Tensor:
+    """The running sum after gradient g, of which this share of the past is kept."""
+    length = wide(g.flatten(1).abs().sum(1), g)
+    return decay * v + g / torch.where(length > 0, length, 1)
+
+
 @dataclass(frozen=True)
 class MomentumAttack(Attack):
     """An attack whose steps follow the gradients that it has in mind."""
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"linf", "l2"})
+    norms = frozenset({"linf", "l2"})
 
     steps: int = option(10, "gradient steps")
     step_size: float = option(0.1, "fraction of eps", above=0)
@@ -41,6 +46,5 @@ class MomentumAttack(Attack):
 
     def follow(self, p: Problem, s: Moving, g: Tensor) -> Moving:
         """One step along the gradient g and those before."""
-        length = wide(g.flatten(1).abs().sum(1), g)
-        v = self.decay * s.v + g / torch.where(length > 0, length, 1)
+        v = accumulated(s.v, g, self.decay)
         return Moving(p.project(s.d + p.stride(v, self.step_size)), v)

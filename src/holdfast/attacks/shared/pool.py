@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Attack
+from holdfast.attacks.attack import Problem
 from holdfast.data import Source
 from holdfast.targets.batch import Batch, joined, read
-from holdfast.targets.target import Target
 
 ROWS = 64  # evenly spread over all of the data
 
 
-def fill(target: Target, source: Source, attacks: Iterable[Attack]) -> None:
-    """Give the target a pool of the source's rows, if it has none and one of these attacks takes
-    images from it."""
-    if target.pool is None and any(attack.mixes for attack in attacks):
-        batch, y = spread(source, ROWS)
-        target.pool = batch.x, y
+def others(p: Problem, m: int) -> Tensor:
+    """Inputs of other classes than the row's, drawn from the pool: [n, m, *shape].
 
-
-@contextmanager
-def filled(target: Target, source: Source, attacks: Iterable[Attack]) -> Iterator[None]:
-    """`fill`, until the end of the block."""
-    before = target.pool
-    fill(target, source, attacks)
-    try:
-        yield
-    finally:
-        target.pool = before
+    A row's draws are its own, and the pool is the same whichever rows are attacked.
+    """
+    assert p.pool is not None
+    x, y = p.pool
+    before = (y != p.y[:, None]).cumsum(1)  # [n, pool]: how many such lie up to each place
+    nth = p.noise("others").uniform((m,), torch.float64) * before[:, -1:]
+    return x[(before[:, None] > nth[:, :, None]).int().argmax(2)]
 
 
 def spread(source: Source, rows: int) -> tuple[Batch, Tensor]:

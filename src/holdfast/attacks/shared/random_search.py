@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Problem
-from holdfast.norms import wide
+from holdfast.attacks.attack import Problem, wide
 
 # of 10,000 queries: after each the share halves
 _MARKS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,31 +22,18 @@ def start_option() -> Any:
     )
 
 
-class Proposals(ABC):
-    """The rule of a norm."""
-
-    least: ClassVar[int]  # pixels along the side of a window
-    odd: ClassVar[bool]  # whether they are always odd
-
-    @abstractmethod
-    def start(self, p: Problem) -> Tensor:
-        """The first point."""
-
-    @abstractmethod
-    def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
-        """d with other values in a window of each row's own."""
-
-    def propose(self, p: Problem, d: Tensor, share: float) -> Tensor:
-        """d with other values in a square that covers this share of an image."""
-        shape = ImageShape.of(p)
-        return self.paint(p, shape, d, *shape.window(share, self.least, self.odd))
+def propose(rule: Any, p: Problem, d: Tensor, share: float) -> Tensor:
+    """d with other values in a square that covers this share of an image, by the rule of the
+    norm."""
+    shape = ImageShape.of(p)
+    return rule.paint(p, shape, d, *shape.window(share, rule.least, rule.odd))
 
 
-class Corners(Proposals):
+class Corners:
     """Linf: every feature stands at +eps or -eps, or where the box stops it."""
 
-    least = 1
-    odd = False
+    least = 1  # pixels along the side of a window
+    odd = False  # whether they are always odd
 
     def start(self, p: Problem) -> Tensor:
         """Vertical stripes: one sign a channel and column."""
@@ -68,7 +54,7 @@ class Corners(Proposals):
 
 
 @dataclass(frozen=True)
-class Bumps(Proposals):
+class Bumps:
     """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
     second window."""
 
@@ -76,7 +62,7 @@ class Bumps(Proposals):
     fade: int  # how fast a mound falls off
     over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
-    least = 3
+    least = 3  # see Corners
     odd = True
 
     def start(self, p: Problem) -> Tensor:
@@ -95,6 +81,7 @@ class Bumps(Proposals):
         return p.project(p.eps * unit.view_as(p.x))
 
     def paint(self, p: Problem, shape: ImageShape, d: Tensor, rows: int, columns: int) -> Tensor:
+        """A mound and its opposite in the window."""
         u = p.noise("square").uniform((5 + shape.c,))
         at, away = (shape.at(rows, columns, u[:, i : i + 2]).flatten(1) for i in (0, 2))
         flat = d.flatten(1)

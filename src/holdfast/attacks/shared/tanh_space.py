@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import Problem
-from holdfast.norms import wide
+from holdfast.attacks.attack import Problem, wide
 
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
 

@@ -7,7 +7,6 @@ eps, though never beyond the box or the mask.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from holdfast.attacks.problem import Problem
+from holdfast.attacks.shared.image_shape import ImageShape
 
 Change = Callable[[Tensor, int], Tensor]  # images and the number of the copy, from 0
 
@@ -23,29 +23,15 @@ def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change)
     """Of the loss at d itself, which is judged, and at some changed copies of x + d: [n,
     *shape]."""
     _, g = p.gradient(d, loss)
+    shape = ImageShape.of(p)
     for i in range(copies):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (p.x + d).detach().requires_grad_()
-            moved = (joined(p, change(images(p, leaf), i)) - p.x).clamp(p.lo, p.hi)
+            moved = (shape.join(change(shape.split(leaf), i), leaf) - p.x).clamp(p.lo, p.hi)
         _, slope = p.gradient(moved.detach(), loss, within=True)
         with torch.enable_grad():
             g = g + torch.autograd.grad((moved * slope).sum(), leaf)[0]
     return g / (copies + 1)
-
-
-def images(p: Problem, x: Tensor) -> Tensor:
-    """Inputs as images [n, c, h, w]; those with one axis are one row."""
-    if p.layout == "nhwc" and x.ndim == 4:
-        return x.movedim(-1, 1)
-    shape = (1,) * (4 - x.ndim) + tuple(x.shape[1:])
-    return x.reshape(len(x), math.prod(shape[:-2]), *shape[-2:])
-
-
-def joined(p: Problem, image: Tensor) -> Tensor:
-    """Images as inputs."""
-    return (image.movedim(1, -1) if p.layout == "nhwc" and p.x.ndim == 4 else image).reshape(
-        p.x.shape
-    )
 
 
 def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:

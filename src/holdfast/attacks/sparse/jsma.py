@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.few_features import spent
 from holdfast.losses import without
-from holdfast.norms import wide
 
 
 class Pairs(NamedTuple):
@@ -33,9 +32,9 @@ class JSMA(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l0"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l0"})
+    bounded = False
+    random = False
 
     steps: int = option(100, "pairs of features changed, beginnings anew included")
     theta: float = option(1.0, "move of a feature, a share of the box's width", above=0, at_most=1)
@@ -43,9 +42,8 @@ class JSMA(Attack):
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)
-        rival = p.aim if p.goal is None else p.goal
-        if rival is not None:
-            return Pairs(zero, rival[:, None])
+        if p.aim is not None:
+            return Pairs(zero, p.aim[:, None])
         order = without(p.scores(zero), p.y).argsort(dim=1, descending=True, stable=True)
         return Pairs(zero, order[:, :-1])
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,14 +33,14 @@ class OnePixel(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l0"})
+    norms = frozenset({"l0"})
 
     steps: int = option(10000, "members tried")
     population: int = option(50, "members; a child has three others for parents", at_least=4)
     scale: float = option(0.5, "of the difference of two members that a third is moved by")
 
     def start(self, p: Problem) -> Population:
-        widest = min(max(p.eps.flatten().tolist(), default=0), math.prod(p.x.shape[1:]))
+        widest = min(max(p.eps.flatten().tolist(), default=0), p.features)
         # Features come first, so that how many of them other rows have changes no draw.
         size = (max(int(widest), 1), self.population, 4)
         place, value = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class PatchRS(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"linf"})
+    norms = frozenset({"linf"})
 
     steps: int = option(10000, "proposals")
     alpha: float = option(
@@ -82,9 +81,10 @@ class PatchRS(Attack):
 
 def _pixels(p: Problem) -> tuple[ImageShape, int]:
     """The pixels to paint, and how many numbers stand before them: the place, or none."""
-    if p.square is None:
+    square = p.threat.spatial and p.threat.spatial.square
+    if square is None:
         return ImageShape.of(p), 0
-    c, h, w = p.square
+    c, h, w = square
     return ImageShape(c, h, w, (h * w, w, 1)), 2
 
 

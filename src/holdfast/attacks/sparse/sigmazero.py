@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ class SigmaZero(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l0"})
-    bounded: ClassVar = False
-    random: ClassVar = False
+    norms = frozenset({"l0"})
+    bounded = False
+    random = False
 
     steps: int = option(1000, "gradient steps")
     eta: float = option(

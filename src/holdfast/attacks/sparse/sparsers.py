@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +28,7 @@ class SparseRS(Attack):
     """
 
     needs = Access.SCORES
-    norms: ClassVar = frozenset({"l0"})
+    norms = frozenset({"l0"})
 
     steps: int = option(10000, "proposals")
     alpha: float = option(0.3, "share of the set that is swapped first", at_least=0, at_most=1)
@@ -57,9 +55,9 @@ class SparseRS(Attack):
 
 def _order(p: Problem, name: str) -> Tensor:
     """A random number a feature: [n, f]."""
-    return p.noise(name).uniform((math.prod(p.x.shape[1:]),), torch.float64)
+    return p.noise(name).uniform((p.features,), torch.float64)
 
 
 def _most(p: Problem) -> Tensor:
     """How many features may change: [n]."""
-    return p.eps.flatten().clamp_max(math.prod(p.x.shape[1:])).long()
+    return p.eps.flatten().clamp_max(p.features).long()

@@ -4,14 +4,12 @@ most."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
+from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option, wide
 from holdfast.attacks.shared.few_features import spent
-from holdfast.norms import wide
 
 
 @dataclass(frozen=True)
@@ -27,17 +25,14 @@ class VFGA(Attack):
     """
 
     needs = Access.GRADIENTS
-    norms: ClassVar = frozenset({"l0"})
-    bounded: ClassVar = False
+    norms = frozenset({"l0"})
+    bounded = False
 
     steps: int = option(100, "features changed, beginnings anew included")
     draws: int = option(
         10, "moves tried of the feature to raise, and as many of that to lower", at_least=1
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
-
-    def start(self, p: Problem) -> Tensor:
-        return torch.zeros_like(p.x)
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         _, g = p.gradient(s, self.loss)

@@ -4,13 +4,14 @@ is mixed."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.momentum import MomentumAttack, Moving
-from holdfast.attacks.shared.transformed import images, mean_gradient
+from holdfast.attacks.shared.pool import others
+from holdfast.attacks.shared.transformed import mean_gradient
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Admix(MomentumAttack):
     it, and faded as in SI-FGSM: copy i has its brightness divided by 2 ** i, from i = 0.
     Cost: `samples` x `copies` + 1 forwards and backwards a step and row, and one forward for the
     last point.
-    Differs from the paper: the images come from the target's `pool`, not from the batch; the input
+    Differs from the paper: the images come from a `pool`, not from the batch; the input
     itself is one more copy, so that it is judged; copies are cut at the bounds.
     """
 
-    mixes: ClassVar = True
+    mixes = True
 
     samples: int = option(3, "images that are mixed in, one at a time", at_least=1)
     share: float = option(0.2, "of such an image", at_least=0)
@@ -33,10 +34,10 @@ class Admix(MomentumAttack):
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
-        black, others = p.target.bounds.low, p.others(self.samples)
+        black, mixed = p.target.bounds.low, others(p, self.samples)
 
         def change(image: Tensor, i: int) -> Tensor:
-            other = images(p, others[:, i // self.copies])
+            other = ImageShape.of(p).split(mixed[:, i // self.copies])
             return black + (image - black + self.share * (other - black)) / 2 ** (i % self.copies)
 
         g = mean_gradient(p, s.d, self.loss, self.samples * self.copies, change)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.attack import LOSSES, Problem, option, wide
 from holdfast.attacks.shared.momentum import MomentumAttack, Moving
 from holdfast.attacks.shared.transformed import mean_gradient, warped
-from holdfast.norms import wide
 from holdfast.rng import Keys
 
 

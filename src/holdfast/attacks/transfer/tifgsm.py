@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from holdfast.attacks.attack import LOSSES, Problem, option
+from holdfast.attacks.shared.image_shape import ImageShape
 from holdfast.attacks.shared.momentum import MomentumAttack, Moving
-from holdfast.attacks.shared.transformed import images, joined
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class TIFGSM(MomentumAttack):
 
     def step(self, p: Problem, s: Moving, t: int) -> Moving:
         _, g = p.gradient(s.d, self.loss)
-        image = images(p, g)
+        shape = ImageShape.of(p)
+        image = shape.split(g)
         smooth = blurred(blurred(image, self.width).transpose(2, 3), self.width).transpose(2, 3)
-        return self.follow(p, s, joined(p, smooth))
+        return self.follow(p, s, shape.join(smooth, g))
 
 
 def blurred(image: Tensor, width: float) -> Tensor:

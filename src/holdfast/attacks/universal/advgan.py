@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.attacks.problem import Problem
-from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
+from holdfast.attacks.shared.common_perturbation import Fooled, InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Target, sealed
@@ -25,25 +25,18 @@ from holdfast.threats.threat import Threat
 
 
 @dataclass(frozen=True)
-class AdversarialGenerator:
+class AdversarialGenerator(Fooled):
     """A perturbing network, and which inputs it fools the model on, with one pass of its own for
     each."""
 
     net: nn.Module
     target: Target
     threat: Threat
-    fooled: Tensor  # [n] bool, of the inputs that it learnt from
-    held_out: Tensor  # [m] bool, of others
-
-    @property
-    def rate(self) -> float:
-        """The fooling rate on inputs that it did not learn from."""
-        return float(self.held_out.double().mean())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Adversarial examples for inputs x, [n, *shape] both: in the box, and in the ball around
         x."""
-        x = x.to(self.target.device, self.target.dtype)
+        x = self.target.batcher.place(x)
         with torch.no_grad():
             net, batcher = self.net.eval(), self.target.batcher
             parts = batcher.parts(lambda at: changed(net, self.target, self.threat, x[at]), len(x))
@@ -106,7 +99,7 @@ def advgan(
             p = inputs.problem(inputs.drawn(rows, seed, "advgan", t))
             _learn(net, judge, (adam, other), p, threat, realism)
         none = torch.zeros(0, dtype=torch.bool)
-        made = AdversarialGenerator(net.eval().requires_grad_(False), target, threat, none, none)
+        made = AdversarialGenerator(none, none, net.eval().requires_grad_(False), target, threat)
         fooled, held = (c.fooled(made(c.x)) for c in (inputs, others))
         return replace(made, fooled=fooled, held_out=held)
 
@@ -141,7 +134,7 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
     width = target.bounds.high - target.bounds.low
     u = net(_inward(x, target))
     d = width * (
-        unplaned(u, tuple(x.shape[1:]), target.layout) if x.ndim in (3, 4) else u.view_as(x)
+        unplaned(u, tuple(x.shape[1:]), target.inputs.layout) if x.ndim in (3, 4) else u.view_as(x)
     )
     eps = wide(x.new_full((len(x),), float(threat.eps)), x)
     with torch.no_grad():
@@ -160,7 +153,7 @@ def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
 def _inward(x: Tensor, target: Target) -> Tensor:
     """Inputs as the networks see them: [n, c, h, w] or [n, f], in [-1, 1]."""
     u = 2 * (x - target.bounds.low) / (target.bounds.high - target.bounds.low) - 1
-    return planes(u, target.layout) if x.ndim in (3, 4) else u.flatten(1)
+    return planes(u, target.inputs.layout) if x.ndim in (3, 4) else u.flatten(1)
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:

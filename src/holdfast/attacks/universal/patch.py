@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
+from holdfast.attacks.shared.common_perturbation import Fooled, InputSet, check, slope
 from holdfast.rng import Keys
 from holdfast.spec import check as check_fields
 from holdfast.spec import option
@@ -59,18 +59,11 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(Fooled):
     """One patch, and which images it fools, each at one random place."""
 
     pixels: Tensor  # [c, side, side]
     placement: Placement
-    fooled: Tensor  # [n] bool, of the images that it was made for
-    held_out: Tensor  # [m] bool, of others
-
-    @property
-    def rate(self) -> float:
-        """The fooling rate on images that it was not made for."""
-        return float(self.held_out.double().mean())
 
 
 def patch(
@@ -120,7 +113,7 @@ def patch(
     threat = Threat.linf(width, goal=goal)
     with sealed(seed):
         inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
-        c, h, w = planes(inputs.x, target.layout).shape[1:]
+        c, h, w = planes(inputs.x, target.inputs.layout).shape[1:]
         side = max(2, round(math.sqrt(placement.share * h * w)))
         pixels = inputs.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
         for t in range(steps):
@@ -128,9 +121,8 @@ def patch(
             g = _slope(inputs, at, pixels, placement, Keys.of(seed, at).fold("place", t))
             pixels = pixels + step_size * (1 - t / steps) * width * g.sign()
             pixels = pixels.clamp(target.bounds.low, target.bounds.high)
-        return Patch(
-            pixels, placement, *(fooled(c, pixels, placement, seed) for c in (inputs, others))
-        )
+        rates = (fooled(c, pixels, placement, seed) for c in (inputs, others))
+        return Patch(*rates, pixels=pixels, placement=placement)
 
 
 def _slope(
@@ -155,7 +147,9 @@ def pasted_on(
 ) -> Tensor:
     """Inputs [n, *shape] with the patch on them, each where its key says."""
     return unplaned(
-        placement.paste(pixels, planes(x, target.layout), keys), tuple(x.shape[1:]), target.layout
+        placement.paste(pixels, planes(x, target.inputs.layout), keys),
+        tuple(x.shape[1:]),
+        target.inputs.layout,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.attacks.shared.common_perturbation import InputSet, check, slope
+from holdfast.attacks.shared.common_perturbation import Fooled, InputSet, check, slope
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Target, sealed
@@ -20,17 +20,10 @@ from holdfast.threats.threat import Threat
 
 
 @dataclass(frozen=True)
-class Universal:
+class Universal(Fooled):
     """One perturbation, and which inputs it fools."""
 
     d: Tensor  # [*shape]
-    fooled: Tensor  # [n] bool, of the inputs that it was made for
-    held_out: Tensor  # [m] bool, of others
-
-    @property
-    def rate(self) -> float:
-        """The fooling rate on inputs that it was not made for."""
-        return float(self.held_out.double().mean())
 
 
 def universal(
@@ -83,11 +76,11 @@ def universal(
         eps = wide(d.new_tensor([threat.eps]), d)
         for t in range(steps):
             at = inputs.drawn(rows, seed, "universal", t)
-            g = slope(inputs.problem(at), _added(target, inputs.x[at], d)).sum(0, keepdim=True)
+            g = slope(inputs.problem(at), target.bounds.clamp(inputs.x[at] + d)).sum(
+                0, keepdim=True
+            )
             step = threat.norm.stride(g, step_size * (1 - t / steps), eps, -hi, hi)
             d = threat.norm.project(d + step, eps, -hi, hi)
-        return Universal(d[0], *(c.fooled(_added(target, c.x, d)) for c in (inputs, others)))
-
-
-def _added(target: Target, x: Tensor, d: Tensor) -> Tensor:
-    return target.bounds.clamp(x + d)
+        return Universal(
+            *(c.fooled(target.bounds.clamp(c.x + d)) for c in (inputs, others)), d=d[0]
+        )

@@ -70,7 +70,7 @@ class Detector(Purifier):
         low, width = target.bounds.low, target.bounds.high - target.bounds.low
 
         def far(rows: slice) -> Tensor:
-            images = target.images(x[rows].to(target.device, target.dtype))
+            images = target.images(target.batcher.place(x[rows]))
             return self.distance((images - low) / width, lambda u: target.bare(low + width * u))
 
         with sealed(0):

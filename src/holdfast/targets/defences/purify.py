@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -38,7 +38,9 @@ class Purifier(Defence):
         SpecError: a field is out of its range.
     """
 
-    net: str | nn.Module  # the network: a module, a .pt2 program, or path/file.py:factory
+    net: str | nn.Module = option(  # noqa: RUF009  # a field, as of all options
+        MISSING, "a module, a .pt2 program, or path/file.py:factory"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

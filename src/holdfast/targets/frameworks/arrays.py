@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast.errors import InputError
-from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor, versions_of
+from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access
 
@@ -23,8 +23,6 @@ _SAYS = {"predict_proba": True, "decision_function": False}
 
 class ArrayModel(Adapter):
     """A function from a numpy array [n, *shape] to scores [n, k], or to labels [n]."""
-
-    libraries: tuple[str, ...] = ()  # that it runs in; none: those of the function's own object
 
     def __init__(
         self,
@@ -46,17 +44,13 @@ class ArrayModel(Adapter):
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
         self._digest, self._columns = digest, columns
+        self.libraries = _libraries(getattr(function, "__self__", None))
 
     def infer(self, x: Tensor) -> Tensor:
         given = x.numpy().copy()
         z = self.function(table(given, self._columns))
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
-
-    @property
-    def versions(self) -> dict[str, str]:
-        own = getattr(self.function, "__self__", None)
-        return versions_of(*(self.libraries or _libraries(own)))
 
     def digest(self) -> bytes:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
@@ -74,13 +68,14 @@ def table(x: np.ndarray, columns: Sequence[str] | None) -> Any:
     return pd.DataFrame(x, columns=list(columns), copy=False)
 
 
-def _libraries(model: Any) -> list[str]:
+def _libraries(model: Any) -> tuple[str, ...]:
     """The modules at the top of the types of an estimator and of its parts, where it says them."""
     items = [model]
     if hasattr(model, "get_params"):
         items += model.get_params(deep=True).values()
     kinds = [kind.__module__.partition(".")[0] for item in items for kind in type(item).__mro__]
-    return [name for name in dict.fromkeys(kinds) if name not in ("builtins", "numpy", "torch")]
+    own = dict.fromkeys(kinds)
+    return tuple(name for name in own if name not in ("builtins", "numpy", "torch"))
 
 
 def of_booster(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor, versions_of
+from holdfast.targets.adapter import Adapter, chosen, digest_of, need, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
 
@@ -34,7 +34,7 @@ class JaxModel(Adapter):
         digest: bytes | None = None,
         libraries: tuple[str, ...] = (),
     ) -> None:
-        self.libraries = libraries  # beside jax, as of Keras
+        self.libraries = ("jax", *libraries)  # of Keras too
         self.jax = jax = need("jax", "jax", "a JAX function")
         need("jax.extend", "jax", "a JAX function")
         self.function, self.shape, self.layout = function, shape, layout
@@ -68,10 +68,6 @@ class JaxModel(Adapter):
             return tensor(self._back(pullback, rows.numpy().astype(kind, copy=False)))[: len(x)]
 
         return tensor(z)[: len(x)], back
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("jax", *self.libraries)
 
     def digest(self) -> bytes:
         if self._digest is not None:

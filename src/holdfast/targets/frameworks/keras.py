@@ -20,9 +20,9 @@ from holdfast.targets.adapter import (
     chosen,
     digest_of,
     need,
-    versions_of,
 )
 from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.head import LINEAR
 from holdfast.targets.loading import made
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
@@ -33,7 +33,7 @@ HDF5 = (".h5", ".hdf5")
 class KerasOnTorch(Adapter):
     """A Keras model whose backend is torch: a torch function as it stands."""
 
-    layout = "nhwc"
+    layout, libraries = "nhwc", ("keras",)
 
     def __init__(self, model: Any, output: str | int | None, digest: bytes) -> None:
         self.model, self.output, self._digest = model, output, digest
@@ -44,7 +44,7 @@ class KerasOnTorch(Adapter):
             out = chosen(self.model(x, training=False), self.output)
         if not self._asked:
             self.ending, self._asked = activation.ending(out), True
-            if self.ending == activation.LINEAR:
+            if self.ending == LINEAR:
                 self.ending, self.probabilities = None, False
         if self.ending is None:
             return out
@@ -54,13 +54,6 @@ class KerasOnTorch(Adapter):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("keras")
-
-    def digest(self) -> bytes:
-        return self._digest
 
 
 def read(path: Path, *, trust: bool = False) -> Any:

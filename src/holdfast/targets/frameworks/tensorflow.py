@@ -20,7 +20,6 @@ from holdfast.targets.adapter import (
     digest_of_files,
     need,
     tensor,
-    versions_of,
 )
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access, Pullback
@@ -45,7 +44,7 @@ class TensorFlowModel(Adapter):
         digest: bytes | None = None,
         libraries: tuple[str, ...] = (),
     ) -> None:
-        self.libraries = libraries  # beside tensorflow, as of Keras
+        self.libraries = ("tensorflow", *libraries)  # of Keras too
         self.tf = need("tensorflow", "tensorflow", "a TensorFlow model")
         self.function, self.shape, self.output = function, shape, output
         self._digest = digest
@@ -67,10 +66,6 @@ class TensorFlowModel(Adapter):
         if self._failed is not None:
             raise self._failed
         return tensor(z), tensor(g)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("tensorflow", *self.libraries)
 
     def digest(self) -> bytes:
         if self._digest is not None:
@@ -222,7 +217,7 @@ class TFLiteModel(Adapter):
     their own scales."""
 
     access = Access.SCORES
-    layout = "nhwc"
+    layout, libraries = "nhwc", ("tensorflow",)
 
     def __init__(self, path: Path, digest: bytes) -> None:
         tf = need("tensorflow", "tensorflow", f"{path}")
@@ -266,13 +261,6 @@ class TFLiteModel(Adapter):
         if scale:
             z = (z.astype(np.float32) - zero) * scale
         return tensor(z)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("tensorflow")
-
-    def digest(self) -> bytes:
-        return self._digest
 
     def _coded(self, x: np.ndarray) -> np.ndarray:
         kind, (scale, zero) = self.entry["dtype"], self.entry["quantization"]

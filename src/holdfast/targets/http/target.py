@@ -18,10 +18,11 @@ from holdfast.decisions import SILENT
 from holdfast.errors import AccessError, InputError
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.cache import Answers
+from holdfast.targets.head import Head
 from holdfast.targets.http.endpoint import Endpoint, read
 from holdfast.targets.http.messages import BadAnswer, decode, encode
 from holdfast.targets.http.wire import Reply, Wire
-from holdfast.targets.target import Access, Bounds, Identity, Target
+from holdfast.targets.target import Access, Bounds, Identity, Inputs, Target
 from holdfast.tasks import Classes, odds
 
 _BUSY = (408, 425, 429, 502, 503, 504)  # says nothing of the inputs: the same request again
@@ -73,11 +74,8 @@ class HttpTarget(Target):
         self.settings = settings
         self.access = {"labels": Access.LABELS}.get(settings.gives, Access.SCORES)
         self.bounds, self.task = Bounds(*settings.bounds), Classes(settings.k)
-        self.layout, self.probabilities, self.said = (
-            settings.layout,
-            settings.gives == "probabilities",
-            True,
-        )
+        self.inputs = Inputs(settings.layout)
+        self.head = Head(settings.gives == "probabilities", said=True)
         self.identity = Identity(class_labels=settings.names or None)
         self.batcher = Batcher(max(256, settings.batch * settings.concurrency))
         self.bind(settings.shape)
@@ -97,9 +95,9 @@ class HttpTarget(Target):
         if self.access < Access.SCORES:
             raise AccessError(f"the endpoint {self.settings.url} gives labels alone.")
         z = torch.from_numpy(self._answers(x))
-        if not self.probabilities:
+        if not self.head.probabilities:
             return z
-        if self.graded is not None:
+        if self.head.graded is not None:
             return odds(z)
         if self.task.k == 2:  # a single probability, served as two classes
             z = torch.stack([torch.where(z[:, 0] == 0, 1 - z[:, 1], z[:, 0]), z[:, 1]], 1)
@@ -115,7 +113,10 @@ class HttpTarget(Target):
         return hashlib.sha256(f"{self.settings.identity()}{self.describe()!r}".encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
-        return super().describe() | {"probabilities": self.probabilities, "layout": self.layout}
+        return super().describe() | {
+            "probabilities": self.head.probabilities,
+            "layout": self.inputs.layout,
+        }
 
     def __repr__(self) -> str:
         return f"HttpTarget({self.settings.url!r}, {self.access.name})"

@@ -24,7 +24,6 @@ from holdfast.targets.adapter import (
     need,
     reading,
     tensor,
-    versions_of,
 )
 from holdfast.targets.frameworks.onnx.graph import Graph
 from holdfast.targets.frameworks.onnx.operators import OPERATORS
@@ -47,7 +46,7 @@ class OnnxModel(Adapter):
         InputError: damaged, several inputs, or a session whose model cannot be had again.
     """
 
-    approximate = True
+    approximate, libraries = True, ("onnx", "onnxruntime")
 
     def __init__(self, model: Any, *, output: str | int | None = None) -> None:
         path = model if isinstance(model, Path) else f"the {type(model).__name__}"
@@ -83,13 +82,6 @@ class OnnxModel(Adapter):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self.graph, x)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return versions_of("onnx", "onnxruntime")
-
-    def digest(self) -> bytes:
-        return self._digest
 
     def _run(self, x: Tensor) -> Tensor:
         found = self.session.run(None, {self.entry: x.detach().numpy()})

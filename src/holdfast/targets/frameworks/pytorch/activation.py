@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
-LINEAR = "linear"  # no activation: an output that has no bounds
+from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX
+
 _EXP, _TOTAL, _ONE_MORE = "exp", "sum of exp", "1 + exp"  # parts of a formula of the user's own
 
 _SOFTMAXES = {

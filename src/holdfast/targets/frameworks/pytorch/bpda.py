@@ -16,7 +16,7 @@ from holdfast.targets.adapter import Adapter
 from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.frameworks.pytorch.gradients import back
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
-from holdfast.targets.target import Access, Pullback, Target, sealed
+from holdfast.targets.target import Access, GradientInfo, Pullback, Target, sealed
 from holdfast.targets.wrappers import Around, ExpectationOverTransformation
 
 _ROUND = {"round", "floor", "ceil", "trunc", "fix"}
@@ -88,19 +88,19 @@ class Straightened(Around):
             or inner.access < Access.GRADIENTS
         ):
             raise InputError("only a torch model can be differentiated straight through its steps.")
-        self.torch = inner
         super().__init__(inner)
 
-    def _follow(self) -> None:
-        super()._follow()
-        self.gradients = replace(self.gradients, approximate=True, substitute=True)
+    @property
+    def gradients(self) -> GradientInfo:
+        return replace(self.inner.gradients, approximate=True, substitute=True)
 
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
+        assert isinstance(self.inner, TorchTarget)
         batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = batch.x.detach().clone().requires_grad_()
             with _Straight():
-                z = self.torch.outputs(batch.with_x(leaf))
+                z = self.inner.outputs(batch.with_x(leaf))
         return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
 
 

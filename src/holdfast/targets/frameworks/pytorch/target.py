@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from holdfast import spec
 from holdfast.errors import InputError
-from holdfast.targets.adapter import Adapter, chosen, said_by
+from holdfast.targets.adapter import Adapter, chosen, said_by, versions_of
 from holdfast.targets.batch import Batch, Batcher, Rows
 from holdfast.targets.defences.detectors import Detector, refusal
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.frameworks.pytorch.gradients import apart_from, back, detached
-from holdfast.targets.frameworks.pytorch.layouts import readings, remark
+from holdfast.targets.frameworks.pytorch.layouts import Reading, readings, remark
 from holdfast.targets.frameworks.pytorch.module import (
     content_of,
     differentiable,
@@ -35,6 +35,7 @@ from holdfast.targets.frameworks.pytorch.module import (
     recurrent,
 )
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
+from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, applied, excess
 from holdfast.targets.registry import adapted_by_trial
@@ -44,6 +45,7 @@ from holdfast.targets.target import (
     Cost,
     GradientInfo,
     Identity,
+    Inputs,
     Pullback,
     Target,
     asking,
@@ -133,13 +135,11 @@ class TorchTarget(Target):
             raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
         self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
-        self.probabilities, self.said = probabilities, probabilities is not None
-        # the activation at the model's end, or that there is none: see `activation`
-        self.ending: str | None = None
+        graded = parse_task(task) if isinstance(task, str) else task
+        self.head = Head(probabilities, said=probabilities is not None, graded=graded)
         self._scripted: activation.Bare | None = None
         self.output, self.classes = output, classes
-        self.context, self.attacked = dict(further or {}), attacked
-        self.graded = parse_task(task) if isinstance(task, str) else task
+        self.inputs, self.attacked = Inputs(context=dict(further or {})), attacked
         # of one input's outputs, where the task is not one of classes
         self.form: tuple[int, ...] = ()
         self.bound = False  # the model was seen to work on inputs of its shape
@@ -183,14 +183,6 @@ class TorchTarget(Target):
             batch = Batch.of(x)
             return self._forward(batch.with_x(detached(batch.x)))
 
-    def answers(self, x: Rows) -> Tensor:
-        def ask(rows: slice) -> Tensor:
-            z = self._chosen(self._ask(self.model, self._before(x[rows])))
-            return z.reshape(rows.stop - rows.start, -1)
-
-        with torch.inference_mode(False), torch.no_grad():
-            return torch.cat(list(self.batcher.parts(ask, len(x))))
-
     def linearize(self, x: Rows) -> tuple[Tensor, Pullback]:
         leaf, z = self._traced(x)
         return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
@@ -204,7 +196,7 @@ class TorchTarget(Target):
         def through_head(raw: Tensor) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = raw.detach().requires_grad_()
-                z = self._head(leaf, len(x))
+                z = self._scored(leaf, len(x))
                 kept.append(z.detach())
                 return torch.autograd.grad((z * cotangent(z.detach())).sum(), leaf)[0]
 
@@ -255,12 +247,12 @@ class TorchTarget(Target):
     def describe(self) -> dict[str, object]:
         return (
             super().describe()
-            | ({"attacked": self.attacked} if self.context else {})
+            | ({"attacked": self.attacked} if self.inputs.context else {})
             | ({} if self.output is None else {"output": str(self.output)})
             | {
                 "preprocess": [spec.write(step, whole=True) for step in self.preprocess],
-                "probabilities": bool(self.probabilities),
-                "layout": self.layout,
+                "probabilities": bool(self.head.probabilities),
+                "layout": self.inputs.layout,
             }
         )
 
@@ -276,21 +268,21 @@ class TorchTarget(Target):
         """Raw inputs, images with their channels first."""
         if self.axis == "added":
             return x[:, None]
-        return x.movedim(-1, 1) if self.layout == "nhwc" and x.ndim > 2 else x
+        return x.movedim(-1, 1) if self.inputs.layout == "nhwc" and x.ndim > 2 else x
 
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
         inner = apart_from(x, self._inwards(applied(steps, x, self.bounds)))
-        return self._head(self._ask(model or self.model, inner), len(x))
+        return self._scored(self._ask(model or self.model, inner), len(x))
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            self.batcher.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
 
     def _forward(self, x: Rows, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        z = self._head(self._ask(model or self.model, self._before(x)), len(x))
+        z = self._scored(self._ask(model or self.model, self._before(x)), len(x))
         if self.bound and z.shape[1] != self.task.k:
             raise InputError(
                 f"the model gives {z.shape[1]} outputs for {len(x)} inputs, but gave {self.task.k} "
@@ -305,14 +297,14 @@ class TorchTarget(Target):
     def _before(self, rows: Rows) -> Tensor:
         """Raw inputs as the model wants them, in memory that it may write to."""
         batch = Batch.of(rows)
-        if self.context:
+        if self.inputs.context:
             return self._flat(batch)
         x = batch.x
         return apart_from(x, self._inwards(applied(self.preprocess, self.images(x), self.bounds)))
 
     def _flat(self, batch: Batch) -> Tensor:
         """Rows of several inputs, the one that may change last: [n, features]."""
-        for name, shape in self.context.items():
+        for name, shape in self.inputs.context.items():
             given = batch.context.get(name)
             if given is None:
                 raise InputError(
@@ -323,7 +315,7 @@ class TorchTarget(Target):
                 raise InputError(
                     f"{name} is {tuple(given.shape[1:])} a row, but the model takes {shape}."
                 )
-        return Batch(batch.x, {name: batch.context[name] for name in self.context}).flat()
+        return Batch(batch.x, {name: batch.context[name] for name in self.inputs.context}).flat()
 
     def _ask(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for its inputs x [n, ...], which are its own to change."""
@@ -360,24 +352,10 @@ class TorchTarget(Target):
             x = x.flatten(1)
         return x
 
-    @property
-    def reads(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.ending not in (activation.SOFTMAX, activation.SIGMOID, activation.LOG_SOFTMAX):
-            return False
-        if self.single and self.ending == activation.SOFTMAX:  # which is 1 whatever the logit
-            return False
-        if self.graded is not None:  # whose outputs are judged one by one
-            return (
-                self.graded.logits
-                and self.ending == activation.SIGMOID
-                and self.probabilities is not False
-            )
-        return self.probabilities is not False or self.ending == activation.LOG_SOFTMAX
-
     def _called(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
         """What a model gives for preprocessed x, perhaps with the logits before it: see
         `activation`."""
-        if not self.reads or isinstance(model, (Adapter, activation.Bare)):
+        if not self.head.reads or isinstance(model, (Adapter, activation.Bare)):
             return model(x)
         if self._scripted is not None:
             return self._scripted(x)
@@ -387,10 +365,10 @@ class TorchTarget(Target):
     def _logits(self, z: Tensor) -> tuple[Tensor, bool]:
         """A model's output, or the logits before its last activation; and whether it is these."""
         if isinstance(self.model, Adapter) and self.model.ending is not None:
-            if self.reads:
+            if self.head.reads:
                 return z, True
             return activation.applied(self.model.ending, z), False
-        if not self.reads:
+        if not self.head.reads:
             return z, False
         logits = activation.logits_of(z)
         return logits, logits is not z
@@ -401,7 +379,7 @@ class TorchTarget(Target):
             return chosen(z, None)
         return chosen(z, self.output)
 
-    def _head(self, z: Any, n: int) -> Tensor:
+    def _scored(self, z: Any, n: int) -> Tensor:
         """A model's output for n inputs as scores [n, k]."""
         z = self._chosen(z)
         if not isinstance(z, Tensor):
@@ -410,15 +388,15 @@ class TorchTarget(Target):
                 f"classes]. Wrap it in a module that returns the logits alone."
             )
         z, logits = self._logits(z)
-        chances = bool(self.probabilities) and not logits
+        chances = bool(self.head.probabilities) and not logits
         if z.dtype != torch.float64:
             z = z.float()
         if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
             z = z[None]
-        if self.graded is not None and z.shape[:1] in ((n,), ()):
+        if self.head.graded is not None and z.shape[:1] in ((n,), ()):
             self.form = tuple(z.shape[1:])
             z = z.reshape(n, -1)
-            return odds(z) if chances and self.graded.logits else z
+            return odds(z) if chances and self.head.graded.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
             if chances:
@@ -436,7 +414,7 @@ class TorchTarget(Target):
             self.access, remarks = Access.SCORES, (("no_gradients", QUANTISED),)
         self.wants = said.layout  # of the model's images
         self.axis = ""  # of one channel: "added" to the inputs for the model, or "dropped"
-        self.layout = self._asked or self.wants
+        self.inputs = replace(self.inputs, layout=self._asked or self.wants)
         self.classes = self.classes or said.classes
         self.identity = replace(
             self.identity,
@@ -445,12 +423,12 @@ class TorchTarget(Target):
             versions={},
         )
         if isinstance(model, Adapter):
-            self.identity.versions = model.versions
-        if said.numbers is not None and self.graded is None:
+            self.identity.versions = versions_of(*model.libraries)
+        if said.numbers is not None and self.head.graded is None:
             raise InputError(said.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
         self.cost = Cost(1 + sum(step.passes for step in self.detectors))
-        if self.detectors and (self.access < Access.SCORES or self.graded is not None):
+        if self.detectors and (self.access < Access.SCORES or self.head.graded is not None):
             raise InputError(
                 "a detector's refusal stands beside the scores of classes, and this model gives "
                 "none."
@@ -464,14 +442,14 @@ class TorchTarget(Target):
             InputError: there is none; the reason is that of the first.
         """
         given, reason = self.model, None
-        found = readings(given, shape, self._asked, flat=bool(self.context))
+        found = readings(given, shape, self._asked, flat=bool(self.inputs.context))
         steps, own = self.preprocess, any(isinstance(step, Own) for step in self.preprocess)
         declared, access = said_by(given).shape, self.access
         for reading in found:
             self.access = access  # an earlier reading may have lowered it
             try:
                 with sealed(0):
-                    self.layout, self.wants, self.axis = reading
+                    self._read_as(reading)
                     if own:
                         self.preprocess = steps
                         self._find_own()
@@ -484,7 +462,7 @@ class TorchTarget(Target):
                                 given, before, output=self.output, classes=self.classes
                             )
                         )
-                        self.layout, self.wants, self.axis = reading
+                        self._read_as(reading)
                         if own:
                             self._find_own()
                     self._find_task()
@@ -502,6 +480,10 @@ class TorchTarget(Target):
         if reason is None:
             raise InputError(f"inputs are {shape}, but the model takes {tuple(declared or ())}.")
         raise unfit(reason, shape) from reason
+
+    def _read_as(self, reading: Reading) -> None:
+        layout, self.wants, self.axis = reading
+        self.inputs = replace(self.inputs, layout=layout)
 
     def _find_own(self) -> None:
         """How each step of the user's own is called and differentiated."""
@@ -523,9 +505,11 @@ class TorchTarget(Target):
         """Eight inputs at random within the bounds: [8, *shape]."""
         assert self.shape is not None
         unit = torch.rand(
-            (8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.dtype
+            (8, *self.shape), generator=torch.Generator().manual_seed(0), dtype=self.batcher.dtype
         )
-        return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(self.device)
+        return (self.bounds.low + (self.bounds.high - self.bounds.low) * unit).to(
+            self.batcher.device
+        )
 
     def _find_task(self) -> None:
         if self.access >= Access.SCORES:
@@ -545,48 +529,57 @@ class TorchTarget(Target):
         if self.access < Access.SCORES:
             return
         model, says, probe = self.model, None, self._probe()[:1]
-        self.ending = self._scripted = None
+        ending = self._scripted = None
+        self.head = replace(self.head, ending=None)
         if isinstance(model, Adapter):
             out = model(self._before(probe))
-            self.ending, says = model.ending, model.probabilities
+            ending, says = model.ending, model.probabilities
         elif (scripted := activation.scripted(model)) is not None:
             out = self._ask(model, self._before(probe))
             if activation.gives(
-                scripted.kind, scripted(self._before(probe).to(self.half or self.dtype)), out
+                scripted.kind,
+                scripted(self._before(probe).to(self.half or self.batcher.dtype)),
+                out,
             ):
-                self.ending, self._scripted = scripted.kind, scripted
+                ending, self._scripted = scripted.kind, scripted
         else:
             with activation.Reading():
                 out = self._ask(model, self._before(probe))
-            self.ending = activation.ending(chosen(out, self.output))
-        self._head(out, 1)  # one row alone is a batch too
+            ending = activation.ending(chosen(out, self.output))
+        self.head = replace(self.head, ending=ending)
+        self._scored(out, 1)  # one row alone is a batch too
         out = self._chosen(out)
-        self.single = self.graded is None and out.numel() == 1
-        if self.ending is not None:
-            says = self.ending in (activation.SOFTMAX, activation.SIGMOID)
-        if says is False and self.ending in (None, activation.LINEAR) and are_shares(out):
+        graded = self.head.graded
+        self.head = replace(self.head, single=graded is None and out.numel() == 1)
+        if ending is not None:
+            says = ending in (SOFTMAX, SIGMOID)
+        if says is False and ending in (None, LINEAR) and are_shares(out):
             says = None  # a linear layer that adds probabilities up, as of classes in groups
-        labels = self.graded is None or self.graded.logits
-        if says is not None and labels and not self.said:
-            self.probabilities, self.said = says, True
-        if self.reads and self.ending != activation.LOG_SOFTMAX:
-            self.identity.remarks += (("probabilities", _READ.format(self.ending)),)
+        labels = graded is None or graded.logits
+        if says is not None and labels and not self.head.said:
+            self.head = replace(self.head, probabilities=says, said=True)
+        if self.head.reads and ending != LOG_SOFTMAX:
+            self.identity.remarks += (("probabilities", _READ.format(ending)),)
 
     def _probe(self) -> Batch:
         assert self.shape is not None
         middle = (self.bounds.low + self.bounds.high) / 2
 
         def full(shape: tuple[int, ...]) -> Tensor:
-            return torch.full((2, *shape), middle, dtype=self.dtype, device=self.device)
+            return torch.full(
+                (2, *shape), middle, dtype=self.batcher.dtype, device=self.batcher.device
+            )
 
-        return Batch(full(self.shape), {name: full(form) for name, form in self.context.items()})
+        return Batch(
+            full(self.shape), {name: full(form) for name, form in self.inputs.context.items()}
+        )
 
     def _try_channels_last(self) -> None:
         wide = any(
             isinstance(m, nn.Conv2d) and m.in_channels >= 32 and m.stride == (1, 1)
             for m in modules_of(self.model)
         )
-        if not wide or self.device.type != "cpu" or self.dtype != torch.float32:
+        if not wide or self.batcher.device.type != "cpu" or self.batcher.dtype != torch.float32:
             return
         assert isinstance(self.model, nn.Module)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -600,14 +593,14 @@ class TorchTarget(Target):
 
     def _compiled(self, model: Any) -> Callable[[Tensor], Any]:
         """The model compiled, without its last activation where logits are read before that."""
-        if not self.reads:
+        if not self.head.reads:
             return torch.compile(model, dynamic=True)
-        assert self.ending is not None
-        bare = activation.traced(model, self.ending)
+        assert self.head.ending is not None
+        bare = activation.traced(model, self.head.ending)
         return (
             model
             if bare is None
-            else activation.Bare(self.ending, torch.compile(bare, dynamic=True))
+            else activation.Bare(self.head.ending, torch.compile(bare, dynamic=True))
         )
 
     def _make_twin(self) -> None:

@@ -1,0 +1,1 @@
+"""What test modules share, by topic: small models, attacks to try, exact answers, small runs."""

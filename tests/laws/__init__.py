@@ -1,2 +1,0 @@
-"""The laws: what holds for every attack, norm, loss and adapter, tested without their authors'
-help."""
