@@ -77,13 +77,24 @@ def test_every_field_of_an_attack_is_explained() -> None:
     ]
 
 
-def test_the_example_runs() -> None:
-    own = load(ROOT / "examples" / "own_model.py")
-    x, y = own.data()
-    run = holdfast.evaluate(
-        holdfast.wrap(own.model()), (x[:40], y[:40]), "linf(0.1)", protocol="quick"
-    )
-    assert run.robust_accuracy.value < run.clean_accuracy.value
+@pytest.mark.parametrize(
+    "name", ["own_model", "quickstart", pytest.param("keras_model", marks=pytest.mark.slow)]
+)
+def test_an_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "keras_model":
+        pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = load(ROOT / "examples" / f"{name}.py")
+    if name == "own_model":
+        x, y = example.data()
+        run = holdfast.evaluate(example.model(), (x[:40], y[:40]), "linf(0.1)", protocol="quick")
+        assert run.robust_accuracy.value < run.clean_accuracy.value
+    else:
+        assert example.run.robust_accuracy.value < example.run.clean_accuracy.value
+        assert capsys.readouterr().out
 
 
 @dataclass(frozen=True)
