@@ -279,7 +279,7 @@ def given(files: Path) -> dict[str, Any]:
     net, two = network(), np.load("two.npz")
     return {
         "net": net, "x": x, "y": y, "target": holdfast.wrap(net),
-        "x_train": x[:16], "x_test": x[16:], "ids": np.arange(24),
+        "x_train": x[:16], "x_test": x[16:], "ids": torch.arange(24),
         "two": load(Path("two.py")).make(), "images": two["x"] / np.float32(255),
         "tables": two["x2"], "labels": two["y"],
         "low": 0.0, "high": torch.ones(1, 8, 8), "scale": torch.ones(1, 8, 8),
@@ -288,6 +288,7 @@ def given(files: Path) -> dict[str, Any]:
 
 
 def smaller(text: str) -> str:
+    text = re.sub(" +--", " --", text)
     for said, ran in SMALLER.items():
         text = text.replace(said, ran)
     return text
@@ -311,9 +312,11 @@ def command(line: str) -> str:
 
 def outcome(page: str, block: Block, names: dict[str, Any]) -> str:
     """What a block prints."""
-    text = block.text if page.startswith(NOTHING) else smaller(block.text)
+    text = block.text.replace("\\\n", " ")
+    if not page.startswith(NOTHING):
+        text = smaller(text)
     if block.language == "sh":
-        lines = text.replace("\\\n", " ").splitlines()
+        lines = text.splitlines()
         return "".join(command(line) for line in lines if line.split("#")[0].strip())
     printed = io.StringIO()
     code = compile("\n" * block.line + text, str(ROOT / page), "exec")
@@ -366,7 +369,8 @@ def test_the_blocks_of_a_page_run(
     if os.environ.get("HOLDFAST_DOCS") == "write":
         for block, new in reversed(changed):
             text = text[: block.span[0]] + new + text[block.span[1] :]
-        (ROOT / page).write_text(text, encoding="utf-8")
+        if changed:
+            (ROOT / page).write_text(text, encoding="utf-8")
     else:
         for block, new in changed:
             assert block.text == new, f"{page}:{block.line}: HOLDFAST_DOCS=write puts it right"
