@@ -39,6 +39,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import open_data
+from holdfast.evaluation.protocols import PROTOCOLS, chosen
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -141,6 +142,22 @@ def test_every_block_runs_but_for_a_few_with_a_reason() -> None:
     assert sum(block.reason is not None for _, block in every) <= NOT_RUN
     fences = sum((ROOT / page).read_text(encoding="utf-8").count("\n```") for page in PAGES)
     assert fences == 2 * len(every), "a fence that was not read"
+
+
+def test_the_calls_for_users_of_other_libraries_are_understood() -> None:
+    """The texts of attacks, threats and protocols in the right column of the tables."""
+    text = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
+    right = re.findall(r"^\| .+ \| (.+) \|$", text, re.MULTILINE)
+    said = [part for cell in right for part in re.findall(r'"([a-z-]+\b[^"]*)"', cell)]
+    assert len(said) > 50
+    for part in said:
+        name = part.partition("(")[0]
+        if name in holdfast.attacks.CATALOGUE:
+            chosen([part.replace("nb_iter", "40").replace("eps_iter / eps", "0.1")])
+        elif name in ("linf", "l2", "l1"):
+            holdfast.Threat.parse(part.replace("...", "0.1"))
+        else:
+            assert name in PROTOCOLS or name in ("labels", "runs/mine"), part
 
 
 @pytest.mark.parametrize("page", ["keras", "pytorch", "tables"])
