@@ -144,6 +144,28 @@ def test_every_block_runs_but_for_a_few_with_a_reason() -> None:
     assert fences == 2 * len(every), "a fence that was not read"
 
 
+def test_the_page_of_python_names_is_complete() -> None:
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    shown = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    assert not set(holdfast.__all__) - {"attacks"} - shown
+
+
+def _anchors(page: Path) -> set[str]:
+    """What links to a page may end in: its headings, as GitHub and the site write them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in headings}
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    for page in pages:
+        text = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text(encoding="utf-8")))
+        for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            there = page.parent / link if link else page
+            assert there.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in _anchors(there), f"{page.name}: {link}#{anchor}"
+
+
 def test_the_calls_for_users_of_other_libraries_are_understood() -> None:
     """The texts of attacks, threats and protocols in the right column of the tables."""
     text = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
