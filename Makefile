@@ -33,8 +33,9 @@ demo: $(ENV)  ## train, attack, harden, attack again, compare, in minutes: runs/
 test: .venv/.frameworks  ## the tests, but for the slow ones
 	$(PYTEST)
 
-test-all: .venv/.frameworks  ## every test
+test-all: .venv/.frameworks  ## every test, then test-mutants
 	$(PYTEST) -m ""
+	$(BIN)/python tests/mutants.py
 
 test-mutants: .venv/.frameworks  ## plant known defects one by one; the tests must catch each
 	$(BIN)/python tests/mutants.py

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from holdfast.targets.wrapping import load, wrap
     from holdfast.threats.threat import Targeted, Threat, Untargeted
 
+    __version__: str
+
 _HOMES = {
     "holdfast.attacks.result": ("AttackResult",),
     "holdfast.evaluation.attack": ("attack",),
@@ -45,6 +47,7 @@ __all__ = [
     "Targeted",
     "Threat",
     "Untargeted",
+    "__version__",
     "attack",
     "attacks",
     "evaluate",
@@ -55,6 +58,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("holdfast.version").version()
     if name == "attacks":
         return importlib.import_module("holdfast.attacks")
     if name not in _HOME:

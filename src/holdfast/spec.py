@@ -235,9 +235,9 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
 
 def write(item: Any, *, whole: bool = False) -> str:
     """The spec of a dataclass instance: the fields that differ from their defaults, or all of
-    them."""
+    them; in the order of its signature."""
     shown = []
-    for field in dataclasses.fields(item):
+    for field in sorted(dataclasses.fields(item), key=lambda field: bool(field.kw_only)):
         value = getattr(item, field.name)
         if field.repr and (whole or value != field.default):
             shown.append(

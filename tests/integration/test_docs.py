@@ -9,7 +9,8 @@ The blocks of a page run in their order, in one namespace and one folder of the 
 - `<!-- not run: REASON -->` before a block says why it cannot run here.
 
 Tutorials and the README begin with nothing. Other pages find what `given` makes.
-`HOLDFAST_DOCS=write pytest tests/test_docs.py` writes what is printed now into the pages.
+`HOLDFAST_DOCS=write pytest tests/integration/test_docs.py` writes what is printed now into the
+pages.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def test_what_counts_as_fooled() -> None:
     # an attack of ten steps is not fooled so
     assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
     assert repr(fast.stronger()) == "pgd(steps=2, step_size=0.5)"
-    assert fast.stronger().stronger().inner_steps == 4
+    assert fast.stronger().stronger().steps == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,16 @@ THREAT = "linf(0.2)"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
-    recipe: Annotated[str, typer.Option(help="Of the hardening (list recipes).")] = "standard",
+    out: Annotated[Path, typer.Option(help="Where everything goes.", metavar="FOLDER")] = Path(
+        "runs/demo"
+    ),
+    recipe: Annotated[
+        str, typer.Option(help="Of the hardening (list recipes).", metavar="RECIPE")
+    ] = "standard",
 ) -> int:
     """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and
     compare."""
     import torch
-    from rich.console import Console
 
     from holdfast.data import open_data
     from holdfast.evaluation.facts import Names
@@ -62,7 +65,7 @@ def demo(
     typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
     typer.echo("\n".join(wrong) or "   it holds.", err=True)
-    Console().print(paired.summary(made.comparison))
+    writing.show(paired.summary(made.comparison))
     typer.echo(
         f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs",
         err=True,

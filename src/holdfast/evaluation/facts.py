@@ -25,6 +25,7 @@ from holdfast.runs.manifest import (
 )
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
+from holdfast.version import version
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
     """The facts of a plan on prepared rows, before anything is measured."""
     target, source, protocol = ready.target, ready.source, ready.protocol
     spatial, model = ready.threat.spatial, getattr(target, "model", target)
-    libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
             spec=names.model or type(model).__name__,
@@ -77,7 +78,12 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **libraries, **target.identity.versions},
+            versions={
+                "python": platform.python_version(),
+                "holdfast": version(),
+                **libraries,
+                **target.identity.versions,
+            },
             hardware=_hardware(target.batcher.device),
         ),
         initial_findings=ready.noted,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from holdfast.errors import SpecError
 from holdfast.generation.model import Model
 from holdfast.generation.nets import halvings
+from holdfast.norms import wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 
@@ -63,9 +64,9 @@ class Diffusion(Model, steps=6000, rate=2e-3, ema=0.999, rounds=10, glance=200):
         for group in optimiser.param_groups:
             group["lr"] = self.rate * warm * (1 - 0.9 * t / self.steps)
         sigma = (1.2 * keys.fold("sigma").normal(()) - 1.2).exp()
-        noise = keys.fold("noise").normal(u.shape[1:]) * _wide(sigma, u)
+        noise = keys.fold("noise").normal(u.shape[1:]) * wide(sigma, u)
         y = torch.where(keys.fold("hide").uniform(()) < 0.1, net.k, y)
-        weight = _wide((sigma**2 + _DATA**2) / (sigma * _DATA) ** 2, u)
+        weight = wide((sigma**2 + _DATA**2) / (sigma * _DATA) ** 2, u)
         loss = (weight * (net(u + noise, sigma, y) - u).square()).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -111,14 +112,14 @@ class Denoiser(nn.Module):
             nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
         )
         self.of_class = nn.Embedding(k + 1, 4 * width)
-        self.register_buffer("pitch", torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
+        self.pitch = nn.Buffer(torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
 
     def forward(self, u: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         if y is None:
             y = torch.full((len(u),), self.k, device=u.device)
-        wave = (sigma.log() / 4)[:, None] * self.pitch  # pyright: ignore[reportOperatorIssue]
+        wave = (sigma.log() / 4)[:, None] * self.pitch
         told = F.silu(self.of_noise(torch.cat([wave.sin(), wave.cos()], 1)) + self.of_class(y))
-        s = _wide(sigma, u)
+        s = wide(sigma, u)
         whole = (s**2 + _DATA**2).sqrt()
         return _DATA**2 / whole**2 * u + s * _DATA / whole * self.inner(u / whole, told)
 
@@ -190,7 +191,3 @@ def _quiet(layer: Any) -> Any:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _wide(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(-1, *[1] * (like.ndim - 1))

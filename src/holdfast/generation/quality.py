@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.data import Source, from_arrays
 from holdfast.data.part import Part
@@ -52,8 +52,8 @@ def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) ->
     part = Part(data, rows, "some rows")
     epochs = max(2, min(20, -(-_READ // len(part))))
     with sealed(seed):
-        bounds = (float(frame.low.min()), float(frame.high.max()))
-        target = TorchTarget(Reader(frame, k).to(_device(frame)), bounds=Bounds(*bounds))
+        bounds = Bounds(float(frame.low.min()), float(frame.high.max()))
+        target = TorchTarget(Reader(frame, k).to(frame.middle.device), bounds=bounds)
         target.bind(frame.raw)
         net = train(target, part, epochs=epochs, seed=seed)
         assert isinstance(net, Reader)
@@ -123,19 +123,18 @@ def some(data: Source, most: int, seed: int) -> tuple[Tensor, Tensor]:
 def features(net: Reader, x: Tensor) -> np.ndarray:
     """[n, 64] float64."""
     with torch.no_grad():
-        parts = [net.features(part.to(_device(net.frame))) for part in x.split(_AT_ONCE)]
+        parts = [net.features(part) for part in x.split(_AT_ONCE)]
     return torch.cat(parts).double().cpu().numpy()
 
 
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
+def accuracy(net: Reader, x: Tensor, y: Tensor) -> float:
     return float((decided(net, x) == y.cpu()).double().mean())
 
 
-def decided(net: nn.Module, x: Tensor) -> Tensor:
+def decided(net: Reader, x: Tensor) -> Tensor:
     """The classes [n] that a classifier decides for."""
-    device = next(net.parameters()).device
     with torch.no_grad():
-        return torch.cat([net(part.to(device)).argmax(1).cpu() for part in x.split(_AT_ONCE)])
+        return torch.cat([net(part).argmax(1).cpu() for part in x.split(_AT_ONCE)])
 
 
 def by_class(
@@ -159,7 +158,7 @@ def by_class(
 
 def _spread(frame: Frame, x: Tensor) -> float:
     """The root of the mean squared distance between two rows."""
-    u = frame.inward(x.to(_device(frame))).flatten(1).double()
+    u = frame.inward(x).flatten(1).double()
     return float((2 * u.var(0).sum()).sqrt())
 
 
@@ -221,7 +220,3 @@ def copies(x: Tensor, held: Tensor, data: Source) -> float:
             for best, part in zip(near, (x, held), strict=True)
         ]
     return float((near[0] < torch.quantile(near[1], 0.01)).double().mean())
-
-
-def _device(frame: Frame) -> torch.device:
-    return frame.middle.device

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from holdfast.data import Source, as_source
@@ -45,14 +44,14 @@ from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
 from holdfast.training.state import (
     STATE,
+    Parts,
     blend,
+    gathered,
     packed,
-    put_slots,
+    put,
     restored,
-    slots,
     stored,
     table,
-    under,
 )
 
 _SHOWN = 8  # samples of each class in a picture
@@ -98,22 +97,15 @@ class State:
     def __init__(self, model: Model, nets: nn.ModuleDict) -> None:
         self.nets, self.optimiser, self.progress = nets, model.optimiser(nets), Progress()
         self.average = copy.deepcopy(nets["generator"]).eval().requires_grad_(False)
+        self.parts: Parts = {"now.": nets, "average.": self.average, "": self.optimiser}
 
     def dump(self) -> bytes:
-        tensors = {f"now.{name}": value for name, value in self.nets.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= slots(self.optimiser)
-        tensors = {
-            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
-        }
-        return stored(tensors, asdict(self.progress))
+        return stored(gathered(self.parts), asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
         tensors, progress = restored(content)
         self.progress = Progress(**{**progress, "log": [Round(**line) for line in progress["log"]]})
-        self.nets.load_state_dict(under("now.", tensors))
-        self.average.load_state_dict(under("average.", tensors))
-        put_slots(self.optimiser, tensors)
+        put(self.parts, tensors)
 
 
 @dataclass
@@ -133,7 +125,6 @@ class Training:
     frame: Frame
     reader: Reader
     folder: Path
-    bounds: Bounds
     seed: int = 0
     every: float = 30.0
     watch: Callable[[Round], None] = lambda _: None
@@ -175,7 +166,7 @@ class Training:
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
         progress, model = s.progress, self.model
-        u = self.frame.inward(torch.from_numpy(x).float().to(self.frame.middle.device))
+        u = self.frame.inward(torch.from_numpy(x).float())
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
@@ -237,13 +228,7 @@ class Training:
             write_bytes(self.folder / WEIGHTS, packed(weights))
         progress.log.append(line)
         if len(self.frame.shape) == 3:
-            picture = grid(
-                x[: _SHOWN * k].cpu().numpy(),
-                self.frame.layout,
-                k,
-                self.bounds.low,
-                self.bounds.high,
-            )
+            picture = grid(self.frame.inward(x[: _SHOWN * k]).cpu().numpy(), k)
             write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
@@ -322,25 +307,9 @@ def generate(
             diverged.
         SpecError: the model cannot be understood.
     """
-    model, box, folder = (
-        parse(model) if isinstance(model, str) else model,
-        Bounds(*bounds),
-        Path(out),
-    )
-    data = as_source(data, scale=box.high <= 1)
-    if test is not None:
-        test = laid_as(
-            as_source(test, scale=box.high <= 1), data.shape, f"those of {data.name} are"
-        )
-    else:
-        data, test = divide(data, 0.2, 10_000, seed, "test")
-    for source in (data, test):
-        check_data(source, box)
-    (data, test), _ = numbered(None, data, test)
-    if test.fingerprint() == data.fingerprint():
-        raise InputError(
-            f"{data.name} would train the generator and measure it too; give other rows (--test)."
-        )
+    model = parse(model) if isinstance(model, str) else model
+    box, folder = Bounds(*bounds), Path(out)
+    data, test = _sources(data, test, box, seed)
     frame, k = _frame(data, box, layout)
     with sealed(seed):
         # networks that do not fit are refused before anything is written
@@ -349,25 +318,44 @@ def generate(
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
     with left_as_found(folder):
         begin(folder, NOTE, asked | given, "a generator", resume=resume)
-        frame = frame.to(device)
         train, held = divide(data, 0.1, 5000, seed, "held-out")
-        if (folder / READER).exists():
-            reader = Reader(frame, k).to(device)
-            reader.load_state_dict(load_file(folder / READER))
-            reader.eval().requires_grad_(False)
-        else:
-            reader = quality.reader(frame, k, train, seed)
-            write_bytes(folder / READER, packed(reader.state_dict()))
+        reader = _reader(folder, frame.to(device), k, train, seed)
         if not (folder / "quality.json").exists():
-            Training(model, train, held, frame, reader, folder, box, seed, every, tell).fit()
+            Training(model, train, held, frame, reader, folder, seed, every, tell).fit()
             drawer = load_generator(folder, device)
             y = torch.arange(model.judged) % k
             x = drawer.draw(y, torch.arange(len(y)), seed + 1)
-            found = quality.measure(load_reader(folder, drawer), x, y, train, test, seed=seed)
+            found = quality.measure(reader, x, y, train, test, seed=seed)
             write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
             (folder / STATE).unlink(missing_ok=True)
         found = Quality(**read_json(folder / "quality.json"))
         return Made(load_generator(folder, device), found, folder)
+
+
+def _sources(data: Any, test: Any, box: Bounds, seed: int) -> tuple[Source, Source]:
+    """What to train on and what to measure on: checked, and never the same rows."""
+    data = as_source(data, scale=box.high <= 1)
+    if test is None:
+        data, test = divide(data, 0.2, 10_000, seed, "test")
+    else:
+        test = as_source(test, scale=box.high <= 1)
+        test = laid_as(test, data.shape, f"those of {data.name} are")
+    for source in (data, test):
+        check_data(source, box)
+    (data, test), _ = numbered(None, data, test)
+    if test.fingerprint() == data.fingerprint():
+        raise InputError(
+            f"{data.name} would train the generator and measure it too; give other rows (--test)."
+        )
+    return data, test
+
+
+def _reader(folder: Path, frame: Frame, k: int, train: Source, seed: int) -> Reader:
+    """The classifier whose features are compared: trained, unless the folder holds it."""
+    if not (folder / READER).exists():
+        own = quality.reader(frame, k, train, seed)
+        write_bytes(folder / READER, packed(own.state_dict()))
+    return load_reader(folder, frame, k)
 
 
 def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:

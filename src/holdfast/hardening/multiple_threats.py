@@ -18,17 +18,15 @@ from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
 from holdfast.training.inner_attack import InnerAttack
-from holdfast.training.objective import Objective
+from holdfast.training.objective import Searching
 
 
 @dataclass(frozen=True)
-class MultipleThreats(Objective):
-    """Trains against the threat and those that `also` lists."""
+class MultipleThreats(Searching):
+    """Trains against the threat and those that `also` lists, by as many steps for each that it asks
+    about."""
 
     also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
-    steps: int = option(10, "of the inner attack, for each threat that it asks about", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,10 +50,8 @@ class Balance:
         """What is done because of it, for the log; empty where nothing is."""
         if not self.unequal and not self.weights:
             return ""
-        most, least = (
-            int(np.argmax(self.counts)),
-            min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf),
-        )
+        most = int(np.argmax(self.counts))
+        least = min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf)
         said = (
             f"class {most} has {self.counts[most]} training rows and class {least} has "
             f"{self.counts[least]}"

@@ -68,7 +68,12 @@ class KerasNetwork:
         work = workers.emptied(training.folder / "work")
         try:
             self._hand_over(training, work)
-            failed = _in_torch(work, training)
+            # in processes whose Keras runs on torch
+            env = {
+                "KERAS_BACKEND": "torch",
+                "KERAS_TORCH_DEVICE": str(training.target.batcher.device),
+            }
+            failed = workers.run(__name__, work, training, env, _HINT)
             if (work / "weights.safetensors").exists():
                 write_bytes(training.folder / self.file, self._carried_back(work))
             if failed is not None:
@@ -145,13 +150,6 @@ def packed(model: Any) -> bytes:
         file = Path(folder) / "model.keras"
         model.save(file)
         return file.read_bytes()
-
-
-def _in_torch(work: Path, training: Training) -> str | None:
-    """Train in processes whose Keras runs on torch; why it failed, where the training itself
-    did."""
-    env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.batcher.device)}
-    return workers.run(__name__, work, training, env, _HINT)
 
 
 def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:

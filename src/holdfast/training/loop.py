@@ -27,13 +27,11 @@ from holdfast.threats.threat import Threat
 from holdfast.training import augmentation
 from holdfast.training.augmentation import Batch
 from holdfast.training.balance import Balance
-from holdfast.training.batches import Steps, read, shuffled
+from holdfast.training.batches import GeneratedRows, Steps, read, shuffled
 from holdfast.training.distributed import ProcessGroup
-from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
-from holdfast.training.schedules import share_of_rate
 from holdfast.training.sharpness import perturbed_weights
 from holdfast.training.state import STATE, Epoch, Progress, State, blend, packed, table
 
@@ -230,8 +228,9 @@ class Training:
 
     def _pace(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
-        rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * min(1.0, done / (self.recipe.ramp or done))
+        return self.recipe.rate_at(done), float(self.threat.eps) * min(
+            1.0, done / (self.recipe.ramp or done)
+        )
 
     def _settled(self, progress: Progress) -> bool:
         """Whether so many epochs at full eps have brought nothing better that it ends early."""
@@ -396,5 +395,5 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     third of what was reached must be lost, or half of what the inner attack leaves standing must
     fall. On training rows, plain overfitting would look the same.
     """
-    short = 0 < objective.inner_steps <= 4
+    short = 0 < objective.steps <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)

@@ -32,11 +32,9 @@ class Network(Protocol):
         Raises:
             InputError: the training diverged.
         """
-        ...
 
     def read(self, folder: Path) -> Any:
         """What `file` holds there: what `wrap` takes, in eval mode."""
-        ...
 
 
 class TorchNetwork:

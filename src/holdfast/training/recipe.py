@@ -6,6 +6,8 @@ what they spell.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast import attacks, spec
@@ -13,8 +15,15 @@ from holdfast.errors import SpecError
 from holdfast.spec import option
 from holdfast.training import augmentation
 from holdfast.training.balance import CLASS_WEIGHTS
-from holdfast.training.schedules import SCHEDULES
 from holdfast.training.sharpness import MOVES
+
+# of the highest learning rate the share, as a function of the share of the training done
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda s: (1 + math.cos(math.pi * s)) / 2,
+    "linear": lambda s: 1 - s,
+    "piecewise": lambda s: (1.0, 0.1, 0.01)[(s >= 0.5) + (s >= 0.75)],
+    "flat": lambda s: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,13 @@ class Recipe:
         return next(
             ((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0)
         )
+
+    def rate_at(self, done: float) -> float:
+        """The learning rate where this share of the training is done: rising from 0 in the first
+        `warmup` of it, then as the schedule says."""
+        if done < self.warmup:
+            return self.rate * (done / self.warmup)
+        return self.rate * SCHEDULES[self.schedule]((done - self.warmup) / ((1 - self.warmup) or 1))
 
     def __post_init__(self) -> None:
         spec.check(self)

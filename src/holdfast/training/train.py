@@ -6,21 +6,15 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
 from holdfast.targets import TorchTarget
-from holdfast.targets.frameworks.pytorch.module import put_tensors
 from holdfast.threats.threat import Threat
-from holdfast.training import workers
-from holdfast.training.balance import balance_of, divide_fairly
-from holdfast.training.loop import Training
-from holdfast.training.network import TorchNetwork
 from holdfast.training.objective import Standard
-from holdfast.training.prepare import check_network, check_precision, network_of
+from holdfast.training.prepare import network_of, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
@@ -60,7 +54,8 @@ def train(
         name="plain",
         objective="standard",
         epochs=epochs,
-        batch_size=min(batch_size, len(data)),
+        steps=10**9,
+        batch_size=batch_size,
         optimiser="adam",
         rate=rate,
         warmup=0.0,
@@ -70,38 +65,29 @@ def train(
         judge="",
         class_weights=class_weights,
     )
-    objective = Standard()
     network = network_of(None, target)
     target.bind(data.shape)
     (data,), _ = numbered(target, data)
-    check_network(network, target, data, recipe, objective)
-    workers.check(devices, target, objective, pickled=network.pickled)
-    check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
-    rows, held = divide_fairly(data, recipe.held, 1000, seed, "held-out")
-    training = Training(
+    training = training_of(
+        network,
         target,
-        rows,
-        held,
+        data,
         anything,
         recipe,
-        objective,
+        Standard(),
         seed=seed,
-        balance=balance_of(rows, target.task.k, recipe.class_weights),
+        devices=devices,
+        precision=precision,
         every=math.inf,
         watch=watch,
-        precision=precision,
-        devices=devices,
     )
-    if isinstance(network, TorchNetwork):
-        put_tensors(network.net, workers.train(training, network.net))
-        return network.net.eval()
-    folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
+    training.folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
     try:
-        network.train(replace(training, folder=folder))
-        trained = network.read(folder)
+        network.train(training)
+        trained = network.read(training.folder)
     finally:
         # one that diverged leaves what it reached
-        if trained is not None or not (folder / network.file).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if trained is not None or not (training.folder / network.file).exists():
+            shutil.rmtree(training.folder, ignore_errors=True)
     return trained

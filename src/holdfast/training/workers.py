@@ -35,8 +35,8 @@ from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
+from holdfast.training.batches import GeneratedRows
 from holdfast.training.distributed import ProcessGroup
-from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.objective import Objective
 from holdfast.training.state import STATE, Epoch, packed
@@ -127,12 +127,11 @@ def run(
         InputError: a process of it died.
     """
     paths = [path or os.getcwd() for path in sys.path]
-    common = (
-        os.environ
-        | (env or {})
-        | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
-    )
-    common["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // training.devices))
+    own = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "WORLD_SIZE": str(training.devices),
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // training.devices)),
+    }
     dead: list[int] = []
     with ExitStack() as stack:
         children = [
@@ -142,7 +141,7 @@ def run(
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                     stderr=stack.enter_context((work / f"stderr{rank}").open("wb")),
-                    env=common | {"RANK": str(rank)},
+                    env=os.environ | (env or {}) | own | {"RANK": str(rank)},
                     text=True,
                 )
             )
