@@ -878,10 +878,7 @@ def main() -> None:
             },
             "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
             "--quick": {"action": "store_true", "help": "one model, 10 images, Linf and L2"},
-            "--docs": {
-                "action": "store_true",
-                "help": "write the short tables into docs/comparison.md",
-            },
+            "--docs": {"action": "store_true", "help": "renew the tables of docs/comparison.md"},
         },
     )
     reasons = prepare(chosen.tools, chosen.autoattack)
