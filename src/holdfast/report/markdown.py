@@ -70,7 +70,7 @@ def card(manifest: Manifest) -> str:
         *_story(manifest),
         "### Threat model",
         _plain(
-            f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. "
+            f"{audit.knowledge(manifest)} The adversary may {words.capability(manifest)}. "
             f"{words.goal(manifest)}"
         ),
         *_evidence(manifest),

@@ -166,7 +166,7 @@ def class_name(manifest: Manifest, label: int) -> str:
     return manifest.data.class_name(label)
 
 
-def freedom(manifest: Manifest) -> str:
+def capability(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
     said = _freedom(manifest)
     if "limits=" in manifest.threat.text:
@@ -238,7 +238,7 @@ def headline(manifest: Manifest) -> str:
     start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
     if not bounded(manifest):
         return start + distances(manifest)
-    start += f"an adversary who may {freedom(manifest)}"
+    start += f"an adversary who may {capability(manifest)}"
     if (answer := wanted(manifest)) is not None:
         start += f", and wants the answer {answer},"
     least = {"upper-bound": " or less"}.get(manifest.verdict.status, "")
