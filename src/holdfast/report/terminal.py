@@ -27,7 +27,7 @@ _TONES = {
 
 def summary(manifest: Manifest) -> RenderableType:
     """A renderable of about 20 lines, made for 80 columns and up."""
-    sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
+    sentence = " ".join([words.headline(manifest), *words.notes(manifest)])
     counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
     verdict = Text.assemble(
         "Verdict: ",

@@ -248,7 +248,7 @@ def headline(manifest: Manifest) -> str:
     return f"{start} broke none of these in what ran; robust accuracy is {figure}."
 
 
-def asides(manifest: Manifest) -> list[str]:
+def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
     said = [part for part in (_right(manifest.model),) if part]
