@@ -168,13 +168,13 @@ def class_name(manifest: Manifest, label: int) -> str:
 
 def capability(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
-    said = _freedom(manifest)
+    said = _capability(manifest)
     if "limits=" in manifest.threat.text:
         said += ", times a scale and within a mask of each value's own"
     return said
 
 
-def _freedom(manifest: Manifest) -> str:
+def _capability(manifest: Manifest) -> str:
     threat = manifest.threat
     if manifest.model.transformation is not None and threat.norm == "linf":
         name, _, bounds = spec.call(manifest.model.transformation)
