@@ -53,14 +53,14 @@ def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
     table = columns("figure", "value", "95 % interval", "of")
     bounded = words.bounded(manifest)
-    for label, share, wanted in (
+    for label, share, shown in (
         ("clean accuracy", m.clean_accuracy, True),
         ("robust accuracy", m.robust_accuracy, bounded),
         ("robust accuracy, examples in 8 bits", m.accuracy_8bit, bounded),
         ("certified accuracy", m.certified_accuracy, True),
         ("attack success rate", m.attack_success_rate, True),
     ):
-        if share is not None and wanted:
+        if share is not None and shown:
             table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
     if not bounded:
         for point in _spread(m.curve):

@@ -200,7 +200,7 @@ TARGETS = {
 }
 
 
-def wanted(manifest: Manifest) -> str | None:
+def target_answer(manifest: Manifest) -> str | None:
     """The answer that a targeted adversary wants; None: any wrong one."""
     threat = manifest.threat
     if threat.targets is not None:
@@ -211,7 +211,7 @@ def wanted(manifest: Manifest) -> str | None:
 
 
 def goal(manifest: Manifest) -> str:
-    answer = wanted(manifest)
+    answer = target_answer(manifest)
     if answer is None:
         return "Untargeted: any wrong answer is a success."
     return f"Targeted: only the answer {answer} is a success. Inputs of that class are left out."
@@ -239,7 +239,7 @@ def headline(manifest: Manifest) -> str:
     if not bounded(manifest):
         return start + distances(manifest)
     start += f"an adversary who may {capability(manifest)}"
-    if (answer := wanted(manifest)) is not None:
+    if (answer := target_answer(manifest)) is not None:
         start += f", and wants the answer {answer},"
     least = {"upper-bound": " or less"}.get(manifest.verdict.status, "")
     figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
