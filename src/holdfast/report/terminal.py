@@ -40,7 +40,7 @@ def summary(manifest: Manifest) -> RenderableType:
         "",
         _figures(manifest),
     ]
-    if (needed := words.more(manifest)) is not None:
+    if (needed := words.samples_needed(manifest)) is not None:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))

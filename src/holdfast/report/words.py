@@ -92,7 +92,7 @@ def queries(manifest: Manifest) -> str:
 WIDE = 0.05  # an interval of more than so much is worth a word
 
 
-def more(manifest: Manifest) -> str | None:
+def samples_needed(manifest: Manifest) -> str | None:
     """How many inputs a narrower interval takes, where the present one is wide."""
     robust = manifest.metrics.robust_accuracy
     if (
