@@ -131,7 +131,7 @@ def _story(manifest: Manifest) -> list[str]:
     return [
         _plain(
             " ".join(
-                [words.headline(manifest), *words.notes(manifest), words.worst(manifest)]
+                [words.headline(manifest), *words.notes(manifest), words.worst_group(manifest)]
             ).strip()
         ),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",

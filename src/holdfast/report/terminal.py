@@ -44,7 +44,7 @@ def summary(manifest: Manifest) -> RenderableType:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
-    notes = (words.queries(manifest), words.worst(manifest), words.corruptions(manifest))
+    notes = (words.queries(manifest), words.worst_group(manifest), words.corruptions(manifest))
     parts += [Padding(Text(words.plain(note)), (0, 0, 1, 0)) for note in notes if note]
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 

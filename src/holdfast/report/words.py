@@ -109,7 +109,7 @@ def samples_needed(manifest: Manifest) -> str | None:
     )
 
 
-def worst(manifest: Manifest) -> str:
+def worst_group(manifest: Manifest) -> str:
     """The group that stands least; empty where rows have no groups."""
     found = manifest.metrics.worst_group
     if found is None:
