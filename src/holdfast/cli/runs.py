@@ -26,7 +26,7 @@ def verify(
     the report. What no option says of model and data is as the run says it."""
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
-    from holdfast.report.words import plain
+    from holdfast.report.words import printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
 
@@ -53,7 +53,7 @@ def verify(
     except InputError as error:
         wrong.append(f"report.html: {error}")
     for sentence in wrong:
-        typer.echo(plain(sentence))
+        typer.echo(printable(sentence))
     if wrong:
         typer.echo(
             f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True

@@ -33,10 +33,10 @@ def summary(manifest: Manifest) -> RenderableType:
         "Verdict: ",
         (manifest.verdict.status, f"bold {_TONES[manifest.verdict.status]}"),
         ". ",
-        words.plain(words.verdict(manifest)),
+        words.printable(words.verdict(manifest)),
     )
     parts: list[RenderableType] = [
-        Text(words.plain(sentence), style="bold"),
+        Text(words.printable(sentence), style="bold"),
         "",
         _figures(manifest),
     ]
@@ -45,7 +45,7 @@ def summary(manifest: Manifest) -> RenderableType:
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
     notes = (words.queries(manifest), words.worst_group(manifest), words.corruptions(manifest))
-    parts += [Padding(Text(words.plain(note)), (0, 0, 1, 0)) for note in notes if note]
+    parts += [Padding(Text(words.printable(note)), (0, 0, 1, 0)) for note in notes if note]
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 
 
@@ -94,7 +94,7 @@ def _trials(manifest: Manifest) -> Table:
     for t in manifest.trials:
         passes = t.costs.forwards + t.costs.backwards
         figures = (f"{t.attacked:,}", f"{t.broken:,}", f"{passes:,}", f"{t.costs.seconds:,.1f}")
-        table.add_row(Text(words.plain(t.spec)), spec.number(t.eps), *figures)
+        table.add_row(Text(words.printable(t.spec)), spec.number(t.eps), *figures)
     return table
 
 
@@ -103,9 +103,9 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
         Padding(
             Text.assemble(
                 (f"{f.severity:5} ", _TONES[f.severity]),
-                (words.plain(f.check), "bold"),
+                (words.printable(f.check), "bold"),
                 " ",
-                words.plain(f.text),
+                words.printable(f.text),
             ),
             (0, 0, 0, 2),
         )

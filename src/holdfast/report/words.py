@@ -55,7 +55,7 @@ STATUSES = {
 }
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """Text without control characters: an untrusted name must not steer a terminal or break a
     figure."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
