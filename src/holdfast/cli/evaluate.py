@@ -92,7 +92,7 @@ def evaluate(
 
     target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder):
-        with writing.progress_bar() as watch:
+        with writing.progress_bar() as on_progress:
             run = measure(
                 target,
                 source,
@@ -106,8 +106,8 @@ def evaluate(
                 max_seconds=max_seconds,
                 out=folder,
                 resume=where["resume"],
-                watch=watch,
-                announce=announce,
+                watch=on_progress,
+                announce=print_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 groups=groups and texts.lines_of(groups, "--groups"),
@@ -143,7 +143,7 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
     return code
 
 
-def announce(cost: Forecast) -> None:
+def print_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 

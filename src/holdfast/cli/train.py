@@ -69,7 +69,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
-        watch=lambda line: writing.tell(
+        watch=lambda line: writing.print_epoch(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
             f"{line.trained:.1%}, on held-out rows {line.clean:.1%}",
             line.note,
