@@ -36,8 +36,8 @@ def verify(
             f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
         )
     said = manifest.model
-    usual = (limits["low"], limits["high"]) if said.box else said.bounds
-    box = options.box_of(how["bounds"], how["limits"], usual)
+    default = (limits["low"], limits["high"]) if said.box else said.bounds
+    box = options.box_of(how["bounds"], how["limits"], default)
     rows = options.suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
@@ -158,9 +158,9 @@ def report(
     from holdfast.runs import gates
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
-    wanted = [gates.parse(text) for text in gate or ()]
+    conditions = [gates.parse(text) for text in gate or ()]
     manifest = read_manifest(run)
-    judged = gates.judge(wanted, manifest)
+    judged = gates.judge(conditions, manifest)
     makers = (
         (junit, lambda: tests.junit(manifest, judged)),
         (sarif, lambda: scan.sarif(manifest, judged)),
