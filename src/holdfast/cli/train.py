@@ -36,7 +36,7 @@ def train(
     devices: options.Devices = 1,
     seed: options.Seed = 0,
 ) -> int:
-    """Train a network on labelled data by plain cross-entropy, and save its weights."""
+    """Train a network on labelled data by cross-entropy, and save its weights."""
     keras = model.endswith((".keras", ".h5"))
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
@@ -69,7 +69,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
-        watch=lambda line: writing.tell(
+        watch=lambda line: writing.print_epoch(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
             f"{line.trained:.1%}, on held-out rows {line.clean:.1%}",
             line.note,
