@@ -436,7 +436,9 @@ def _attack(
         budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
         stop=trial.attack.bounded or not plan.smallest,
         pool=plan.ways.images(trial.attack),
-        watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
+        on_step=lambda t, live: plan.watch(
+            done + share * t / trial.attack.steps, repr(trial), live
+        ),
     )
     record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
     record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
