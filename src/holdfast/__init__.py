@@ -85,7 +85,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("holdfast.version").version()
+        return importlib.import_module("holdfast.version").VERSION
     if name in ("attacks", "targets"):
         return importlib.import_module(f"holdfast.{name}")
     if name not in _HOME:

@@ -43,9 +43,9 @@ def demo(
     torch.set_num_threads(1)  # for a network this small a second thread only waits
     torch.manual_seed(0)
     typer.echo(f"1. train a small network on {len(digits):,} digits", err=True)
-    plain = wrap(demo_net())
-    assert isinstance(plain, TorchTarget)
-    net = train(plain, digits)
+    undefended = wrap(demo_net())
+    assert isinstance(undefended, TorchTarget)
+    net = train(undefended, digits)
     typer.echo(
         f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
     )

@@ -35,7 +35,7 @@ def train(
     devices: options.Devices = 1,
     seed: options.Seed = 0,
 ) -> int:
-    """Train a network on labelled data by plain cross-entropy, and save its weights."""
+    """Train a network on labelled data by cross-entropy, and save its weights."""
     keras = model.endswith((".keras", ".h5"))
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
