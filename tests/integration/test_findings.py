@@ -314,7 +314,7 @@ def test_a_way_may_be_asked_for() -> None:
     attack = 'apgd(steps=10, loss="margin", through="straight")'
     model = Planted(torch.sign)
     told: list[Any] = []
-    found = measure(model, attacks=[attack], announce=told.append)
+    found = measure(model, attacks=[attack], on_estimate=told.append)
     assert found.metrics.counts["broken"] > 0
     assert told
     assert verify(found.folder, holdfast.wrap(model), source()) == []
