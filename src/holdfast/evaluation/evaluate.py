@@ -141,7 +141,7 @@ def plan_of(
         threat,
         ready.protocol.trials,
         measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
-        ways=ready.ways,
+        gradient_sources=ready.gradient_sources,
         seed=seed,
         budget=budget,
         deadline=deadline,
@@ -186,11 +186,11 @@ def _probed(job: Evaluation) -> Evaluation:
     found, costs = list[Finding](), Costs()
     if due:
         found, costs = _findings(job)
-    added = checks.follow(found, name, plan.threat, plan.ways)
+    added = checks.follow(found, name, plan.threat, plan.gradient_sources)
     noted = [*job.facts.initial_findings, *checks.answered(found, added)]
     if not plan.threat.bounded:
         noted.append(checks.NO_EPS)
-    costs = add(costs, plan.ways.costs)
+    costs = add(costs, plan.gradient_sources.costs)
     facts = job.facts.model_copy(update={"initial_findings": noted, "probe_costs": costs})
     job = replace(job, facts=facts, plan=replace(plan, trials=[*plan.trials, *added]))
     if added:
@@ -203,7 +203,7 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     plan, ready = job.plan, job.ready
     if job.journal.find("exam") is None:
         answers = probe(
-            plan.target, ready.source, plan.threat, plan.trials[0], plan.ways, plan.seed
+            plan.target, ready.source, plan.threat, plan.trials[0], plan.gradient_sources, plan.seed
         )
         found = [f.model_dump(mode="json") for f in checks.signs(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
