@@ -12,7 +12,7 @@ import typer
 
 from holdfast import memory, quiet
 from holdfast.cli import attack, demo, evaluate, generate, harden, listing, runs, train
-from holdfast.cli.command import Action, Command, borrowing, guarded
+from holdfast.cli.command import Action, Command, guarded, with_shared_options
 from holdfast.version import VERSION
 
 COMMANDS: dict[str, Action] = {
@@ -50,7 +50,7 @@ def _holdfast(
 def _add(group: typer.Typer, commands: dict[str, Action]) -> None:
     for name, command in commands.items():
         said = " ".join((command.__doc__ or "").split())
-        group.command(name, cls=Command, help=said)(guarded(borrowing(command)))
+        group.command(name, cls=Command, help=said)(guarded(with_shared_options(command)))
 
 
 _generate = typer.Typer(
