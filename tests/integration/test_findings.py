@@ -19,7 +19,7 @@ import holdfast
 from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers
 from holdfast.errors import SpecError
 from holdfast.evaluation import protocols
@@ -29,7 +29,7 @@ from holdfast.evaluation.verify import verify
 from holdfast.runs.manifest import Finding
 from holdfast.runs.run import Run
 from holdfast.targets import TorchTarget
-from holdfast.targets.frameworks.pytorch.bpda import hard_steps, straightened
+from holdfast.targets.frameworks.pytorch.bpda import hard_steps, with_bpda
 from holdfast.testing import BROKEN, SOUND, Defence
 from holdfast.testing.sound import NETS, mlp, trained
 from holdfast.threats.threat import Threat
@@ -50,7 +50,7 @@ def sound_answers() -> Answers:
         turn=np.full(M, 0.95),
         planted=~no,
         missed=no,
-        beat={"stood": np.arange(M) < 20, **dict.fromkeys(names, no)},
+        broken_by={"stood": np.arange(M) < 20, **dict.fromkeys(names, no)},
     )
 
 
@@ -64,14 +64,14 @@ PLANTED: dict[str, Callable[[Answers], object]] = {
     "wrong_gradient": lambda a: setattr(a, "slope", np.where(some(15), 0.9, 0.01)),
     "turning_gradient": lambda a: setattr(a, "turn", np.full(M, 0.2)),
     "one_hot": lambda a: setattr(a, "one_hot", some(2)),
-    "unbounded": lambda a: a.beat.update(whole=some(1)),
-    "larger_eps": lambda a: a.beat.update(larger=some(2)),
-    "one_step": lambda a: a.beat.update(one=some(2)),
-    "more_steps": lambda a: a.beat.update(more=some(3)),
-    "black_box": lambda a: a.beat.update(scores=some(2)),
-    "labels": lambda a: a.beat.update(labels=some(2)),
+    "unbounded": lambda a: a.broken_by.update(whole=some(1)),
+    "larger_eps": lambda a: a.broken_by.update(larger=some(2)),
+    "one_step": lambda a: a.broken_by.update(one=some(2)),
+    "more_steps": lambda a: a.broken_by.update(more=some(3)),
+    "black_box": lambda a: a.broken_by.update(scores=some(2)),
+    "labels": lambda a: a.broken_by.update(labels=some(2)),
     "binarisation": lambda a: setattr(a, "missed", some(9)),
-    "non_smooth": lambda a: (a.hard.append("round"), a.beat.update(straight=some(1))),
+    "non_smooth": lambda a: (a.hard.append("round"), a.broken_by.update(straight=some(1))),
 }
 
 
@@ -88,7 +88,7 @@ def test_a_planted_answer_raises_exactly_its_finding(check: str) -> None:
 
 def test_what_changes_little_is_let_pass() -> None:
     answers = sound_answers()
-    answers.beat |= {
+    answers.broken_by |= {
         "one": some(1),
         "more": some(2),
         "scores": some(1),
@@ -108,7 +108,7 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     assert (found.check, found.explains) == ("one_hot", ["unbounded", "binarisation"])
     assert "shows as unbounded, binarisation too" in found.text
     threat, source = Threat.linf(0.1), open_data("digits")
-    ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
+    ways = GradientSources(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
     trials = follow([found], "standard", threat, ways)
     assert {parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {
         *trials
@@ -120,7 +120,7 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
     source = open_data("digits")
     target = TorchTarget(mlp(), shape=(1, 8, 8))
     threat = getattr(Threat, norm)(1.0)
-    ways = Ways(target, threat, source)
+    ways = GradientSources(target, threat, source)
     for check, plant in PLANTED.items():
         answers = sound_answers()
         plant(answers)
@@ -163,7 +163,7 @@ def test_straight_through_gives_the_same_scores_and_a_gradient(
     step: Callable[[Tensor], Tensor],
 ) -> None:
     target = TorchTarget(Planted(step), shape=(1, 8, 8))
-    way = straightened(target)
+    way = with_bpda(target)
     assert way is not None
     x = torch.rand(5, 1, 8, 8)
     z, pull = way.linearize(x)
@@ -186,7 +186,7 @@ def test_autograd_inside_the_model_is_found_and_gone_through() -> None:
     target = TorchTarget(Optimised(net), shape=(1, 8, 8))
     x = torch.rand(5, 1, 8, 8)
     assert "grad" in hard_steps(target, x)
-    way = straightened(target)
+    way = with_bpda(target)
     assert way is not None
     z, pull = way.linearize(x)
     torch.testing.assert_close(z, target.scores(x))
@@ -201,7 +201,7 @@ def test_a_flatter_softmax_keeps_the_order() -> None:
     target = TorchTarget(
         Planted(lambda x: x, lambda z: (500 * z).softmax(1)), shape=(1, 8, 8), probabilities=True
     )
-    way = straightened(target)
+    way = with_bpda(target)
     assert way is not None
     x = torch.rand(5, 1, 8, 8)
     z, pull = way.linearize(x)
@@ -326,13 +326,13 @@ def test_only_a_gradient_can_be_blurred() -> None:
     data, threat = open_data("digits"), Threat.linf(0.1)
     for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
         target = TorchTarget(model, shape=(1, 8, 8))
-        assert Ways(target, threat, data).open("blurred") is open_
+        assert GradientSources(target, threat, data).open("blurred") is open_
 
 
 def test_rows_without_a_gradient_at_the_start_do_not_close_a_way_and_looking_is_charged() -> None:
     x = np.repeat(np.array([0, 1], np.float32), 16)[:, None].repeat(2, 1)
     target = TorchTarget(lambda x: (x - 0.5).relu(), shape=(2,))
-    ways = Ways(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
+    ways = GradientSources(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
     assert [ways.open("blurred"), ways.open("blurred")] == [True, True]
     assert (ways.costs.forwards, ways.costs.queries, ways.costs.backwards) == (8, 8, 8)
 
@@ -451,7 +451,7 @@ def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
     )
     target.bind((1, 14, 14))
     trial = protocols.protocol("standard", "linf").trials[0]
-    answers = probe(target, source, threat, trial, Ways(target, threat, source), 0)
+    answers = probe(target, source, threat, trial, GradientSources(target, threat, source), 0)
     assert answers.slope is not None
     assert len(answers.slope) == 16
     assert bool((answers.slope < 0.5).all())

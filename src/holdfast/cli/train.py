@@ -52,10 +52,11 @@ def train(
     source = options.open_source(data, "train", **rows)
     target: Any = options.open_target(model, source, **how)
     target = getattr(target, "inner", target)  # one draw of a randomised model trains
-    if target.head.graded is not None or target.inputs.context:
+    task = target.head.truth_task
+    if task is not None or target.inputs.context:
         raise InputError(
             "train takes a classifier of k classes and of one input, but this model has "
-            f"{'several inputs' if target.inputs.context else f'the task {target.head.graded}'}."
+            f"{'several inputs' if target.inputs.context else f'the task {task}'}."
         )
     source = open_for(target, source)
     check_data(source, target.bounds)

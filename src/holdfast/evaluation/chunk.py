@@ -22,7 +22,7 @@ from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
 from holdfast.attacks.result import Outcome
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.truths import outputs
@@ -85,7 +85,7 @@ class Plan:
     threat: Threat
     trials: Sequence[Trial]
     measured: Sequence[float]  # every eps to run at, the threat's own first
-    ways: Ways  # what trials may attack in place of the target
+    ways: GradientSources  # what trials may attack in place of the target
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic

@@ -15,7 +15,7 @@ from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
@@ -59,7 +59,7 @@ def claims(
     yield from _data(manifest, source, groups, table)
     yield from _threat(manifest, asked, target)
     yield from _protocol(manifest, asked, target)
-    ways = Ways(target, asked, source)
+    ways = GradientSources(target, asked, source)
     yield from _noted(manifest, asked, target, source, labels, ways)
     yield from _trials(manifest, asked, ways)
     yield from _rounds(manifest, asked, table)
@@ -203,7 +203,7 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
         yield f"protocol: its trials are not those of {name} version {version}."
 
 
-def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
+def _trials(manifest: Manifest, threat: Threat, ways: GradientSources) -> Iterator[str]:
     """The trials at the threat's eps: those of the protocol, then those that the findings ask
     for."""
     asked = manifest.protocol.trials
@@ -271,7 +271,7 @@ def _noted(
     target: Target,
     source: Source,
     labels: list[Finding],
-    ways: Ways,
+    ways: GradientSources,
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again, name = [*labels, *check_model(target, source)], manifest.protocol.name
