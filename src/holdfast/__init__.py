@@ -59,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("holdfast.version").version()
+        return importlib.import_module("holdfast.version").VERSION
     if name == "attacks":
         return importlib.import_module("holdfast.attacks")
     if name not in _HOME:

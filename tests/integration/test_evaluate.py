@@ -532,7 +532,7 @@ def test_the_cost_is_estimated_before_the_start() -> None:
         ["pgd(steps=20)"],
         ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
     ):
-        run = measure(attacks=attacks, announce=told.append)
+        run = measure(attacks=attacks, on_estimate=told.append)
         right = sum(s != "wrong" for s in statuses(run))
         spent = (run.manifest.costs.forwards + run.manifest.costs.backwards) / max(right, 1)
         assert 0.5 < told[-1].passes / spent < 2

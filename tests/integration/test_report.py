@@ -92,7 +92,7 @@ def test_every_figure_is_on_the_page(tmp_path: Path) -> None:
         *m.files.values(),
         "4711",
     ]
-    said += [words.headline(m), *words.asides(m), "not tested"]
+    said += [words.headline(m), *words.notes(m), "not tested"]
     assert not [s for s in said if s not in text]
     counts = [
         n for table in (k.confusion.clean, k.confusion.attacked) for row in table for n in row if n

@@ -165,7 +165,7 @@ def run(
             smallest is sought.)
         pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
             images of other classes in.
-        watch: told the steps done and the rows still live, after every step.
+        on_step: called with the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))

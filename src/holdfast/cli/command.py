@@ -1,4 +1,4 @@
-"""What is done to every command: it borrows options of other functions, its mistakes become
+"""What is done to every command: it takes the options of other functions, its mistakes become
 sentences, and its help is set in two columns."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Action = Callable[..., int]
 PANELS = "Arguments", "Options", "Threat", "Model", "Data", "Training", "Measurement", "Run"
 
 
-def borrowing(command: Action) -> Action:
+def with_shared_options(command: Action) -> Action:
     """A command that takes, in the place of each `Annotated[dict, function]` among its parameters,
     the options that this function takes by keyword; the command is given them as that dict.
 
@@ -27,21 +27,21 @@ def borrowing(command: Action) -> Action:
     reads is a signature: this one is made of the command's and the functions'.
     """
     own = inspect.signature(command, eval_str=True).parameters
-    lent: dict[str, list[str]] = {}
+    shared: dict[str, list[str]] = {}
     shown: dict[str, inspect.Parameter] = {}
     for parameter in own.values():
-        options, lender = [parameter], get_args(parameter.annotation)[-1]
-        if inspect.isfunction(lender):
-            every = inspect.signature(lender).parameters.values()
+        options, source = [parameter], get_args(parameter.annotation)[-1]
+        if inspect.isfunction(source):
+            every = inspect.signature(source).parameters.values()
             options = [option for option in every if option.kind is option.KEYWORD_ONLY]
-            lent[parameter.name] = [option.name for option in options]
+            shared[parameter.name] = [option.name for option in options]
         # by keyword, so that one without a default may come after one that has some
         shown |= {o.name: o.replace(kind=o.KEYWORD_ONLY) for o in options}
 
     @functools.wraps(command)
     def run(**given: Any) -> int:
         kept = {name: value for name, value in given.items() if name in own}
-        return command(**kept, **{name: {o: given[o] for o in lent[name]} for name in lent})
+        return command(**kept, **{name: {o: given[o] for o in shared[name]} for name in shared})
 
     run.__signature__ = inspect.Signature([*shown.values()])  # pyright: ignore
     return run

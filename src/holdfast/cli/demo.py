@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import writing
-from holdfast.cli.harden import pages, tell
+from holdfast.cli.harden import echo_epoch, pages
 
 if TYPE_CHECKING:
     from holdfast.training.state import Epoch
@@ -43,13 +43,13 @@ def demo(
     torch.set_num_threads(1)  # for a network this small a second thread only waits
     torch.manual_seed(0)
     typer.echo(f"1. train a small network on {len(digits):,} digits", err=True)
-    plain = wrap(demo_net())
-    assert isinstance(plain, TorchTarget)
-    net = train(plain, digits)
+    undefended = wrap(demo_net())
+    assert isinstance(undefended, TorchTarget)
+    net = train(undefended, digits)
     typer.echo(
         f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
     )
-    with writing.progress_bar() as watch:
+    with writing.progress_bar() as on_progress:
         made = harden(
             net,
             digits,
@@ -58,8 +58,8 @@ def demo(
             test=test,
             out=out,
             resume=True,
-            watch=watch,
-            tell=_tell,
+            on_progress=on_progress,
+            on_epoch=_every_tenth,
             names=Names("plain", None, "test", f"holdfast demo --out {out}"),
         )
     typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
@@ -73,6 +73,6 @@ def demo(
     return int(bool(wrong))
 
 
-def _tell(line: Epoch) -> None:
+def _every_tenth(line: Epoch) -> None:
     if line.epoch % 10 == 0 or line.note:
-        tell(line)
+        echo_epoch(line)

@@ -80,7 +80,7 @@ def evaluate(
     """Attack a model, judge what is found, and leave the evidence in a folder."""
     from holdfast.runs import gates
 
-    wanted = [gates.parse(text) for text in gate or ()]
+    conditions = [gates.parse(text) for text in gate or ()]
     if baseline is not None and not corruptions:
         raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
     if max_seconds is not None and not max_seconds >= 0:
@@ -92,7 +92,7 @@ def evaluate(
 
     target, source = options.open_attacked(model, data, how, rows, **access)
     with writing.resumable(folder):
-        with writing.progress_bar() as watch:
+        with writing.progress_bar() as on_progress:
             run = measure(
                 target,
                 source,
@@ -106,18 +106,18 @@ def evaluate(
                 max_seconds=max_seconds,
                 out=folder,
                 resume=where["resume"],
-                watch=watch,
-                announce=announce,
+                on_progress=on_progress,
+                on_estimate=echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )
-        return conclude(run, wanted, strict=strict, json=json)
+        return conclude(run, conditions, strict=strict, json=json)
 
 
-def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> int:
+def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
     """Say what a finished run found, and whether it is good enough."""
     from holdfast.report import html, terminal
     from holdfast.runs import gates
@@ -136,14 +136,14 @@ def conclude(run: Run, wanted: Sequence[Gate], *, strict: bool, json: bool) -> i
             f"{run.folder} --resume, with any --max-seconds or none.",
             err=True,
         )
-    code = writing.code_of(gates.judge(wanted, run.manifest))
+    code = writing.code_of(gates.judge(conditions, run.manifest))
     if strict and run.verdict.status == "unreliable":
         typer.echo("the verdict is unreliable, and --strict was given.", err=True)
         return 3
     return code
 
 
-def announce(cost: Forecast) -> None:
+def echo_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 

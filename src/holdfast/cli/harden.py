@@ -109,7 +109,7 @@ def harden(
 
     source, judged = options.open_to_train(data, test, rows)
     target = options.open_target(model, source, **how)
-    with writing.resumable(folder), writing.progress_bar() as watch:
+    with writing.resumable(folder), writing.progress_bar() as on_progress:
         made = make_robust(
             target,
             source,
@@ -127,8 +127,8 @@ def harden(
             min_clean=min_clean,
             min_recall=min_recall,
             seed=seed,
-            watch=watch,
-            tell=tell,
+            on_progress=on_progress,
+            on_epoch=echo_epoch,
             names=Names(model, how["arch"], "test", writing.command_line()),
             synthetic=synthetic and options.open_further(synthetic, "train", rows),
             synthetic_share=synthetic_share,
@@ -162,9 +162,9 @@ def _gate(after: Run, min_clean: float, min_recall: float) -> int:
     return 0
 
 
-def tell(line: Epoch) -> None:
+def echo_epoch(line: Epoch) -> None:
     """An epoch, on stderr."""
-    writing.tell(
+    writing.echo_line(
         f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
         f"robust {line.robust:.1%}",
         line.note,

@@ -84,10 +84,10 @@ def _part(name: str, maker: Any) -> str:
 
 def _defence(name: str, kind: Any) -> str:
     fields = dataclasses.fields(kind)
-    usual = {
+    default = {
         f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
     }
-    called = f"{name}({', '.join(usual.get(f.name, f.name) for f in fields)})"
+    called = f"{name}({', '.join(default.get(f.name, f.name) for f in fields)})"
     options = "".join(f"\n    {field.name}: {spec.expected(field)}" for field in fields)
     return f"{name}  {_summary(kind)}\n    {called}{options}"
 

@@ -1,11 +1,11 @@
-"""What several commands take, each option said once.
+"""The options that commands share, each declared once.
 
 The functions that open a model, data, a threat and a run folder say their options themselves, and a
-command borrows all of them: `how: ModelOptions` among its parameters stands for the options of
+command takes all of them: `how: ModelOptions` among its parameters means the options of
 `open_target`, and is given as a dict that `open_target` takes.
 """
 
-# no `from __future__ import annotations`: what is borrowed here is read at run time
+# no `from __future__ import annotations`: these annotations are read at run time
 
 from collections.abc import Mapping
 from functools import partial
@@ -152,7 +152,7 @@ def box_of(
 
 def open_source(
     data: str,
-    usual: str = "test",
+    default: str = "test",
     box: "Bounds | None" = None,
     *,
     bounds: RawRange = None,
@@ -195,23 +195,23 @@ def open_source(
     """The data; bytes become [0, 1] unless the bounds say otherwise.
 
     Args:
-        usual: the split where no option says it.
+        default: the split where no option says it.
         box: the bounds where no option should.
     """
     from holdfast.data import open_data
 
     high = (box or box_of(bounds, limits)).high
     loading = {"label": label, "classes": classes, "resize": resize, "crop": crop}
-    return open_data(data, split=split or usual, scale=high <= 1, **loading)
+    return open_data(data, split=split or default, scale=high <= 1, **loading)
 
 
 def open_further(data: str, split: str, rows: Mapping[str, Any]) -> "Source":
-    """Data beside those that are read as `rows` says, and as far as their kind can be read so."""
+    """Further data, read as `rows` says as far as their kind can be."""
     return open_source(data, **{**suiting(data, rows), "split": split})
 
 
 def suiting(data: str, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """What data of this kind, too, can be told of how they are read."""
+    """The options of reading that data of this kind take."""
     from holdfast.data import READERS, kind_of
 
     kind = kind_of(data)
@@ -307,17 +307,17 @@ def open_target(
     """The model, wrapped.
 
     Args:
-        source: the data, whose inputs may be several.
+        source: the data, which may have further inputs.
         box: the bounds where no option should say them.
     """
     from holdfast.targets import load
     from holdfast.targets.preprocess import parse
 
     texts.check_layout(layout)
-    several: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     if source is not None and source.inputs is not None:
         at, (first, *others) = attacked or 0, source.inputs
-        several = {"inputs": [*others[:at], first, *others[at:]], "attacked": at}
+        further = {"inputs": [*others[:at], first, *others[at:]], "attacked": at}
     return load(
         model,
         arch=arch,
@@ -331,7 +331,7 @@ def open_target(
         draws=eot,
         batch_size=batch_size or 256,
         device=texts.device_of(device),
-        **several,
+        **further,
     )
 
 
@@ -404,7 +404,7 @@ def open_attacked(
     return Surrogate(target, open_target(surrogate, source, **{**how, **own})), source
 
 
-# what a command borrows
+# the shared options, as parameters of a command
 ModelOptions = Annotated[dict[str, Any], open_target]
 DataOptions = Annotated[dict[str, Any], open_source]
 ThreatOptions = Annotated[dict[str, Any], open_threat]

@@ -26,7 +26,7 @@ def verify(
     the report. What no option says of model and data is as the run says it."""
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
-    from holdfast.report.words import plain
+    from holdfast.report.words import printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
 
@@ -36,8 +36,8 @@ def verify(
             f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
         )
     said = manifest.model
-    usual = (limits["low"], limits["high"]) if said.box else said.bounds
-    box = options.box_of(how["bounds"], how["limits"], usual)
+    default = (limits["low"], limits["high"]) if said.box else said.bounds
+    box = options.box_of(how["bounds"], how["limits"], default)
     rows = options.suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
@@ -53,7 +53,7 @@ def verify(
     except InputError as error:
         wrong.append(f"report.html: {error}")
     for sentence in wrong:
-        typer.echo(plain(sentence))
+        typer.echo(printable(sentence))
     if wrong:
         typer.echo(
             f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True
@@ -158,9 +158,9 @@ def report(
     from holdfast.runs import gates
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
-    wanted = [gates.parse(text) for text in gate or ()]
+    conditions = [gates.parse(text) for text in gate or ()]
     manifest = read_manifest(run)
-    judged = gates.judge(wanted, manifest)
+    judged = gates.judge(conditions, manifest)
     makers = (
         (junit, lambda: tests.junit(manifest, judged)),
         (sarif, lambda: scan.sarif(manifest, judged)),

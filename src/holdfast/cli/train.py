@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from holdfast.cli import options, writing
-from holdfast.errors import InputError
 
 
 def train(
@@ -36,30 +35,19 @@ def train(
     devices: options.Devices = 1,
     seed: options.Seed = 0,
 ) -> int:
-    """Train a network on labelled data by plain cross-entropy, and save its weights."""
+    """Train a network on labelled data by cross-entropy, and save its weights."""
     keras = model.endswith((".keras", ".h5"))
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
     writing.check_new(out, suffix, f"{what} saved as {suffix}")
     import torch
 
-    from holdfast.evaluation.contract import check_data
-    from holdfast.evaluation.prepare import open_for
     from holdfast.runs.store import write_bytes
     from holdfast.training.train import train as fit
 
     torch.manual_seed(seed)
     source = options.open_source(data, "train", **rows)
-    target: Any = options.open_target(model, source, **how)
-    target = getattr(target, "inner", target)  # one draw of a randomised model trains
-    task = target.head.truth_task
-    if task is not None or target.inputs.context:
-        raise InputError(
-            "train takes a classifier of k classes and of one input, but this model has "
-            f"{'several inputs' if target.inputs.context else f'the task {task}'}."
-        )
-    source = open_for(target, source)
-    check_data(source, target.bounds)
+    target = options.open_target(model, source, **how)
     trained = fit(
         target,
         source,
@@ -70,7 +58,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
-        watch=lambda line: writing.tell(
+        on_epoch=lambda line: writing.echo_line(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
             f"{line.trained:.1%}, on held-out rows {line.clean:.1%}",
             line.note,

@@ -252,8 +252,8 @@ def _binarisation(a: Answers) -> Iterator[Finding]:
             yield _found(
                 a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
                 "The binarisation test was not made: it needs a torch module that ends in a linear "
-                "layer and does not answer by lot, a threat in linf or l2, and features that tell "
-                "the ball's edge apart.",
+                "layer and does not answer at random, a threat in linf or l2, and features that "
+                "tell the ball's edge apart.",
                 "", source, severity="info",
             )  # fmt: skip
     elif (value := float(a.missed.sum() / a.planted.sum())) > MISSED:

@@ -65,7 +65,7 @@ class Progress(NamedTuple):
     live: int  # rows of the present chunk that still stand
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class Unit(NamedTuple):
@@ -89,9 +89,8 @@ class Plan:
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
-    watch: Callable[[float, str, int], None] = lambda *_: (
-        None
-    )  # share of the chunk done, trial, live rows
+    # share of the chunk done, trial, live rows
+    on_step: Callable[[float, str, int], None] = lambda *_: None
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
@@ -436,7 +435,7 @@ def _attack(
         budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
         stop=trial.attack.bounded or not plan.smallest,
         pool=plan.ways.images(trial.attack),
-        on_step=lambda t, live: plan.watch(
+        on_step=lambda t, live: plan.on_step(
             done + share * t / trial.attack.steps, repr(trial), live
         ),
     )

@@ -25,6 +25,7 @@ from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
+from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
@@ -333,9 +334,14 @@ def _known(said: Finding) -> bool:
     return (said.severity != "info" or said.check in checks.EXPLAINS) and said.check not in LOADING
 
 
+def _words(finding: Finding) -> list[str]:
+    text, *others = in_todays_words([finding.text, finding.advice, finding.source])
+    return [re.sub(r"[\d.,]+", "#", text), *others]
+
+
 def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
-    """A finding of run.json beside the one that the model shows now. Its numbers may be another
-    device's, and the words of an older run were others."""
+    """Where a finding of run.json differs from the one that the model shows now. Its numbers may
+    be another device's, and its words those of an older Holdfast."""
     if said.severity != found.severity:
         yield (
             f"initial_findings: {said.check} is called {said.severity}, but it is {found.severity}."
@@ -346,7 +352,7 @@ def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
             f.threshold,
             f.explains,
             f.value is None,
-            worded and [re.sub(r"[\d.,]+", "#", f.text), f.advice, f.source],
+            worded and _words(f),
         ]
         for f in (said, found)
     )

@@ -27,13 +27,14 @@ from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
+from holdfast.runs.migration import in_todays_words
 from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
-# what an older run words otherwise
+# what a run of schema version 1 words otherwise; for later ones see `runs.migration.PHRASES`
 WORDS: dict[str, Any] = {
     "verdict": {"reason": True, "findings": {"__all__": {"text", "advice", "source"}}}
 }
@@ -182,7 +183,7 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         said, found = (
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
-        yield from _differences(part, said, found)
+        yield from _differences(part, in_todays_words(said), in_todays_words(found))
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
         booked = int(np.sum(table.column(cost).to_numpy()))

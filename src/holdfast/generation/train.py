@@ -116,7 +116,7 @@ class Training:
         data: rows to train on.
         held: rows that the samples are compared with as the training goes; they choose the weights.
         every: seconds from one stored state to the next; 0: after each step.
-        watch: told of each finished round.
+        on_round: called with each finished round.
     """
 
     model: Model
@@ -127,7 +127,7 @@ class Training:
     folder: Path
     seed: int = 0
     every: float = 30.0
-    watch: Callable[[Round], None] = lambda _: None
+    on_round: Callable[[Round], None] | None = None
 
     def fit(self) -> None:
         """Train, from the start or from where the folder's state stands; the best generator is in
@@ -232,7 +232,8 @@ class Training:
             write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
-        self.watch(line)
+        if self.on_round is not None:
+            self.on_round(line)
         if progress.bad > 1:
             raise InputError(
                 f"training stopped in round {progress.round}: {line.note}. {self._kept(s)}"
@@ -285,7 +286,7 @@ def generate(
     seed: int = 0,
     device: str = "cpu",
     every: float = 30.0,
-    tell: Callable[[Round], None] = lambda _: None,
+    on_round: Callable[[Round], None] | None = None,
 ) -> Made:
     """Train a generative model on labelled rows, and measure what it draws.
 
@@ -300,7 +301,7 @@ def generate(
         layout: of images: nchw or nhwc; None: what the shape says.
         resume: go on with an unfinished training in `out`.
         every: seconds from one stored state to the next.
-        tell: told of each finished round.
+        on_round: called with each finished round.
 
     Raises:
         InputError: the data cannot be learnt from, `out` holds something else, or the training
@@ -321,7 +322,7 @@ def generate(
         train, held = divide(data, 0.1, 5000, seed, "held-out")
         reader = _reader(folder, frame.to(device), k, train, seed)
         if not (folder / "quality.json").exists():
-            Training(model, train, held, frame, reader, folder, seed, every, tell).fit()
+            Training(model, train, held, frame, reader, folder, seed, every, on_round).fit()
             drawer = load_generator(folder, device)
             y = torch.arange(model.judged) % k
             x = drawer.draw(y, torch.arange(len(y)), seed + 1)

@@ -183,7 +183,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
     axes.imshow(pixels, interpolation="none")
     axes.set(xlabel="predicted", ylabel="true")
     if k <= NUMBERED:
-        short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
+        short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.printable, names)]
         size = min(10, 190 / k)
         axes.set_xticks(
             range(k), short, rotation=90 * (max(map(len, short)) > 45 / k), fontsize=size
@@ -245,7 +245,7 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"(style=\"font[^\"]*?)'[^;\"]*sans-serif", r"\1system-ui, sans-serif", text)
     text = re.sub("|".join(_PAGE), lambda found: _PAGE[found[0]], text)
-    label = html.escape(words.plain(said), quote=True)
+    label = html.escape(words.printable(said), quote=True)
     return re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
         r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

@@ -144,7 +144,7 @@ def _harmless(value: object) -> object:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     glue = "\N{NO-BREAK SPACE}"  # Python does not count it as printable
-    return glue.join(map(words.plain, value.split(glue)))
+    return glue.join(map(words.printable, value.split(glue)))
 
 
 def _render(folder: Path, manifest: Manifest) -> str:

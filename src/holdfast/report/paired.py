@@ -36,18 +36,18 @@ def summary(found: Comparison) -> RenderableType:
             f"{f.lost:,}",
         )
     lines: list[RenderableType] = [
-        Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})"),
-        Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})"),
-        Text(f"{found.n:,} inputs under {words.plain(found.threat)}"),
+        Text(f"First: {words.printable(found.runs[0])} ({found.verdicts[0]})"),
+        Text(f"Second: {words.printable(found.runs[1])} ({found.verdicts[1]})"),
+        Text(f"{found.n:,} inputs under {words.printable(found.threat)}"),
         "",
         table,
         "",
     ]
     if found.averages:
         lines += [_averages(found.averages), ""]
-    lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
+    lines += [Text(words.printable(warning), style="bold red") for warning in warnings(found)]
     lines += [Text(sentence(f, found), style="bold") for f in found.figures]
-    lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
+    lines += [Text(words.printable(remark), style="yellow") for remark in found.remarks]
     lines += ["", _parts("class", [*found.per_class, *filter(None, [found.class_mean])])]
     if found.per_group:
         lines += ["", _parts("group", found.per_group)]
@@ -67,7 +67,7 @@ def _parts(kind: str, changes: Sequence[PartChange]) -> Table:
     table = columns(kind, "of", "clean, first", "second", "robust, first", "second")
     for c in changes:
         table.add_row(
-            Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
+            Text(words.printable(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
         )
     return table
 

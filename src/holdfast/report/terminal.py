@@ -27,25 +27,25 @@ _TONES = {
 
 def summary(manifest: Manifest) -> RenderableType:
     """A renderable of about 20 lines, made for 80 columns and up."""
-    sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
+    sentence = " ".join([words.headline(manifest), *words.notes(manifest)])
     counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
     verdict = Text.assemble(
         "Verdict: ",
         (manifest.verdict.status, f"bold {_TONES[manifest.verdict.status]}"),
         ". ",
-        words.plain(words.verdict(manifest)),
+        words.printable(words.verdict(manifest)),
     )
     parts: list[RenderableType] = [
-        Text(words.plain(sentence), style="bold"),
+        Text(words.printable(sentence), style="bold"),
         "",
         _figures(manifest),
     ]
-    if (needed := words.more(manifest)) is not None:
+    if (needed := words.samples_needed(manifest)) is not None:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
-    notes = (words.queries(manifest), words.worst(manifest), words.corruptions(manifest))
-    parts += [Padding(Text(words.plain(note)), (0, 0, 1, 0)) for note in notes if note]
+    notes = (words.queries(manifest), words.worst_group(manifest), words.corruptions(manifest))
+    parts += [Padding(Text(words.printable(note)), (0, 0, 1, 0)) for note in notes if note]
     return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
 
 
@@ -53,14 +53,14 @@ def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
     table = columns("figure", "value", "95 % interval", "of")
     bounded = words.bounded(manifest)
-    for label, share, wanted in (
+    for label, share, shown in (
         ("clean accuracy", m.clean_accuracy, True),
         ("robust accuracy", m.robust_accuracy, bounded),
         ("robust accuracy, examples in 8 bits", m.accuracy_8bit, bounded),
         ("certified accuracy", m.certified_accuracy, True),
         ("attack success rate", m.attack_success_rate, True),
     ):
-        if share is not None and wanted:
+        if share is not None and shown:
             table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
     if not bounded:
         for point in _spread(m.curve):
@@ -94,7 +94,7 @@ def _trials(manifest: Manifest) -> Table:
     for t in manifest.trials:
         passes = t.costs.forwards + t.costs.backwards
         figures = (f"{t.attacked:,}", f"{t.broken:,}", f"{passes:,}", f"{t.costs.seconds:,.1f}")
-        table.add_row(Text(words.plain(t.spec)), spec.number(t.eps), *figures)
+        table.add_row(Text(words.printable(t.spec)), spec.number(t.eps), *figures)
     return table
 
 
@@ -103,9 +103,9 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
         Padding(
             Text.assemble(
                 (f"{f.severity:5} ", _TONES[f.severity]),
-                (words.plain(f.check), "bold"),
+                (words.printable(f.check), "bold"),
                 " ",
-                words.plain(f.text),
+                words.printable(f.text),
             ),
             (0, 0, 0, 2),
         )

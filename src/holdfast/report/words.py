@@ -55,7 +55,7 @@ STATUSES = {
 }
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """Text without control characters: an untrusted name must not steer a terminal or break a
     figure."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
@@ -92,7 +92,7 @@ def queries(manifest: Manifest) -> str:
 WIDE = 0.05  # an interval of more than so much is worth a word
 
 
-def more(manifest: Manifest) -> str | None:
+def samples_needed(manifest: Manifest) -> str | None:
     """How many inputs a narrower interval takes, where the present one is wide."""
     robust = manifest.metrics.robust_accuracy
     if (
@@ -109,7 +109,7 @@ def more(manifest: Manifest) -> str | None:
     )
 
 
-def worst(manifest: Manifest) -> str:
+def worst_group(manifest: Manifest) -> str:
     """The group that stands least; empty where rows have no groups."""
     found = manifest.metrics.worst_group
     if found is None:
@@ -166,15 +166,15 @@ def class_name(manifest: Manifest, label: int) -> str:
     return manifest.data.class_name(label)
 
 
-def freedom(manifest: Manifest) -> str:
+def capability(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
-    said = _freedom(manifest)
+    said = _capability(manifest)
     if "limits=" in manifest.threat.text:
         said += ", times a scale and within a mask of each value's own"
     return said
 
 
-def _freedom(manifest: Manifest) -> str:
+def _capability(manifest: Manifest) -> str:
     threat = manifest.threat
     if manifest.model.transformation is not None and threat.norm == "linf":
         name, _, bounds = spec.call(manifest.model.transformation)
@@ -200,7 +200,7 @@ TARGETS = {
 }
 
 
-def wanted(manifest: Manifest) -> str | None:
+def target_answer(manifest: Manifest) -> str | None:
     """The answer that a targeted adversary wants; None: any wrong one."""
     threat = manifest.threat
     if threat.targets is not None:
@@ -211,7 +211,7 @@ def wanted(manifest: Manifest) -> str | None:
 
 
 def goal(manifest: Manifest) -> str:
-    answer = wanted(manifest)
+    answer = target_answer(manifest)
     if answer is None:
         return "Untargeted: any wrong answer is a success."
     return f"Targeted: only the answer {answer} is a success. Inputs of that class are left out."
@@ -238,8 +238,8 @@ def headline(manifest: Manifest) -> str:
     start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
     if not bounded(manifest):
         return start + distances(manifest)
-    start += f"an adversary who may {freedom(manifest)}"
-    if (answer := wanted(manifest)) is not None:
+    start += f"an adversary who may {capability(manifest)}"
+    if (answer := target_answer(manifest)) is not None:
         start += f", and wants the answer {answer},"
     least = {"upper-bound": " or less"}.get(manifest.verdict.status, "")
     figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
@@ -248,7 +248,7 @@ def headline(manifest: Manifest) -> str:
     return f"{start} broke none of these in what ran; robust accuracy is {figure}."
 
 
-def asides(manifest: Manifest) -> list[str]:
+def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
     said = [part for part in (_right(manifest.model),) if part]
