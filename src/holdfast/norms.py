@@ -62,6 +62,15 @@ class Norm(ABC):
     def extreme(self, keys: Keys, like: Tensor) -> Tensor:
         """A random extreme point of the unit ball (a corner, for Linf and L1)."""
 
+    @abstractmethod
+    def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """The smallest <g, d> over {size <= eps} and the box: [n]; never above it but by rounding,
+        and with the minimiser as its slope on g."""
+
+    def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest box that holds {size <= eps} and the box."""
+        return torch.maximum(lo, -eps), torch.minimum(hi, eps)
+
     def corner(self, t: int, like: Tensor) -> Tensor:
         """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
         d = torch.zeros_like(like).flatten(1)
@@ -169,6 +178,11 @@ def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) 
     return torch.zeros_like(cap).scatter(1, order, move).view_as(g) * sign
 
 
+def _over_box(g: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """The smallest <g, d> over the box alone: [n]."""
+    return (g.clamp_min(0) * lo + g.clamp_max(0) * hi).flatten(1).sum(1)
+
+
 def sparse(g: Tensor, k: Tensor, room: Tensor) -> Tensor:
     """The L1 unit step that the k [n] steepest entries with room [n, *shape] share evenly, k
     rounded down, at least 1.
@@ -209,6 +223,12 @@ class Linf(Norm):
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         most = eps * self.units(d)
         return d.clamp(torch.maximum(lo, -most), torch.minimum(hi, most))
+
+    def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        return super().hull(eps * self.units(lo), lo, hi)
+
+    def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        return _over_box(g, *self.hull(eps, lo, hi))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, torch.ones_like(g) * self.units(g))
@@ -275,6 +295,12 @@ class _L2(Norm):
         if bool(legal.all()):
             return inside
         flat, low, high = d.flatten(1), lo.expand_as(d).flatten(1), hi.expand_as(d).flatten(1)
+        s = self._risen(flat, budget, low, high, 1)
+        return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)
+
+    @staticmethod
+    def _risen(flat: Tensor, budget: Tensor, low: Tensor, high: Tensor, most: float) -> Tensor:
+        """The largest s up to `most` with |clip(s flat)|^2 <= budget: [n]."""
         s = torch.zeros_like(budget)
         for _ in range(100):
             point = flat * s[:, None]
@@ -282,11 +308,23 @@ class _L2(Norm):
             fixed = torch.where(free, 0, point.clamp(low, high)).square().sum(1)
             slope = torch.where(free, flat, 0).square().sum(1)
             root = ((budget - fixed).clamp_min(0) / slope).sqrt()
-            risen = torch.where(slope > 0, root, 1).clamp_max(1).maximum(s)
+            risen = torch.where(slope > 0, root, most).clamp_max(most).maximum(s)
             if torch.equal(risen, s):
                 break
             s = risen
-        return (d * wide(torch.where(legal, 1, s), d)).clamp(lo, hi)
+        return s
+
+    def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        # The minimiser is clip(-s g) for one s a row. What Lagrange's dual says for any s > 0 lies
+        # below the minimum, so that an s which is not quite it does no harm.
+        with torch.no_grad():
+            top = g.flatten(1).abs().amax(1)
+            budget = eps.flatten().expand(len(g)).square()
+            low, high = lo.expand_as(g).flatten(1), hi.expand_as(g).flatten(1)
+            s = self._risen(-scaled(g).flatten(1), budget, low, high, 1e12).clamp_min(1e-12)
+            d = (-scaled(g).flatten(1) * s[:, None]).clamp(low, high)
+            unspent = (budget - d.square().sum(1)) * top / (2 * s)
+        return torch.maximum((g.flatten(1) * d).sum(1) - unspent, _over_box(g, lo, hi))
 
     def reach(self, g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         return _evenly(g, gap, lo, hi, scaled(g).abs())
@@ -349,6 +387,12 @@ class _L1(_OneFeature):
         ]
         return share * eps * (parts[0] + parts[1]).view_as(g) / 2 * g.sign()
 
+    def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        steep, order = g.flatten(1).abs().sort(1, descending=True)
+        cap = torch.where(g > 0, -lo, hi).flatten(1).gather(1, order)
+        spent = cap.cumsum(1) - cap  # on steeper entries
+        return -(steep * (eps.reshape(-1, 1) - spent).clamp_min(0).minimum(cap)).sum(1)
+
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # Croce and Hein 2021 (arXiv:2103.01208), section 3: shrink every entry by one amount a row,
         # then cap it at the box. The capped sum falls piecewise linearly in that amount; sort its
@@ -401,6 +445,14 @@ class _L0(_OneFeature):
 
     def size(self, d: Tensor) -> Tensor:
         return (d != 0).flatten(1).sum(1).to(d.dtype)
+
+    def hull(self, eps: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        return lo, hi
+
+    def least(self, g: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        gain = (g.abs() * torch.where(g > 0, -lo, hi)).flatten(1).sort(1, descending=True).values
+        place = torch.arange(gain.shape[1], device=g.device)
+        return -torch.where(place < eps.reshape(-1, 1).floor(), gain, 0).sum(1)
 
     def project(self, d: Tensor, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         inside = d.clamp(lo, hi)

@@ -33,7 +33,7 @@ def test_in_linf_what_exceeds_the_limit_returns_and_no_other() -> None:
     attack = CW(rate=1e-4)
     first = attack.start(p)
     w = (0.9 * (2 * (d - p.lo) / p.width - 1)).atanh()
-    moved = attack.step(p, first._replace(walk=first.walk._replace(d=d, w=w)), 1).walk.d
+    moved = attack.step(p, first._replace(descent=first.descent._replace(d=d, w=w)), 1).descent.d
     assert bool(p.met.all())
     above = d.abs() > 0.9 * p.norm.size(d)[:, None, None, None]
     assert 0 < int(above.sum()) < above.numel() / 2
@@ -48,7 +48,7 @@ def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
     d = draw(*d.shape, seed=1) * d.abs().amax() * p.gradient(d, "margin")[1].sign()
     attack = CW()
     first = attack.start(p)
-    after = attack.step(p, first._replace(walk=first.walk._replace(d=d)), 1)
+    after = attack.step(p, first._replace(descent=first.descent._replace(d=d)), 1)
     assert bool(p.met.all())
     slope = (model.w[1] - model.w[0]).detach().abs()
     worth = slope * d.flatten(1).abs()
@@ -57,7 +57,7 @@ def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
         assert set((~after.free[i]).flatten().nonzero()[:, 0].tolist()) == set(
             worth[i].argsort()[:4].tolist()
         )
-    assert bool((after.walk.d[~after.free] == 0).all())
+    assert bool((after.descent.d[~after.free] == 0).all())
 
 
 @pytest.mark.parametrize(("norm", "tightened"), [("l2", 5), ("linf", 5), ("l0", 0)])

@@ -45,7 +45,7 @@ def test_the_path_is_that_of_a_plain_rewrite(theta: float, eps: float) -> None:
             if (d != 0).sum() + 1 > min(best - 1, eps):
                 d, turn, anew = np.zeros(FEATURES), [*turn[1:], turn[0]], anew + 1
             np.testing.assert_allclose(state.d.flatten(), d, rtol=0, atol=1e-12)
-            assert state.rivals[0].tolist() == turn
+            assert state.others[0].tolist() == turn
         found += best < math.inf
     assert anew > N
     assert found > 0 or eps == 5

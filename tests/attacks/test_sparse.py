@@ -150,7 +150,7 @@ def test_jsma_takes_the_rivals_in_turn() -> None:
 
     class Watched(JSMA):
         def step(self, p: Problem, s, t: int):
-            asked.append(s.rivals[:, 0])
+            asked.append(s.others[:, 0])
             return super().step(p, s, t)
 
     run(Watched(steps=40), target, x, y, threat("l0", math.inf))

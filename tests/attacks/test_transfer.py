@@ -101,11 +101,11 @@ def test_faded_copies_and_neighbours_give_the_mean_gradient() -> None:
     p.t = 1
     second, g = (
         attack.step(p, first, 1),
-        slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess,
+        slope(p, (p.x + first.momentum.d).requires_grad_()) + first.excess,
     )
     close(
-        second.moving.v,
-        first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True),
+        second.momentum.v,
+        first.momentum.v + g / g.abs().sum((1, 2, 3), keepdim=True),
         rtol=1e-9,
         atol=1e-12,
     )

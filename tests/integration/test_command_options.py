@@ -1,12 +1,8 @@
-"""Options of one kind mean the same in every command; the help that lists them; the version."""
+"""Options of one kind mean the same in every command; the help that lists them."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import tomllib
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import pytest
 import typer
 from helpers.commands import holdfast, names, refused
 
-import holdfast as package
 from holdfast.cli.main import COMMANDS, GENERATE, app
 from holdfast.data import open_data
 from holdfast.runs import store
@@ -119,25 +114,6 @@ def test_the_help_fits(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -
     first = next(i for i, line in enumerate(lines) if "─ Options" in line)
     last = next(i for i, line in enumerate(lines) if i > first and line.startswith("╰"))
     assert sum("│ --" in line for line in lines[first:last]) <= 7
-
-
-def test_the_version() -> None:
-    pyproject = Path(__file__).parents[2] / "pyproject.toml"
-    said = tomllib.loads(pyproject.read_text())["project"]["version"]
-    for start in (["-m", "holdfast"], ["-c", "from holdfast.cli.main import main; main()"]):
-        done = subprocess.run(
-            [sys.executable, *start, "--version"], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == f"holdfast {said}\n"
-    assert package.__version__ == said
-
-
-def test_the_version_of_a_source_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", missing)
-    assert holdfast("--version").stdout == "holdfast 0+unknown\n"
 
 
 def test_verify_takes_what_evaluate_took(here: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_model_that_fails_in_the_first_search_blocks_nothing(here: Path) -> No
     failing = holdfast.load("models.py:failing")
     with pytest.raises((RuntimeError, HoldfastError)):
         holdfast.evaluate(
-            failing, data, "linf(0.1)", attacks=["fgsm"], out="run", announce=lambda _: None
+            failing, data, "linf(0.1)", attacks=["fgsm"], out="run", on_estimate=lambda _: None
         )
     assert not Path("run").exists()
 

@@ -145,7 +145,7 @@ def run(
     budget: int | Tensor | None = None,
     stop: bool = True,
     pool: Pool | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
@@ -165,7 +165,7 @@ def run(
             smallest is sought.)
         pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
             images of other classes in.
-        watch: told the steps done and the rows still live, after every step.
+        on_step: called with the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
@@ -187,7 +187,7 @@ def run(
             restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
             pool=pool,
         )  # fmt: skip
-        _search(attack, p, clean, rank, watch)
+        _search(attack, p, clean, rank, on_step)
     return result
 
 
@@ -254,7 +254,7 @@ def _search(
     p: Search,
     clean: Tensor | None,
     rank: int,
-    watch: Callable[[int, int], None] | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
     clean = p.ask_clean(clean)
@@ -268,8 +268,8 @@ def _search(
             break
         p.t = t + 1
         state = attack.step(p, state, t)
-        if watch is not None:
-            watch(t + 1, int(p.live.sum()))
+        if on_step is not None:
+            on_step(t + 1, int(p.live.sum()))
     p.judge_last(point(state))
     if not attack.bounded and p.norm.scales:
         p.tighten()

@@ -165,7 +165,7 @@ class Problem:
         self._each(d, ask, gradients=1)
         return value, g
 
-    def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    def class_gaps(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """How far the m best wrong classes are from winning at d (above 0: won), and the gradients
         of these gaps.
 
@@ -257,7 +257,7 @@ class Problem:
         self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
         return answer
 
-    def finish(self, rows: Tensor) -> None:
+    def stop_asking(self, rows: Tensor) -> None:
         """Ask no more about these rows ([n] bool): the attack's own rule says that their search is
         over."""
         self._counts.over |= rows
@@ -289,11 +289,11 @@ class Problem:
         """The inputs that d [m, *shape] stand for at these rows [m], inside the box to the last
         bit; on the threat's grid, where it has one."""
         x = self.x[rows]
-        near = self.target.bounds.clamp(x + d)
+        point = self.target.bounds.clamp(x + d)
         if not self.threat.grid:
-            return near
+            return point
         limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])
-        return _rounded(self.target, self.norm, limit, x, near)
+        return _rounded(self.target, self.norm, limit, x, point)
 
     def _batch(self, rows: Tensor, x: Tensor) -> Batch:
         """What the target sees of these rows at points x."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import writing
-from holdfast.cli.harden import pages, print_epoch
+from holdfast.cli.harden import echo_epoch, pages
 
 if TYPE_CHECKING:
     from holdfast.training.state import Epoch
@@ -58,8 +58,8 @@ def demo(
             test=test,
             out=out,
             resume=True,
-            watch=on_progress,
-            tell=_every_tenth,
+            on_progress=on_progress,
+            on_epoch=_every_tenth,
             names=Names("undefended", None, "test", f"holdfast demo --out {out}"),
         )
     typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
@@ -75,4 +75,4 @@ def demo(
 
 def _every_tenth(line: Epoch) -> None:
     if line.epoch % 10 == 0 or line.note:
-        print_epoch(line)
+        echo_epoch(line)

@@ -106,8 +106,8 @@ def evaluate(
                 max_seconds=max_seconds,
                 out=folder,
                 resume=where["resume"],
-                watch=on_progress,
-                announce=print_estimate,
+                on_progress=on_progress,
+                on_estimate=echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
                 groups=groups and texts.lines_of(groups, "--groups"),
@@ -143,7 +143,7 @@ def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) 
     return code
 
 
-def print_estimate(cost: Forecast) -> None:
+def echo_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 

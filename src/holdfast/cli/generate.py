@@ -65,7 +65,7 @@ def train(
         resume=resume,
         seed=seed,
         device=texts.device_of(device),
-        tell=lambda line: writing.print_epoch(
+        on_round=lambda line: writing.echo_line(
             f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
             f"taken for the class asked for: {line.right:.1%}",
             line.note,

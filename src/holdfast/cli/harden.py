@@ -127,8 +127,8 @@ def harden(
             min_clean=min_clean,
             min_recall=min_recall,
             seed=seed,
-            watch=on_progress,
-            tell=print_epoch,
+            on_progress=on_progress,
+            on_epoch=echo_epoch,
             names=Names(model, how["arch"], "test", writing.command_line()),
             synthetic=synthetic and options.open_further(synthetic, "train", rows),
             synthetic_share=synthetic_share,
@@ -162,9 +162,9 @@ def _gate(after: Run, min_clean: float, min_recall: float) -> int:
     return 0
 
 
-def print_epoch(line: Epoch) -> None:
+def echo_epoch(line: Epoch) -> None:
     """An epoch, on stderr."""
-    writing.print_epoch(
+    writing.echo_line(
         f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
         f"robust {line.robust:.1%}",
         line.note,

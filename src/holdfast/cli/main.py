@@ -13,7 +13,7 @@ import typer
 from holdfast import memory, quiet
 from holdfast.cli import attack, demo, evaluate, generate, harden, listing, runs, train
 from holdfast.cli.command import Action, Command, guarded, with_shared_options
-from holdfast.version import version
+from holdfast.version import VERSION
 
 COMMANDS: dict[str, Action] = {
     "evaluate": evaluate.evaluate,
@@ -34,7 +34,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"holdfast {version()}")
+        typer.echo(f"holdfast {VERSION}")
         raise typer.Exit
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from holdfast.cli import options, writing
-from holdfast.errors import InputError
 
 
 def train(
@@ -43,22 +42,12 @@ def train(
     writing.check_new(out, suffix, f"{what} saved as {suffix}")
     import torch
 
-    from holdfast.evaluation.contract import check_data
-    from holdfast.evaluation.prepare import open_for
     from holdfast.runs.store import write_bytes
     from holdfast.training.train import train as fit
 
     torch.manual_seed(seed)
     source = options.open_source(data, "train", **rows)
-    target: Any = options.open_target(model, source, **how)
-    target = getattr(target, "inner", target)  # one draw of a randomised model trains
-    if target.head.graded is not None or target.inputs.context:
-        raise InputError(
-            "train takes a classifier of k classes and of one input, but this model has "
-            f"{'several inputs' if target.inputs.context else f'the task {target.head.graded}'}."
-        )
-    source = open_for(target, source)
-    check_data(source, target.bounds)
+    target = options.open_target(model, source, **how)
     trained = fit(
         target,
         source,
@@ -69,7 +58,7 @@ def train(
         devices=devices,
         precision=precision,
         class_weights=class_weights or "auto",
-        watch=lambda line: writing.print_epoch(
+        on_epoch=lambda line: writing.echo_line(
             f"epoch {line.epoch}/{epochs}: loss {line.loss:.4f}, training accuracy "
             f"{line.trained:.1%}, on held-out rows {line.clean:.1%}",
             line.note,

@@ -65,7 +65,7 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
     return int(bool(missed))
 
 
-def print_epoch(said: str, note: str) -> None:
+def echo_line(said: str, note: str) -> None:
     """One line of a training on stderr, and what is to be noted of it."""
     typer.echo(said, err=True)
     if note:

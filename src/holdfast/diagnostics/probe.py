@@ -19,7 +19,7 @@ from holdfast.attacks.attack import check_fit, run
 from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.diagnostics.binarisation import missed
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
@@ -109,7 +109,9 @@ def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
     return {"more": more, **asked, **({"straight": parse_trial(STRAIGHT)} if hard else {})}
 
 
-def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int) -> Answers:
+def examine(
+    target: Target, rows: CleanRows, first: Trial, sources: GradientSources, seed: int
+) -> Answers:
     """Put all questions. Those of `questions` go to rows that the protocol's first trial left
     alone.
 
@@ -128,8 +130,8 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     found.hard = hard_steps(target, rows.x[:2])
     with sealed(seed):
         _gradients(found, target, rows, seed)
-    _attacks(found, target, rows, first, ways, seed)
-    pool = ways.images(first.attack)
+    _attacks(found, target, rows, first, sources, seed)
+    pool = sources.images(first.attack)
     planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
@@ -185,7 +187,12 @@ def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
 
 
 def _attacks(
-    found: Answers, target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
+    found: Answers,
+    target: Target,
+    rows: CleanRows,
+    first: Trial,
+    sources: GradientSources,
+    seed: int,
 ) -> None:
     everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
 
@@ -195,21 +202,21 @@ def _attacks(
         part = rows.part(at)
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
-            way = ways(trial.through)
-            check_fit(trial.attack, way, threat, ways.images(trial.attack))
+            attacked = sources(trial.through)
+            check_fit(trial.attack, attacked, threat, sources.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
             books = run(
                 trial.attack,
-                way,
+                attacked,
                 part.x,
                 part.y,
                 threat,
                 ids=part.ids.cpu(),
                 seed=seed,
                 clean=part.scores,
-                pool=ways.images(trial.attack),
+                pool=sources.images(trial.attack),
             )
             hit[at] = books.broken
             found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))

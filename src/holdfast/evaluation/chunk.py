@@ -22,7 +22,7 @@ from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
 from holdfast.attacks.result import Outcome
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.truths import outputs
@@ -65,7 +65,7 @@ class Progress(NamedTuple):
     live: int  # rows of the present chunk that still stand
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class Unit(NamedTuple):
@@ -85,13 +85,12 @@ class Plan:
     threat: Threat
     trials: Sequence[Trial]
     measured: Sequence[float]  # every eps to run at, the threat's own first
-    ways: Ways  # what trials may attack in place of the target
+    gradient_sources: GradientSources  # what trials may attack in place of the target
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
-    watch: Callable[[float, str, int], None] = lambda *_: (
-        None
-    )  # share of the chunk done, trial, live rows
+    # share of the chunk done, trial, live rows
+    on_step: Callable[[float, str, int], None] = lambda *_: None
     perceptual: PerceptualDistance | None = None  # asked how different what is found looks
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
@@ -423,7 +422,7 @@ def _attack(
     started = time.monotonic()
     result = run(
         trial.attack,
-        plan.ways(trial.through),
+        plan.gradient_sources(trial.through),
         rows.batch[at],
         rows.y[at],
         rows.threat.of_rows(at).at(plan.sought(unit)),
@@ -435,8 +434,10 @@ def _attack(
         warm_start=rows.best[at] if trial.attack.warm else None,
         budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
         stop=trial.attack.bounded or not plan.smallest,
-        pool=plan.ways.images(trial.attack),
-        watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
+        pool=plan.gradient_sources.images(trial.attack),
+        on_step=lambda t, live: plan.on_step(
+            done + share * t / trial.attack.steps, repr(trial), live
+        ),
     )
     record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
     record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)

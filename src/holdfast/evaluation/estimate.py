@@ -146,13 +146,13 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
         part = rows.part(at)
         pilot = run(
             first.attack,
-            plan.ways(first.through),
+            plan.gradient_sources(first.through),
             part.batch,
             part.y,
             part.threat.at(plan.sought(unit)),
             clean=part.scores,
             seed=plan.seed,
-            pool=plan.ways.images(first.attack),
+            pool=plan.gradient_sources.images(first.attack),
         )
         size[at] = torch.minimum(size[at], pilot.size.cpu().double())
         if part.scores is not None:
@@ -169,7 +169,7 @@ def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     or with a power of them where each costs more."""
     if (text := trial.write(whole=True)) in bill.prices:
         return bill.prices[text]
-    attack, way = trial.attack, plan.ways(trial.through)
+    attack, attacked = trial.attack, plan.gradient_sources(trial.through)
 
     def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""
@@ -177,14 +177,14 @@ def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
         began = time.monotonic()
         books = run(
             brief,
-            way,
+            attacked,
             part.batch,
             part.y,
             part.threat,
             clean=part.scores,
             seed=plan.seed,
             stop=False,
-            pool=plan.ways.images(attack),
+            pool=plan.gradient_sources.images(attack),
         )
         return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
 
@@ -196,7 +196,7 @@ def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
-        whole = attack.expected_passes * way.cost.forwards
+        whole = attack.expected_passes * attacked.cost.forwards
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
     # of a mean step to the first ones

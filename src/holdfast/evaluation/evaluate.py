@@ -22,7 +22,7 @@ from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.build_manifest import add, collect, collect_corruptions, finish
-from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
+from holdfast.evaluation.chunk import OnProgress, Plan, Progress, search, settle
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
@@ -48,8 +48,8 @@ class Evaluation:
     folder: Path
     journal: Journal
     resume: bool
-    watch: Watch
-    announce: Callable[[Forecast], None] | None
+    on_progress: OnProgress | None
+    on_estimate: Callable[[Forecast], None] | None
 
     @property
     def corrupted(self) -> bool:
@@ -57,11 +57,12 @@ class Evaluation:
 
 
 def evaluate(
-    target: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
+    model: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
     curve: Sequence[float] = (), seed: int = 0, max_queries: int | None = None,
     max_seconds: float | None = None, out: Path | str | None = None, resume: bool = False,
-    watch: Watch = lambda _: None, announce: Callable[[Forecast], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
     perceptual: str | torch.nn.Module | None = None, names: Names | None = None,
@@ -69,9 +70,10 @@ def evaluate(
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        target: the model; one whose inputs are not within [0, 1] is wrapped first, with its bounds.
+        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
+            with its bounds.
         data: what `holdfast.data.as_source` takes: (x [n, *shape], y [n]) with x in raw units
-            within the target's bounds, a Dataset, a table, a text as on the command line, ... Of a
+            within the model's bounds, a Dataset, a table, a text as on the command line, ... Of a
             multi-label or regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
@@ -85,7 +87,8 @@ def evaluate(
         max_seconds: start nothing new after this time; rows never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
-        watch, announce: told of progress; and what it will cost, before it starts or grows.
+        on_progress: called with the `Progress`, often.
+        on_estimate: called with the `Forecast` of what it costs, before it starts or grows.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261).
         baseline: whose errors the mCE divides by: `alexnet`, or the folder of a run on these data.
         groups: a text or whole number for each row of the data, whose accuracies are told apart.
@@ -98,7 +101,7 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
-    ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
+    ready = prepare(wrap(model), data, threat, protocol, attacks, samples, groups)
     plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
@@ -107,7 +110,9 @@ def evaluate(
             facts.corruptions = measure.info(
                 ready.target, ready.source.shape, baseline, facts.data.fingerprint
             )
-        job = Evaluation(ready, plan, facts, folder, Journal(folder), resume, watch, announce)
+        job = Evaluation(
+            ready, plan, facts, folder, Journal(folder), resume, on_progress, on_estimate
+        )
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
@@ -136,7 +141,7 @@ def plan_of(
         threat,
         ready.protocol.trials,
         measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
-        ways=ready.ways,
+        gradient_sources=ready.gradient_sources,
         seed=seed,
         budget=budget,
         deadline=deadline,
@@ -177,19 +182,19 @@ def _probed(job: Evaluation) -> Evaluation:
     """The evaluation with what the probe finds, and with the trials that answer it."""
     plan, name = job.plan, job.ready.protocol.name
     due = checks.examined(name, plan.budget, plan.target, plan.threat)
-    _announce(job, examined=due)
+    _estimate(job, examined=due)
     found, costs = list[Finding](), Costs()
     if due:
         found, costs = _findings(job)
-    added = checks.follow(found, name, plan.threat, plan.ways)
+    added = checks.follow(found, name, plan.threat, plan.gradient_sources)
     noted = [*job.facts.initial_findings, *checks.answered(found, added)]
     if not plan.threat.bounded:
         noted.append(checks.NO_EPS)
-    costs = add(costs, plan.ways.costs)
+    costs = add(costs, plan.gradient_sources.costs)
     facts = job.facts.model_copy(update={"initial_findings": noted, "probe_costs": costs})
     job = replace(job, facts=facts, plan=replace(plan, trials=[*plan.trials, *added]))
     if added:
-        _announce(job, added=len(added))
+        _estimate(job, added=len(added))
     return job
 
 
@@ -198,7 +203,7 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     plan, ready = job.plan, job.ready
     if job.journal.find("exam") is None:
         answers = probe(
-            plan.target, ready.source, plan.threat, plan.trials[0], plan.ways, plan.seed
+            plan.target, ready.source, plan.threat, plan.trials[0], plan.gradient_sources, plan.seed
         )
         found = [f.model_dump(mode="json") for f in checks.signs(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
@@ -208,9 +213,9 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     return found, Costs.model_validate_json(said["costs"])
 
 
-def _announce(job: Evaluation, *, examined: bool = False, added: int = 0) -> None:
+def _estimate(job: Evaluation, *, examined: bool = False, added: int = 0) -> None:
     """Say what is still to be spent, unless the run was begun before."""
-    if job.announce is not None and not job.resume:
+    if job.on_estimate is not None and not job.resume:
         cost = forecast(
             job.plan,
             job.ready.source,
@@ -219,7 +224,7 @@ def _announce(job: Evaluation, *, examined: bool = False, added: int = 0) -> Non
             corruptions=job.corrupted,
             added=added,
         )
-        job.announce(cost)
+        job.on_estimate(cost)
 
 
 def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
@@ -234,13 +239,14 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         return
     plan, (first, last) = job.plan, job.ready.rows
 
-    def tell(share: float, trial: str, live: int) -> None:
+    def on_step(share: float, trial: str, live: int) -> None:
         done = start - first + share * (stop - start)
-        job.watch(Progress(done / (last - first), trial, live))
+        if job.on_progress is not None:
+            job.on_progress(Progress(done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
     rows = search(
-        replace(plan, watch=tell),
+        replace(plan, on_step=on_step),
         job.journal,
         name,
         batch.to(batch.x.device, plan.target.batcher.dtype),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
-from holdfast import spec
+from holdfast import spec, version
 from holdfast.evaluation.chunk import Plan
 from holdfast.evaluation.prepare import Prepared
 from holdfast.runs.journal import VERSION
@@ -25,7 +25,6 @@ from holdfast.runs.manifest import (
 )
 from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
-from holdfast.version import version
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={
                 "python": platform.python_version(),
-                "holdfast": version(),
+                "holdfast": version.VERSION,
                 **libraries,
                 **target.identity.versions,
             },

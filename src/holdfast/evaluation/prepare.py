@@ -18,7 +18,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, protocols
 from holdfast.evaluation.chunk import chunks
@@ -53,7 +53,7 @@ class Prepared:
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
-    ways: Ways  # what trials may attack in place of the target
+    gradient_sources: GradientSources  # what trials may attack in place of the target
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
@@ -108,8 +108,8 @@ def prepare(
     check_range(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
-    ways = Ways(target, threat, source)
-    return Prepared(target, source, threat, own, ways, rows, groups, [*noted, *labels])
+    sources = GradientSources(target, threat, source)
+    return Prepared(target, source, threat, own, sources, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -167,8 +167,11 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
             raise SpecError(
                 f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
             )
-        way, pool = ready.ways(trial.through), ready.ways.images(trial.attack)
-        check_fit(trial.attack, way, ready.threat, pool)
+        attacked, pool = (
+            ready.gradient_sources(trial.through),
+            ready.gradient_sources.images(trial.attack),
+        )
+        check_fit(trial.attack, attacked, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(

@@ -38,7 +38,7 @@ from holdfast.generation.model import Model
 from holdfast.generation.nets import Frame, Reader
 from holdfast.generation.quality import Quality
 from holdfast.rng import Keys
-from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
@@ -116,7 +116,7 @@ class Training:
         data: rows to train on.
         held: rows that the samples are compared with as the training goes; they choose the weights.
         every: seconds from one stored state to the next; 0: after each step.
-        watch: told of each finished round.
+        on_round: called with each finished round.
     """
 
     model: Model
@@ -127,7 +127,7 @@ class Training:
     folder: Path
     seed: int = 0
     every: float = 30.0
-    watch: Callable[[Round], None] = lambda _: None
+    on_round: Callable[[Round], None] | None = None
 
     def fit(self) -> None:
         """Train, from the start or from where the folder's state stands; the best generator is in
@@ -232,7 +232,8 @@ class Training:
             write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
-        self.watch(line)
+        if self.on_round is not None:
+            self.on_round(line)
         if progress.bad > 1:
             raise InputError(
                 f"training stopped in round {progress.round}: {line.note}. {self._kept(s)}"
@@ -277,7 +278,7 @@ def generate(
     data: Any,
     model: Model | str = "gan",
     *,
-    out: Path | str,
+    out: Path | str | None = None,
     test: Any = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     layout: str | None = None,
@@ -285,7 +286,7 @@ def generate(
     seed: int = 0,
     device: str = "cpu",
     every: float = 30.0,
-    tell: Callable[[Round], None] = lambda _: None,
+    on_round: Callable[[Round], None] | None = None,
 ) -> Made:
     """Train a generative model on labelled rows, and measure what it draws.
 
@@ -294,13 +295,13 @@ def generate(
             [h, w], or rows of a table [f]; classes 0..k-1.
         model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or
             an `Own`, of your own networks.
-        out: the folder.
+        out: the folder; None: a new temporary one, which is the caller's to delete.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
         layout: of images: nchw or nhwc; None: what the shape says.
         resume: go on with an unfinished training in `out`.
         every: seconds from one stored state to the next.
-        tell: told of each finished round.
+        on_round: called with each finished round.
 
     Raises:
         InputError: the data cannot be learnt from, `out` holds something else, or the training
@@ -308,7 +309,7 @@ def generate(
         SpecError: the model cannot be understood.
     """
     model = parse(model) if isinstance(model, str) else model
-    box, folder = Bounds(*bounds), Path(out)
+    box = Bounds(*bounds)
     data, test = _sources(data, test, box, seed)
     frame, k = _frame(data, box, layout)
     with sealed(seed):
@@ -316,12 +317,12 @@ def generate(
         model.nets(tuple(frame.shape), k)
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
-    with left_as_found(folder):
+    with run_folder(out) as folder:
         begin(folder, NOTE, asked | given, "a generator", resume=resume)
         train, held = divide(data, 0.1, 5000, seed, "held-out")
         reader = _reader(folder, frame.to(device), k, train, seed)
         if not (folder / "quality.json").exists():
-            Training(model, train, held, frame, reader, folder, seed, every, tell).fit()
+            Training(model, train, held, frame, reader, folder, seed, every, on_round).fit()
             drawer = load_generator(folder, device)
             y = torch.arange(model.judged) % k
             x = drawer.draw(y, torch.arange(len(y)), seed + 1)

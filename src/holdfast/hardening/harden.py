@@ -18,7 +18,7 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.chunk import Watch
+from holdfast.evaluation.chunk import OnProgress
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.evaluation.facts import Names
@@ -77,8 +77,8 @@ def harden(
     min_recall: float = 0.0,
     seed: int = 0,
     every: float = 30.0,
-    watch: Watch = lambda _: None,
-    tell: Callable[[Epoch], None] = lambda _: None,
+    on_progress: OnProgress | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     names: Names | None = None,
     synthetic: Any = None,
     synthetic_share: float = 0.7,
@@ -116,8 +116,8 @@ def harden(
         min_clean: the least clean accuracy, on rows held out, of the weights chosen.
         min_recall: the least clean recall of any class, on the same rows.
         every: seconds from one stored state to the next.
-        watch: told of the progress of the two measurements.
-        tell: told of each finished epoch.
+        on_progress: called with the progress of the two measurements.
+        on_epoch: called with each finished epoch.
         names: what the manifests call things.
         synthetic: generated rows, which take the place of real ones in each step; the rows held out
             stay real.
@@ -160,7 +160,7 @@ def harden(
         floor=min_clean,
         min_recall=min_recall,
         every=every,
-        watch=tell,
+        on_epoch=on_epoch,
         generated=_generated(target, more[0], synthetic_share, source) if more else None,
     )
     _check_counts(source, target.task.k)
@@ -176,7 +176,7 @@ def harden(
         samples=test_samples,
         seed=seed,
         resume=True,
-        watch=watch,
+        on_progress=on_progress,
     )
     with run_folder(out) as folder:
         begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
@@ -184,7 +184,7 @@ def harden(
     if not (folder / "comparison.json").exists():  # or it is finished
         training.folder = folder
         if tensorboard:
-            training.watch = tensorboard_log.written(folder, tell)
+            training.on_epoch = tensorboard_log.written(folder, on_epoch)
         network.train(training)
     hardened = network.read(folder)
     hard: Target = wrapped_like(target, hardened)

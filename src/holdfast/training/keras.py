@@ -152,7 +152,7 @@ def packed(model: Any) -> bytes:
         return file.read_bytes()
 
 
-def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
+def _train(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -> None:
     own, job = workers.taken_over(work)
     for where in own["code"]:
         usercode.find(where)
@@ -165,7 +165,7 @@ def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> N
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.batcher.device)
-    training = Training(target=target, watch=watch, group=group, **job)
+    training = Training(target=target, on_epoch=on_epoch, group=group, **job)
     failed, kept = None, work.parent / _KEPT
     try:
         best = training.fit(net, resume=True).best_average()

@@ -57,7 +57,7 @@ class Training:
         balance: of the classes in `data`; of none: all count alike.
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
-        watch: told of each finished epoch.
+        on_epoch: called with each finished epoch.
         generated: rows to train on beside.
         precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the
             judge's are float32.
@@ -79,7 +79,7 @@ class Training:
     balance: Balance = field(default=Balance(()))
     folder: Path | None = None
     every: float = 30.0
-    watch: Callable[[Epoch], None] = lambda _: None
+    on_epoch: Callable[[Epoch], None] | None = None
     generated: GeneratedRows | None = None
     precision: str = "float32"
     devices: int = 1
@@ -276,8 +276,8 @@ class Training:
             s.keep()
         progress.log.append(line)
         self._store(s, now=True)
-        if self.group.leads:
-            self.watch(line)
+        if self.group.leads and self.on_epoch is not None:
+            self.on_epoch(line)
 
     @property
     def _least_recall(self) -> float:

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.errors import InputError
+from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
-from holdfast.targets import TorchTarget
+from holdfast.targets import TorchTarget, wrap
+from holdfast.targets.target import copied
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Threat
 from holdfast.training.objective import Standard
 from holdfast.training.prepare import network_of, training_of
@@ -20,7 +24,7 @@ from holdfast.training.state import Epoch
 
 
 def train(
-    target: TorchTarget,
+    model: Any,
     data: Any,
     *,
     epochs: int = 30,
@@ -30,26 +34,39 @@ def train(
     devices: int = 1,
     precision: str = "float32",
     class_weights: str = "auto",
-    watch: Callable[[Epoch], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Any:
-    """A copy of the network of `target`, trained by cross-entropy with Adam: a torch module in
-    eval mode, or Keras.
+    """A copy of a network, trained by cross-entropy with Adam: a torch module in eval mode, or
+    Keras.
 
     A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are
     unequal, by the mean over the classes. The same seed gives the same weights on the same machine.
 
     Args:
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
+            and preprocessing. It is not changed.
         data: what `holdfast.data.as_source` takes.
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
         class_weights: in the loss: `balanced`, `none`, or `auto`, which balances unequal classes.
-        watch: told of each finished epoch.
+        on_epoch: called with each finished epoch.
 
     Raises:
         InputError: the network cannot be trained, or the data do not fit it; the loss is not
             finite.
     """
+    target = copied(wrap(model))
+    if isinstance(target, ExpectationOverTransformation):  # one draw trains
+        target = target.inner
+    network = network_of(model, target)
+    assert isinstance(target, TorchTarget)
+    if target.head.graded is not None or target.inputs.context:
+        raise InputError(
+            "train takes a classifier of k classes and of one input, but this model has "
+            f"{'several inputs' if target.inputs.context else f'the task {target.head.graded}'}."
+        )
     data = open_for(target, data)
+    check_data(data, target.bounds)
     recipe = Recipe(
         name="plain",
         objective="standard",
@@ -65,7 +82,6 @@ def train(
         judge="",
         class_weights=class_weights,
     )
-    network = network_of(None, target)
     target.bind(data.shape)
     (data,), _ = numbered(target, data)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
@@ -80,7 +96,7 @@ def train(
         devices=devices,
         precision=precision,
         every=math.inf,
-        watch=watch,
+        on_epoch=on_epoch,
     )
     training.folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
     try:

@@ -161,7 +161,7 @@ def run(
         for each in guards:
             each.start()
         try:
-            failed = _listen(children[0].stdout, training.watch)
+            failed = _listen(children[0].stdout, training.on_epoch)
             for each in guards:  # before their standard input is closed, which would end them
                 each.join()
         except BaseException:
@@ -183,13 +183,13 @@ def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> st
     return f"the training's own process{which} died: {last}. {hint}".rstrip()
 
 
-def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
+def _listen(lines: IO[str] | None, on_epoch: Callable[[Epoch], None] | None) -> str | None:
     failed = None
     for line in lines or ():
         said = json.loads(line)
         failed = said.get("failed", failed)
-        if "epoch" in said:
-            watch(Epoch(**said["epoch"]))
+        if "epoch" in said and on_epoch is not None:
+            on_epoch(Epoch(**said["epoch"]))
     return failed
 
 
@@ -228,14 +228,14 @@ def serve(work: Path, fit: Callable[[Path, ProcessGroup, Callable[[Epoch], None]
             dist.destroy_process_group()
 
 
-def _fit(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
+def _fit(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
     devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
     own, job = taken_over(work, devices)
     target = own["target"]
     if target.batcher.device.type == "cuda":
         target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
-    whole = Training(target=target, watch=watch, group=group, **job)
+    whole = Training(target=target, on_epoch=on_epoch, group=group, **job)
     best = whole.fit(own["net"], resume=True).best_average()
     if group.leads:
         write_bytes(work / _BEST, packed(best))

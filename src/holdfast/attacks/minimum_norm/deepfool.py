@@ -35,7 +35,7 @@ class DeepFool(Attack):
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         gap, g = nearest(p, s, self.rivals)
-        p.finish(p.met)
+        p.stop_asking(p.met)
         step = p.norm.across(g, torch.where(p.met, 0, -gap))
         more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step))
         return (s + step + wide(torch.where(p.met, 0, more), s) * p.steepest(g)).clamp(p.lo, p.hi)

@@ -49,8 +49,12 @@ class Corners:
         lo, hi, most, old = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi, most, d))
         pull = torch.where(u[:, 2:] < 0.5, -1, 1).repeat_interleave(rows * columns, 1) * most
         new = pull.clamp(lo, hi)
-        idle = (new == old).all(1, keepdim=True)
-        return d.flatten(1).scatter(1, at, torch.where(idle, (-pull).clamp(lo, hi), new)).view_as(d)
+        unchanged = (new == old).all(1, keepdim=True)
+        return (
+            d.flatten(1)
+            .scatter(1, at, torch.where(unchanged, (-pull).clamp(lo, hi), new))
+            .view_as(d)
+        )
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,13 @@ class Bumps:
         -fade."""
         i, j = (torch.arange(k, device=like.device) for k in (rows, columns))
         ring = torch.maximum((i - rows // 2).abs()[:, None], (j - columns // 2).abs())
-        falls = (
+        heights = (
             torch.arange(max(rows, columns) // 2 + 1, 0, -1, device=like.device).to(like)
             ** -self.fade
         )
-        return normalize(falls.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(rows, columns)
+        return normalize(heights.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(
+            rows, columns
+        )
 
 
 VARIANTS = {

@@ -15,7 +15,7 @@ from holdfast.losses import without
 
 class Pairs(NamedTuple):
     d: Tensor  # the current point, [n, *shape]
-    rivals: Tensor  # classes to pull up, in their turn, [n, r]; the first is pulled now
+    others: Tensor  # classes to pull up, in their turn, [n, r]; the first is pulled now
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class JSMA(Attack):
 
     def step(self, p: Problem, s: Pairs, t: int) -> Pairs:
         loss = LOSSES[self.loss]
-        _, g = p.gradient(s.d, lambda z, y, _, rival: loss(z, y, rival), s.rivals[:, 0])
+        _, g = p.gradient(s.d, lambda z, y, _, other: loss(z, y, other), s.others[:, 0])
         ahead = (s.d + self.theta * p.width * g.sign()).clamp(p.lo, p.hi)
         gain = (g * (ahead - s.d)).flatten(1)
         pair = gain.topk(min(2, gain.shape[1]), 1).indices
@@ -59,5 +59,5 @@ class JSMA(Attack):
         )
         p.adversarial(first)
         over = spent(p, both)
-        rivals = torch.where(over[:, None], s.rivals.roll(-1, 1), s.rivals)
-        return Pairs(torch.where(wide(over, both), 0, both), rivals)
+        others = torch.where(over[:, None], s.others.roll(-1, 1), s.others)
+        return Pairs(torch.where(wide(over, both), 0, both), others)

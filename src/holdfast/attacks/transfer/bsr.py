@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
 from holdfast.attacks.shared.image_blocks import shuffled
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 from holdfast.attacks.shared.transformed import mean_gradient
 
 
@@ -26,7 +26,7 @@ class BSR(MomentumAttack):
     turn: float = option(24.0, "degrees by which a block may turn either way", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         def change(image: Tensor, i: int) -> Tensor:
             if i % 2:  # columns of blocks first, then the blocks of each
                 return change(image.transpose(2, 3), i - 1).transpose(2, 3)

@@ -115,14 +115,14 @@ def _learn(
     """One step of both networks on the inputs of a problem."""
     adam, other = optimizers
     with torch.enable_grad():
-        near, paid = priced(net, p, threat)
+        perturbed, paid = priced(net, p, threat)
         if realism:
-            paid = paid + realism * (judge(_inward(near, p.target)) - 1).square().mean()
+            paid = paid + realism * (judge(_inward(perturbed, p.target)) - 1).square().mean()
         adam.zero_grad()
         paid.backward()
         adam.step()
         if realism:
-            real, made = judge(_inward(torch.cat([p.x, near.detach()]), p.target)).chunk(2)
+            real, made = judge(_inward(torch.cat([p.x, perturbed.detach()]), p.target)).chunk(2)
             other.zero_grad()
             ((real - 1).square() + made.square()).mean().backward()
             other.step()
@@ -146,8 +146,8 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
 def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
     """The inputs of a problem as the network changes them, and what it pays there: the margin, to
     first order."""
-    near = changed(net, p.target, threat, p.x)
-    return near, -(near * slope(p, near.detach())).sum() / len(near)
+    perturbed = changed(net, p.target, threat, p.x)
+    return perturbed, -(perturbed * slope(p, perturbed.detach())).sum() / len(perturbed)
 
 
 def _inward(x: Tensor, target: Target) -> Tensor:

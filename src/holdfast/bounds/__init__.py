@@ -1,0 +1,1 @@
+"""Proofs: lower bounds of a network's margins over all that a threat allows."""

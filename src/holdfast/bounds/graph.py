@@ -1,0 +1,281 @@
+"""A network as a list of operators, each either affine or with a relaxation of its own.
+
+`torch.export` writes the list down. An affine operator needs no rule: its bias is what it gives at
+0, and torch's own vector-Jacobian product pulls coefficients back through it. An operator that is
+neither known to be affine nor has a relaxation is refused by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from holdfast.bounds.relaxations import POOLS, RULES, Largest, Rule, windows
+from holdfast.errors import InputError, first_line
+
+# Affine operators: which arguments multiply the input, and which only shift the result.
+_WEIGHTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "linear": ((1,), (2,)),
+    "conv1d": ((1,), (2,)),
+    "conv2d": ((1,), (2,)),
+    "conv3d": ((1,), (2,)),
+    "conv_transpose1d": ((1,), (2,)),
+    "conv_transpose2d": ((1,), (2,)),
+    "batch_norm": ((1,), (2, 3)),
+    "div": ((1,), ()),
+    "matmul": ((0, 1), ()),
+    "mm": ((0, 1), ()),
+    "bmm": ((0, 1), ()),
+    "addmm": ((1, 2), (0,)),
+    "mul": ((0, 1), ()),
+    "add": ((), (0, 1)),
+    "sub": ((), (0, 1)),
+    "rsub": ((), (0, 1)),
+    "cat": ((), (0,)),
+    "stack": ((), (0,)),
+}
+_ONLY_FIRST = set("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d batch_norm".split())
+_ONLY_FIRST |= {"div", "index", "index_select", "pad", "constant_pad_nd"}
+_PLAIN = set(
+    "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
+    "expand expand_as view_as clone contiguous alias detach to _to_copy dropout feature_dropout "
+    "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d flip roll".split()
+)
+_SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator; the first node of a graph is the input. A value is [*shape], the graph's own
+    batch of 1 included; what bounds it is [n, *shape]."""
+
+    operator: str
+    parents: tuple[int, ...]
+    shape: tuple[int, ...]
+    value: Callable[..., Tensor]  # of the values of its parents
+    rule: Rule | None = None  # None: affine
+    spread: Callable[..., Tensor] = torch.clone  # affine: by the sizes of its weights, no shifts
+    terms: int = 1  # the most products that one entry of an affine result sums
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The operators of a network in an order in which they may run, constants in float64."""
+
+    nodes: list[Node]
+    device: torch.device
+
+    @property
+    def largest(self) -> int:
+        """Entries of the largest value."""
+        return max(prod(node.shape) for node in self.nodes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The scores [n, k] of rows x [n, *shape], in float64."""
+        values: list[Tensor] = [x.double()[:, None]]
+        for node in self.nodes[1:]:
+            values.append(torch.func.vmap(node.value)(*(values[i] for i in node.parents)))
+        return values[-1][:, 0]
+
+
+@dataclass(frozen=True)
+class _At:
+    """An argument that is the value of a node."""
+
+    node: int
+
+
+def unsupported(what: str) -> InputError:
+    return InputError(f"not supported: {what}.")
+
+
+def trace(network: nn.Module, example: Tensor) -> Graph:
+    """The graph of a network.
+
+    Args:
+        network: a module of torch that answers rows [n, *shape] with scores [n, k]. It is copied,
+            and put into evaluation mode.
+        example: one row, [1, *shape], of the dtype that it takes, where bounds are to be computed.
+
+    Raises:
+        InputError: "not supported: ...", where the network cannot be traced, holds an operator
+            without a rule, draws random numbers, or changes its own state.
+    """
+    program = _export(network, example)
+    signature = program.graph_signature
+    if signature.buffers_to_mutate:
+        raise unsupported("a network that changes its own state when it answers")
+    stored = {**program.state_dict, **program.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    nodes: list[Node] = []
+    values: dict[Any, Any] = {}  # of what torch calls a node: a constant, or the place of a `Node`
+    for item in program.graph.nodes:
+        if item.name in names:
+            values[item] = _double(stored[names[item.name]].detach().to(example.device))
+        elif item.op == "placeholder":
+            values[item] = _At(len(nodes))
+            nodes.append(Node("input", (), tuple(example.shape), torch.clone))
+        elif item.op == "call_function" and _name(item) not in _SILENT:
+            args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
+            _check(item, args, kwargs)
+            if _places((args, kwargs)):
+                nodes += _nodes(item, args, kwargs, nodes)
+                values[item] = _At(len(nodes) - 1)
+            else:
+                values[item] = _double(item.target(*args, **kwargs))
+        elif item.op == "output":
+            _check_output([values[part] for part in item.args[0]], nodes)
+    return Graph(nodes, example.device)
+
+
+def _export(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    try:
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        with warnings.catch_warnings():  # torch's own deprecations
+            warnings.simplefilter("ignore")
+            return torch.export.export(network, (example,))
+    except Exception as error:  # noqa: BLE001  # whatever torch or the network raise
+        raise unsupported(
+            f"torch.export cannot write the network down ({first_line(error)})"
+        ) from None
+
+
+def _name(item: Any) -> str:
+    """The name of an operator, such as `conv2d`."""
+    schema = getattr(item.target, "_schema", None)
+    return schema.name.split("::")[1] if schema else getattr(item.target, "__name__", str(item))
+
+
+def _double(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
+
+
+def _places(tree: Any) -> list[int]:
+    return [leaf.node for leaf in tree_flatten(tree)[0] if isinstance(leaf, _At)]
+
+
+def _check(item: Any, args: Any, kwargs: Any) -> None:
+    """Refuse an operator that bounds cannot follow."""
+    name = _name(item)
+    tags = getattr(item.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags and not ("dropout" in name and not args[2]):
+        raise unsupported(f"operator {name}, which draws random numbers")
+    if name.endswith("_") and not _overwrites_its_own(item):
+        raise unsupported(f"operator {name}, which overwrites what others may read")
+    name = name.rstrip("_")
+    if not _places((args, kwargs)) or name in RULES or name in POOLS:
+        return
+    if name not in _WEIGHTED and name not in _PLAIN:
+        raise unsupported(f"operator {name}")
+    moving = [i for i, arg in enumerate(args) if _places(arg)]
+    weights = _WEIGHTED.get(name, ((), ()))[0]
+    if (name in _ONLY_FIRST and moving != [0]) or len(set(moving) & set(weights)) > 1:
+        raise unsupported(f"operator {name} of values that all depend on the input")
+    if name == "batch_norm" and args[5]:
+        raise unsupported("batch normalisation by the statistics of the batch")
+    if kwargs.get("rounding_mode") or {"beta", "alpha"} & kwargs.keys() and name == "addmm":
+        raise unsupported(f"operator {name} with {', '.join(kwargs)}")
+    if not item.meta["val"].is_floating_point():
+        raise unsupported(f"operator {name} to {item.meta['val'].dtype}")
+
+
+def _overwrites_its_own(item: Any) -> bool:
+    """Whether what an operator overwrites is a new tensor, and nothing else reads it."""
+    first = item.args[0]
+    return len(first.users) == 1 and _name(first).rstrip("_") in _WEIGHTED
+
+
+def _check_output(outputs: list[Any], nodes: list[Node]) -> None:
+    if outputs != [_At(len(nodes) - 1)]:
+        raise unsupported("a network whose last step is not its only output")
+    shape = nodes[-1].shape
+    if len(shape) != 2 or shape[0] != 1:
+        raise unsupported(f"scores of shape {shape[1:]} a row; expected one score a class")
+
+
+def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
+    """What stands for one operator: a node, or two for a max-pool."""
+    name = _name(item).rstrip("_")
+    parents = tuple(dict.fromkeys(_places((args, kwargs))))
+    shape = tuple(item.meta["val"].shape)
+    if name in RULES:
+        rule = RULES[name](*args[1:], **kwargs)
+        return [Node(name, parents, shape, rule.value, rule)]
+    if name in POOLS:
+        places = windows(before[parents[0]].shape, *args[1:], **kwargs)
+        choose = partial(_choose, places=places.to(item.meta["val"].device))
+        taken = tuple(places.shape)
+        rule = Largest()
+        return [
+            Node("windows", parents, taken, choose, spread=choose),
+            Node(name, (len(before),), shape, rule.value, rule),
+        ]
+    if name in ("to", "_to_copy"):  # all is computed in float64
+        return [Node(name, parents, shape, torch.clone)]
+    operator = getattr(getattr(torch.ops.aten, name), item.target._overloadname)
+    value = partial(_fill, operator, args, kwargs, parents)
+    spread = partial(_fill, *_as_sizes(name, operator, args, kwargs, abs), parents)
+    count = partial(_fill, *_as_sizes(name, operator, args, kwargs, _one), parents)
+    ones = [torch.ones(before[i].shape, dtype=torch.float64).to(item.meta["val"].device) for i in parents]
+    summed = sum(map(torch.numel, ones)) / prod(shape)  # of a mean, whose weights count as less
+    window = prod(args[1]) if "avg_pool" in name and "adaptive" not in name else 1
+    terms = max(count(*ones).max().item(), summed, window)
+    return [Node(name, parents, shape, value, None, spread, int(terms) + 2)]
+
+
+def _fill(operator: Any, args: Any, kwargs: Any, parents: tuple[int, ...], *given: Tensor) -> Tensor:
+    """Call an operator with these values of the nodes that its arguments name."""
+
+    def fill(leaf: Any) -> Any:
+        return given[parents.index(leaf.node)] if isinstance(leaf, _At) else leaf
+
+    args, kwargs = tree_map(fill, (args, kwargs))
+    return operator(*args, **kwargs)
+
+
+def _choose(x: Tensor, places: Tensor) -> Tensor:
+    return x.flatten()[places]
+
+
+def _one(weight: Any) -> Any:
+    return weight * 0 + 1
+
+
+def _as_sizes(
+    name: str, operator: Any, args: Any, kwargs: Any, size: Callable[[Any], Any]
+) -> tuple[Any, Any, Any]:
+    """An affine operator by the sizes of its weights and without what only shifts."""
+    weights, shifts = _WEIGHTED.get(name, ((), ()))
+
+    def of(change: Callable[[Any], Any], arg: Any) -> Any:
+        number = lambda leaf: isinstance(leaf, (Tensor, int, float))
+        return tree_map(lambda leaf: change(leaf) if number(leaf) else leaf, arg)
+
+    args = list(args)
+    for i, arg in enumerate(args):
+        if i in weights:
+            args[i] = of(size, arg)
+        elif i in shifts:
+            args[i] = of(lambda leaf: leaf * 0, arg)
+    if "alpha" in kwargs:
+        kwargs = {**kwargs, "alpha": size(kwargs["alpha"])}
+    if name in ("sub", "rsub"):
+        operator = torch.add
+    if name == "neg":
+        operator = torch.clone
+    return operator, args, kwargs
