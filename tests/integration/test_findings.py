@@ -455,23 +455,3 @@ def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
     assert answers.slope is not None
     assert len(answers.slope) == 16
     assert bool((answers.slope < 0.5).all())
-
-
-@pytest.mark.parametrize(
-    ("model", "threat", "said"),
-    [("net", "linf(0.05)", True), ("net", "l2(0.2)", False), ("function", "linf(0.05)", False)],
-)
-def test_how_far_quick_is_off_is_said_only_of_the_runs_it_was_measured_on(
-    model: str, threat: str, said: bool
-) -> None:
-    net = nn.Linear(3, 2).requires_grad_(False)
-    x = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))
-    asked: dict[str, Any] = {
-        "net": net,
-        "function": holdfast.wrap(
-            lambda x: net(torch.as_tensor(x)).numpy(), framework="numpy", shape=(3,)
-        ),
-    }
-    run = holdfast.evaluate(asked[model], (x, net(x).argmax(1)), threat, protocol="quick")
-    effort = next(f.text for f in run.verdict.findings if f.check == "effort")
-    assert ("0 to 5 points in Linf" in effort) == said
