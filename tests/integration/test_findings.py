@@ -245,7 +245,7 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     assert whole.manifest.probe_costs.forwards > 0
     assert verify(whole.folder, holdfast.wrap(model), source()) == []
     parts = [measure(model, rows, out=tmp_path / str(rows[0])) for rows in ((0, 8), (8, 16))]
-    merged = merge([part.folder for part in parts], tmp_path / "merged")
+    merged = merge(parts, tmp_path / "merged")
     apart = {"calibration"}  # of confidences, whose last bit may depend on the batch
     assert merged.metrics.model_dump(exclude=apart) == whole.metrics.model_dump(exclude=apart)
     assert merged.verdict.model_dump(exclude={"findings"}) == whole.verdict.model_dump(

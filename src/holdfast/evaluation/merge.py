@@ -16,19 +16,26 @@ from holdfast.evaluation.facts import question
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
+from holdfast.runs.run import Run, folder_of
 
 
-def merge(shards: Sequence[Path], out: Path) -> Manifest:
+def merge(shards: Sequence[Run | Path | str], out: Path | str) -> Run:
     """Join finished runs of disjoint rows of the same data under the same question.
+
+    Args:
+        shards: the runs, or their folders; in any order.
+        out: a new folder.
 
     Raises:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something
             already.
     """
+    out, folders = Path(out), [folder_of(shard) for shard in shards]
     refuse_taken(out)
-    manifests = _alike(shards)
-    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, shards)))):
-        return _merged(manifests, out)
+    manifests = _alike(folders)
+    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, folders)))):
+        _merged(manifests, out)
+    return Run(out)
 
 
 def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:

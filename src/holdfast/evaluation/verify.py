@@ -28,6 +28,8 @@ from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
 from holdfast.runs.migration import in_todays_words
+from holdfast.runs.run import Run, folder_of
+from holdfast.targets import wrap
 from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
@@ -41,9 +43,10 @@ WORDS: dict[str, Any] = {
 
 
 def verify(
-    folder: Path,
-    target: Target,
+    run: Run | Path | str,
+    model: Any,
     data: Any,
+    *,
     perceptual: str | torch.nn.Module | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> list[str]:
@@ -56,8 +59,8 @@ def verify(
     alone.
 
     Args:
-        folder: of the run.
-        target: the model that was measured, wrapped as it was then.
+        run: the run, or its folder.
+        model: the model that was measured, wrapped as it was then.
         data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
@@ -67,13 +70,14 @@ def verify(
         InputError: the folder holds no run that can be read at all, or none with distances of a
             network that is given; or its model was described in another way then.
     """
+    folder = folder_of(run)
     manifest, whole = store.open_manifest(folder)
     _refuse_other_rows(folder, manifest)
     if perceptual is not None and manifest.perceptual is None:
         raise InputError(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
-    target = copied(target)
+    target = copied(wrap(model))
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:

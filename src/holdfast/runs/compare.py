@@ -16,6 +16,7 @@ from holdfast.runs import store
 from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Interval, Manifest, Metrics
 from holdfast.runs.metrics import HELD, Z, interval
+from holdfast.runs.run import Run, folder_of
 
 
 class Paired(BaseModel):
@@ -78,14 +79,25 @@ class Comparison(BaseModel):
     # why the second run's model knows nothing: no gain of it is one; empty where it does
     knows_nothing: str = ""
 
+    def __str__(self) -> str:
+        lines = [f"{self.runs[0]} and {self.runs[1]}: {self.n:,} rows under {self.threat}"]
+        lines += [
+            f"{f.name}: {f.first:.3f} and {f.second:.3f}, a change of {f.change:+.3f} "
+            f"[{f.low:+.3f}, {f.high:+.3f}]; {f.gained:,} rows gained, {f.lost:,} lost"
+            for f in self.figures
+        ]
+        return "\n".join([*lines, *self.remarks, *filter(None, [self.knows_nothing])])
 
-def compare(first: Path | str, second: Path | str) -> Comparison:
-    """Compare two finished runs on the samples that both attacked.
+
+def compare(first: Run | Path | str, second: Run | Path | str) -> Comparison:
+    """Compare two finished runs, or their folders, on the samples that both attacked.
+
+    Its text (`str`) says what changed; its fields are what `holdfast compare --json` prints.
 
     Raises:
         InputError: a run is missing, or they differ in data, rows or threat.
     """
-    folders = Path(first), Path(second)
+    folders = folder_of(first), folder_of(second)
     facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
     _check_same(folders, *facts)
     with store.untrusted(folders[1]):

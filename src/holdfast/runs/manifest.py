@@ -4,7 +4,10 @@ from this."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+import numbers
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -44,13 +47,58 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Answer = TypeVar("Answer")
+
+
+def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
+    """A binary operator of two intervals, or of one and a number, by their values."""
+
+    def method(self: Interval, other: Any) -> Answer:
+        if not isinstance(other, (numbers.Real, Interval)):
+            return NotImplemented
+        return operation(float(self), float(other))
+
+    return method
+
+
 class Interval(Record):
-    """A share with its 95 % Wilson interval, over n samples."""
+    """A share with its 95 % Wilson interval, over n samples.
+
+    It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
+    of no samples has no value, and is NaN.
+    """
 
     value: Share
     low: Share
     high: Share
     n: Annotated[int, Field(ge=0)]
+
+    def __float__(self) -> float:
+        return math.nan if self.value is None else self.value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other if isinstance(other, numbers.Real) else super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __round__(self, digits: int = 0) -> float:
+        return round(float(self), digits)
+
+    __lt__, __le__ = _by_value(operator.lt), _by_value(operator.le)
+    __gt__, __ge__ = _by_value(operator.gt), _by_value(operator.ge)
+    __add__ = __radd__ = _by_value(operator.add)
+    __mul__ = __rmul__ = _by_value(operator.mul)
+    __sub__, __truediv__ = _by_value(operator.sub), _by_value(operator.truediv)
+    __rsub__, __rtruediv__ = _by_value(lambda a, b: b - a), _by_value(lambda a, b: b / a)
 
 
 class ModelInfo(Record):
