@@ -23,15 +23,19 @@ FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some 
 SATURATED = 0.1  # share of rows from which on it is said
 
 
-def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
-    """Decide whether outputs are logits or probabilities, and set `target.head`; what the
-    report should say.
+def find_reading(target: Target, source: Source, z: Tensor | None = None) -> list[Finding]:
+    """Decide whether outputs are logits or probabilities, where neither the model nor the user
+    says it, and set `target.head`. Returns what the report should say.
 
-    Only of a model of which nobody says it. Several outputs are probabilities where each row is
-    within [0, 1] and sums to 1, which changes no decision. A single output within [0, 1] (or each
-    of several labels) would decide otherwise under either reading: so both are held against the
-    labels, and the better one is taken. Where they are equally good, or the labels are of one class
-    alone, that is logits. `z` are the target's scores of the first rows as they are.
+    Several outputs are probabilities where each row is within [0, 1] and sums to 1; that changes no
+    decision. With a single output within [0, 1] (or one for each of several labels) it does. There
+    both readings are compared with the labels, and the one with the higher accuracy is taken;
+    logits where both have the same, or where all labels are of one class.
+
+    Args:
+        target: the model; of an ensemble, each member is decided on its own.
+        source: the data that it is measured on.
+        z: the target's scores of the first rows, as they are now; None: they are asked for.
     """
     raw = z if not target.head.probabilities and target.cost.draws == 1 else None
     return [

@@ -20,6 +20,7 @@ from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
@@ -151,6 +152,7 @@ def _as_measured(
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
+    find_reading(target, source)  # of the other members of an ensemble, as the run found it
     return target, source, asked, labels
 
 
