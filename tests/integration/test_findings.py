@@ -264,7 +264,7 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        broken.setattr("holdfast.evaluation.evaluate.settle", stop)
+        broken.setattr("holdfast.evaluation.evaluate.judge_chunk", stop)
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
     monkeypatch.setattr(

@@ -152,8 +152,8 @@ def _limits(facts: Facts, table: pa.Table) -> Iterator[Finding]:
     """Of what the attacks were not given: effort, access or passes."""
     if facts.protocol.name in ("quick", "custom"):
         text = (
-            f"The attacks were those of the {facts.protocol.name} protocol: a first look, which "
-            f"stronger ones may lower. Defend the figure with --protocol standard."
+            f"The attacks were those of the {facts.protocol.name} protocol: stronger attacks may "
+            "find a lower figure. Measure with --protocol standard."
         )
         yield Finding(check="effort", severity="amber", text=text)
     lacking = {"scores": "gradient attacks", "labels": "gradient attacks and those on scores"}
