@@ -159,7 +159,7 @@ def craft(
         ready = replace(ready, protocol=usual)
     check_threat(ready)
     if pool is not None:
-        ready.ways.pool = _images(ready.target, pool)
+        ready.gradient_sources.pool = _images(ready.target, pool)
     check_trials(ready)
     parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
@@ -219,7 +219,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.ways(trial.through),
+            ready.gradient_sources(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -230,7 +230,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
             clean=picked(clean.scores, left),
             warm_start=best[left] if trial.attack.warm else None,
             stop=trial.attack.bounded or (len(trials) > 1 and threat.bounded),
-            pool=ready.ways.images(trial.attack),
+            pool=ready.gradient_sources.images(trial.attack),
         )
         smallest = found.size.where(found.broken, torch.inf).cpu()
         reached = found.margin.cpu()
