@@ -95,7 +95,7 @@ class Attack(ABC):
         pool: tuple[Any, Any] | None = None,
     ) -> AttackResult:
         """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
-        # The judge stands above the attacks, which import nothing of it.
+        # The judge is in a layer above the attacks, which import nothing of it.
         judged = importlib.import_module("holdfast.evaluation.attack").attack
         return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
@@ -149,8 +149,8 @@ def run(
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
-    [n, k], and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Where the target's head has a
+    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -319,7 +319,7 @@ def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
 
 
 def point(state: State) -> Tensor:
-    """The perturbation that a state stands for."""
+    """The perturbation of a state."""
     return state if isinstance(state, Tensor) else point(state[0])
 
 

@@ -27,20 +27,21 @@ QUERIES = 2048  # that it may put to the model
 
 @dataclass
 class GradientSources:
-    """The ways around one target under one threat, each made when it is first asked for."""
+    """The sources of gradients against one target under one threat, each made when it is first
+    asked for."""
 
     target: Target
     threat: Threat
     source: Source
     pool: Pool | None = None  # images that an attacker holds; None: some of the source's rows
     made: dict[str, Target] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)  # of finding out which of them are open
+    costs: Costs = field(default_factory=Costs)  # of finding out which of them exist
 
     def __call__(self, name: str) -> Target:
         """The target to attack in the place of the model.
 
         Raises:
-            SpecError: this model has no such way.
+            SpecError: this model has no such source.
         """
         if not name:
             return self.target
@@ -57,7 +58,7 @@ class GradientSources:
         return self.pool
 
     def open(self, name: str) -> bool:
-        """Whether the target has this way."""
+        """Whether the target has this source."""
         if name == "straight":
             return with_bpda(self.target) is not None
         if name == "blurred" and (self.threat.spatial is not None or not self._slopes):

@@ -1,4 +1,4 @@
-"""The zoo: small models of digits, broken defences beside sound ones, for tests of the verdict and
+"""Small models of digits, broken defences and sound ones, for tests of the verdict and
 for the docs.
 
 `BROKEN[name]()` gives a defence that hides robustness it does not have, `SOUND[name](seed)` a model
