@@ -26,7 +26,7 @@ from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
@@ -226,8 +226,8 @@ def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) ->
     parts = [(40, 60), (0, 20), (20, 40)]
     for i, part in enumerate(parts):
         measure(out=tmp_path / str(i), curve=(0.04,), samples=part)
-    merged = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
-    run = Run(tmp_path / "merged")
+    run = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
+    merged = run.manifest
     assert_same_but_unstable(run, whole)
     assert run.samples.column("broken_by").equals(whole.samples.column("broken_by"))
     assert_same_figures(merged.metrics, whole.metrics)
@@ -437,7 +437,7 @@ def test_verify_finds_a_broken_row_that_is_called_something_else(
     store.write_samples(folder, table)
     facts = Facts(**{name: getattr(whole.manifest, name) for name in Facts.model_fields})
     # every figure made to fit
-    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))
+    store.write_manifest(folder, build_manifest(folder, facts, table, whole.manifest.trials))
     assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
 
 

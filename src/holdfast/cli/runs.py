@@ -44,7 +44,13 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
-    wrong = check(run, target, source, perceptual, groups and texts.lines_of(groups, "--groups"))
+    wrong = check(
+        run,
+        target,
+        source,
+        perceptual=perceptual,
+        groups=groups and texts.lines_of(groups, "--groups"),
+    )
     if how["probabilities"] not in (None, said.probabilities):
         gave = "probabilities" if said.probabilities else "logits"
         wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
@@ -123,7 +129,7 @@ def merge(
     fresh = not out.exists()
     try:
         with untrusted(out):
-            writing.show(terminal.summary(join(runs, out)))
+            writing.show(terminal.summary(join(runs, out).manifest))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:
         if fresh:

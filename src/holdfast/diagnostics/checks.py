@@ -150,7 +150,7 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
 
 def _fits(trial: Trial, threat: Threat, sources: GradientSources) -> bool:
-    if not sources.open(trial.through) or not trial.attack.works_in(threat.norm):
+    if not sources.has(trial.through) or not trial.attack.works_in(threat.norm):
         return False
     if trial.through:
         return True

@@ -1,5 +1,5 @@
-"""Sources of gradients past a defence: other answers to learn from, where the model's gradient
-misleads. The model still judges."""
+"""Other sources of gradients, for models whose own gradient misleads. The model itself still
+judges."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ QUERIES = 2048  # that it may put to the model
 
 @dataclass
 class GradientSources:
-    """The sources of gradients against one target under one threat, each made when it is first
-    asked for."""
+    """The sources of gradients for one target under one threat, each made when first asked for."""
 
     target: Target
     threat: Threat
     source: Source
     pool: Pool | None = None  # images that an attacker holds; None: some of the source's rows
     made: dict[str, Target] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)  # of finding out which of them exist
+    costs: Costs = field(default_factory=Costs)  # of finding out which of them there are
 
     def __call__(self, name: str) -> Target:
         """The target to attack in the place of the model.
@@ -57,11 +56,11 @@ class GradientSources:
             self.pool = batch.x, y
         return self.pool
 
-    def open(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether the target has this source."""
         if name == "straight":
             return with_bpda(self.target) is not None
-        if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
+        if name == "blurred" and (self.threat.spatial is not None or not self._has_gradient):
             return False
         if name == "surrogate" and self.target.inputs.context:
             return False
@@ -70,7 +69,7 @@ class GradientSources:
         )
 
     @functools.cached_property
-    def _slopes(self) -> bool:
+    def _has_gradient(self) -> bool:
         """Whether the model has a gradient at all: the mean of zeros is zero."""
         if self.target.access < Access.GRADIENTS:
             return False

@@ -205,14 +205,14 @@ def _attacks(
         part = rows.part(at)
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
-            source = sources(trial.through)
-            check_fit(trial.attack, source, threat, sources.images(trial.attack))
+            attacked = sources(trial.through)
+            check_fit(trial.attack, attacked, threat, sources.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
             result = run(
                 trial.attack,
-                source,
+                attacked,
                 part.x,
                 part.y,
                 threat,

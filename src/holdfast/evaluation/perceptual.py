@@ -20,7 +20,9 @@ from holdfast.threats.images import channels_first
 from holdfast.threats.threat import Threat
 
 
-def looks(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def image_distances(
+    target: Target, threat: Threat, x: Tensor, found: Tensor
+) -> tuple[Tensor, Tensor]:
     """PSNR in decibels and SSIM of inputs `found` against inputs x [n, *shape], [n] float64 each;
     NaN for no images, and under a spatial threat, whose pixels are not compared one by one.
 

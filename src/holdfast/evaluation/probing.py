@@ -37,8 +37,13 @@ def clean_rows(
 
 
 def probe(
-    target: Target, source: Source, threat: Threat, first: Trial, ways: GradientSources, seed: int
+    target: Target,
+    source: Source,
+    threat: Threat,
+    first: Trial,
+    sources: GradientSources,
+    seed: int,
 ) -> Answers:
     """Put the questions of `examine` to the first rows of the data."""
     rows = clean_rows(target, source, threat, 0, rows_of(source), seed)
-    return examine(target, rows, first, ways, seed)
+    return examine(target, rows, first, sources, seed)

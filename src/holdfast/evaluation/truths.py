@@ -83,14 +83,14 @@ class Truths(Source):
             raise InputError(
                 f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but "
                 "the model gives "
-                f"{' x '.join(map(str, form))} outputs, and {task} wants a truth for each: y "
+                f"{' x '.join(map(str, form))} outputs, and {task} takes a truth for each: y "
                 f"[n, {', '.join(map(str, form))}]."
             )
         wrong = ~np.isfinite(y) if not isinstance(self.rule, MultiLabel) else (y != 0) & (y != 1)
         if wrong.any():
             row = int(np.argmax(wrong.reshape(len(y), -1).any(1)))
-            wanted = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
+            expected = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
             raise InputError(
                 f"row {start + row} of {self.name} has the truth {y[row].tolist()}, but {task} "
-                f"wants {wanted} for each output."
+                f"takes {expected} for each output."
             )

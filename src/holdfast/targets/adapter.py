@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.target import Access, Pullback
+from holdfast.targets.trees import NO_TREES, Trees
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
@@ -70,6 +71,14 @@ class Adapter(ABC):
         """A hash of all that decides the output."""
         assert self._digest is not None
         return self._digest
+
+    def trees(self) -> Trees:
+        """The trees that the output is a sum of, read anew.
+
+        Raises:
+            InputError: it is none, or one of a kind that is not supported.
+        """
+        raise InputError(NO_TREES)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
