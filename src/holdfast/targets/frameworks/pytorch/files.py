@@ -142,8 +142,8 @@ def _is_script(path: Path) -> bool:
 
 
 def _read_safely(path: Path) -> Any:
-    """What a file of torch.save holds; of a checkpoint with objects beside its weights, the weights
-    alone.
+    """What a file of torch.save holds; of a checkpoint with objects next to its weights, the
+    weights alone.
 
     Raises:
         pickle.UnpicklingError: it holds objects, and no weights that could be had without them.
