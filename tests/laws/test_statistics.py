@@ -158,7 +158,10 @@ def test_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     done = holdfast("compare", "a", "b")
     assert done.exit_code == 0
     names(
-        " ".join(done.stdout.split()), "2 seeds (0: ", "5: ", "97.5 % of the inputs have one fate"
+        " ".join(done.stdout.split()),
+        "2 seeds (0: ",
+        "5: ",
+        "97.5 % of the inputs have the same result",
     )
     assert "seeds" not in holdfast("compare", "a", "a").stdout
 

@@ -118,16 +118,16 @@ def _trials(
     """What the trials that answer a finding did to the figure; or whether it was still falling."""
     n = metrics.robust_accuracy.n
     if added:
-        fell = sum(t.broken for t in added)
+        broken = sum(t.broken for t in added)
         names = "; ".join(repr(parse_trial(t.spec)) for t in added if t.broken) or "none of them"
         yield Finding(
             check="followed",
             severity="info",
             text=(
-                f"{len(added)} stronger trials answered the findings and broke {fell} more rows "
-                f"({fell / max(n, 1):.1%}): {names}. The figure is the worst case after them."
+                f"{len(added)} stronger trials answered the findings and broke {broken} more rows "
+                f"({broken / max(n, 1):.1%}): {names}. The figure is the worst case after them."
             ),
-            value=fell / max(n, 1),
+            value=broken / max(n, 1),
             passes=sum(t.costs.forwards + t.costs.backwards for t in added),
         )
     own = [t for t in trials if t.eps == facts.threat.eps]

@@ -21,7 +21,6 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
-from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
@@ -157,7 +156,7 @@ def _template(name: str) -> Template:
         "glued": _glued,
         "span": words.span,
         "number": words.number,
-        "eps": spec.number,
+        "eps": words.eps,
     }
     return environment.from_string(_text(name))
 
