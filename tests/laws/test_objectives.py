@@ -222,15 +222,15 @@ def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
     objective = objectives.parse("advgan(width=2, rate=0.01)")
     craft = crafting()
     torch.manual_seed(0)
-    other = objective.other(craft.live)
-    assert other is not None
-    craft, net = replace(craft, other=other), copy.deepcopy(other.net)
+    network = objective.attack_network(craft.live)
+    assert network is not None
+    craft, net = replace(craft, attack_network=network), copy.deepcopy(network.net)
     nearby = objective.points(craft, X, Y)
     assert not torch.equal(nearby, X)
     wrong = (nearby @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
     (-(net(2 * X - 1) * (W[wrong] - W[Y])).sum() / len(X)).backward()
     objective.teach(craft, X, Y)
-    for new, old in zip(other.net.parameters(), net.parameters(), strict=True):
+    for new, old in zip(network.net.parameters(), net.parameters(), strict=True):
         assert old.grad is not None
         assert torch.allclose(new, old - 0.01 * old.grad.sign(), atol=1e-6)
 
