@@ -26,7 +26,7 @@ from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
@@ -437,7 +437,7 @@ def test_verify_finds_a_broken_row_that_is_called_something_else(
     store.write_samples(folder, table)
     facts = Facts(**{name: getattr(whole.manifest, name) for name in Facts.model_fields})
     # every figure made to fit
-    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))
+    store.write_manifest(folder, build_manifest(folder, facts, table, whole.manifest.trials))
     assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
 
 

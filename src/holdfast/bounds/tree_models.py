@@ -19,7 +19,11 @@ def trees_of(target: Target) -> Trees:
     inner = getattr(target, "model", None)
     if not isinstance(inner, Adapter):
         raise InputError(NO_TREES)
-    if getattr(target, "preprocess", ()) or target.inputs.context or target.head.graded is not None:
+    if (
+        getattr(target, "preprocess", ())
+        or target.inputs.context
+        or target.head.truth_task is not None
+    ):
         raise InputError(
             "trees are read as they are: without preprocess, of one table of numbers, and of a "
             "classifier."

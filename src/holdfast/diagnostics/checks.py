@@ -216,7 +216,7 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
 def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
         return
-    rows = a.beat.get("straight", np.zeros(len(a.ids), bool))
+    rows = a.broken_by.get("straight", np.zeros(len(a.ids), bool))
     text = (
         f"Inputs go through steps without a gradient ({', '.join(a.hard)}), but going straight "
         "through them broke no more."
@@ -305,7 +305,7 @@ def _beaten(a: Answers) -> Iterator[Finding]:
             "arXiv:2006.12792, section 4",
         ),
     }.items():  # fmt: skip
-        rows = a.beat.get(name)
+        rows = a.broken_by.get(name)
         if rows is not None and rows.sum() >= least:
             yield _found(
                 a, check, rows, (least - 1) / len(rows), name,

@@ -14,7 +14,7 @@ from holdfast.attacks.shared.pool import ROWS, spread
 from holdfast.data import Source
 from holdfast.errors import SpecError
 from holdfast.runs.manifest import Costs
-from holdfast.targets.frameworks.pytorch.bpda import straightened
+from holdfast.targets.frameworks.pytorch.bpda import with_bpda
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
@@ -59,7 +59,7 @@ class GradientSources:
     def has(self, name: str) -> bool:
         """Whether the target has this source."""
         if name == "straight":
-            return straightened(self.target) is not None
+            return with_bpda(self.target) is not None
         if name == "blurred" and (self.threat.spatial is not None or not self._has_gradient):
             return False
         if name == "surrogate" and self.target.inputs.context:
@@ -83,7 +83,7 @@ class GradientSources:
             return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
-        if (bpda := straightened(self.target)) is None:
+        if (bpda := with_bpda(self.target)) is None:
             raise SpecError("through='straight' needs a model of torch; try through='estimated'.")
         return bpda
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from holdfast.errors import InputError
-from holdfast.evaluation.build_manifest import add_trials, finish
+from holdfast.evaluation.build_manifest import add_trials, build_manifest
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.runs import store
@@ -104,7 +104,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
             "threat": facts.threat.model_copy(update={"measured": measured}),
         }
     )
-    merged = finish(out, facts, table, trials)
+    merged = build_manifest(out, facts, table, trials)
     store.write_manifest(out, merged)
     return merged
 

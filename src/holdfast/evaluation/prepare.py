@@ -49,7 +49,7 @@ from holdfast.threats.transform import Transform
 class Prepared:
     """A model, its data and a threat that fit each other, and the attacks that are to be run."""
 
-    target: Target  # a copy; asked beside the truth of each row where its task wants that
+    target: Target  # a copy; asked with the truth of each row where its task needs it
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
@@ -155,7 +155,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
         AccessError: an attack needs more than the target gives.
         SpecError: an attack does not fit the threat, the classes or the budget of a row.
     """
-    aimed, rivals = isinstance(ready.threat.goal, Targeted), ready.target.task.k - 1
+    aimed, wrong_classes = isinstance(ready.threat.goal, Targeted), ready.target.task.k - 1
     for trial in ready.protocol.trials:
         if aimed and trial.targets:
             raise SpecError(
@@ -163,9 +163,10 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 "own; leave it out."
             )
         # a protocol takes as many as there are
-        if ready.protocol.name == "custom" and trial.targets > rivals:
+        if ready.protocol.name == "custom" and trial.targets > wrong_classes:
             raise SpecError(
-                f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
+                f"{trial!r} aims at {trial.targets} wrong classes, but the model has "
+                f"{wrong_classes}."
             )
         attacked, pool = (
             ready.gradient_sources(trial.through),
@@ -217,8 +218,8 @@ def channels_of(target: Target) -> int | None:
         return next((c for c in (1, 3) if len(shape) == 3 and c in shape[::2]), None)
     if not isinstance(model, nn.Module):
         return None
-    wanted = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    return next((c for c in wanted[:1] if c in (1, 3)), None)
+    channels = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
 def _innermost(target: Target) -> Target:

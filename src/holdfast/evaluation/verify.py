@@ -17,9 +17,10 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
@@ -64,7 +65,7 @@ def verify(
         data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
-        groups: the groups of all rows, where the run was given them beside the data.
+        groups: the groups of all rows, where the run was given them apart from the data.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a
@@ -151,6 +152,7 @@ def _as_measured(
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
+    find_reading(target, source)  # of the other members of an ensemble, as the run found it
     return target, source, asked, labels
 
 
@@ -181,7 +183,7 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
-    again = finish(folder, facts, table, manifest.trials)
+    again = build_manifest(folder, facts, table, manifest.trials)
     apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
         said, found = (
@@ -190,9 +192,9 @@ def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]
         yield from _differences(part, in_todays_words(said), in_todays_words(found))
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
-        booked = int(np.sum(table.column(cost).to_numpy()))
-        if spent != booked:
-            yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
+        counted = int(np.sum(table.column(cost).to_numpy()))
+        if spent != counted:
+            yield f"trials: their {cost} add up to {spent}, but the samples say {counted}."
     by = Counter(table.column("broken_by").to_pylist())
     lost = int(
         np.isin(table.column("status").to_numpy(zero_copy_only=False), ["unstable", "failed"]).sum()
@@ -255,11 +257,11 @@ def _corrupted(e: Evidence) -> Iterator[str]:
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
         for start in range(0, len(ids), STRIDE):
-            part, told = (column[start : start + STRIDE] for column in (ids, said))
+            part, given = (column[start : start + STRIDE] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
             label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()
-            others += list(part[stable & (label != told) & (told != measure.UNASKED)])
+            others += list(part[stable & (label != given) & (given != measure.UNASKED)])
         if others:
             yield (
                 f"corruptions: under {name} the model's decisions on rows {some(others)} are "

@@ -32,7 +32,7 @@ class Paired(BaseModel):
     high: float
     # 95 % interval of the change, by drawing the samples anew in pairs
     bootstrap: tuple[float, float]
-    p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
+    p: float  # of McNemar's exact test: how often chance alone splits gained and lost so unevenly
 
 
 class PartChange(BaseModel):
@@ -76,7 +76,7 @@ class Comparison(BaseModel):
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
     losses: list[Loss] = []  # what the second run lost, the largest first
-    # why the second run's model knows nothing: no gain of it is one; empty where it does
+    # why the second model's answers are no better than chance; empty where they are better
     knows_nothing: str = ""
 
     def __str__(self) -> str:
@@ -187,8 +187,8 @@ def _mean(classes: Sequence[PartChange]) -> PartChange | None:
 def _losses(
     label: np.ndarray, held: dict[str, list[np.ndarray]], name: Callable[[int], str]
 ) -> list[Loss]:
-    """Classes that lost rows by more than chance would lose (the paired exact test), or all
-    rows."""
+    """Classes of which the second run has fewer rows right, by more than chance (the paired exact
+    test), or none."""
     from scipy.stats import binomtest
 
     classes, found = np.unique(label).tolist(), []
@@ -212,7 +212,7 @@ def _losses(
 def _nothing(
     facts: Facts, label: np.ndarray, predicted: np.ndarray, name: Callable[[int], str]
 ) -> str:
-    """Why the clean answers are those of a model that knows nothing; empty where they are not."""
+    """Why the clean answers are no better than chance; empty where they are better."""
     if facts.model.task != "classes" or not len(label):
         return ""
     answers = Answers(label, predicted, facts.model.classes)
@@ -229,7 +229,7 @@ def _nothing(
 def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
     """The paired figures of two columns of truths, [n] each."""
     n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
-    # Half a sample is added to each of the four kinds: the plain interval has no width where
+    # Half a sample is added to each of the four kinds: without it the interval has no width where
     # nothing changed.
     g, b, m = gained + 0.5, lost + 0.5, n + 2
     spread = Z * math.sqrt(g + b - (g - b) ** 2 / m) / m
@@ -275,8 +275,8 @@ class Spread(BaseModel):
     values: list[float]
     mean: float
     deviation: float  # of a run, by n - 1
-    agreed: float  # the share of samples with one fate in all runs
-    worst: Interval  # held in every run: the union of the seeds is one stronger attack
+    agreed: float  # the share of samples with the same outcome in all runs
+    worst: Interval  # robust in every run: all seeds together are one stronger attack
 
 
 def spread(folders: Sequence[Path | str]) -> Spread | None:

@@ -196,7 +196,7 @@ class Costs(Record):
     forwards: int = 0
     backwards: int = 0
     queries: int = 0
-    judge_forwards: int = 0  # the judge's own passes, beside the search
+    judge_forwards: int = 0  # the judge's own passes, apart from the search
     corruption_forwards: int = 0  # on corrupted inputs
     seconds: float = 0.0
 
@@ -296,7 +296,7 @@ class CurvePoint(Record):
 
 
 class QueryPoint(Record):
-    """The share of attacked inputs that had fallen after so many queries each."""
+    """The share of attacked inputs that were broken with at most so many queries each."""
 
     queries: int
     success: Interval
@@ -337,11 +337,13 @@ class Survivors(Record):
     """What one more round of the last trial that draws noise would still break, from its last
     round."""
 
-    attacked: int  # rows that round was run on: robust so far, and near enough for the trial
+    # rows that round was run on: robust so far, and with a margin small enough for the trial
+    attacked: int
     broken: int
-    # of the rows it left, the share that it broke; errs upwards, since what breaks easily is broken
+    # the rows that it left, times the share that it broke: rather too high, since it broke the easy
+    # rows
     expected: Real
-    high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
+    high: Real  # the same, with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
 
 
 class Metrics(Record):
@@ -360,7 +362,7 @@ class Metrics(Record):
     sizes: Sizes
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     queries: list[QueryPoint] = []
-    median_queries: Real = None  # of the inputs that fell
+    median_queries: Real = None  # of the inputs that were broken
     curve: list[CurvePoint]
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
@@ -421,8 +423,8 @@ class Manifest(Facts):
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:
-        """Before anything so large is made, the number of classes is that of the matrix that stands
-        there."""
+        """The number of classes is that of the confusion matrix in the file, before a matrix of so
+        many is made."""
         confusion = self.metrics.confusion
         if (
             confusion is not None

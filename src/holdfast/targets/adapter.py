@@ -184,7 +184,7 @@ def digest_of_files(path: Path) -> bytes:
     return digest.digest()
 
 
-def chosen(output: Any, wanted: str | int | None) -> Any:
+def chosen(output: Any, output_name: str | int | None) -> Any:
     """The scores among a model's outputs: the one that is wanted, the only one, or the one called
     logits.
 
@@ -210,8 +210,8 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
         found = {str(place): part for place, part in enumerate(output)}
     else:
         found = {"logits": getattr(output, "logits", output)}
-    name, said = str(wanted), f"{wanted!r} is not among them"
-    if wanted is None:
+    name, said = str(output_name), f"{output_name!r} is not among them"
+    if output_name is None:
         name, said = "logits", "none was chosen"
         if len(found) == 1:
             (name,) = found
