@@ -393,12 +393,8 @@ def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor
 def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | None = None) -> Tensor:
     """The largest size that counts as within eps (default: the threat's), [n] float64.
 
-    eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in
-    the last place of the largest input, in every feature. Where eps is inf, the largest number
-    there is.
+    See `Threat.legal_eps`: what rounding the sum x + d to float32 adds is half a unit in the last
+    place of the largest input. Where eps is inf, the largest number there is.
     """
-    rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
-    if eps is None:
-        eps = threat.eps
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.batcher.device)
-    return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)
+    size = threat.legal_eps(target.shape or (), target.bounds.ulp, eps)
+    return size.to(target.batcher.device).clamp_max(UNLIMITED).expand(n)
