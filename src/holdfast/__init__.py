@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast import attacks
     from holdfast.attacks.result import AttackResult
+    from holdfast.certification.certify import certify
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
     from holdfast.evaluation.attack import attack
     from holdfast.evaluation.evaluate import evaluate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "holdfast.attacks.result": ("AttackResult",),
+    "holdfast.certification.certify": ("certify",),
     "holdfast.evaluation.attack": ("attack",),
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
     "holdfast.evaluation.evaluate": ("evaluate",),
@@ -50,6 +52,7 @@ __all__ = [
     "__version__",
     "attack",
     "attacks",
+    "certify",
     "evaluate",
     "harden",
     "load",

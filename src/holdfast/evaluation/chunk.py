@@ -248,7 +248,7 @@ def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.
     evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
     found = _judge(plan, rows)
     goal = goal_classes(rows.threat, rows.y)
-    status = _status(rows, found, goal)
+    status = _status(plan, rows, found, goal)
     columns = _columns(plan, rows, found, torch.from_numpy(status == "broken"))
     columns |= _looks(plan, rows, found)
     if goal is not None and goals.differ(plan.threat):
@@ -277,7 +277,7 @@ def _judge(plan: Plan, rows: Rows) -> Judged:
     return Judged(at, shown, ruling, size, holds, holds & own, wavers & own, ~holds & ~wavers)
 
 
-def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
+def _status(plan: Plan, rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
     """The status of each row, a text."""
     clean = rows.clean
     status = np.where((clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
@@ -289,7 +289,7 @@ def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
     status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
         status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    if not rows.costs and bool(rows.asked.any()):  # no unit was run
+    if plan.trials and not rows.costs and bool(rows.asked.any()):  # no unit was run
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
     return status
 
