@@ -119,7 +119,6 @@ class Narrow(Target):
         self.inner, self.access = inner, access
         self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
         self.batcher = Batcher(dtype=inner.batcher.dtype)
-        POOLS[self] = POOLS[inner]
 
     def scores(self, x: Rows) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"

@@ -365,7 +365,7 @@ def test_the_command_from_end_to_end() -> None:
     }
     assert set(os.listdir("hard")) == files
     names(
-        done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)"
+        done.stdout, "Robust accuracy rises from", "McNemar", "gained", "40 inputs under linf(0.1)"
     )
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")

@@ -96,10 +96,10 @@ WORDS = {
     r"the zoo": "the models of holdfast.testing",
     r"untouched": "unchanged",
     r"ways? around": "gradient source",
-    r"(?<!random )walks?(?!=)": "path, or search",
+    r"(?<!random\s)walks?(?!=)": "path, or search",
     _ROW + r"falls?(?! (?:to|below|off|under))": "is broken",
     _ROW + r"(?:stands?|stood|fell|had fallen|have fallen)": "is robust; is broken",
-    r"(?<![\w.)\]])\.\d+": "0.5, with its zero",
+    r"(?<![\w.)\]:])\.\d+": "0.5, with its zero",
 }
 # Where an old word is right: (file, word): the reason. Files and words are patterns.
 ALLOWED: dict[tuple[str, str], str] = {
@@ -151,7 +151,10 @@ FILES = sorted(
 )
 FILES += [Path(page) for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 _NAME = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_WORD = re.compile(r"(?i:" + "|".join(rf"(?:(?<!\w){word})(?!\w)" for word in WORDS) + ")")
+_WORDS = {
+    re.compile(rf"(?i:(?<!\w)(?:{word})(?!\w))".replace(" ", r"\s+")): said
+    for word, said in WORDS.items()
+}
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -174,14 +177,14 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The line and the text of each piece of a file that people read, in one line each."""
+    """The pieces of a file that people read, each with its first line."""
     text = (ROOT / path).read_text()
     if path.suffix != ".py":
-        yield from enumerate(text.split("\n"), 1)
+        yield 1, text
         return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.STRING, tokenize.COMMENT):
-            yield token.start[0], " ".join(token.string.split())
+            yield token.start[0], token.string
         elif token.type == tokenize.NAME and token.string.startswith("test_"):
             yield token.start[0], token.string.replace("_", " ")
 
@@ -194,15 +197,12 @@ def faults(path: Path) -> Iterator[str]:
             for part in _NAME.findall(name):
                 if part.lower() in NAMES and not allowed(path, name):
                     yield f"{path}:{line}: {name} has {part}: {NAMES[part.lower()]}"
-    for line, text in prose(path):
-        for found in _WORD.finditer(text):
-            word = found.group()
-            if not allowed(path, word):
-                yield f"{path}:{line}: {word!r}: {_plain_word(word)}"
-
-
-def _plain_word(word: str) -> str:
-    return next(said for old, said in WORDS.items() if re.search(rf"(?i:{old})", word))
+    for first, text in prose(path):
+        for pattern, said in _WORDS.items():
+            for found in pattern.finditer(text):
+                if not allowed(path, found.group()):
+                    line = first + text.count("\n", 0, found.start())
+                    yield f"{path}:{line}: {found.group()!r}: {said}"
 
 
 def allowed(path: Path, word: str) -> bool:

@@ -169,7 +169,7 @@ def run(
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)

@@ -60,7 +60,7 @@ def demo(
             resume=True,
             on_progress=on_progress,
             on_epoch=_every_tenth,
-            names=Names("plain", None, "test", f"holdfast demo --out {out}"),
+            names=Names("undefended", None, "test", f"holdfast demo --out {out}"),
         )
     typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)

@@ -48,8 +48,15 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
-    named = groups and texts.lines_of(groups, "--groups")
-    wrong = check(run, target, source, perceptual, named, Ladder(), full=full)
+    wrong = check(
+        run,
+        target,
+        source,
+        perceptual=perceptual,
+        groups=groups and texts.lines_of(groups, "--groups"),
+        certifier=Ladder(),
+        full=full,
+    )
     if how["probabilities"] not in (None, said.probabilities):
         gave = "probabilities" if said.probabilities else "logits"
         wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
@@ -128,7 +135,7 @@ def merge(
     fresh = not out.exists()
     try:
         with untrusted(out):
-            merged = join(runs, out)
+            merged = join(runs, out).manifest
             writing.show(terminal.summary(merged))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:

@@ -253,11 +253,11 @@ _YCC = np.array(
 _RGB = np.linalg.inv(_YCC)
 
 
-def _mixed(matrix: np.ndarray, planes: Sequence[Tensor]) -> list[Tensor]:
+def _mixed(matrix: np.ndarray, channels: Sequence[Tensor]) -> list[Tensor]:
     """Three planes made into three others, one operation after the other: a product of matrices may
     round as the batch has it."""
     return [
-        sum(float(share) * plane for share, plane in zip(row, planes, strict=True))
+        sum(float(share) * plane for share, plane in zip(row, channels, strict=True))
         for row in matrix
     ]  # pyright: ignore
 
@@ -375,11 +375,11 @@ def distance(marked: Tensor, most: int) -> Tensor:
     far = torch.minimum(place - before, -after - place).clamp(max=most).float().square()
     h, best = far.shape[2], far
     for step in range(1, min(most, h - 1) + 1):
-        near = best.clone()
-        down, up = near[:, :, step:], near[:, :, : h - step]
+        best_so_far = best.clone()
+        down, up = best_so_far[:, :, step:], best_so_far[:, :, : h - step]
         down.copy_(torch.minimum(down, far[:, :, : h - step] + step**2))
         up.copy_(torch.minimum(up, far[:, :, step:] + step**2))
-        best = near
+        best = best_so_far
     return best.clamp(max=reach).sqrt()
 
 

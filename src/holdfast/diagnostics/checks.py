@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit
 from holdfast.attacks.trial import Trial
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
 from holdfast.runs.manifest import Finding, Severity
@@ -119,10 +119,12 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
     return f.model_copy(update={"explains": shown, "text": text})
 
 
-def follow(found: Sequence[Finding], protocol: str, threat: Threat, ways: Ways) -> list[Trial]:
+def follow(
+    found: Sequence[Finding], protocol: str, threat: Threat, sources: GradientSources
+) -> list[Trial]:
     """The trials that answer these findings after a protocol of this name, each once, in the order
     of the first sign that asks for it."""
-    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
+    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, sources)]
 
 
 def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
@@ -147,13 +149,13 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
     return [one(f) for f in found]
 
 
-def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
-    if not ways.open(trial.through) or not trial.attack.works_in(threat.norm):
+def _fits(trial: Trial, threat: Threat, sources: GradientSources) -> bool:
+    if not sources.has(trial.through) or not trial.attack.works_in(threat.norm):
         return False
     if trial.through:
         return True
     try:
-        check_fit(trial.attack, ways.target, threat, ways.images(trial.attack))
+        check_fit(trial.attack, sources.target, threat, sources.images(trial.attack))
     except HoldfastError:
         return False
     return True
@@ -214,7 +216,7 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
 def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
         return
-    rows = a.beat.get("straight", np.zeros(len(a.ids), bool))
+    rows = a.broken_by.get("straight", np.zeros(len(a.ids), bool))
     text = (
         f"Inputs go through steps without a gradient ({', '.join(a.hard)}), but going straight "
         "through them broke no more."
@@ -303,7 +305,7 @@ def _beaten(a: Answers) -> Iterator[Finding]:
             "arXiv:2006.12792, section 4",
         ),
     }.items():  # fmt: skip
-        rows = a.beat.get(name)
+        rows = a.broken_by.get(name)
         if rows is not None and rows.sum() >= least:
             yield _found(
                 a, check, rows, (least - 1) / len(rows), name,

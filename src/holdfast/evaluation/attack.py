@@ -110,7 +110,7 @@ def craft(
         ready = replace(ready, protocol=usual)
     check_threat(ready)
     if pool is not None:
-        ready.ways.pool = _images(ready.target, pool)
+        ready.gradient_sources.pool = _images(ready.target, pool)
     check_trials(ready)
     parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
@@ -157,7 +157,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.ways(trial.through),
+            ready.gradient_sources(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -167,7 +167,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
             rank=rank,
             clean=picked(clean.scores, left),
             stop=trial.attack.bounded,
-            pool=ready.ways.images(trial.attack),
+            pool=ready.gradient_sources.images(trial.attack),
         )
         smallest = found.size.where(found.broken, torch.inf).cpu()
         better = (smallest < size[left]) | size[left].isinf()

@@ -246,7 +246,8 @@ GRID = "sweep(steps=1000, order='grid')"
 SQUARES = "patchrs(steps=1000, schedule=1000)"
 
 
-# What it is for randomised models, whose every question is the mean of many draws: no long walks.
+# What it is for randomised models, whose every question is the mean of many draws: no long
+# searches.
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
         'apgd(steps=50, loss="mifpe")',

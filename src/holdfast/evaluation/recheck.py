@@ -22,7 +22,7 @@ from holdfast.evaluation.certificates import Certifier, opened
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
-from holdfast.evaluation.perceptual import PerceptualDistance, looks
+from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
 from holdfast.evaluation.truths import outputs
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
@@ -129,7 +129,7 @@ def rows_again(e: Evidence) -> Iterator[str]:
 
 
 def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
-    """A sentence for each fault that rows have; `{}` in its text stands for them."""
+    """A sentence for each fault that rows have; `{}` in its text is replaced by them."""
     for faults in found:
         for bad, text in faults:
             if bad.any() and "{}" in text:
@@ -208,7 +208,7 @@ def _statuses(e: Evidence) -> Found:
         yield ~broken & ~same, "have outputs under attack, but are not called broken"
     if "robust_by_refusal" in columns:
         refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
-        yield refused & (status != "robust"), "are not robust, but said to have stood by a refusal"
+        yield refused & (status != "robust"), "are not robust, but said to be robust by a refusal"
 
 
 def _certified(e: Evidence) -> Found:
@@ -233,8 +233,8 @@ def _costs(e: Evidence) -> Found:
     columns, status = e.columns, e.columns["status"]
     spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
     budget = np.inf if e.manifest.max_queries is None else e.manifest.max_queries
-    untouched = np.isin(status, ["wrong", "skipped"])
-    yield untouched & (spent > 0).any(0), "are called wrong or skipped, but were attacked"
+    never_attacked = np.isin(status, ["wrong", "skipped"])
+    yield never_attacked & (spent > 0).any(0), "are called wrong or skipped, but were attacked"
     over = (spent < 0).any(0) | (spent[1] > budget)
     yield over, "cost less than nothing, or more than the budget"
     zero = columns["zero_gradients"]
@@ -313,11 +313,11 @@ def _figures(e: Evidence, s: Examples) -> Found:
     yield ~same, "have another size than samples.parquet says"
     same = np.ones(len(s.ids), dtype=bool)
     for name, found in zip(
-        ("psnr", "ssim"), looks(e.target, e.threat, s.x, s.found.x), strict=True
+        ("psnr", "ssim"), image_distances(e.target, e.threat, s.x, s.found.x), strict=True
     ):
         said = columns[name][s.at]
         same &= np.isclose(said, found.numpy(), rtol=1e-6, atol=1e-9, equal_nan=True)
-    yield ~same, "look otherwise (PSNR, SSIM) than samples.parquet says"
+    yield ~same, "have another PSNR or SSIM than samples.parquet says"
     if e.perceptual is not None:
         said = columns.get("lpips", np.full(len(e.ids), np.nan))[s.at]
         found = np.full(len(s.ids), np.nan)

@@ -272,10 +272,10 @@ def _some(source: Source, samples: int | tuple[int, int] | None) -> Source:
 
 
 def _check_task(target: TorchTarget) -> None:
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         raise InputError(
             "hardening trains classifiers of k classes, and this model's task is "
-            f"{target.head.graded}."
+            f"{target.head.truth_task}."
         )
     if target.inputs.context:
         raise InputError(

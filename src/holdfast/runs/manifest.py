@@ -4,7 +4,10 @@ from this."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+import numbers
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -52,13 +55,58 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Answer = TypeVar("Answer")
+
+
+def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
+    """A binary operator of two intervals, or of one and a number, by their values."""
+
+    def method(self: Interval, other: Any) -> Answer:
+        if not isinstance(other, (numbers.Real, Interval)):
+            return NotImplemented
+        return operation(float(self), float(other))
+
+    return method
+
+
 class Interval(Record):
-    """A share with its 95 % Wilson interval, over n samples."""
+    """A share with its 95 % Wilson interval, over n samples.
+
+    It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
+    of no samples has no value, and is NaN.
+    """
 
     value: Share
     low: Share
     high: Share
     n: Annotated[int, Field(ge=0)]
+
+    def __float__(self) -> float:
+        return math.nan if self.value is None else self.value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other if isinstance(other, numbers.Real) else super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __round__(self, digits: int = 0) -> float:
+        return round(float(self), digits)
+
+    __lt__, __le__ = _by_value(operator.lt), _by_value(operator.le)
+    __gt__, __ge__ = _by_value(operator.gt), _by_value(operator.ge)
+    __add__ = __radd__ = _by_value(operator.add)
+    __mul__ = __rmul__ = _by_value(operator.mul)
+    __sub__, __truediv__ = _by_value(operator.sub), _by_value(operator.truediv)
+    __rsub__, __rtruediv__ = _by_value(lambda a, b: b - a), _by_value(lambda a, b: b / a)
 
 
 class ModelInfo(Record):
@@ -165,7 +213,7 @@ class Costs(Record):
     forwards: int = 0
     backwards: int = 0
     queries: int = 0
-    judge_forwards: int = 0  # the judge's own passes, beside the search
+    judge_forwards: int = 0  # the judge's own passes, apart from the search
     corruption_forwards: int = 0  # on corrupted inputs
     seconds: float = 0.0
 
@@ -267,7 +315,7 @@ class CurvePoint(Record):
 
 
 class QueryPoint(Record):
-    """The share of attacked inputs that had fallen after so many queries each."""
+    """The share of attacked inputs that were broken with at most so many queries each."""
 
     queries: int
     success: Interval
@@ -308,11 +356,13 @@ class Survivors(Record):
     """What one more round of the last trial that draws noise would still break, from its last
     round."""
 
-    attacked: int  # rows that round was run on: robust so far, and near enough for the trial
+    # rows that round was run on: robust so far, and with a margin small enough for the trial
+    attacked: int
     broken: int
-    # of the rows it left, the share that it broke; errs upwards, since what breaks easily is broken
+    # the rows that it left, times the share that it broke: rather too high, since it broke the easy
+    # rows
     expected: Real
-    high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
+    high: Real  # the same, with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
 
 
 class Metrics(Record):
@@ -333,7 +383,7 @@ class Metrics(Record):
     sizes: Sizes
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     queries: list[QueryPoint] = []
-    median_queries: Real = None  # of the inputs that fell
+    median_queries: Real = None  # of the inputs that were broken
     curve: list[CurvePoint]
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
@@ -395,8 +445,8 @@ class Manifest(Facts):
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:
-        """Before anything so large is made, the number of classes is that of the matrix that stands
-        there."""
+        """The number of classes is that of the confusion matrix in the file, before a matrix of so
+        many is made."""
         confusion = self.metrics.confusion
         if (
             confusion is not None

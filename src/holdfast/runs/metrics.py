@@ -136,10 +136,10 @@ def interval(successes: int, n: int) -> Interval:
 def survivors(last: Restart) -> Survivors:
     """What another round would still break, from the last one.
 
-    A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's
-    inequality the mean of these is at most that of the mean p: so the estimate errs upwards. So
-    does the limit: the number that falls varies less where rows differ than where they are alike
-    (Hoeffding 1956).
+    A row that a round breaks with probability p is left by it and broken by the next one with
+    p (1 - p). By Jensen's inequality the mean of these is at most that of the mean p, so the
+    estimate is rather too high than too low. So is the limit: the number of broken rows varies less
+    where rows differ than where they are alike (Hoeffding 1956).
     """
     if not last.attacked:
         return Survivors(attacked=0, broken=0, expected=0.0, high=0.0)
@@ -212,8 +212,8 @@ def measure(
             attacked=interval(int(_flags(table, "robust_by_refusal").sum()), attacked),
         )
     if task.startswith("regression"):
-        truth, *told = _outputs(table, classes)
-        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in told]
+        truth, *given = _outputs(table, classes)
+        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in given]
         return shown.model_copy(update={"errors": Errors(clean=errors[0], attacked=errors[1])})
     names = dict(enumerate(class_names or map(str, range(classes + 1))))
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
@@ -433,8 +433,8 @@ def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
 
 
 def _queries(spent: np.ndarray, right: int) -> dict[str, Any]:
-    """The median of what inputs that fell cost, and success after 10, 30, 100, ... queries, until
-    all of these have fallen."""
+    """The median cost of the inputs that were broken, and the success after 10, 30, 100, ...
+    queries, until all of these are broken."""
     if not len(spent):
         return {"queries": [QueryPoint(queries=10, success=interval(0, right))]}
     marks = [m * 10**p for p in range(1, 12) for m in (1, 3)]
@@ -460,13 +460,13 @@ def _curve(
     }
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
-    standing = np.isin(status, (*HELD, "broken"))
+    attackable = np.isin(status, (*HELD, "broken"))
     smallest = np.where(np.isnan(size), np.inf, size)
     return [
         CurvePoint(
             eps=e,
             robust_accuracy=interval(
-                right if e == 0 else int((standing & (smallest > limit)).sum()), n
+                right if e == 0 else int((attackable & (smallest > limit)).sum()), n
             ),
             measured=e in measured,
         )

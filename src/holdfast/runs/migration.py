@@ -29,6 +29,8 @@ COLUMNS = {  # of samples.parquet
 PHRASES: tuple[tuple[str, str], ...] = (
     ("does not answer by lot", "does not answer at random"),
     (" (by 0 to 5 points in Linf, as measured)", ""),
+    (": a first look, which stronger ones may lower", ": stronger attacks may find a lower figure"),
+    ("Defend the figure with --protocol standard", "Measure with --protocol standard"),
 )
 
 

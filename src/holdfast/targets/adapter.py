@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.target import Access, Pullback
+from holdfast.targets.trees import NO_TREES, Trees
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
@@ -72,6 +73,14 @@ class Adapter(ABC):
         """A hash of all that decides the output."""
         assert self._digest is not None
         return self._digest
+
+    def trees(self) -> Trees:
+        """The trees that the output is a sum of, read anew.
+
+        Raises:
+            InputError: it is none, or one of a kind that is not supported.
+        """
+        raise InputError(NO_TREES)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -177,7 +186,7 @@ def digest_of_files(path: Path) -> bytes:
     return digest.digest()
 
 
-def chosen(output: Any, wanted: str | int | None) -> Any:
+def chosen(output: Any, output_name: str | int | None) -> Any:
     """The scores among a model's outputs: the one that is wanted, the only one, or the one called
     logits.
 
@@ -203,8 +212,8 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
         found = {str(place): part for place, part in enumerate(output)}
     else:
         found = {"logits": getattr(output, "logits", output)}
-    name, said = str(wanted), f"{wanted!r} is not among them"
-    if wanted is None:
+    name, said = str(output_name), f"{output_name!r} is not among them"
+    if output_name is None:
         name, said = "logits", "none was chosen"
         if len(found) == 1:
             (name,) = found

@@ -23,7 +23,7 @@ from holdfast.spec import Options, option
 from holdfast.targets.adapter import need
 from holdfast.targets.batch import picked
 from holdfast.targets.target import Target, sealed
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 
 
 @dataclass(frozen=True)
@@ -310,10 +310,12 @@ def augmented(
             "augment out."
         )
     low, width = target.bounds.low, target.bounds.high - target.bounds.low
-    batch = Batch(planes((x - low) / width, target.inputs.layout).float(), y)
+    batch = Batch(channels_first((x - low) / width, target.inputs.layout).float(), y)
 
     def back(image: Tensor) -> Tensor:
-        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout)
+        return from_channels_first(
+            image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout
+        )
 
     with sealed(seed % 2**63):
         for change in changes:

@@ -34,7 +34,7 @@ class Detector(Purifier):
         SpecError: a field is out of its range.
     """
 
-    way: ClassVar[str] = (
+    gradient_note: ClassVar[str] = (
         "It refuses inputs: attacks had to come below its limit, by its own gradient."
     )
     passes: ClassVar[int] = 0  # of the model, beside its own answer

@@ -138,7 +138,7 @@ class Endpoint(Settings):
 
     @field_validator("url")
     @classmethod
-    def _plain_url(cls, url: str) -> str:
+    def _checked_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if (
             parts.scheme not in ("http", "https")

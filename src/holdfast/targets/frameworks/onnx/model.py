@@ -120,8 +120,8 @@ def _without_activation(
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     only = exits[0] if len(exits) == 1 else "logits"
-    wanted = only if output is None else str(output)
-    node = makers.get(wanted)
+    output_name = only if output is None else str(output)
+    node = makers.get(output_name)
     while node is not None and node.op_type in (
         "Identity",
         "Reshape",
@@ -142,7 +142,7 @@ def _without_activation(
         return None, node.op_type in _LINEAR
     if (
         node.op_type == "Softmax"
-        and wanted not in node.output
+        and output_name not in node.output
         and not _over_classes(onnx, proto, node, axis)
     ):
         return None, False

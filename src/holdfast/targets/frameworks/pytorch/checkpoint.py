@@ -32,7 +32,7 @@ _CONTAINERS = (
 )
 # what DataParallel and torch.compile put before or between a model's own names
 _WRAPPERS = ("module", "_orig_mod")
-_BESIDE = frozenset(
+_NOT_WEIGHTS = frozenset(
     "hyper_parameters datamodule_hyper_parameters hparams hparams_type args config cfg opt "
     "callbacks loops optimizer "
     "optimizer_states lr_scheduler lr_schedulers scheduler".split()
@@ -100,7 +100,7 @@ def without_objects(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict):
         return None
-    kept = {name: value for name, value in content.items() if name not in _BESIDE}
+    kept = {name: value for name, value in content.items() if name not in _NOT_WEIGHTS}
     weights = state_of(kept)
     return None if weights is None or _holds_object(kept) else weights
 
@@ -184,11 +184,11 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
 
 def _prefixes(names: Iterable[str], bare: Mapping[str, Any]) -> list[str]:
     """What stands before each of these names in `bare`."""
-    wanted = [name for name in names if not name.endswith("num_batches_tracked")]
-    if not wanted:
+    weights = [name for name in names if not name.endswith("num_batches_tracked")]
+    if not weights:
         return []
-    ends = [name.removesuffix(wanted[0]) for name in bare if name.endswith(f".{wanted[0]}")]
-    return [start for start in ends if all(start + name in bare for name in wanted)]
+    ends = [name.removesuffix(weights[0]) for name in bare if name.endswith(f".{weights[0]}")]
+    return [start for start in ends if all(start + name in bare for name in weights)]
 
 
 def _bare(name: str) -> str:

@@ -109,13 +109,13 @@ def _read(path: Path, trust: bool) -> Any:
             warnings.simplefilter("ignore")
             return _read_safely(path)
     except pickle.UnpicklingError as error:
-        wanted = _wanted(str(error), head)
-        if wanted is None:
+        called = _named_code(str(error), head)
+        if called is None:
             raise InputError(
                 f"{path} is damaged or no checkpoint: it cannot be unpickled."
             ) from error
         raise InputError(
-            f"{path} is a pickle that wants to run code ({wanted}), so it was not opened. "
+            f"{path} is a pickle that wants to run code ({called}), so it was not opened. "
             "Save the state_dict alone (a scikit-learn estimator: by skops.io.dump, as .skops), "
             f"or give --trust if you trust its maker."
         ) from error
@@ -159,15 +159,15 @@ def _read_safely(path: Path) -> Any:
 
 def _read_trusted(path: Path, head: bytes) -> Any:
     with usercode.importable(os.getcwd()):
-        plain = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
-        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not plain:
+        pickled = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
+        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not pickled:
             return torch.load(path, map_location="cpu", weights_only=False)
         import joblib
 
         return joblib.load(path)  # by pickle.dump, or by joblib.dump
 
 
-def _wanted(refusal: str, head: bytes) -> str | None:
+def _named_code(refusal: str, head: bytes) -> str | None:
     """What of a pickle the safe reader refused; None where it is no whole pickle."""
     if found := re.search(r"GLOBAL (\S+)", refusal):
         return found[1]
@@ -202,7 +202,7 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         for name in own
         if name in weights and name not in others and weights[name].shape != own[name].shape
     ]
-    told = [
+    differences = [
         f"{word}: {_listed(names)}"
         for word, names in (
             ("missing", missing),
@@ -211,9 +211,9 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         )
         if names
     ]
-    if told:
+    if differences:
         raise InputError(
-            f"the weights of {path} do not fit --arch {arch}; {'; '.join(told)}. Is it another "
-            "model?"
+            f"the weights of {path} do not fit --arch {arch}; {'; '.join(differences)}. Is it "
+            "another model?"
         )
     model.load_state_dict(weights, strict=False)

@@ -153,8 +153,8 @@ def differentiable(layers: tuple[nn.RNNBase, ...]) -> Iterator[None]:
     cuDNN keeps what a backward pass needs in train mode alone. Within, layers in eval mode are in
     train mode with no dropout, which computes the same.
     """
-    wanted = torch.is_grad_enabled()
-    held = [(layer, layer.dropout) for layer in layers if wanted and not layer.training]
+    tracked = torch.is_grad_enabled()
+    held = [(layer, layer.dropout) for layer in layers if tracked and not layer.training]
     for layer, _ in held:
         layer.training, layer.dropout = True, 0.0
     try:
