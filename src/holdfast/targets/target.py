@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
@@ -238,6 +238,17 @@ class Target(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A SHA-256 of all that decides the scores."""
+
+    def network(self) -> nn.Module:
+        """The model as a module of torch, from raw inputs [n, *shape] to scores [n, k], for proofs
+        over what it computes.
+
+        Raises:
+            InputError: it is none, or not one that proofs can follow.
+        """
+        raise InputError(
+            f"not supported yet: proofs of a {type(self).__name__}, which is no network of torch."
+        )
 
     def describe(self) -> dict[str, object]:
         """What the manifest says of the target, besides its fingerprint.

@@ -101,7 +101,7 @@ class OnnxModel(Adapter):
                     if z.shape == exact.shape and (
                         z - exact
                     ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
-                        self.graph, reason = graph, None
+                        self.graph, self.network, reason = graph, graph, None
                         break
                 except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
                     reason = f"its graph fails in torch: {first_line(error)}"

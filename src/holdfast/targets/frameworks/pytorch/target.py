@@ -34,6 +34,7 @@ from holdfast.targets.frameworks.pytorch.module import (
     modules_of,
     recurrent,
 )
+from holdfast.targets.frameworks.pytorch.network import Network
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
 from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
 from holdfast.targets.own_preprocessing import Own
@@ -227,6 +228,9 @@ class TorchTarget(Target):
         """Scores [n, k] that gradients flow through, to inputs and parameters alike."""
         with self._mixed():
             return self._forward(x)
+
+    def network(self) -> nn.Module:
+        return Network(self)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
