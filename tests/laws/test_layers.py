@@ -19,7 +19,7 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view report audit testing
+    view report audit testing tracking
     holdfast
     hardening generation scale
     certification

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,10 @@ _CONTAINERS = (
     "model_state",
     "ema",
     "state_dict_ema",
+    "ema_model_state_dict",
 )
+# parts of a name under which a model is kept a second time
+_COPIES = ("ema", "teacher", "attacker")
 # what DataParallel and torch.compile put before or between a model's own names
 _WRAPPERS = ("module", "_orig_mod")
 _NOT_WEIGHTS = frozenset(
@@ -154,7 +157,7 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
         prefixes = _prefixes(names, bare)
         if len(prefixes) > 1:
             prefixes = [
-                p for p in prefixes if "ema" not in p.lower() and "teacher" not in p.lower()
+                p for p in prefixes if not any(word in p.lower() for word in _COPIES)
             ] or prefixes
         if len(prefixes) > 1:
             raise InputError(
@@ -189,6 +192,19 @@ def _prefixes(names: Iterable[str], bare: Mapping[str, Any]) -> list[str]:
         return []
     ends = [name.removesuffix(weights[0]) for name in bare if name.endswith(f".{weights[0]}")]
     return [start for start in ends if all(start + name in bare for name in weights)]
+
+
+def nearest(weights: Iterable[str], own: Collection[str]) -> str | None:
+    """What stands before most of a model's own names in those of a checkpoint, in words; None:
+    before none."""
+    wanted = {_bare(name) for name in own}
+    parts = [_bare(name).split(".") for name in weights]
+    ends = [(".".join(p[:i]), ".".join(p[i:])) for p in parts for i in range(1, len(p))]
+    found = Counter(start for start, end in ends if end in wanted)
+    if not found:
+        return None
+    (start, count), *_ = found.most_common(1)
+    return f"without {start}. {count} of {len(wanted)} names are the model's"
 
 
 def _bare(name: str) -> str:
