@@ -227,7 +227,8 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         )
         if names
     ]
-    if (
+    constants = all(_last(name) in _CONSTANTS for name in unexpected)
+    if differences and not missing and unexpected and constants:
         differences
         and not missing
         and unexpected
