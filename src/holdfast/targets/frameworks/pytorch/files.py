@@ -229,11 +229,6 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     ]
     constants = all(_last(name) in _CONSTANTS for name in unexpected)
     if differences and not missing and unexpected and constants:
-        differences
-        and not missing
-        and unexpected
-        and all(_last(n) in _CONSTANTS for n in unexpected)
-    ):
         raise InputError(
             f"{path} also holds {_listed(unexpected)}, by which its model normalises the inputs; "
             f"the architecture of --arch {arch} does not. Give the one that does."
