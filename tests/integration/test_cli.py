@@ -139,7 +139,7 @@ def test_train_writes_what_evaluate_reads() -> None:
     assert Run("trained").manifest.model.arch == net
 
 
-def test_verify_holds_an_untouched_run() -> None:
+def test_verify_holds_an_unchanged_run() -> None:
     done = holdfast("verify", "run", "models.py:means", "digits")
     assert done.exit_code == 0
     names(done.stdout, "run holds", "40 rows")
@@ -326,11 +326,11 @@ def test_a_misspelt_option_is_named_with_the_nearest() -> None:
 
 
 def test_a_run_with_borrowed_gradients_holds_for_the_model_alone() -> None:
-    asked = ("models.py:means", "digits", *LINF, "--samples", "0:40", "--out", "lent")
+    asked = ("models.py:means", "digits", *LINF, "--samples", "0:40", "--out", "substitute")
     done = holdfast(
         "evaluate", *asked, "--surrogate", "models.py:other", "--attack", "mifgsm(steps=4)"
     )
     assert done.exit_code == 0
-    assert store.read_manifest(Path("lent")).metrics.counts["broken"] > 0
-    assert holdfast("verify", "lent", "models.py:means", "digits").exit_code == 0
-    assert holdfast("verify", "lent", "models.py:other", "digits").exit_code == 1
+    assert store.read_manifest(Path("substitute")).metrics.counts["broken"] > 0
+    assert holdfast("verify", "substitute", "models.py:means", "digits").exit_code == 0
+    assert holdfast("verify", "substitute", "models.py:other", "digits").exit_code == 1
