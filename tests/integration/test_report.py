@@ -264,7 +264,7 @@ def test_an_interval_band_and_upper_bounds_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    """The package itself offers everything and so imports torch; an empty stand-in shows what the
+    """The package itself offers everything and so imports torch; an empty substitute shows what the
     report asks for."""
     path = list(holdfast.__path__)
     code = (

@@ -274,9 +274,9 @@ def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
     source, target = holdfast.data.as_source((x, y)), holdfast.wrap(demo_model())
     assert verify(run.folder, target, source) == []
     table = run.samples
-    told = [None if v is None else True for v in table.column("broken_8bit").to_pylist()]
+    messages = [None if v is None else True for v in table.column("broken_8bit").to_pylist()]
     place = table.column_names.index("broken_8bit")
-    store.write_samples(run.folder, table.set_column(place, "broken_8bit", [told]))
+    store.write_samples(run.folder, table.set_column(place, "broken_8bit", [messages]))
     assert any("8 bits" in sentence for sentence in verify(run.folder, target, source))
 
 

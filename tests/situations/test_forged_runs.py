@@ -58,7 +58,7 @@ def test_a_genuine_run_of_a_model_that_gives_probabilities_holds(tmp_path: Path)
         assert verify(tmp_path / name, holdfast.wrap(model), source) == []
 
 
-def test_an_untouched_run_holds(whole: Path) -> None:
+def test_an_unchanged_run_holds(whole: Path) -> None:
     """Line 5: nothing is found where nothing was changed."""
     assert found(whole) == []
 

@@ -158,11 +158,11 @@ def test_every_kind_of_model_gives_one_verdict(task: str) -> None:
 
 def test_probabilities_of_labels_become_logits() -> None:
     run = measure("multilabel", model=nn.Sequential(Net(), nn.Sigmoid()))
-    plain = measure("multilabel")
+    ordinary = measure("multilabel")
     assert [f.check for f in run.verdict.findings if f.check == "probabilities"] == [
         "probabilities"
     ]
-    assert run.samples.column("status").to_pylist() == plain.samples.column("status").to_pylist()
+    assert run.samples.column("status").to_pylist() == ordinary.samples.column("status").to_pylist()
 
 
 def test_one_output_is_a_number() -> None:
@@ -210,7 +210,7 @@ def test_the_command_line_does_the_whole_job(
     x, y = data(task)
     np.savez(tmp_path / "set.npz", x=x, y=y)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_graded import "
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_truths import "
         "Net as make\n"
     )
     monkeypatch.chdir(tmp_path)
