@@ -156,8 +156,8 @@ def run(
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
-    [n, k], and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Where the target's head has a
+    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -326,7 +326,7 @@ def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
 
 
 def point(state: State) -> Tensor:
-    """The perturbation that a state stands for."""
+    """The perturbation of a state."""
     return state if isinstance(state, Tensor) else point(state[0])
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 from holdfast import spec
 
 SCHEMA_VERSION = 2
+CONTRADICTION = "contradiction"  # the check that finds a row that was proved and broken
 
 
 def _finite(value: float | None):  # the schema takes the type of the field
@@ -38,6 +39,13 @@ Eps = Annotated[
     BeforeValidator(lambda v: math.inf if v is None else v),
     PlainSerializer(_finite, return_type=float | None),
 ]
+
+
+def _unsaid(value: object) -> bool:
+    """What most runs lack is not in their run.json."""
+    return not value
+
+
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
 
@@ -170,6 +178,15 @@ class CorruptionInfo(Record):
     baseline_errors: dict[str, float] | None = None  # of each kind, the mean of the severities
 
 
+class CertificationInfo(Record):
+    """How rows were certified."""
+
+    version: int  # of what counts as proved
+    methods: list[str]  # in the order in which a row climbs them
+    seconds_per_row: Real = None  # on average over the rows of a chunk; null: no limit
+    radius: bool = False  # whether the largest size that can be proved was sought
+
+
 class Finding(Record):
     """Something that bears on whether the figure can be trusted."""
 
@@ -292,6 +309,8 @@ class CurvePoint(Record):
     eps: float
     robust_accuracy: Interval
     measured: bool
+    # where rows were certified: the share that is proved to be right at this eps
+    certified_accuracy: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
 
 
 class QueryPoint(Record):
@@ -349,7 +368,9 @@ class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
     attack_success_rate: Interval  # broken, of those that the model had right
-    certified_accuracy: Interval | None = None
+    certified_accuracy: Interval | None = None  # proved; the true robust accuracy lies above it
+    # where rows were certified: how many each method proved that those before it had not
+    certified_by: Annotated[dict[str, int], Field(exclude_if=_unsaid)] = {}
     precision: Pair = Pair(clean=None, attacked=None)  # macro averages, over classes or labels
     recall: Pair = Pair(clean=None, attacked=None)
     f1: Pair = Pair(clean=None, attacked=None)
@@ -391,6 +412,7 @@ class Facts(Record):
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
+    certification: Annotated[CertificationInfo | None, Field(exclude_if=_unsaid)] = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
     # batch size, device, time limit: what may differ without changing the question
     settings: dict[str, Any]
