@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import checked
 from holdfast.data import cifar10, digits, factory, idx, libsvm, npz
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
@@ -106,6 +107,7 @@ def open_data(
     return source
 
 
+@checked
 def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the
     same forms.

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast import attacks
+from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
@@ -58,6 +59,7 @@ class Hardened:
     )
 
 
+@checked
 def harden(
     model: Any,
     data: Any,

@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
@@ -55,6 +56,7 @@ def write(folder: Path) -> Path:
     return path
 
 
+@checked
 def report(run: Run | Path | str, *, open: bool = False) -> Path:
     """The page of a run, report.html in its folder, written where it is not there yet.
 

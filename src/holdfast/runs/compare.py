@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
@@ -101,6 +102,7 @@ class Comparison(BaseModel):
         return "\n".join([*lines, *self.remarks, *filter(None, [self.knows_nothing])])
 
 
+@checked
 def compare(first: Run | Path | str, second: Run | Path | str) -> Comparison:
     """Compare two finished runs, or their folders, on the samples that both attacked.
 
