@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast import attacks, targets
     from holdfast.attacks.result import AttackResult
+    from holdfast.certification.certify import certify
     from holdfast.data import Source, as_source
     from holdfast.errors import AccessError, HoldfastError, InputError, SpecError
     from holdfast.evaluation.attack import attack
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "holdfast.attacks.result": ("AttackResult",),
+    "holdfast.certification.certify": ("certify",),
     "holdfast.data": ("Source", "as_source"),
     "holdfast.errors": ("AccessError", "HoldfastError", "InputError", "SpecError"),
     "holdfast.evaluation.attack": ("attack",),
@@ -70,6 +72,7 @@ __all__ = [
     "as_source",
     "attack",
     "attacks",
+    "certify",
     "compare",
     "evaluate",
     "generate",

@@ -19,6 +19,7 @@ from holdfast.cli.writing import fresh_folder
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
+    from holdfast.certification import Ladder
     from holdfast.data import Source
     from holdfast.targets import Target
     from holdfast.targets.target import Bounds
@@ -125,6 +126,10 @@ Precision = Annotated[
         help="Number type of the training passes, inner attack included: float32 or bfloat16.",
         metavar="TYPE",
     ),
+]
+MaxSeconds = Annotated[
+    float | None,
+    about_measuring(min=0, help="Start nothing new after this time.", metavar="SECONDS"),
 ]
 Seed = Annotated[
     int, about_run(min=0, max=2**63 - 1, help="The seed of all random numbers.", metavar="N")
@@ -406,9 +411,31 @@ def open_attacked(
     return Surrogate(target, open_target(surrogate, source, **{**how, **own})), source
 
 
+def ladder_of(
+    *,
+    seconds_per_row: Annotated[
+        float | None,
+        about_measuring(
+            help="Time for the proof of a row, on average; default 10.", metavar="SECONDS"
+        ),
+    ] = None,
+    radius: Annotated[
+        bool,
+        about_measuring("--radius", help="Also seek the largest size that is proved, of each row."),
+    ] = False,
+) -> "Ladder":
+    """What proves rows."""
+    from holdfast.certification import Ladder
+
+    if seconds_per_row is None:
+        return Ladder(radius=radius)
+    return Ladder(seconds_per_row, radius)
+
+
 # the shared options, as parameters of a command
 ModelOptions = Annotated[dict[str, Any], open_target]
 DataOptions = Annotated[dict[str, Any], open_source]
 ThreatOptions = Annotated[dict[str, Any], open_threat]
 AccessOptions = Annotated[dict[str, Any], open_attacked]
+ProofOptions = Annotated[dict[str, Any], ladder_of]
 RunOptions = Annotated[dict[str, Any], folder_of]

@@ -21,9 +21,13 @@ def verify(
     rows: options.DataOptions,
     perceptual: options.Perceptual = None,
     groups: options.Groups = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Prove every certified row again, not a sample.")
+    ] = False,
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
     the report. What no option says of model and data is as the run says it."""
+    from holdfast.certification import Ladder
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
     from holdfast.report.words import percent, printable
@@ -50,6 +54,8 @@ def verify(
         source,
         perceptual=perceptual,
         groups=groups and texts.lines_of(groups, "--groups"),
+        certifier=Ladder(),
+        full=full,
     )
     if how["probabilities"] not in (None, said.probabilities):
         gave = "probabilities" if said.probabilities else "logits"
@@ -65,14 +71,14 @@ def verify(
             f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
             err=True,
         )
-        return 1
+        return 3 if writing.contradicted(manifest) else 1
     robust = manifest.metrics.robust_accuracy
     broken = manifest.metrics.counts["broken"]
     typer.echo(
         f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
         f"{broken:,} stored examples were checked again on the model."
     )
-    return 0
+    return 3 if writing.contradicted(manifest) else 0
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
@@ -129,13 +135,14 @@ def merge(
     fresh = not out.exists()
     try:
         with untrusted(out):
-            writing.show(terminal.summary(join(runs, out).manifest))
+            merged = join(runs, out).manifest
+            writing.show(terminal.summary(merged))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:
         if fresh:
             shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
         raise
-    return 0
+    return 3 if writing.contradicted(merged) else 0
 
 
 def report(

@@ -15,10 +15,12 @@ import typer
 
 from holdfast.cli.texts import exists
 from holdfast.errors import InputError
+from holdfast.runs.manifest import CONTRADICTION
 
 if TYPE_CHECKING:
     from holdfast.evaluation.chunk import Progress
     from holdfast.runs.gates import Outcome
+    from holdfast.runs.manifest import Manifest
 
 
 def check_new(out: Path, suffix: str, what: str) -> None:
@@ -63,6 +65,14 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
     for outcome in missed:
         typer.echo(f"gate not held: {outcome.sentence}.", err=True)
     return int(bool(missed))
+
+
+def contradicted(manifest: Manifest) -> bool:
+    """Whether a row was proved and broken; it is named on stderr."""
+    found = [f.text for f in manifest.verdict.findings if f.check == CONTRADICTION]
+    for text in found:
+        typer.echo(f"contradiction: {text}", err=True)
+    return bool(found)
 
 
 def echo_line(said: str, note: str) -> None:

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
-from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
+from holdfast.errors import listed
+from holdfast.runs.manifest import CONTRADICTION, Facts, Finding, Metrics, TrialInfo, Verdict
 
 
 def conclude(
@@ -25,6 +26,7 @@ def conclude(
     added = [t for t in trials if t.eps == facts.threat.eps][len(facts.protocol.trials) :]
     findings = [
         *facts.initial_findings,
+        *_contradictions(table),
         *_statuses(table, metrics),
         *_zero_gradients(table, bool(added)),
         *_trials(facts, trials, added, metrics),
@@ -47,6 +49,27 @@ def _reason(worst: Sequence[Finding]) -> str:
     if more:
         said += f" (and: {', '.join(dict.fromkeys(f.check for f in more))})"
     return f"{said}."
+
+
+def _contradictions(table: pa.Table) -> Iterator[Finding]:
+    """Of rows with a proof and with a legal example that breaks them: one of both is wrong."""
+    if "certified_by" not in table.column_names:
+        return
+    status, size, radius = (
+        table.column(n).to_numpy(zero_copy_only=False)
+        for n in ("status", "size", "certified_radius")
+    )
+    proved = ~table.column("certified_by").is_null().to_numpy()
+    both = (proved & (status == "broken")) | (size.astype(float) <= radius.astype(float))
+    if both.any():
+        ids = table.column("id").to_numpy()[both].tolist()
+        text = (
+            f"Rows {listed(ids, 5)} were proved to be robust, and are broken by stored examples: "
+            "the proofs, the judge or the model's arithmetic is wrong, and so may be every other "
+            "proof of this run."
+        )
+        found = {"value": len(ids), "threshold": 0, "ids": ids[:16]}
+        yield Finding(check=CONTRADICTION, severity="red", text=text, **found)
 
 
 def _statuses(table: pa.Table, metrics: Metrics) -> Iterator[Finding]:
@@ -150,6 +173,10 @@ def _trials(
 
 def _limits(facts: Facts, table: pa.Table) -> Iterator[Finding]:
     """Of what the attacks were not given: effort, access or passes."""
+    if facts.protocol.name == "none":
+        text = "No attack was run: nothing says how much of what is not proved could be broken."
+        yield Finding(check="no_attacks", severity="amber", text=text)
+        return
     if facts.protocol.name in ("quick", "custom"):
         text = (
             f"The attacks were those of the {facts.protocol.name} protocol: stronger attacks may "

@@ -18,6 +18,7 @@ from holdfast.corruptions import measure as corruptions
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics.findings import conclude
 from holdfast.errors import SpecError
+from holdfast.evaluation import certificates
 from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
@@ -32,19 +33,22 @@ def collect(
     """The table of samples, the counts of the trials, the facts with the eps that were run at in
     full, and whether everything was run."""
     tables: list[pa.Table] = []
-    missed: set[float] = set()
+    missed, in_time = set[float](), True
     order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
     totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
-        status = pa.array([STATUSES[i] for i in columns.pop("status")])
+        status = [STATUSES[i] for i in columns.pop("status")]
         arrays = {
             n: pa.array(c if c.ndim == 1 else list(c), from_pandas=c.ndim == 1)
             for n, c in columns.items()
         }
         by = columns["broken_by"]
-        arrays |= {"status": status, "broken_by": pa.array(by, mask=by < 0)}
+        arrays |= {"status": pa.array(status), "broken_by": pa.array(by, mask=by < 0)}
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
+        if facts.certification is not None:
+            certified, proved = certificates.columns(journal, start, status)
+            arrays, in_time = arrays | certified, in_time and proved
         tables.append(
             pa.table(
                 {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
@@ -72,7 +76,7 @@ def collect(
         pa.concat_tables(tables),
         list(totals.values()),
         facts,
-        not missed,
+        in_time and not missed,
     )
 
 

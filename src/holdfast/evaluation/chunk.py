@@ -261,7 +261,7 @@ def judge_chunk(
     evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
     found = _judge(settings, state)
     goal = goal_classes(state.threat, state.y)
-    status = _status(state, found, goal)
+    status = _status(settings, state, found, goal)
     columns = _columns(settings, state, found, torch.from_numpy(status == "broken"))
     columns |= _perceptual_columns(settings, state, found)
     if goal is not None and goals.differ(settings.threat):
@@ -292,7 +292,9 @@ def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
     return Judged(at, shown, ruling, size, holds, holds & own, wavers & own, ~holds & ~wavers)
 
 
-def _status(state: ChunkState, found: Judged, goal: Tensor | None) -> np.ndarray:
+def _status(
+    settings: SearchSettings, state: ChunkState, found: Judged, goal: Tensor | None
+) -> np.ndarray:
     """The status of each row, a text."""
     clean = state.clean
     status = np.where((clean.label == state.y).numpy(), "robust", "wrong").astype("<U9")
@@ -304,7 +306,8 @@ def _status(state: ChunkState, found: Judged, goal: Tensor | None) -> np.ndarray
     status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    if not state.costs and bool(state.asked.any()):  # no unit was run
+    # no unit was run
+    if settings.trials and not state.costs and bool(state.asked.any()):
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
     return status
 

@@ -190,7 +190,7 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
     name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
     if name == "custom" and protocol.version != 1:
         yield f"protocol: a list of attacks has version 1, not {protocol.version}."
-    elif name not in (*protocols.PROTOCOLS, "custom"):
+    elif name not in (*protocols.PROTOCOLS, protocols.NONE.name, "custom"):
         yield f"protocol: this Holdfast knows none of the name {name!r}, so it cannot be checked."
     elif protocol.version != version:
         yield (

@@ -21,8 +21,17 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
+from holdfast.evaluation import certificates
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
-from holdfast.evaluation.chunk import OnProgress, Progress, SearchSettings, judge_chunk, search
+from holdfast.evaluation.certificates import Certifier, Prover
+from holdfast.evaluation.chunk import (
+    STATUSES,
+    OnProgress,
+    Progress,
+    SearchSettings,
+    judge_chunk,
+    search,
+)
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
@@ -50,6 +59,7 @@ class Evaluation:
     resume: bool
     on_progress: OnProgress | None
     on_estimate: Callable[[Forecast], None] | None
+    prover: Prover | None = None
 
     @property
     def corrupted(self) -> bool:
@@ -64,6 +74,7 @@ def evaluate(
     on_progress: OnProgress | None = None,
     on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
+    certifier: Certifier | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
     perceptual: str | torch.nn.Module | None = None, names: Names | None = None,
 ) -> Run:  # fmt: skip
@@ -78,7 +89,8 @@ def evaluate(
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
             pixels): it is then linf on the movement's parameters, see `holdfast.threats.spatial`.
-        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given.
+        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given;
+            `none`: nothing is attacked.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
         curve: further eps to run the protocol at.
@@ -91,6 +103,7 @@ def evaluate(
         on_estimate: called with the `Forecast` of what it costs, before it starts or grows.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261).
         baseline: whose errors the mCE divides by: `alexnet`, or the folder of a run on these data.
+        certifier: proves rows that no attack broke, such as `holdfast.certification.Ladder()`.
         groups: a text or whole number for each row of the data, whose accuracies are told apart.
         perceptual: the network of the column `lpips`: see `evaluation.perceptual`.
         names: what the manifest calls things.
@@ -110,14 +123,27 @@ def evaluate(
             facts.corruptions = measure.info(
                 ready.target, ready.source.shape, baseline, facts.data.fingerprint
             )
+        prover = None
+        if certifier is not None:
+            prover = certificates.opened(certifier, ready.target, ready.threat, ready.noted)
+            facts.certification = prover.info
         job = Evaluation(
-            ready, settings, facts, folder, Journal(folder), resume, on_progress, on_estimate
+            ready,
+            settings,
+            facts,
+            folder,
+            Journal(folder),
+            resume,
+            on_progress,
+            on_estimate,
+            prover,
         )
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
                 for chunk in job.ready.chunks:
                     _search(job, chunk)
+                    _certify(job, chunk)
                     _corrupt(job, chunk)
             _write(job)
         return Run(folder, temporary=out is None)
@@ -220,7 +246,7 @@ def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
 
 def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
     """Say what is still to be spent, unless the run was begun before."""
-    if job.on_estimate is not None and not job.resume:
+    if job.on_estimate is not None and not job.resume and job.settings.trials:
         cost = forecast(
             job.settings,
             job.ready.source,
@@ -273,6 +299,16 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         "examples": store.checksum(shard),
     }
     job.journal.write(f"{name}-done", columns, said)
+
+
+def _certify(job: Evaluation, chunk: tuple[int, int]) -> None:
+    """Prove what can be proved of a chunk, where that is asked for and not done."""
+    if job.prover is None:
+        return
+    done = job.journal.read(f"{chunk[0]:09d}-done")[0]
+    status = np.array(STATUSES)[done["status"]]
+    deadline = job.settings.deadline
+    certificates.certify(job.prover, job.journal, chunk, status, job.ready.source, deadline)
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

@@ -89,6 +89,11 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     )
 
 
+def _certification(facts: Facts) -> dict[str, str]:
+    asked = facts.certification
+    return {} if asked is None else {"certification": asked.model_dump_json()}
+
+
 def fingerprint(groups: np.ndarray) -> str:
     """Of the names of all rows' groups [n]."""
     return hashlib.sha256("\n".join(groups).encode()).hexdigest()
@@ -139,6 +144,7 @@ def question(facts: Facts) -> dict[str, str]:
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
+        **_certification(facts),
         "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
         "perceptual network": (facts.perceptual or "none")[:16],
         "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),

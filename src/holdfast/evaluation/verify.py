@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
 from holdfast.evaluation.build_manifest import build_manifest
+from holdfast.evaluation.certificates import Certifier
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
-from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
+from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -50,6 +52,8 @@ def verify(
     *,
     perceptual: str | torch.nn.Module | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    certifier: Certifier | None = None,
+    full: bool = False,
 ) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
@@ -66,6 +70,9 @@ def verify(
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
         groups: the groups of all rows, where the run was given them apart from the data.
+        certifier: proves certified rows again, such as `holdfast.certification.Ladder()`; a run
+            that has some cannot be confirmed without it.
+        full: all of them; else some, drawn anew each time.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a
@@ -86,7 +93,8 @@ def verify(
     try:
         with store.untrusted(folder):
             wrong += _files(folder, manifest)
-            wrong += _all(folder, manifest, target, source, perceptual, groups)
+            proofs = partial(proofs_again, certifier=certifier, full=full)
+            wrong += _all(folder, manifest, target, source, perceptual, groups, proofs)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
@@ -106,7 +114,13 @@ def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
 
 
 def _all(
-    folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
+    folder: Path,
+    manifest: Manifest,
+    target: Target,
+    source: Source,
+    perceptual: Any,
+    groups: Any,
+    proofs: Callable[[Evidence], Iterator[str]],
 ) -> Iterator[str]:
     groups = groups_of(source, groups)
     target, source, asked, labels = _as_measured(folder, manifest, target, source)
@@ -132,6 +146,7 @@ def _all(
         yield from _figures(folder, manifest, table)
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
+    yield from proofs(evidence)
     yield from _gallery(folder, table, source)
     yield from _corrupted(evidence)
 

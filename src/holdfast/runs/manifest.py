@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from pydantic import (
 from holdfast import spec
 
 SCHEMA_VERSION = 2
+CONTRADICTION = "contradiction"  # the check that finds a row that was proved and broken
 
 
 def _finite(value: float | None):  # the schema takes the type of the field
@@ -39,6 +39,13 @@ Eps = Annotated[
     BeforeValidator(lambda v: math.inf if v is None else v),
     PlainSerializer(_finite, return_type=float | None),
 ]
+
+
+def _unsaid(value: object) -> bool:
+    """What most runs lack is not in their run.json."""
+    return not value
+
+
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
 
@@ -93,12 +100,12 @@ class Interval(Record):
     def __round__(self, digits: int = 0) -> float:
         return round(float(self), digits)
 
-    __lt__, __le__ = _by_value(operator.lt), _by_value(operator.le)
-    __gt__, __ge__ = _by_value(operator.gt), _by_value(operator.ge)
-    __add__ = __radd__ = _by_value(operator.add)
-    __mul__ = __rmul__ = _by_value(operator.mul)
-    __sub__, __truediv__ = _by_value(operator.sub), _by_value(operator.truediv)
-    __rsub__, __rtruediv__ = _by_value(lambda a, b: b - a), _by_value(lambda a, b: b / a)
+    __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
+    __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
+    __add__ = __radd__ = _by_value(float.__add__)
+    __mul__ = __rmul__ = _by_value(float.__mul__)
+    __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
+    __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
 
 
 class ModelInfo(Record):
@@ -169,6 +176,15 @@ class CorruptionInfo(Record):
     table: Literal["cifar", "imagenet"]  # whose parameters of severity
     baseline: str | None = None  # whose errors the mCE divides by
     baseline_errors: dict[str, float] | None = None  # of each kind, the mean of the severities
+
+
+class CertificationInfo(Record):
+    """How rows were certified."""
+
+    version: int  # of what counts as proved
+    methods: list[str]  # in the order in which a row climbs them
+    seconds_per_row: Real = None  # on average over the rows of a chunk; null: no limit
+    radius: bool = False  # whether the largest size that can be proved was sought
 
 
 class Finding(Record):
@@ -293,6 +309,8 @@ class CurvePoint(Record):
     eps: float
     robust_accuracy: Interval
     measured: bool
+    # where rows were certified: the share that is proved to be right at this eps
+    certified_accuracy: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
 
 
 class QueryPoint(Record):
@@ -350,7 +368,9 @@ class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
     attack_success_rate: Interval  # broken, of those that the model had right
-    certified_accuracy: Interval | None = None
+    certified_accuracy: Interval | None = None  # proved; the true robust accuracy lies above it
+    # where rows were certified: how many each method proved that those before it had not
+    certified_by: Annotated[dict[str, int], Field(exclude_if=_unsaid)] = {}
     precision: Pair = Pair(clean=None, attacked=None)  # macro averages, over classes or labels
     recall: Pair = Pair(clean=None, attacked=None)
     f1: Pair = Pair(clean=None, attacked=None)
@@ -392,6 +412,7 @@ class Facts(Record):
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
+    certification: Annotated[CertificationInfo | None, Field(exclude_if=_unsaid)] = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
     # batch size, device, time limit: what may differ without changing the question
     settings: dict[str, Any]

@@ -55,6 +55,7 @@ SAMPLES = pa.schema(
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
         # the whole protocol was run at the threat's eps, or the row broke before its end
         ("finished", pa.bool_()),
+        # no legal change of at most this size is wrong, as is proved; null: nothing is
         ("certified_radius", pa.float64()),
         ("psnr", pa.float64()),  # of the stored example, in decibels; null: none found, or no image
         ("ssim", pa.float64()),
@@ -75,6 +76,10 @@ FURTHER = pa.schema(
         # whether the example of a broken row still fools the model as an image file of 8 bits holds
         # it; null: no example
         ("broken_8bit", pa.bool_()),
+        # where rows were certified: the method that proved the row, or else why none did; neither
+        # of rows that were not asked about
+        ("certified_by", pa.string()),
+        ("not_certified", pa.string()),
         ("target_class", pa.int64()),  # that counts as a success, where each row has its own
         ("group", pa.string()),  # of data whose rows have groups
     ]
@@ -188,10 +193,16 @@ def measure(
         sizes=_sizes(size[broken]),
         perceptual=_perceptual(table, broken),
         curve=_curve(size, status, limits, attacked, n),
+        **_certified(table, status),
         per_group=groups,
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
         **_queries(_column(table, "queries")[broken], attacked),
     )
+    if shown.certified_accuracy is not None:
+        radius = _column(table, "certified_radius").astype(float)
+        for point in shown.curve:
+            proved = right if point.eps == 0 else np.isin(status, HELD) & (radius >= point.eps)
+            point.certified_accuracy = interval(int(proved.sum()), n)
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
@@ -255,6 +266,15 @@ def _by_class(
     if present.any():
         found |= {name: pair(i, present) for i, name in enumerate(("precision", "recall", "f1"))}
     return found
+
+
+def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
+    """What was proved, where rows were certified."""
+    if "certified_by" not in table.column_names:
+        return {}
+    proved = status == "certified"
+    by = Counter(_column(table, "certified_by")[proved].tolist())
+    return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
 
 
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:

@@ -28,7 +28,7 @@ _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
 _MAY_BE_NULL = set(
     "broken_by size margin certified_radius psnr ssim lpips robust_by_refusal clean_confidence "
-    "attacked_confidence broken_8bit".split()
+    "attacked_confidence broken_8bit certified_by not_certified".split()
 )
 # Errors that computing with such values can raise.
 _ODD = (

@@ -48,9 +48,11 @@ class Adapter(ABC):
     numbers: str | None = (
         None  # its outputs are no scores of classes: what to say where they are taken for some
     )
+    # the same model as functions of torch, before its last activation where `ending` names one
+    network: Callable[[Tensor], Tensor] | None = None
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
-    libraries: tuple[str, ...] = ()  # the modules that it runs in, beside torch and numpy
+    libraries: tuple[str, ...] = ()  # the modules that it runs in, besides torch and numpy
     _digest: bytes | None = None  # of its content, where that was known from the start
 
     @abstractmethod

@@ -101,7 +101,7 @@ class OnnxModel(Adapter):
                     if z.shape == exact.shape and (
                         z - exact
                     ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
-                        self.graph, reason = graph, None
+                        self.graph, self.network, reason = graph, graph, None
                         break
                 except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
                     reason = f"its graph fails in torch: {first_line(error)}"
@@ -152,7 +152,7 @@ def _without_activation(
 
 
 def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
-    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than
+    """Whether the axis of a softmax is the only one, besides that of the rows, that is longer than
     one."""
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph.value_info
