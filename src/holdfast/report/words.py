@@ -24,8 +24,7 @@ MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
     "pixel(s) in each direction",
     "patch": "replace one square of {side:g} x {side:g} pixels, anywhere in an image",
-    "flow": "shift every pixel of an image by its own amount, up to {pixels:g} pixel(s) in each "
-    "direction",
+    "flow": "take each pixel of an image from up to {pixels:g} pixel(s) away in each direction",
 }
 
 VERDICTS = {
