@@ -128,9 +128,8 @@ ALLOWED: dict[tuple[str, str], str] = {
 # Not yet in these words; a part that is done leaves this list.
 NOT_YET: tuple[str, ...] = (
     "CONTRIBUTING.md",
-    "README.md",
     "benchmarks/",
-    "docs/",
+    "docs/attacks.md",
     "src/holdfast/bounds/",
     "tests/certification/",
 )

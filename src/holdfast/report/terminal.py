@@ -113,7 +113,7 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
                 (f"{f.severity:5} ", _TONES[f.severity]),
                 (words.printable(f.check), "bold"),
                 " ",
-                words.printable(f.text),
+                words.printable(f"{f.text} {f.advice}".rstrip()),
             ),
             (0, 0, 0, 2),
         )

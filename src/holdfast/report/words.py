@@ -24,8 +24,7 @@ MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
     "pixel(s) in each direction",
     "patch": "replace one square of {side:g} x {side:g} pixels, anywhere in an image",
-    "flow": "shift every pixel of an image by its own amount, up to {pixels:g} pixel(s) in each "
-    "direction",
+    "flow": "take each pixel of an image from up to {pixels:g} pixel(s) away in each direction",
 }
 
 VERDICTS = {
@@ -254,12 +253,24 @@ def headline(manifest: Manifest) -> str:
     if answer is not None:
         who += f" who wants {answer}"
         stays = "it is right and was not brought to that answer on"
+    said = f"{start}When {who} may {capability(manifest)}, {stays} {_share(manifest)}"
+    if m.counts.get("broken", 0):
+        return f"{said}."
+    if not manifest.trials:
+        return f"{said}: no attack ran."
+    return f"{said}: no attack that ran broke any."
+
+
+def _share(manifest: Manifest) -> str:
+    """How many stay right: from what is proven to what was not broken, where anything is proven."""
+    robust, proven = manifest.metrics.robust_accuracy, manifest.metrics.certified_accuracy
+    if proven is not None and proven.value is not None:
+        return (
+            f"at least {percent(proven.value)} (proven) and at most {percent(robust.value)} (not "
+            f"broken) of the same inputs (95 % intervals {span(proven)} and {span(robust)})"
+        )
     most = "at most " if manifest.verdict.status == "upper-bound" and robust.value else ""
-    said = (
-        f"{start}When {who} may {capability(manifest)}, {stays} {most}{percent(robust.value)} of "
-        f"the same inputs (95 % interval {span(robust)})"
-    )
-    return said + ("." if m.counts.get("broken", 0) else ": no attack that ran broke any.")
+    return f"{most}{percent(robust.value)} of the same inputs (95 % interval {span(robust)})"
 
 
 def distances(manifest: Manifest) -> str:
@@ -279,11 +290,6 @@ def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
     said = [part for part in (_right(manifest.model),) if part]
-    if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
-        said.append(
-            f"For {percent(m.certified_accuracy.value)} of the inputs it is proven that no such "
-            "change exists."
-        )
     if m.refusals is not None:
         said.append(
             f"The model may refuse an input. It refuses {percent(m.refusals.clean.value)} of the "
