@@ -27,7 +27,7 @@ class Network(nn.Module):
                     "torch."
                 )
             model = model.network
-        if target.inputs.context or target.head.graded is not None or target.detectors:
+        if target.inputs.context or target.head.truth_task is not None or target.detectors:
             raise InputError(
                 "not supported: proofs of a model with several inputs, with outputs that are no "
                 "scores of classes, or with a detector before it."
