@@ -72,7 +72,7 @@ class Norm(ABC):
         return torch.maximum(lo, -eps), torch.minimum(hi, eps)
 
     def corner(self, t: int, like: Tensor) -> Tensor:
-        """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
+        """The t-th corner in a fixed order, one that visits them all (for L2: the axes)."""
         d = torch.zeros_like(like).flatten(1)
         d[:, (t // 2) % d.shape[1]] = 1 - 2 * (t % 2)
         return d.view_as(like)
@@ -370,7 +370,7 @@ class _L1(_OneFeature):
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # The best point fills entries to the box in the order of their gradients until eps is
-        # spent. One entry alone would soon stand at the box, so all those entries share the step:
+        # spent. One entry alone would soon be at the box, so all those entries share the step:
         # half of it by their gradients, half by how far these exceed the best entry left out, which
         # is what shifts size between them.
         cap = torch.where(g > 0, hi, -lo).flatten(1)

@@ -62,11 +62,11 @@ def odds(p: Tensor) -> Tensor:
 
 
 class TaskWithTruth(ABC):
-    """A head whose answer is right or wrong only beside a truth of several numbers, and not one of
+    """A head whose answer is right or wrong only against a truth of several numbers, and not one of
     k classes.
 
-    `recast` says it in scores again, of a class that stands for "right" and of rivals that each
-    stand for a way to be wrong. So every loss and every attack works as it is, and the margin of
+    `recast` says it in scores again, of one class for "right" and of others for
+    each kind of wrong answer. So every loss and every attack works as it is, and the margin of
     class 0 is that of the answer.
     """
 
@@ -83,7 +83,7 @@ class TaskWithTruth(ABC):
 
     @abstractmethod
     def wrong_answers(self, names: Sequence[str]) -> list[str]:
-        """What each rival stands for, with these names of the outputs: r texts."""
+        """What each other class means, with these names of the outputs: r texts."""
 
     def __str__(self) -> str:
         return spec.write(self, whole=True).removesuffix("()")

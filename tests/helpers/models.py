@@ -105,10 +105,10 @@ class Forms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         form = (x.detach().flatten(1)[:, -1:] / FORM).round()
-        plain = self.model(x * IN_FORMS)
-        z = plain
+        ordinary = self.model(x * IN_FORMS)
+        z = ordinary
         for i, change in enumerate(self.changes, 1):
-            z = torch.where(form == i, change(plain), z)
+            z = torch.where(form == i, change(ordinary), z)
         return z
 
 
@@ -198,7 +198,15 @@ def run_forms(
     limits = {name: options.pop(name) for name in ("eps", "goal") if name in options}
     t = threat(norm, mask=IN_FORMS, **limits)
     return parts(
-        run(attack, target, inputs, torch.cat(classes), t, ids=copies(len(x), count), **options),
+        run(
+            attack,
+            target,
+            inputs,
+            torch.cat(classes),
+            t,
+            ids=repeated_ids(len(x), count),
+            **options,
+        ),
         len(x),
     )
 
@@ -217,11 +225,11 @@ def run_sizes(
     t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
     inputs, classes = x.repeat(count, *[1] * (x.ndim - 1)), y.repeat(count)
     return parts(
-        run(attack, target, inputs, classes, t, ids=copies(len(x), count), **options), len(x)
+        run(attack, target, inputs, classes, t, ids=repeated_ids(len(x), count), **options), len(x)
     )
 
 
-def copies(n: int, count: int) -> Tensor:
+def repeated_ids(n: int, count: int) -> Tensor:
     """Identities of n rows, the whole set repeated `count` times: a row and its copies share their
     noise."""
     return torch.arange(n).repeat(count)
@@ -251,5 +259,5 @@ def same(
 
 
 def pick(ledger: SearchResult, at: Tensor) -> SearchResult:
-    """The books of rows `at` alone."""
+    """The result of rows `at` alone."""
     return SearchResult(**{name: column[at] for name, column in ledger.columns().items()})

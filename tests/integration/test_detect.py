@@ -259,7 +259,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         Divergence(net).fitted(wrap(demo_model()), draw(3, 1, 8, 8).float(), rate=1)
     with pytest.raises(InputError, match="scores of classes"):
         wrap(demo_model(), preprocess=Reconstruction(net, 1), task="multilabel")
-    with pytest.raises(InputError, match="stands behind bitdepth"):
+    with pytest.raises(InputError, match="comes after bitdepth"):
         wrap(demo_model(), preprocess=[BitDepth(), Reconstruction(net, 1)])
     both = [wrap(demo_model()), wrap(demo_model(), preprocess=Reconstruction(net, 1))]
     with pytest.raises(InputError, match="10 classes and 10 classes or a refusal"):

@@ -60,7 +60,7 @@ def weights(state: State) -> list[Tensor]:
         *state.net.state_dict().values(),
         *state.average.state_dict().values(),
         *(state.best[name] for name in sorted(state.best)),
-        *(state.rival.net.state_dict().values() if state.rival is not None else ()),
+        *(state.attack_network.net.state_dict().values() if state.attack_network is not None else ()),
     ]
 
 

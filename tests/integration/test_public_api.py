@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import subprocess
 import sys
 import webbrowser
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import holdfast as hf
+from holdfast.evaluation.protocols import PROTOCOLS
 
 RNG = np.random.default_rng(0)
 X = RNG.random((40, 6), dtype=np.float32)
@@ -119,3 +121,89 @@ def test_train_gives_back_a_network_of_its_own() -> None:
     assert torch.equal(given.weight, net().weight)
     assert not torch.equal(trained.weight, given.weight)
     assert [line.epoch for line in epochs] == [1, 2, 3, 4, 5]
+
+
+def same(one: hf.AttackResult, other: hf.AttackResult) -> bool:
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name == "size")
+        for name in ("x_adv", "success", "size", "queries", "forwards", "backwards")
+    )
+
+
+@pytest.mark.parametrize("attack", ["pgd", hf.attacks.FMN(steps=20), "quick"])
+def test_several_epsilons_are_as_many_attacks(attack: Any) -> None:
+    epsilons = np.array([0.2, 0.05])
+    found = hf.attack(net(), X, Y, "linf(9)", attack, epsilons=epsilons, seed=3)
+    for eps, one in zip(epsilons, found, strict=True):
+        assert same(one, hf.attack(net(), X, Y, f"linf({eps})", attack, seed=3))
+        assert one.threat == f"linf({eps})"
+    again = hf.attacks.PGD()(net(), X, Y, "linf(9)", epsilons=[0.2, 0.05], seed=3)
+    assert attack != "pgd" or all(map(same, found, again))
+    with pytest.raises(hf.SpecError, match=r"the threat is the movement rotation\(30, 3\)"):
+        hf.attack(net(), X, Y, "rotation(30, 3)", epsilons=[1])
+
+
+@pytest.mark.parametrize("protocol", ["quick", pytest.param("autoattack", marks=pytest.mark.slow)])
+def test_an_attack_by_the_name_of_a_protocol_runs_its_trials_in_turn(protocol: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 12)).eval()
+    x = torch.rand(60, 6)
+    y = model(x).argmax(1)
+    made = hf.attack(model, x, y, "linf(0.12)", protocol)
+    trials = PROTOCOLS[protocol][2]
+    trials = [hf.attacks.parse_trial(text) for text in trials.get("linf", trials["other"])]
+    run = hf.evaluate(model, (x, y), "linf(0.12)", attacks=trials)
+    statuses = np.array(run.samples.column("status").to_pylist())
+    assert np.array_equal(made.success, statuses == "broken")
+    assert 0 < made.success.sum() < len(x)
+    first = hf.attack(model, x, y, "linf(0.12)", trials[0])
+    assert made.attack == protocol
+    assert torch.equal(made.x_adv[first.success], first.x_adv[first.success])
+    assert int(made.success.sum()) >= int(first.success.sum())
+    more = made.forwards - first.forwards
+    assert int(more.min()) >= 0
+    assert int(more.max()) > 0
+
+
+def test_autoattack_is_called_as_an_attack_is() -> None:
+    attack = hf.attacks.AutoAttack()
+    asked = net(), X[:4], Y[:4], "linf(0.1)"
+    found = attack(*asked, seed=1)
+    assert same(found, hf.attack(*asked, "autoattack", seed=1))
+    assert same(found, hf.attack(*asked, attack, seed=1))
+    assert repr(hf.attacks.AutoAttack("rand")) == "autoattack(version='rand')"
+    with pytest.raises(hf.SpecError, match=r"unknown version 'rnd'.*did you mean rand"):
+        hf.attacks.AutoAttack("rnd")
+
+
+def test_names_that_set_options_say_what_they_are() -> None:
+    assert hf.attacks.FGSM() == hf.attacks.PGD(steps=1, step_size=1.0, start_at="zero")
+    assert hf.attacks.FGSM.__doc__ == "FGSM, which is pgd(steps=1, step_size=1, start_at='zero')."
+    assert hf.attacks.FGSM(loss="margin").loss == "margin"
+
+
+SHOWN = """
+import holdfast as hf
+reveal_type(hf.attacks.PGD.__init__)
+reveal_type(hf.attacks.FGSM)
+reveal_type(hf.wrap)
+"""
+
+
+@pytest.mark.slow
+def test_an_editor_sees_the_options_of_an_attack(tmp_path: Path) -> None:
+    """Must show: what completion shows is the signature that the type checker reads."""
+    (tmp_path / "shown.py").write_text(SHOWN)
+    root = Path(hf.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable,
+         str(tmp_path / "shown.py")],
+        capture_output=True, text=True, check=False, cwd=root,
+    )  # fmt: skip
+    said = [line["message"] for line in json.loads(done.stdout)["generalDiagnostics"]]
+    options = "steps: int, step_size: float, loss: str, start_at: str, momentum: float"
+    assert len(said) == 3, said
+    assert all(f"{option} = " in said[0] for option in options.split(", "))
+    assert all(f"{option} = " in said[1] for option in options.split(", "))
+    assert "layout: str | None = None" in said[2]
+    assert "Unknown" not in "".join(said)

@@ -19,7 +19,7 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view report audit testing
+    view report audit testing tracking
     holdfast
     hardening generation scale
     certification
@@ -222,7 +222,7 @@ def is_norms(table: ast.AST) -> bool:
 
 
 def bare(key: ast.expr) -> tuple[ast.expr, ...]:
-    """A key that is called a norm stands for its name."""
+    """A key that is called a norm means its name."""
     named = isinstance(key, ast.Name | ast.Attribute) and ast.unparse(key).endswith("norm")
     return (ast.Constant("linf"),) if named else ()
 
@@ -286,7 +286,7 @@ TEST_FILES = [p for p in sorted(TESTS.rglob("*.py")) if p.parent.name != "versio
 
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_no_test_module_imports_another(file: Path) -> None:
-    """What two of them share stands in `tests/helpers`."""
+    """What two of them share is in `tests/helpers`."""
     assert not {name for name in libraries(file) if name.startswith(("test_", "conftest"))}
 
 

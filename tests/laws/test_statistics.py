@@ -78,9 +78,9 @@ def test_what_another_round_would_break_is_not_underestimated() -> None:
     for _ in range(400):
         odds = RNG.beta(0.2, 2, 200)
         for _ in range(3):
-            fell = RNG.random(len(odds)) < odds
-            found.append(survivors(Restart(attacked=len(odds), broken=int(fell.sum()))))
-            odds = odds[~fell]
+            broken_rows = RNG.random(len(odds)) < odds
+            found.append(survivors(Restart(attacked=len(odds), broken=int(broken_rows.sum()))))
+            odds = odds[~broken_rows]
         truth.append(odds.sum())
     last = found[2::3]
     assert 1 <= np.mean([f.expected or 0 for f in last]) / np.mean(truth) <= 1.5

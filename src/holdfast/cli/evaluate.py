@@ -158,7 +158,7 @@ def echo_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 
-    more = f"the findings add {cost.added} trials; " if cost.added else ""
+    more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
     typer.echo(
         (
             f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, "

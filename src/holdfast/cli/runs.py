@@ -30,7 +30,7 @@ def verify(
     from holdfast.certification import Ladder
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
-    from holdfast.report.words import printable
+    from holdfast.report.words import percent, printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
 
@@ -68,15 +68,15 @@ def verify(
         typer.echo(printable(sentence))
     if wrong:
         typer.echo(
-            f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True
+            f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
+            err=True,
         )
         return 3 if writing.contradicted(manifest) else 1
     robust = manifest.metrics.robust_accuracy
-    share = "undefined" if robust.value is None else f"{robust.value:.4f}"
     broken = manifest.metrics.counts["broken"]
     typer.echo(
-        f"{run} holds: robust accuracy {share} on {robust.n:,} rows; {broken:,} stored examples "
-        "judged again."
+        f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
+        f"{broken:,} stored examples were checked again on the model."
     )
     return 3 if writing.contradicted(manifest) else 0
 

@@ -111,7 +111,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     columns = (
         parts.BarColumn(24),
         parts.TaskProgressColumn(show_speed=True),
-        parts.TextColumn("{task.fields[live]} standing"),
+        parts.TextColumn("{task.fields[live]} not broken"),
         parts.TimeElapsedColumn(),
         parts.TextColumn("left"),
         parts.TimeRemainingColumn(),

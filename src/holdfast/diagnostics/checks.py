@@ -1,7 +1,7 @@
 """Signs, seen before the protocol, that its attacks will fail; and the stronger trials that answer
 each.
 
-Pure functions of the examination's answers. A sign that is answered by trials of its own is amber:
+Pure functions of the probe's answers. A sign that is answered by trials of its own is amber:
 the figure is the worst case after them. One that nothing answers is red.
 """
 
@@ -36,7 +36,7 @@ def examined(protocol: str, budget: int | None, target: Target, threat: Threat) 
 NO_EPS = Finding(
     check="no_eps",
     severity="amber",
-    text="The sizes are the smallest that were found, and the examination of the attacks needs a "
+    text="The sizes are the smallest that were found, and the probe of the attacks needs a "
     "finite eps: the true ones may be smaller. Evaluate again at an eps of interest.",
 )
 
@@ -77,9 +77,9 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What a sign shows as: how attacks fare is explained by what the gradient is, and the later of the
-# list by the earlier.
-_FARED = (
+# What a sign shows as: how attacks succeed is explained by what the gradient is, and the later of
+# the list by the earlier.
+_ATTACKS = (
     "more_steps",
     "one_step",
     "black_box",
@@ -89,13 +89,13 @@ _FARED = (
     "binarisation",
 )
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_FARED),
-    "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_FARED),
-    "one_hot": ("zero_gradient", *_FARED),
-    "zero_gradient": _FARED,
-    "turning_gradient": ("wrong_gradient", *_FARED),
-    "wrong_gradient": _FARED,
-    **{check: _FARED[i + 1 :] for i, check in enumerate(_FARED)},
+    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_ATTACKS),
+    "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_ATTACKS),
+    "one_hot": ("zero_gradient", *_ATTACKS),
+    "zero_gradient": _ATTACKS,
+    "turning_gradient": ("wrong_gradient", *_ATTACKS),
+    "wrong_gradient": _ATTACKS,
+    **{check: _ATTACKS[i + 1 :] for i, check in enumerate(_ATTACKS)},
 }
 
 
@@ -170,7 +170,7 @@ def _zero_gradient(a: Answers) -> Iterator[Finding]:
         yield _found(
             a, "zero_gradient", rows, 0, "gradients",
             f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly "
-            "zero, at the input or near it: an attack that follows it stands still.",
+            "zero, at the input or near it: an attack that follows it does not move.",
             "Typical of thresholds, rounding, detached code and saturated units.",
             "AutoAttack's checks; arXiv:1802.00420, section 3.1",
         )  # fmt: skip
@@ -195,7 +195,7 @@ def _wrong_gradient(a: Answers) -> Iterator[Finding]:
             f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half "
             "from what small steps in its own direction give.",
             "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
-            "ours: at most 4 % on the sound models of the zoo",
+            "ours: at most 4 % on the sound models of holdfast.testing",
         )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
             f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a "
             "step leads nowhere.",
             "Shattered gradients, or activations that switch.",
-            "ours: at least 0.8 on the sound models of the zoo", value,
+            "ours: at least 0.8 on the sound models of holdfast.testing", value,
         )  # fmt: skip
 
 
@@ -246,7 +246,10 @@ def _one_hot(a: Answers) -> Iterator[Finding]:
 
 
 def _binarisation(a: Answers) -> Iterator[Finding]:
-    source = "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of the zoo"
+    source = (
+        "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of "
+        "holdfast.testing"
+    )
     if a.planted is None or a.missed is None or a.planted.sum() < 4:
         if a.zero:
             yield _found(
@@ -266,7 +269,7 @@ def _binarisation(a: Answers) -> Iterator[Finding]:
 
 
 def _beaten(a: Answers) -> Iterator[Finding]:
-    """How the protocol's first attack fares beside others: where it does worse, on so many rows."""
+    """How the protocol's first attack compares with others: where it does worse, on how many."""
     for name, (check, least, text, source) in {
         "whole": (
             "unbounded", 1,

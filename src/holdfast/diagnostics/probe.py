@@ -1,5 +1,4 @@
-"""The examination: a few rows are questioned before the protocol. The answers are what `signs`
-reads.
+"""The probe: a few rows are questioned before the protocol. The answers are what `signs` reads.
 
 It looks at the first rows of the source, whichever of them are measured, so that all shards of a
 run see the same.
@@ -31,7 +30,7 @@ from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
 CLOSE = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
-# What the examination asks of rows that a protocol's first trial leaves; see `examine`.
+# What the probe asks of rows that a protocol's first trial leaves; see `examine`.
 QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",

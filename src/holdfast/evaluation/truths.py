@@ -1,5 +1,5 @@
-"""Tasks other than one of k classes: model and data on which an answer is "right", or wrong in one
-of several ways."""
+"""Tasks other than one of k classes, as classes: an answer is "right", or wrong in one of several
+respects."""
 
 from __future__ import annotations
 

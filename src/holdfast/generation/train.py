@@ -77,7 +77,7 @@ class Round:
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its tensors."""
+    """The progress of a training: all of its state but the tensors."""
 
     round: int = 0
     step: int = 0  # done of all
@@ -170,12 +170,12 @@ class Training:
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
-        told = [
+        reports = [
             v
             for v in model.learn(s.nets, s.optimiser, u, labels, own, progress.step)
             if v is not None
         ]
-        *paid, critic = torch.stack(told).tolist()
+        *paid, critic = torch.stack(reports).tolist()
         if not math.isfinite(sum(paid) + critic):
             what = " and ".join(f"{v:g}" for v in (*paid, critic))
             raise InputError(

@@ -94,7 +94,7 @@ def places(manifest: Manifest) -> list[Place]:
             ("AML.T0043.000 Craft adversarial data: white box", white),
             ("AML.T0043.001 Craft adversarial data: black box", tested[asked]),
             ("AML.T0043.002 Craft adversarial data: transfer", tested[transferred]),
-            ("AML.T0043.003, .004 Manual changes, triggers", NOT),
+            ("AML.T0043.003 and AML.T0043.004 Manual changes, triggers", NOT),
             ("AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
             ("AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
             ("AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),

@@ -34,7 +34,7 @@ SMALLEST = 8  # pixels a side of rows [h, w] that are shown as a grey picture
 
 @dataclass(frozen=True)
 class Example:
-    """A stored adversarial example beside its original."""
+    """A stored adversarial example with its original."""
 
     row: dict[str, Any]  # its row of samples.parquet
     changed: int  # values that differ

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -101,12 +100,12 @@ class Interval(Record):
     def __round__(self, digits: int = 0) -> float:
         return round(float(self), digits)
 
-    __lt__, __le__ = _by_value(operator.lt), _by_value(operator.le)
-    __gt__, __ge__ = _by_value(operator.gt), _by_value(operator.ge)
-    __add__ = __radd__ = _by_value(operator.add)
-    __mul__ = __rmul__ = _by_value(operator.mul)
-    __sub__, __truediv__ = _by_value(operator.sub), _by_value(operator.truediv)
-    __rsub__, __rtruediv__ = _by_value(lambda a, b: b - a), _by_value(lambda a, b: b / a)
+    __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
+    __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
+    __add__ = __radd__ = _by_value(float.__add__)
+    __mul__ = __rmul__ = _by_value(float.__mul__)
+    __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
+    __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
 
 
 class ModelInfo(Record):

@@ -52,7 +52,7 @@ class Adapter(ABC):
     network: Callable[[Tensor], Tensor] | None = None
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
-    libraries: tuple[str, ...] = ()  # the modules that it runs in, beside torch and numpy
+    libraries: tuple[str, ...] = ()  # the modules that it runs in, besides torch and numpy
     _digest: bytes | None = None  # of its content, where that was known from the start
 
     @abstractmethod

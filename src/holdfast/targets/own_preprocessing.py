@@ -27,14 +27,14 @@ TAKES = {
     "image": "one image at a time, as a numpy array of bytes [h, w, c], or [h, w] if it is grey",
     "array": "a batch as one numpy array [n, *shape]",
 }
-# that a function reads beside it
+# what a function may read besides its input
 _CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, np.ndarray, Tensor)
 Substitute = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Own:
-    """A function or module of the user's that stands before the model; make it with `Own.of`.
+    """A function or module of the user's before the model; make it with `Own.of`.
 
     How it is called is what `takes` says, or is found once, when the target learns the shape of its
     inputs: a batch of tensors is tried first, then one image, or for other inputs a batch of
@@ -91,7 +91,7 @@ class Own:
         gradient_note = "Its own gradient was followed."
         if self.straight_through:
             gradient_note = (
-                "It has no gradient: a linear map fitted to it stood in for it backwards (BPDA, "
+                "It has no gradient: the gradient of a linear map fitted to it was used (BPDA, "
                 "arXiv:1802.00420)."
             )
         if not self.differentiable:
@@ -101,7 +101,7 @@ class Own:
             )
         return (
             "preprocess",
-            f"{self.name} stands before the model and is called with {TAKES[self.takes]}. "
+            f"{self.name} comes before the model and is called with {TAKES[self.takes]}. "
             f"{gradient_note}",
         )
 
@@ -170,7 +170,7 @@ class Own:
             kinds = ["tensor", {True: "image", False: "array"}[pictures]]
         if self.takes == "image" and not pictures:
             raise InputError(
-                f"{self.name} takes images of bytes: it stands first, and images have 1, 3 or 4 "
+                f"{self.name} takes images of bytes: it comes first, and images have 1, 3 or 4 "
                 "channels."
             )
         failed: list[str] = []
@@ -213,7 +213,7 @@ def own(function: str, takes: str = "auto") -> Own:
 
 
 class _BPDA(torch.autograd.Function):
-    """The function's values, with the gradient of its stand-in."""
+    """The function's values, with the gradient of its substitute."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Own) -> Tensor:
@@ -263,8 +263,8 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _fitted(x: Tensor, y: Tensor) -> Substitute | None:
-    """The map nearest to what gives y [n, ...] for x [n, ...] of those that stand in; None: none
-    has that form."""
+    """The map nearest to what gives y [n, ...] for x [n, ...] of the possible substitutes; None:
+    none has that form."""
     x, y = x.double().cpu(), y.double().cpu()
     if not bool(y.isfinite().all()):
         return None

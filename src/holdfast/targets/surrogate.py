@@ -26,7 +26,7 @@ def distil(
     rate: float = 1e-3,
     seed: int = 0,
 ) -> Target:
-    """A surrogate that answers like the target, to lend its gradients in a `Surrogate`.
+    """A surrogate that answers like the target, whose gradients a `Surrogate` uses.
 
     Substitute training (Papernot et al. 2017, arXiv:1602.02697, algorithm 1). Of the inputs as many
     are asked about as `queries` allows. What is left is spent in rounds: each trains on all answers

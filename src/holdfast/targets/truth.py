@@ -1,4 +1,4 @@
-"""Heads that are right or wrong only beside a truth: it comes with each row, in the context of the
+"""Heads that are right or wrong only against a truth: it comes with each row, in the context of the
 batch, and the model is asked whether it is right."""
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class WithTruth(Around):
     The context of each batch holds the truths [n, k].
 
     ```python
-    graded = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
+    judged = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
     rows, right = Batch(x, {"truth": truth}), torch.zeros(n).long()
-    found = run(parse("apgd"), graded, rows, right, Threat.linf(0.1))
+    found = run(parse("apgd"), judged, rows, right, Threat.linf(0.1))
     ```
 
     Raises:
@@ -38,7 +38,7 @@ class WithTruth(Around):
     def __init__(self, inner: Target) -> None:
         if inner.head.truth_task is None or inner.shape is None:
             raise InputError(
-                "a truth goes beside a bound model whose task says what is right: wrap(..., "
+                "a truth goes with a bound model whose task says what is right: wrap(..., "
                 "task=...)."
             )
         self.rule: TaskWithTruth = inner.head.truth_task

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def _of_inner(name: str) -> Any:
-    """A field of the target that another stands around, read and written there."""
+    """A field of the target that another is wrapped around, read and written there."""
 
     def read(self: Around) -> Any:
         return getattr(self.inner, name)
@@ -289,7 +289,7 @@ class Surrogate(Around):
 
     def _check(self) -> None:
         if self.surrogate.access < Access.GRADIENTS:
-            raise InputError("a surrogate lends its gradients, and this one has none.")
+            raise InputError("a surrogate is there for its gradients, and this one has none.")
 
     @property
     def gradients(self) -> GradientInfo:

@@ -189,12 +189,12 @@ def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) ->
     for first, then in pairwise(named):
         if isinstance(first, Normalize) and isinstance(then, Defence):
             raise InputError(
-                f"{write(then)} stands behind normalize, but works on raw images; name it first."
+                f"{write(then)} comes after normalize, but works on raw images; name it first."
             )
     for first, then in pairwise(steps):
         if isinstance(then, Detector) and not isinstance(first, Detector):
             raise InputError(
-                f"{write(then)} stands behind {write(first)}, but its limit is of raw images; name "
+                f"{write(then)} comes after {write(first)}, but its limit is of raw images; name "
                 "it first."
             )
     for step in steps:

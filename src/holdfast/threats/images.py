@@ -9,7 +9,7 @@ from holdfast.errors import InputError
 
 
 def channel_axis(layout: str) -> int:
-    """Where the channels stand in the shape of one image, or of many."""
+    """Where the channels are in the shape of one image, or of many."""
     return {"nhwc": -1}.get(layout, -3)
 
 

@@ -58,8 +58,8 @@ class Batch:
             views=tuple(v[rows] for v in self.views),
         )
 
-    def beside(self, asks: int) -> int:
-        """Forwards that the loss takes beside the `asks` of one set of classes."""
+    def further_forwards(self, asks: int) -> int:
+        """Forwards that the loss takes in addition to the `asks` of one set of classes."""
         return (asks if self.other is not None else 0) + (1 + len(self.views) if self.views else 0)
 
 
@@ -125,7 +125,7 @@ class Crop(Change):
 
 @dataclass(frozen=True)
 class Color(Change):
-    """Brightness, contrast, saturation and hue moved by up to these shares; of images of three
+    """Brightness, contrast, saturation and hue changed by up to these shares; of images of three
     channels."""
 
     brightness: float = option(0.2, "largest change of brightness", at_least=0)

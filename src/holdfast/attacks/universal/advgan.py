@@ -2,7 +2,7 @@
 arXiv:1801.02610).
 
 No `Attack`: its rows share what was learnt from other rows. Those that it is judged on are never
-the ones that it learnt from; given the network, each of them stands alone.
+the ones that it learnt from; given the network, each input is attacked alone.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _inward(x: Tensor, target: Target) -> Tensor:
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:
     """A network for inputs such as x [n, *shape], n from 1: from one to a change of it, in [-1, 1].
 
-    Of images, layers that see ever wider, beside the input itself.
+    Of images, layers that see ever wider, with the input itself.
     """
     shape = _inward(x[:1], target).shape[1:]
     if len(shape) > 1:

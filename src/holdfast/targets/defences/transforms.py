@@ -1,5 +1,5 @@
-"""Defences that change an input before the model sees it, and the way an adversary takes through
-each.
+"""Defences that change an input before the model sees it, and how an adversary's gradient comes
+through each.
 
 Each is what it says in the forward pass. Backwards, one whose own gradient is zero or broken is
 passed straight through (BPDA: Athalye et al. 2018, arXiv:1802.00420), the others are
@@ -62,7 +62,7 @@ class Defence(ABC):
         """What a report says of it: check, text."""
         return (
             "defence",
-            f"{spec.write(self)} stands before the model, and attacks come through it. "
+            f"{spec.write(self)} comes before the model, and attacks come through it. "
             f"{self.gradient_note}",
         )
 

@@ -49,7 +49,7 @@ def decode(e: Endpoint, content: bytes, n: int) -> np.ndarray:
     if n == 1 and not (isinstance(found, list) and len(found) == 1):
         found = [found]
     if not isinstance(found, list) or len(found) != n:
-        held = f"{len(found)} rows stand" if isinstance(found, list) else "no list stands"
+        held = f"there are {len(found)} rows" if isinstance(found, list) else "there is no list"
         raise BadAnswer(f"{held} at {e.response!r} for {n} inputs")
     with np.errstate(over="ignore"):
         return np.array([_row(e, value) for value in found]).astype(np.float32)
@@ -111,7 +111,7 @@ def _fill(template: Any, rows: list[Any]) -> Any:
 
 
 def _at_path(value: Any, steps: list[str]) -> Any:
-    """What stands at a path: names, numbers of a list's entries, and * for each of them."""
+    """What is at a path: names, numbers of a list's entries, and * for each of them."""
     for i, step in enumerate(steps):
         if step == "*":
             if not isinstance(value, list):

@@ -152,7 +152,7 @@ def _without_activation(
 
 
 def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
-    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than
+    """Whether the axis of a softmax is the only one, besides that of the rows, that is longer than
     one."""
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph.value_info

@@ -61,7 +61,7 @@ _READ = (
 )
 QUANTISED = (
     "The model is quantised: layers that compute in whole numbers have no gradient, so it gives "
-    "scores alone. Lend it the gradients of its float version with --surrogate."
+    "scores alone. Attack it by the gradients of its float version with --surrogate."
 )
 HALF_PRECISION = (
     "The model computes in {0}: its inputs are float32 and cast inside, its scores are read as "
@@ -275,7 +275,7 @@ class TorchTarget(Target):
         return x.movedim(-1, 1) if self.inputs.layout == "nhwc" and x.ndim > 2 else x
 
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
+        """Scores [n, k] of `images` that pass no defence; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
         inner = apart_from(x, self._inwards(applied(steps, x, self.bounds)))
         return self._scored(self._ask(model or self.model, inner), len(x))
@@ -434,8 +434,8 @@ class TorchTarget(Target):
         self.cost = Cost(1 + sum(step.passes for step in self.detectors))
         if self.detectors and (self.access < Access.SCORES or self.head.truth_task is not None):
             raise InputError(
-                "a detector's refusal stands beside the scores of classes, and this model gives "
-                "none."
+                "a detector's refusal is one more score next to those of the classes, and "
+                "this model gives none."
             )
 
     def _settle(self, shape: tuple[int, ...]) -> None:
