@@ -22,7 +22,7 @@ from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.certificates import Proofs
+from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
@@ -183,15 +183,16 @@ class Climb:
             radius=self.ladder.radius,
         )
 
-    def climb(self, x: Tensor, y: Tensor, deadline: float) -> Proofs:
+    def climb(self, x: Tensor, y: Tensor, deadline: float, on_step: OnStep) -> Proofs:
         """See `Prover.climb`."""
         n, share = len(x), time.monotonic() + self.ladder.seconds_per_row * len(x)
         end = min(share, deadline)
         by, reason = [""] * n, [""] * n
         sizes = torch.full((n,), float(self.threat.eps), dtype=torch.float64)
-        for method in self.methods:
+        for place, method in enumerate(self.methods):
             left = torch.tensor([i for i in range(n) if not by[i]], dtype=torch.int64)
             for part in left.split(GROUP):
+                on_step(place / len(self.methods), method, by.count(""))
                 late = time.monotonic() > end
                 held, why = torch.zeros(len(part)), f"time ran out before {method}"
                 if not late:
