@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli import options, texts, writing
-from holdfast.errors import HoldfastError, InputError
+from holdfast.errors import HoldfastError, InputError, listed
+
+
+SLOWER = 10  # times as long as the run's may a proof take that is made again
 
 
 def verify(
@@ -54,7 +57,7 @@ def verify(
         source,
         perceptual=perceptual,
         groups=groups and texts.lines_of(groups, "--groups"),
-        certifier=Ladder(),
+        certifier=Ladder(SLOWER * getattr(manifest.certification, "seconds_per_row", 1)),
         full=full,
     )
     if how["probabilities"] not in (None, said.probabilities):
@@ -109,7 +112,12 @@ def compare(
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.compare import spread
 
+    code = 0
     for found in [pair(runs[0], other) for other in runs[1:]]:
+        if found.contradictions:
+            rows, code = listed(found.contradictions, 5), 3
+            said = f"contradiction: rows {rows} are proved in one of {' and '.join(found.runs)}"
+            typer.echo(f"{said}, and broken in the other.", err=True)
         if json:
             typer.echo(found.model_dump_json())
         else:
@@ -118,7 +126,7 @@ def compare(
             typer.echo(f"page: {paired.write(page, found)}", err=True)
     if (found := spread(runs)) is not None:
         typer.echo(found.model_dump_json() if json else paired.seeds(found))
-    return 0
+    return code
 
 
 def merge(
