@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,6 @@ import typer
 
 from holdfast.cli import options, texts, writing
 from holdfast.errors import HoldfastError, InputError, listed
-
 
 SLOWER = 10  # times as long as the run's may a proof take that is made again
 
@@ -51,13 +51,14 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
+    limit = getattr(manifest.certification, "seconds_per_row", None)
     wrong = check(
         run,
         target,
         source,
         perceptual=perceptual,
         groups=groups and texts.lines_of(groups, "--groups"),
-        certifier=Ladder(SLOWER * getattr(manifest.certification, "seconds_per_row", 1)),
+        certifier=Ladder(SLOWER * limit if limit else math.inf),
         full=full,
     )
     if how["probabilities"] not in (None, said.probabilities):
