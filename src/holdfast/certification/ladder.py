@@ -10,20 +10,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.bounds import METHODS, margins, trace
+from holdfast.bounds.tree_models import trees_of
+from holdfast.bounds.trees import exact as trees_exact
+from holdfast.bounds.trees import lower as trees_lower
+from holdfast.bounds.trees import proved as trees_proved
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.certificates import Proofs
+from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.target import Target
+from holdfast.targets.trees import NO_TREES, Trees
+from holdfast.targets.wrappers import Cached, Surrogate
 from holdfast.threats.threat import Targeted, Threat
 
 VERSION = 1  # of what counts as proved
 GROUP = 16  # rows that a method takes at once; time is asked for between groups
+MERGED = 64  # leaves of one tree, to which trees are merged
 TRIES = 10  # sizes that are tried in the search for the largest
 
 # The rows of inputs x [n, *shape] and classes y [n] that a method proves, under a threat whose eps
@@ -33,7 +41,8 @@ Method = Callable[[Tensor, Tensor, Threat], tuple[Tensor, str]]
 
 @dataclass(frozen=True)
 class Ladder:
-    """IBP, then CROWN, then alpha-CROWN, each on the rows that are left.
+    """IBP, then CROWN, then alpha-CROWN, each on the rows that are left; of trees the leaves that
+    are reached, and then what is exact.
 
     Args:
         seconds_per_row: of all methods, on average over the rows of a chunk.
@@ -54,7 +63,7 @@ class Ladder:
             InputError: there is no proof of such a model, or under such a threat.
         """
         _check(threat)
-        return Climb(self, target, threat, methods_of(target))
+        return Climb(self, target, threat, methods_of(target, threat, self.seconds_per_row))
 
 
 def _check(threat: Threat) -> None:
@@ -73,12 +82,64 @@ def _check(threat: Threat) -> None:
         raise InputError(f"not supported: proofs under {threat}, whose eps is not finite.")
 
 
-def methods_of(target: Target) -> dict[str, Method]:
-    """The methods for a model, the cheapest first.
+def methods_of(target: Target, threat: Threat, seconds: float) -> dict[str, Method]:
+    """The methods for a model, the cheapest first; of trees the last one takes up to so many
+    seconds a row.
 
     Raises:
         InputError: it is none that they can follow.
     """
+    while isinstance(target, (Surrogate, Cached)):
+        target = target.inner
+    try:
+        network = target.network()
+    except InputError as error:
+        return _methods_of_trees(_trees(target, error), target, threat, seconds)
+    return _methods_of_network(network, target)
+
+
+def _trees(target: Target, otherwise: InputError) -> Trees:
+    """Raises InputError: `otherwise`, or what is wrong with its trees where it has some."""
+    try:
+        return trees_of(target)
+    except InputError as error:
+        if str(error) == NO_TREES:
+            raise otherwise from None
+        raise InputError(f"not supported: proofs of this model, for {error}") from None
+
+
+def _methods_of_trees(
+    trees: Trees, target: Target, threat: Threat, seconds: float
+) -> dict[str, Method]:
+    if not threat.norm.boxed:
+        raise InputError(f"not supported: proofs of trees under {threat}; expected linf.")
+    shape, box = target.shape or (), target.bounds
+    parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
+    scale = (parts["scale"].double() * parts["mask"]).numpy()
+    sides = tuple(np.asarray(side) for side in box.sides(torch.zeros(1, dtype=torch.float64)))
+
+    def labels(x: np.ndarray) -> np.ndarray:
+        return target.labels(torch.from_numpy(x)).cpu().numpy()
+
+    def leaves(x: Tensor, y: Tensor, threat: Threat, merged: int = 0) -> tuple[Tensor, str]:
+        reach = threat.legal_eps(shape, box.ulp).numpy()[:, None] * scale
+        found = trees_lower(trees, x.float().numpy(), y.numpy(), reach, sides, merged=merged)
+        return torch.from_numpy(trees_proved(trees, found, y.numpy())), ""
+
+    def exact(x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, str]:
+        limits = threat.legal_eps(shape, box.ulp).tolist()
+        how = {"scale": scale, "seconds": seconds}
+        rows = x.float().numpy(), y.numpy()
+        safe = [
+            trees_exact(trees, rows[0][i : i + 1], rows[1][i : i + 1], labels, sides, eps=e, **how)
+            for i, e in enumerate(limits)
+        ]
+        return torch.tensor([one[0].safe > e for one, e in zip(safe, limits, strict=True)]), ""
+
+    return {"leaves": leaves, "merged-leaves": partial(leaves, merged=MERGED), "exact": exact}
+
+
+def _methods_of_network(network: nn.Module, target: Target) -> dict[str, Method]:
     device, dtype = target.batcher.device, target.batcher.dtype
     if device.type != "cpu" and _coarse():
         raise InputError(
@@ -86,7 +147,6 @@ def methods_of(target: Target) -> dict[str, Method]:
             "give --device cpu (in Python: wrap(..., device='cpu')), or set "
             "torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 to False."
         )
-    network = target.network()
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
 
@@ -123,15 +183,16 @@ class Climb:
             radius=self.ladder.radius,
         )
 
-    def climb(self, x: Tensor, y: Tensor, deadline: float) -> Proofs:
+    def climb(self, x: Tensor, y: Tensor, deadline: float, on_step: OnStep) -> Proofs:
         """See `Prover.climb`."""
         n, share = len(x), time.monotonic() + self.ladder.seconds_per_row * len(x)
         end = min(share, deadline)
         by, reason = [""] * n, [""] * n
         sizes = torch.full((n,), float(self.threat.eps), dtype=torch.float64)
-        for method in self.methods:
+        for place, method in enumerate(self.methods):
             left = torch.tensor([i for i in range(n) if not by[i]], dtype=torch.int64)
             for part in left.split(GROUP):
+                on_step(place / len(self.methods), method, by.count(""))
                 late = time.monotonic() > end
                 held, why = torch.zeros(len(part)), f"time ran out before {method}"
                 if not late:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli import options, texts, writing
-from holdfast.errors import HoldfastError, InputError
+from holdfast.errors import HoldfastError, InputError, listed
+
+SLOWER = 10  # times as long as the run's may a proof take that is made again
 
 
 def verify(
@@ -48,13 +51,14 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
+    limit = getattr(manifest.certification, "seconds_per_row", None)
     wrong = check(
         run,
         target,
         source,
         perceptual=perceptual,
         groups=groups and texts.lines_of(groups, "--groups"),
-        certifier=Ladder(),
+        certifier=Ladder(SLOWER * limit if limit else math.inf),
         full=full,
     )
     if how["probabilities"] not in (None, said.probabilities):
@@ -109,7 +113,12 @@ def compare(
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.compare import spread
 
+    code = 0
     for found in [pair(runs[0], other) for other in runs[1:]]:
+        if found.contradictions:
+            rows, code = listed(found.contradictions, 5), 3
+            said = f"contradiction: rows {rows} are proved in one of {' and '.join(found.runs)}"
+            typer.echo(f"{said}, and broken in the other.", err=True)
         if json:
             typer.echo(found.model_dump_json())
         else:
@@ -118,7 +127,7 @@ def compare(
             typer.echo(f"page: {paired.write(page, found)}", err=True)
     if (found := spread(runs)) is not None:
         typer.echo(found.model_dump_json() if json else paired.seeds(found))
-    return 0
+    return code
 
 
 def merge(

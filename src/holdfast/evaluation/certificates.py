@@ -39,12 +39,16 @@ class Proofs:
     finished: bool = True  # else time ran out, and more of it may prove more
 
 
+# how much of the methods is done, in [0, 1]; the one at work; rows that are left
+OnStep = Callable[[float, str, int], None]
+
+
 class Prover(Protocol):
     """A certifier of one model under one threat."""
 
     info: CertificationInfo
 
-    def climb(self, x: Tensor, y: Tensor, deadline: float) -> Proofs:
+    def climb(self, x: Tensor, y: Tensor, deadline: float, on_step: OnStep) -> Proofs:
         """Prove what can be proved of inputs x [n, *shape] of classes y [n], and begin nothing
         after this time (of `time.monotonic`)."""
         ...
@@ -79,6 +83,7 @@ def certify(
     status: np.ndarray,
     source: Source,
     deadline: float,
+    on_step: OnStep,
 ) -> None:
     """Certify the rows of a chunk that were not broken, unless that is done.
 
@@ -86,16 +91,20 @@ def certify(
         status: of the chunk's rows, texts.
     """
     name = f"{chunk[0]:09d}-certified"
-    known = journal.find(name)
-    if known is not None and known[1]["finished"] == "True":
+    known, open_ = journal.find(name), np.flatnonzero(status == "robust")
+    if (
+        known is not None
+        and known[1]["finished"] == "True"
+        and np.isin(open_, known[0]["at"]).all()
+    ):
         return
-    at = np.concatenate(
-        [np.flatnonzero(status == "robust"), np.flatnonzero(status == "broken")[:TRIED]]
-    )
+    at = np.concatenate([open_, np.flatnonzero(status == "broken")[:TRIED]])
     found = Proofs([], np.zeros(0), [])
     if len(at):
         rows, y = read(source, *chunk)
-        found = prover.climb(rows.x[at], torch.from_numpy(y[at].astype(np.int64)), deadline)
+        found = prover.climb(
+            rows.x[at], torch.from_numpy(y[at].astype(np.int64)), deadline, on_step
+        )
     texts = {"by": json.dumps(found.by), "reason": json.dumps(found.reason)}
     journal.write(
         name, {"at": at, "radius": found.radius}, {**texts, "finished": str(found.finished)}

@@ -125,21 +125,10 @@ def evaluate(
             facts.corruptions = measure.info(
                 ready.target, ready.source.shape, baseline, facts.data.fingerprint
             )
-        prover = None
-        if certifier is not None:
-            prover = certificates.opened(certifier, ready.target, ready.threat, ready.noted)
-            facts.certification = prover.info
         job = Evaluation(
-            ready,
-            settings,
-            facts,
-            folder,
-            Journal(folder),
-            resume,
-            on_progress,
-            on_estimate,
-            prover,
+            ready, settings, facts, folder, Journal(folder), resume, on_progress, on_estimate
         )
+        job = _with_prover(job, certifier)
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
@@ -176,6 +165,15 @@ def settings_of(
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
         smallest=ready.protocol.name == "custom" or not threat.bounded,
     )
+
+
+def _with_prover(job: Evaluation, certifier: Certifier | None) -> Evaluation:
+    if certifier is None:
+        return job
+    ready = job.ready
+    prover = certificates.opened(certifier, ready.target, ready.threat, ready.noted)
+    facts = job.facts.model_copy(update={"certification": prover.info})
+    return replace(job, prover=prover, facts=facts)
 
 
 @contextmanager
@@ -309,8 +307,15 @@ def _certify(job: Evaluation, chunk: tuple[int, int]) -> None:
         return
     done = job.journal.read(f"{chunk[0]:09d}-done")[0]
     status = np.array(STATUSES)[done["status"]]
-    deadline = job.settings.deadline
-    certificates.certify(job.prover, job.journal, chunk, status, job.ready.source, deadline)
+    (start, stop), (first, last) = chunk, job.ready.rows
+
+    def on_step(share: float, method: str, live: int) -> None:
+        done = stop - first if job.settings.trials else start - first + share * (stop - start)
+        if job.on_progress is not None:
+            job.on_progress(Progress(done / (last - first), method, live))
+
+    source, deadline = job.ready.source, job.settings.deadline
+    certificates.certify(job.prover, job.journal, chunk, status, source, deadline, on_step)
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

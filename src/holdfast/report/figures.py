@@ -85,6 +85,13 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
             zorder=3,
             **dots,
         )
+    proved = [p.certified_accuracy for p in points if p.certified_accuracy is not None]
+    if len(proved) == len(x):
+        lower = np.array([i.value for i in proved], dtype=float)
+        gap = {"step": "pre", "color": MUTED, "alpha": 0.16, "linewidth": 0}
+        axes.fill_between(x, lower, y, label="neither proved nor broken", **gap)
+        # what is proved at one eps is proved at every smaller one
+        axes.plot(x, lower, color=INK, linewidth=1.2, drawstyle="steps-pre", label="proved")
     widest = max(value for value in (*x, eps, 1e-9) if np.isfinite(value))
     axes.set(xlim=(0, widest * 1.02), ylim=(0, 1), xlabel="eps", ylabel="robust accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -97,7 +104,9 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         columnspacing=1.2,
     )
     said = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i, m in known if m)
-    return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
+    own = [i for i, e in zip(proved, x, strict=False) if e == eps]
+    shown = "".join(f" Proved: {words.percent(i.value)} at eps {words.eps(eps)}." for i in own)
+    return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.{shown}")
 
 
 @matplotlib.rc_context(_STYLE)

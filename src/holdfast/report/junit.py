@@ -42,9 +42,11 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
         id="0",
     )
     properties = xml.SubElement(suite, "properties")
+    proved = manifest.metrics.certified_accuracy
     for name, value in (
         ("clean_accuracy", manifest.metrics.clean_accuracy.value),
         ("robust_accuracy", manifest.metrics.robust_accuracy.value),
+        *(() if proved is None else (("certified_accuracy", proved.value),)),
         ("model", manifest.model.fingerprint),
         ("data", manifest.data.fingerprint),
         ("protocol", manifest.protocol.name),

@@ -38,6 +38,8 @@ def card(manifest: Manifest) -> str:
         ("accuracy", "Clean accuracy", m.clean_accuracy),
         ("robust_accuracy", "Robust accuracy", m.robust_accuracy),
     ]
+    if m.certified_accuracy is not None:
+        figures.append(("certified_accuracy", "Certified accuracy", m.certified_accuracy))
     if m.corruptions is not None:
         figures.append(
             ("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy)

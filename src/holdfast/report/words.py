@@ -253,24 +253,17 @@ def headline(manifest: Manifest) -> str:
     if answer is not None:
         who += f" who wants {answer}"
         stays = "it is right and was not brought to that answer on"
-    said = f"{start}When {who} may {capability(manifest)}, {stays} {_share(manifest)}"
+    proved = m.certified_accuracy
+    if proved is not None and proved.value is not None:
+        return f"{start}When {who} may {capability(manifest)}, {_bracket(manifest, proved.value)}."
+    most = "at most " if manifest.verdict.status == "upper-bound" and robust.value else ""
+    said = (
+        f"{start}When {who} may {capability(manifest)}, {stays} {most}{percent(robust.value)} of "
+        f"the same inputs (95 % interval {span(robust)})"
+    )
     if m.counts.get("broken", 0):
         return f"{said}."
-    if not manifest.trials:
-        return f"{said}: no attack ran."
-    return f"{said}: no attack that ran broke any."
-
-
-def _share(manifest: Manifest) -> str:
-    """How many stay right: from what is proven to what was not broken, where anything is proven."""
-    robust, proven = manifest.metrics.robust_accuracy, manifest.metrics.certified_accuracy
-    if proven is not None and proven.value is not None:
-        return (
-            f"at least {percent(proven.value)} (proven) and at most {percent(robust.value)} (not "
-            f"broken) of the same inputs (95 % intervals {span(proven)} and {span(robust)})"
-        )
-    most = "at most " if manifest.verdict.status == "upper-bound" and robust.value else ""
-    return f"{most}{percent(robust.value)} of the same inputs (95 % interval {span(robust)})"
+    return f"{said}: no attack {'that ran broke any' if manifest.trials else 'ran'}."
 
 
 def distances(manifest: Manifest) -> str:
@@ -286,10 +279,35 @@ def distances(manifest: Manifest) -> str:
     )
 
 
+def _bracket(manifest: Manifest, proved: float) -> str:
+    """Between what the robust accuracy lies, where rows were certified."""
+    if not manifest.trials:
+        return f"robust accuracy is at least {percent(proved)} (proved); no attack was run"
+    robust = manifest.metrics.robust_accuracy.value
+    if robust == proved:
+        return f"robust accuracy is {percent(proved)} (all that was not broken is proved)"
+    return (
+        f"robust accuracy lies between {percent(proved)} (proved) and {percent(robust)} "
+        "(not broken)"
+    )
+
+
+def _proofs(manifest: Manifest) -> list[str]:
+    """What a reader of the bracket has to know besides; nothing where no row was certified."""
+    m, asked = manifest.metrics, manifest.certification
+    if m.certified_accuracy is None or m.certified_accuracy.value is None or asked is None:
+        return []
+    by = ", ".join(f"{m.certified_by.get(name, 0):,} by {name}" for name in asked.methods)
+    said = f"Proved: {by}; 95 % interval {span(m.certified_accuracy)}."
+    if not manifest.trials:
+        return [said]
+    return [f"{said} Not broken: 95 % interval {span(m.robust_accuracy)}."]
+
+
 def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
-    said = [part for part in (_right(manifest.model),) if part]
+    said = [part for part in (_right(manifest.model),) if part] + _proofs(manifest)
     if m.refusals is not None:
         said.append(
             f"The model may refuse an input. It refuses {percent(m.refusals.clean.value)} of the "

@@ -91,6 +91,8 @@ class Comparison(BaseModel):
     losses: list[Loss] = []  # what the second run lost, the largest first
     # why the second model's answers are no better than chance; empty where they are better
     knows_nothing: str = ""
+    # rows of one model that are certified in one run and broken in the other
+    contradictions: list[int] = []
 
     def __str__(self) -> str:
         lines = [f"{self.runs[0]} and {self.runs[1]}: {self.n:,} rows under {self.threat}"]
@@ -147,6 +149,7 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         losses=[x for x in _losses(label, held, name) if sizes is None or x.kind == "clean"],
         knows_nothing=_nothing(facts[1], label, predicted[1], name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
+        contradictions=_contradictions(tables, facts),
     )
 
 
@@ -163,6 +166,15 @@ def _sizes(tables: Sequence[pa.Table]) -> SizeChange:
         smaller=smaller,
         p=_mcnemar(larger, smaller),
     )
+
+
+def _contradictions(tables: Sequence[pa.Table], facts: tuple[Manifest, Manifest]) -> list[int]:
+    if facts[0].model.fingerprint != facts[1].model.fingerprint:
+        return []
+    (one, other), (broken, lost) = (
+        [_among(table, status) for table in tables] for status in ("certified", "broken")
+    )
+    return tables[0].column("id").to_numpy()[(one & lost) | (other & broken)].tolist()
 
 
 def _averages(first: Metrics, second: Metrics) -> list[Average]:

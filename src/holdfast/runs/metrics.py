@@ -199,10 +199,7 @@ def measure(
         **_queries(_column(table, "queries")[broken], attacked),
     )
     if shown.certified_accuracy is not None:
-        radius = _column(table, "certified_radius").astype(float)
-        for point in shown.curve:
-            proved = right if point.eps == 0 else np.isin(status, HELD) & (radius >= point.eps)
-            point.certified_accuracy = interval(int(proved.sum()), n)
+        _prove(shown.curve, table, right, robust)
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
@@ -275,6 +272,16 @@ def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
     proved = status == "certified"
     by = Counter(_column(table, "certified_by")[proved].tolist())
     return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
+
+
+def _prove(
+    curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray, robust: np.ndarray
+) -> None:
+    """Say at each eps of a curve what is proved there."""
+    radius = _column(table, "certified_radius").astype(float)
+    for point in curve:
+        proved = robust & (radius >= point.eps) if point.eps else right
+        point.certified_accuracy = interval(int(proved.sum()), len(right))
 
 
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:

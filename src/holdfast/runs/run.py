@@ -82,6 +82,11 @@ class Run:
         return self.metrics.robust_accuracy
 
     @property
+    def certified_accuracy(self) -> Interval | None:
+        """What is proved: the robust accuracy lies above it; None where nothing was certified."""
+        return self.metrics.certified_accuracy
+
+    @property
     def precision(self) -> Pair:
         """Macro average over classes or labels, on clean inputs (`clean`) and under attack
         (`attacked`)."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.errors import InputError
 from holdfast.norms import Norm
@@ -316,9 +316,6 @@ class Surrogate(Around):
     def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.surrogate.pull(x, cotangent)
 
-    def network(self) -> nn.Module:
-        return self.inner.network()
-
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 
@@ -455,9 +452,6 @@ class Cached(Around):
 
     def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.inner.pull(x, cotangent)
-
-    def network(self) -> nn.Module:
-        return self.inner.network()
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()

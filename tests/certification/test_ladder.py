@@ -1,0 +1,280 @@
+"""Certificates in runs: what is proved holds, what cannot be proved says why, and a row that is
+both proved and broken fails the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.svm import SVC
+from torch import nn
+from typer.testing import CliRunner, Result
+
+import holdfast
+from holdfast.bounds import Margins
+from holdfast.certification import Ladder, certify, ladder
+from holdfast.cli.main import app
+from holdfast.errors import HoldfastError
+from holdfast.evaluation.merge import merge
+from holdfast.evaluation.verify import verify
+from holdfast.report import words
+from holdfast.runs import store
+from holdfast.runs.run import Run
+
+N = 24
+THREAT = "linf(0.04)"
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    x = torch.rand(N, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    y = Net()(x).argmax(1)
+    y[::8] = (y[::8] + 1) % 3
+    return x.numpy(), y.numpy()
+
+
+def measured(out: Path | None = None, threat: str = THREAT, **options: Any) -> Run:
+    options = {"attacks": ["pgd(steps=20)"], "certifier": Ladder()} | options
+    return holdfast.evaluate(Net(), data(), threat, out=out, **options)
+
+
+def statuses(run: Run) -> np.ndarray:
+    return run.samples.column("status").to_numpy(zero_copy_only=False)
+
+
+def test_rows_are_wrong_broken_certified_or_open() -> None:
+    run = measured()
+    status, m = statuses(run), run.metrics
+    assert {"wrong", "broken", "certified"} <= set(status)
+    assert m.certified_accuracy is not None
+    assert m.certified_accuracy.value == (status == "certified").mean()
+    assert 0 < m.certified_accuracy.value <= run.robust_accuracy.value
+    assert sum(m.certified_by.values()) == m.counts["certified"]
+    assert m.certified_by["ibp"] < m.counts["certified"]  # the ladder was climbed
+    by = np.array(run.samples.column("certified_by").to_pylist(), dtype=object)
+    radius = run.samples.column("certified_radius").to_numpy(zero_copy_only=False)
+    assert ((by != None) == (status == "certified")).all()  # noqa: E711
+    assert (radius[status == "certified"] == 0.04).all()
+    why = np.array(run.samples.column("not_certified").to_pylist(), dtype=object)
+    assert all(why[status == "robust"])
+
+
+@pytest.mark.parametrize("threat", [THREAT, "l2(0.15)", "l1(0.4)", "l0(1)"])
+def test_no_attack_breaks_what_is_certified(threat: str) -> None:
+    proved = certify(Net(), data(), threat)
+    certified = statuses(proved) == "certified"
+    assert certified.any()
+    run = holdfast.evaluate(Net(), data(), threat)
+    assert not (statuses(run)[certified] == "broken").any()
+
+
+def test_without_attacks_the_upper_end_is_what_is_right_clean() -> None:
+    run = certify(Net(), data(), THREAT)
+    assert set(statuses(run)) <= {"wrong", "robust", "certified"}
+    assert run.robust_accuracy == run.clean_accuracy
+    assert run.verdict.status == "upper-bound"
+    assert "at least" in words.headline(run.manifest)
+    assert "no attack was run" in words.headline(run.manifest)
+
+
+def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
+    run = certify(Net(), data(), THREAT, radius=True)
+    radius = run.samples.column("certified_radius").to_numpy(zero_copy_only=False)
+    assert (radius[statuses(run) == "certified"] > 0.04).all()
+    assert np.isfinite(radius[statuses(run) == "robust"]).all()  # less than eps is proved
+    found = holdfast.evaluate(Net(), data(), "linf(inf)", protocol="quick")
+    smallest = found.samples.column("size").to_numpy(zero_copy_only=False)
+    known = np.isfinite(radius) & np.isfinite(smallest)
+    assert known.any()
+    assert (radius[known] < smallest[known]).all()
+    shares = [p.certified_accuracy.value for p in run.metrics.curve if p.certified_accuracy]
+    assert shares[0] == run.clean_accuracy.value
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
+    measured(tmp_path / "run")
+    target = holdfast.wrap(Net())
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+    assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
+
+
+def test_a_proof_that_was_made_up_is_found(tmp_path: Path) -> None:
+    run = certify(Net(), data(), "linf(0.1)", out=tmp_path / "run")
+    at = list(statuses(run)).index("robust")
+    columns = run.samples.to_pydict()
+    columns["status"][at], columns["certified_by"][at] = "certified", "crown"
+    columns["certified_radius"][at], columns["not_certified"][at] = 0.1, None
+    table = run.samples.from_pydict(columns, schema=run.samples.schema)
+    store.write_samples(tmp_path / "run", table)
+    said = verify(tmp_path / "run", holdfast.wrap(Net()), data(), certifier=Ladder(), full=True)
+    assert f"certificates: crown does not prove rows {at} again." in said
+
+
+def test_shards_are_the_run_that_one_process_writes(tmp_path: Path) -> None:
+    whole = measured(tmp_path / "whole")
+    measured(tmp_path / "a", samples=(0, 10))
+    measured(tmp_path / "b", samples=(10, N))
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    assert merged.samples.equals(whole.samples)
+    assert merged.metrics == whole.metrics
+
+
+def test_time_that_ran_out_is_said_and_gone_on_with(tmp_path: Path) -> None:
+    run = certify(Net(), data(), THREAT, out=tmp_path / "run", max_seconds=0)
+    assert run.unfinished
+    assert set(statuses(run)) == {"wrong", "robust"}
+    why = set(run.samples.column("not_certified").to_pylist())
+    assert why == {None, "time ran out before ibp"}
+    again = certify(Net(), data(), THREAT, out=tmp_path / "run", resume=True)
+    assert not again.unfinished
+    assert statuses(again).tolist() == statuses(certify(Net(), data(), THREAT)).tolist()
+
+
+def test_a_run_without_proofs_says_nothing_of_them(tmp_path: Path) -> None:
+    run = measured(tmp_path / "run", certifier=None)
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "certification" not in said
+    assert said["metrics"]["certified_accuracy"] is None
+    assert "certified_by" not in said["metrics"]
+    assert "certified_accuracy" not in said["metrics"]["curve"][0]
+    assert "certified_by" not in run.samples.column_names
+
+
+def test_trees_are_certified_exactly() -> None:
+    x, y = (part.reshape(N, -1).squeeze() for part in data())
+    forest = RandomForestClassifier(10, random_state=0).fit(x, y)
+    run = holdfast.evaluate(forest, (x, y), THREAT, protocol="quick", certifier=Ladder())
+    assert run.manifest.certification is not None
+    assert run.manifest.certification.methods == ["leaves", "merged-leaves", "exact"]
+    assert "certified" in statuses(run)
+
+
+# --- contradictions
+
+
+def everything(graph: Any, x: torch.Tensor, y: torch.Tensor, *_: Any) -> Margins:
+    """Proves whatever it is asked about."""
+    lower = torch.ones(len(x), 3, dtype=torch.float64)
+    return Margins(lower, 0 * lower, "ibp")
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    x, y = data()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    (tmp_path / "net.py").write_text(
+        "import torch\n\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
+        "torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3))\n"
+    )
+    return tmp_path / "net.py", tmp_path / "data.npz"
+
+
+def test_a_row_both_proved_and_broken_fails_the_run(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    net, rows = files
+    monkeypatch.setattr(ladder, "margins", everything)
+    ask = (f"{net}:build", rows, "--threat", THREAT, "--attack", "pgd(steps=20)", "--certify")
+    found = command("evaluate", *ask, "--out", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    broken = run.samples.column("id").to_numpy()[statuses(run) == "broken"]
+    assert found.exit_code == 3
+    assert f"contradiction: Rows {broken[0]}" in found.stderr
+    assert run.verdict.status == "unreliable"
+    assert next(f for f in run.verdict.findings if f.check == "contradiction").ids[0] == broken[0]
+    assert command("verify", tmp_path / "run", f"{net}:build", rows).exit_code == 3
+    command("certify", *ask[:4], "--out", tmp_path / "proved")
+    told = command("compare", tmp_path / "proved", tmp_path / "run")
+    assert told.exit_code == 3
+    assert f"contradiction: rows {broken[0]}" in told.stderr
+    parts = [("--samples", "0:12", "--out", tmp_path / "a"), ("--samples", "12:24")]
+    command("evaluate", *ask, *parts[0])
+    command("evaluate", *ask, *parts[1], "--out", tmp_path / "b")
+    joined = command("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged")
+    assert joined.exit_code == 3
+
+
+# --- the commands
+
+
+def test_the_command_and_its_gate(files: tuple[Path, Path], tmp_path: Path) -> None:
+    net, rows = files
+    ask = (f"{net}:build", rows, "--threat", THREAT)
+    held = command("certify", *ask, "--gate", "certified_accuracy>=0.1", "--out", tmp_path / "a")
+    assert held.exit_code == 0, held.output
+    gate = ("--gate", "certified_accuracy.low>=0.99", "--out", tmp_path / "b")
+    missed = command("certify", *ask, *gate)
+    assert missed.exit_code == 1
+    assert command("verify", tmp_path / "a", *ask[:2], "--full").exit_code == 0
+    how = ("--protocol", "quick", "--certify", "--radius", "--out", tmp_path / "c")
+    both = command("evaluate", *ask, *how)
+    assert both.exit_code == 0, both.output
+    assert "Proved: " in " ".join(both.stdout.split())
+
+
+def test_the_headline_is_the_bracket() -> None:
+    run = measured(threat="linf(0.1)")
+    assert run.metrics.certified_accuracy is not None
+    ends = (run.metrics.certified_accuracy, run.robust_accuracy)
+    low, high = (words.percent(share.value) for share in ends)
+    said = words.headline(run.manifest)
+    assert f"robust accuracy lies between {low} (proved) and {high} (not broken)." in said
+
+
+class Noisy(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.randn(len(x), 3)
+
+
+class Odd(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).cumsum(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "threat", "said"),
+    [
+        (Net(), "linf(0.04, target=1)", "has a goal"),
+        (Net(), "linf(0.04, target='random')", "has a goal"),
+        (Net(), "rotation(30, 3)", "movement of images"),
+        (Net(), "linf(inf)", "eps is not finite"),
+        (Net(), "linf(2)", "larger than the whole box"),
+        (Odd(), THREAT, "operator cumsum"),
+        (Net().half(), THREAT, "float16"),
+        (Noisy(), THREAT, "randomised"),
+    ],
+)
+def test_what_cannot_be_proved_is_refused(model: Any, threat: str, said: str) -> None:
+    with pytest.raises(HoldfastError, match=said) as error:
+        certify(model, data(), threat)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_graph_is_refused() -> None:
+    x, y = (part.reshape(N, -1).squeeze() for part in data())
+    with pytest.raises(HoldfastError, match="not supported: proofs of this model"):
+        certify(SVC().fit(x, y), (x, y), THREAT)
+    with pytest.raises(HoldfastError, match="seconds_per_row"):
+        Ladder(seconds_per_row=0)
+
+
+def test_options_of_proofs_need_proofs(files: tuple[Path, Path]) -> None:
+    net, rows = files
+    found = command("evaluate", f"{net}:build", rows, "--threat", THREAT, "--radius")
+    assert found.exit_code == 2
+    assert "need --certify" in found.stderr
