@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import runpy
 import struct
 import wave
 from pathlib import Path
@@ -196,3 +198,24 @@ def test_tables_and_images_say_no_ratio() -> None:
     table = hf.attack(wrapped((0, 1)), x, [0, 0], "linf(0.2)", "pgd(steps=30)")
     assert table.success.all()
     assert "signal" not in table.summary()
+
+
+@pytest.mark.slow
+def test_a_published_network_of_sound(here: Path) -> None:
+    """silero-vad's weights, from its wheel where that is installed; never shipped."""
+    found = importlib.util.find_spec("silero_vad")
+    if found is None or found.origin is None:
+        pytest.skip("needs the wheel silero-vad (pip install --no-deps silero-vad)")
+    bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks/silero_vad.py"))
+    weights = Path(found.origin).parent / "data/silero_vad_16k.safetensors"
+    x, y = bench["signals"](10)
+    for i, signal in enumerate(x):
+        (here / "sounds" / str(y[i])).mkdir(parents=True, exist_ok=True)
+        wavfile.write(here / f"sounds/{y[i]}/{i:02}.wav", bench["RATE"], signal)
+    model = hf.wrap(bench["network"](weights), bounds=(-1, 1))
+    run = hf.evaluate(model, "sounds", "linf(0.008)", protocol="quick")
+    assert run.clean_accuracy.value is not None
+    assert run.robust_accuracy.value is not None
+    assert run.clean_accuracy.value >= 0.9
+    assert run.robust_accuracy.value <= run.clean_accuracy.value - 0.2
+    assert " dB; " in hf.attack(model, x, y, "linf(0.008)").summary()
