@@ -1,5 +1,5 @@
-"""Write the pages that follow from the code: the attacks and the schema of run.json. `make docs`
-runs this."""
+"""Write the files that follow from the code: the attacks, their stub and the schema of run.json.
+`make docs` runs this."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from holdfast import spec
-from holdfast.attacks import CATALOGUE
+from holdfast.attacks import (
+    CATALOGUE,
+    Attack,
+    AttackResult,
+    AutoAttack,
+    Outcome,
+    SearchResult,
+    Trial,
+    perturb,
+    run,
+)
 from holdfast.cli import listing
 from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
 from holdfast.runs.manifest import Manifest
@@ -143,10 +154,53 @@ def fields_of(kind: type) -> list[tuple[str, object, str, str]]:
     ]
 
 
+STUB = """\
+# Made by docs/generate.py: the names that holdfast.attacks finds in its files.
+from collections.abc import Callable
+
+{imports}
+
+CATALOGUE: dict[str, Callable[..., Attack]]
+
+def parse(text: str) -> Attack: ...
+def parse_trial(text: str) -> Trial: ...
+{named}"""
+
+
+def stub() -> str:
+    """What editors and type checkers read of `holdfast.attacks`."""
+    own = (Attack, AttackResult, AutoAttack, Outcome, SearchResult, Trial, perturb, run)
+    classes = [maker for maker in CATALOGUE.values() if isinstance(maker, type)]
+    imports = sorted(
+        f"from {item.__module__} import {item.__name__} as {item.__name__}"
+        for item in (*own, *classes)
+    )
+    named = [
+        _named(name.upper(), maker)
+        for name, maker in CATALOGUE.items()
+        if not isinstance(maker, type)
+    ]
+    return STUB.format(imports="\n".join(imports), named="\n".join(named))
+
+
+def _named(name: str, maker: Any) -> str:
+    """A class with options set, as a function of its options."""
+    lines, free = list[str](), True
+    for option in inspect.signature(maker).parameters.values():
+        if free and option.kind is option.KEYWORD_ONLY:
+            lines.append("*")
+            free = False
+        default = repr(option.default).replace("'", '"')
+        lines.append(f"{option.name}: {option.annotation} = {default}")
+    inner = "".join(f"    {line},\n" for line in lines)
+    return f'def {name}(\n{inner}) -> {maker.func.__name__}:\n    """{maker.__doc__}"""\n'
+
+
 PAGES = {
     "schema/run.schema.json": schema,
     "attacks.md": attacks,
     "../src/holdfast/cli/attacks.txt": listing.attacks,
+    "../src/holdfast/attacks/__init__.pyi": stub,
 }
 
 if __name__ == "__main__":

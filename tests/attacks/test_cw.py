@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from helpers.models import bent, rows, threat, wrap
-from helpers.plain import alone, gaps, path
+from helpers.ordinary import alone, gaps, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.cw import CW

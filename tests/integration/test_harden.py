@@ -60,7 +60,7 @@ def weights(state: State) -> list[Tensor]:
         *state.net.state_dict().values(),
         *state.average.state_dict().values(),
         *(state.best[name] for name in sorted(state.best)),
-        *(state.rival.net.state_dict().values() if state.rival is not None else ()),
+        *(state.attack_network.net.state_dict().values() if state.attack_network is not None else ()),
     ]
 
 
@@ -365,7 +365,7 @@ def test_the_command_from_end_to_end() -> None:
     }
     assert set(os.listdir("hard")) == files
     names(
-        done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)"
+        done.stdout, "Robust accuracy rises from", "McNemar", "gained", "40 inputs under linf(0.1)"
     )
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")

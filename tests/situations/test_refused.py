@@ -188,7 +188,7 @@ def test_merge_leaves_no_half_run(here: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuses(*_: object) -> None:
         raise InputError("the last check does not hold.")
 
-    monkeypatch.setattr(merge, "finish", refuses)
+    monkeypatch.setattr(merge, "build_manifest", refuses)
     with pytest.raises(InputError):
         merge.merge([Path("a"), Path("b")], Path("merged"))
     assert not Path("merged").exists()

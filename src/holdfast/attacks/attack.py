@@ -6,9 +6,9 @@ import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -36,8 +36,30 @@ __all__ = [
 State = Any
 
 
+class Craft:
+    """What crafts examples when it is called."""
+
+    @overload
+    def __call__(
+        self, model: Any, x: Any, y: Any, threat: Threat | str, *,
+        epsilons: None = None, seed: int = 0, pool: tuple[Any, Any] | None = None,
+    ) -> AttackResult: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, model: Any, x: Any, y: Any, threat: Threat | str, *,
+        epsilons: Sequence[float], seed: int = 0, pool: tuple[Any, Any] | None = None,
+    ) -> list[AttackResult]: ...  # fmt: skip
+
+    def __call__(self, model: Any, x: Any, y: Any, threat: Threat | str, **options: Any) -> Any:
+        """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
+        # The judge stands above the attacks, which import nothing of it.
+        judged = importlib.import_module("holdfast.evaluation.attack").attack
+        return judged(model, x, y, threat, self, **options)
+
+
 @dataclass(frozen=True)
-class Attack(ABC):
+class Attack(Craft, ABC):
     """A step rule. The fields of a subclass are its hyperparameters; they only store.
 
     A search for the smallest d ends with five more forwards a row, which bisect the ray from x to
@@ -83,21 +105,6 @@ class Attack(ABC):
     @abstractmethod
     def step(self, p: Problem, s: State, t: int) -> State:
         """The state after step t, from 0."""
-
-    def __call__(
-        self,
-        model: Any,
-        x: Any,
-        y: Any,
-        threat: Threat | str,
-        *,
-        seed: int = 0,
-        pool: tuple[Any, Any] | None = None,
-    ) -> AttackResult:
-        """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
-        # The judge stands above the attacks, which import nothing of it.
-        judged = importlib.import_module("holdfast.evaluation.attack").attack
-        return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
@@ -149,8 +156,8 @@ def run(
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
-    [n, k], and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Where the target's head has a
+    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -169,7 +176,7 @@ def run(
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
@@ -319,7 +326,7 @@ def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
 
 
 def point(state: State) -> Tensor:
-    """The perturbation that a state stands for."""
+    """The perturbation of a state."""
     return state if isinstance(state, Tensor) else point(state[0])
 
 

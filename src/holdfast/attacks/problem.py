@@ -170,7 +170,7 @@ class Problem:
         of these gaps.
 
         [n, m], [n, m, *shape], the best first; one forward and m backwards a row. With an aim there
-        is one rival, and never more than k - 1.
+        is one such class, and never more than k - 1.
         """
         m = min(m, self.target.task.k - 1) if self.aim is None else 1
         gap, g = d.new_zeros(len(d), m), d.new_zeros(len(d), m, *d.shape[1:])
@@ -286,7 +286,7 @@ class Problem:
             pass
 
     def _point(self, rows: Tensor, d: Tensor) -> Tensor:
-        """The inputs that d [m, *shape] stand for at these rows [m], inside the box to the last
+        """The inputs of d [m, *shape] at these rows [m], inside the box to the last
         bit; on the threat's grid, where it has one."""
         x = self.x[rows]
         point = self.target.bounds.clamp(x + d)
@@ -329,7 +329,7 @@ class Problem:
         self._counts.answers(rows, x, z, again=again, within=within)
 
     def _against(self, rows: Tensor, z: Tensor) -> Tensor:
-        """The target's scores as the adversary meets them: a refusal stands with the right
+        """The target's scores as the adversary meets them: a refusal counts with the right
         class."""
         return self.target.task.against(z, self.y[rows])
 
@@ -338,7 +338,7 @@ class Problem:
         if self.goal is None:
             return self.y[rows], picked(self.aim, rows)
         t = self.goal[rows]
-        return without(z, t).argmax(1), t  # whichever class now stands above the goal
+        return without(z, t).argmax(1), t  # whichever other class now scores best
 
     def _cotangents(
         self, rows: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]
@@ -393,12 +393,8 @@ def _rounded(target: Target, norm: Norm, limit: Tensor, x: Tensor, found: Tensor
 def legal_size(threat: Threat, target: Target, n: int, eps: float | Tensor | None = None) -> Tensor:
     """The largest size that counts as within eps (default: the threat's), [n] float64.
 
-    eps and one part in a million, plus what rounding the sum x + d to float32 adds: half a unit in
-    the last place of the largest input, in every feature. Where eps is inf, the largest number
-    there is.
+    See `Threat.legal_eps`: what rounding the sum x + d to float32 adds is half a unit in the last
+    place of the largest input. Where eps is inf, the largest number there is.
     """
-    rounding = threat.norm.rounding(math.prod(threat.form(target.shape or ())), target.bounds.ulp)
-    if eps is None:
-        eps = threat.eps
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=target.batcher.device)
-    return (eps * (1 + 1e-6) + rounding).clamp_max(UNLIMITED).expand(n)
+    size = threat.legal_eps(target.shape or (), target.bounds.ulp, eps)
+    return size.to(target.batcher.device).clamp_max(UNLIMITED).expand(n)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -43,7 +43,9 @@ _WEIGHTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "cat": ((), (0,)),
     "stack": ((), (0,)),
 }
-_ONLY_FIRST = set("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d batch_norm".split())
+_ONLY_FIRST = set(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d batch_norm".split()
+)
 _ONLY_FIRST |= {"div", "index", "index_select", "pad", "constant_pad_nd"}
 _PLAIN = set(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
@@ -188,7 +190,7 @@ def _check(item: Any, args: Any, kwargs: Any) -> None:
         raise unsupported(f"operator {name} of values that all depend on the input")
     if name == "batch_norm" and args[5]:
         raise unsupported("batch normalisation by the statistics of the batch")
-    if kwargs.get("rounding_mode") or {"beta", "alpha"} & kwargs.keys() and name == "addmm":
+    if kwargs.keys() - {"alpha", "dtype"} or (kwargs and name in ("addmm", "rsub")):
         raise unsupported(f"operator {name} with {', '.join(kwargs)}")
     if not item.meta["val"].is_floating_point():
         raise unsupported(f"operator {name} to {item.meta['val'].dtype}")
@@ -228,54 +230,51 @@ def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
     if name in ("to", "_to_copy"):  # all is computed in float64
         return [Node(name, parents, shape, torch.clone)]
     operator = getattr(getattr(torch.ops.aten, name), item.target._overloadname)
-    value = partial(_fill, operator, args, kwargs, parents)
-    spread = partial(_fill, *_as_sizes(name, operator, args, kwargs, abs), parents)
-    count = partial(_fill, *_as_sizes(name, operator, args, kwargs, _one), parents)
-    ones = [torch.ones(before[i].shape, dtype=torch.float64).to(item.meta["val"].device) for i in parents]
-    summed = sum(map(torch.numel, ones)) / prod(shape)  # of a mean, whose weights count as less
-    window = prod(args[1]) if "avg_pool" in name and "adaptive" not in name else 1
-    terms = max(count(*ones).max().item(), summed, window)
-    return [Node(name, parents, shape, value, None, spread, int(terms) + 2)]
+    call = _Call(operator, args, kwargs, parents)
+    terms = _terms(name, call, before, item.meta["val"].device)
+    return [Node(name, parents, shape, call, None, _sized(name, call, abs), terms)]
 
 
-def _fill(operator: Any, args: Any, kwargs: Any, parents: tuple[int, ...], *given: Tensor) -> Tensor:
-    """Call an operator with these values of the nodes that its arguments name."""
+@dataclass(frozen=True)
+class _Call:
+    """An operator as a function of the values of nodes, its other arguments given."""
 
-    def fill(leaf: Any) -> Any:
-        return given[parents.index(leaf.node)] if isinstance(leaf, _At) else leaf
+    operator: Callable[..., Tensor]
+    args: Any
+    kwargs: Any
+    parents: tuple[int, ...]
 
-    args, kwargs = tree_map(fill, (args, kwargs))
-    return operator(*args, **kwargs)
+    def __call__(self, *given: Tensor) -> Tensor:
+        def fill(leaf: Any) -> Any:
+            return given[self.parents.index(leaf.node)] if isinstance(leaf, _At) else leaf
+
+        args, kwargs = tree_map(fill, (self.args, self.kwargs))
+        return self.operator(*args, **kwargs)
+
+
+def _sized(name: str, call: _Call, size: Callable[[Any], Any]) -> _Call:
+    """An affine operator by the sizes of its weights, without what only shifts."""
+    weights, shifts = _WEIGHTED.get(name, ((), ()))
+
+    def changed(i: int, leaf: Any) -> Any:
+        if not isinstance(leaf, (Tensor, int, float)) or i not in (*weights, *shifts):
+            return leaf
+        return size(leaf) if i in weights else leaf * 0
+
+    args = [tree_map(partial(changed, i), arg) for i, arg in enumerate(call.args)]
+    kwargs = {key: size(value) if key == "alpha" else value for key, value in call.kwargs.items()}
+    without_sign = {"sub": torch.add, "rsub": torch.add, "neg": torch.clone}
+    return replace(call, operator=without_sign.get(name, call.operator), args=args, kwargs=kwargs)
+
+
+def _terms(name: str, call: _Call, before: list[Node], device: torch.device) -> int:
+    """The most terms that one entry of an affine operator's result sums, and some to spare."""
+    ones = [torch.ones(before[i].shape, dtype=torch.float64, device=device) for i in call.parents]
+    made = _sized(name, call, lambda weight: weight * 0 + 1)(*ones)
+    averaged = sum(map(torch.numel, ones)) / made.numel()  # a mean's weights are less than 1
+    window = prod(call.args[1]) if name.startswith("avg_pool") else 1
+    return int(max(made.max().item(), averaged, window)) + 4
 
 
 def _choose(x: Tensor, places: Tensor) -> Tensor:
     return x.flatten()[places]
-
-
-def _one(weight: Any) -> Any:
-    return weight * 0 + 1
-
-
-def _as_sizes(
-    name: str, operator: Any, args: Any, kwargs: Any, size: Callable[[Any], Any]
-) -> tuple[Any, Any, Any]:
-    """An affine operator by the sizes of its weights and without what only shifts."""
-    weights, shifts = _WEIGHTED.get(name, ((), ()))
-
-    def of(change: Callable[[Any], Any], arg: Any) -> Any:
-        number = lambda leaf: isinstance(leaf, (Tensor, int, float))
-        return tree_map(lambda leaf: change(leaf) if number(leaf) else leaf, arg)
-
-    args = list(args)
-    for i, arg in enumerate(args):
-        if i in weights:
-            args[i] = of(size, arg)
-        elif i in shifts:
-            args[i] = of(lambda leaf: leaf * 0, arg)
-    if "alpha" in kwargs:
-        kwargs = {**kwargs, "alpha": size(kwargs["alpha"])}
-    if name in ("sub", "rsub"):
-        operator = torch.add
-    if name == "neg":
-        operator = torch.clone
-    return operator, args, kwargs

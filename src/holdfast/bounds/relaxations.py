@@ -1,7 +1,8 @@
 """Lines below and above each activation on an interval.
 
-Intervals are l <= u, [n, *shape]. All that is said of a function here holds on the whole of [l, u];
-`tests/certification` tries it. Bounds on lines follow Zhang et al. 2018 (CROWN, arXiv:1811.00866).
+Intervals are lo <= hi, [n, *shape]. All that is said of a function here holds on the whole of
+[lo, hi]; `tests/certification` tries it. The lines of ReLU are those of Zhang et al. 2018 (CROWN,
+arXiv:1811.00866).
 """
 
 from __future__ import annotations
@@ -22,16 +23,15 @@ from holdfast.errors import InputError
 class Lines:
     """low * x + low_at_0 <= f(x) <= up * x + up_at_0, [n, *shape] each.
 
-    Where `free` is true, any slope of the lower line from `least` to `most` holds, too.
+    Where given, any slope of the lower line from `least` to `most` holds, too.
     """
 
     low: Tensor
     low_at_0: Tensor
     up: Tensor
     up_at_0: Tensor
-    free: Tensor | None = None
-    least: Tensor | float = 0.0
-    most: float = 1.0
+    least: Tensor | None = None
+    most: Tensor | None = None
 
 
 class Rule(ABC):
@@ -42,20 +42,25 @@ class Rule(ABC):
         """The function itself."""
 
     @abstractmethod
-    def interval(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of its values on [l, u]."""
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of its values on [lo, hi]."""
 
     @abstractmethod
-    def lines(self, l: Tensor, u: Tensor) -> Lines:
+    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
         """A line below and one above."""
 
-    def asks(self, l: Tensor, u: Tensor) -> Tensor:
-        """Where a tighter [l, u] would make its lines better: bool."""
-        return u > l
+    def asks(self, lo: Tensor, hi: Tensor) -> Tensor:
+        """Where a tighter [lo, hi] would make its lines better: bool."""
+        return hi > lo
 
     def widened(self, a: Tensor) -> Tensor:
         """Coefficients on its results, shaped to multiply slopes."""
         return a
+
+    @abstractmethod
+    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
+        """The most that its result is off where its argument, in [lo, hi], is off by an error, and
+        it rounds itself."""
 
 
 class Bent(Rule):
@@ -68,34 +73,40 @@ class Bent(Rule):
     def value(self, x: Tensor) -> Tensor:
         return torch.where(x > 0, x, self.slope * x)
 
-    def interval(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        ends = self.value(l), self.value(u)
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        ends = self.value(lo), self.value(hi)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
-        across = self.asks(l, u)
+        across = self.asks(lo, hi)
         return (
             torch.where(across, low.clamp_max(0), low),
             torch.where(across, high.clamp_min(0), high),
         )
 
-    def asks(self, l: Tensor, u: Tensor) -> Tensor:
-        return (l < 0) & (u > 0)
+    def asks(self, lo: Tensor, hi: Tensor) -> Tensor:
+        return (lo < 0) & (hi > 0)
 
-    def lines(self, l: Tensor, u: Tensor) -> Lines:
-        across = self.asks(l, u)
-        slope = torch.as_tensor(self.slope, dtype=l.dtype, device=l.device).expand_as(l)
-        side = torch.where(l >= 0, 1, torch.where(u <= 0, slope, torch.nan))
-        chord = (u - slope * l) / (u - l)
-        touch = torch.where(u > -l, 1, slope)  # the lesser area between the lines
-        at_0 = torch.where(across, u * (1 - chord), 0)
+    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
+        slope = torch.as_tensor(self.slope, dtype=lo.dtype, device=lo.device).abs()
+        steepest = torch.where(hi + error <= 0, slope, slope.clamp_min(1))
+        return error * steepest + unit * slope * torch.maximum(-lo, hi)
+
+    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+        across = self.asks(lo, hi)
+        slope = torch.as_tensor(self.slope, dtype=lo.dtype, device=lo.device).expand_as(lo)
+        side = torch.where(lo >= 0, 1, torch.where(hi <= 0, slope, torch.nan))
+        chord = (hi - slope * lo) / (hi - lo)
+        touch = torch.where(hi > -lo, 1, slope)  # the lesser area between the lines
+        at_0 = torch.where(across, hi * (1 - chord), 0)
         chord, touch = torch.where(across, chord, side), torch.where(across, touch, side)
-        none, convex = torch.zeros_like(l), slope <= 1
+        none, convex = torch.zeros_like(lo), slope <= 1
+        low = torch.where(convex, touch, chord)
         return Lines(
-            torch.where(convex, touch, chord),
+            low,
             torch.where(convex, none, at_0),
             torch.where(convex, chord, touch),
             torch.where(convex, at_0, none),
-            across & convex,
-            self.slope,
+            torch.where(across & convex, slope, low),
+            torch.where(across & convex, 1, low),
         )
 
 
@@ -105,62 +116,74 @@ class Largest(Rule):
     def value(self, x: Tensor) -> Tensor:
         return x.amax(-1)
 
-    def interval(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        return l.amax(-1), u.amax(-1)
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        return lo.amax(-1), hi.amax(-1)
 
-    def asks(self, l: Tensor, u: Tensor) -> Tensor:
-        able = u >= l.amax(-1, keepdim=True)  # the others are never the largest
+    def asks(self, lo: Tensor, hi: Tensor) -> Tensor:
+        able = hi >= lo.amax(-1, keepdim=True)  # the others are never the largest
         return able & (able.sum(-1, keepdim=True) > 1)
 
-    def lines(self, l: Tensor, u: Tensor) -> Lines:
-        first = F.one_hot(l.argmax(-1), l.shape[-1]).bool()
-        rest = u.masked_fill(first, -torch.inf).amax(-1)
-        rules = l.amax(-1) >= rest
-        chosen = first.to(l.dtype)
+    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+        first = F.one_hot(lo.argmax(-1), lo.shape[-1]).bool()
+        rest = hi.masked_fill(first, -torch.inf).amax(-1)
+        rules = lo.amax(-1) >= rest
+        chosen = first.to(lo.dtype)
         return Lines(
             chosen,
             torch.zeros_like(rest),
             chosen * rules[..., None],
-            torch.where(rules, 0, u.amax(-1)),
+            torch.where(rules, 0, hi.amax(-1)),
         )
 
     def widened(self, a: Tensor) -> Tensor:
         return a[..., None]
 
+    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
+        return error.amax(-1)
+
 
 class Smooth(Rule):
-    """A function whose second derivative is at most `bend` in size everywhere, and which has no
-    lowest point, or one at `bottom`; it rises to the right of that.
+    """A function whose first and second derivatives are at most `steep` and `bend` in size
+    everywhere, and which rises everywhere, or from its lowest point, `bottom`, to the right and has
+    no other turn but far to the left, where it is almost 0.
 
-    Of all lines below, the one that is highest in the middle of [l, u] is sought among samples; it
-    is then lowered by what the function can fall between two samples, bend * step^2 / 8.
+    Of all lines below, the one that is highest in the middle of [lo, hi] is sought among samples;
+    it is then lowered by what the function can fall between two samples, bend * step^2 / 8.
     """
 
     samples = 64
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], bend: float, bottom: float | None = None
+        self,
+        function: Callable[[Tensor], Tensor],
+        steep: float,
+        bend: float,
+        bottom: float | None = None,
     ) -> None:
-        self.value = function  # type: ignore[method-assign]
+        self.function = function
+        self.steep = steep
         self.bend = bend
         self.bottom = bottom
 
-    def value(self, x: Tensor) -> Tensor:  # pragma: no cover  # each object has its own
-        raise NotImplementedError
+    def value(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
-    def interval(self, l: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        ends = self.value(l), self.value(u)
+    def passes(self, error: Tensor, lo: Tensor, hi: Tensor, unit: float) -> Tensor:
+        return self.steep * error + 8 * unit * (1 + torch.maximum(-lo, hi).abs())
+
+    def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        ends = self.value(lo), self.value(hi)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         if self.bottom is not None:
-            least = self.value(l.new_tensor(self.bottom)) - 1e-9
-            low = torch.where((l < self.bottom) & (u > self.bottom), least, low)
+            least = self.value(lo.new_tensor(self.bottom)) - 1e-9
+            low = torch.where((lo < self.bottom) & (hi > self.bottom), least, low)
         return low, high
 
-    def lines(self, l: Tensor, u: Tensor) -> Lines:
-        share = torch.linspace(0, 1, self.samples + 1, dtype=l.dtype, device=l.device)
-        x = torch.lerp(l[..., None], u[..., None], share)
+    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+        share = torch.linspace(0, 1, self.samples + 1, dtype=lo.dtype, device=lo.device)
+        x = torch.lerp(lo[..., None], hi[..., None], share)
         y = self.value(x)
-        drop = self.bend * ((u - l) / self.samples).square() / 8
+        drop = self.bend * ((hi - lo) / self.samples).square() / 8
         low, low_at_0 = _below(x, y)
         up, up_at_0 = _below(x, -y)
         return Lines(low, low_at_0 - drop, -up, drop - up_at_0)
@@ -184,7 +207,7 @@ def _below(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gelu(approximate: str = "none") -> Smooth:
     bottom = {"none": -0.7517916, "tanh": -0.7524614}[approximate]
-    return Smooth(lambda x: F.gelu(x, approximate=approximate), 0.83, bottom)
+    return Smooth(lambda x: F.gelu(x, approximate=approximate), 1.13, 0.83, bottom)
 
 
 def windows(
@@ -226,9 +249,9 @@ RULES: dict[str, Callable[..., Rule]] = {
     "relu": Bent,
     "leaky_relu": lambda slope=0.01: Bent(slope),
     "prelu": Bent,
-    "sigmoid": lambda: Smooth(torch.sigmoid, 0.097),
-    "tanh": lambda: Smooth(torch.tanh, 0.77),
+    "sigmoid": lambda: Smooth(torch.sigmoid, 0.25, 0.097),
+    "tanh": lambda: Smooth(torch.tanh, 1.0, 0.77),
     "gelu": _gelu,
-    "silu": lambda: Smooth(F.silu, 0.51, -1.2784645),
+    "silu": lambda: Smooth(F.silu, 1.1, 0.51, -1.2784645),
 }
 POOLS = {"max_pool1d", "max_pool2d", "max_pool3d"}

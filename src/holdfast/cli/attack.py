@@ -41,7 +41,7 @@ def attack(
     png: Annotated[
         Path | None,
         typer.Option(
-            help="A new folder for the examples as PNG images, each judged again as read back.",
+            help="A new folder for the examples as PNG images, each read back and checked again.",
             metavar="FOLDER",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""holdfast demo: the whole story on embedded data, in minutes."""
+"""holdfast demo: train, attack, harden and compare on embedded data, in minutes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def demo(
         "runs/demo"
     ),
     recipe: Annotated[
-        str, typer.Option(help="Of the hardening (list recipes).", metavar="RECIPE")
+        str, typer.Option(help="How to harden (list recipes).", metavar="RECIPE")
     ] = "standard",
 ) -> int:
     """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and
@@ -47,7 +47,8 @@ def demo(
     assert isinstance(undefended, TorchTarget)
     net = train(undefended, digits)
     typer.echo(
-        f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
+        f"2. attack it on {len(test)} other digits, under {THREAT}; harden it; attack it again",
+        err=True,
     )
     with writing.progress_bar() as on_progress:
         made = harden(
@@ -60,14 +61,14 @@ def demo(
             resume=True,
             on_progress=on_progress,
             on_epoch=_every_tenth,
-            names=Names("plain", None, "test", f"holdfast demo --out {out}"),
+            names=Names("undefended", None, "test", f"holdfast demo --out {out}"),
         )
-    typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
+    typer.echo("3. verify the stored evidence, from the folders alone", err=True)
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
-    typer.echo("\n".join(wrong) or "   it holds.", err=True)
+    typer.echo("\n".join(wrong) or "   it is confirmed.", err=True)
     writing.show(paired.summary(made.comparison))
     typer.echo(
-        f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs",
+        f"weights: {made.file}\nreport: {pages(made)}, with links to those of the two runs",
         err=True,
     )
     return int(bool(wrong))

@@ -55,14 +55,16 @@ def evaluate(
             metavar="RUN",
         ),
     ] = None,
+    certify: Annotated[
+        bool,
+        options.about_measuring(
+            "--certify", help="Then prove what can be proved of the rows that were not broken."
+        ),
+    ] = False,
+    proofs: options.ProofOptions,
     groups: options.Groups = None,
     perceptual: options.Perceptual = None,
-    max_seconds: Annotated[
-        float | None,
-        options.about_measuring(
-            min=0, help="Start nothing new after this time.", metavar="SECONDS"
-        ),
-    ] = None,
+    max_seconds: options.MaxSeconds = None,
     max_queries: Annotated[
         int | None,
         options.about_measuring(
@@ -83,8 +85,9 @@ def evaluate(
     conditions = [gates.parse(text) for text in gate or ()]
     if baseline is not None and not corruptions:
         raise InputError(f"--baseline {baseline} is for the mCE, which needs --corruptions.")
-    if max_seconds is not None and not max_seconds >= 0:
-        raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
+    if any(proofs.values()) and not certify:
+        raise InputError("--seconds-per-row and --radius are for proofs, which need --certify.")
+    check_seconds(max_seconds)
     what = f"{adversary['threat']}-{'custom' if attack else protocol}"
     folder = options.folder_of(model, what, **where)
     from holdfast.evaluation.evaluate import evaluate as measure
@@ -110,11 +113,17 @@ def evaluate(
                 on_estimate=echo_estimate,
                 corruptions=corruptions,
                 baseline=baseline,
+                certifier=options.ladder_of(**proofs) if certify else None,
                 groups=groups and texts.lines_of(groups, "--groups"),
                 perceptual=perceptual,
                 names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
             )
         return conclude(run, conditions, strict=strict, json=json)
+
+
+def check_seconds(max_seconds: float | None) -> None:
+    if max_seconds is not None and not max_seconds >= 0:
+        raise InputError(f"--max-seconds is {max_seconds}, but a time is a number of at least 0.")
 
 
 def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
@@ -137,6 +146,8 @@ def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) 
             err=True,
         )
     code = writing.code_of(gates.judge(conditions, run.manifest))
+    if writing.contradicted(run.manifest):
+        return 3
     if strict and run.verdict.status == "unreliable":
         typer.echo("the verdict is unreliable, and --strict was given.", err=True)
         return 3
@@ -147,7 +158,7 @@ def echo_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
     from holdfast.report.words import duration
 
-    more = f"the findings add {cost.added} trials; " if cost.added else ""
+    more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
     typer.echo(
         (
             f"{more}estimate: about {duration(cost.seconds)} for {cost.rows:,} samples, "

@@ -119,7 +119,7 @@ def sample(
         typer.Option(
             min=0,
             max=1,
-            help="With at least this probability, else another is drawn; 0.9.",
+            help="The classifier's least probability for a row; else another is drawn; 0.9.",
             metavar="SHARE",
         ),
     ] = None,

@@ -31,13 +31,16 @@ def harden(
         ),
     ] = "standard",
     epochs: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="Instead of the recipe's.", metavar="N")
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="Passes over the rows, instead of the recipe's.", metavar="N"
+        ),
     ] = None,
     test: options.Test = None,
     objective: Annotated[
         str | None,
         options.about_training(
-            help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).',
+            help='An objective instead of the recipe\'s: "trades(beta=6)" (list objectives).',
             metavar="OBJECTIVE",
         ),
     ] = None,
@@ -45,11 +48,11 @@ def harden(
     synthetic: Annotated[
         str | None,
         options.about_training(
-            help="Generated DATA to train on beside: what `generate sample` saved.", metavar="DATA"
+            help="Generated DATA to train on too: what `generate sample` saved.", metavar="DATA"
         ),
     ] = None,
     synthetic_share: Annotated[
-        float, options.about_training(help="Of the rows of each step.", metavar="SHARE")
+        float, options.about_training(help="Share of generated rows in each step.", metavar="SHARE")
     ] = 0.7,
     train_samples: Annotated[
         str | None,
@@ -60,11 +63,13 @@ def harden(
     precision: options.Precision = "float32",
     devices: options.Devices = 1,
     tensorboard: Annotated[
-        bool, options.about_training("--tensorboard", help="Write event files beside log.csv.")
+        bool, options.about_training("--tensorboard", help="Write event files next to log.csv.")
     ] = False,
     protocol: Annotated[
         str,
-        options.about_measuring(help="Of the measurements before and after.", metavar="NAME"),
+        options.about_measuring(
+            help="How hard to attack before and after (list protocols).", metavar="NAME"
+        ),
     ] = "standard",
     test_samples: Annotated[
         str | None,
@@ -87,7 +92,7 @@ def harden(
         options.about_measuring(
             min=0,
             max=1,
-            help="The same for the clean recall of every class; 0.5.",
+            help="Exit 1 unless the clean recall of every class stays at least this; 0.5.",
             metavar="SHARE",
         ),
     ] = 0.0,

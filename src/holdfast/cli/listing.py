@@ -88,7 +88,7 @@ def _defence(name: str, kind: Any) -> str:
         f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
     }
     called = f"{name}({', '.join(default.get(f.name, f.name) for f in fields)})"
-    options = "".join(f"\n    {field.name}: {spec.wanted(field)}" for field in fields)
+    options = "".join(f"\n    {field.name}: {spec.expected(field)}" for field in fields)
     return f"{name}  {_summary(kind)}\n    {called}{options}"
 
 

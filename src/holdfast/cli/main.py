@@ -1,7 +1,8 @@
 """holdfast: the commands, and what every one of them does with a mistake.
 
 Exit codes: 0 done and gates held; 1 a gate or a verification did not hold; 2 bad input (one
-sentence on stderr); 3 verdict `unreliable` under --strict; 130 interrupted.
+sentence on stderr); 3 verdict `unreliable` under --strict, or a row
+both proved and broken; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Annotated
 import typer
 
 from holdfast import memory, quiet
-from holdfast.cli import attack, demo, evaluate, generate, harden, listing, runs, train
+from holdfast.cli import attack, certify, demo, evaluate, generate, harden, listing, runs, train
 from holdfast.cli.command import Action, Command, guarded, with_shared_options
 from holdfast.version import VERSION
 
 COMMANDS: dict[str, Action] = {
     "evaluate": evaluate.evaluate,
     "attack": attack.attack,
+    "certify": certify.certify,
     "harden": harden.harden,
     "train": train.train,
     "verify": runs.verify,

@@ -19,6 +19,7 @@ from holdfast.cli.writing import fresh_folder
 from holdfast.errors import InputError
 
 if TYPE_CHECKING:
+    from holdfast.certification import Ladder
     from holdfast.data import Source
     from holdfast.targets import Target
     from holdfast.targets.target import Bounds
@@ -73,7 +74,7 @@ Limits = Annotated[
 Layout = Annotated[
     str | None,
     about_data(
-        help="Of the data's images: nchw or nhwc; default: what the model's shape says.",
+        help="Axes of the data's images: nchw or nhwc; default: what the model's shape says.",
         metavar="ORDER",
     ),
 ]
@@ -97,7 +98,7 @@ Groups = Annotated[
 Perceptual = Annotated[
     str | None,
     about_measuring(
-        help="How different images look, as LPIPS: the path/file.py:factory of a network.",
+        help="How different images look, such as LPIPS: path/file.py:factory of a network.",
         metavar="NETWORK",
     ),
 ]
@@ -114,19 +115,25 @@ Devices = Annotated[
 ClassWeights = Annotated[
     str | None,
     about_training(
-        help="In the loss: balanced, none, or auto (the default): balanced where a class has 3 "
-        "times another's rows.",
+        help="In the loss: balanced, none, or auto (the default): balanced where a class has "
+        "3 times the rows of another.",
         metavar="WEIGHTS",
     ),
 ]
 Precision = Annotated[
     str,
     about_training(
-        help="Of the passes that train, inner attack included: float32 or bfloat16.",
+        help="Number type of the training passes, inner attack included: float32 or bfloat16.",
         metavar="TYPE",
     ),
 ]
-Seed = Annotated[int, about_run(min=0, max=2**63 - 1, help="Of all noise.", metavar="N")]
+MaxSeconds = Annotated[
+    float | None,
+    about_measuring(min=0, help="Start nothing new after this time.", metavar="SECONDS"),
+]
+Seed = Annotated[
+    int, about_run(min=0, max=2**63 - 1, help="The seed of all random numbers.", metavar="N")
+]
 Resume = Annotated[bool, about_run("--resume", help="Go on with what is unfinished in --out.")]
 Json = Annotated[bool, about_run("--json", help="Print the result alone on stdout, as JSON.")]
 Gate = Annotated[
@@ -160,7 +167,7 @@ def open_source(
     split: Annotated[
         str | None,
         about_data(
-            help="Of data that has several: test or train; default: train to train, else test.",
+            help="Which split of the data: test or train; default: train to train, else test.",
             metavar="SPLIT",
         ),
     ] = None,
@@ -181,14 +188,14 @@ def open_source(
     resize: Annotated[
         str | None,
         about_data(
-            help="Of a folder of images: 256 (the shorter side), 224,224 or 256,bicubic.",
+            help="Resize a folder of images: 256 (the shorter side), 224,224 or 256,bicubic.",
             metavar="SIZE",
         ),
     ] = None,
     crop: Annotated[
         str | None,
         about_data(
-            help="Of a folder of images: the middle 224 x 224, after --resize.", metavar="SIZE"
+            help="Crop a folder of images to the middle, after --resize: 224.", metavar="SIZE"
         ),
     ] = None,
 ) -> "Source":
@@ -404,9 +411,31 @@ def open_attacked(
     return Surrogate(target, open_target(surrogate, source, **{**how, **own})), source
 
 
+def ladder_of(
+    *,
+    seconds_per_row: Annotated[
+        float | None,
+        about_measuring(
+            help="Time for the proof of a row, on average; default 10.", metavar="SECONDS"
+        ),
+    ] = None,
+    radius: Annotated[
+        bool,
+        about_measuring("--radius", help="Also seek the largest size that is proved, of each row."),
+    ] = False,
+) -> "Ladder":
+    """What proves rows."""
+    from holdfast.certification import Ladder
+
+    if seconds_per_row is None:
+        return Ladder(radius=radius)
+    return Ladder(seconds_per_row, radius)
+
+
 # the shared options, as parameters of a command
 ModelOptions = Annotated[dict[str, Any], open_target]
 DataOptions = Annotated[dict[str, Any], open_source]
 ThreatOptions = Annotated[dict[str, Any], open_threat]
 AccessOptions = Annotated[dict[str, Any], open_attacked]
+ProofOptions = Annotated[dict[str, Any], ladder_of]
 RunOptions = Annotated[dict[str, Any], folder_of]

@@ -21,12 +21,16 @@ def verify(
     rows: options.DataOptions,
     perceptual: options.Perceptual = None,
     groups: options.Groups = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Prove every certified row again, not a sample.")
+    ] = False,
 ) -> int:
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
     the report. What no option says of model and data is as the run says it."""
+    from holdfast.certification import Ladder
     from holdfast.evaluation.verify import verify as check
     from holdfast.report import html
-    from holdfast.report.words import printable
+    from holdfast.report.words import percent, printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
 
@@ -44,7 +48,15 @@ def verify(
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
     as_then |= {"attacked": said.attacked, "eot": said.draws}
     target = options.open_target(model, source, box, **as_then | _given(how))
-    wrong = check(run, target, source, perceptual, groups and texts.lines_of(groups, "--groups"))
+    wrong = check(
+        run,
+        target,
+        source,
+        perceptual=perceptual,
+        groups=groups and texts.lines_of(groups, "--groups"),
+        certifier=Ladder(),
+        full=full,
+    )
     if how["probabilities"] not in (None, said.probabilities):
         gave = "probabilities" if said.probabilities else "logits"
         wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
@@ -56,17 +68,17 @@ def verify(
         typer.echo(printable(sentence))
     if wrong:
         typer.echo(
-            f"{run} does not hold: {len(wrong)} finding{'s' if len(wrong) > 1 else ''}.", err=True
+            f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
+            err=True,
         )
-        return 1
+        return 3 if writing.contradicted(manifest) else 1
     robust = manifest.metrics.robust_accuracy
-    share = "undefined" if robust.value is None else f"{robust.value:.4f}"
     broken = manifest.metrics.counts["broken"]
     typer.echo(
-        f"{run} holds: robust accuracy {share} on {robust.n:,} rows; {broken:,} stored examples "
-        "judged again."
+        f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
+        f"{broken:,} stored examples were checked again on the model."
     )
-    return 0
+    return 3 if writing.contradicted(manifest) else 0
 
 
 def _given(said: dict[str, Any]) -> dict[str, Any]:
@@ -123,13 +135,14 @@ def merge(
     fresh = not out.exists()
     try:
         with untrusted(out):
-            writing.show(terminal.summary(join(runs, out)))
+            merged = join(runs, out).manifest
+            writing.show(terminal.summary(merged))
             typer.echo(f"report: {html.write(out)}", err=True)
     except HoldfastError:
         if fresh:
             shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
         raise
-    return 0
+    return 3 if writing.contradicted(merged) else 0
 
 
 def report(

@@ -15,10 +15,12 @@ import typer
 
 from holdfast.cli.texts import exists
 from holdfast.errors import InputError
+from holdfast.runs.manifest import CONTRADICTION
 
 if TYPE_CHECKING:
     from holdfast.evaluation.chunk import Progress
     from holdfast.runs.gates import Outcome
+    from holdfast.runs.manifest import Manifest
 
 
 def check_new(out: Path, suffix: str, what: str) -> None:
@@ -65,6 +67,14 @@ def code_of(outcomes: Sequence[Outcome]) -> int:
     return int(bool(missed))
 
 
+def contradicted(manifest: Manifest) -> bool:
+    """Whether a row was proved and broken; it is named on stderr."""
+    found = [f.text for f in manifest.verdict.findings if f.check == CONTRADICTION]
+    for text in found:
+        typer.echo(f"contradiction: {text}", err=True)
+    return bool(found)
+
+
 def echo_line(said: str, note: str) -> None:
     """One line of a training on stderr, and what is to be noted of it."""
     typer.echo(said, err=True)
@@ -101,7 +111,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     columns = (
         parts.BarColumn(24),
         parts.TaskProgressColumn(show_speed=True),
-        parts.TextColumn("{task.fields[live]} standing"),
+        parts.TextColumn("{task.fields[live]} not broken"),
         parts.TimeElapsedColumn(),
         parts.TextColumn("left"),
         parts.TimeRemainingColumn(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.errors import InputError
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -40,11 +40,11 @@ class Frame(nn.Module):
 
     def inward(self, x: Tensor) -> Tensor:
         u = (x.to(self.middle) - self.middle) / self.reach
-        return u if len(self.raw) == 1 else planes(u, self.layout)
+        return u if len(self.raw) == 1 else channels_first(u, self.layout)
 
     def outward(self, u: Tensor) -> Tensor:
         if len(self.raw) > 1:
-            u = unplaned(u, self.raw, self.layout)
+            u = from_channels_first(u, self.raw, self.layout)
         return self.middle + self.reach * u
 
 

@@ -1,5 +1,5 @@
-"""How good generated rows are: near the real ones, as varied, of the class asked for, useful, and
-no mere copies."""
+"""How good generated rows are: close to the real ones, as varied, of the class asked for, useful,
+and no mere copies."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def measure(
 
     Args:
         net: whose features are compared.
-        data: the rows that the generator was trained on; at most `most` of them are looked at.
+        data: the rows that the generator was trained on; at most `most` of them are read.
         test: real rows that it was not trained on.
     """
     real, _ = some(data, len(x), seed)
@@ -207,16 +207,16 @@ def covered(made: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, floa
 
 
 def copies(x: Tensor, held: Tensor, data: Source) -> float:
-    """The share of samples whose nearest training row is nearer than that of all but 1 % of the
-    held-out rows."""
+    """The share of samples that are closer to a training row than all but 1 % of the held-out rows
+    are."""
     x, held = x[:2000].flatten(1).cpu(), held[:2000].flatten(1).cpu()
-    near = [torch.full((len(part),), torch.inf) for part in (x, held)]
+    closest = [torch.full((len(part),), torch.inf) for part in (x, held)]
     for start in range(0, len(data), 8192):
         rows = torch.from_numpy(data.rows(start, start + 8192)[0]).float().flatten(1)
-        near = [
+        closest = [
             torch.minimum(
                 best, torch.cat([torch.cdist(p, rows).amin(1) for p in part.split(_AT_ONCE)])
             )
-            for best, part in zip(near, (x, held), strict=True)
+            for best, part in zip(closest, (x, held), strict=True)
         ]
-    return float((near[0] < torch.quantile(near[1], 0.01)).double().mean())
+    return float((closest[0] < torch.quantile(closest[1], 0.01)).double().mean())

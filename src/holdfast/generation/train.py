@@ -38,7 +38,7 @@ from holdfast.generation.model import Model
 from holdfast.generation.nets import Frame, Reader
 from holdfast.generation.quality import Quality
 from holdfast.rng import Keys
-from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
@@ -77,7 +77,7 @@ class Round:
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its tensors."""
+    """The progress of a training: all of its state but the tensors."""
 
     round: int = 0
     step: int = 0  # done of all
@@ -170,12 +170,12 @@ class Training:
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
-        told = [
+        reports = [
             v
             for v in model.learn(s.nets, s.optimiser, u, labels, own, progress.step)
             if v is not None
         ]
-        *paid, critic = torch.stack(told).tolist()
+        *paid, critic = torch.stack(reports).tolist()
         if not math.isfinite(sum(paid) + critic):
             what = " and ".join(f"{v:g}" for v in (*paid, critic))
             raise InputError(
@@ -278,7 +278,7 @@ def generate(
     data: Any,
     model: Model | str = "gan",
     *,
-    out: Path | str,
+    out: Path | str | None = None,
     test: Any = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     layout: str | None = None,
@@ -295,7 +295,7 @@ def generate(
             [h, w], or rows of a table [f]; classes 0..k-1.
         model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or
             an `Own`, of your own networks.
-        out: the folder.
+        out: the folder; None: a new temporary one, which is the caller's to delete.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
         layout: of images: nchw or nhwc; None: what the shape says.
@@ -309,7 +309,7 @@ def generate(
         SpecError: the model cannot be understood.
     """
     model = parse(model) if isinstance(model, str) else model
-    box, folder = Bounds(*bounds), Path(out)
+    box = Bounds(*bounds)
     data, test = _sources(data, test, box, seed)
     frame, k = _frame(data, box, layout)
     with sealed(seed):
@@ -317,7 +317,7 @@ def generate(
         model.nets(tuple(frame.shape), k)
     asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
     given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
-    with left_as_found(folder):
+    with run_folder(out) as folder:
         begin(folder, NOTE, asked | given, "a generator", resume=resume)
         train, held = divide(data, 0.1, 5000, seed, "held-out")
         reader = _reader(folder, frame.to(device), k, train, seed)

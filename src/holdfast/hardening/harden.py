@@ -211,7 +211,7 @@ def _recipe(
 
 
 def _asked(training: Training, source: Source) -> dict[str, str]:
-    """What harden.json holds: with another of these it would be another hardening."""
+    """What harden.json holds: all that must be equal for a hardening to be resumed."""
     recipe, generated = training.recipe, training.generated
     asked = {
         "threat": repr(training.threat),
@@ -249,14 +249,14 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
-            f"{source.name} would train the network and measure it too; give other rows to measure "
-            "on (--test)."
+            f"{source.name} would both train the network and measure it; give other rows to "
+            "measure on (--test)."
         )
     return source, judged
 
 
 def _generated(target: Target, rows: Source, share: float, real: Source) -> GeneratedRows:
-    """Rows to train on beside the real ones, checked."""
+    """Rows to train on in addition to the real ones, checked."""
     generated = GeneratedRows(rows, share)
     generated.check(real)
     check_data(rows, target.bounds)
@@ -272,10 +272,10 @@ def _some(source: Source, samples: int | tuple[int, int] | None) -> Source:
 
 
 def _check_task(target: TorchTarget) -> None:
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         raise InputError(
             "hardening trains classifiers of k classes, and this model's task is "
-            f"{target.head.graded}."
+            f"{target.head.truth_task}."
         )
     if target.inputs.context:
         raise InputError(

@@ -1,5 +1,4 @@
-"""Objectives against several threats at once: the one that is trained against and measured, and
-others beside it."""
+"""Objectives against several threats at once: the one that is measured, and further ones."""
 
 from __future__ import annotations
 
@@ -23,10 +22,11 @@ from holdfast.training.objective import Searching
 
 @dataclass(frozen=True)
 class MultipleThreats(Searching):
-    """Trains against the threat and those that `also` lists, by as many steps for each that it asks
-    about."""
+    """Trains against the threat and those that `also` lists, with as many steps for each."""
 
-    also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
+    also: str = option(
+        "", "further threats, in addition to the one that is measured: 'l2(2), l1(10)'"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,8 +93,8 @@ class EAT(MultipleThreats):
 
 @dataclass(frozen=True)
 class MSD(MultipleThreats):
-    """CE(f(x'), y) at the end of ascent that takes at each step that of several threats which gains
-    most.
+    """CE(f(x'), y) at the end of ascent, each step of which is under the one of several threats
+    that gains most.
 
     Multi steepest descent (Maini et al. 2020, arXiv:1909.04068).
     """

@@ -1,4 +1,4 @@
-"""Objectives: the ways to train, by name. Those for several threats, and those with noise, have
+"""Objectives: how to train, by name. Those for several threats, and those with noise, have
 files of their own."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from holdfast.hardening.noise import Noise, SmoothAdv
 from holdfast.spec import option
 from holdfast.targets import TorchTarget
 from holdfast.targets.target import Access
-from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
+from holdfast.training.inner_attack import AttackNetwork, InnerAttack, evaluating
 from holdfast.training.objective import (
     PGD,
     Net,
@@ -75,8 +75,8 @@ class NFGSM(Objective):
 
 @dataclass(frozen=True)
 class Free(Objective):
-    """CE(f(x'), y), each batch several times: one backward moves the weights and x' (Shafahi 2019,
-    arXiv:1904.12843).
+    """CE(f(x'), y), each batch several times: one backward changes the weights and x' (Shafahi
+    2019, arXiv:1904.12843).
 
     A recipe's epochs count batches, so it needs so many times fewer of them. Differs from the
     paper: x' of a new batch starts at random, not from where the last batch's ended.
@@ -158,8 +158,8 @@ class HAT(Trades, beta=2.5):
     """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR
     2022).
 
-    x'' = x + reach (x' - x). The label h is what the network as it was given to hardening says at
-    x': so give one that is trained, as the paper does.
+    x'' = x + reach (x' - x). The label h is the class that the network gave to x' before the
+    training: so give a trained network, as the paper does.
     """
 
     asks = 3
@@ -189,8 +189,8 @@ class Mart(Objective):
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z, there = net(x), net(x_adv)
         own = y[:, None]
-        rival = there.softmax(1).scatter(1, own, 0).amax(1)
-        bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - rival).clamp_min(1e-4))
+        other = there.softmax(1).scatter(1, own, 0).amax(1)
+        bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - other).clamp_min(1e-4))
         unsure = 1 - z.softmax(1).gather(1, own)[:, 0]
         return bce + self.beta * divergence(there, z) * unsure, there
 
@@ -223,13 +223,13 @@ class Ensemble(Searching, steps=1, step_size=1.0):
 
 @dataclass(frozen=True)
 class AdvGAN(Objective):
-    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that learns beside (AdvGAN:
-    arXiv:1801.02610).
+    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that is trained in turns with
+    it (AdvGAN: arXiv:1801.02610).
 
     Trained in turns, as the generative adversarial trainer is (Lee et al. 2017, arXiv:1705.03387):
     one step of Adam towards a larger margin of the wrong classes, then one of the network. Differs
-    from AdvGAN: no second network asks for realism. It costs what one step of ascent does, and what
-    it makes is one point a row, which other attacks pass.
+    from AdvGAN: no second network asks for realism. It costs as much as one step of ascent, and
+    gives one point a row, so other attacks may still succeed.
     """
 
     asks = 2
@@ -237,26 +237,26 @@ class AdvGAN(Objective):
     rate: float = option(1e-3, "of its Adam", at_least=0)
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
-    def rival(self, target: TorchTarget) -> Rival:
+    def attack_network(self, target: TorchTarget) -> AttackNetwork:
         assert target.shape is not None
         net = perturber(
             target,
             target.batcher.place(torch.zeros(1, *target.shape)),
             self.width,
         )
-        return Rival(net, torch.optim.Adam(net.parameters(), self.rate))
+        return AttackNetwork(net, torch.optim.Adam(net.parameters(), self.rate))
 
     def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
-        assert inner.rival is not None
-        inner.rival.optimiser.zero_grad()
+        assert inner.attack_network is not None
+        inner.attack_network.optimiser.zero_grad()
         with evaluating(inner.live.model):
-            priced(inner.rival.net, inner.problem(x, y), inner.threat)[1].backward()
-        inner.rival.optimiser.step()
+            priced(inner.attack_network.net, inner.problem(x, y), inner.threat)[1].backward()
+        inner.attack_network.optimiser.step()
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
-        assert inner.rival is not None
+        assert inner.attack_network is not None
         with torch.no_grad():
-            return changed(inner.rival.net, inner.live, inner.threat, x)
+            return changed(inner.attack_network.net, inner.live, inner.threat, x)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
@@ -316,7 +316,7 @@ class _Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class _Apart(Attack):
-    """Ascent of KL(p, p') or |p - p'|^2, from near x, where both are flat."""
+    """Ascent of KL(p, p') or |p - p'|^2. It starts close to x, since both have no slope at x."""
 
     needs = Access.GRADIENTS
     steps: int = 10

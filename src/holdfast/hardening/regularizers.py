@@ -1,8 +1,7 @@
-"""Regularisers: what a training pays beside its objective, for scores that change less than they
-need to.
+"""Regularisers: penalties in addition to the objective, for scores that change less with the input.
 
 Below, l is the cross-entropy of a row and g its gradient on the input. The network is in eval mode
-meanwhile, so that its batch norms do not learn from points that are no data.
+meanwhile, so that its batch norms take no statistics of points that are no data.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         handletextpad=0.4,
         columnspacing=1.2,
     )
-    said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
+    said = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i, m in known if m)
     return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
@@ -122,10 +122,11 @@ def tradeoff(
     first: tuple[Interval, Interval],
     second: tuple[Interval, Interval],
     epochs: Sequence[tuple[float, float]] = (),
+    labels: tuple[str, str] = ("first", "second"),
     name: str = "tradeoff",
 ) -> str:
-    """Robust over clean accuracy: two models as points with their intervals, and what training went
-    through between."""
+    """Robust over clean accuracy: two models as points with their intervals, and the epochs of the
+    training between them."""
     figure, axes = _empty(4.7, 3.6, "both")
     if epochs:
         axes.plot(
@@ -137,7 +138,7 @@ def tradeoff(
             label="epochs, on rows held out",
         )
     said = []
-    for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
+    for label, pair, fill in ((labels[0], first, PAPER), (labels[1], second, ACCENT)):
         at, low, high = np.array(
             [[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float
         )

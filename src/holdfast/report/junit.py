@@ -31,7 +31,7 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     suite = xml.SubElement(
         root,
         "testsuite",
-        name=words.printable(f"holdfast {manifest.model.spec} {manifest.asked}"),
+        name=words.printable(f"holdfast {manifest.model.spec} {words.asked(manifest)}"),
         tests=str(len(cases)),
         failures=str(failures),
         errors="0",

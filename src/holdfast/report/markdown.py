@@ -14,7 +14,7 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
     parts = [
-        f"## Robustness of {_text(manifest.model.spec)} under {_code(manifest.asked)}",
+        f"## Robustness of {_text(manifest.model.spec)} under {_code(words.asked(manifest))}",
         *_result(manifest),
     ]
     if gates:
@@ -142,7 +142,8 @@ def _result(manifest: Manifest) -> list[str]:
 def _evidence(manifest: Manifest) -> list[str]:
     findings = [[f.severity, _code(f.check), _text(f.text)] for f in manifest.verdict.findings]
     trials = [
-        [_code(t.spec), f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials
+        [_code(t.spec), words.eps(t.eps), f"{t.attacked:,}", f"{t.broken:,}"]
+        for t in manifest.trials
     ]
     return [
         "### Findings",
@@ -153,7 +154,7 @@ def _evidence(manifest: Manifest) -> list[str]:
 
 
 def _limits(manifest: Manifest) -> list[str]:
-    return ["### Not tested", _table(["topic", "what it is"], audit.untested(manifest))]
+    return ["### Not tested", _table(["topic", "what was not tested"], audit.untested(manifest))]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

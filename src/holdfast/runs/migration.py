@@ -29,6 +29,20 @@ COLUMNS = {  # of samples.parquet
 PHRASES: tuple[tuple[str, str], ...] = (
     ("does not answer by lot", "does not answer at random"),
     (" (by 0 to 5 points in Linf, as measured)", ""),
+    (": a first look, which stronger ones may lower", ": stronger attacks may find a lower figure"),
+    ("Defend the figure with --protocol standard", "Measure with --protocol standard"),
+    ("an attack that follows it stands still", "an attack that follows it does not move"),
+    ("on the sound models of the zoo", "on the sound models of holdfast.testing"),
+    ("the examination of the attacks needs", "the probe of the attacks needs"),
+    ("stands before the model", "comes before the model"),
+    (
+        "a linear map fitted to it stood in for it backwards",
+        "the gradient of a linear map fitted to it was used",
+    ),
+    (
+        "Lend it the gradients of its float version",
+        "Attack it by the gradients of its float version",
+    ),
 )
 
 

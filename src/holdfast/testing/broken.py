@@ -185,8 +185,8 @@ class Detected(Purified):
 
 
 class Stairs(Defence):
-    """The lead of the best class bent into stairs that fall where it rises: scores mislead, labels
-    are the same.
+    """The lead of the best class bent into stairs that go down where it rises: scores mislead,
+    labels are the same.
 
     In the manner of the adversarial attack on attackers (Chen et al. 2022, arXiv:2205.12134).
     """

@@ -205,6 +205,15 @@ class Threat:
         """The shape of one d for inputs of this shape."""
         return shape if self.spatial is None else self.spatial.form
 
+    def legal_eps(
+        self, shape: tuple[int, ...], ulp: float | Tensor, eps: float | Tensor | None = None
+    ) -> Tensor:
+        """The largest size that counts as within eps (default: its own), in float64: eps and one
+        part in a million, plus what an error of `ulp` in every feature of an input of this shape
+        adds."""
+        eps = torch.as_tensor(self.eps if eps is None else eps, dtype=torch.float64)
+        return eps * (1 + 1e-6) + self.norm.rounding(math.prod(self.form(shape)), ulp)
+
     def at(self, eps: float) -> Threat:
         return replace(self, eps=eps)
 

@@ -1,5 +1,5 @@
-"""Classes of unequal size: what their rows weigh in the loss, how weights are chosen, how rows are
-held out.
+"""Classes of unequal size: the weight of their rows in the loss, how weights are chosen, how rows
+are held out.
 
 Where one class has most of the rows, its constant answer has a high accuracy, clean and robust:
 training drifts there.

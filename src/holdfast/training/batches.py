@@ -56,7 +56,7 @@ class GeneratedRows:
             )
 
     def check(self, real: Source) -> None:
-        """Refuse generated rows that cannot stand beside the real ones."""
+        """Refuse generated rows that cannot be mixed with the real ones."""
         if self.data.shape != real.shape:
             raise InputError(
                 f"the generated rows have shape {self.data.shape}, those of {real.name} "
@@ -66,8 +66,8 @@ class GeneratedRows:
     def read(
         self, real: Source, steps: Steps, done: int, seed: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The rows of the steps of an epoch's `plan` that come after the first `done`; the seed
-        orders the others."""
+        """The rows of an epoch's `steps` after the first `done`; the seed orders the generated
+        ones."""
         counts = [min(max(1, round(self.share * len(rows))), len(rows) - 1) for _, rows in steps]
         if min(counts) < 1:
             raise InputError(

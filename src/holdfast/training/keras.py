@@ -137,9 +137,9 @@ class Rebuilt(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         held = [getattr(self, name) for name in self.fixed]
-        z, moved = self.ask(x, [*self.trained, *held], self.training)
+        z, after = self.ask(x, [*self.trained, *held], self.training)
         if self.training:
-            for name, value in zip(self.fixed, moved, strict=True):
+            for name, value in zip(self.fixed, after, strict=True):
                 setattr(self, name, value.detach())
         return z
 

@@ -1,5 +1,5 @@
-"""An objective: where a network is trained, and what it pays there. The two that need no more than
-the base class are here."""
+"""An objective: the points that a network is trained at, and the loss there. The two that need no
+more than the base class are here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.spec import Options, option
 from holdfast.targets import TorchTarget
-from holdfast.training.inner_attack import InnerAttack, Rival
+from holdfast.training.inner_attack import AttackNetwork, InnerAttack
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Objective(Options):
     """
 
     asks: ClassVar[int] = 1  # points a row that the loss asks about
-    further: ClassVar[int] = 0  # forwards a row beside those of the steps and of the loss
+    further: ClassVar[int] = 0  # forwards a row in addition to those of the steps and of the loss
     steps: int = 1  # of the inner attack
     step_size: float  # fraction of eps
     smoothing: float  # share of a label spread over all classes
@@ -52,7 +52,7 @@ class Objective(Options):
         return 1
 
     def stronger(self) -> Objective:
-        """What to go on with where the inner attack no longer finds what there is: twice the
+        """The objective to go on with where the inner attack is fooled: one with twice the
         steps."""
         steps = max(2, 2 * self.steps)
         more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
@@ -60,12 +60,13 @@ class Objective(Options):
             return replace(self, **more)  # pyright: ignore[reportArgumentType]
         return PGD(**more, smoothing=self.smoothing)
 
-    def rival(self, target: TorchTarget) -> Rival | None:
-        """An attacker that learns beside the network, freshly drawn; None: there is none."""
+    def attack_network(self, target: TorchTarget) -> AttackNetwork | None:
+        """A network that makes adversarial points and is trained too, newly initialised; None:
+        there is none."""
         return None
 
     def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
-        """One step of that attacker, before the network's."""
+        """One step of that network, before the model's."""
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points
@@ -84,7 +85,7 @@ class Objective(Options):
 class Searching(Objective):
     """One that trains where an inner attack of several steps ends: their common options, by name.
 
-    As they stand, those of the adversarial training of Madry et al. 2018 (arXiv:1706.06083).
+    The defaults are those of the adversarial training of Madry et al. 2018 (arXiv:1706.06083).
     """
 
     steps: int = option(10, "of the inner attack", at_least=1)

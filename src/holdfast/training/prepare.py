@@ -93,7 +93,8 @@ def training_of(
 
 
 def _fitted(recipe: Recipe, n: int) -> Recipe:
-    """The recipe on n rows: no batch is larger, and no more epochs than its steps are for."""
+    """The recipe on n rows: no batch larger than they are, and only so many epochs as its steps
+    fill."""
     size = min(recipe.batch_size, n)
     epochs = min(recipe.epochs, math.ceil(recipe.steps * size / n))
     return replace(recipe, batch_size=size, epochs=epochs)
@@ -106,7 +107,7 @@ def _check(
     check_model(target, source)
     if target.task.refuses:
         raise InputError(
-            "the model stands behind a detector, which training does not know of; leave it out."
+            "the model has a detector, which training does not take into account; leave it out."
         )
     x, y = source.rows(0, 256)
     rows = target.batcher.place(torch.from_numpy(x))
@@ -126,4 +127,4 @@ def _check(
     labels = torch.from_numpy(np.asarray(y[:2], np.int64))
     augmentation.augmented(augmentation.parse(recipe.augment), rows[:2], labels, target, 0)
     with sealed(0):
-        objective.rival(target)
+        objective.attack_network(target)

@@ -28,7 +28,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training beside the network, the data, the threat and the seed."""
+    """All that decides a training, apart from the network, the data, the threat and the seed."""
 
     name: str = field(default="own", repr=False)
     version: int = field(default=0, repr=False)
@@ -70,7 +70,7 @@ class Recipe:
     )
     asam: float = option(0.0, "instead: the same in units of each weight; 0: none", at_least=0)
     regularize: str = option(
-        "", "penalties beside the objective: 'gradalign(weight=0.2), spectral'"
+        "", "penalties added to the objective: 'gradalign(weight=0.2), spectral'"
     )
     patience: int = option(
         0, "epochs without better weights after which it ends early; 0: never", at_least=0
@@ -112,8 +112,7 @@ class Recipe:
         spec.check(self)
         if sum(getattr(self, name) > 0 for name in MOVES) > 1:
             raise SpecError(
-                "a recipe has more than one of awp, sam and asam, but weights are perturbed one "
-                "way."
+                "a recipe has more than one of awp, sam and asam, but takes one of them at a time."
             )
         augmentation.parse(self.augment)
         if self.judge:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from holdfast.errors import InputError
 from holdfast.runs.store import NO_DIGEST, digest_holds, with_digest
 from holdfast.targets.frameworks.pytorch.module import put_tensors, tensors_of
-from holdfast.training.inner_attack import Rival
+from holdfast.training.inner_attack import AttackNetwork
 from holdfast.training.recipe import Recipe
 
 STATE = "training.safetensors"
@@ -55,7 +55,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its tensors."""
+    """The progress of a training: all of its state but the tensors."""
 
     epoch: int = 0
     batch: int = 0  # steps done of this epoch
@@ -78,8 +78,10 @@ class Progress:
 class State:
     """All that a training goes on from."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, rival: Rival | None = None) -> None:
-        self.net, self.rival = net, rival
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, attack_network: AttackNetwork | None = None
+    ) -> None:
+        self.net, self.attack_network = net, attack_network
         self.average = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = _optimiser(net, recipe)
         self.progress = Progress()
@@ -121,8 +123,11 @@ class State:
     def _parts(self) -> Parts:
         parts = {f"now.{name}": part for name, part in self._weights().items()}
         parts[""] = self.optimiser
-        if self.rival is not None:
-            parts |= {"rival.net.": self.rival.net, "rival.": self.rival.optimiser}
+        if self.attack_network is not None:
+            parts |= {
+                "rival.net.": self.attack_network.net,
+                "rival.": self.attack_network.optimiser,
+            }
         return parts
 
 
@@ -156,7 +161,7 @@ def blend(average: nn.Module, net: nn.Module, share: float) -> None:
 
 
 def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers, by name."""
+    """The state of an optimiser, by name."""
     kept = optimiser.state_dict()["state"].items()
     return {
         f"optimiser.{i}.{name}": v
@@ -223,7 +228,7 @@ def read_log(folder: Path) -> list[Epoch]:
 
 
 def packed(tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
-    """A state_dict as the bytes of a .safetensors file, with notes beside it."""
+    """A state_dict as the bytes of a .safetensors file, with notes in its metadata."""
     own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     return save(own, metadata=notes)
 

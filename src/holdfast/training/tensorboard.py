@@ -1,4 +1,4 @@
-"""The epochs of a training as TensorBoard's event files, beside log.csv."""
+"""The epochs of a training as TensorBoard's event files, in addition to log.csv."""
 
 from __future__ import annotations
 

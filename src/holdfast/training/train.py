@@ -60,10 +60,11 @@ def train(
         target = target.inner
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
-    if target.head.graded is not None or target.inputs.context:
+    task = target.head.truth_task
+    if task is not None or target.inputs.context:
         raise InputError(
             "train takes a classifier of k classes and of one input, but this model has "
-            f"{'several inputs' if target.inputs.context else f'the task {target.head.graded}'}."
+            f"{'several inputs' if target.inputs.context else f'the task {task}'}."
         )
     data = open_for(target, data)
     check_data(data, target.bounds)

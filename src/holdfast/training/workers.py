@@ -101,7 +101,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
         there, what = torch.cuda.device_count(), "CUDA devices"
     if not 1 <= devices <= there:
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
-    if type(objective).rival is not Objective.rival:
+    if type(objective).attack_network is not Objective.attack_network:
         raise InputError(
             f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave "
             "it out."

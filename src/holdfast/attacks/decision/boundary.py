@@ -29,8 +29,8 @@ class Boundary(Attack):
 
     Cost: one or two forwards a step and row; the start 2 to 100 and 14.
     Differs from the paper: the lengths adapt a little at every answer, not after windows of them;
-    those towards x stay where a quarter succeed, as in the authors' code; the walk begins at the
-    boundary.
+    those towards x stay where a quarter succeed, as in the authors' code; the random walk begins
+    at the boundary.
     """
 
     needs = Access.LABELS

@@ -15,7 +15,8 @@ from holdfast.attacks.shared.nearest_boundary import nearest
 class DeepFool(Attack):
     """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2 and section 3.3).
 
-    Cost: one forward and a backward for each rival a step and row, up to the first success.
+    Cost: one forward and a backward for each of the `rivals` a step and row, up to the first
+    success.
     Differs from the paper: each step overshoots, not only their sum, and by twice as much as the
     last, up to 128 times the first: where the box clips half of a step it would else come near the
     boundary and never cross it. Of many classes only the best few are looked at, as in the authors'

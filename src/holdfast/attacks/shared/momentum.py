@@ -2,7 +2,7 @@
 mean of gradients.
 
 Dong et al. 2018 (arXiv:1710.06081), algorithm 1. Each of these attacks has its own idea of the
-gradient; run on a `Surrogate` it lends what it finds to the model under test. Their loss `ce` is a
+gradient; run on a `Surrogate` what it finds is tried on the model under test. Their loss `ce` is a
 log-odds, which weighs the copies of an input alike, where the cross-entropy of the papers forgets
 those that the model is sure of.
 """

@@ -12,7 +12,7 @@ def nearest(p: Problem, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Of the m best wrong classes the one whose boundary, linearised at d, is nearest: its gap and
     gradient, [n], [n, *shape].
 
-    A rival whose gradient is zero is out of reach.
+    A class whose gradient is zero is out of reach.
     """
     gap, g = p.class_gaps(d, m)
     slope = p.norm.dual(g.flatten(0, 1)).view_as(gap)

@@ -30,7 +30,7 @@ def propose(rule: Any, p: Problem, d: Tensor, share: float) -> Tensor:
 
 
 class Corners:
-    """Linf: every feature stands at +eps or -eps, or where the box stops it."""
+    """Linf: every feature is at +eps or -eps, or where the box stops it."""
 
     least = 1  # pixels along the side of a window
     odd = False  # whether they are always odd
@@ -59,11 +59,11 @@ class Corners:
 
 @dataclass(frozen=True)
 class Bumps:
-    """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
+    """L2 and L1: two mounds of opposite sign in a window, paid for by what was there and in a
     second window."""
 
     power: int  # of the norm
-    fade: int  # how fast a mound falls off
+    fade: int  # how fast a mound flattens
     over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
     least = 3  # see Corners

@@ -25,7 +25,7 @@ class Descent(NamedTuple):
 
 
 def begin(p: Problem, c: float) -> Descent:
-    """A walk that begins at x."""
+    """A descent that begins at x."""
     d = torch.zeros_like(p.x)
     none = torch.zeros_like(p.eps.flatten())
     w = (_EDGE * (-2 * p.lo / p.width - 1)).atanh()
@@ -33,8 +33,8 @@ def begin(p: Problem, c: float) -> Descent:
 
 
 def margin(p: Problem, s: Descent, t: int) -> tuple[Tensor, Tensor, Descent]:
-    """The margin below the goal (above 0: met), its gradient, and the walk that knows the clean
-    one."""
+    """The margin below the goal (above 0: met), its gradient, and the descent that knows the
+    clean one."""
     gap, g = p.gradient(s.d, "margin")
     return gap, g, s if t else s._replace(unit=gap.abs())  # the first question is about x
 

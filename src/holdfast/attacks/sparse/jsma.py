@@ -1,4 +1,4 @@
-"""JSMA: the two features that do most for one rival class, moved together, step by step."""
+"""JSMA: the two features that do most for one wrong class, changed together, step by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class JSMA(Attack):
     Differs from the paper: a feature may move up or down (Wiyatno and Xu 2018, arXiv:1808.07945)
     and counts by what the box leaves it (Combey et al. 2020, arXiv:2007.06032); the better of a
     pair is tried alone too; a row whose next feature would be past eps, or no fewer than the best
-    point has, begins again at x with the next rival, in the order of the clean scores.
+    point has, begins again at x with the next class, in the order of the clean scores.
     """
 
     needs = Access.GRADIENTS
@@ -38,7 +38,7 @@ class JSMA(Attack):
 
     steps: int = option(100, "pairs of features changed, beginnings anew included")
     theta: float = option(1.0, "move of a feature, a share of the box's width", above=0, at_most=1)
-    loss: str = option("ce", "loss of the rival that is ascended", choices=LOSSES)
+    loss: str = option("ce", "loss of the wrong class that is ascended", choices=LOSSES)
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)

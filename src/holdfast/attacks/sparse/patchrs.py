@@ -80,7 +80,7 @@ class PatchRS(Attack):
 
 
 def _pixels(p: Problem) -> tuple[ImageShape, int]:
-    """The pixels to paint, and how many numbers stand before them: the place, or none."""
+    """The pixels to paint, and how many numbers come before them: the place, or none."""
     square = p.threat.spatial and p.threat.spatial.square
     if square is None:
         return ImageShape.of(p), 0

@@ -24,7 +24,7 @@ class DIFGSM(MomentumAttack):
     of them.
     """
 
-    copies: int = option(1, "smaller copies, beside the input itself", at_least=0)
+    copies: int = option(1, "smaller copies, besides the input itself", at_least=0)
     room: float = option(0.1, "share of its side by which a copy may be smaller", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 

@@ -23,7 +23,7 @@ class SIA(MomentumAttack):
     resized, filtered or dropped out.
     """
 
-    copies: int = option(20, "changed copies, beside the input itself", at_least=0)
+    copies: int = option(20, "changed copies, besides the input itself", at_least=0)
     blocks: int = option(3, "along each side", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 

@@ -18,7 +18,7 @@ class SIFGSM(MomentumAttack):
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
     """
 
-    copies: int = option(4, "faded copies, beside the input itself", at_least=0)
+    copies: int = option(4, "faded copies, besides the input itself", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
     def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:

@@ -116,13 +116,13 @@ def _read(path: Path, trust: bool) -> Any:
             warnings.simplefilter("ignore")
             return _read_safely(path)
     except pickle.UnpicklingError as error:
-        wanted = _wanted(str(error), head)
-        if wanted is None:
+        called = _named_code(str(error), head)
+        if called is None:
             raise InputError(
                 f"{path} is damaged or no checkpoint: it cannot be unpickled."
             ) from error
         raise InputError(
-            f"{path} is a pickle that wants to run code ({wanted}), so it was not opened. "
+            f"{path} is a pickle that wants to run code ({called}), so it was not opened. "
             "Save the state_dict alone (a scikit-learn estimator: by skops.io.dump, as .skops), "
             f"or give --trust if you trust its maker."
         ) from error
@@ -149,8 +149,8 @@ def _is_script(path: Path) -> bool:
 
 
 def _read_safely(path: Path) -> Any:
-    """What a file of torch.save holds; of a checkpoint with objects beside its weights, the weights
-    alone.
+    """What a file of torch.save holds; of a checkpoint with objects next to its weights, the
+    weights alone.
 
     Raises:
         pickle.UnpicklingError: it holds objects, and no weights that could be had without them.
@@ -166,15 +166,15 @@ def _read_safely(path: Path) -> Any:
 
 def _read_trusted(path: Path, head: bytes) -> Any:
     with usercode.importable(os.getcwd()):
-        plain = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
-        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not plain:
+        pickled = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
+        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not pickled:
             return torch.load(path, map_location="cpu", weights_only=False)
         import joblib
 
         return joblib.load(path)  # by pickle.dump, or by joblib.dump
 
 
-def _wanted(refusal: str, head: bytes) -> str | None:
+def _named_code(refusal: str, head: bytes) -> str | None:
     """What of a pickle the safe reader refused; None where it is no whole pickle."""
     if found := re.search(r"GLOBAL (\S+)", refusal):
         return found[1]
@@ -218,7 +218,7 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         for name in own
         if name in fitting and name not in others and fitting[name].shape != own[name].shape
     ]
-    told = [
+    differences = [
         f"{word}: {_listed(names)}"
         for word, names in (
             ("missing", missing),
@@ -227,16 +227,21 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         )
         if names
     ]
-    if told and not missing and unexpected and all(_last(n) in _CONSTANTS for n in unexpected):
+    if (
+        differences
+        and not missing
+        and unexpected
+        and all(_last(n) in _CONSTANTS for n in unexpected)
+    ):
         raise InputError(
             f"{path} also holds {_listed(unexpected)}, by which its model normalises the inputs; "
             f"the architecture of --arch {arch} does not. Give the one that does."
         )
-    if told:
+    if differences:
         if missing and (closest := nearest(weights, varied)):
-            told.append(closest)
+            differences.append(closest)
         raise InputError(
-            f"the weights of {path} do not fit --arch {arch}; {'; '.join(told)}. Is it another "
-            "model?"
+            f"the weights of {path} do not fit --arch {arch}; {'; '.join(differences)}. Is it "
+            "another model?"
         )
     model.load_state_dict(fitting, strict=False)

@@ -1,0 +1,138 @@
+"""Lower bounds of the margins of a network's rows under a threat, and what they prove."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.bounds.graph import Graph, trace, unsupported
+from holdfast.bounds.propagate import METHODS, Region, Rows
+from holdfast.errors import InputError, SpecError, first_line, suggest
+from holdfast.norms import wide
+from holdfast.targets.target import Bounds
+from holdfast.threats.threat import Targeted, Threat, as_threat
+
+AT_ONCE = 1 << 25  # numbers in the largest interval of the rows that are bounded at once
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What a method found of n rows.
+
+    lower: below score of the true class less score of class j, over all that the threat allows, in
+        real arithmetic: [n, k] in float64. inf where nothing needs to be shown: for the true class,
+        and for all but the target's where the threat has one. nan where nothing is known.
+    rounding: the most by which the network, as its own dtype rounds, may fall short of it: [n, k].
+    method: the tightest method that ran.
+    reason: why nothing is known of any row; else empty.
+    """
+
+    lower: Tensor
+    rounding: Tensor
+    method: str
+    reason: str = ""
+
+    @property
+    def proved(self) -> Tensor:
+        """Rows whose every margin is above 0 in real arithmetic: bool [n]."""
+        return _above(self.lower, torch.zeros_like(self.rounding))
+
+    @property
+    def certified(self) -> Tensor:
+        """Rows whose every margin is above 0 for the network as it rounds, too: bool [n]."""
+        return _above(self.lower, self.rounding)
+
+
+def _above(lower: Tensor, least: Tensor) -> Tensor:
+    # said so that nan is never above: a comparison with nan is false
+    shown = (lower == torch.inf) | (lower.isfinite() & least.isfinite() & (lower > least))
+    return shown.all(1) & lower.isfinite().any(1)
+
+
+def margins(
+    network: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat | str,
+    bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
+    method: str = "crown",
+) -> Margins:
+    """Bound the margins of rows under all that a threat allows.
+
+    Args:
+        network: a module of torch that answers rows with scores [n, k], preprocessing inside; or
+            its graph, of `trace`.
+        x: inputs [n, *shape], of the dtype that the network takes, on its device.
+        y: true classes [n].
+        threat: a ball around each row, such as "linf(8/255)".
+        bounds: the box of legal inputs.
+        method: "ibp", "crown" or "alpha-crown"; those before it run, too.
+
+    Whatever goes wrong on the way proves nothing, and stands in `reason`.
+
+    Raises:
+        SpecError: no such method, or no such threat.
+        InputError: x and y are not of one length, or y is no class.
+    """
+    threat, bounds = as_threat(threat), Bounds.of(bounds)
+    if method not in METHODS:
+        raise SpecError(f"no method is called {method!r}; {suggest(method, METHODS)}")
+    if len(x) != len(y) or y.is_floating_point() or y.ndim != 1:
+        raise InputError(
+            f"x has {len(x)} rows and y is {tuple(y.shape)} of {y.dtype}; expected a class a row."
+        )
+    try:
+        _check(threat)
+        graph = network if isinstance(network, Graph) else trace(network, x[:1])
+        size = max(1, AT_ONCE // graph.largest)
+        found = [
+            _of_part(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds, method)
+            for at in torch.arange(len(x)).split(size)
+        ]
+    except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
+        nothing = torch.full((len(x), 1), torch.nan, dtype=torch.float64)
+        return Margins(nothing, nothing, method, first_line(error))
+    lower, rounding = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Margins(lower, rounding, method)
+
+
+def _check(threat: Threat) -> None:
+    if threat.spatial is not None:
+        raise unsupported(f"proofs for {threat}, which does not add to the input")
+    if not threat.bounded:
+        raise unsupported(f"proofs for {threat}, whose eps is not finite")
+
+
+def _of_part(
+    graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds, method: str
+) -> tuple[Tensor, Tensor]:
+    """`lower` and `rounding` of rows."""
+    rows = Rows(graph, region(x, threat, bounds), y)
+    for name in METHODS:
+        rows.climb(name)
+        if name == method:
+            break
+    unit = torch.finfo(x.dtype).eps / 2
+    errors = rows.rounding(unit)
+    rounding = errors + errors.gather(1, y[:, None])
+    lower = torch.where(bounds.inside(x)[:, None], rows.lower, torch.nan)
+    if isinstance(threat.goal, Targeted):
+        aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+        k = torch.arange(lower.shape[1], device=x.device)
+        lower = torch.where(k == aims[:, None], lower, torch.inf)
+    return lower, rounding
+
+
+def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:
+    """What a threat allows around rows x [n, *shape] within the box, what a judge counts as within
+    eps included."""
+    eps = threat.legal_eps(tuple(x.shape[1:]), bounds.ulp).to(x.device)
+    x = x.double()
+    low, high = (torch.as_tensor(side).to(x) for side in bounds.sides(x))
+    lo, hi = low - x, high - x
+    if threat.mask is not None:
+        lo, hi = (torch.where(threat.mask.to(x.device), side, 0) for side in (lo, hi))
+    return Region(threat.norm, x, wide(eps.expand(len(x)), x), lo, hi)
