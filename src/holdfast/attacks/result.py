@@ -157,7 +157,7 @@ class AttackResult:
 
     @property
     def snr_db(self) -> Any:
-        """[n] float64: the power of x beside that of x_adv - x, in decibels; NaN where there is no
+        """[n] float64: the power of x over that of x_adv - x, in decibels; NaN where there is no
         success. The summary says its median where inputs [n, t] or [n, c, t] lie around 0."""
         x, found = (
             _numpy(part).reshape(len(self), -1).astype(float) for part in (self.x, self.x_adv)
