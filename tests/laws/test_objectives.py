@@ -222,7 +222,7 @@ def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
     objective = objectives.parse("advgan(width=2, rate=0.01)")
     craft = crafting()
     torch.manual_seed(0)
-    other = objective.other(craft.live)
+    other = objective.rival(craft.live)
     assert other is not None
     craft, net = replace(craft, other=other), copy.deepcopy(other.net)
     nearby = objective.points(craft, X, Y)
