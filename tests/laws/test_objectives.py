@@ -224,7 +224,7 @@ def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
     torch.manual_seed(0)
     other = objective.rival(craft.live)
     assert other is not None
-    craft, net = replace(craft, other=other), copy.deepcopy(other.net)
+    craft, net = replace(craft, rival=other), copy.deepcopy(other.net)
     nearby = objective.points(craft, X, Y)
     assert not torch.equal(nearby, X)
     wrong = (nearby @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
