@@ -182,7 +182,7 @@ def test_a_wrong_truth_is_refused() -> None:
     target = holdfast.wrap(Net(), task="multilabel")
     for bad, word in (
         (y[:, :2], "3 outputs"),
-        (y * 2, "wants 0 or 1"),
+        (y * 2, "takes 0 or 1"),
         (y.argmax(1), r"y \[n, 3\]"),
     ):
         with pytest.raises(InputError, match=word):

@@ -1,4 +1,4 @@
-"""Robustness by group: told by the data or beside it, in every figure's place, and checked."""
+"""Robustness by group: told by the data or apart from it, in every figure's place, and checked."""
 
 from __future__ import annotations
 

@@ -60,7 +60,11 @@ def weights(state: State) -> list[Tensor]:
         *state.net.state_dict().values(),
         *state.average.state_dict().values(),
         *(state.best[name] for name in sorted(state.best)),
-        *(state.attack_network.net.state_dict().values() if state.attack_network is not None else ()),
+        *(
+            state.attack_network.net.state_dict().values()
+            if state.attack_network is not None
+            else ()
+        ),
     ]
 
 

@@ -96,7 +96,7 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
         assert (found >= LIMITS["low"]).all()
         assert (found <= LIMITS["high"]).all()
     assert command("verify", "run", "net.py:make", "set.npz").exit_code == 0
-    assert "times a scale" in (here / "run" / "report.html").read_text()
+    assert "eps has a scale" in (here / "run" / "report.html").read_text()
     assert command("attack", *asked, "--out", "made.npz").exit_code == 0
     with np.load("made.npz") as made:
         assert made["broken"].sum() == (status == "broken").sum()

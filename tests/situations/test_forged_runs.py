@@ -93,14 +93,14 @@ def renamed(m: Manifest) -> Manifest:
 def test_forged_facts_are_found(
     run: Path, change: Callable[[Manifest], Manifest], seen: str
 ) -> None:
-    """Line 5: a protocol under another name, an invented network, a budget, an examination or a
+    """Line 5: a protocol under another name, an invented network, a budget, a probe or a
     finding."""
     seal(run, refigured(run, change(store.read_manifest(run))))
     assert seen in " ".join(found(run))
 
 
-def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 5: whether an examination was due follows from protocol, budget and target, not from
+def test_an_emptied_probe_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 5: whether a probe was due follows from protocol, budget and target, not from
     what run.json says."""
     short = {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})}
     monkeypatch.setattr("holdfast.evaluation.protocols.PROTOCOLS", short)
