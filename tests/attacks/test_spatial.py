@@ -20,7 +20,7 @@ from holdfast.evaluation import judge
 from holdfast.evaluation.prepare import threat_of_movement
 from holdfast.evaluation.protocols import protocol
 from holdfast.evaluation.verify import verify
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.rng import Keys
 from holdfast.targets.demo import demo_model
 from holdfast.threats.flow import Flow

@@ -22,7 +22,7 @@ from holdfast.cli.main import app
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs import store
 from holdfast.runs.run import Run
 

@@ -21,7 +21,7 @@ from jsonschema import Draft7Validator
 
 from holdfast.cli.main import app
 from holdfast.errors import SpecError
-from holdfast.report import audit, html
+from holdfast.reporting import audit, html
 from holdfast.runs import gates
 from holdfast.runs.manifest import Manifest
 

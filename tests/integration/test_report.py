@@ -18,7 +18,7 @@ from rich.console import Console
 
 import holdfast
 from holdfast.errors import InputError
-from holdfast.report import figures, html, markdown, terminal, words
+from holdfast.reporting import figures, html, markdown, terminal, words
 from holdfast.runs import store
 from holdfast.runs.compare import compare
 from holdfast.runs.metrics import interval
@@ -273,7 +273,7 @@ def test_the_report_needs_no_torch() -> None:
     path = list(holdfast.__path__)
     code = (
         "import sys, types\nroot = sys.modules['holdfast'] = types.ModuleType('holdfast')\n"
-        f"root.__path__ = {path!r}\nimport holdfast.report.html, holdfast.report.terminal\n"
+        f"root.__path__ = {path!r}\nimport holdfast.reporting.html, holdfast.reporting.terminal\n"
         "print({'torch', 'pandas', 'matplotlib.pyplot'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.truths import with_truths
 from holdfast.evaluation.verify import verify
-from holdfast.report import html
+from holdfast.reporting import html
 from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets.batch import read

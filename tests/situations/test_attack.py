@@ -383,7 +383,7 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
     assert run.f1 == run.metrics.f1
     from rich.console import Console
 
-    from holdfast.report.terminal import summary
+    from holdfast.reporting.terminal import summary
 
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(summary(run.manifest))

@@ -21,7 +21,7 @@ from holdfast.data import from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.report import html
+from holdfast.reporting import html
 from holdfast.runs import store
 from holdfast.runs.compare import compare
 from holdfast.runs.manifest import Costs, Finding, Manifest

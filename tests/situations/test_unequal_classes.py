@@ -18,7 +18,7 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.hardening import objectives
-from holdfast.report import paired
+from holdfast.reporting import paired
 from holdfast.training.balance import Balance, divide_fairly
 from holdfast.training.objective import Net
 from holdfast.training.train import train

@@ -60,9 +60,9 @@ class Run:
 
     def report(self, *, open: bool = False) -> Path:
         """The page report.html in the folder, written where it is not there yet: see
-        `holdfast.report`."""
+        `holdfast.reporting`."""
         # The pages stand above the runs, which import nothing of them.
-        return importlib.import_module("holdfast.report.html").report(self, open=open)
+        return importlib.import_module("holdfast.reporting.html").report(self, open=open)
 
     @property
     def unfinished(self) -> bool:

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs.manifest import CurvePoint, Manifest
 
 _TONES = {

@@ -23,7 +23,7 @@ from PIL import Image
 
 from holdfast.arguments import checked
 from holdfast.errors import InputError
-from holdfast.report import audit, figures, words
+from holdfast.reporting import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.run import Run, folder_of
@@ -211,7 +211,7 @@ def _glued(text: str) -> str:
 
 
 def _text(name: str) -> str:
-    return files("holdfast.report").joinpath(name).read_text("utf-8")
+    return files("holdfast.reporting").joinpath(name).read_text("utf-8")
 
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:

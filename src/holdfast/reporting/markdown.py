@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from holdfast.report import audit, words
+from holdfast.reporting import audit, words
 from holdfast.runs.gates import Outcome
 from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest, ModelInfo
 

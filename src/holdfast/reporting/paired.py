@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.report import figures, html, words
-from holdfast.report.terminal import columns
+from holdfast.reporting import figures, html, words
+from holdfast.reporting.terminal import columns
 from holdfast.runs.compare import Comparison, Paired, PartChange, SizeChange, Spread
 from holdfast.runs.store import write_bytes
 

@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from holdfast.errors import InputError
-from holdfast.report import figures, html
+from holdfast.reporting import figures, html
 from holdfast.runs.store import write_bytes
 
 _PICTURES = 6  # of samples, from the first round to the last
