@@ -65,6 +65,7 @@ class Rows:
         for node in graph.nodes:
             self.intervals.append(self._forward(node))
         self.lines: dict[int, Lines] = {}
+        self.sums: dict[int, Tensor] = {}  # lo + hi where CROWN alone says them
         self.lower = torch.full_like(self.intervals[-1][0][:, 0], -torch.inf)
 
     def at(self, rows: Tensor) -> Rows:
@@ -109,7 +110,9 @@ class Rows:
                 continue
             self._narrow(i, *self._forward(node))
             if node.rule is not None:
-                self.lines[i] = node.rule.lines(*self.intervals[node.parents[0]])
+                origin = node.parents[0]
+                lo, hi = self.intervals[origin]
+                self.lines[i] = node.rule.lines(lo, hi, self.sums.get(origin, lo + hi))
             if i in asking:
                 asks = [one.rule.asks(*self.intervals[i]) for one in asking[i] if one.rule]
                 self._ask(i, torch.stack(asks).any(0), steps)
@@ -130,6 +133,7 @@ class Rows:
         low, high = self._in_parts(lambda part: self._both(i, *part, steps=steps), rows, entries)
         lo, hi = (side.flatten(1).clone() for side in self.intervals[i])
         lo[rows, entries], hi[rows, entries] = low, high
+        self.sums[i] = (lo + hi).view_as(asks)
         self._narrow(i, lo.view_as(asks), hi.view_as(asks))
 
     def _both(self, i: int, rows: Tensor, entries: Tensor, *, steps: int) -> Tensor:
