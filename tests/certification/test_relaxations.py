@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from holdfast.bounds.relaxations import Bent, Largest, Rule, Smooth, windows
 from holdfast.bounds.relaxations import RULES as TABLE
+from holdfast.bounds.relaxations import Bent, Largest, Rule, Smooth, windows
 from holdfast.errors import InputError
 
 RULES = {
@@ -66,13 +66,12 @@ def test_slopes_and_curvatures_are_bounded(name: str) -> None:
 @given(seed=st.integers(0, 10_000), width=st.sampled_from([0.01, 0.3, 2.0]))
 def test_a_maximum_stays_within_its_lines(seed: int, width: float) -> None:
     draws = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(*shape, generator=draws, dtype=torch.float64)
-    lo = draw(3, 5, 4)
-    hi = lo + width * draw(3, 5, 4)
+    lo, width_of, *shares = torch.rand(52, 3, 5, 4, generator=draws, dtype=torch.float64)
+    hi = lo + width * width_of
     rule = Largest()
     lines, (below, above) = rule.lines(lo, hi, lo + hi), rule.interval(lo, hi)
-    for _ in range(50):
-        x = lo + (hi - lo) * draw(3, 5, 4).round(decimals=0 if _ % 2 else 3)
+    for i, share in enumerate(shares):
+        x = lo + (hi - lo) * share.round(decimals=3 * (i % 2))  # corners, too
         y = rule.value(x)
         assert bool(((lines.low * x).sum(-1) + lines.low_at_0 <= y + 1e-12).all())
         assert bool(((lines.up * x).sum(-1) + lines.up_at_0 >= y - 1e-12).all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ def check(kind: str, norm: str, seed: int, samples: int, steps: int) -> None:
     around = region(x, Threat.parse(f"{norm}({SIZES[norm] * (1 + seed % 3)})"), Bounds())
     rows = Rows(trace(net, x[:1]), around, y)
     ladder = [rows.climb(method).clone() for method in METHODS]
-    for looser, tighter in zip(ladder, ladder[1:], strict=False):
+    for looser, tighter in itertools.pairwise(ladder):
         assert bool((tighter >= looser).all())
     found = smallest(net, around, y, samples, steps)
     slack = 1e-9 * (1 + found.abs())
@@ -60,7 +62,7 @@ def check_exact(seed: int) -> None:
     widths = [[4, 12, 12, 3], [6, 20, 3], [3, 8, 8, 8, 3]][seed % 3]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         for layer in layers:
             nn.init.normal_(layer.weight, std=1.5 / layer.in_features**0.5)
         x = torch.rand(1, widths[0])
