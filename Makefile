@@ -22,7 +22,7 @@ install() { \
 }
 endef
 
-.PHONY: help demo test test-all test-mutants lint bench docs clean
+.PHONY: help demo test test-all test-mutants lint wheel bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +33,9 @@ demo: $(ENV)  ## train, attack, harden, attack again, compare, in minutes: runs/
 test: .venv/.frameworks  ## the tests, but for the slow ones
 	$(PYTEST)
 
-test-all: .venv/.frameworks  ## every test
+test-all: .venv/.frameworks  ## every test, then test-mutants
 	$(PYTEST) -m ""
+	$(BIN)/python tests/mutants.py
 
 test-mutants: .venv/.frameworks  ## plant known defects one by one; the tests must catch each
 	$(BIN)/python tests/mutants.py
@@ -43,6 +44,10 @@ lint: .venv/.frameworks  ## ruff (lint, format) and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+wheel: $(ENV)  ## build the package into dist/
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 bench: .venv/.bench  ## compare with the peers on the same tasks; renews the tables in docs/comparison.md
 	$(BIN)/python benchmarks/peers.py --docs $(if $(AUTOATTACK),--autoattack "$(AUTOATTACK)")

@@ -268,16 +268,16 @@ def autoattack_fab(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: in
 
 def holdfast_attack(attack: str) -> Tool:
     def call(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: int) -> Found:
-        books = run(CATALOGUE[attack](steps=n), wrap(model, batch_size=BATCH), x, y, threat)
-        return books.best, ~books.broken
+        found = run(CATALOGUE[attack](steps=n), wrap(model, batch_size=BATCH), x, y, threat)
+        return found.best, ~found.broken
 
     return call
 
 
 def holdfast_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, n: int) -> Found:
     attack = CATALOGUE["pgd"](steps=n, step_size=FRACTION, loss="ce", start_at="zero")
-    books = run(attack, wrap(model, batch_size=BATCH), x, y, threat)
-    return books.best, ~books.broken
+    found = run(attack, wrap(model, batch_size=BATCH), x, y, threat)
+    return found.best, ~found.broken
 
 
 def holdfast_protocol(protocol: str) -> Tool:
@@ -878,10 +878,7 @@ def main() -> None:
             },
             "--autoattack": {"type": Path, "help": "a checkout of the original AutoAttack"},
             "--quick": {"action": "store_true", "help": "one model, 10 images, Linf and L2"},
-            "--docs": {
-                "action": "store_true",
-                "help": "write the short tables into docs/comparison.md",
-            },
+            "--docs": {"action": "store_true", "help": "renew the tables of docs/comparison.md"},
         },
     )
     reasons = prepare(chosen.tools, chosen.autoattack)

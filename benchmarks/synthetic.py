@@ -32,7 +32,7 @@ from holdfast.generation import generate
 from holdfast.generation.sample import own_classifier, sample
 from holdfast.hardening import recipes
 from holdfast.runs.compare import compare
-from holdfast.training.generated_rows import GeneratedRows
+from holdfast.training.batches import GeneratedRows
 from holdfast.training.loop import Training
 
 EPS = (0.3, 0.2)  # the first is trained against

@@ -1,5 +1,5 @@
-"""Write the pages that follow from the code: the attacks and the schema of run.json. `make docs`
-runs this."""
+"""Write the files that follow from the code: the attacks, their stub and the schema of run.json.
+`make docs` runs this."""
 
 from __future__ import annotations
 
@@ -8,14 +8,75 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from holdfast import spec
-from holdfast.attacks import CATALOGUE
+from holdfast.attacks import (
+    CATALOGUE,
+    Attack,
+    AttackResult,
+    AutoAttack,
+    Outcome,
+    SearchResult,
+    Trial,
+    perturb,
+    run,
+)
 from holdfast.cli import listing
 from holdfast.evaluation.protocols import BLACK_BOX, PROTOCOLS, SMALLEST
 from holdfast.runs.manifest import Manifest
 
 DOCS = Path(__file__).parent
+# When to use which attack, the most important first.
+USES = {
+    "pgd": "you want the classic, to compare with a paper or to teach",
+    "fgsm": "you want one quick step: a first look, never evidence",
+    "apgd": "you want one strong gradient attack, and no step size to choose",
+    "square": "the model gives scores but no gradients, or its gradients are suspect",
+    "acg": "many short restarts are to find what APGD leaves",
+    "relay": "gradients are masked in part: random search and ascent take turns",
+    "bim": "a paper's figure is BIM's: PGD without a random start",
+    "fab": "you reproduce AutoAttack, or want small changes in Linf, L2 or L1",
+    "cw": "a paper's figure is Carlini and Wagner's; slow",
+    "fmn": "you want the smallest change in any norm, fast",
+    "ddn": "you want the smallest change in L2, fast",
+    "deepfool": "you want a quick estimate of the distance to the boundary",
+    "superdeepfool": "the same in L2, closer to the truth",
+    "brendelbethge": "gradients are masked in L2: it walks along the boundary from outside",
+    "pdpgd": "you want the smallest change in L1",
+    "alma": "you want small changes in L1 or L2 and have a thousand steps",
+    "ead": "a paper's figure is EAD's, in L1",
+    "sigmazero": "few features may change, by any amount (L0)",
+    "vfga": "the same, greedily: fewer passes",
+    "jsma": "a paper's figure is JSMA's, in L0",
+    "slide": "you train or attack in L1 and want a simple step",
+    "hopskipjump": "the model gives labels alone",
+    "rays": "the model gives labels alone, in Linf: the check that no bending of scores misleads",
+    "cgba": "the model gives labels alone, in L2",
+    "surfree": "the same with very few queries",
+    "geoda": "the same where the boundary is nearly flat",
+    "signopt": "the same with many queries",
+    "boundary": "a paper's baseline is the boundary attack",
+    "signhunter": "the model gives scores, in Linf, and queries are few",
+    "bandits": "you compare query counts with a paper's",
+    "nes": "you compare query counts with a paper's",
+    "spsa": "scores are noisy, or a paper's figure is SPSA's",
+    "simba": "you compare query counts in L2 with a paper's",
+    "zoo": "a paper's baseline is ZOO; very many queries",
+    "sparsers": "few features may change, and the model gives scores",
+    "onepixel": "a paper's figure is the one-pixel attack's",
+    "patchrs": "the threat is a patch",
+    "mifgsm": "examples made on one model are to fool another",
+    "nifgsm": "the same, looking ahead",
+    "difgsm": "the same, more strongly",
+    "tifgsm": "the same, against models that were trained adversarially",
+    "sifgsm": "the same, by copies of other brightness",
+    "vmifgsm": "the same, by gradients that vary less",
+    "admix": "the same, by mixing in other images",
+    "sia": "the same, by changing blocks: strong, many passes",
+    "bsr": "the same, by moving and turning blocks: strong, many passes",
+    "sweep": "you want a baseline that asks for no direction at all",
+}
 
 
 def schema() -> str:
@@ -23,14 +84,24 @@ def schema() -> str:
 
 
 def attacks() -> str:
-    """One section an attack: what it is, and its options with their defaults and limits."""
-    parts = ["# Attacks and protocols\n\nThis page is made from the code by `make docs`.\n"]
-    seen: set[type] = set()
-    for maker in CATALOGUE.values():
-        kind = type(maker())
-        if kind in seen:
-            continue
-        seen.add(kind)
+    """When to use which attack, and one section an attack: what it is, and its options with their
+    defaults and limits."""
+    order = [name for name in USES if name in CATALOGUE]
+    order += [name for name in CATALOGUE if name not in USES]
+    kinds = {name: type(CATALOGUE[name]()) for name in order}
+    chosen = "\n".join(
+        f"| [`{name}`](#{kind.__name__.lower()}) | {kind.needs.name.lower()} "
+        f"| {', '.join(sorted(kind.norms))} | {USES.get(name, '')} |"
+        for name, kind in kinds.items()
+    )
+    parts = [
+        "# Attacks and protocols\n\nThis page is made from the code by `make docs`. The most "
+        "important attacks come first. You seldom need to choose: a [protocol](choose-protocol.md) "
+        "does.\n\nAny attack takes `restarts=N` and `targets=N` (the N best other classes, one "
+        "after the other), where it has noise and a goal: `pgd(steps=100, restarts=5)`.\n\n"
+        f"| attack | needs | norms | use it when |\n|---|---|---|---|\n{chosen}\n"
+    ]
+    for kind in dict.fromkeys(kinds.values()):
         also = "".join(
             f"\n\nAlso `{name}`: `{spec.write(kind(**fields))}`."
             for name, fields in kind.also.items()
@@ -83,10 +154,53 @@ def fields_of(kind: type) -> list[tuple[str, object, str, str]]:
     ]
 
 
+STUB = """\
+# Made by docs/generate.py: the names that holdfast.attacks finds in its files.
+from collections.abc import Callable
+
+{imports}
+
+CATALOGUE: dict[str, Callable[..., Attack]]
+
+def parse(text: str) -> Attack: ...
+def parse_trial(text: str) -> Trial: ...
+{named}"""
+
+
+def stub() -> str:
+    """What editors and type checkers read of `holdfast.attacks`."""
+    own = (Attack, AttackResult, AutoAttack, Outcome, SearchResult, Trial, perturb, run)
+    classes = [maker for maker in CATALOGUE.values() if isinstance(maker, type)]
+    imports = sorted(
+        f"from {item.__module__} import {item.__name__} as {item.__name__}"
+        for item in (*own, *classes)
+    )
+    named = [
+        _named(name.upper(), maker)
+        for name, maker in CATALOGUE.items()
+        if not isinstance(maker, type)
+    ]
+    return STUB.format(imports="\n".join(imports), named="\n".join(named))
+
+
+def _named(name: str, maker: Any) -> str:
+    """A class with options set, as a function of its options."""
+    lines, free = list[str](), True
+    for option in inspect.signature(maker).parameters.values():
+        if free and option.kind is option.KEYWORD_ONLY:
+            lines.append("*")
+            free = False
+        default = repr(option.default).replace("'", '"')
+        lines.append(f"{option.name}: {option.annotation} = {default}")
+    inner = "".join(f"    {line},\n" for line in lines)
+    return f'def {name}(\n{inner}) -> {maker.func.__name__}:\n    """{maker.__doc__}"""\n'
+
+
 PAGES = {
     "schema/run.schema.json": schema,
     "attacks.md": attacks,
     "../src/holdfast/cli/attacks.txt": listing.attacks,
+    "../src/holdfast/attacks/__init__.pyi": stub,
 }
 
 if __name__ == "__main__":

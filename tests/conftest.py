@@ -35,7 +35,7 @@ def cases() -> Path:
 
 
 def pytest_collection_finish() -> None:
-    """The modules and tests are here to stay: the garbage collector need not walk through them
+    """The modules and tests are here to stay: the garbage collector need not go through them
     again and again."""
     gc.collect()
     gc.freeze()
@@ -57,7 +57,7 @@ _STARTED = pytest.StashKey[float]()
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, Any]:
-    """What a test cost, its fixtures included, stands in the report of its teardown."""
+    """What a test cost, its fixtures included, is in the report of its teardown."""
     report = yield
     if call.when == "teardown":
         report.user_properties.append(("cpu", _cpu() - item.stash[_STARTED]))
@@ -70,7 +70,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The tests that cost most, and the whole: the allowance stands in CONTRIBUTING.md; no test
+    """The tests that cost most, and the whole: the allowance is in CONTRIBUTING.md; no test
     fails by it."""
     spent = {
         report.nodeid: seconds

@@ -26,9 +26,7 @@ FIRST = "losses norms geometry apgd budgets success optimum invariance rows".spl
 class Defect:
     name: str
     file: str  # under src/holdfast
-    changes: tuple[
-        tuple[str, str], ...
-    ]  # text that stands there exactly once, and what replaces it
+    changes: tuple[tuple[str, str], ...]  # text that is there exactly once, and what replaces it
 
 
 DEFECTS = [
@@ -45,7 +43,7 @@ DEFECTS = [
     Defect(
         "sign of the margin loss flipped",
         "losses.py",
-        (("return rival - _at(z, y)", "return _at(z, y) - rival"),),
+        (("return other - _at(z, y)", "return _at(z, y) - other"),),
     ),
     Defect(
         "steepest normalises over the whole batch",
@@ -181,15 +179,15 @@ DEFECTS = [
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as folder:
-        copies = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
-        untouched = plant(None, Path(folder) / "untouched")
+        planted = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
+        unchanged = plant(None, Path(folder) / "unchanged")
         folders = ("laws", "attacks", "certification")
         found = [path for name in folders for path in ROOT.glob(f"tests/{name}/test_*.py")]
         places = {path.stem.removeprefix("test_"): str(path) for path in sorted(found)}
         files = [places.pop(name) for name in FIRST] + list(places.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            caught = list(pool.map(lambda copy: failure(copy, files), copies))
-        control = failure(untouched, sorted({test for test in caught if test}))
+            caught = list(pool.map(lambda copy: failure(copy, files), planted))
+        control = failure(unchanged, sorted({test for test in caught if test}))
     width = max(len(defect.name) for defect in DEFECTS)
     for defect, test in zip(DEFECTS, caught, strict=True):
         print(f"{defect.name:{width}}  {test or 'SURVIVED'}")
@@ -211,7 +209,7 @@ def plant(defect: Defect | None, folder: Path) -> Path:
         for old, new in defect.changes:
             if text.count(old) != 1:
                 raise SystemExit(
-                    f"cannot plant {defect.name!r}: {old!r} stands {text.count(old)} times in "
+                    f"cannot plant {defect.name!r}: {old!r} is there {text.count(old)} times in "
                     f"{defect.file}"
                 )
             text = text.replace(old, new)

@@ -40,8 +40,8 @@ def first_line(error: BaseException) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """A tail for a message about an unknown `word`: the nearest known ones, else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+    close = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}."
 
 
 def listed(values: Sequence[Any], most: int) -> str:

@@ -35,8 +35,8 @@ def ce(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
 
 def margin(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:
     """max_{j != y} z_j - z_y, or z_t - z_y (Carlini and Wagner 2017, arXiv:1608.04644, f6)."""
-    rival = without(z, y).amax(1) if t is None else _at(z, t)
-    return rival - _at(z, y)
+    other = without(z, y).amax(1) if t is None else _at(z, t)
+    return other - _at(z, y)
 
 
 def dlr(z: Tensor, y: Tensor, t: Tensor | None = None) -> Tensor:

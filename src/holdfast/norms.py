@@ -72,7 +72,7 @@ class Norm(ABC):
         return torch.maximum(lo, -eps), torch.minimum(hi, eps)
 
     def corner(self, t: int, like: Tensor) -> Tensor:
-        """The t-th corner in a fixed order, one that walks them all (for L2: the axes)."""
+        """The t-th corner in a fixed order, one that visits them all (for L2: the axes)."""
         d = torch.zeros_like(like).flatten(1)
         d[:, (t // 2) % d.shape[1]] = 1 - 2 * (t % 2)
         return d.view_as(like)
@@ -137,7 +137,7 @@ def scaled(g: Tensor) -> Tensor:
     return g / torch.where(top > 0, top, 1)
 
 
-def _ways(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
+def _slopes(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
     """What moves give on the way to <g, v> = gap: the sign of each entry's move [n, *shape], its
     slope over the steepest and how far the box lets it go [n, f], and the gap over the steepest
     [n, 1]."""
@@ -151,25 +151,25 @@ def _ways(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, ...]:
 def _evenly(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, speed: Tensor) -> Tensor:
     """Move every entry at its own speed [n, *shape], each until the box stops it, until <g, v> =
     gap."""
-    sign, steep, cap, need = _ways(g, gap, lo, hi)
+    sign, steep, cap, need = _slopes(g, gap, lo, hi)
     speed = speed.flatten(1)
-    moving = (steep > 0) & (cap > 0)
-    kinks, order = torch.where(moving, cap / speed, 0).sort(1)
-    full = torch.where(moving, steep * cap, 0).gather(1, order)
-    rate = torch.where(moving, steep * speed, 0).gather(1, order)
+    active = (steep > 0) & (cap > 0)
+    kinks, order = torch.where(active, cap / speed, 0).sort(1)
+    full = torch.where(active, steep * cap, 0).gather(1, order)
+    rate = torch.where(active, steep * speed, 0).gather(1, order)
     stopped = full.cumsum(1) - full  # what the entries stopped before this kink give
     going = rate.flip(1).cumsum(1).flip(1)  # what those still moving give a unit of time
     at = (stopped + kinks * going < need).sum(1, keepdim=True)
     last = at.clamp_max(kinks.shape[1] - 1)
     time = (need - stopped.gather(1, last)) / going.gather(1, last)
     time = torch.where(at > last, torch.inf, time.clamp_min(0))
-    return torch.where(moving, (speed * time).minimum(cap), 0).view_as(g) * sign
+    return torch.where(active, (speed * time).minimum(cap), 0).view_as(g) * sign
 
 
 def _in_order(g: Tensor, gap: Tensor, lo: Tensor, hi: Tensor, *, by_gain: bool) -> Tensor:
     """Move entries to the box one by one, the steepest (or that which gives most) first, until <g,
     v> = gap."""
-    sign, steep, cap, need = _ways(g, gap, lo, hi)
+    sign, steep, cap, need = _slopes(g, gap, lo, hi)
     gain = steep * cap
     order = (gain if by_gain else steep).argsort(dim=1, descending=True, stable=True)
     gained, ranked = gain.gather(1, order), steep.gather(1, order)
@@ -370,7 +370,7 @@ class _L1(_OneFeature):
 
     def stride(self, g: Tensor, share: float, eps: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         # The best point fills entries to the box in the order of their gradients until eps is
-        # spent. One entry alone would soon stand at the box, so all those entries share the step:
+        # spent. One entry alone would soon be at the box, so all those entries share the step:
         # half of it by their gradients, half by how far these exceed the best entry left out, which
         # is what shifts size between them.
         cap = torch.where(g > 0, hi, -lo).flatten(1)
@@ -477,8 +477,8 @@ class _L0(_OneFeature):
         # for.
         worth = torch.where(d != 0, g * d, torch.inf).flatten(1)
         rank = worth.argsort(dim=1, stable=True).argsort(dim=1)
-        falls = (rank < (share * self.size(d)).ceil()[:, None]).view_as(d) & (d != 0)
-        gap, v = gap + torch.where(falls, g * d, 0).flatten(1).sum(1), torch.where(falls, 0, d)
+        dropped = (rank < (share * self.size(d)).ceil()[:, None]).view_as(d) & (d != 0)
+        gap, v = gap + torch.where(dropped, g * d, 0).flatten(1).sum(1), torch.where(dropped, 0, d)
         for free in (v != 0, v == 0):
             low, high = torch.where(free, lo - v, 0), torch.where(free, hi - v, 0)
             v = (v + self.reach(g, gap.clamp_min(0), low, high)).clamp(lo, hi)

@@ -114,7 +114,7 @@ def check(item: Any) -> None:
         value, choices = getattr(item, field.name), field.metadata.get("choices")
         if not _fits(field, value):
             name = type(item).__name__.lower()
-            raise SpecError(f"{name} has {field.name}={value!r}, but it must be {wanted(field)}.")
+            raise SpecError(f"{name} has {field.name}={value!r}, but it must be {expected(field)}.")
         if choices and value not in choices:
             raise SpecError(
                 f"unknown {field.name} {value!r} in {write(item)}; {suggest(value, choices)}"
@@ -140,7 +140,7 @@ def _fits(field: dataclasses.Field[Any], value: Any) -> bool:
     return all(_LIMITS[word](value, limit) for word, limit in bounds.items())
 
 
-def wanted(field: dataclasses.Field[Any]) -> str:
+def expected(field: dataclasses.Field[Any]) -> str:
     """What a value of the field must be, with its help; of a type of its own, its help alone."""
     kind, text = _type(field), field.metadata.get("help", "")
     if kind not in _TYPES:
@@ -235,9 +235,9 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
 
 def write(item: Any, *, whole: bool = False) -> str:
     """The spec of a dataclass instance: the fields that differ from their defaults, or all of
-    them."""
+    them; in the order of its signature."""
     shown = []
-    for field in dataclasses.fields(item):
+    for field in sorted(dataclasses.fields(item), key=lambda field: bool(field.kw_only)):
         value = getattr(item, field.name)
         if field.repr and (whole or value != field.default):
             shown.append(
@@ -251,10 +251,10 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     value += 0.0  # -0 is 0
-    plain = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    decimal = f"{value:g}" if float(f"{value:g}") == value else repr(value)
     fraction = Fraction(value).limit_denominator(4096)
     exact = fraction.numerator / fraction.denominator == value
-    return str(fraction) if exact and len(plain) > 8 else plain
+    return str(fraction) if exact and len(decimal) > 8 else decimal
 
 
 def _unreadable(text: str, kind: str) -> str:

@@ -61,12 +61,12 @@ def odds(p: Tensor) -> Tensor:
     return p.clamp_min(least).log() - (1 - p).clamp_min(least).log()
 
 
-class Graded(ABC):
-    """A head whose answer is right or wrong only beside a truth of several numbers, and not one of
+class TaskWithTruth(ABC):
+    """A head whose answer is right or wrong only against a truth of several numbers, and not one of
     k classes.
 
-    `recast` says it in scores again, of a class that stands for "right" and of rivals that each
-    stand for a way to be wrong. So every loss and every attack works as it is, and the margin of
+    `recast` says it in scores again, of one class for "right" and of others for
+    each kind of wrong answer. So every loss and every attack works as it is, and the margin of
     class 0 is that of the answer.
     """
 
@@ -82,15 +82,15 @@ class Graded(ABC):
         """The outputs of which these are the recast scores: [n, k]."""
 
     @abstractmethod
-    def ways(self, names: Sequence[str]) -> list[str]:
-        """What each rival stands for, with these names of the outputs: r texts."""
+    def wrong_answers(self, names: Sequence[str]) -> list[str]:
+        """What each other class means, with these names of the outputs: r texts."""
 
     def __str__(self) -> str:
         return spec.write(self, whole=True).removesuffix("()")
 
 
 @dataclass(frozen=True)
-class MultiLabel(Graded):
+class MultiLabel(TaskWithTruth):
     """k labels, each 0 or 1; an output above 0 says 1. Right while all k are; the margin is the
     least signed score."""
 
@@ -102,12 +102,12 @@ class MultiLabel(Graded):
     def outputs(self, scores: Tensor, truth: Tensor) -> Tensor:
         return (1 - 2 * truth) * scores[:, 1:]
 
-    def ways(self, names: Sequence[str]) -> list[str]:
+    def wrong_answers(self, names: Sequence[str]) -> list[str]:
         return [f"{name} wrong" for name in names]
 
 
 @dataclass(frozen=True)
-class Regression(Graded):
+class Regression(TaskWithTruth):
     """k numbers, each within `tolerance` of the truth; the margin is tolerance - max |f - y|.
 
     Raises:
@@ -133,14 +133,17 @@ class Regression(Graded):
         high, low = scores[:, 1:].chunk(2, 1)
         return (high - low) / 2 + truth
 
-    def ways(self, names: Sequence[str]) -> list[str]:
+    def wrong_answers(self, names: Sequence[str]) -> list[str]:
         return [f"{name} too {side}" for side in ("high", "low") for name in names]
 
 
-TASKS: dict[str, Callable[..., Graded]] = {"multilabel": MultiLabel, "regression": Regression}
+TASKS: dict[str, Callable[..., TaskWithTruth]] = {
+    "multilabel": MultiLabel,
+    "regression": Regression,
+}
 
 
-def parse(text: str | None) -> Graded | None:
+def parse(text: str | None) -> TaskWithTruth | None:
     """The head that `multilabel` or `regression(tolerance=0.1)` names; None for `classes`, and
     where none is said.
 

@@ -1,5 +1,5 @@
-"""The user's own code: what `path/file.py:name` or `package.module:name` stands for. Finding it
-runs it."""
+"""The user's own code: what `path/file.py:name` or `package.module:name` names. Finding it runs
+it."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class Twin:
         self.p, self.size, self.bends = p, 2.0, 0
         self.d = p.random_start("ball")
         self.value, self.g = self.ask()
-        self.before, self.way = self.g, torch.zeros_like(self.g)
-        self.best = (self.value, self.d, self.g, self.before, self.way)
+        self.before, self.direction = self.g, torch.zeros_like(self.g)
+        self.best = (self.value, self.d, self.g, self.before, self.direction)
         self.last_best, self.halved, self.rises = self.value, True, 0
         self.marks = {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}
 
@@ -83,7 +83,7 @@ class Twin:
     def follow(self, s: Conjugate) -> None:
         """Steps are compared one by one: a conjugate direction enlarges what rounding differs."""
         c = s.climb
-        self.value, self.d, self.g, self.before, self.way = (
+        self.value, self.d, self.g, self.before, self.direction = (
             float(c.value),
             c.d,
             c.g,
@@ -94,24 +94,24 @@ class Twin:
     def step(self, t: int) -> None:
         turn = self.before - self.g  # y of the paper, for ascent
         beta = 0.0
-        if float(turn.abs().max()) > 1e-4 and float((self.way * turn).sum()) != 0:
-            beta = max(-float((self.g * turn).sum()) / float((self.way * turn).sum()), 0.0)
+        if float(turn.abs().max()) > 1e-4 and float((self.direction * turn).sum()) != 0:
+            beta = max(-float((self.g * turn).sum()) / float((self.direction * turn).sum()), 0.0)
         self.bends += beta > 0
-        way = self.g + beta * self.way
-        self.way = way / way.flatten().norm()
-        self.d = self.p.project(self.d + self.size * self.p.eps * self.p.steepest(self.way))
+        direction = self.g + beta * self.direction
+        self.direction = direction / direction.flatten().norm()
+        self.d = self.p.project(self.d + self.size * self.p.eps * self.p.steepest(self.direction))
         self.before = self.g
         old, (self.value, self.g) = self.value, self.ask()
         self.rises += self.value > old
         if self.value > self.best[0]:
-            self.best = (self.value, self.d, self.g, self.before, self.way)
+            self.best = (self.value, self.d, self.g, self.before, self.direction)
         if t + 1 in self.marks:
             few = self.rises <= 0.75 * self.marks[t + 1]
             stuck = not self.halved and self.last_best >= self.best[0]
             self.halved, self.last_best, self.rises = few or stuck, self.best[0], 0
             if few or stuck:
                 self.size /= 2
-                _, self.d, self.g, self.before, self.way = self.best
+                _, self.d, self.g, self.before, self.direction = self.best
 
 
 def test_a_gradient_of_zero_moves_nothing_and_is_no_nan() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import bent, draw, rows, threat, wrap
-from helpers.plain import alone, gaps, path
+from helpers.ordinary import alone, gaps, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.alma import ALMA, _slope
@@ -29,8 +29,8 @@ def test_the_slope_is_that_of_the_penalty() -> None:
     y, rho, mu = draw(200) * 6 - 3, draw(200, seed=1) * 4 + 0.1, draw(200, seed=2) * 4 + 0.1
     y = y.sort().values.requires_grad_()
     slope = _slope(y.detach(), rho, mu)
-    (plain,) = torch.autograd.grad(penalty(y, rho, mu).sum(), y)
-    np.testing.assert_allclose(slope, plain, rtol=1e-12)
+    (ordinary,) = torch.autograd.grad(penalty(y, rho, mu).sum(), y)
+    np.testing.assert_allclose(slope, ordinary, rtol=1e-12)
     np.testing.assert_allclose(_slope(y.detach() * 0, rho, mu), mu, rtol=1e-15)
     one = torch.ones(200, dtype=torch.float64)
     rising = _slope(y.detach(), 2 * one, 3 * one)

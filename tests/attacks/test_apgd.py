@@ -78,7 +78,7 @@ class Twin:
         self.value, self.g = self.ask(self.d)
         self.best = (self.value, self.d, self.g)
         self.last_best, self.last_halved, self.rises = self.value, True, 0
-        # of N = 50: the first .22 N, each next one less
+        # of N = 50: the first 0.22 N, each next one less
         self.marks = {11: 11, 21: 10, 30: 9, 38: 8, 45: 7}
 
     def ask(self, d: Tensor) -> tuple[float, Tensor]:
@@ -105,7 +105,7 @@ class Twin:
                 _, self.d, self.g = self.best
 
 
-def test_the_best_and_the_checked_are_not_the_same_books() -> None:
+def test_the_best_and_the_checked_are_not_the_same_point() -> None:
     """A best value that rises after a checkpoint leaves the value noted there alone."""
     n = 2
     d, value = torch.zeros(n, 3), torch.tensor([1.0, 1.0])
@@ -117,7 +117,7 @@ def test_the_best_and_the_checked_are_not_the_same_books() -> None:
 
 
 def test_the_l1_radius_falls_to_eps() -> None:
-    """3 eps, 2 eps and eps for .3, .3 and .4 of the steps, and eps alone where there are few."""
+    """3 eps, 2 eps and eps for 0.3, 0.3 and 0.4 of the steps, and eps alone where there are few."""
     stages = {n: [stage(n, t) for t in range(n)] for n in (100, 10, 3, 1)}
     assert stages[100] == [(0, 30, 3.0)] * 30 + [(30, 30, 2.0)] * 30 + [(60, 40, 1.0)] * 40
     assert stages[10] == [(0, 3, 3.0)] * 3 + [(3, 3, 2.0)] * 3 + [(6, 4, 1.0)] * 4

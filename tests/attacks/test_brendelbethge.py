@@ -12,7 +12,7 @@ from helpers.models import CONVEX, bent, close, draw, linear, rows, threat, wrap
 from scipy.optimize import minimize
 
 from holdfast.attacks import run
-from holdfast.attacks.minimum_norm.brendelbethge import INSIDE, BrendelBethge, Walk
+from holdfast.attacks.minimum_norm.brendelbethge import INSIDE, BoundaryPoint, BrendelBethge
 from holdfast.attacks.problem import Problem
 from holdfast.norms import L0
 from holdfast.rng import Keys
@@ -32,10 +32,10 @@ def test_an_l2_step_solves_the_papers_problem(radius: float) -> None:
         p.lo, p.hi
     )  # onto the boundary, where one is in the box
     on = p.gradient(d, "margin")[0].abs() < 1e-9
-    moved = BrendelBethge(radius=radius, walks=1).step(p, Walk(d, g), 0).d
+    shifted = BrendelBethge(radius=radius, walks=1).step(p, BoundaryPoint(d, g), 0).d
     assert int(on.sum()) > 3
     for i in on.nonzero()[:, 0].tolist():
-        c, at, to = (v[i].flatten().numpy() for v in (g, d, moved))
+        c, at, to = (v[i].flatten().numpy() for v in (g, d, shifted))
         past = (
             INSIDE * np.linalg.norm(c) * np.linalg.norm(at)
         )  # the hyperplane is that of points just past the boundary
@@ -96,7 +96,7 @@ def test_the_trust_region_does_not_grow_with_the_batch(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", CONVEX)
-def test_the_second_walk_begins_on_the_boundary_in_noise(norm: str) -> None:
+def test_the_second_search_begins_on_the_boundary_in_noise(norm: str) -> None:
     target = wrap(bent())
     x, y = rows(target, 20)
     p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(20)))

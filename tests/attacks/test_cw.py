@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from helpers.models import bent, rows, threat, wrap
-from helpers.plain import alone, gaps, path
+from helpers.ordinary import alone, gaps, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.cw import CW
@@ -64,10 +64,10 @@ def test_the_path_is_that_of_a_plain_rewrite(steps: int, searches: int) -> None:
             w = np.clip(w - step, -np.arctanh(EDGE), np.arctanh(EDGE))
             d = (np.tanh(w) / EDGE + 1) / 2 - clean
             age, mean, square = (0, mean * 0, square * 0) if over else (age + 1, mean, square)
-            np.testing.assert_allclose(state.walk.d.flatten(), d, rtol=0, atol=1e-8)
-            assert float(state.walk.c) == pytest.approx(c)
+            np.testing.assert_allclose(state.descent.d.flatten(), d, rtol=0, atol=1e-8)
+            assert float(state.descent.c) == pytest.approx(c)
             assert float(state.factor) == pytest.approx(factor)
-            w, d = state.walk.w.flatten().numpy(), state.walk.d.flatten().numpy()
+            w, d = state.descent.w.flatten().numpy(), state.descent.d.flatten().numpy()
     assert min(turns, early) > 0
     assert met_ever > N
 

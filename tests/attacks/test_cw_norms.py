@@ -21,8 +21,8 @@ def beyond(norm: str) -> tuple[Linear, Problem, torch.Tensor]:
     model = linear(2)
     target = wrap(model, bounds=(-9, 10))
     x, y = rows(target, N)
-    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), result=books)
+    result = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    p = Problem(target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), result=result)
     gap, g = p.gradient(torch.zeros_like(x), "margin")
     return model, p, (0.5 + draw(*x.shape)) * p.norm.across(g, -4 * gap)
 
@@ -33,12 +33,12 @@ def test_in_linf_what_exceeds_the_limit_returns_and_no_other() -> None:
     attack = CW(rate=1e-4)
     first = attack.start(p)
     w = (0.9 * (2 * (d - p.lo) / p.width - 1)).atanh()
-    moved = attack.step(p, first._replace(walk=first.walk._replace(d=d, w=w)), 1).walk.d
+    shifted = attack.step(p, first._replace(descent=first.descent._replace(d=d, w=w)), 1).descent.d
     assert bool(p.met.all())
     above = d.abs() > 0.9 * p.norm.size(d)[:, None, None, None]
     assert 0 < int(above.sum()) < above.numel() / 2
-    assert bool((moved.abs() < d.abs())[above].all())
-    close(moved[~above], d[~above], rtol=0, atol=1e-9)
+    assert bool((shifted.abs() < d.abs())[above].all())
+    close(shifted[~above], d[~above], rtol=0, atol=1e-9)
 
 
 def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
@@ -48,7 +48,7 @@ def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
     d = draw(*d.shape, seed=1) * d.abs().amax() * p.gradient(d, "margin")[1].sign()
     attack = CW()
     first = attack.start(p)
-    after = attack.step(p, first._replace(walk=first.walk._replace(d=d)), 1)
+    after = attack.step(p, first._replace(descent=first.descent._replace(d=d)), 1)
     assert bool(p.met.all())
     slope = (model.w[1] - model.w[0]).detach().abs()
     worth = slope * d.flatten(1).abs()
@@ -57,7 +57,7 @@ def test_in_l0_a_success_fixes_the_features_of_the_least_worth() -> None:
         assert set((~after.free[i]).flatten().nonzero()[:, 0].tolist()) == set(
             worth[i].argsort()[:4].tolist()
         )
-    assert bool((after.walk.d[~after.free] == 0).all())
+    assert bool((after.descent.d[~after.free] == 0).all())
 
 
 @pytest.mark.parametrize(("norm", "tightened"), [("l2", 5), ("linf", 5), ("l0", 0)])

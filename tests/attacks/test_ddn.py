@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import bent, rows, threat, wrap
-from helpers.plain import alone, path
+from helpers.ordinary import alone, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.ddn import DDN
@@ -19,7 +19,7 @@ N = 6
 @pytest.mark.parametrize("width", [1, 4])
 def test_the_norm_shrinks_and_grows_and_the_step_fades(width: int) -> None:
     """(1 - gamma) of the norm where the point was adversarial, (1 + gamma) where not; a cosine from
-    1 to .01."""
+    1 to 0.01."""
     target = wrap(bent(), bounds=(0, width))
     x, y = rows(target, N, edge=True)
     steps = 40

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from helpers.models import bent, rows, threat, wrap
-from helpers.plain import alone, gaps, path
+from helpers.ordinary import alone, gaps, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.deepfool import DeepFool
@@ -16,9 +16,9 @@ from holdfast.attacks.minimum_norm.superdeepfool import SuperDeepFool
 N = 12
 
 
-def boundary(planes: list[tuple[float, np.ndarray]], dual: float) -> tuple[float, np.ndarray]:
+def boundary(boundaries: list[tuple[float, np.ndarray]], dual: float) -> tuple[float, np.ndarray]:
     """Of the linearised boundaries the nearest: its distance, and the gradient behind it."""
-    gap, w = min(planes, key=lambda plane: abs(plane[0]) / np.linalg.norm(plane[1], dual))
+    gap, w = min(boundaries, key=lambda plane: abs(plane[0]) / np.linalg.norm(plane[1], dual))
     return float(-gap / np.linalg.norm(w, dual)), w
 
 
@@ -36,13 +36,13 @@ def test_deepfool_steps_onto_the_nearest_boundary(
         clean, label, d, won = x[i].flatten().numpy(), int(y[i]), np.zeros(16), False
         p = alone(target, x, y, i, norm)
         for t, state in enumerate(path(DeepFool(steps=8, rivals=rivals), p)):
-            planes = list(gaps(target, clean + d, label))
-            won = won or planes[0][0] > 0
+            boundaries = list(gaps(target, clean + d, label))
+            won = won or boundaries[0][0] > 0
             if not won:
-                far, w = boundary(planes[:rivals], dual)
-                way = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
+                far, w = boundary(boundaries[:rivals], dual)
+                direction = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
                 more = 0.02 * (t + 1) * (np.linalg.norm(d, order) + far)
-                d = np.clip(clean + d + (far + more) * way, 0, 1) - clean
+                d = np.clip(clean + d + (far + more) * direction, 0, 1) - clean
                 steps += 1
             np.testing.assert_allclose(state.flatten(), d, rtol=0, atol=1e-12)
             assert bool(p._counts.over) == won
@@ -69,15 +69,15 @@ def test_superdeepfool_turns_back_along_the_normal() -> None:
             0,
         )
         for state in path(SuperDeepFool(steps=12), alone(target, x, y, i, "l2")):
-            planes = list(gaps(target, clean + d, label))
-            far, w = boundary(planes, 2)
-            way = w / np.linalg.norm(w)
-            if planes[0][0] > 0:
-                d = base + (d @ way) * way if tries else 0.8 * d
+            boundaries = list(gaps(target, clean + d, label))
+            far, w = boundary(boundaries, 2)
+            direction = w / np.linalg.norm(w)
+            if boundaries[0][0] > 0:
+                d = base + (d @ direction) * direction if tries else 0.8 * d
                 base, tries, turns = np.clip(clean + d, 0, 1) - clean, 0, turns + 1
             else:
                 more = 0.02 * (tries + 1) * (np.linalg.norm(d) + far)
-                d, tries = d + (far + more) * way, tries + 1
+                d, tries = d + (far + more) * direction, tries + 1
             d = np.clip(clean + d, 0, 1) - clean
             np.testing.assert_allclose(state.d.flatten(), d, rtol=0, atol=1e-12)
     assert turns > N

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import bent, rows, threat, wrap
-from helpers.plain import alone, gaps, path
+from helpers.ordinary import alone, gaps, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.ead import EAD

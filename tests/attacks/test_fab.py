@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from helpers.models import CONVEX, bent, rows, threat, wrap
-from helpers.plain import DUAL, ORDER, alone, gaps, onto, path
+from helpers.ordinary import DUAL, ORDER, alone, gaps, onto, path
 
 from holdfast.attacks import run
 from holdfast.attacks.minimum_norm.fab import FAB
@@ -17,7 +17,7 @@ N = 6
 
 @pytest.mark.parametrize("norm", CONVEX)
 def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
-    """Both projections in the box, alpha = min(a1 / (a1 + a2), .1), overshoot 1.05, and .9 of d
+    """Both projections in the box, alpha = min(a1 / (a1 + a2), 0.1), overshoot 1.05, and 0.9 of d
     after a success."""
     target = wrap(bent(seed=8))
     x, y = rows(target, N, edge=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import CONVEX, bent, rows, wrap
-from helpers.plain import ORDER, alone, gaps, onto, path
+from helpers.ordinary import ORDER, alone, gaps, onto, path
 
 from holdfast.attacks.minimum_norm.fmn import FMN
 

@@ -1,4 +1,4 @@
-"""JSMA's walk against a plain rewrite, one row at a time, in numpy. (Why its pair is the paper's:
+"""JSMA's path against a plain rewrite, one row at a time, in numpy. (Why its pair is the paper's:
 test_sparse.)"""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import Bent, rows, wrap
-from helpers.plain import alone, path
+from helpers.ordinary import alone, path
 
 from holdfast.attacks.sparse.jsma import JSMA
 
@@ -18,9 +18,9 @@ N, FEATURES = 5, 40
 
 @pytest.mark.parametrize(("theta", "eps"), [(1.0, math.inf), (0.4, math.inf), (0.4, 5)])
 def test_the_path_is_that_of_a_plain_rewrite(theta: float, eps: float) -> None:
-    """Each step moves the two features that raise the rival's probability most, by theta, within
-    the box; where the next one would be a feature too many, it begins again at x with the next
-    rival."""
+    """Each step moves the two features that raise the other class's probability most, by theta,
+    within the box; where the next one would be a feature too many, it begins again at x with the
+    next class."""
     target = wrap(Bent(5, FEATURES, 12, 3, torch.float64), (1, 5, 8))
     x, y = rows(target, 200, edge=True)
     sure = target.task.margin(target.scores(x), y).topk(N).indices
@@ -45,7 +45,7 @@ def test_the_path_is_that_of_a_plain_rewrite(theta: float, eps: float) -> None:
             if (d != 0).sum() + 1 > min(best - 1, eps):
                 d, turn, anew = np.zeros(FEATURES), [*turn[1:], turn[0]], anew + 1
             np.testing.assert_allclose(state.d.flatten(), d, rtol=0, atol=1e-12)
-            assert state.rivals[0].tolist() == turn
+            assert state.others[0].tolist() == turn
         found += best < math.inf
     assert anew > N
     assert found > 0 or eps == 5

@@ -46,15 +46,15 @@ def test_a_child_is_the_third_and_the_scaled_difference() -> None:
         others = [0, 1, 3, 4]
         for row in range(6):
             m = s.members[row]
-            ways = [
+            directions = [
                 m[a] + 0.5 * (m[b] - m[c])
                 for a in others
                 for b in others
                 for c in others
                 if len({a, b, c}) == 3
             ]
-            ways = [torch.where((w < 0) | (w > 1), drawn[row], w) for w in ways]
-            assert any(torch.allclose(child[row], w) for w in ways)
+            directions = [torch.where((w < 0) | (w > 1), drawn[row], w) for w in directions]
+            assert any(torch.allclose(child[row], w) for w in directions)
 
 
 def test_a_child_takes_its_parents_place_only_where_it_is_better() -> None:

@@ -21,8 +21,8 @@ def test_the_first_step_descends_and_shrinks() -> None:
     every entry."""
     target = wrap(linear(2), bounds=(-9, 10))
     x, y = rows(target, N)
-    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat("l1", math.inf), Keys.of(0, torch.arange(N)), result=books)
+    result = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    p = Problem(target, x, y, threat("l1", math.inf), Keys.of(0, torch.arange(N)), result=result)
     _, g = p.gradient(torch.zeros_like(x), "margin")
     for ratio in (1e-6, 1e6):  # the size weighs nothing, or all
         attack = PDPGD(rate=0.01, ratio=ratio)
@@ -36,9 +36,9 @@ def test_the_point_settles_where_the_hyperplane_is_nearest(norm: str) -> None:
     tenth."""
     target = wrap(linear(2), bounds=(-1, 2))
     x, y = rows(target, N)
-    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    result = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
     p = Problem(
-        target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), result=books, stop=False
+        target, x, y, threat(norm, math.inf), Keys.of(0, torch.arange(N)), result=result, stop=False
     )
     gap, g = p.gradient(torch.zeros_like(x), "margin")
     attack = PDPGD()

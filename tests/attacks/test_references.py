@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.models import close
-from helpers.plain import path
+from helpers.ordinary import path
 from torch import Tensor, nn
 
 from holdfast import wrap
@@ -113,9 +113,9 @@ def test_the_last_iterate_is_the_same(name: str) -> None:
 def test_the_margin_falls_as_far(name: str) -> None:
     attack, eps, share = BOUNDED[name]
     found = run(parse(attack), target(), X, Y, threat(name, eps))
-    fallen = margins(theirs(name)) < 0
-    assert bool(found.broken[fallen].all())
-    left = found.margin[~fallen] - margins(theirs(name))[~fallen]
+    broken_rows = margins(theirs(name)) < 0
+    assert bool(found.broken[broken_rows].all())
+    left = found.margin[~broken_rows] - margins(theirs(name))[~broken_rows]
     assert float(left.max()) <= share * float(margins(X).mean()) + 1e-3
 
 

@@ -62,14 +62,14 @@ def test_the_path_is_that_of_a_plain_rewrite(quantile: float) -> None:
         for i in range(5):
             close(
                 new[i].flatten(),
-                plain(p, s, g, i, 1 if quantile == 0.99 else 4),
+                ordinary(p, s, g, i, 1 if quantile == 0.99 else 4),
                 rtol=0,
                 atol=1e-12,
             )
         s = new
 
 
-def plain(p: Problem, s: Tensor, g: Tensor, i: int, k: int) -> Tensor:
+def ordinary(p: Problem, s: Tensor, g: Tensor, i: int, k: int) -> Tensor:
     d, slope = s[i].flatten().clone(), g[i].flatten()
     low, high = p.lo[i].flatten(), p.hi[i].flatten()
     stuck = [j for j in range(16) if not (high[j] > d[j] if slope[j] > 0 else low[j] < d[j])]

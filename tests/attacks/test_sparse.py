@@ -116,13 +116,13 @@ def test_a_vfga_that_can_add_nothing_begins_again() -> None:
 def test_the_pair_of_jsma_is_the_most_salient_of_all_pairs() -> None:
     """By the paper's map, over every pair, on the softmax's full Jacobian."""
     model, target, x, y = world()
-    books = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
-    p = Problem(target, x, y, threat("l0", math.inf), Keys.of(0, torch.arange(N)), result=books)
+    result = SearchResult.open(x, torch.full((N,), math.inf, dtype=torch.float64))
+    p = Problem(target, x, y, threat("l0", math.inf), Keys.of(0, torch.arange(N)), result=result)
     aim = without(target.scores(x), y).argmax(1)
     g = torch.stack([pull(model, x[i], int(y[i]), "ce", int(aim[i]))[1] for i in range(N)])
     move = (0.05 * g.sign()).clamp(-x, 1 - x).flatten(1)
     attack = JSMA(theta=0.05)
-    moved = attack.step(p, attack.start(p), 0).d.flatten(1)
+    shifted = attack.step(p, attack.start(p), 0).d.flatten(1)
     for i in range(N):
         jacobian = torch.autograd.functional.jacobian(
             lambda v: model(v[None])[0].softmax(0), x[i]
@@ -132,8 +132,8 @@ def test_the_pair_of_jsma_is_the_most_salient_of_all_pairs() -> None:
         pairs = list(itertools.combinations(range(FEATURES), 2))
         saliency = [-float((gain[a] + gain[b]) * (loss[a] + loss[b])) for a, b in pairs]
         best = pairs[int(np.argmax(saliency))]
-        assert set(moved[i].nonzero()[:, 0].tolist()) == set(best)
-        np.testing.assert_allclose(moved[i][list(best)], move[i][list(best)])
+        assert set(shifted[i].nonzero()[:, 0].tolist()) == set(best)
+        np.testing.assert_allclose(shifted[i][list(best)], move[i][list(best)])
 
 
 def test_jsma_costs_two_forwards_and_a_backward_a_step() -> None:
@@ -143,14 +143,14 @@ def test_jsma_costs_two_forwards_and_a_backward_a_step() -> None:
     assert bool((ledger.backwards == 7).all())
 
 
-def test_jsma_takes_the_rivals_in_turn() -> None:
-    """First the best rival of the clean scores; a row that has broken goes on with the next."""
+def test_jsma_takes_the_wrong_classes_in_turn() -> None:
+    """First the best wrong class of the clean scores; a broken row goes on with the next."""
     _, target, x, y = world()
     asked: list[Tensor] = []
 
     class Watched(JSMA):
         def step(self, p: Problem, s, t: int):
-            asked.append(s.rivals[:, 0])
+            asked.append(s.others[:, 0])
             return super().step(p, s, t)
 
     run(Watched(steps=40), target, x, y, threat("l0", math.inf))

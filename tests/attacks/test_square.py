@@ -86,10 +86,10 @@ def test_inputs_need_not_be_images(shape: tuple[int, ...], norm: str) -> None:
 
 def test_channels_may_stand_last() -> None:
     first = Bent(4, 60, 12, 0, torch.float64)
-    plain, last = wrap(first, SHAPE), wrap(first, (5, 6, 2), layout="nhwc")
-    x, y = rows(plain, 8)
+    ordinary, last = wrap(first, SHAPE), wrap(first, (5, 6, 2), layout="nhwc")
+    x, y = rows(ordinary, 8)
     for norm, eps in EPS.items():
-        a = run(Square(steps=20), plain, x, y, threat(norm, eps))
+        a = run(Square(steps=20), ordinary, x, y, threat(norm, eps))
         b = run(Square(steps=20), last, x.movedim(1, -1), y, threat(norm, eps))
         close(b.best.movedim(-1, 1), a.best, rtol=0, atol=1e-12)
         assert torch.equal(a.forwards, b.forwards)
@@ -100,9 +100,9 @@ def test_autoattack_one_square_for_the_whole_batch_is_not_ours() -> None:
     p, alone = problem(), problem(ids=torch.tensor([4]))
     shape, rule = ImageShape.of(p), VARIANTS["linf"]
     d = torch.zeros_like(p.x)
-    moved = rule.paint(p, shape, d, 2, 2)
-    assert len((moved != 0).flatten(1).unique(dim=0)) > 1
-    assert torch.equal(rule.paint(alone, shape, d[:1], 2, 2)[0], moved[4])
+    shifted = rule.paint(p, shape, d, 2, 2)
+    assert len((shifted != 0).flatten(1).unique(dim=0)) > 1
+    assert torch.equal(rule.paint(alone, shape, d[:1], 2, 2)[0], shifted[4])
 
 
 @pytest.mark.parametrize("norm", EPS)
@@ -176,14 +176,14 @@ def test_the_path_is_that_of_a_plain_rewrite(norm: str) -> None:
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-            new = plain(p, d, norm, attack.share(t))
+            new = ordinary(p, d, norm, attack.share(t))
             found = float(p.value(new, "margin"))
             if found > value:
                 d, value = new, found
             close(state.d, d, rtol=0, atol=1e-9)
 
 
-def plain(p: Problem, d: Tensor, norm: str, share: float) -> Tensor:
+def ordinary(p: Problem, d: Tensor, norm: str, share: float) -> Tensor:
     """A proposal for one image, pixel by pixel (algorithms 2 and 3)."""
     c, h, w = SHAPE
     eps, new = float(p.eps), d.clone()

@@ -95,17 +95,17 @@ def test_faded_copies_and_neighbours_give_the_mean_gradient() -> None:
         EPS["linf"] / 2 * (p.noise(f"neighbour {i}").uniform((1, 4, 4), p.x.dtype) * 2 - 1)
         for i in range(2)
     ]
-    near = [slope(p, (p.x + shift).clamp(0, 1).requires_grad_()) for shift in shifts]
+    nearby = [slope(p, (p.x + shift).clamp(0, 1).requires_grad_()) for shift in shifts]
     own = slope(p, p.x.clone().requires_grad_())
-    close(first.excess, (near[0] + near[1]) / 2 - own, rtol=1e-9, atol=1e-12)
+    close(first.excess, (nearby[0] + nearby[1]) / 2 - own, rtol=1e-9, atol=1e-12)
     p.t = 1
     second, g = (
         attack.step(p, first, 1),
-        slope(p, (p.x + first.moving.d).requires_grad_()) + first.excess,
+        slope(p, (p.x + first.momentum.d).requires_grad_()) + first.excess,
     )
     close(
-        second.moving.v,
-        first.moving.v + g / g.abs().sum((1, 2, 3), keepdim=True),
+        second.momentum.v,
+        first.momentum.v + g / g.abs().sum((1, 2, 3), keepdim=True),
         rtol=1e-9,
         atol=1e-12,
     )
@@ -159,12 +159,12 @@ def test_gradients_come_back_through_the_change(name: str) -> None:
     leaf = p.x.clone().requires_grad_()
     noise = [p.noise(f"copy {i}") for i in range(2)]
     if name == "difgsm":
-        copies = [smaller(leaf, keys, 0.1, 0) for keys in noise]
+        changed = [smaller(leaf, keys, 0.1, 0) for keys in noise]
     elif name == "sia":
-        copies = [rebuilt(leaf, keys, 3, 0, 16 / 255).clamp(0, 1) for keys in noise]
+        changed = [rebuilt(leaf, keys, 3, 0, 16 / 255).clamp(0, 1) for keys in noise]
     else:
-        copies = [shuffled(leaf, noise[0], 2, 24, 0), shuffled(leaf.mT, noise[0], 2, 24, 0).mT]
-    exact = slope(p, leaf, *copies)
+        changed = [shuffled(leaf, noise[0], 2, 24, 0), shuffled(leaf.mT, noise[0], 2, 24, 0).mT]
+    exact = slope(p, leaf, *changed)
     g = exact / exact.abs().sum((1, 2, 3), keepdim=True)
     close(attack.step(p, attack.start(p), 0).v, g, rtol=1e-9, atol=1e-12)
 
@@ -240,9 +240,9 @@ def test_copies_beyond_eps_are_no_successes_and_cost_the_victim_nothing(name: st
     victim.asked = []
     x, y = rows(far, 20)
     fooled = Then(bent(), lambda x, z: z - 100 * nn.functional.one_hot(bent()(x).argmax(1), 5))
-    lent = Surrogate(victim, wrap(fooled))
+    substitutes = Surrogate(victim, wrap(fooled))
     eps = 0.001
-    ledger: SearchResult = run(CATALOGUE[name](steps=3), lent, x, y, threat("linf", eps))
+    ledger: SearchResult = run(CATALOGUE[name](steps=3), substitutes, x, y, threat("linf", eps))
     sizes = torch.cat(
         [(x[None] - at[:, None]).flatten(2).abs().amax(2).amin(1) for at in victim.asked]
     )
@@ -275,8 +275,8 @@ def test_images_of_any_layout_and_inputs_that_are_none(
         monkeypatch.setattr(target, "_before", lambda x: Batch.of(x).x)
         keys = Keys.of(0, torch.arange(8))
         p = Problem(target, turned, ask(x).argmax(1), threat("l2"), keys, pool=held)
-        moved = point(attack.step(p, attack.start(p), 0))
-        found.append(moved if layout == "nchw" else moved.movedim(-1, 1))
+        shifted = point(attack.step(p, attack.start(p), 0))
+        found.append(shifted if layout == "nchw" else shifted.movedim(-1, 1))
     close(found[0], found[1], rtol=1e-6, atol=1e-12)
     flat = wrap(bent(), (16,))
     x, y = rows(flat, 12)

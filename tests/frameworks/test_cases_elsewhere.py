@@ -55,8 +55,12 @@ def test_resnet8_takes_bytes_and_ends_in_a_softmax(cases: Path) -> None:
     pytest.importorskip("tensorflow")
     x, y = cifar_bytes(cases)
     target = load(f"{cases}/keras_resnet8_cifar/pretrainedResnet.h5", bounds=(0, 255))
-    plain = case(cases, "keras_resnet8_cifar").load().predict({"input_1": x}, verbose=0).argmax(1)
-    assert clean_percent(target, x, y) == pytest.approx(100 * float((plain == y).mean()), abs=1e-9)
+    ordinary = (
+        case(cases, "keras_resnet8_cifar").load().predict({"input_1": x}, verbose=0).argmax(1)
+    )
+    assert clean_percent(target, x, y) == pytest.approx(
+        100 * float((ordinary == y).mean()), abs=1e-9
+    )
     assert [check for check, _ in target.identity.remarks] == ["probabilities"]
     result = holdfast.evaluate(target, (x[:100], y[:100]), "linf(8)", protocol="quick")
     assert result.robust_accuracy.value <= 0.02
@@ -98,7 +102,7 @@ def test_trees_score_as_their_dump_says(cases: Path) -> None:
 
 
 def test_the_tutorial_pipeline_gives_the_honest_figure(cases: Path, tmp_path: Path) -> None:
-    """An MNIST network with a softmax output, saved as .h5, under FGSM at eps .3: one line, and a
+    """An MNIST network with a softmax output, saved as .h5, under FGSM at eps 0.3: one line, and a
     note."""
     tf = pytest.importorskip("tensorflow")
     keras = pytest.importorskip("keras")
@@ -113,11 +117,11 @@ def test_the_tutorial_pipeline_gives_the_honest_figure(cases: Path, tmp_path: Pa
         "fgsm",
         "--json",
     ]
-    told = json.loads(
+    messages = json.loads(
         cli("evaluate", *line, "--samples", "500", "--out", str(tmp_path / "run")).stdout
     )
     assert "log-probabilities" in next(
-        f["text"] for f in told["verdict"]["findings"] if f["check"] == "probabilities"
+        f["text"] for f in messages["verdict"]["findings"] if f["check"] == "probabilities"
     )
     x, y = mnist(cases)
     x, y = np.moveaxis(x[:500], 1, -1), y[:500]
@@ -125,9 +129,11 @@ def test_the_tutorial_pipeline_gives_the_honest_figure(cases: Path, tmp_path: Pa
     with tf.GradientTape() as tape:
         tape.watch(at)
         loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits(at)))
-    moved = np.clip(x + 0.3 * np.sign(tape.gradient(loss, at)), 0, 1)
-    by_hand = (logits(moved).numpy().argmax(1) == y) & (logits(x).numpy().argmax(1) == y)
-    assert told["metrics"]["robust_accuracy"]["value"] == pytest.approx(by_hand.mean(), abs=0.006)
+    shifted = np.clip(x + 0.3 * np.sign(tape.gradient(loss, at)), 0, 1)
+    by_hand = (logits(shifted).numpy().argmax(1) == y) & (logits(x).numpy().argmax(1) == y)
+    assert messages["metrics"]["robust_accuracy"]["value"] == pytest.approx(
+        by_hand.mean(), abs=0.006
+    )
 
 
 # ---------------------------------------------------------------- proved answers
@@ -146,7 +152,7 @@ def boxed(target: Target, low: torch.Tensor, high: torch.Tensor) -> Target:
 def solve(cases: Path, folder: str, truth: str, attack: str, nth: int = 1) -> list[bool]:
     """Whether each nth instance of this truth falls to an attack, as onnxruntime and the instance's
     own check say."""
-    module, nets, fell = case(cases, folder), {}, []
+    module, nets, broken_rows = case(cases, folder), {}, []
     asked = [
         (at, instance)
         for at, instance in enumerate(module.instances())
@@ -173,18 +179,18 @@ def solve(cases: Path, folder: str, truth: str, attack: str, nth: int = 1) -> li
                     if weight < 0
                 }
             )
-        fell.append(False)
+        broken_rows.append(False)
         for goal in goals:
-            books = run(parse(attack), inner, middle, y, Threat.linf(0.5, goal=Targeted(goal)))
-            x = low + books.best * (high - low)
+            result = run(parse(attack), inner, middle, y, Threat.linf(0.5, goal=Targeted(goal)))
+            x = low + result.best * (high - low)
             legal = bool(((x >= low - 1e-6) & (x <= high + 1e-6)).all())
             if legal and module.violates(instance, module.run(session, x.numpy())):
-                fell[-1] = True
+                broken_rows[-1] = True
                 break
-            assert not bool(books.broken), (
-                f"{folder} {at}: the books say broken, and onnxruntime does not"
+            assert not bool(result.broken), (
+                f"{folder} {at}: the result says broken, and onnxruntime does not"
             )
-    return fell
+    return broken_rows
 
 
 def test_every_sat_instance_of_marabou_is_found(cases: Path) -> None:

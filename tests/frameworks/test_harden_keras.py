@@ -70,7 +70,7 @@ def fragile(last: str = "softmax") -> Any:
     return model
 
 
-PLAIN = """
+ORDINARY = """
 import json, sys
 import keras
 import numpy as np
@@ -99,7 +99,7 @@ def plainly(file: str) -> dict[str, Any]:
         if name not in ("PYTHONPATH", "KERAS_BACKEND")
     }
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, file, str(ROWS)],
+        [sys.executable, "-c", ORDINARY, file, str(ROWS)],
         capture_output=True,
         text=True,
         check=True,
@@ -147,13 +147,13 @@ def test_a_file_goes_in_and_a_hardened_file_comes_out(monkeypatch: pytest.Monkey
     found = compare("hard/before", "hard/after")
     assert (found.figures[1].second.value or 0) > (found.figures[1].first.value or 0) + 0.1
 
-    told = plainly("hard/model.keras")
-    assert told["backend"] == "tensorflow"
-    assert not told["holdfast"]
-    assert told["last"] == "softmax"
-    assert told["sums"] == pytest.approx([1, 1], abs=1e-5)
-    assert told["moving"] > 1e-3  # the statistics moved, and came back
-    assert told["right"] / ROWS == Run("hard/after").clean_accuracy.value
+    messages = plainly("hard/model.keras")
+    assert messages["backend"] == "tensorflow"
+    assert not messages["holdfast"]
+    assert messages["last"] == "softmax"
+    assert messages["sums"] == pytest.approx([1, 1], abs=1e-5)
+    assert messages["moving"] > 1e-3  # the statistics moved, and came back
+    assert messages["right"] / ROWS == Run("hard/after").clean_accuracy.value
 
     again = command(
         "harden", "net.keras", "train.npz", *asked, "--out", "hard", "--resume", "--json"
@@ -356,9 +356,9 @@ def test_plain_training_takes_a_keras_file() -> None:
         "new/trained.keras",
     )
     assert done.exit_code == 0, done.output
-    told = plainly("new/trained.keras")
-    assert told["moving"] > 1e-3
-    assert told["right"] > ROWS / 2
+    messages = plainly("new/trained.keras")
+    assert messages["moving"] > 1e-3
+    assert messages["right"] > ROWS / 2
 
 
 LAYER = """

@@ -114,9 +114,9 @@ def test_a_target_that_is_wrapped_again_stays_as_it_is() -> None:
         return x.flatten(1)[:, :2] / 2
 
     target = wrap(halves, shape=(4,))
-    before = (target.head.graded, target.head.probabilities, target.head.said)
+    before = (target.head.truth_task, target.head.probabilities, target.head.said)
     other = wrap(target, task="regression(tolerance=0.1)", probabilities=target.head.probabilities)
     assert other is not target
-    assert other.head.graded is not None
-    assert (target.head.graded, target.head.probabilities, target.head.said) == before
+    assert other.head.truth_task is not None
+    assert (target.head.truth_task, target.head.probabilities, target.head.said) == before
     assert wrap(target) is target

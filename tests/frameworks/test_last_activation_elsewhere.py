@@ -218,10 +218,10 @@ def test_estimators_are_asked_for_what_does_not_round() -> None:
         target.scores(X)[:, 1].numpy(), fitted.decision_function(X.numpy()), rtol=1e-5
     )
     three = LogisticRegression().fit(X.numpy(), np.arange(20) % 3)
-    several = wrap(three)
-    several.bind((4,))
+    many = wrap(three)
+    many.bind((4,))
     np.testing.assert_allclose(
-        several.scores(X).numpy(), three.decision_function(X.numpy()), rtol=1e-5
+        many.scores(X).numpy(), three.decision_function(X.numpy()), rtol=1e-5
     )
     forest = wrap(RandomForestClassifier(3).fit(X.numpy(), y))
     forest.bind((4,))

@@ -66,14 +66,14 @@ def test_classifiers_of_hugging_face_go_as_they_are(kind: str, tmp_path: Path) -
     (tmp_path / "hub.py").write_text(text)
     np.savez(tmp_path / "set.npz", x=x.numpy(), y=z.argmax(1).numpy())
     line = [f"{tmp_path}/hub.py:make", f"{tmp_path}/set.npz", "--preprocess", "normalize(0.4, 0.2)"]
-    told = json.loads(
+    messages = json.loads(
         cli(
             "evaluate", *line, "--threat", "linf(0.3)", "--attack", "pgd(steps=20)", "--json"
         ).stdout
     )
-    assert told["metrics"]["clean_accuracy"]["value"] == 1
-    assert told["model"]["access"] == "gradients"
-    assert told["metrics"]["robust_accuracy"]["value"] < 1
+    assert messages["metrics"]["clean_accuracy"]["value"] == 1
+    assert messages["model"]["access"] == "gradients"
+    assert messages["metrics"]["robust_accuracy"]["value"] < 1
 
 
 def test_modules_of_equinox_are_functions_of_jax() -> None:

@@ -158,10 +158,10 @@ def test_keras_on_other_backends(backend: str, asked: Any, tmp_path: Path) -> No
     )
     torch.save((x, y), tmp_path / "asked.pt")
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    told = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
+    messages = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "asked.pt")],
-        env=told,
+        env=messages,
         capture_output=True,
         text=True,
         check=False,

@@ -34,7 +34,7 @@ def test_a_command_prints_its_own_lines_alone(tmp_path: Path, kind: str) -> None
         "--json",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "holdfast.cli.main", "evaluate", *asked],
+        [sys.executable, "-m", "holdfast", "evaluate", *asked],
         cwd=tmp_path, capture_output=True, text=True, check=True,
         env=os.environ | {"KERAS_BACKEND": "tensorflow"},
     )  # fmt: skip

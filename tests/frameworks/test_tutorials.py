@@ -56,7 +56,7 @@ def command(*args: object) -> None:
     """The command in a process of its own: a GAN of Keras wants another backend than this process
     has."""
     env = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"}
-    line = [sys.executable, "-m", "holdfast.cli.main", *map(str, args)]
+    line = [sys.executable, "-m", "holdfast", *map(str, args)]
     done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,6 +1,6 @@
 """Every attack of the catalogue, in a form that runs fast, and the values that its fields may take.
 
-A new file in `attacks/` is covered as it stands: nothing here names an attack, but for those in
+A new file in `attacks/` is covered as it is: nothing here names an attack, but for those in
 `LATE`.
 """
 

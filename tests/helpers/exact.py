@@ -53,9 +53,11 @@ def distance(norm: str, c: np.ndarray, gap: float, lo: np.ndarray, hi: np.ndarra
         return math.inf
     if norm == "l0":
         return float(next(k for k in range(len(c) + 1) if not short(k)))
-    near, far = 0.0, widest
+    nearby, far = 0.0, widest
     for _ in range(60):
-        near, far = ((near + far) / 2, far) if short((near + far) / 2) else (near, (near + far) / 2)
+        nearby, far = (
+            ((nearby + far) / 2, far) if short((nearby + far) / 2) else (nearby, (nearby + far) / 2)
+        )
     return far
 
 

@@ -14,7 +14,7 @@ W = torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.5, 1.0]], dtype=F64)  # [k, feat
 # of the network as it was before
 GIVEN = torch.tensor([[0.1, 0.2], [2.0, 0.3], [-1.0, 4.0]], dtype=F64)
 X = torch.tensor([[0.2, 0.4], [0.9, 0.1]], dtype=F64)
-NEAR = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=F64)
+NEARBY = torch.tensor([[0.3, 0.3], [0.8, 0.2]], dtype=F64)
 Y = torch.tensor([0, 2])
 ONE = torch.eye(3, dtype=F64)[Y]
 

@@ -105,10 +105,10 @@ class Forms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         form = (x.detach().flatten(1)[:, -1:] / FORM).round()
-        plain = self.model(x * IN_FORMS)
-        z = plain
+        ordinary = self.model(x * IN_FORMS)
+        z = ordinary
         for i, change in enumerate(self.changes, 1):
-            z = torch.where(form == i, change(plain), z)
+            z = torch.where(form == i, change(ordinary), z)
         return z
 
 
@@ -119,7 +119,6 @@ class Narrow(Target):
         self.inner, self.access = inner, access
         self.task, self.shape, self.bounds = inner.task, inner.shape, inner.bounds
         self.batcher = Batcher(dtype=inner.batcher.dtype)
-        POOLS[self] = POOLS[inner]
 
     def scores(self, x: Rows) -> Tensor:
         assert self.access >= Access.SCORES, "scores asked of a target that gives labels only"
@@ -199,7 +198,15 @@ def run_forms(
     limits = {name: options.pop(name) for name in ("eps", "goal") if name in options}
     t = threat(norm, mask=IN_FORMS, **limits)
     return parts(
-        run(attack, target, inputs, torch.cat(classes), t, ids=copies(len(x), count), **options),
+        run(
+            attack,
+            target,
+            inputs,
+            torch.cat(classes),
+            t,
+            ids=repeated_ids(len(x), count),
+            **options,
+        ),
         len(x),
     )
 
@@ -218,11 +225,11 @@ def run_sizes(
     t = threat(norm, torch.tensor(sizes, dtype=torch.float64).repeat_interleave(len(x)))
     inputs, classes = x.repeat(count, *[1] * (x.ndim - 1)), y.repeat(count)
     return parts(
-        run(attack, target, inputs, classes, t, ids=copies(len(x), count), **options), len(x)
+        run(attack, target, inputs, classes, t, ids=repeated_ids(len(x), count), **options), len(x)
     )
 
 
-def copies(n: int, count: int) -> Tensor:
+def repeated_ids(n: int, count: int) -> Tensor:
     """Identities of n rows, the whole set repeated `count` times: a row and its copies share their
     noise."""
     return torch.arange(n).repeat(count)
@@ -252,5 +259,5 @@ def same(
 
 
 def pick(ledger: SearchResult, at: Tensor) -> SearchResult:
-    """The books of rows `at` alone."""
+    """The result of rows `at` alone."""
     return SearchResult(**{name: column[at] for name, column in ledger.columns().items()})

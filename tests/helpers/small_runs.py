@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import Source, from_arrays
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
 from holdfast.runs.manifest import Facts, Manifest
@@ -77,7 +77,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 def refigured(folder: Path, manifest: Manifest) -> Manifest:
     """run.json with every figure made to fit."""
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
-    return finish(folder, facts, store.read_samples(folder), manifest.trials)
+    return build_manifest(folder, facts, store.read_samples(folder), manifest.trials)
 
 
 def flipped(path: Path, bit: int) -> None:

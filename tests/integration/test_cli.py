@@ -139,10 +139,10 @@ def test_train_writes_what_evaluate_reads() -> None:
     assert Run("trained").manifest.model.arch == net
 
 
-def test_verify_holds_an_untouched_run() -> None:
+def test_verify_confirms_an_unchanged_run() -> None:
     done = holdfast("verify", "run", "models.py:means", "digits")
     assert done.exit_code == 0
-    names(done.stdout, "run holds", "40 rows")
+    names(done.stdout, "run is confirmed", "40 inputs")
 
 
 def shard() -> Path:
@@ -203,7 +203,7 @@ def test_verify_names_what_was_tampered_with(
     done = holdfast("verify", "run", "models.py:means", "digits")
     assert done.exit_code == 1
     names(done.stdout, seen)
-    names(done.stderr, "run does not hold")
+    names(done.stderr, "run is not confirmed")
     manifest = store.read_manifest(Path("run"))  # and once more, with the checksums made to fit
     manifest.files = store.checksums(Path("run"))
     store.write_manifest(Path("run"), manifest)

@@ -199,7 +199,7 @@ def test_what_makes_no_sense_is_refused(text: str) -> None:
 
 
 def test_a_defence_takes_raw_images() -> None:
-    with pytest.raises(InputError, match="stands behind normalize"):
+    with pytest.raises(InputError, match="comes after normalize"):
         wrap(demo_model(), preprocess=(Normalize(0.5, 0.5), JPEG()))
     with pytest.raises(InputError, match="takes images"):
         wrap(nn.Linear(5, 3), preprocess=Median(), shape=(5,))

@@ -22,7 +22,7 @@ from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.decisions import REFUSED
 from holdfast.diagnostics import probe
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge, probing
 from holdfast.spec import write
@@ -203,7 +203,7 @@ def test_a_model_of_several_passes_is_not_taken_for_a_random_one(
     source, threat = open_data("digits"), Threat.l1(1)
     monkeypatch.setattr(probe, "_attacks", lambda *_: None)
     found = probing.probe(
-        target, source, threat, parse_trial("fgsm"), Ways(target, threat, source), 0
+        target, source, threat, parse_trial("fgsm"), GradientSources(target, threat, source), 0
     )
     assert found.slope is not None
     assert found.passes["slope"] == 5 * target.cost.forwards * len(found.ids)
@@ -259,7 +259,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         Divergence(net).fitted(wrap(demo_model()), draw(3, 1, 8, 8).float(), rate=1)
     with pytest.raises(InputError, match="scores of classes"):
         wrap(demo_model(), preprocess=Reconstruction(net, 1), task="multilabel")
-    with pytest.raises(InputError, match="stands behind bitdepth"):
+    with pytest.raises(InputError, match="comes after bitdepth"):
         wrap(demo_model(), preprocess=[BitDepth(), Reconstruction(net, 1)])
     both = [wrap(demo_model()), wrap(demo_model(), preprocess=Reconstruction(net, 1))]
     with pytest.raises(InputError, match="10 classes and 10 classes or a refusal"):

@@ -9,7 +9,8 @@ The blocks of a page run in their order, in one namespace and one folder of the 
 - `<!-- not run: REASON -->` before a block says why it cannot run here.
 
 Tutorials and the README begin with nothing. Other pages find what `given` makes.
-`HOLDFAST_DOCS=write pytest tests/test_docs.py` writes what is printed now into the pages.
+`HOLDFAST_DOCS=write pytest tests/integration/test_docs.py` writes what is printed now into the
+pages.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from typer.testing import CliRunner
 import holdfast
 from holdfast.cli.main import app
 from holdfast.data import open_data
+from holdfast.evaluation.protocols import PROTOCOLS, chosen
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -77,13 +79,24 @@ def test_every_field_of_an_attack_is_explained() -> None:
     ]
 
 
-def test_the_example_runs() -> None:
-    own = load(ROOT / "examples" / "own_model.py")
-    x, y = own.data()
-    run = holdfast.evaluate(
-        holdfast.wrap(own.model()), (x[:40], y[:40]), "linf(0.1)", protocol="quick"
-    )
-    assert run.robust_accuracy.value < run.clean_accuracy.value
+@pytest.mark.parametrize(
+    "name", ["own_model", "quickstart", pytest.param("keras_model", marks=pytest.mark.slow)]
+)
+def test_an_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "keras_model":
+        pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = load(ROOT / "examples" / f"{name}.py")
+    if name == "own_model":
+        x, y = example.data()
+        run = holdfast.evaluate(example.model(), (x[:40], y[:40]), "linf(0.1)", protocol="quick")
+        assert run.robust_accuracy.value < run.clean_accuracy.value
+    else:
+        assert example.run.robust_accuracy.value < example.run.clean_accuracy.value
+        assert capsys.readouterr().out
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,44 @@ def test_every_block_runs_but_for_a_few_with_a_reason() -> None:
     assert sum(block.reason is not None for _, block in every) <= NOT_RUN
     fences = sum((ROOT / page).read_text(encoding="utf-8").count("\n```") for page in PAGES)
     assert fences == 2 * len(every), "a fence that was not read"
+
+
+def test_the_page_of_python_names_is_complete() -> None:
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    shown = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    assert not set(holdfast.__all__) - {"attacks", "__version__"} - shown
+
+
+def _anchors(page: Path) -> set[str]:
+    """What links to a page may end in: its headings, as GitHub and the site write them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in headings}
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    for page in pages:
+        text = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text(encoding="utf-8")))
+        for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+            there = page.parent / link if link else page
+            assert there.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in _anchors(there), f"{page.name}: {link}#{anchor}"
+
+
+def test_the_calls_for_users_of_other_libraries_are_understood() -> None:
+    """The texts of attacks, threats and protocols in the right column of the tables."""
+    text = (ROOT / "docs/coming-from.md").read_text(encoding="utf-8")
+    right = re.findall(r"^\| .+ \| (.+) \|$", text, re.MULTILINE)
+    said = [part for cell in right for part in re.findall(r'"([a-z-]+\b[^"]*)"', cell)]
+    assert len(said) > 50
+    for part in said:
+        name = part.partition("(")[0]
+        if name in holdfast.attacks.CATALOGUE:
+            chosen([part.replace("nb_iter", "40").replace("eps_iter / eps", "0.1")])
+        elif name in ("linf", "l2", "l1"):
+            holdfast.Threat.parse(part.replace("...", "0.1"))
+        else:
+            assert name in PROTOCOLS or name in ("labels", "runs/mine"), part
 
 
 @pytest.mark.parametrize("page", ["keras", "pytorch", "tables"])
@@ -268,7 +319,7 @@ def given(files: Path) -> dict[str, Any]:
     net, two = network(), np.load("two.npz")
     return {
         "net": net, "x": x, "y": y, "target": holdfast.wrap(net),
-        "x_train": x[:16], "x_test": x[16:], "ids": np.arange(24),
+        "x_train": x[:16], "x_test": x[16:], "ids": torch.arange(24),
         "two": load(Path("two.py")).make(), "images": two["x"] / np.float32(255),
         "tables": two["x2"], "labels": two["y"],
         "low": 0.0, "high": torch.ones(1, 8, 8), "scale": torch.ones(1, 8, 8),
@@ -277,6 +328,7 @@ def given(files: Path) -> dict[str, Any]:
 
 
 def smaller(text: str) -> str:
+    text = re.sub(" +--", " --", text)
     for said, ran in SMALLER.items():
         text = text.replace(said, ran)
     return text
@@ -300,9 +352,11 @@ def command(line: str) -> str:
 
 def outcome(page: str, block: Block, names: dict[str, Any]) -> str:
     """What a block prints."""
-    text = block.text if page.startswith(NOTHING) else smaller(block.text)
+    text = block.text.replace("\\\n", " ")
+    if not page.startswith(NOTHING):
+        text = smaller(text)
     if block.language == "sh":
-        lines = text.replace("\\\n", " ").splitlines()
+        lines = text.splitlines()
         return "".join(command(line) for line in lines if line.split("#")[0].strip())
     printed = io.StringIO()
     code = compile("\n" * block.line + text, str(ROOT / page), "exec")
@@ -355,7 +409,8 @@ def test_the_blocks_of_a_page_run(
     if os.environ.get("HOLDFAST_DOCS") == "write":
         for block, new in reversed(changed):
             text = text[: block.span[0]] + new + text[block.span[1] :]
-        (ROOT / page).write_text(text, encoding="utf-8")
+        if changed:
+            (ROOT / page).write_text(text, encoding="utf-8")
     else:
         for block, new in changed:
             assert block.text == new, f"{page}:{block.line}: HOLDFAST_DOCS=write puts it right"

@@ -23,10 +23,10 @@ from holdfast.attacks import SearchResult, parse
 from holdfast.attacks.problem import meets_goal
 from holdfast.attacks.shared import pool
 from holdfast.data import from_arrays, open_data
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import judge
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.runs import store
@@ -226,8 +226,8 @@ def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) ->
     parts = [(40, 60), (0, 20), (20, 40)]
     for i, part in enumerate(parts):
         measure(out=tmp_path / str(i), curve=(0.04,), samples=part)
-    merged = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
-    run = Run(tmp_path / "merged")
+    run = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
+    merged = run.manifest
     assert_same_but_unstable(run, whole)
     assert run.samples.column("broken_by").equals(whole.samples.column("broken_by"))
     assert_same_figures(merged.metrics, whole.metrics)
@@ -267,11 +267,11 @@ def test_a_shard_mixes_in_the_same_images() -> None:
 
 def test_the_images_that_a_user_lends_are_used() -> None:
     target, data, mix = TorchTarget(demo_model()), open_data("digits"), parse("admix(steps=1)")
-    held = Ways(target, Threat.linf(0.1), data).images(mix)
+    held = GradientSources(target, Threat.linf(0.1), data).images(mix)
     assert held is not None
     assert len(held[1]) == pool.ROWS
     own = torch.rand(3, 1, 8, 8), torch.arange(3)
-    assert Ways(target, Threat.linf(0.1), data, own).images(mix) is own
+    assert GradientSources(target, Threat.linf(0.1), data, own).images(mix) is own
     x, y = data.rows(0, 8)
     usual, lent = (
         holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=3)", pool=given)
@@ -437,7 +437,7 @@ def test_verify_finds_a_broken_row_that_is_called_something_else(
     store.write_samples(folder, table)
     facts = Facts(**{name: getattr(whole.manifest, name) for name in Facts.model_fields})
     # every figure made to fit
-    store.write_manifest(folder, finish(folder, facts, table, whole.manifest.trials))
+    store.write_manifest(folder, build_manifest(folder, facts, table, whole.manifest.trials))
     assert verify(folder, holdfast.wrap(demo_model()), open_data_arrays())
 
 
@@ -532,7 +532,7 @@ def test_the_cost_is_estimated_before_the_start() -> None:
         ["pgd(steps=20)"],
         ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
     ):
-        run = measure(attacks=attacks, announce=told.append)
+        run = measure(attacks=attacks, on_estimate=told.append)
         right = sum(s != "wrong" for s in statuses(run))
         spent = (run.manifest.costs.forwards + run.manifest.costs.backwards) / max(right, 1)
         assert 0.5 < told[-1].passes / spent < 2

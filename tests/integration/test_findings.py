@@ -19,7 +19,7 @@ import holdfast
 from holdfast.attacks import parse_trial
 from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.checks import FOLLOW_UPS, answered, follow, signs
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers
 from holdfast.errors import SpecError
 from holdfast.evaluation import protocols
@@ -29,7 +29,7 @@ from holdfast.evaluation.verify import verify
 from holdfast.runs.manifest import Finding
 from holdfast.runs.run import Run
 from holdfast.targets import TorchTarget
-from holdfast.targets.frameworks.pytorch.bpda import hard_steps, straightened
+from holdfast.targets.frameworks.pytorch.bpda import hard_steps, with_bpda
 from holdfast.testing import BROKEN, SOUND, Defence
 from holdfast.testing.sound import NETS, mlp, trained
 from holdfast.threats.threat import Threat
@@ -50,7 +50,7 @@ def sound_answers() -> Answers:
         turn=np.full(M, 0.95),
         planted=~no,
         missed=no,
-        beat={"stood": np.arange(M) < 20, **dict.fromkeys(names, no)},
+        broken_by={"stood": np.arange(M) < 20, **dict.fromkeys(names, no)},
     )
 
 
@@ -64,14 +64,14 @@ PLANTED: dict[str, Callable[[Answers], object]] = {
     "wrong_gradient": lambda a: setattr(a, "slope", np.where(some(15), 0.9, 0.01)),
     "turning_gradient": lambda a: setattr(a, "turn", np.full(M, 0.2)),
     "one_hot": lambda a: setattr(a, "one_hot", some(2)),
-    "unbounded": lambda a: a.beat.update(whole=some(1)),
-    "larger_eps": lambda a: a.beat.update(larger=some(2)),
-    "one_step": lambda a: a.beat.update(one=some(2)),
-    "more_steps": lambda a: a.beat.update(more=some(3)),
-    "black_box": lambda a: a.beat.update(scores=some(2)),
-    "labels": lambda a: a.beat.update(labels=some(2)),
+    "unbounded": lambda a: a.broken_by.update(whole=some(1)),
+    "larger_eps": lambda a: a.broken_by.update(larger=some(2)),
+    "one_step": lambda a: a.broken_by.update(one=some(2)),
+    "more_steps": lambda a: a.broken_by.update(more=some(3)),
+    "black_box": lambda a: a.broken_by.update(scores=some(2)),
+    "labels": lambda a: a.broken_by.update(labels=some(2)),
     "binarisation": lambda a: setattr(a, "missed", some(9)),
-    "non_smooth": lambda a: (a.hard.append("round"), a.beat.update(straight=some(1))),
+    "non_smooth": lambda a: (a.hard.append("round"), a.broken_by.update(straight=some(1))),
 }
 
 
@@ -88,7 +88,7 @@ def test_a_planted_answer_raises_exactly_its_finding(check: str) -> None:
 
 def test_what_changes_little_is_let_pass() -> None:
     answers = sound_answers()
-    answers.beat |= {
+    answers.broken_by |= {
         "one": some(1),
         "more": some(2),
         "scores": some(1),
@@ -108,8 +108,8 @@ def test_a_sign_takes_in_what_it_explains_and_is_answered_for_all_of_it() -> Non
     assert (found.check, found.explains) == ("one_hot", ["unbounded", "binarisation"])
     assert "shows as unbounded, binarisation too" in found.text
     threat, source = Threat.linf(0.1), open_data("digits")
-    ways = Ways(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
-    trials = follow([found], "standard", threat, ways)
+    sources = GradientSources(TorchTarget(mlp(), shape=(1, 8, 8)), threat, source)
+    trials = follow([found], "standard", threat, sources)
     assert {parse_trial(t) for t in ('apgd(steps=100, loss="mifpe")', "square(steps=1000)")} <= {
         *trials
     }
@@ -120,17 +120,17 @@ def test_every_sign_is_answered_in_every_norm(norm: str) -> None:
     source = open_data("digits")
     target = TorchTarget(mlp(), shape=(1, 8, 8))
     threat = getattr(Threat, norm)(1.0)
-    ways = Ways(target, threat, source)
+    sources = GradientSources(target, threat, source)
     for check, plant in PLANTED.items():
         answers = sound_answers()
         plant(answers)
         found = signs(answers)
-        trials = follow(found, "standard", threat, ways)
+        trials = follow(found, "standard", threat, sources)
         if norm == "l0" and check in ("one_hot", "more_steps"):
             continue  # its searches use neither of these losses
         assert trials, check
         assert [f.severity for f in answered(found, trials)] == ["amber"]
-        assert follow(found, "custom", threat, ways) == []
+        assert follow(found, "custom", threat, sources) == []
     assert set(FOLLOW_UPS) == set(PLANTED)
 
 
@@ -163,10 +163,10 @@ def test_straight_through_gives_the_same_scores_and_a_gradient(
     step: Callable[[Tensor], Tensor],
 ) -> None:
     target = TorchTarget(Planted(step), shape=(1, 8, 8))
-    way = straightened(target)
-    assert way is not None
+    bpda = with_bpda(target)
+    assert bpda is not None
     x = torch.rand(5, 1, 8, 8)
-    z, pull = way.linearize(x)
+    z, pull = bpda.linearize(x)
     torch.testing.assert_close(z, target.scores(x))
     assert (pull(torch.randn(5, 10)).flatten(1).abs().amax(1) > 0).all()
 
@@ -186,9 +186,9 @@ def test_autograd_inside_the_model_is_found_and_gone_through() -> None:
     target = TorchTarget(Optimised(net), shape=(1, 8, 8))
     x = torch.rand(5, 1, 8, 8)
     assert "grad" in hard_steps(target, x)
-    way = straightened(target)
-    assert way is not None
-    z, pull = way.linearize(x)
+    bpda = with_bpda(target)
+    assert bpda is not None
+    z, pull = bpda.linearize(x)
     torch.testing.assert_close(z, target.scores(x))
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(net(leaf).logsumexp(1).sum(), leaf, create_graph=True)
@@ -201,10 +201,10 @@ def test_a_flatter_softmax_keeps_the_order() -> None:
     target = TorchTarget(
         Planted(lambda x: x, lambda z: (500 * z).softmax(1)), shape=(1, 8, 8), probabilities=True
     )
-    way = straightened(target)
-    assert way is not None
+    bpda = with_bpda(target)
+    assert bpda is not None
     x = torch.rand(5, 1, 8, 8)
-    z, pull = way.linearize(x)
+    z, pull = bpda.linearize(x)
     assert torch.equal(z.argmax(1), target.scores(x).argmax(1))
     cotangent = torch.nn.functional.one_hot(
         z.topk(2, 1).indices[:, 1], 10
@@ -245,7 +245,7 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     assert whole.manifest.probe_costs.forwards > 0
     assert verify(whole.folder, holdfast.wrap(model), source()) == []
     parts = [measure(model, rows, out=tmp_path / str(rows[0])) for rows in ((0, 8), (8, 16))]
-    merged = merge([part.folder for part in parts], tmp_path / "merged")
+    merged = merge(parts, tmp_path / "merged")
     apart = {"calibration"}  # of confidences, whose last bit may depend on the batch
     assert merged.metrics.model_dump(exclude=apart) == whole.metrics.model_dump(exclude=apart)
     assert merged.verdict.model_dump(exclude={"findings"}) == whole.verdict.model_dump(
@@ -264,7 +264,7 @@ def test_an_unfinished_run_goes_on_with_what_was_found(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        broken.setattr("holdfast.evaluation.evaluate.settle", stop)
+        broken.setattr("holdfast.evaluation.evaluate.judge_chunk", stop)
         with pytest.raises(KeyboardInterrupt):
             measure(model, out=tmp_path / "run")
     monkeypatch.setattr(
@@ -314,7 +314,7 @@ def test_a_way_may_be_asked_for() -> None:
     attack = 'apgd(steps=10, loss="margin", through="straight")'
     model = Planted(torch.sign)
     told: list[Any] = []
-    found = measure(model, attacks=[attack], announce=told.append)
+    found = measure(model, attacks=[attack], on_estimate=told.append)
     assert found.metrics.counts["broken"] > 0
     assert told
     assert verify(found.folder, holdfast.wrap(model), source()) == []
@@ -326,15 +326,15 @@ def test_only_a_gradient_can_be_blurred() -> None:
     data, threat = open_data("digits"), Threat.linf(0.1)
     for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
         target = TorchTarget(model, shape=(1, 8, 8))
-        assert Ways(target, threat, data).open("blurred") is open_
+        assert GradientSources(target, threat, data).has("blurred") is open_
 
 
 def test_rows_without_a_gradient_at_the_start_do_not_close_a_way_and_looking_is_charged() -> None:
     x = np.repeat(np.array([0, 1], np.float32), 16)[:, None].repeat(2, 1)
     target = TorchTarget(lambda x: (x - 0.5).relu(), shape=(2,))
-    ways = Ways(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
-    assert [ways.open("blurred"), ways.open("blurred")] == [True, True]
-    assert (ways.costs.forwards, ways.costs.queries, ways.costs.backwards) == (8, 8, 8)
+    sources = GradientSources(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
+    assert [sources.has("blurred"), sources.has("blurred")] == [True, True]
+    assert (sources.costs.forwards, sources.costs.queries, sources.costs.backwards) == (8, 8, 8)
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -451,7 +451,7 @@ def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
     )
     target.bind((1, 14, 14))
     trial = protocols.protocol("standard", "linf").trials[0]
-    answers = probe(target, source, threat, trial, Ways(target, threat, source), 0)
+    answers = probe(target, source, threat, trial, GradientSources(target, threat, source), 0)
     assert answers.slope is not None
     assert len(answers.slope) == 16
     assert bool((answers.slope < 0.5).all())

@@ -32,8 +32,7 @@ from holdfast.rng import Keys
 from holdfast.targets import wrap
 from holdfast.targets.demo import demo_model
 from holdfast.threats.threat import Threat
-from holdfast.training.batches import shuffled
-from holdfast.training.generated_rows import GeneratedRows
+from holdfast.training.batches import GeneratedRows, shuffled
 
 
 def keys(n: int) -> Keys:

@@ -61,7 +61,7 @@ def test_the_figures_of_groups(at: Path) -> None:
     worst = min(found.per_group, key=lambda g: g.robust_accuracy.value or 0)
     assert found.worst_group == worst
     page = Path("whole/report.html").read_text(encoding="utf-8")
-    names(page, "By group", "The worst of 3 groups")
+    names(page, "By group", "The least robust of 3 groups")
     assert "<b>dusk" not in page
     names(" ".join(holdfast("report", "whole").stdout.split()), f"groups is “{worst.name}”")
     done = holdfast(

@@ -60,7 +60,11 @@ def weights(state: State) -> list[Tensor]:
         *state.net.state_dict().values(),
         *state.average.state_dict().values(),
         *(state.best[name] for name in sorted(state.best)),
-        *(state.rival.net.state_dict().values() if state.rival is not None else ()),
+        *(
+            state.attack_network.net.state_dict().values()
+            if state.attack_network is not None
+            else ()
+        ),
     ]
 
 
@@ -207,7 +211,7 @@ def test_what_counts_as_fooled() -> None:
     # an attack of ten steps is not fooled so
     assert not loop.fooled(pgd, inner=0.9, robust=0.1, best=0.5)
     assert repr(fast.stronger()) == "pgd(steps=2, step_size=0.5)"
-    assert fast.stronger().stronger().inner_steps == 4
+    assert fast.stronger().stronger().steps == 4
 
 
 def test_catastrophic_overfitting_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +369,7 @@ def test_the_command_from_end_to_end() -> None:
     }
     assert set(os.listdir("hard")) == files
     names(
-        done.stdout, "Robust accuracy changes by", "McNemar", "gained", "40 inputs under linf(0.1)"
+        done.stdout, "Robust accuracy rises from", "McNemar", "gained", "40 inputs under linf(0.1)"
     )
     found = compare("hard/before", "hard/after")
     assert found == compare("hard/before", "hard/after")

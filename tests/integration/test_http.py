@@ -264,7 +264,7 @@ def test_a_stopped_run_goes_on_without_asking_again(
     target = server.target(cache_file=cache_file, concurrency=1)
     if stopped_by == "user":
         with pytest.raises(KeyboardInterrupt):
-            holdfast.evaluate(target, (X, Y), THREAT, watch=interrupt, **asked)
+            holdfast.evaluate(target, (X, Y), THREAT, on_progress=interrupt, **asked)
     else:
         server.mishap = lambda x, number: stopped_by if number == 12 else ""
         with pytest.raises(InputError, match=rf"answers {stopped_by}: .*nothing is lost"):
@@ -313,7 +313,7 @@ def test_secrets_stay_in_the_environment(
             target,
             (X, Y),
             THREAT,
-            watch=lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
+            on_progress=lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
             **asked,
         )
     held = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -18,7 +18,7 @@ from holdfast.data import from_arrays, open_data
 from holdfast.diagnostics.binarisation import Planted as PlantedHead
 from holdfast.diagnostics.binarisation import missed
 from holdfast.diagnostics.checks import signs
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation.contract import check_model, randomised
 from holdfast.evaluation.probing import probe
 from holdfast.runs.manifest import Finding
@@ -115,7 +115,10 @@ def seen(model: nn.Module, eps: float = 0.1, first: str = FIRST) -> list[Finding
     if randomised(noted):
         target = ExpectationOverTransformation(target, 4)
     trial = parse_trial(first)
-    return [*noted, *signs(probe(target, source, threat, trial, Ways(target, threat, source), 0))]
+    return [
+        *noted,
+        *signs(probe(target, source, threat, trial, GradientSources(target, threat, source), 0)),
+    ]
 
 
 TABLE: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = [

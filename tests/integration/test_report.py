@@ -92,7 +92,7 @@ def test_every_figure_is_on_the_page(tmp_path: Path) -> None:
         *m.files.values(),
         "4711",
     ]
-    said += [words.headline(m), *words.asides(m), "not tested"]
+    said += [words.headline(m), *words.notes(m), "not tested"]
     assert not [s for s in said if s not in text]
     counts = [
         n for table in (k.confusion.clean, k.confusion.attacked) for row in table for n in row if n
@@ -106,15 +106,15 @@ def test_the_headline_is_a_sentence_of_the_figures(tmp_path: Path) -> None:
     m = make(tmp_path, n=1000, status="trusted")
     clean, robust = m.metrics.clean_accuracy, m.metrics.robust_accuracy
     assert words.headline(m) == (
-        f"Of {clean.n} inputs the model gets {100 * clean.value:.1f} % right; an adversary who may "
-        "change every "
-        f"pixel by up to 0.25 breaks it down to {100 * robust.value:.1f} % (95 % interval "
-        f"{100 * robust.low:.1f} to {100 * robust.high:.1f} %)."
+        f"Without an attack the model is right on {100 * clean.value:.1f} % of {clean.n} inputs. "
+        "When an adversary may change every pixel by up to 0.25, it stays right on "
+        f"{100 * robust.value:.1f} % of the same inputs (95 % interval {100 * robust.low:.1f} to "
+        f"{100 * robust.high:.1f} %)."
     )
     aimed = make(tmp_path / "aimed", shape=(5,), target=1, names=["a", "cat", "c", "d"])
     assert "change every value" in words.headline(aimed)
     assert "wants the answer “cat”" in words.headline(aimed)
-    assert "% or less" in words.headline(aimed)
+    assert "on at most" in words.headline(aimed)
 
 
 def test_hostile_text_is_inert(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_plain_function_is_told_by_its_name_alone(tmp_path: Path, access: str)
     assert any("its name alone" in text for text in said) == (access == "labels")
 
 
-def test_queries_of_a_run_in_which_nothing_fell(tmp_path: Path) -> None:
+def test_queries_of_a_run_in_which_nothing_was_broken(tmp_path: Path) -> None:
     manifest = make(tmp_path, n=0)
     store.write_manifest(
         tmp_path,
@@ -309,7 +309,7 @@ def test_queries_of_a_run_in_which_nothing_fell(tmp_path: Path) -> None:
             update={"model": manifest.model.model_copy(update={"access": "scores"})}
         ),
     )
-    assert "The target gave scores alone. No input fell." in text_of(page(tmp_path))
+    assert "The model gave scores only. No input was broken." in text_of(page(tmp_path))
 
 
 def test_a_length_of_time_reads_as_a_person_says_it() -> None:

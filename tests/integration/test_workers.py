@@ -93,7 +93,7 @@ def test_two_processes_take_the_steps_of_one(objective: str) -> None:
     found, logs = [], []
     for devices in (1, 2):
         log: list[Epoch] = []
-        done, net = training(how, rows=99, watch=log.append)
+        done, net = training(how, rows=99, on_epoch=log.append)
         found.append(workers.train(replace(done, devices=devices), net))
         logs.append(log)
     assert found[0].keys() == found[1].keys()
@@ -197,7 +197,7 @@ def test_a_worker_finds_what_the_file_of_the_model_imports(
         # as if in a process of its own
         for name in ("holdfast_user_layered", "neighbour", "lazy_neighbour"):
             monkeypatch.delitem(sys.modules, name)
-        workers._fit(work, ProcessGroup(), done.watch)
+        workers._fit(work, ProcessGroup(), done.on_epoch)
 
     monkeypatch.setattr(workers, "run", run)
     done, net = training(
@@ -303,7 +303,7 @@ def test_event_files_hold_what_the_log_holds(here: Path) -> None:
     holdfast.harden(
         demo_net(), digits(0, 200), "linf(0.1)", recipe='fast(epochs=2, judge="pgd(steps=2)")',
         protocol="quick",
-        out="hard", tensorboard=True, tell=log.append,
+        out="hard", tensorboard=True, on_epoch=log.append,
     )  # fmt: skip
     read = EventAccumulator(str(here / "hard")).Reload()
     assert set(read.Tags()["scalars"]) == set(vars(log[0])) - {"epoch", "objective", "note"}

@@ -59,7 +59,9 @@ def viewing(seed: int = 0) -> nn.Module:
     return Viewing().eval()
 
 
-def plain(model: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+def ordinary(
+    model: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
     """Scores and pullback by autograd alone."""
     leaf = x.clone().requires_grad_()
     z = model(leaf)
@@ -71,7 +73,7 @@ def agree(
 ) -> None:
     k = target.task.k if target.shape else 5
     cotangent = (draw(len(x), k, seed=9) - 0.5).to(target.batcher.dtype)
-    z, g = plain(model, x, cotangent)
+    z, g = ordinary(model, x, cotangent)
     found, pullback = target.linearize(x)
     close(found, z, rtol=1e-5, atol=atol)
     close(target.scores(x), z, rtol=1e-5, atol=atol)

@@ -45,12 +45,12 @@ def test_no_question_is_put_twice(
     seen = Seen(wrap(bent(dtype=dtype)), access)
     x, y = rows(seen.inner, 12)
     x, y = torch.cat([x, x[:4]]), torch.cat([y, y[:4]])
-    plain = run(parse(spec), seen, x, y, threat("linf"), ids=torch.arange(16) % 12)
+    ordinary = run(parse(spec), seen, x, y, threat("linf"), ids=torch.arange(16) % 12)
     assert len(set(seen.inputs)) < len(seen.inputs)
     seen.inputs = []
     for _ in range(2):  # the second time as another process would: from the file alone
         cached = Cached(seen, tmp_path / "answers")
-        same(run(parse(spec), cached, x, y, threat("linf"), ids=torch.arange(16) % 12), plain)
+        same(run(parse(spec), cached, x, y, threat("linf"), ids=torch.arange(16) % 12), ordinary)
     assert len(set(seen.inputs)) == len(seen.inputs) > 0
     assert cached.asked == 0
 
@@ -70,12 +70,12 @@ def test_an_evaluation_is_the_same(tmp_path: Path) -> None:
     ):
         x, y = rows(wrap(model), 20)
         attacks = ["apgd(steps=5)", "signhunter(steps=10)"]
-        plain = holdfast.evaluate(wrap(model), (x, y), "linf(0.08)", attacks=attacks)
+        ordinary = holdfast.evaluate(wrap(model), (x, y), "linf(0.08)", attacks=attacks)
         cached = holdfast.evaluate(
             Cached(wrap(model), tmp_path / "answers"), (x, y), "linf(0.08)", attacks=attacks
         )
-        assert cached.samples.equals(plain.samples)
-        assert cached.manifest.model.fingerprint == plain.manifest.model.fingerprint
+        assert cached.samples.equals(ordinary.samples)
+        assert cached.manifest.model.fingerprint == ordinary.manifest.model.fingerprint
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

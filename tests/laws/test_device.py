@@ -30,11 +30,11 @@ def test_an_attack_finds_on_an_accelerator_what_it_finds_on_a_cpu(name: str, nor
     attack, limits = short(name), threat(norm)
     mine, its = run(attack, here, x, y, limits), run(attack, there, x, y, limits)
     assert its.best.device.type == "cuda"
-    fell = its.broken.cpu()
-    assert judge.within(here, limits, x, its.best.cpu())[0][fell].all()
+    broken_rows = its.broken.cpu()
+    assert judge.within(here, limits, x, its.best.cpu())[0][broken_rows].all()
     # Sums may differ in their last bits, and a search with many branches may then take another: one
     # row may.
-    assert int((mine.broken != fell).sum()) <= 1
+    assert int((mine.broken != broken_rows).sum()) <= 1
 
 
 def test_an_evaluation_on_an_accelerator_is_verified_on_a_cpu(tmp_path) -> None:

@@ -205,7 +205,7 @@ def test_a_target_handed_in_stays_as_it_is() -> None:
     assert run.manifest.model.probabilities
     holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=2)")
     assert verify(run.folder, target, (x, y)) == []
-    assert holdfast.wrap(target, task="multilabel").head.graded is not None
+    assert holdfast.wrap(target, task="multilabel").head.truth_task is not None
     assert vars(target) == before
     assert target.shape is None
 

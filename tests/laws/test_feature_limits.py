@@ -104,12 +104,12 @@ def test_a_scale_of_zero_is_a_mask() -> None:
 
 def test_one_scale_for_all_is_a_factor_of_eps() -> None:
     _, target, x, y = world()
-    plain = run(parse("apgd(steps=9)"), target, x, y, Threat.linf(0.125))
+    ordinary = run(parse("apgd(steps=9)"), target, x, y, Threat.linf(0.125))
     scaled = run(
         parse("apgd(steps=9)"), target, x, y, Threat.linf(0.25, scale=torch.full(SHAPE, 0.5))
     )
-    assert torch.equal(plain.best, scaled.best)
-    close(plain.size, scaled.size / 2)
+    assert torch.equal(ordinary.best, scaled.best)
+    close(ordinary.size, scaled.size / 2)
 
 
 numbers = st.floats(-4, 4)

@@ -65,7 +65,7 @@ def test_an_infinite_eps_is_refused_by_what_needs_a_ball(name: str, norm: str) -
 
 @pytest.mark.parametrize("norm", CONVEX)
 def test_an_infinite_eps_keeps_the_smallest(norm: str) -> None:
-    """Rows with eps inf are not settled by their first success: a walk from small to large keeps
+    """Rows with eps inf are not settled by their first success: a search from small to large keeps
     the smallest."""
     target = wrap(bent())
     x, y = rows(target, N)

@@ -41,7 +41,7 @@ def world(task: str) -> tuple[Linear, WithTruth, Tensor, Tensor]:
     return model, WithTruth(wrap(model, task=task)), x, truth
 
 
-def ways(
+def directions(
     task: str, model: Linear, x: np.ndarray, truth: np.ndarray
 ) -> list[tuple[np.ndarray, float]]:
     """Each way to be wrong about a row as (c, gap): wrong past <c, d> = gap > 0."""
@@ -74,8 +74,8 @@ def search(
     ],
 )
 def test_the_smallest_is_found(task: str, spec: str, norm: str, slack: float) -> None:
-    """Aimed at each way to be wrong in turn, since they follow the best rival, not the nearest;
-    never below it."""
+    """Aimed at each way to be wrong in turn, since they follow the best wrong class, not the
+    nearest; never below it."""
     model, target, x, truth = world(task)
     sizes = [
         search(spec, target, x, truth, norm, math.inf, rank=r).size for r in range(1, target.task.k)
@@ -84,7 +84,7 @@ def test_the_smallest_is_found(task: str, spec: str, norm: str, slack: float) ->
         row = x[i].flatten().numpy()
         best = min(
             distance(norm, c, gap, -row, 1 - row)
-            for c, gap in ways(task, model, row, truth[i].numpy())
+            for c, gap in directions(task, model, row, truth[i].numpy())
         )
         assert best * (1 - 1e-9) <= found <= best * slack + 1e-4
 
@@ -102,7 +102,7 @@ def test_a_ball_is_searched_to_the_optimum(task: str, norm: str, eps: float) -> 
     found = torch.stack(aims).amin(0)
     for i in range(N):
         row = x[i].flatten().numpy()
-        all_ = ways(task, model, row, truth[i].numpy())
+        all_ = directions(task, model, row, truth[i].numpy())
         best = min(gap - c @ farthest(norm, c, eps, -row, 1 - row) for c, gap in all_)
         clean = min(gap for _, gap in all_)
         assert best - 1e-9 <= float(found[i]) <= best + 0.01 * (clean - best) + 1e-9
@@ -124,14 +124,14 @@ def test_margins_and_decisions_are_those_of_the_definition(task: str) -> None:
 
 
 @tasks
-def test_a_graded_model_is_attacked_without_ceremony(task: str) -> None:
+def test_a_model_with_truth_is_attacked_as_it_is(task: str) -> None:
     """Given [n, k] truths, `run` does as it does on rows with the truth in front."""
     _, target, x, truth = world(task)
-    plain = run(parse("pgd(steps=5)"), target.inner, x, truth, threat("linf"))
+    ordinary = run(parse("pgd(steps=5)"), target.inner, x, truth, threat("linf"))
     posed = search("pgd(steps=5)", target, x, truth, "linf", 0.08)
-    assert plain.best.shape == x.shape
-    assert torch.equal(plain.best, posed.best)
-    same(plain, posed, but=("best",))
+    assert ordinary.best.shape == x.shape
+    assert torch.equal(ordinary.best, posed.best)
+    same(ordinary, posed, but=("best",))
 
 
 @tasks

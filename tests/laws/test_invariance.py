@@ -38,7 +38,7 @@ def alike(a: SearchResult, b: SearchResult) -> None:
     np.testing.assert_allclose(a.size.numpy(), b.size.numpy(), rtol=1e-6)
 
 
-def plain_rows(
+def ordinary_rows(
     target: TorchTarget, *, edge: bool = False, wrong: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Rows in form 0 of a model `Forms`, and its own decisions on them; `wrong`: but for every
@@ -58,7 +58,7 @@ def attacks_of(name: str) -> list[Attack]:
 @every(0)
 def test_shift_and_scale(name: str, norm: str) -> None:
     target = wrap(Forms(bent(), lambda z: z + 100, lambda z: z * 1e-3, lambda z: z * 300))
-    x, y = plain_rows(target, edge=True)
+    x, y = ordinary_rows(target, edge=True)
     for attack in attacks_of(name):
         # The gradient of cross-entropy turns with the scale where there are more than two classes,
         # and so the point.
@@ -73,7 +73,7 @@ def test_shift_and_scale(name: str, norm: str) -> None:
 @every(1)
 def test_scale_with_two_classes_for_every_loss(name: str, norm: str) -> None:
     target = wrap(Forms(bent(2), lambda z: z * 1e-3, lambda z: z * 300))
-    x, y = plain_rows(target)
+    x, y = ordinary_rows(target)
     for attack in attacks_of(name):
         first, *others = run_forms(attack, target, x, y, norm, count=3)
         for other in others:
@@ -85,7 +85,7 @@ def test_names_of_classes(name: str, norm: str) -> None:
     order = torch.tensor([3, 0, 4, 2, 1])  # the new model's class i is the old one's order[i]
     back = order.argsort()
     target = wrap(Forms(bent(), lambda z: z[:, order]))
-    x, y = plain_rows(target, wrong=True)
+    x, y = ordinary_rows(target, wrong=True)
     aims = (y + 2) % 5
     aimed = {"eps": 2 * EPS[norm], "goal": Targeted(torch.cat([aims, back[aims]]))}
     for attack in attacks_of(name):
@@ -100,15 +100,15 @@ def test_names_of_classes(name: str, norm: str) -> None:
 
 def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
     model, back = bent(), order.argsort()
-    plain, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
-    images, classes = pool(plain)
+    ordinary, renamed = wrap(model), wrap(Then(model, lambda _, z: z[:, order]))
+    images, classes = pool(ordinary)
     POOLS[renamed] = images, back[classes]
-    x, y = rows(plain, N, wrong=True)
+    x, y = rows(ordinary, N, wrong=True)
     for options in ({}, {"rank": 1}):
-        first = run(attack, plain, x, y, threat(norm), **options)
+        first = run(attack, ordinary, x, y, threat(norm), **options)
         alike(run(attack, renamed, x, back[y], threat(norm), **options), first)
     aims = (y + 2) % 5
-    first = run(attack, plain, x, y, threat(norm, 2 * EPS[norm], goal=Targeted(aims)))
+    first = run(attack, ordinary, x, y, threat(norm, 2 * EPS[norm], goal=Targeted(aims)))
     alike(
         run(attack, renamed, x, back[y], threat(norm, 2 * EPS[norm], goal=Targeted(back[aims]))),
         first,
@@ -118,7 +118,7 @@ def names_change_no_mixture(attack: Attack, norm: str, order: Tensor) -> None:
 @every(3)
 def test_all_logits_negative(name: str, norm: str) -> None:
     target = wrap(Forms(linear(3), lambda z: z - 100))
-    x, y = plain_rows(target)
+    x, y = ordinary_rows(target)
     for attack in attacks_of(name):
         alike(*run_forms(attack, target, x, y, norm, count=2))
 

@@ -61,7 +61,7 @@ def test_ce_does_not_vanish_where_the_softmax_saturates() -> None:
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 10])
-def test_margin_is_rival_less_truth(k: int) -> None:
+def test_margin_is_best_wrong_less_truth(k: int) -> None:
     z, y, t = scores(k)
     rows = torch.arange(N)
     best = torch.stack([max((z[i, j] for j in range(k) if j != y[i]), key=float) for i in rows])
@@ -72,7 +72,7 @@ def test_margin_is_rival_less_truth(k: int) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_negative_scores_change_nothing(loss: str) -> None:
-    # A rival found by a product with a 0/1 mask would be the true class's own 0 here.
+    # A wrong class found by a product with a 0/1 mask would be the true class's own 0 here.
     z, y, t = scores(5)
     for aim in (None, t):
         value, g = value_and_gradient(loss, z, y, aim)
@@ -95,8 +95,8 @@ def test_dlr_is_the_formula(k: int) -> None:
     expected = []
     for row, label in zip(z.tolist(), y.tolist(), strict=True):
         top = sorted(row, reverse=True)
-        rival = max(v for j, v in enumerate(row) if j != label)
-        expected.append(-(row[label] - rival) / (top[0] - top[2]))
+        other = max(v for j, v in enumerate(row) if j != label)
+        expected.append(-(row[label] - other) / (top[0] - top[2]))
     close(dlr(z, y), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 

@@ -267,17 +267,17 @@ def test_the_nearest_hyperplane_is_reached_by_the_smallest_move(
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     for i in range(len(g)):
         c, at = np.sign(share) * g[i].double().flatten().numpy(), v[i].double().flatten().numpy()
-        wanted = abs(float(gap[i])) if abs(share) <= 1 else float(most[i])
-        assert float(c @ at) == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+        expected = abs(float(gap[i])) if abs(share) <= 1 else float(most[i])
+        assert float(c @ at) == pytest.approx(expected, rel=tolerance, abs=tolerance)
         box = lo[i].double().flatten().numpy(), hi[i].double().flatten().numpy()
         least = (
-            distance(norm.name, c, wanted * (1 - 10 * tolerance) - 10 * tolerance, *box)
-            if wanted > 1e-3
+            distance(norm.name, c, expected * (1 - 10 * tolerance) - 10 * tolerance, *box)
+            if expected > 1e-3
             else 0
         )
         assert float(norm.size(v[i : i + 1])) >= least - 1e-6
-        if abs(share) < 1 and wanted > 1e-3:
-            most_needed = distance(norm.name, c, wanted * (1 - tolerance), *box)
+        if abs(share) < 1 and expected > 1e-3:
+            most_needed = distance(norm.name, c, expected * (1 - tolerance), *box)
             assert (
                 float(norm.size(v[i : i + 1]))
                 <= most_needed * (1 + 100 * tolerance) + 100 * tolerance

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.linear_training import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, softmax
+from helpers.linear_training import F64, GIVEN, NEARBY, ONE, W, X, Y, crafting, softmax
 from helpers.training import robust, training
 from torch import Tensor, nn
 
@@ -33,14 +33,14 @@ def bent(p: Tensor, v: Tensor) -> Tensor:
 def slopes(text: str) -> Tensor:
     """The gradient on the weights of the linear model, derived by hand: sum over rows of (dL/dz)^T
     x."""
-    p, q = softmax(X @ W.T), softmax(NEAR @ W.T)  # p at x, q at x'
+    p, q = softmax(X @ W.T), softmax(NEARBY @ W.T)  # p at x, q at x'
     ratio = (p / q).log()
     kl = (p * ratio).sum(1, keepdim=True)
     dkl_z, dkl_there = p * (ratio - kl), q - p  # of KL(p, q), on the scores at x and at x'
     if text == "standard":
-        return (q - ONE).T @ NEAR / 2  # what it is given as x' is x
+        return (q - ONE).T @ NEARBY / 2  # what it is given as x' is x
     if text == "pgd(smoothing=0.3)":
-        return (q - (0.7 * ONE + 0.1)).T @ NEAR / 2
+        return (q - (0.7 * ONE + 0.1)).T @ NEARBY / 2
     if text in (
         "fgsm",
         "fast",
@@ -54,29 +54,29 @@ def slopes(text: str) -> Tensor:
         "noise",
         "smoothadv",
     ):
-        return (q - ONE).T @ NEAR / 2
+        return (q - ONE).T @ NEARBY / 2
     if text in ("ensemble", "advgan"):
-        return ((q - ONE).T @ NEAR + (p - ONE).T @ X) / 4
+        return ((q - ONE).T @ NEARBY + (p - ONE).T @ X) / 4
     if text == "alp(weight=2)":
-        apart = 2 * 2 * (NEAR - X) @ W.T / 6
-        return ((q - ONE) / 4 + apart).T @ NEAR + ((p - ONE) / 4 - apart).T @ X
+        apart = 2 * 2 * (NEARBY - X) @ W.T / 6
+        return ((q - ONE) / 4 + apart).T @ NEARBY + ((p - ONE) / 4 - apart).T @ X
     if text == "trades(beta=3)":
-        return ((p - ONE) + 3 * dkl_z).T @ X / 2 + 3 * dkl_there.T @ NEAR / 2
+        return ((p - ONE) + 3 * dkl_z).T @ X / 2 + 3 * dkl_there.T @ NEARBY / 2
     if text == "hat(beta=3, gamma=2, reach=4)":
-        beyond = X + 4 * (NEAR - X)
-        label = torch.eye(3, dtype=F64)[(NEAR @ GIVEN.T).argmax(1)]
+        beyond = X + 4 * (NEARBY - X)
+        label = torch.eye(3, dtype=F64)[(NEARBY @ GIVEN.T).argmax(1)]
         return slopes("trades(beta=3)") + 2 * (softmax(beyond @ W.T) - label).T @ beyond / 2
     if text == "lse(beta=3, smoothing=0.3)":
         at_x = 2 * bent(p, p - (0.7 * ONE + 0.1)) + 6 * bent(p, p - q)
-        return at_x.T @ X / 2 + 6 * bent(q, q - p).T @ NEAR / 2
+        return at_x.T @ X / 2 + 6 * bent(q, q - p).T @ NEARBY / 2
     assert text == "mart(beta=3)"
-    rival = (q * (1 - ONE)).argmax(1)
-    r = torch.eye(3, dtype=F64)[rival]
+    other = (q * (1 - ONE)).argmax(1)
+    r = torch.eye(3, dtype=F64)[other]
     q_r, p_y = (q * r).sum(1, keepdim=True), (p * ONE).sum(1, keepdim=True)
     boosted = q_r / (1 - q_r) * (r - q)
-    at_near = (q - ONE) + boosted + 3 * (1 - p_y) * dkl_there
+    at_nearby = (q - ONE) + boosted + 3 * (1 - p_y) * dkl_there
     at_x = 3 * (1 - p_y) * dkl_z - 3 * kl * p_y * (ONE - p)
-    return at_near.T @ NEAR / 2 + at_x.T @ X / 2
+    return at_nearby.T @ NEARBY / 2 + at_x.T @ X / 2
 
 
 SPECS = [
@@ -95,17 +95,19 @@ SPECS = [
 @pytest.mark.parametrize("text", SPECS)
 def test_the_gradient_of_an_objective_is_the_one_derived_by_hand(text: str) -> None:
     w = W.clone().requires_grad_()
-    loss, z = objectives.parse(text).loss(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), X, NEAR, Y)
+    loss, z = objectives.parse(text).loss(
+        Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), X, NEARBY, Y
+    )
     loss.mean().backward()
     assert w.grad is not None
     assert torch.allclose(w.grad, slopes(text), atol=1e-12)
-    assert torch.equal(z, NEAR @ w.T)
+    assert torch.equal(z, NEARBY @ w.T)
 
 
 def test_several_points_a_row_weigh_alike() -> None:
     w = W.clone().requires_grad_()
     loss, z = objectives.parse("avg").loss(
-        Net(lambda x: x @ w.T, lambda x: x), X, torch.cat([X, NEAR]), Y
+        Net(lambda x: x @ w.T, lambda x: x), X, torch.cat([X, NEARBY]), Y
     )
     loss.mean().backward()
     assert w.grad is not None
@@ -129,10 +131,10 @@ def corner(w: Tensor = W) -> Tensor:
     ],
 )
 def test_objectives_train_within_their_reach(text: str, reach: int) -> None:
-    near = objectives.parse(text).points(crafting(), X, Y)
-    size = float((near - X).abs().max())
+    nearby = objectives.parse(text).points(crafting(), X, Y)
+    size = float((nearby - X).abs().max())
     assert 0.05 * max(0.5, 1.01 if reach > 1 else 0) < size <= reach * 0.05 + 1e-12
-    assert float(ce(near).sum()) > float(ce(X).sum()) or text in ("trades", "hat", "lse")
+    assert float(ce(nearby).sum()) > float(ce(X).sum()) or text in ("trades", "hat", "lse")
 
 
 def test_the_points_of_one_step_are_those_by_hand() -> None:
@@ -143,8 +145,8 @@ def test_the_points_of_one_step_are_those_by_hand() -> None:
 
 def test_distances_grow_where_an_objective_pays_for_them() -> None:
     def apart(text: str, measure: str) -> Tensor:
-        near = objectives.parse(text).points(crafting(), X, Y)
-        p, q = softmax(X @ W.T), softmax(near @ W.T)
+        nearby = objectives.parse(text).points(crafting(), X, Y)
+        p, q = softmax(X @ W.T), softmax(nearby @ W.T)
         return (p * (p / q).log()).sum(1) if measure == "kl" else (p - q).square().sum(1)
 
     start = 1e-5
@@ -206,12 +208,12 @@ def test_smoothadv_ascends_the_loss_of_the_mean_under_noise() -> None:
     mean = torch.stack([softmax(x @ W.T) for x in shown]).mean(0)
     (-mean[torch.arange(2), Y].log().sum()).backward()
     assert d.grad is not None
-    wanted = (X + 0.05 * d.grad / d.grad.norm(dim=1, keepdim=True)).clamp(0, 1)
+    expected = (X + 0.05 * d.grad / d.grad.norm(dim=1, keepdim=True)).clamp(0, 1)
     craft = crafting(Threat.l2(0.05))
     text = f"smoothadv(sigma={sigma}, draws=3, steps=1, step_size=1)"
-    near = objectives.parse(text).points(craft, X, Y)
+    nearby = objectives.parse(text).points(craft, X, Y)
     noise = [sigma * craft.keys(X, f"noise {i}").normal((2,), F64) for i in range(3)]
-    assert torch.allclose(near - torch.cat(noise), wanted.repeat(3, 1), atol=1e-9)
+    assert torch.allclose(nearby - torch.cat(noise), expected.repeat(3, 1), atol=1e-9)
 
 
 def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
@@ -220,15 +222,15 @@ def test_the_attacker_of_advgan_takes_a_step_up_the_margin_by_hand() -> None:
     objective = objectives.parse("advgan(width=2, rate=0.01)")
     craft = crafting()
     torch.manual_seed(0)
-    rival = objective.rival(craft.live)
-    assert rival is not None
-    craft, net = replace(craft, rival=rival), copy.deepcopy(rival.net)
-    near = objective.points(craft, X, Y)
-    assert not torch.equal(near, X)
-    wrong = (near @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
+    network = objective.attack_network(craft.live)
+    assert network is not None
+    craft, net = replace(craft, attack_network=network), copy.deepcopy(network.net)
+    nearby = objective.points(craft, X, Y)
+    assert not torch.equal(nearby, X)
+    wrong = (nearby @ W.T).masked_fill(ONE.bool(), -torch.inf).argmax(1)
     (-(net(2 * X - 1) * (W[wrong] - W[Y])).sum() / len(X)).backward()
     objective.teach(craft, X, Y)
-    for new, old in zip(rival.net.parameters(), net.parameters(), strict=True):
+    for new, old in zip(network.net.parameters(), net.parameters(), strict=True):
         assert old.grad is not None
         assert torch.allclose(new, old - 0.01 * old.grad.sign(), atol=1e-6)
 
@@ -257,20 +259,20 @@ def test_free_takes_two_steps_by_hand() -> None:
     x, y = (torch.from_numpy(part).float() for part in done.data.rows(0, 64))
     y, w, s = y.long(), next(net.parameters()), State(net, done.recipe)
     craft = done._inner_attack(done.target.live(net), 0.15, 0)
-    near = craft.around(x, "start")
+    nearby = craft.around(x, "start")
     weights = [v.detach().clone() for v in net.parameters()]
 
-    def step(near: Tensor) -> Tensor:
+    def step(nearby: Tensor) -> Tensor:
         w, b = (v.clone().requires_grad_() for v in weights)
-        near = near.clone().requires_grad_()
-        nn.functional.cross_entropy(near.flatten(1) @ w.T + b, y).backward()
+        nearby = nearby.clone().requires_grad_()
+        nn.functional.cross_entropy(nearby.flatten(1) @ w.T + b, y).backward()
         weights[:] = [v.detach() - 0.5 * v.grad for v in (w, b)]  # pyright: ignore[reportOptionalOperand]
-        assert near.grad is not None
-        return near.grad
+        assert nearby.grad is not None
+        return nearby.grad
 
-    g = step(near)
-    near = (near + 0.5 * 0.15 * g.sign()).clamp(x - 0.15, x + 0.15).clamp(0, 1)
-    step(near)
+    g = step(nearby)
+    nearby = (nearby + 0.5 * 0.15 * g.sign()).clamp(x - 0.15, x + 0.15).clamp(0, 1)
+    step(nearby)
     done._step(s, x, y, total=5)
     assert torch.allclose(w, weights[0], atol=1e-6)
     assert s.progress.passes == 4 * 64
@@ -300,7 +302,7 @@ def test_objectives_are_calls() -> None:
 
 
 @pytest.fixture(scope="module")
-def plain() -> float:
+def ordinary() -> float:
     """The share of test digits that plain training leaves standing."""
     return robust("standard")
 
@@ -316,7 +318,7 @@ LONG = [
 @pytest.mark.parametrize(
     "text", [*QUICK, *(pytest.param(text, marks=pytest.mark.slow) for text in LONG)]
 )
-def test_every_objective_makes_attacks_fail(text: str, plain: float) -> None:
+def test_every_objective_makes_attacks_fail(text: str, ordinary: float) -> None:
     # Noise and a single step from x are weak, as measured: 5 and 10 points on these 100 rows.
     gain = {"noise(sigma=0.3)": 0.03, "fgsm": 0.08}.get(text, 0.1)
-    assert robust(text, given=text.startswith(("hat", "ensemble"))) > plain + gain
+    assert robust(text, given=text.startswith(("hat", "ensemble"))) > ordinary + gain

@@ -28,7 +28,7 @@ from holdfast.targets import TorchTarget
 
 N = 30
 boxes = pytest.mark.parametrize("box", [(0, 1), (-20, 20)], ids=["box active", "box far"])
-near_box = pytest.mark.parametrize(  # the far one in make test-all: there nothing stands in the way
+nearby_box = pytest.mark.parametrize(  # the far one in make test-all: there nothing is in the way
     "box",
     [
         pytest.param((0, 1), id="box active"),
@@ -119,7 +119,7 @@ MEANT_FOR_OTHERS = dict.fromkeys(
 }
 
 
-@near_box
+@nearby_box
 @each_bounded(0)
 def test_what_can_be_broken_is_broken(name: str, norm: str, box: tuple[float, float]) -> None:
     """Within eps an attack by gradients, with its default steps, breaks the rows that 0.95 eps can
@@ -173,7 +173,7 @@ def test_the_smallest_is_found(name: str, norm: str, box: tuple[float, float]) -
 @boxes
 @pytest.mark.parametrize(("norm", "steps"), [("linf", 2**6), ("l1", 2 * 6)])
 @pytest.mark.parametrize("k", [2, 4])
-def test_a_walk_over_all_corners_is_exact(
+def test_a_search_of_all_corners_is_exact(
     k: int, norm: str, steps: int, box: tuple[float, float]
 ) -> None:
     """Inside the box the corners of the ball hold the optimum; in Linf also where the box cuts
@@ -237,7 +237,7 @@ def test_more_eps_never_hurts_in_a_box(name: str, norm: str) -> None:
         assert not bool((broken & ~more).any())
 
 
-@near_box
+@nearby_box
 @each_gradient(4)
 def test_more_steps_never_hurt(name: str, norm: str, box: tuple[float, float]) -> None:
     _, target, x, y = world(2, box)

@@ -59,13 +59,13 @@ def test_bug_1_cw_does_not_see_a_shift_of_the_logits() -> None:
     model = linear(3)
     # so - 100 is exact
     model.load_state_dict({name: (w * 64).round() / 64 for name, w in model.state_dict().items()})
-    plain, low = wrap(model), wrap(Then(model, lambda _, z: z - 100))
-    x, y = rows(plain, 30)
+    ordinary, low = wrap(model), wrap(Then(model, lambda _, z: z - 100))
+    x, y = rows(ordinary, 30)
     x = (x * 256).round() / 256
-    y = plain.labels(x)
+    y = ordinary.labels(x)
     first, second = (
         run(parse("cw(steps=200)"), target, x, y, threat("l2", torch.inf))
-        for target in (plain, low)
+        for target in (ordinary, low)
     )
     assert bool(first.size.isfinite().all())
     assert torch.equal(first.best, second.best)
@@ -78,17 +78,17 @@ def test_bug_2_cw_moves_images_that_are_exactly_black_and_white() -> None:
     x = rows(target, 2000)[0].round()
     y = target.labels(x)
     w, b = model.w.detach().numpy(), model.b.detach().numpy()
-    near = []
+    nearby = []
     for i in range(len(x)):
         row, own = x[i].flatten().numpy(), int(y[i])
         c, gap = w[1 - own] - w[own], (w[own] - w[1 - own]) @ row + b[own] - b[1 - own]
         if 0.1 < gap / np.linalg.norm(c) < 0.3:  # the box makes it longer
-            near.append((i, distance("l2", c, gap, -row, 1 - row)))
-    near = [(i, exact) for i, exact in near if 0.25 < exact < 0.35][:20]
-    assert len(near) == 20
-    at = torch.tensor([i for i, _ in near])
+            nearby.append((i, distance("l2", c, gap, -row, 1 - row)))
+    nearby = [(i, exact) for i, exact in nearby if 0.25 < exact < 0.35][:20]
+    assert len(nearby) == 20
+    at = torch.tensor([i for i, _ in nearby])
     ledger = run(parse("cw()"), target, x[at], y[at], threat("l2", torch.inf))
-    share = ledger.size / torch.tensor([exact for _, exact in near], dtype=torch.float64)
+    share = ledger.size / torch.tensor([exact for _, exact in nearby], dtype=torch.float64)
     assert float(share.min()) >= 1 - 1e-9
     assert float(share.max()) <= 1.05
 
@@ -128,9 +128,9 @@ def test_bug_6_the_scale_of_the_logits_changes_nothing(name: str, norm: str, sca
     x, y = rows(wrap(net), 60)
     hot = Then(net, lambda _, z: z * scale)
     attacks = fitting(short(name, norm), 5)
-    plain, scaled = robust(net, x, y, attacks, norm), robust(hot, x, y, attacks, norm)
-    assert {"broken", "robust"} <= set(plain)
-    assert sum(a != b for a, b in zip(plain, scaled, strict=True)) <= 1
+    ordinary, scaled = robust(net, x, y, attacks, norm), robust(hot, x, y, attacks, norm)
+    assert {"broken", "robust"} <= set(ordinary)
+    assert sum(a != b for a, b in zip(ordinary, scaled, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "mifpe"])
@@ -190,7 +190,7 @@ def test_bug_10_deepfool_crosses_the_boundary(norm: str, k: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Idle(Attack):
+class Unchanging(Attack):
     """Returns what it was given."""
 
     needs = Access.LABELS
@@ -205,13 +205,15 @@ class Idle(Attack):
 
 
 def test_bug_8_an_original_is_no_success_of_a_targeted_attack() -> None:
-    """A success test that ignores the goal counts the untouched inputs."""
+    """A success test that ignores the goal counts the unchanged inputs."""
     target = wrap(bent(dtype=torch.float32))
     x, y = rows(target, 20)
     goal = (y + 1) % 5
-    assert not bool(run(Idle(), target, x, y, threat("linf", goal=Targeted(goal))).broken.any())
+    assert not bool(
+        run(Unchanging(), target, x, y, threat("linf", goal=Targeted(goal))).broken.any()
+    )
     result = holdfast.evaluate(
-        target, (x.numpy(), y.numpy()), "linf(0.08, target=2)", attacks=[Idle()]
+        target, (x.numpy(), y.numpy()), "linf(0.08, target=2)", attacks=[Unchanging()]
     )
     assert "broken" not in result.samples.column("status").to_pylist()
 
@@ -228,7 +230,7 @@ def test_bug_12_a_neighbours_gradient_does_not_decide_a_rows_step() -> None:
 
 
 def test_bug_13_a_legal_point_is_not_moved_by_its_projection() -> None:
-    """A clamp on the perturbation instead of the ratio took (.3, .4) to (1, 1) for a radius of
+    """A clamp on the perturbation instead of the ratio took (0.3, 0.4) to (1, 1) for a radius of
     5."""
     d, far = torch.tensor([[0.3, 0.4]]), torch.full((1, 2), 9.0)
     for norm in NORMS.values():
@@ -371,8 +373,8 @@ def test_bug_23_autoattack_is_autoattack(
 
 
 def test_bug_23_a_run_of_autoattack_costs_what_the_authors_does() -> None:
-    """Passes of a row that stands, forwards and backwards; ours add one or two that judge a first
-    and a last point."""
+    """Passes of a row that is robust, forwards and backwards; ours add one or two that judge a
+    first and a last point."""
     target = wrap(bent(10, dtype=torch.float32))
     x, y = rows(target, 4)
     clean = target.scores(x)

@@ -1,4 +1,4 @@
-"""Many points a row in one question: the books and the answers are those of asking one point after
+"""Many points a row in one question: the counts and the answers are those of asking one point after
 the other."""
 
 from __future__ import annotations

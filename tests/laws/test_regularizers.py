@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.linear_training import F64, GIVEN, NEAR, ONE, W, X, Y, crafting, softmax
+from helpers.linear_training import F64, GIVEN, NEARBY, ONE, W, X, Y, crafting, softmax
 from helpers.training import robust, training
 from torch import Tensor, nn
 
@@ -82,14 +82,14 @@ BY_HAND: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("jacobian(weight=3, projections=2)", jacobian),
     ("cure(weight=3, h=2)", cure),
     ("llr(weight=3, slope=2, steps=4)", llr),
-    ("squeeze(weight=3)", lambda w: 3 * (NEAR @ w.T).square().mean()),
+    ("squeeze(weight=3)", lambda w: 3 * (NEARBY @ w.T).square().mean()),
     ("spectral(weight=3)", spectral),
 ]
 
 
 @pytest.mark.parametrize(("text", "wanted"), BY_HAND)
 def test_a_penalty_and_its_gradient_are_those_by_hand(
-    text: str, wanted: Callable[[Tensor], Tensor]
+    text: str, expected: Callable[[Tensor], Tensor]
 ) -> None:
     (part,) = regularizers.parse(text)
     assert regularizers.parse(repr(part)) == [part]
@@ -99,8 +99,8 @@ def test_a_penalty_and_its_gradient_are_those_by_hand(
         craft = crafting()
         w = next(craft.live.model.parameters()).requires_grad_()  # pyright: ignore[reportAttributeAccessIssue]
     found, hand = (
-        part.penalty(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), craft, X, Y, NEAR @ w.T),
-        wanted(v),
+        part.penalty(Net(lambda x: x @ w.T, lambda x: x @ GIVEN.T), craft, X, Y, NEARBY @ w.T),
+        expected(v),
     )
     assert float(found.detach()) == pytest.approx(float(hand.detach()), rel=1e-9)
     assert float(hand.detach()) > 1e-8
@@ -157,9 +157,9 @@ def test_a_flat_step_takes_the_gradient_where_the_loss_is_worse(kind: str) -> No
     def now() -> Tensor:
         return F.cross_entropy(net(X), Y)
 
-    plain_loss = float(now().detach())
+    ordinary_loss = float(now().detach())
     with perturbed_weights(net, now, kind, 0.05):
-        assert float(now().detach()) > plain_loss
+        assert float(now().detach()) > ordinary_loss
         worse = torch.autograd.grad(now(), net.weight)[0]
     assert torch.equal(net.weight, before)
     here = torch.autograd.grad(now(), net.weight)[0]
@@ -234,21 +234,21 @@ GAINS = [
 
 
 @pytest.fixture(scope="module")
-def plain() -> float:
+def ordinary() -> float:
     """The share of test digits that plain training leaves standing."""
     return robust("standard")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("text", "objective"), GAINS)
-def test_every_regularizer_makes_attacks_fail(text: str, objective: str, plain: float) -> None:
-    assert robust(objective, f', regularize="{text}"') > plain + 0.05
+def test_every_regularizer_makes_attacks_fail(text: str, objective: str, ordinary: float) -> None:
+    assert robust(objective, f', regularize="{text}"') > ordinary + 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["awp=0.005", "sam=0.05", "asam=0.5"])
-def test_perturbed_weights_train_too(text: str, plain: float) -> None:
-    assert robust("pgd(steps=4)", f", {text}") > plain + 0.1
+def test_perturbed_weights_train_too(text: str, ordinary: float) -> None:
+    assert robust("pgd(steps=4)", f", {text}") > ordinary + 0.1
 
 
 def test_penalties_learn_nothing_from_noise() -> None:

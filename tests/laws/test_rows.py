@@ -87,10 +87,10 @@ def nan_scores(x: Tensor, z: Tensor) -> Tensor:
     return torch.where(sick(x)[:, None], torch.nan, z)
 
 
-def nan_when_moved(x: Tensor, z: Tensor) -> Tensor:
+def nan_when_changed(x: Tensor, z: Tensor) -> Tensor:
     """NaN for a poisoned row once its pixels leave the grid of 1/4."""
-    moved = (x * 4 % 1 != 0).flatten(1).any(1)
-    return torch.where((sick(x) & moved)[:, None], torch.nan, z)
+    shifted = (x * 4 % 1 != 0).flatten(1).any(1)
+    return torch.where((sick(x) & shifted)[:, None], torch.nan, z)
 
 
 def infinite_gradient(x: Tensor, z: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def sick(x: Tensor) -> Tensor:
 
 
 @every(2)
-@pytest.mark.parametrize("poison", [nan_scores, nan_when_moved, infinite_gradient])
+@pytest.mark.parametrize("poison", [nan_scores, nan_when_changed, infinite_gradient])
 def test_a_poisoned_row_fails_alone(
     name: str, norm: str, poison: Callable[[Tensor, Tensor], Tensor]
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 from helpers.commands import holdfast, names
 from scipy.stats import binom, binomtest
 
-from holdfast.evaluation.perceptual import looks, ssim
+from holdfast.evaluation.perceptual import image_distances, ssim
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.manifest import Restart
@@ -78,9 +78,9 @@ def test_what_another_round_would_break_is_not_underestimated() -> None:
     for _ in range(400):
         odds = RNG.beta(0.2, 2, 200)
         for _ in range(3):
-            fell = RNG.random(len(odds)) < odds
-            found.append(survivors(Restart(attacked=len(odds), broken=int(fell.sum()))))
-            odds = odds[~fell]
+            broken_rows = RNG.random(len(odds)) < odds
+            found.append(survivors(Restart(attacked=len(odds), broken=int(broken_rows.sum()))))
+            odds = odds[~broken_rows]
         truth.append(odds.sum())
     last = found[2::3]
     assert 1 <= np.mean([f.expected or 0 for f in last]) / np.mean(truth) <= 1.5
@@ -158,7 +158,10 @@ def test_seeds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     done = holdfast("compare", "a", "b")
     assert done.exit_code == 0
     names(
-        " ".join(done.stdout.split()), "2 seeds (0: ", "5: ", "97.5 % of the inputs have one fate"
+        " ".join(done.stdout.split()),
+        "2 seeds (0: ",
+        "5: ",
+        "97.5 % of the inputs have the same result",
     )
     assert "seeds" not in holdfast("compare", "a", "a").stdout
 
@@ -187,7 +190,8 @@ def test_looks_are_those_of_the_definition() -> None:
     assert float(ssim(first, second, 1.0)) == pytest.approx(np.mean(value), rel=1e-9)
     assert float(ssim(first, first, 1.0)) == pytest.approx(1)
     target = TorchTarget(torch.nn.Flatten(), shape=(1, 9, 12))
-    assert float(looks(target, Threat.linf(0.1), first, first + 0.1)[0]) == pytest.approx(20)
+    found = image_distances(target, Threat.linf(0.1), first, first + 0.1)
+    assert float(found[0]) == pytest.approx(20)
     assert torch.isnan(
-        torch.cat(looks(target, Threat.linf(0.1), first.flatten(1), second.flatten(1)))
+        torch.cat(image_distances(target, Threat.linf(0.1), first.flatten(1), second.flatten(1)))
     ).all()

@@ -1,4 +1,4 @@
-"""Success is real and legal when the untouched model is asked again, and only the threat's goal
+"""Success is real and legal when the unchanged model is asked again, and only the threat's goal
 counts."""
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def check(
     assert bool(((size <= limit) | over).all()), "also a point that broke nothing is legal"
     if t.mask is not None:
         assert bool((d[:, ~t.mask.flatten()] == 0).all())
-    wanted = z.argmax(1) == t.goal.t if isinstance(t.goal, Targeted) else z.argmax(1) != y
+    expected = z.argmax(1) == t.goal.t if isinstance(t.goal, Targeted) else z.argmax(1) != y
     broken = ledger.outcome == Outcome.BROKEN
-    assert torch.equal(broken | over, wanted)
+    assert torch.equal(broken | over, expected)
     assert torch.equal(ledger.broken, broken)
-    close(ledger.size[wanted], size[wanted], rtol=1e-9, atol=1e-12)
-    assert bool(ledger.size[~wanted].isinf().all())
+    close(ledger.size[expected], size[expected], rtol=1e-9, atol=1e-12)
+    assert bool(ledger.size[~expected].isinf().all())
     assert bool((ledger.margin <= target.task.margin(z, y).double() + 1e-12)[~over].all())
     legal, found = judge.within(target, t, x, ledger.best)
     assert bool((legal | over).all())
     close(found, size, rtol=1e-9, atol=1e-12)
-    assert torch.equal(meets_goal(t, judge.rule(target, ledger.best).label, y), wanted)
+    assert torch.equal(meets_goal(t, judge.rule(target, ledger.best).label, y), expected)
 
 
 @every(0)
@@ -130,15 +130,15 @@ def test_pixels_at_the_edge_still_move(name: str, norm: str) -> None:
     x = x.round()
     y = target.labels(x)
     ledger = run(brief(name, 15), target, x, y, threat(norm, 3 * EPS[norm]))
-    moved = ((ledger.best - x) != 0).flatten(1).any(1)
-    assert bool(moved[ledger.outcome != Outcome.SURVIVED].all())
+    shifted = ((ledger.best - x) != 0).flatten(1).any(1)
+    assert bool(shifted[ledger.outcome != Outcome.SURVIVED].all())
     assert int(ledger.broken.sum()) > 0
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("r", [1, 2, 3, 4])
 def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
-    """Aimed at its r-th rival an attack raises that one's loss; any wrong class is a success."""
+    """Aimed at its r-th wrong class an attack raises that one's loss; any wrong class counts."""
     target = wrap(bent())
     x, y = rows(target, N)
     z = target.scores(x)
@@ -146,8 +146,8 @@ def test_an_aim_is_pulled_up_by_rank(loss: str, r: int) -> None:
     attack = short("pgd", loss=loss, start_at="zero", step_size=1.0, steps=1)
     p = Problem(target, x, y, threat("linf"), Keys.of(0, torch.arange(N)))
     p.aim = aim
-    moved = point(attack.step(p, attack.start(p), 0))
-    before, after = (LOSSES[loss](scores, y, aim) for scores in (z, target.scores(x + moved)))
+    shifted = point(attack.step(p, attack.start(p), 0))
+    before, after = (LOSSES[loss](scores, y, aim) for scores in (z, target.scores(x + shifted)))
     assert float((after > before).float().mean()) > 0.95
     ledger = run(attack, target, x, y, threat("linf"), rank=r)
     assert torch.equal(ledger.broken, target.labels(ledger.best) != y)

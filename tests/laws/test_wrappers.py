@@ -45,13 +45,13 @@ def test_expectation_finds_what_one_draw_does_not() -> None:
     # these keep the right mean under linf(0.06)
     exact = int((torch.linspace(0.02, 0.1, 20) > 0.06).sum())
     noisy = wrap(Noisy(0.1))
-    plain = holdfast.evaluate(noisy, (x, y), "linf(0.06)", attacks=["pgd(steps=30)"])
+    ordinary = holdfast.evaluate(noisy, (x, y), "linf(0.06)", attacks=["pgd(steps=30)"])
     mean = ExpectationOverTransformation(wrap(Noisy(0.1)), draws=200)
     eot = holdfast.evaluate(mean, (x, y), "linf(0.06)", attacks=["pgd(steps=30)"])
-    assert "randomised" in {f.check for f in plain.verdict.findings}
+    assert "randomised" in {f.check for f in ordinary.verdict.findings}
     statuses = eot.samples.column("status").to_pylist()
     assert abs(statuses.count("robust") - exact) <= 1
-    assert plain.samples.column("status").to_pylist().count("unstable") > 10
+    assert ordinary.samples.column("status").to_pylist().count("unstable") > 10
     assert statuses[:6] == ["broken"] * 6
     assert statuses[-4:] == ["robust"] * 4
     assert eot.manifest.costs.forwards >= 200 * 20
@@ -90,7 +90,7 @@ def test_estimated_gradients_point_the_right_way_and_are_charged() -> None:
     assert ledger.backwards.tolist() == [0] * 4
 
 
-def test_a_surrogate_lends_gradients_and_the_target_judges() -> None:
+def test_a_surrogate_gives_gradients_and_the_target_judges() -> None:
     net = models.bent()
     victim, twin = models.Narrow(models.wrap(net), Access.LABELS), models.wrap(models.bent())
     other = models.wrap(models.bent(seed=5))

@@ -30,7 +30,7 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
     with torch.no_grad():
         y = net(x).argmax(1)
     run = holdfast.evaluate(
-        net, from_arrays(x.numpy(), y.numpy()), threat, announce=said.append, **how
+        net, from_arrays(x.numpy(), y.numpy()), threat, on_estimate=said.append, **how
     )
     paid = run.manifest.costs
     taken = paid.forwards + paid.backwards + paid.judge_forwards + paid.corruption_forwards

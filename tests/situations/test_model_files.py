@@ -188,6 +188,49 @@ def test_parts_beside_the_model() -> None:
         load("net.ckpt", arch="nets.py:net")
 
 
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "ema_model_state_dict"])
+def test_published_checkpoints(key: str) -> None:
+    """The layouts of robustness benchmarks: where the weights lie, a model that is saved with its
+    attacker, and constants of a normalisation that the file or the architecture has alone."""
+    own = {f"module.{name}": value for name, value in weights().items()}
+    torch.save({key: own, "epoch": 3, "optimizer": {"lr": 0.1}}, "net.pt")
+    assert fits("net.pt")
+    both = {f"module.model.{n}": v for n, v in weights().items()}
+    both |= {f"module.attacker.model.{n}": v.clone() for n, v in weights().items()}
+    beside = {"module.normalizer.new_mean": torch.zeros(4)}
+    torch.save({key: both | beside}, "net.pt")
+    assert fits("net.pt")
+
+
+def test_constants_that_only_the_architecture_has() -> None:
+    Path("nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Linear(4, 3))\n"
+        "        self.register_buffer('mu', torch.zeros(4))\n"
+        "        self.register_buffer('sigma', torch.ones(4))\n"
+        "    def forward(self, x): return super().forward((x - self.mu) / self.sigma)\n"
+        "def net(): return Net()\n"
+    )
+    for state in (weights(), {f"module.model.{n}": v for n, v in weights().items()}):
+        torch.save({"state_dict": state}, "net.pt")
+        assert fits("net.pt")
+
+
+def test_constants_that_only_the_file_has_change_what_the_model_sees() -> None:
+    torch.save({"state_dict": weights() | {"mu": torch.zeros(4)}}, "net.pt")
+    with pytest.raises(InputError, match=r"also holds mu, .*normalises.*the architecture"):
+        load("net.pt", arch="nets.py:net")
+
+
+def test_weights_that_do_not_fit_name_the_nearest_prefix() -> None:
+    state = {"encoder.net.0.weight": torch.ones(3, 4), "encoder.net.1.bias": torch.ones(3)}
+    torch.save({"state_dict": state}, "net.pt")
+    with pytest.raises(InputError, match=r"without encoder\.net\. 1 of 2 names are the model's"):
+        load("net.pt", arch="nets.py:net")
+
+
 class Payload:
     """Leaves a folder behind if it is ever unpickled."""
 

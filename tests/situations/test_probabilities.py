@@ -236,3 +236,25 @@ def test_a_file_of_an_endpoint_says_what_it_gives(tmp_path: Path) -> None:
     target = load(str(tmp_path / "x.endpoint.yaml"))
     assert target.head.said
     assert not target.head.probabilities
+
+
+def given_as(kind: str) -> Target:
+    """A model of two classes that nobody says anything of, and that gives probabilities or
+    logits."""
+
+    def ask(x: np.ndarray) -> np.ndarray:
+        z = 6 * np.stack([0.5 - x[:, 0], x[:, 0] - 0.5], 1)
+        return np.exp(z) / np.exp(z).sum(1, keepdims=True) if kind == "probabilities" else z
+
+    return wrap(ask, framework="numpy", shape=(2,))
+
+
+@pytest.mark.parametrize("kinds", [("probabilities", "logits"), ("logits", "probabilities")])
+def test_members_of_an_ensemble_may_give_one_probabilities_and_one_logits(
+    kinds: tuple[str, str],
+) -> None:
+    def both() -> Target:
+        return Ensemble([given_as(kind) for kind in kinds])
+
+    run = holdfast.evaluate(both(), (X, Y), "linf(0.05)", attacks=["signhunter(steps=5)"])
+    assert verify(run.folder, both(), (X, Y)) == []

@@ -158,7 +158,7 @@ def test_a_model_that_fails_in_the_first_search_blocks_nothing(here: Path) -> No
     failing = holdfast.load("models.py:failing")
     with pytest.raises((RuntimeError, HoldfastError)):
         holdfast.evaluate(
-            failing, data, "linf(0.1)", attacks=["fgsm"], out="run", announce=lambda _: None
+            failing, data, "linf(0.1)", attacks=["fgsm"], out="run", on_estimate=lambda _: None
         )
     assert not Path("run").exists()
 
@@ -188,7 +188,7 @@ def test_merge_leaves_no_half_run(here: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuses(*_: object) -> None:
         raise InputError("the last check does not hold.")
 
-    monkeypatch.setattr(merge, "finish", refuses)
+    monkeypatch.setattr(merge, "build_manifest", refuses)
     with pytest.raises(InputError):
         merge.merge([Path("a"), Path("b")], Path("merged"))
     assert not Path("merged").exists()

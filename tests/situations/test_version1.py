@@ -53,7 +53,7 @@ def test_its_report_is_written_in_every_form(old: Path) -> None:
 def test_it_is_verified_whatever_its_page_says(old: Path) -> None:
     (old / "report.html").write_text("a page of then")
     done = command("verify", str(old), MODEL, "digits")
-    assert (done.exit_code, done.stdout) == (0, f"{old} holds: {SEEN}\n")
+    assert (done.exit_code, done.stdout) == (0, f"{old} is confirmed: {SEEN}\n")
     assert store.open_manifest(old)[1]
     content = (old / "run.json").read_text("utf-8")
     (old / "run.json").write_text(content.replace('"passes": 10380', '"passes": 10381'))
@@ -82,7 +82,7 @@ def test_what_it_held_in_another_form_is_read_but_not_verified(
     assert "verify it with the Holdfast that wrote it (0.1.0)" in done.stderr
 
 
-SEEN = "robust accuracy 0.5000 on 4 rows; 2 stored examples judged again."
+SEEN = "robust accuracy 50.0 % on 4 inputs; 2 stored examples were checked again on the model."
 
 
 def test_it_is_compared_with_a_run_of_today(old: Path) -> None:

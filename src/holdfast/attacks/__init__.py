@@ -1,4 +1,7 @@
-"""Attacks: one file each, found by its name. `CATALOGUE` maps every name to its maker."""
+"""Attacks: one file each, found by its name. `CATALOGUE` maps every name to its maker.
+
+Editors and type checkers read `__init__.pyi`, which `make docs` writes.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
+from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.result import AttackResult, Outcome, SearchResult
 from holdfast.attacks.trial import Trial, trial_maker
 
@@ -22,17 +25,14 @@ def _discover() -> dict[str, Callable[..., Attack]]:
             if isinstance(item, type) and issubclass(item, Attack) and not inspect.isabstract(item):
                 globals()[item.__name__] = item
                 found[item.__name__.lower()] = item
-                for name, fields in item.also.items():
-                    # FGSM, BIM, ...
-                    found[name] = globals()[name.upper()] = functools.partial(item, **fields)
+                for name, fields in item.also.items():  # FGSM, BIM, ...
+                    made = functools.partial(item, **fields)
+                    made.__doc__ = f"{name.upper()}, which is {item(**fields)!r}."
+                    found[name] = globals()[name.upper()] = made
     return dict(sorted(found.items()))
 
 
 CATALOGUE = _discover()
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> type[Attack]: ...
 
 
 def parse(text: str) -> Attack:
@@ -46,6 +46,6 @@ def parse_trial(text: str) -> Trial:
 
 
 __all__ = [
-    "CATALOGUE", "Attack", "AttackResult", "Outcome", "SearchResult", "Trial", "parse",
-    "parse_trial", "perturb", "run",
+    "CATALOGUE", "Attack", "AttackResult", "AutoAttack", "Outcome", "SearchResult", "Trial",
+    "parse", "parse_trial", "perturb", "run",
 ]  # fmt: skip

@@ -6,9 +6,9 @@ import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -36,8 +36,30 @@ __all__ = [
 State = Any
 
 
+class Craft:
+    """What crafts examples when it is called."""
+
+    @overload
+    def __call__(
+        self, model: Any, x: Any, y: Any, threat: Threat | str, *,
+        epsilons: None = None, seed: int = 0, pool: tuple[Any, Any] | None = None,
+    ) -> AttackResult: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, model: Any, x: Any, y: Any, threat: Threat | str, *,
+        epsilons: Sequence[float], seed: int = 0, pool: tuple[Any, Any] | None = None,
+    ) -> list[AttackResult]: ...  # fmt: skip
+
+    def __call__(self, model: Any, x: Any, y: Any, threat: Threat | str, **options: Any) -> Any:
+        """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
+        # The judge stands above the attacks, which import nothing of it.
+        judged = importlib.import_module("holdfast.evaluation.attack").attack
+        return judged(model, x, y, threat, self, **options)
+
+
 @dataclass(frozen=True)
-class Attack(ABC):
+class Attack(Craft, ABC):
     """A step rule. The fields of a subclass are its hyperparameters; they only store.
 
     A search for the smallest d ends with five more forwards a row, which bisect the ray from x to
@@ -83,21 +105,6 @@ class Attack(ABC):
     @abstractmethod
     def step(self, p: Problem, s: State, t: int) -> State:
         """The state after step t, from 0."""
-
-    def __call__(
-        self,
-        model: Any,
-        x: Any,
-        y: Any,
-        threat: Threat | str,
-        *,
-        seed: int = 0,
-        pool: tuple[Any, Any] | None = None,
-    ) -> AttackResult:
-        """Judged examples for inputs x [n, *shape] of classes y [n]: see `holdfast.attack`."""
-        # The judge stands above the attacks, which import nothing of it.
-        judged = importlib.import_module("holdfast.evaluation.attack").attack
-        return judged(model, x, y, threat, self, seed=seed, pool=pool)
 
     @classmethod
     def works_in(cls, norm: Norm) -> bool:
@@ -145,12 +152,12 @@ def run(
     budget: int | Tensor | None = None,
     stop: bool = True,
     pool: Pool | None = None,
-    watch: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Run an attack on rows x [n, *shape] of classes y [n] and return its result.
 
-    Rows are a `Batch` where more than x belongs to them. Of a target whose head is `graded` y is
-    [n, k], and scores are those of `WithTruth`.
+    Rows are a `Batch` where more than x belongs to them. Where the target's head has a
+    `truth_task`, y is [n, k], and scores are those of `WithTruth`.
 
     Args:
         ids: [n] int64, the identity of each row; its noise depends on this alone. Default: 0..n-1.
@@ -165,11 +172,11 @@ def run(
             smallest is sought.)
         pool: inputs [m, *shape] and their classes [m] that an attacker holds, for attacks that mix
             images of other classes in.
-        watch: told the steps done and the rows still live, after every step.
+        on_step: called with the steps done and the rows still live, after every step.
     """
     batch = Batch.of(x)
     target.bind(tuple(batch.x.shape[1:]))
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         truth = y.reshape(len(y), math.prod(y.shape[1:]))
         target, batch = WithTruth(target), Batch(batch.x, {**batch.context, TRUTH: truth})
         y = torch.zeros(len(batch), dtype=torch.int64)
@@ -187,7 +194,7 @@ def run(
             restart=restart, warm_start=warm_start, result=result, budget=budget, stop=stop,
             pool=pool,
         )  # fmt: skip
-        _search(attack, p, clean, rank, watch)
+        _search(attack, p, clean, rank, on_step)
     return result
 
 
@@ -254,7 +261,7 @@ def _search(
     p: Search,
     clean: Tensor | None,
     rank: int,
-    watch: Callable[[int, int], None] | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> None:
     """All steps on the rows that are not settled, and the last point."""
     clean = p.ask_clean(clean)
@@ -268,8 +275,8 @@ def _search(
             break
         p.t = t + 1
         state = attack.step(p, state, t)
-        if watch is not None:
-            watch(t + 1, int(p.live.sum()))
+        if on_step is not None:
+            on_step(t + 1, int(p.live.sum()))
     p.judge_last(point(state))
     if not attack.bounded and p.norm.scales:
         p.tighten()
@@ -319,7 +326,7 @@ def from_first(t: int, found: Tensor, kept: Tensor) -> Tensor:
 
 
 def point(state: State) -> Tensor:
-    """The perturbation that a state stands for."""
+    """The perturbation of a state."""
     return state if isinstance(state, Tensor) else point(state[0])
 
 

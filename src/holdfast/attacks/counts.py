@@ -66,15 +66,15 @@ class Counts:
         self.met = torch.zeros_like(self.met)
         if not self.counted and among is None:
             return self.rows  # without a look at the rows, which would wait for the device
-        wanted = self.live if among is None else self.live & among
+        asked = self.live if among is None else self.live & among
         if self.budget is not None:
             cost = self.target.cost
             most = cost.forwards * (1 + self.target.gradients.approximate)
             most += gradients * cost.pullback
-            spent = wanted & (self.result.forwards[self.rows] + most > self.budget[self.rows])
+            spent = asked & (self.result.forwards[self.rows] + most > self.budget[self.rows])
             self.result.end(self.rows[spent], Outcome.SPENT)
             self.live &= ~spent
-        return (wanted & self.live & ~self.over).nonzero()[:, 0]
+        return (asked & self.live & ~self.over).nonzero()[:, 0]
 
     def left(self, rows: Tensor, m: int) -> Tensor:
         """How many of m points the budgets of these rows still allow."""

@@ -165,12 +165,12 @@ class Problem:
         self._each(d, ask, gradients=1)
         return value, g
 
-    def rivals(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    def class_gaps(self, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
         """How far the m best wrong classes are from winning at d (above 0: won), and the gradients
         of these gaps.
 
         [n, m], [n, m, *shape], the best first; one forward and m backwards a row. With an aim there
-        is one rival, and never more than k - 1.
+        is one such class, and never more than k - 1.
         """
         m = min(m, self.target.task.k - 1) if self.aim is None else 1
         gap, g = d.new_zeros(len(d), m), d.new_zeros(len(d), m, *d.shape[1:])
@@ -257,7 +257,7 @@ class Problem:
         self._each(d, lambda rows: [ask(part) for part in rows.split(few)])
         return answer
 
-    def finish(self, rows: Tensor) -> None:
+    def stop_asking(self, rows: Tensor) -> None:
         """Ask no more about these rows ([n] bool): the attack's own rule says that their search is
         over."""
         self._counts.over |= rows
@@ -286,14 +286,14 @@ class Problem:
             pass
 
     def _point(self, rows: Tensor, d: Tensor) -> Tensor:
-        """The inputs that d [m, *shape] stand for at these rows [m], inside the box to the last
+        """The inputs of d [m, *shape] at these rows [m], inside the box to the last
         bit; on the threat's grid, where it has one."""
         x = self.x[rows]
-        near = self.target.bounds.clamp(x + d)
+        point = self.target.bounds.clamp(x + d)
         if not self.threat.grid:
-            return near
+            return point
         limit = legal_size(self.threat, self.target, len(x), self.eps.flatten()[rows])
-        return _rounded(self.target, self.norm, limit, x, near)
+        return _rounded(self.target, self.norm, limit, x, point)
 
     def _batch(self, rows: Tensor, x: Tensor) -> Batch:
         """What the target sees of these rows at points x."""
@@ -329,7 +329,7 @@ class Problem:
         self._counts.answers(rows, x, z, again=again, within=within)
 
     def _against(self, rows: Tensor, z: Tensor) -> Tensor:
-        """The target's scores as the adversary meets them: a refusal stands with the right
+        """The target's scores as the adversary meets them: a refusal counts with the right
         class."""
         return self.target.task.against(z, self.y[rows])
 
@@ -338,7 +338,7 @@ class Problem:
         if self.goal is None:
             return self.y[rows], picked(self.aim, rows)
         t = self.goal[rows]
-        return without(z, t).argmax(1), t  # whichever class now stands above the goal
+        return without(z, t).argmax(1), t  # whichever other class now scores best
 
     def _cotangents(
         self, rows: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]

@@ -103,7 +103,8 @@ class AttackResult:
     """
 
     x: Any  # [n, *shape] float: the inputs, in raw units
-    # [n, *shape] float: the smallest example found; where there is none, the last input tried
+    # [n, *shape] float: the smallest example found; where there is none, the input of the lowest
+    # margin that was tried
     x_adv: Any
     y: Any  # [n] int: the true classes; [n, k] where there are k labels or outputs
     success: Any  # [n] bool: right at first, and x_adv is legal and fools the model

@@ -12,9 +12,9 @@ from holdfast.attacks.attack import Attack
 from holdfast.errors import SpecError, suggest
 
 # What follows `through=`, and what it does.
-WAYS: dict[str, str] = {
-    "straight": "straight through rounding, thresholds, signs, detach and saturated softmax "
-    "(torch models)",
+SOURCES: dict[str, str] = {
+    "straight": "straight-through gradients (BPDA) of rounding, thresholds, signs, detach and "
+    "saturated softmax (torch models)",
     "blurred": "gradients averaged over 10 points of the ball of half eps",
     "estimated": "gradients estimated from 100 scores",
     "surrogate": "gradients of a surrogate distilled from 2048 answers",
@@ -51,9 +51,10 @@ class Trial:
             raise SpecError(
                 f"{self!r}: near is a share of the clean margin, above 0 and at most 1."
             )
-        if self.through not in ("", *WAYS):
+        if self.through not in ("", *SOURCES):
             raise SpecError(
-                f"unknown way {self.through!r} in {self!r}; {suggest(str(self.through), WAYS)}"
+                f"unknown source of gradients {self.through!r} in {self!r}; "
+                f"{suggest(str(self.through), SOURCES)}"
             )
         if self.restarts > 1 and not self.attack.random:
             raise SpecError(
@@ -61,7 +62,7 @@ class Trial:
             )
 
     def units(self, classes: int) -> Iterator[tuple[int, int]]:
-        """(restart, rank) of each run that this trial stands for."""
+        """(restart, rank) of each run of this trial."""
         ranks = range(1, min(self.targets, classes - 1) + 1) or (0,)
         for restart in range(self.restarts):
             for rank in ranks:

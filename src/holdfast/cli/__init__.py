@@ -1,1 +1,1 @@
-"""The command line: one thin file a command."""
+"""The command line: thin files, one for each kind of command."""

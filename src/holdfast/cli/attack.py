@@ -17,65 +17,53 @@ if TYPE_CHECKING:
 def attack(
     model: options.Model,
     data: options.Data,
-    threat: options.AnyThreat,
+    *,
+    adversary: options.ThreatOptions,
+    access: options.AccessOptions,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
     attack: Annotated[
         str | None,
         typer.Option(
-            "--attack",
             help='The attack: "apgd(steps=50)" (list attacks); default: pgd, or what the model '
             "allows.",
+            metavar="ATTACK",
         ),
     ] = None,
+    samples: options.Samples = None,
     out: Annotated[
         Path,
-        typer.Option(help="Where the examples go: an .npz with x, y, id, broken, wrong and size."),
+        typer.Option(
+            help="Where the examples go: an .npz with x, y, id, broken, wrong and size.",
+            metavar="FILE",
+        ),
     ] = Path("adversarial.npz"),
     png: Annotated[
         Path | None,
         typer.Option(
-            help="A new folder for the examples as PNG images, each judged again as read back."
+            help="A new folder for the examples as PNG images, each read back and checked again.",
+            metavar="FOLDER",
         ),
     ] = None,
-    target: options.Goal = None,
-    grid: options.Grid = None,
-    arch: options.Arch = None,
-    trust: options.Trust = False,
-    bounds: options.BoundsText = None,
-    limits: options.Limits = None,
-    preprocess: options.Steps = [],  # noqa: B006
-    layout: options.Layout = None,
-    output: options.Output = None,
-    task: options.Task = None,
-    probabilities: options.Probabilities = None,
-    attacked: options.Attacked = 0,
-    eot: options.Eot = None,
-    surrogate: options.Lender = None,
-    split: options.Split = "test",
-    label: options.Label = None,
-    classes: options.Classes = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    samples: options.Samples = None,
-    batch_size: options.BatchSize = 256,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
 ) -> int:
     """Craft examples for every row: the broken point where one was found, else the last one
     tried."""
-    given = dict(locals())
     writing.check_new(out, ".npz", "examples are saved as .npz")
     if png is not None and texts.exists(png):
         raise InputError(f"--png {png} exists; choose a new folder.")
     from holdfast.evaluation.attack import craft
 
-    opened, source, asked = options.opened(given)
-    made = craft(opened, source, asked, attack, samples=texts.rows_of(samples), seed=seed)
+    target, source = options.open_attacked(model, data, how, rows, **access)
+    threat = options.open_threat(**adversary)
+    made = craft(target, source, threat, attack, samples=texts.rows_of(samples), seed=seed)
     if png is not None and made.as_8bit is None:
         raise InputError(
             "--png saves images of one or three channels whose values the attack changes, not "
-            f"inputs of shape {source.shape} under {threat}."
+            f"inputs of shape {source.shape} under {adversary['threat']}."
         )
-    _save(out, made)
+    columns = {"x": made.x_adv, "y": made.y, "id": made.id, "wrong": made.wrong}
+    writing.write_npz(out, **columns, broken=made.success, size=made.size)
     typer.echo(f"{made.summary()}.")
     if made.survives_8bit is not None:
         kept, of = int(made.survives_8bit.sum()), int(made.success.sum())
@@ -88,26 +76,6 @@ def attack(
         where = f"{saved:,} in {png}, a folder for each true class; read back, each is a success"
         typer.echo(f"images: {where if saved else 'none, since no success is left in 8 bits'}.")
     return 0
-
-
-def _save(out: Path, made: AttackResult) -> None:
-    """The examples as .npz: `x`, `y`, `id`, and what the judge says: `wrong`, `broken`, `size`."""
-    import io
-
-    import numpy as np
-
-    from holdfast.runs.store import write_bytes
-
-    columns = {
-        "x": made.x_adv,
-        "y": made.y,
-        "id": made.id,
-        "wrong": made.wrong,
-        "broken": made.success,
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **columns, size=made.size)
-    write_bytes(out, buffer.getvalue())
 
 
 def _save_images(folder: Path, made: AttackResult) -> int:

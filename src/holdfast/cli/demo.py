@@ -1,4 +1,4 @@
-"""holdfast demo: the whole story on embedded data, in minutes."""
+"""holdfast demo: train, attack, harden and compare on embedded data, in minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import writing
-from holdfast.cli.harden import pages, tell
+from holdfast.cli.harden import echo_epoch, pages
 
 if TYPE_CHECKING:
     from holdfast.training.state import Epoch
@@ -17,13 +17,16 @@ THREAT = "linf(0.2)"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
-    recipe: Annotated[str, typer.Option(help="Of the hardening (list recipes).")] = "standard",
+    out: Annotated[Path, typer.Option(help="Where everything goes.", metavar="FOLDER")] = Path(
+        "runs/demo"
+    ),
+    recipe: Annotated[
+        str, typer.Option(help="How to harden (list recipes).", metavar="RECIPE")
+    ] = "standard",
 ) -> int:
     """Train a small network on scikit-learn's digits, break it, harden it, attack it again, and
     compare."""
     import torch
-    from rich.console import Console
 
     from holdfast.data import open_data
     from holdfast.evaluation.facts import Names
@@ -40,13 +43,14 @@ def demo(
     torch.set_num_threads(1)  # for a network this small a second thread only waits
     torch.manual_seed(0)
     typer.echo(f"1. train a small network on {len(digits):,} digits", err=True)
-    plain = wrap(demo_net())
-    assert isinstance(plain, TorchTarget)
-    net = train(plain, digits)
+    undefended = wrap(demo_net())
+    assert isinstance(undefended, TorchTarget)
+    net = train(undefended, digits)
     typer.echo(
-        f"2. attack it on {len(test)} others, under {THREAT}; harden it; attack it again", err=True
+        f"2. attack it on {len(test)} other digits, under {THREAT}; harden it; attack it again",
+        err=True,
     )
-    with writing.progress_bar() as watch:
+    with writing.progress_bar() as on_progress:
         made = harden(
             net,
             digits,
@@ -55,21 +59,21 @@ def demo(
             test=test,
             out=out,
             resume=True,
-            watch=watch,
-            tell=_tell,
-            names=Names("plain", None, "test", f"holdfast demo --out {out}"),
+            on_progress=on_progress,
+            on_epoch=_every_tenth,
+            names=Names("undefended", None, "test", f"holdfast demo --out {out}"),
         )
-    typer.echo("3. judge the stored evidence again, from the folders alone", err=True)
+    typer.echo("3. verify the stored evidence, from the folders alone", err=True)
     wrong = verify(out / "before", wrap(net), test) + verify(out / "after", wrap(made.model), test)
-    typer.echo("\n".join(wrong) or "   it holds.", err=True)
-    Console().print(paired.summary(made.comparison))
+    typer.echo("\n".join(wrong) or "   it is confirmed.", err=True)
+    writing.show(paired.summary(made.comparison))
     typer.echo(
-        f"weights: {made.file}\nreport: {pages(made)}, and from there those of the two runs",
+        f"weights: {made.file}\nreport: {pages(made)}, with links to those of the two runs",
         err=True,
     )
     return int(bool(wrong))
 
 
-def _tell(line: Epoch) -> None:
+def _every_tenth(line: Epoch) -> None:
     if line.epoch % 10 == 0 or line.note:
-        tell(line)
+        echo_epoch(line)

@@ -12,45 +12,35 @@ from holdfast.errors import InputError
 
 if TYPE_CHECKING:
     from holdfast.generation.model import Model
-    from holdfast.generation.train import Round
 
 
 def train(
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="The folder of the generator.")],
+    *,
+    rows: options.DataOptions,
+    out: Annotated[Path, typer.Option(help="The folder of the generator.", metavar="FOLDER")],
     model: Annotated[
         str | None,
         typer.Option(
-            help='gan, wgan-gp or diffusion, or "gan(steps=2000)"; of your own networks: own.'
+            help='gan, wgan-gp or diffusion, or "gan(steps=2000)"; of your own networks: own.',
+            metavar="NAME",
         ),
     ] = None,
     generator: Annotated[
         str | None,
         typer.Option(
-            help="Your own: path/file.py:NAME of a function that builds it, of Keras or torch."
+            help="Your own: path/file.py:NAME of a function that builds it, of Keras or torch.",
+            metavar="FACTORY",
         ),
     ] = None,
     discriminator: Annotated[
-        str | None, typer.Option(help="Your own, which goes with --generator.")
+        str | None, typer.Option(help="Your own, which goes with --generator.", metavar="FACTORY")
     ] = None,
-    test: Annotated[
-        str | None,
-        typer.Option(
-            help="DATA to measure on; default: the test split of DATA, else a fifth of it."
-        ),
-    ] = None,
-    bounds: options.BoundsText = None,
+    test: options.Test = None,
     layout: options.Layout = None,
-    split: options.Split = "train",
-    label: options.Label = None,
-    classes: options.Classes = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    seed: options.Seed = 0,
     device: options.Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished training in --out.")
-    ] = False,
+    resume: options.Resume = False,
+    seed: options.Seed = 0,
 ) -> int:
     """Train a generative model of labelled images or rows, and measure what it draws."""
     from holdfast.generation import generate
@@ -58,22 +48,28 @@ def train(
 
     texts.check_layout(layout)
     chosen = _model(model, generator, discriminator)
-    loading = options.loading_of(label, classes, resize, crop)
-    source = options.open_source(data, bounds, split, **loading)
-    judged = options.open_further(test or data, bounds, "test", **loading)
-    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
-        judged = None
+    box = options.box_of(rows["bounds"], rows["limits"])
+    if box.each is not None:
+        raise InputError(
+            "a generator draws within one range for all features, so --limits says nothing that it "
+            "can keep to; give --bounds."
+        )
+    source, judged = options.open_to_train(data, test, rows)
     made = generate(
         source,
         chosen,
         out=out,
         test=judged,
-        bounds=texts.bounds_of(bounds),
+        bounds=(box.low, box.high),
         layout=layout,
         resume=resume,
         seed=seed,
         device=texts.device_of(device),
-        tell=tell,
+        on_round=lambda line: writing.echo_line(
+            f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
+            f"taken for the class asked for: {line.right:.1%}",
+            line.note,
+        ),
     )
     q = made.quality
     typer.echo(
@@ -99,63 +95,51 @@ def train(
 
 def sample(
     folder: Annotated[Path, typer.Argument(help="What `generate train` left.", metavar="DIR")],
+    *,
+    how: options.ModelOptions,
     out: Annotated[
         Path,
         typer.Option(
-            help="Where the rows go: an .npz with x and y, which is DATA to all commands."
+            help="Where the rows go: an .npz with x and y, which is DATA to all commands.",
+            metavar="FILE",
         ),
     ],
-    per_class: Annotated[int, typer.Option(min=1, max=10**7, help="Rows of each class.")] = 100,
+    per_class: Annotated[
+        int, typer.Option(min=1, max=10**7, help="Rows of each class.", metavar="N")
+    ] = 100,
     classifier: Annotated[
         str | None,
-        typer.Option(help="A MODEL that must take a row for its class; default: the folder's own."),
+        typer.Option(
+            help="A MODEL that must take a row for its class; default: the folder's own.",
+            metavar="MODEL",
+        ),
     ] = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="With at least this probability, else another is drawn; 0.9."
+            min=0,
+            max=1,
+            help="The classifier's least probability for a row; else another is drawn; 0.9.",
+            metavar="SHARE",
         ),
     ] = None,
-    arch: options.Arch = None,
-    trust: options.Trust = False,
-    bounds: options.BoundsText = None,
-    preprocess: options.Steps = [],  # noqa: B006
     seed: options.Seed = 0,
-    device: options.Device = "auto",
 ) -> int:
     """Draw rows of every class from a trained generator, and save them."""
     writing.check_new(out, ".npz", "rows are saved as .npz")
-    import io
-
-    import numpy as np
-
     from holdfast.generation.folder import load
     from holdfast.generation.sample import own_classifier, sample
-    from holdfast.runs.store import write_bytes
 
-    device = texts.device_of(device)
-    generator = load(folder, device)
+    generator = load(folder, texts.device_of(how["device"]))
     target = None
     if classifier is not None:
-        target = options.open_target(
-            classifier,
-            arch=arch,
-            trust=trust,
-            bounds=texts.bounds_of(bounds),
-            preprocess=preprocess,
-            layout=None,
-            output=None,
-            batch_size=256,
-            device=device,
-        )
+        target = options.open_target(classifier, **how)
     elif min_confidence is not None:
         target = own_classifier(folder, generator)
     x, y, tried = sample(
         generator, per_class, target=target, confidence=min_confidence or 0.0, seed=seed
     )
-    buffer = io.BytesIO()
-    np.savez(buffer, x=x, y=y)
-    write_bytes(out, buffer.getvalue())
+    writing.write_npz(out, x=x, y=y)
     typer.echo(f"{len(y):,} rows of {generator.k} classes, of {tried:,} drawn: {out}")
     return 0
 
@@ -175,14 +159,3 @@ def _model(model: str | None, generator: str | None, discriminator: str | None) 
     nets = {"generator": generator, "discriminator": discriminator}
     given = [f"{field}={absolute(spec)!r}" for field, spec in nets.items() if spec is not None]
     return parse(f"own({', '.join([*filter(None, [fields]), *given])})")
-
-
-def tell(line: Round) -> None:
-    """A round, on stderr."""
-    typer.echo(
-        f"round {line.round}, step {line.step}: FID {line.fid:.3g}, KID {line.kid:.3g}, "
-        f"taken for the class asked for: {line.right:.1%}",
-        err=True,
-    )
-    if line.note:
-        typer.echo(f"  {line.note}", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import options, texts, writing
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import SpecError
 
 if TYPE_CHECKING:
     from holdfast.hardening.harden import Hardened
@@ -19,152 +19,132 @@ if TYPE_CHECKING:
 def harden(
     model: options.Model,
     data: options.Data,
+    *,
     threat: options.ThreatText,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
     recipe: Annotated[
         str,
         typer.Option(
-            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".'
+            help='fast, standard, strong or finetune (list recipes), or "standard(rate=0.05)".',
+            metavar="RECIPE",
         ),
     ] = "standard",
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="Passes over the rows, instead of the recipe's.", metavar="N"
+        ),
+    ] = None,
+    test: options.Test = None,
     objective: Annotated[
         str | None,
-        typer.Option(help='Instead of the recipe\'s: "trades(beta=6)" (list objectives).'),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="Instead of the recipe's.")
-    ] = None,
-    min_clean: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Exit 1 unless clean accuracy stays at least this; 0.96."),
-    ] = 0.0,
-    min_recall: Annotated[
-        float, typer.Option(min=0, max=1, help="The same for the clean recall of every class; 0.5.")
-    ] = 0.0,
-    class_weights: options.ClassWeights = None,
-    test: Annotated[
-        str | None,
-        typer.Option(
-            help="DATA to measure on; default: the test split of DATA, else a fifth of it."
+        options.about_training(
+            help='An objective instead of the recipe\'s: "trades(beta=6)" (list objectives).',
+            metavar="OBJECTIVE",
         ),
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="Of the measurements before and after.")
-    ] = "standard",
+    class_weights: options.ClassWeights = None,
     synthetic: Annotated[
         str | None,
-        typer.Option(help="Generated DATA to train on beside: what `generate sample` saved."),
+        options.about_training(
+            help="Generated DATA to train on too: what `generate sample` saved.", metavar="DATA"
+        ),
     ] = None,
-    synthetic_share: Annotated[float, typer.Option(help="Of the rows of each step.")] = 0.7,
-    arch: options.Arch = None,
-    trust: options.Trust = False,
-    bounds: options.BoundsText = None,
-    preprocess: options.Steps = [],  # noqa: B006
-    layout: options.Layout = None,
-    output: options.Output = None,
-    probabilities: options.Probabilities = None,
-    split: options.Split = "train",
+    synthetic_share: Annotated[
+        float, options.about_training(help="Share of generated rows in each step.", metavar="SHARE")
+    ] = 0.7,
     train_samples: Annotated[
         str | None,
-        typer.Option(help="How many rows to train on, or a range start:stop; default all."),
+        options.about_training(
+            help="How many rows to train on, or a range start:stop; default all.", metavar="ROWS"
+        ),
     ] = None,
+    precision: options.Precision = "float32",
+    devices: options.Devices = 1,
+    tensorboard: Annotated[
+        bool, options.about_training("--tensorboard", help="Write event files next to log.csv.")
+    ] = False,
+    protocol: Annotated[
+        str,
+        options.about_measuring(
+            help="How hard to attack before and after (list protocols).", metavar="NAME"
+        ),
+    ] = "standard",
     test_samples: Annotated[
         str | None,
-        typer.Option(help="How many rows to measure on, or a range start:stop; default all."),
+        options.about_measuring(
+            help="How many rows to measure on, or a range start:stop; default all.", metavar="ROWS"
+        ),
     ] = None,
-    samples: Annotated[str | None, typer.Option("--samples", hidden=True)] = None,
-    label: options.Label = None,
-    classes: options.Classes = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
+    samples: Annotated[str | None, typer.Option(hidden=True)] = None,
+    min_clean: Annotated[
+        float,
+        options.about_measuring(
+            min=0,
+            max=1,
+            help="Exit 1 unless clean accuracy stays at least this; 0.96.",
+            metavar="SHARE",
+        ),
+    ] = 0.0,
+    min_recall: Annotated[
+        float,
+        options.about_measuring(
+            min=0,
+            max=1,
+            help="Exit 1 unless the clean recall of every class stays at least this; 0.5.",
+            metavar="SHARE",
+        ),
+    ] = 0.0,
+    where: options.RunOptions,
     seed: options.Seed = 0,
-    device: options.Device = "auto",
-    devices: options.Devices = 1,
-    precision: options.Precision = "float32",
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write event files beside log.csv.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder; default: a new one under runs/.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished hardening in --out.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the comparison alone on stdout, as JSON.")
-    ] = False,
+    json: options.Json = False,
 ) -> int:
     """Train a torch or Keras network to withstand a threat, and compare it with what it was."""
-    if resume and out is None:
-        raise InputError("--resume needs the folder to go on with: give --out.")
     if samples is not None:
         raise SpecError(
             f"--samples {samples} does not say which rows are meant: give --train-samples "
             f"{samples} for the rows to "
             f"train on, or --test-samples {samples} for those to measure on."
         )
-    from rich.console import Console
-
+    folder = options.folder_of(model, f"{threat}-{recipe.partition('(')[0]}-hardened", **where)
     from holdfast.evaluation.facts import Names
     from holdfast.hardening.harden import harden as make_robust
     from holdfast.report import paired
 
-    target = options.open_target(
-        model,
-        arch=arch,
-        trust=trust,
-        bounds=texts.bounds_of(bounds),
-        preprocess=preprocess,
-        layout=layout,
-        output=output,
-        probabilities=probabilities,
-        batch_size=256,
-        device=device,
-    )
-    loading = options.loading_of(label, classes, resize, crop)
-    source = options.open_source(data, bounds, split, **loading)
-    judged = options.open_further(test or data, bounds, "test", **loading)
-    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
-        judged = None
-    folder = out or writing.fresh_folder(model, f"{threat}-{recipe.partition('(')[0]}-hardened")
-    try:
-        with writing.progress_bar() as watch:
-            made = make_robust(
-                target,
-                source,
-                threat,
-                recipe=recipe,
-                objective=objective,
-                epochs=epochs,
-                class_weights=class_weights,
-                test=judged,
-                out=folder,
-                resume=resume,
-                protocol=protocol,
-                train_samples=texts.rows_of(train_samples, "--train-samples"),
-                test_samples=texts.rows_of(test_samples, "--test-samples"),
-                min_clean=min_clean,
-                min_recall=min_recall,
-                seed=seed,
-                watch=watch,
-                tell=tell,
-                names=Names(model, arch, "test", writing.command_line()),
-                synthetic=None
-                if synthetic is None
-                else options.open_further(synthetic, bounds, "train", **loading),
-                synthetic_share=synthetic_share,
-                devices=devices,
-                precision=precision,
-                tensorboard=tensorboard,
-            )
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; go on with the same command and --out {folder} --resume.", err=True
+    source, judged = options.open_to_train(data, test, rows)
+    target = options.open_target(model, source, **how)
+    with writing.resumable(folder), writing.progress_bar() as on_progress:
+        made = make_robust(
+            target,
+            source,
+            texts.threat_of(threat, texts.limits_of(how["limits"])),
+            recipe=recipe,
+            objective=objective,
+            epochs=epochs,
+            class_weights=class_weights,
+            test=judged,
+            out=folder,
+            resume=where["resume"],
+            protocol=protocol,
+            train_samples=texts.rows_of(train_samples, "--train-samples"),
+            test_samples=texts.rows_of(test_samples, "--test-samples"),
+            min_clean=min_clean,
+            min_recall=min_recall,
+            seed=seed,
+            on_progress=on_progress,
+            on_epoch=echo_epoch,
+            names=Names(model, how["arch"], "test", writing.command_line()),
+            synthetic=synthetic and options.open_further(synthetic, "train", rows),
+            synthetic_share=synthetic_share,
+            devices=devices,
+            precision=precision,
+            tensorboard=tensorboard,
         )
-        return 130
     if json:
         typer.echo(made.comparison.model_dump_json(indent=1))
     else:
-        Console().print(paired.summary(made.comparison))
+        writing.show(paired.summary(made.comparison))
     what = "model" if made.file.suffix == ".keras" else "weights"
     typer.echo(f"{what}: {made.file}\nlog: {folder / 'log.csv'}\nreport: {pages(made)}", err=True)
     return _gate(made.after, min_clean, min_recall)
@@ -187,15 +167,13 @@ def _gate(after: Run, min_clean: float, min_recall: float) -> int:
     return 0
 
 
-def tell(line: Epoch) -> None:
+def echo_epoch(line: Epoch) -> None:
     """An epoch, on stderr."""
-    typer.echo(
+    writing.echo_line(
         f"epoch {line.epoch}: loss {line.loss:.3f}, held-out rows: clean {line.clean:.1%}, "
         f"robust {line.robust:.1%}",
-        err=True,
+        line.note,
     )
-    if line.note:
-        typer.echo(f"  {line.note}", err=True)
 
 
 def pages(made: Hardened) -> Path:

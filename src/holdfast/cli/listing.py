@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import pkgutil
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
+from holdfast import spec
 from holdfast.errors import SpecError, suggest
-
-if TYPE_CHECKING:
-    from holdfast.hardening.regularizers import Regularizer
-    from holdfast.training.objective import Objective
 
 
 def listing(
@@ -28,101 +25,71 @@ def listing(
 ) -> int:
     """List attacks, objectives, regularizers or defences with their options, protocols, recipes, or
     kinds of data."""
-    shown = {
-        "attacks": _attacks,
-        "protocols": _protocols,
-        "recipes": _recipes,
-        "objectives": _objectives,
-        "regularizers": _regularizers,
-        "defences": _defences,
-        "data": _data,
-    }
-    if what not in shown:
-        raise SpecError(f"cannot list {what!r}; {suggest(what, shown)}")
-    shown[what]()
+    if what == "attacks":  # from a page that `make docs` writes: they themselves would import torch
+        page = resources.files("holdfast.cli").joinpath("attacks.txt").read_text("utf-8")
+        typer.echo(page, nl=False)
+        return 0
+    if what not in SHOWN:
+        raise SpecError(f"cannot list {what!r}; {suggest(what, ['attacks', *SHOWN])}")
+    catalogue, described = SHOWN[what]
+    for name, entry in pkgutil.resolve_name(catalogue).items():
+        typer.echo(described(name, entry))
     return 0
-
-
-def _attacks() -> None:
-    """From a page that `make docs` writes and a test keeps true: the attacks themselves would first
-    import torch."""
-    typer.echo(resources.files("holdfast.cli").joinpath("attacks.txt").read_text("utf-8"), nl=False)
 
 
 def attacks() -> str:
     """What is known of every attack, as `list attacks` shows it."""
-    from holdfast import spec
     from holdfast.attacks import CATALOGUE
 
-    lines: list[str] = []
-    for name, maker in CATALOGUE.items():
-        example = maker()
-        lines += [
-            f"{name}  needs {example.needs.name.lower()}; {', '.join(sorted(example.norms))}",
-            f"    {_summary(type(example))}",
-            f"    {spec.write(example, whole=True)}",
-        ]
-        lines += [
-            f"    {field.name}: {spec.limits(field)}"
-            for field in dataclasses.fields(example)
-            if field.metadata.get("choices")
-        ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{_attack(name, maker)}\n" for name, maker in CATALOGUE.items())
 
 
-def _protocols() -> None:
-    from holdfast.evaluation.protocols import PROTOCOLS
-
-    for name, (version, doc, lists) in PROTOCOLS.items():
-        typer.echo(f"{name}  version {version}: {doc}")
-        for norm, trials in lists.items():
-            typer.echo(f"    {norm}: {'; '.join(trials)}")
-
-
-def _recipes() -> None:
-    from holdfast import spec
-    from holdfast.hardening.recipes import RECIPES, parse
-
-    for name, (version, doc, _) in RECIPES.items():
-        typer.echo(f"{name}  version {version}: {doc}")
-        typer.echo(f"    {spec.write(parse(name), whole=True).removeprefix('recipe')}")
+def _attack(name: str, maker: Any) -> str:
+    example = maker()
+    limits = [
+        f"\n    {field.name}: {spec.limits(field)}"
+        for field in dataclasses.fields(example)
+        if field.metadata.get("choices")
+    ]
+    return (
+        f"{name}  needs {example.needs.name.lower()}; {', '.join(sorted(example.norms))}\n"
+        f"    {_summary(type(example))}\n    {spec.write(example, whole=True)}{''.join(limits)}"
+    )
 
 
-def _objectives() -> None:
-    from holdfast.hardening.objectives import OBJECTIVES
-
-    _parts(OBJECTIVES)
-
-
-def _regularizers() -> None:
-    from holdfast.hardening.regularizers import REGULARIZERS
-
-    _parts(REGULARIZERS)
+def _protocol(name: str, entry: Any) -> str:
+    version, doc, lists = entry
+    trials = [f"\n    {norm}: {'; '.join(trials)}" for norm, trials in lists.items()]
+    return f"{name}  version {version}: {doc}{''.join(trials)}"
 
 
-def _parts(catalogue: Mapping[str, Callable[[], Objective | Regularizer]]) -> None:
-    from holdfast import spec
+def _recipe(name: str, entry: Any) -> str:
+    from holdfast.hardening.recipes import parse
 
-    for name, maker in catalogue.items():
-        example = maker()
-        typer.echo(f"{name}  {example.passes} passes a row and step")
-        typer.echo(f"    {_summary(type(example))}")
-        typer.echo(f"    {spec.write(example, whole=True)}")
+    version, doc, _ = entry
+    return (
+        f"{name}  version {version}: {doc}\n"
+        f"    {spec.write(parse(name), whole=True).removeprefix('recipe')}"
+    )
 
 
-def _defences() -> None:
-    from holdfast import spec
-    from holdfast.targets.preprocess import GUARDS
+def _part(name: str, maker: Any) -> str:
+    """Of an objective: what the loss is made of."""
+    example = maker()
+    return (
+        f"{name}  {example.passes} passes a row and step\n"
+        f"    {_summary(type(example))}\n    {spec.write(example, whole=True)}"
+    )
 
-    for name, kind in GUARDS.items():
-        fields = dataclasses.fields(kind)
-        usual = {
-            f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
-        }
-        typer.echo(f"{name}  {_summary(kind)}")
-        typer.echo(f"    {name}({', '.join(usual.get(f.name, f.name) for f in fields)})")
-        for field in fields:
-            typer.echo(f"    {field.name}: {spec.wanted(field)}")
+
+def _defence(name: str, kind: Any) -> str:
+    fields = dataclasses.fields(kind)
+    default = {
+        f.name: f"{f.name}={f.default}" for f in fields if f.default is not dataclasses.MISSING
+    }
+    called = f"{name}({', '.join(default.get(f.name, f.name) for f in fields)})"
+    options = "".join(f"\n    {field.name}: {spec.expected(field)}" for field in fields)
+    return f"{name}  {_summary(kind)}\n    {called}{options}"
 
 
 def _summary(kind: type) -> str:
@@ -130,8 +97,12 @@ def _summary(kind: type) -> str:
     return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
 
 
-def _data() -> None:
-    from holdfast.data import KINDS
-
-    for text in KINDS.values():
-        typer.echo(text)
+# of each catalogue: where it is, and what is said of one entry
+SHOWN: dict[str, tuple[str, Any]] = {
+    "protocols": ("holdfast.evaluation.protocols:PROTOCOLS", _protocol),
+    "recipes": ("holdfast.hardening.recipes:RECIPES", _recipe),
+    "objectives": ("holdfast.hardening.objectives:OBJECTIVES", _part),
+    "regularizers": ("holdfast.hardening.regularizers:REGULARIZERS", _part),
+    "defences": ("holdfast.targets.preprocess:GUARDS", _defence),
+    "data": ("holdfast.data:KINDS", lambda _, text: text),
+}

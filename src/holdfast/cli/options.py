@@ -1,29 +1,43 @@
-"""What several commands take, said once: arguments, options, and how a model and data are opened
-from them."""
+"""The options that commands share, each declared once.
 
-from __future__ import annotations
+The functions that open a model, data, a threat and a run folder say their options themselves, and a
+command takes all of them: `how: ModelOptions` among its parameters means the options of
+`open_target`, and is given as a dict that `open_target` takes.
+"""
 
-import inspect
+# no `from __future__ import annotations`: these annotations are read at run time
+
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holdfast.cli.texts import box_of, check_layout, device_of, limits_of, threat_of
+from holdfast.cli import texts
+from holdfast.cli.writing import fresh_folder
+from holdfast.errors import InputError
 
 if TYPE_CHECKING:
+    from holdfast.certification import Ladder
     from holdfast.data import Source
     from holdfast.targets import Target
+    from holdfast.targets.target import Bounds
     from holdfast.threats.threat import Threat
+
+# the panels of the help; what matters most is in none
+about_model = partial(typer.Option, rich_help_panel="Model")
+about_data = partial(typer.Option, rich_help_panel="Data")
+about_threat = partial(typer.Option, rich_help_panel="Threat")
+about_measuring = partial(typer.Option, rich_help_panel="Measurement")
+about_training = partial(typer.Option, rich_help_panel="Training")
+about_run = partial(typer.Option, rich_help_panel="Run")
 
 Model = Annotated[
     str,
     typer.Argument(
-        help=(
-            "Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, "
-            "path/file.py:factory, or demo."
-        ),
+        help="Weights with --arch, a .keras, .h5, .onnx, .pt2, .skops or SavedModel, "
+        "path/file.py:factory, or demo.",
         metavar="MODEL",
     ),
 ]
@@ -34,262 +48,394 @@ Data = Annotated[
     ),
 ]
 Folder = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
-_THREAT = 'Norm and eps in raw units: "linf(8/255)", "l2(0.5)"'
-GATE = 'Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.'
-ThreatText = Annotated[str, typer.Option("--threat", help=f"{_THREAT}.")]
-AnyThreat = Annotated[
+ThreatText = Annotated[
     str,
     typer.Option(
-        "--threat", help=f'{_THREAT}; or of images "rotation(30, 3)", "flow(1)", "patch(5)".'
+        "--threat",
+        help='Norm and eps in raw units: "linf(8/255)", "l2(0.5)"; to attack images also '
+        '"rotation(30, 3)", "flow(1)", "patch(5)".',
+        metavar="THREAT",
     ),
 ]
-Goal = Annotated[
+RawRange = Annotated[
     str | None,
-    typer.Option(
-        "--target",
-        help=(
-            "The class to reach: 7, least-likely, random, or a file with one a line for each row "
-            "of the data."
-        ),
-    ),
-]
-Grid = Annotated[
-    str | None,
-    typer.Option(
-        "--grid", help="8bit: attack on the levels of an image file, so that PNGs hold it."
-    ),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option("--arch", help="Where a file of weights finds its network: path/file.py:factory."),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Let a pickled checkpoint run its code.")]
-BoundsText = Annotated[
-    str | None,
-    typer.Option(
-        "--bounds", help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider."
+    about_data(
+        help="Range of raw inputs; default 0,1. Bytes become 0..1 unless it is wider.",
+        metavar="LOW,HIGH",
     ),
 ]
 Limits = Annotated[
     Path | None,
-    typer.Option(
-        "--limits",
+    about_data(
         help="An .npz with any of low, high (bounds), scale (of eps) and mask, for each feature.",
-    ),
-]
-Steps = Annotated[
-    list[str],
-    typer.Option(
-        "--preprocess",
-        help='What comes first: "normalize(0.1307, 0.3081)", a function of your own: '
-        'path/file.py:function, or a defence: "jpeg(75)" (list defences); repeatable.',
-    ),
-]
-Perceptual = Annotated[
-    str | None,
-    typer.Option(
-        "--perceptual",
-        help="How different images look, as LPIPS: the path/file.py:factory of a network.",
-    ),
-]
-Groups = Annotated[
-    Path | None,
-    typer.Option(
-        "--groups", help="A file of text with the group of each row of the data, one a line."
+        metavar="FILE",
     ),
 ]
 Layout = Annotated[
     str | None,
-    typer.Option(
-        "--layout", help="Of the data's images: nchw or nhwc; default: what the model's shape says."
+    about_data(
+        help="Axes of the data's images: nchw or nhwc; default: what the model's shape says.",
+        metavar="ORDER",
     ),
 ]
-Output = Annotated[
+Samples = Annotated[
     str | None,
-    typer.Option("--output", help="Which of the model's several outputs are the scores."),
+    typer.Option(help="How many rows, or a range start:stop; default all.", metavar="ROWS"),
 ]
-Task = Annotated[
-    str | None,
-    typer.Option(
-        "--task", help='What the head means: classes, multilabel or "regression(tolerance=0.1)".'
-    ),
-]
-Probabilities = Annotated[
-    bool | None,
-    typer.Option(
-        "--probabilities/--no-probabilities",
-        help="Whether the model gives probabilities, and not logits; default: what it says itself.",
-        show_default=False,
-    ),
-]
-Attacked = Annotated[
-    int,
-    typer.Option(
-        "--attacked",
-        min=0,
-        max=1000,
-        help="Which of a model's inputs is x, from 0, where data have x2, x3, ... too.",
-    ),
-]
-Eot = Annotated[
-    int | None,
-    typer.Option(
-        "--eot",
-        min=1,
-        max=10_000,
-        help=(
-            "Draws of a randomised model, whose mean is judged; default 20 for a random defence, "
-            "or 1."
-        ),
-    ),
-]
-Lender = Annotated[
+Test = Annotated[
     str | None,
     typer.Option(
-        "--surrogate", help="Attack with the gradients of this model instead: what transfers."
+        help="DATA to measure on; default: the test split of DATA, else a fifth of it.",
+        metavar="DATA",
     ),
 ]
-Label = Annotated[
-    str | None,
-    typer.Option(
-        "--label", help="The column of labels of a CSV or Parquet file; default: y, label, target."
-    ),
-]
-Classes = Annotated[
+Groups = Annotated[
     Path | None,
-    typer.Option(
-        "--classes",
-        help="The class number of each folder of images: lines such as n01440764 0, or JSON.",
+    about_data(
+        help="A file of text with the group of each row of the data, one a line.", metavar="FILE"
     ),
 ]
-Resize = Annotated[
+Perceptual = Annotated[
     str | None,
-    typer.Option(
-        "--resize", help="Of a folder of images: 256 (the shorter side), 224,224 or 256,bicubic."
+    about_measuring(
+        help="How different images look, such as LPIPS: path/file.py:factory of a network.",
+        metavar="NETWORK",
     ),
 ]
-Crop = Annotated[
-    str | None,
-    typer.Option("--crop", help="Of a folder of images: the middle 224 x 224, after --resize."),
-]
-Split = Annotated[str, typer.Option("--split", help="Of data that has several.")]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, max=2**31 - 1, help="Rows of one pass.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, about_model(help="auto, cpu, cuda, cuda:1, ...", metavar="DEVICE")]
 Devices = Annotated[
     int,
-    typer.Option(
-        "--devices",
+    about_training(
         min=1,
         max=1024,
         help="Processes that share each step of training: cores, or CUDA devices.",
+        metavar="N",
     ),
 ]
 ClassWeights = Annotated[
     str | None,
-    typer.Option(
-        "--class-weights",
-        help=(
-            "In the loss: balanced, none, or auto (the default): balanced where a class has 3 "
-            "times another's rows."
-        ),
+    about_training(
+        help="In the loss: balanced, none, or auto (the default): balanced where a class has "
+        "3 times the rows of another.",
+        metavar="WEIGHTS",
     ),
 ]
 Precision = Annotated[
     str,
-    typer.Option(
-        "--precision", help="Of the passes that train, inner attack included: float32 or bfloat16."
+    about_training(
+        help="Number type of the training passes, inner attack included: float32 or bfloat16.",
+        metavar="TYPE",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of all noise.")]
-Samples = Annotated[
-    str | None, typer.Option("--samples", help="How many rows, or a range start:stop; default all.")
+MaxSeconds = Annotated[
+    float | None,
+    about_measuring(min=0, help="Start nothing new after this time.", metavar="SECONDS"),
+]
+Seed = Annotated[
+    int, about_run(min=0, max=2**63 - 1, help="The seed of all random numbers.", metavar="N")
+]
+Resume = Annotated[bool, about_run("--resume", help="Go on with what is unfinished in --out.")]
+Json = Annotated[bool, about_run("--json", help="Print the result alone on stdout, as JSON.")]
+Gate = Annotated[
+    list[str] | None,
+    about_run(
+        help='Exit 1 unless it holds: "robust_accuracy.low>=0.45", "verdict==trusted"; repeatable.',
+        metavar="CONDITION",
+    ),
 ]
 
 
-def loading_of(
-    label: str | None, classes: Path | None, resize: str | None, crop: str | None
-) -> dict[str, Any]:
-    """How data are read, as `open_source` takes it."""
-    return {"label": label, "classes": classes, "resize": resize, "crop": crop}
+def box_of(
+    bounds: str | None, limits: Path | None, otherwise: tuple[Any, Any] = (0.0, 1.0)
+) -> "Bounds":
+    """The range of raw inputs, of each feature or of all; `otherwise` where no option says it."""
+    from holdfast.targets.target import Bounds
+
+    features = texts.limits_of(limits)
+    if "low" in features:
+        return Bounds.of((features["low"], features["high"]))
+    return Bounds.of(otherwise if bounds is None else texts.bounds_of(bounds))
 
 
 def open_source(
-    data: str, bounds: str | None, split: str, limits: dict[str, Any] | None = None, **loading: Any
-) -> Source:
-    """The data; bytes become [0, 1] unless the bounds say otherwise."""
+    data: str,
+    default: str = "test",
+    box: "Bounds | None" = None,
+    *,
+    bounds: RawRange = None,
+    limits: Limits = None,
+    split: Annotated[
+        str | None,
+        about_data(
+            help="Which split of the data: test or train; default: train to train, else test.",
+            metavar="SPLIT",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        about_data(
+            help="The column of labels of a CSV or Parquet file; default: y, label, target.",
+            metavar="COLUMN",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        about_data(
+            help="The class number of each folder of images: lines such as n01440764 0, or JSON.",
+            metavar="FILE",
+        ),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        about_data(
+            help="Resize a folder of images: 256 (the shorter side), 224,224 or 256,bicubic.",
+            metavar="SIZE",
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        about_data(
+            help="Crop a folder of images to the middle, after --resize: 224.", metavar="SIZE"
+        ),
+    ] = None,
+) -> "Source":
+    """The data; bytes become [0, 1] unless the bounds say otherwise.
+
+    Args:
+        default: the split where no option says it.
+        box: the bounds where no option should.
+    """
     from holdfast.data import open_data
 
-    high = box_of(bounds, limits or {})[1]
-    scale = float(high if isinstance(high, float) else high.max()) <= 1
-    return open_data(data, split=split, scale=scale, **loading)
+    high = (box or box_of(bounds, limits)).high
+    loading = {"label": label, "classes": classes, "resize": resize, "crop": crop}
+    return open_data(data, split=split or default, scale=high <= 1, **loading)
 
 
-def open_further(data: str, bounds: str | None, split: str, **loading: Any) -> Source:
-    """Data beside the first, perhaps of another kind: of how those are read, what this kind
-    knows."""
+def open_further(data: str, split: str, rows: Mapping[str, Any]) -> "Source":
+    """Further data, read as `rows` says as far as their kind can be."""
+    return open_source(data, **{**suiting(data, rows), "split": split})
+
+
+def suiting(data: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of reading that data of this kind take."""
     from holdfast.data import READERS, kind_of
 
     kind = kind_of(data)
-    return open_source(
-        data, bounds, split, **{name: loading[name] for name in loading if kind in READERS[name]}
-    )
+    return {n: said for n, said in rows.items() if n not in READERS or kind in READERS[n]}
+
+
+def open_to_train(
+    data: str, test: str | None, rows: Mapping[str, Any]
+) -> "tuple[Source, Source | None]":
+    """Rows to train on, and those to measure on where they are others."""
+    source = open_source(data, "train", **rows)
+    judged = open_further(test or data, "test", rows)
+    if test is None and judged.fingerprint() == source.fingerprint():  # no splits
+        return source, None
+    return source, judged
 
 
 def open_target(
     model: str,
+    source: "Source | None" = None,
+    box: "Bounds | None" = None,
     *,
-    arch: str | None,
-    trust: bool,
-    bounds: tuple[Any, Any],
-    preprocess: list[str],
-    layout: str | None,
-    output: str | None,
-    task: str | None = None,
-    probabilities: bool | None = None,
-    source: Source | None = None,
-    attacked: int = 0,
-    batch_size: int,
-    device: str,
-    eot: int | None = None,
-    surrogate: str | None = None,
-) -> Target:
-    """The model, wrapped."""
-    from holdfast.targets import load, wrappers
+    arch: Annotated[
+        str | None,
+        about_model(
+            help="Where a file of weights finds its network: path/file.py:factory.",
+            metavar="FACTORY",
+        ),
+    ] = None,
+    trust: Annotated[
+        bool, about_model("--trust", help="Let a pickled checkpoint run its code.")
+    ] = False,
+    preprocess: Annotated[
+        list[str] | None,
+        about_model(
+            help='What comes first: "normalize(0.1307, 0.3081)", a function of your own: '
+            'path/file.py:function, or a defence: "jpeg(75)" (list defences); repeatable.',
+            metavar="STEP",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        about_model(help="Which of the model's several outputs are the scores.", metavar="OUTPUT"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        about_model(
+            help='What the head means: classes, multilabel or "regression(tolerance=0.1)".',
+            metavar="TASK",
+        ),
+    ] = None,
+    probabilities: Annotated[
+        bool | None,
+        about_model(
+            help="Whether the model gives probabilities, and not logits; default: what it says "
+            "itself.",
+        ),
+    ] = None,
+    attacked: Annotated[
+        int | None,
+        about_model(
+            min=0,
+            max=1000,
+            help="Which of a model's inputs is x, from 0 (the default), where data have x2, x3, "
+            "... too.",
+            metavar="N",
+        ),
+    ] = None,
+    eot: Annotated[
+        int | None,
+        about_model(
+            min=1,
+            max=10_000,
+            help="Draws of a randomised model, whose mean is judged; default 20 for a random "
+            "defence, or 1.",
+            metavar="N",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        about_model(
+            min=1,
+            max=2**31 - 1,
+            help="Rows of one pass, default 256; of train rows of one step, default 64.",
+            metavar="N",
+        ),
+    ] = None,
+    device: Device = "auto",
+    bounds: RawRange = None,
+    limits: Limits = None,
+    layout: Layout = None,
+) -> "Target":
+    """The model, wrapped.
+
+    Args:
+        source: the data, which may have further inputs.
+        box: the bounds where no option should say them.
+    """
+    from holdfast.targets import load
     from holdfast.targets.preprocess import parse
 
-    check_layout(layout)
-    device = device_of(device)
-    steps = parse(preprocess)
-    common: dict[str, Any] = {
-        "trust": trust,
-        "bounds": bounds,
-        "batch_size": batch_size,
-        "device": device,
-    }
+    texts.check_layout(layout)
+    further: dict[str, Any] = {}
     if source is not None and source.inputs is not None:
-        inputs = list(source.inputs[1:])
-        inputs.insert(attacked, source.inputs[0])
-        common |= {"inputs": inputs, "attacked": attacked}
-    own: dict[str, Any] = {
-        "layout": layout,
-        "output": output,
-        "task": task,
-        "probabilities": probabilities,
-    }
-    target = load(model, arch=arch, preprocess=steps, draws=eot, **own, **common)
-    if surrogate:
-        target = wrappers.Surrogate(target, load(surrogate, layout=layout, task=task, **common))
-    return target
+        at, (first, *others) = attacked or 0, source.inputs
+        further = {"inputs": [*others[:at], first, *others[at:]], "attacked": at}
+    return load(
+        model,
+        arch=arch,
+        trust=trust,
+        bounds=box or box_of(bounds, limits),
+        preprocess=parse(preprocess or ()),
+        layout=layout,
+        output=output,
+        task=task,
+        probabilities=probabilities,
+        draws=eot,
+        batch_size=batch_size or 256,
+        device=texts.device_of(device),
+        **further,
+    )
 
 
-def opened(given: Mapping[str, Any]) -> tuple[Target, Source, Threat]:
-    """The model, the data and the threat of a command, from its options by their names."""
-    limits, bounds = limits_of(given["limits"]), given["bounds"]
-    loading = {name: given[name] for name in ("label", "classes", "resize", "crop")}
-    source = open_source(given["data"], bounds, given["split"], limits, **loading)
-    kept = inspect.signature(open_target).parameters.keys() & given.keys()
-    own: dict[str, Any] = {name: given[name] for name in kept}
-    target = open_target(**own | {"bounds": box_of(bounds, limits), "source": source})
-    return target, source, threat_of(given["threat"], limits, given["target"], given["grid"])
+def open_threat(
+    *,
+    threat: ThreatText,
+    limits: Limits = None,
+    target: Annotated[
+        str | None,
+        about_threat(
+            help="The class to reach: 7, least-likely, random, or a file with one a line for each "
+            "row of the data.",
+            metavar="CLASS",
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        about_threat(
+            help="8bit: attack on the levels of an image file, so that PNGs hold it.",
+            metavar="GRID",
+        ),
+    ] = None,
+) -> "Threat | str":
+    """The threat, with what the options say of it; else its text, which may name a movement."""
+    return texts.threat_of(threat, texts.limits_of(limits), target, grid)
+
+
+def folder_of(
+    model: str,
+    what: str,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder; default: a new one under runs/.", metavar="FOLDER"),
+    ] = None,
+    resume: Resume = False,
+) -> Path:
+    """The folder of a run, which may have to be there.
+
+    Raises:
+        InputError: that, and none is named.
+    """
+    if resume and out is None:
+        raise InputError("--resume needs the folder to go on with: give --out.")
+    return out or fresh_folder(model, what)
+
+
+def open_attacked(
+    model: str,
+    data: str,
+    how: Mapping[str, Any],
+    rows: Mapping[str, Any],
+    *,
+    surrogate: Annotated[
+        str | None,
+        about_threat(
+            help="Attack with the gradients of this model instead: what transfers.",
+            metavar="MODEL",
+        ),
+    ] = None,
+) -> "tuple[Target, Source]":
+    """The model, with the gradients that the adversary has of it, and the data."""
+    source = open_source(data, **rows)
+    target = open_target(model, source, **how)
+    if surrogate is None:
+        return target, source
+    from holdfast.targets.wrappers import Surrogate
+
+    own = dict.fromkeys(("arch", "preprocess", "output", "probabilities", "eot"))
+    return Surrogate(target, open_target(surrogate, source, **{**how, **own})), source
+
+
+def ladder_of(
+    *,
+    seconds_per_row: Annotated[
+        float | None,
+        about_measuring(
+            help="Time for the proof of a row, on average; default 10.", metavar="SECONDS"
+        ),
+    ] = None,
+    radius: Annotated[
+        bool,
+        about_measuring("--radius", help="Also seek the largest size that is proved, of each row."),
+    ] = False,
+) -> "Ladder":
+    """What proves rows."""
+    from holdfast.certification import Ladder
+
+    if seconds_per_row is None:
+        return Ladder(radius=radius)
+    return Ladder(seconds_per_row, radius)
+
+
+# the shared options, as parameters of a command
+ModelOptions = Annotated[dict[str, Any], open_target]
+DataOptions = Annotated[dict[str, Any], open_source]
+ThreatOptions = Annotated[dict[str, Any], open_threat]
+AccessOptions = Annotated[dict[str, Any], open_attacked]
+ProofOptions = Annotated[dict[str, Any], ladder_of]
+RunOptions = Annotated[dict[str, Any], folder_of]

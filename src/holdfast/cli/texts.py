@@ -9,10 +9,8 @@ from typing import Any
 from holdfast.errors import InputError, SpecError
 
 
-def bounds_of(text: str | None) -> tuple[float, float]:
+def bounds_of(text: str) -> tuple[float, float]:
     """Bounds from `0,255`."""
-    if text is None:
-        return 0.0, 1.0
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -48,13 +46,6 @@ def limits_of(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def box_of(text: str | None, limits: dict[str, Any]) -> tuple[Any, Any]:
-    """Bounds from `--bounds`, or for each feature from `--limits`."""
-    if "low" in limits:
-        return limits["low"], limits["high"]
-    return bounds_of(text)
-
-
 def threat_of(
     text: str, limits: dict[str, Any], target: str | None = None, grid: str | None = None
 ) -> Any:
@@ -67,11 +58,9 @@ def threat_of(
     if not own and target is None and grid is None:
         return text
     threat = Threat.parse(text).limited(**own)
-    if target is not None:
-        threat = threat.towards(_target_of(target))
     if grid is not None:
         threat = replace(threat, grid=grid)
-    return threat
+    return threat if target is None else threat.towards(_target_of(target))
 
 
 def _target_of(text: str) -> int | str | list[int]:
@@ -87,12 +76,11 @@ def _target_of(text: str) -> int | str | list[int]:
             f"--target is {text!r}; expected a class such as 7, {' or '.join(RULES)}, or a file of "
             "classes."
         )
-    lines = [line.strip() for line in lines_of(Path(text), "--target") or [] if line.strip()]
-    odd = [line for line in lines if not _whole(line)]
-    if not lines:
-        raise SpecError(f"--target {text} is empty; expected one class number a line.")
-    if odd:
-        raise SpecError(f"--target {text} holds {odd[0][:40]!r}; expected one class number a line.")
+    lines = [line.strip() for line in lines_of(Path(text), "--target") if line.strip()]
+    seen = [f"holds {line[:40]!r}" for line in lines if not _whole(line)]
+    if seen or not lines:
+        said = next(iter(seen), "is empty")
+        raise SpecError(f"--target {text} {said}; expected one class number a line.")
     return [int(line) for line in lines]
 
 
@@ -149,10 +137,8 @@ def rows_of(text: str | None, flag: str = "--samples") -> int | tuple[int, int] 
     return int(start)
 
 
-def lines_of(path: Path | None, flag: str) -> list[str] | None:
+def lines_of(path: Path, flag: str) -> list[str]:
     """The lines of a text."""
-    if path is None:
-        return None
     if path.exists() and not path.is_file():
         raise SpecError(f"{flag} {path} is no file; expected one of text.")
     try:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from holdfast.cli.texts import exists
 from holdfast.errors import InputError
+from holdfast.runs.manifest import CONTRADICTION
 
 if TYPE_CHECKING:
     from holdfast.evaluation.chunk import Progress
+    from holdfast.runs.gates import Outcome
     from holdfast.runs.manifest import Manifest
 
 
@@ -36,13 +41,45 @@ def fresh_folder(model: str, what: str) -> Path:
     return at
 
 
-def show(manifest: Manifest) -> None:
-    """The summary of a run, on stdout."""
+def write_npz(out: Path, **columns: Any) -> None:
+    """Save arrays in one file."""
+    import numpy as np
+
+    from holdfast.runs.store import write_bytes
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    write_bytes(out, buffer.getvalue())
+
+
+def show(summary: Any) -> None:
+    """A summary that rich draws, on stdout."""
     from rich.console import Console
 
-    from holdfast.report.terminal import summary
+    Console().print(summary)
 
-    Console().print(summary(manifest))
+
+def code_of(outcomes: Sequence[Outcome]) -> int:
+    """The exit code: 1, with a sentence for each on stderr, where a gate does not hold."""
+    missed = [outcome for outcome in outcomes if not outcome.held]
+    for outcome in missed:
+        typer.echo(f"gate not held: {outcome.sentence}.", err=True)
+    return int(bool(missed))
+
+
+def contradicted(manifest: Manifest) -> bool:
+    """Whether a row was proved and broken; it is named on stderr."""
+    found = [f.text for f in manifest.verdict.findings if f.check == CONTRADICTION]
+    for text in found:
+        typer.echo(f"contradiction: {text}", err=True)
+    return bool(found)
+
+
+def echo_line(said: str, note: str) -> None:
+    """One line of a training on stderr, and what is to be noted of it."""
+    typer.echo(said, err=True)
+    if note:
+        typer.echo(f"  {note}", err=True)
 
 
 def command_line() -> str:
@@ -53,28 +90,33 @@ def command_line() -> str:
 
 
 @contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Work on a run folder, which goes on where it was interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted; go on with the same command and --out {folder} --resume.", err=True
+        )
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr: share done, survivors of the present chunk, the trial at work, time spent
     and left."""
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
 
     columns = (
-        BarColumn(24),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.fields[live]} standing"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
+        parts.BarColumn(24),
+        parts.TaskProgressColumn(show_speed=True),
+        parts.TextColumn("{task.fields[live]} not broken"),
+        parts.TimeElapsedColumn(),
+        parts.TextColumn("left"),
+        parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.description}", markup=False),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with parts.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, live="-")
         yield lambda p: bar.update(task, completed=p.share, description=p.trial, live=f"{p.live:,}")

@@ -20,8 +20,8 @@ from holdfast.rng import Keys
 
 
 def fold(size: int, reach: int, border: str) -> np.ndarray:
-    """The places 0..size-1 that -reach..size+reach-1 stand for: `edge`, `mirror` (about the last
-    pixel) or `reflect` (about its outer side)."""
+    """The places 0..size-1 that -reach..size+reach-1 are taken from: `edge`, `mirror` (about the
+    last pixel) or `reflect` (about its outer side)."""
     at = np.arange(-reach, size + reach)
     if border == "edge":
         return at.clip(0, size - 1)
@@ -151,7 +151,7 @@ def streak(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
     wide = torch.from_numpy(fold(w, width, "edge")).to(x.device)
     held = x.movedim(1, -1).index_select(2, wide).contiguous()  # a place holds its channels
     stride = w + 2 * width
-    # Row i of `lines` is what stands in w places from place i on, so that a line of an image moves
+    # Row i of `lines` is the w places from place i on, so that a line of an image moves
     # as one.
     lines = held.view(-1).as_strided((n * h * stride - w + 1, w * c), (c, 1))
     first = torch.arange(n, device=x.device)[:, None] * h
@@ -169,7 +169,7 @@ def scatter(x: Tensor, reach: int, passes: int, key: Keys) -> Tensor:
     first.
 
     A pixel that looks at one visited before it takes what that one took; what it took is found by
-    following the looks, all pixels at once.
+    following these references, all pixels at once.
     """
     h, w = x.shape[2:]
     place = torch.arange(h * w, device=x.device).view(h, w)
@@ -253,11 +253,11 @@ _YCC = np.array(
 _RGB = np.linalg.inv(_YCC)
 
 
-def _mixed(matrix: np.ndarray, planes: Sequence[Tensor]) -> list[Tensor]:
+def _mixed(matrix: np.ndarray, channels: Sequence[Tensor]) -> list[Tensor]:
     """Three planes made into three others, one operation after the other: a product of matrices may
     round as the batch has it."""
     return [
-        sum(float(share) * plane for share, plane in zip(row, planes, strict=True))
+        sum(float(share) * plane for share, plane in zip(row, channels, strict=True))
         for row in matrix
     ]  # pyright: ignore
 
@@ -375,11 +375,11 @@ def distance(marked: Tensor, most: int) -> Tensor:
     far = torch.minimum(place - before, -after - place).clamp(max=most).float().square()
     h, best = far.shape[2], far
     for step in range(1, min(most, h - 1) + 1):
-        near = best.clone()
-        down, up = near[:, :, step:], near[:, :, : h - step]
+        best_so_far = best.clone()
+        down, up = best_so_far[:, :, step:], best_so_far[:, :, : h - step]
         down.copy_(torch.minimum(down, far[:, :, : h - step] + step**2))
         up.copy_(torch.minimum(up, far[:, :, step:] + step**2))
-        best = near
+        best = best_so_far
     return best.clamp(max=reach).sqrt()
 
 

@@ -269,8 +269,8 @@ def elastic_transform(x: Tensor, key: Keys, far: float, sigma: float, corner: fl
     if not far:
         return x
     field = key.fold("field").words((2, h, w)).double() * 2.0**-31
-    moved = filters.smooth(field, sigma * side, "reflect", truncate=3.0) * far * side
-    return filters.warp(x, plane[..., :2].movedim(-1, 0) + moved, "reflect")
+    transformed = filters.smooth(field, sigma * side, "reflect", truncate=3.0) * far * side
+    return filters.warp(x, plane[..., :2].movedim(-1, 0) + transformed, "reflect")
 
 
 def spatter(

@@ -17,7 +17,7 @@ from holdfast.errors import InputError, SpecError
 from holdfast.runs import store
 from holdfast.runs.manifest import CorruptionInfo
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 
 VERSION = 2  # of what is made of an image; decisions of two versions are not compared
 COLUMNS = tuple(f"{kind} {severity}" for kind in KINDS for severity in SEVERITIES)
@@ -36,9 +36,13 @@ def spoiled(target: Target, x: Tensor, column: str, ids: Tensor, seed: int) -> T
     """
     kind, severity = column.split()
     low, high = target.bounds.low, target.bounds.high
-    image = (planes(x, target.inputs.layout).to(target.batcher.device).float() - low) / (high - low)
+    image = (channels_first(x, target.inputs.layout).to(target.batcher.device).float() - low) / (
+        high - low
+    )
     made = corrupt(image, kind, int(severity), ids, seed) * (high - low) + low
-    return unplaned(made, tuple(x.shape[1:]), target.inputs.layout).to(target.batcher.dtype)
+    return from_channels_first(made, tuple(x.shape[1:]), target.inputs.layout).to(
+        target.batcher.dtype
+    )
 
 
 def info(
@@ -63,7 +67,7 @@ def info(
         0,
     )
     named, errors = _errors(baseline, target.task.k, data)
-    size = tuple(planes(torch.zeros(1, *shape), target.inputs.layout).shape[2:])
+    size = tuple(channels_first(torch.zeros(1, *shape), target.inputs.layout).shape[2:])
     return CorruptionInfo(
         version=VERSION, table=table_of(size), baseline=named, baseline_errors=errors
     )

@@ -85,10 +85,12 @@ def open_data(
     loading = {name: os.fspath(value) for name, value in given.items() if value is not None}
     try:
         kind = kind_of(spec)
-        idle = [name for name in loading if kind not in READERS[name]]
-        if idle:
-            takers = " or ".join(KINDS[taker].split(": ")[0] for taker in READERS[idle[0]])
-            raise InputError(f"--{idle[0]} is for {takers}, but the data are {spec}; leave it out.")
+        unused = [name for name in loading if kind not in READERS[name]]
+        if unused:
+            takers = " or ".join(KINDS[taker].split(": ")[0] for taker in READERS[unused[0]])
+            raise InputError(
+                f"--{unused[0]} is for {takers}, but the data are {spec}; leave it out."
+            )
         source = _open(kind, spec, split, scale, loading)
     except FileNotFoundError as error:
         raise InputError(

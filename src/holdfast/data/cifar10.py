@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.data.arrays import Arrays
-from holdfast.data.files import looks_like
+from holdfast.data.files import kind_of_file
 from holdfast.errors import InputError
 
 SPLITS = {"train": "data_batch_*.bin", "test": "test_batch.bin"}
@@ -56,7 +56,7 @@ def _records(path: Path) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % _RECORD:
         raise InputError(
-            f"{path} is {looks_like(path)} and has {size} bytes; expected records of {_RECORD} "
+            f"{path} is {kind_of_file(path)} and has {size} bytes; expected records of {_RECORD} "
             "bytes: it is probably cut short or another version of the set."
         )
     return np.memmap(path, np.uint8, "r").reshape(-1, _RECORD)

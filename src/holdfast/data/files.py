@@ -24,7 +24,7 @@ _STARTS = {
 }
 
 
-def looks_like(path: Path) -> str:
+def kind_of_file(path: Path) -> str:
     """In words that follow "is": what the file at `path` seems to hold."""
     with path.open("rb") as file:
         head = file.read(64).lstrip().lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -42,24 +43,9 @@ class Folder(Source):
         classes: Path | None = None,
         resizing: Resizing | None = None,
     ) -> None:
-        root, parts = _split(folder, split)
-        names = sorted({printable(path.name) for part in parts for path in _folders(part)})
-        numbers, self.class_names = {text: i for i, text in enumerate(names)}, tuple(names)
-        if classes is not None:
-            numbers, self.class_names = read_classes(classes, names)
-        self._paths: list[Path] = []
-        labels: list[int] = []
-        for home in sorted(
-            _folders(root), key=lambda home: (numbers[printable(home.name)], home.name)
-        ):
-            self._paths += (found := _images(home))
-            labels += [numbers[printable(home.name)]] * len(found)
-        if not self._paths:
-            raise InputError(
-                f"{root} has no images; expected a sub-folder of images (PNG, JPEG, ...) for each "
-                "class."
-            )
-        self._y, self._scale, self.name = np.array(labels, np.int64), scale, name
+        found = labelled_files(folder, split, classes, ENDINGS, "images (PNG, JPEG, ...)")
+        self._paths, labels, self.class_names = found
+        self._y, self._scale, self.name = labels, scale, name
         self._seen = [_header(path) for path in self._paths]
         self._channels = max(picture.channels for picture in self._seen)
         self._resizing = resizing
@@ -127,6 +113,47 @@ def _header(path: Path) -> Picture:
         return picture_of(image, path)
 
 
+def labelled_files(
+    folder: Path, split: str, classes: Path | None, endings: Collection[str], what: str
+) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
+    """The files of a folder with one sub-folder a class, in the order of the classes, the class of
+    each [n] int64, and the names of the classes.
+
+    Args:
+        split: chooses, where the folder holds `train` and `test`; classes are numbered over both.
+        classes: a file that says the number of each sub-folder; None: their sorted names.
+        endings: of the files that count, in lower case.
+        what: such files are called, with examples in brackets.
+
+    Raises:
+        InputError: no classes, or a class without such files.
+    """
+    root, parts = _split(folder, split)
+    names = sorted({printable(path.name) for part in parts for path in _folders(part)})
+    numbers, class_names = {text: i for i, text in enumerate(names)}, tuple(names)
+    if classes is not None:
+        numbers, class_names = read_classes(classes, names)
+    kind, _, examples = what.partition(" ")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for home in sorted(_folders(root), key=lambda home: (numbers[printable(home.name)], home.name)):
+        found = [
+            path
+            for path in sorted(home.rglob("*"))
+            if path.suffix.lower() in endings and not path.name.startswith(".")
+        ]
+        if not found:
+            raise InputError(
+                f"{home} has no {kind}; expected at least one {examples} in the folder of each "
+                "class."
+            )
+        paths += found
+        labels += [numbers[printable(home.name)]] * len(found)
+    if not paths:
+        raise InputError(f"{root} has no {kind}; expected a sub-folder of {what} for each class.")
+    return paths, np.array(labels, np.int64), class_names
+
+
 def _split(folder: Path, split: str) -> tuple[Path, list[Path]]:
     parts = {path.name: path for path in _folders(folder)}
     if not {"train", "test"} <= parts.keys():
@@ -138,15 +165,3 @@ def _split(folder: Path, split: str) -> tuple[Path, list[Path]]:
 
 def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _images(home: Path) -> list[Path]:
-    paths = sorted(
-        p for p in home.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
-    )
-    if not paths:
-        raise InputError(
-            f"{home} has no images; expected at least one (PNG, JPEG, ...) in the folder of each "
-            "class."
-        )
-    return paths

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from holdfast.data.arrays import Arrays
-from holdfast.data.files import GZIP, looks_like, read_whole
+from holdfast.data.files import GZIP, kind_of_file, read_whole
 from holdfast.data.source import HELD
 from holdfast.errors import InputError
 
@@ -71,7 +71,7 @@ def read_idx(path: Path) -> np.ndarray:
     data = _bytes(path)
     if len(data) < 4 or data[:2].any() or int(data[2]) not in _TYPES or not data[3]:
         raise InputError(
-            f"{path} is {looks_like(path)}, with the magic number "
+            f"{path} is {kind_of_file(path)}, with the magic number "
             f"{data[:4].tobytes().hex(' ') or 'missing'}; "
             "expected an IDX file, such as 00 00 08 03 for images or 00 00 08 01 for labels."
         )

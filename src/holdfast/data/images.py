@@ -207,9 +207,9 @@ def _turn(image: Image.Image) -> int:
     return 1
 
 
-def _numbers(text: str | None, wanted: str) -> tuple[tuple[int, ...], list[str]]:
+def _numbers(text: str | None, expected: str) -> tuple[tuple[int, ...], list[str]]:
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     numbers = [part for part in parts if re.fullmatch(r"[0-9]{1,5}", part)]
     if text is not None and not numbers:
-        raise SpecError(f"{text!r} is no size of images; expected {wanted}.")
+        raise SpecError(f"{text!r} is no size of images; expected {expected}.")
     return tuple(map(int, numbers)), [part for part in parts if part not in numbers]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from holdfast.data.arrays import from_arrays
-from holdfast.data.files import looks_like
+from holdfast.data.files import kind_of_file
 from holdfast.data.source import HELD, Source, group_names, sized
 from holdfast.errors import InputError, first_line
 
@@ -74,7 +74,7 @@ def opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"there is no file {path}; expected an .npz archive.")
     if not zipfile.is_zipfile(path):
-        seen = looks_like(path)
+        seen = kind_of_file(path)
         cut = {"a zip archive": " that is cut short"}.get(seen, "")
         raise InputError(
             f"{path} is {seen}{cut}; expected an .npz archive, as numpy.savez(path, x=x, y=y) "

@@ -23,7 +23,7 @@ FORMS = (
     "(x, y) arrays, a torch Dataset or DataLoader, a tf.data.Dataset, a Hugging Face dataset, a "
     "DataFrame with a column of labels, an iterator of (x, y), or a text such as mnist:DIR"
 )
-_OVERHEAD = 128  # bytes that Python takes for an array beside its content
+_OVERHEAD = 128  # bytes that Python takes for an array in addition to its content
 _END = object()
 _REMARK = (
     "The dataset gives other inputs when it is read again (random augmentation?), so each row was "
@@ -128,8 +128,8 @@ def _items(data: Any, name: str, scale: bool) -> Source:
     """A map-style dataset, read as rows are asked for; held, where its rows change or its labels
     are texts."""
     source = Items(data, name, scale, _class_names(data))
-    looked = sorted({0, len(source) // 2, len(source) - 1})
-    twice = [(source.item(row), source.item(row)) for row in looked]
+    checked = sorted({0, len(source) // 2, len(source) - 1})
+    twice = [(source.item(row), source.item(row)) for row in checked]
     random = any(
         a.shape != b.shape or not np.array_equal(a, b, equal_nan=True) for (a, _), (b, _) in twice
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from holdfast.data.files import looks_like
+from holdfast.data.files import kind_of_file
 from holdfast.data.source import HELD, Source, sized
 from holdfast.data.table import (
     columns_of,
@@ -46,7 +46,7 @@ class Table(Source):
                 schema, meta = file.schema_arrow, file.metadata
             columns = columns_of(schema, f"{path}", label)
         except (pa.ArrowException, OSError, UnicodeDecodeError):
-            seen = looks_like(path)
+            seen = kind_of_file(path)
             cut = {"a Parquet file": " that is damaged or cut short"}.get(seen, "")
             raise InputError(f"{path} is {seen}{cut}; expected a whole Parquet file.") from None
         self._label, self._features = columns

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from holdfast.data.arrays import from_arrays
-from holdfast.data.files import looks_like, read_whole
+from holdfast.data.files import kind_of_file, read_whole
 from holdfast.data.source import HELD, Source, group_names
 from holdfast.errors import InputError, first_line, suggest
 
@@ -25,13 +25,13 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> Source:
     """A CSV file with a header, held in memory: see `from_table`. Comma, semicolon, tab or bar
-    stand between cells.
+    are between cells.
 
     Raises:
         InputError: no such table, no header, rows of different length, or more than `HELD` bytes.
     """
     content = read_whole(path, HELD)
-    if (seen := looks_like(path)).startswith("a ") and seen != "a gzip file":
+    if (seen := kind_of_file(path)).startswith("a ") and seen != "a gzip file":
         raise InputError(f"{path} is {seen}; expected CSV: text with a header.")
     first = (
         content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].decode(errors="replace").strip()

@@ -40,7 +40,7 @@ class Planted:
             not isinstance(target, TorchTarget)
             or not isinstance(target.model, nn.Module)
             or isinstance(target.model, Adapter)
-            or target.head.graded is not None
+            or target.head.truth_task is not None
         ):
             raise LookupError("not a torch module that tells classes.")
         module = copy.deepcopy(target.model)
@@ -96,11 +96,11 @@ class Planted:
         """
         f, _ = self._features(torch.cat([inner, edge]))
         middle = f[:-1].mean(0)
-        near, far = f[:-1] - middle, f[-1] - middle
-        gram = near @ near.T
+        close, far = f[:-1] - middle, f[-1] - middle
+        gram = close @ close.T
         ridge = 1e-2 * gram.diagonal().mean().clamp_min(1e-12)
-        w = far - near.T @ torch.linalg.solve(
-            gram + ridge * torch.eye(len(gram)).to(gram), near @ far
+        w = far - close.T @ torch.linalg.solve(
+            gram + ridge * torch.eye(len(gram)).to(gram), close @ far
         )
         s = (f - middle) @ w
         even = (s[:-1].max() + s[-1]) / 2
@@ -173,7 +173,7 @@ def missed(
             solvable[i] = bool((label[:-1] == 0).all() and label[-1] == 1)
             if solvable[i]:
                 zero = torch.zeros(1, dtype=torch.int64)
-                books = run(
+                result = run(
                     attack,
                     planted.target,
                     row,
@@ -183,10 +183,10 @@ def missed(
                     seed=seed,
                     pool=pool,
                 )
-                lost[i] = not bool(books.broken)
+                lost[i] = not bool(result.broken)
                 forwards, backwards = (
-                    forwards + int(books.forwards),
-                    backwards + int(books.backwards),
+                    forwards + int(result.forwards),
+                    backwards + int(result.backwards),
                 )
     return solvable, lost, forwards, backwards
 

@@ -1,7 +1,7 @@
 """Signs, seen before the protocol, that its attacks will fail; and the stronger trials that answer
 each.
 
-Pure functions of the examination's answers. A sign that is answered by trials of its own is amber:
+Pure functions of the probe's answers. A sign that is answered by trials of its own is amber:
 the figure is the worst case after them. One that nothing answers is red.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from holdfast.attacks import parse_trial
 from holdfast.attacks.attack import check_fit
 from holdfast.attacks.trial import Trial
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers, many
 from holdfast.errors import HoldfastError
 from holdfast.runs.manifest import Finding, Severity
@@ -36,7 +36,7 @@ def examined(protocol: str, budget: int | None, target: Target, threat: Threat) 
 NO_EPS = Finding(
     check="no_eps",
     severity="amber",
-    text="The sizes are the smallest that were found, and the examination of the attacks needs a "
+    text="The sizes are the smallest that were found, and the probe of the attacks needs a "
     "finite eps: the true ones may be smaller. Evaluate again at an eps of interest.",
 )
 
@@ -77,9 +77,9 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What a sign shows as: how attacks fare is explained by what the gradient is, and the later of the
-# list by the earlier.
-_FARED = (
+# What a sign shows as: how attacks succeed is explained by what the gradient is, and the later of
+# the list by the earlier.
+_ATTACKS = (
     "more_steps",
     "one_step",
     "black_box",
@@ -89,13 +89,13 @@ _FARED = (
     "binarisation",
 )
 EXPLAINS: dict[str, tuple[str, ...]] = {
-    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_FARED),
-    "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_FARED),
-    "one_hot": ("zero_gradient", *_FARED),
-    "zero_gradient": _FARED,
-    "turning_gradient": ("wrong_gradient", *_FARED),
-    "wrong_gradient": _FARED,
-    **{check: _FARED[i + 1 :] for i, check in enumerate(_FARED)},
+    "non_smooth": ("zero_gradient", "wrong_gradient", "turning_gradient", *_ATTACKS),
+    "non_finite_gradient": ("wrong_gradient", "turning_gradient", *_ATTACKS),
+    "one_hot": ("zero_gradient", *_ATTACKS),
+    "zero_gradient": _ATTACKS,
+    "turning_gradient": ("wrong_gradient", *_ATTACKS),
+    "wrong_gradient": _ATTACKS,
+    **{check: _ATTACKS[i + 1 :] for i, check in enumerate(_ATTACKS)},
 }
 
 
@@ -119,10 +119,12 @@ def _cause(f: Finding, bad: set[str]) -> Finding:
     return f.model_copy(update={"explains": shown, "text": text})
 
 
-def follow(found: Sequence[Finding], protocol: str, threat: Threat, ways: Ways) -> list[Trial]:
+def follow(
+    found: Sequence[Finding], protocol: str, threat: Threat, sources: GradientSources
+) -> list[Trial]:
     """The trials that answer these findings after a protocol of this name, each once, in the order
     of the first sign that asks for it."""
-    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, ways)]
+    return [trial for trial in follow_ups(found, protocol) if _fits(trial, threat, sources)]
 
 
 def follow_ups(found: Sequence[Finding], protocol: str) -> list[Trial]:
@@ -147,13 +149,13 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
     return [one(f) for f in found]
 
 
-def _fits(trial: Trial, threat: Threat, ways: Ways) -> bool:
-    if not ways.open(trial.through) or not trial.attack.works_in(threat.norm):
+def _fits(trial: Trial, threat: Threat, sources: GradientSources) -> bool:
+    if not sources.has(trial.through) or not trial.attack.works_in(threat.norm):
         return False
     if trial.through:
         return True
     try:
-        check_fit(trial.attack, ways.target, threat, ways.images(trial.attack))
+        check_fit(trial.attack, sources.target, threat, sources.images(trial.attack))
     except HoldfastError:
         return False
     return True
@@ -168,7 +170,7 @@ def _zero_gradient(a: Answers) -> Iterator[Finding]:
         yield _found(
             a, "zero_gradient", rows, 0, "gradients",
             f"On {rows.sum()} of {len(rows)} rows examined the gradient ({losses}) is exactly "
-            "zero, at the input or near it: an attack that follows it stands still.",
+            "zero, at the input or near it: an attack that follows it does not move.",
             "Typical of thresholds, rounding, detached code and saturated units.",
             "AutoAttack's checks; arXiv:1802.00420, section 3.1",
         )  # fmt: skip
@@ -193,7 +195,7 @@ def _wrong_gradient(a: Answers) -> Iterator[Finding]:
             f"On {rows.sum()} of {len(rows)} rows examined the gradient is off by more than half "
             "from what small steps in its own direction give.",
             "The backward pass is not that of the forward pass, or holds on a tiny scale only.",
-            "ours: at most 4 % on the sound models of the zoo",
+            "ours: at most 4 % on the sound models of holdfast.testing",
         )  # fmt: skip
 
 
@@ -207,14 +209,14 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
             f"The gradient turns within an eighth of eps: the median cosine is {value:.2f}, so a "
             "step leads nowhere.",
             "Shattered gradients, or activations that switch.",
-            "ours: at least 0.8 on the sound models of the zoo", value,
+            "ours: at least 0.8 on the sound models of holdfast.testing", value,
         )  # fmt: skip
 
 
 def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
         return
-    rows = a.beat.get("straight", np.zeros(len(a.ids), bool))
+    rows = a.broken_by.get("straight", np.zeros(len(a.ids), bool))
     text = (
         f"Inputs go through steps without a gradient ({', '.join(a.hard)}), but going straight "
         "through them broke no more."
@@ -244,14 +246,17 @@ def _one_hot(a: Answers) -> Iterator[Finding]:
 
 
 def _binarisation(a: Answers) -> Iterator[Finding]:
-    source = "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of the zoo"
+    source = (
+        "arXiv:2206.13991, where it is 5 %; ours: at most 11 % on the sound models of "
+        "holdfast.testing"
+    )
     if a.planted is None or a.missed is None or a.planted.sum() < 4:
         if a.zero:
             yield _found(
                 a, "binarisation", np.zeros(len(a.ids), bool), MISSED, "planted",
                 "The binarisation test was not made: it needs a torch module that ends in a linear "
-                "layer and does not answer by lot, a threat in linf or l2, and features that tell "
-                "the ball's edge apart.",
+                "layer and does not answer at random, a threat in linf or l2, and features that "
+                "tell the ball's edge apart.",
                 "", source, severity="info",
             )  # fmt: skip
     elif (value := float(a.missed.sum() / a.planted.sum())) > MISSED:
@@ -264,7 +269,7 @@ def _binarisation(a: Answers) -> Iterator[Finding]:
 
 
 def _beaten(a: Answers) -> Iterator[Finding]:
-    """How the protocol's first attack fares beside others: where it does worse, on so many rows."""
+    """How the protocol's first attack compares with others: where it does worse, on how many."""
     for name, (check, least, text, source) in {
         "whole": (
             "unbounded", 1,
@@ -303,7 +308,7 @@ def _beaten(a: Answers) -> Iterator[Finding]:
             "arXiv:2006.12792, section 4",
         ),
     }.items():  # fmt: skip
-        rows = a.beat.get(name)
+        rows = a.broken_by.get(name)
         if rows is not None and rows.sum() >= least:
             yield _found(
                 a, check, rows, (least - 1) / len(rows), name,

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from holdfast.attacks import parse_trial
 from holdfast.diagnostics.knowledge import knowledge
-from holdfast.runs.manifest import Facts, Finding, Metrics, TrialInfo, Verdict
+from holdfast.errors import listed
+from holdfast.runs.manifest import CONTRADICTION, Facts, Finding, Metrics, TrialInfo, Verdict
 
 
 def conclude(
@@ -25,6 +26,7 @@ def conclude(
     added = [t for t in trials if t.eps == facts.threat.eps][len(facts.protocol.trials) :]
     findings = [
         *facts.initial_findings,
+        *_contradictions(table),
         *_statuses(table, metrics),
         *_zero_gradients(table, bool(added)),
         *_trials(facts, trials, added, metrics),
@@ -47,6 +49,27 @@ def _reason(worst: Sequence[Finding]) -> str:
     if more:
         said += f" (and: {', '.join(dict.fromkeys(f.check for f in more))})"
     return f"{said}."
+
+
+def _contradictions(table: pa.Table) -> Iterator[Finding]:
+    """Of rows with a proof and with a legal example that breaks them: one of both is wrong."""
+    if "certified_by" not in table.column_names:
+        return
+    status, size, radius = (
+        table.column(n).to_numpy(zero_copy_only=False)
+        for n in ("status", "size", "certified_radius")
+    )
+    proved = ~table.column("certified_by").is_null().to_numpy()
+    both = (proved & (status == "broken")) | (size.astype(float) <= radius.astype(float))
+    if both.any():
+        ids = table.column("id").to_numpy()[both].tolist()
+        text = (
+            f"Rows {listed(ids, 5)} were proved to be robust, and are broken by stored examples: "
+            "the proofs, the judge or the model's arithmetic is wrong, and so may be every other "
+            "proof of this run."
+        )
+        found = {"value": len(ids), "threshold": 0, "ids": ids[:16]}
+        yield Finding(check=CONTRADICTION, severity="red", text=text, **found)
 
 
 def _statuses(table: pa.Table, metrics: Metrics) -> Iterator[Finding]:
@@ -118,16 +141,16 @@ def _trials(
     """What the trials that answer a finding did to the figure; or whether it was still falling."""
     n = metrics.robust_accuracy.n
     if added:
-        fell = sum(t.broken for t in added)
+        broken = sum(t.broken for t in added)
         names = "; ".join(repr(parse_trial(t.spec)) for t in added if t.broken) or "none of them"
         yield Finding(
             check="followed",
             severity="info",
             text=(
-                f"{len(added)} stronger trials answered the findings and broke {fell} more rows "
-                f"({fell / max(n, 1):.1%}): {names}. The figure is the worst case after them."
+                f"{len(added)} stronger trials answered the findings and broke {broken} more rows "
+                f"({broken / max(n, 1):.1%}): {names}. The figure is the worst case after them."
             ),
-            value=fell / max(n, 1),
+            value=broken / max(n, 1),
             passes=sum(t.costs.forwards + t.costs.backwards for t in added),
         )
     own = [t for t in trials if t.eps == facts.threat.eps]
@@ -150,11 +173,14 @@ def _trials(
 
 def _limits(facts: Facts, table: pa.Table) -> Iterator[Finding]:
     """Of what the attacks were not given: effort, access or passes."""
-    known = {"quick": " (by 0 to 5 points in Linf, as measured)", "custom": ""}
-    if (measured := known.get(facts.protocol.name)) is not None:
+    if facts.protocol.name == "none":
+        text = "No attack was run: nothing says how much of what is not proved could be broken."
+        yield Finding(check="no_attacks", severity="amber", text=text)
+        return
+    if facts.protocol.name in ("quick", "custom"):
         text = (
-            f"The attacks were those of the {facts.protocol.name} protocol: a first look, which "
-            f"stronger ones may lower{measured}. Defend the figure with --protocol standard."
+            f"The attacks were those of the {facts.protocol.name} protocol: stronger attacks may "
+            "find a lower figure. Measure with --protocol standard."
         )
         yield Finding(check="effort", severity="amber", text=text)
     lacking = {"scores": "gradient attacks", "labels": "gradient attacks and those on scores"}

@@ -1,5 +1,5 @@
-"""Sources of gradients past a defence: other answers to learn from, where the model's gradient
-misleads. The model still judges."""
+"""Other sources of gradients, for models whose own gradient misleads. The model itself still
+judges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from holdfast.attacks.shared.pool import ROWS, spread
 from holdfast.data import Source
 from holdfast.errors import SpecError
 from holdfast.runs.manifest import Costs
-from holdfast.targets.frameworks.pytorch.bpda import straightened
+from holdfast.targets.frameworks.pytorch.bpda import with_bpda
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
 from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
@@ -26,21 +26,21 @@ QUERIES = 2048  # that it may put to the model
 
 
 @dataclass
-class Ways:
-    """The ways around one target under one threat, each made when it is first asked for."""
+class GradientSources:
+    """The sources of gradients for one target under one threat, each made when first asked for."""
 
     target: Target
     threat: Threat
     source: Source
     pool: Pool | None = None  # images that an attacker holds; None: some of the source's rows
     made: dict[str, Target] = field(default_factory=dict)
-    costs: Costs = field(default_factory=Costs)  # of finding out which of them are open
+    costs: Costs = field(default_factory=Costs)  # of finding out which of them there are
 
     def __call__(self, name: str) -> Target:
         """The target to attack in the place of the model.
 
         Raises:
-            SpecError: this model has no such way.
+            SpecError: this model has no such source.
         """
         if not name:
             return self.target
@@ -56,11 +56,11 @@ class Ways:
             self.pool = batch.x, y
         return self.pool
 
-    def open(self, name: str) -> bool:
-        """Whether the target has this way."""
+    def has(self, name: str) -> bool:
+        """Whether the target has this source."""
         if name == "straight":
-            return straightened(self.target) is not None
-        if name == "blurred" and (self.threat.spatial is not None or not self._slopes):
+            return with_bpda(self.target) is not None
+        if name == "blurred" and (self.threat.spatial is not None or not self._has_gradient):
             return False
         if name == "surrogate" and self.target.inputs.context:
             return False
@@ -69,7 +69,7 @@ class Ways:
         )
 
     @functools.cached_property
-    def _slopes(self) -> bool:
+    def _has_gradient(self) -> bool:
         """Whether the model has a gradient at all: the mean of zeros is zero."""
         if self.target.access < Access.GRADIENTS:
             return False
@@ -83,9 +83,9 @@ class Ways:
             return bool((pull(torch.randn_like(z)) != 0).any())
 
     def _straight(self) -> Target:
-        if (way := straightened(self.target)) is None:
+        if (bpda := with_bpda(self.target)) is None:
             raise SpecError("through='straight' needs a model of torch; try through='estimated'.")
-        return way
+        return bpda
 
     def _blurred(self) -> Target:
         if self.target.access < Access.GRADIENTS:

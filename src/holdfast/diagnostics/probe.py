@@ -1,5 +1,4 @@
-"""The examination: a few rows are questioned before the protocol. The answers are what `signs`
-reads.
+"""The probe: a few rows are questioned before the protocol. The answers are what `signs` reads.
 
 It looks at the first rows of the source, whichever of them are measured, so that all shards of a
 run see the same.
@@ -19,7 +18,7 @@ from holdfast.attacks.attack import check_fit, run
 from holdfast.attacks.trial import Trial
 from holdfast.data import Source
 from holdfast.diagnostics.binarisation import missed
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import HoldfastError
 from holdfast.losses import LOSSES, without
 from holdfast.rng import Keys
@@ -30,14 +29,14 @@ from holdfast.targets.target import Access, Target, sealed
 from holdfast.threats.threat import Threat
 
 SHARE, LEAST, MOST = 15, 16, 48  # one row in 15 of the source, within these bounds
-NEAR = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
-# What the examination asks of rows that a protocol's first trial leaves; see `examine`.
+CLOSE = 0.125  # of eps: how far the point lies at which the gradient is compared with that at x
+# What the probe asks of rows that a protocol's first trial leaves; see `examine`.
 QUESTIONS: dict[str, str] = {
     "one": 'fgsm(loss="margin")',
     "scores": "square(steps=120)",
     "labels": "rays(steps=30)",
 }
-STRAIGHT = 'apgd(steps=30, loss="margin", through="straight")'  # where steps have no gradient
+BPDA = 'apgd(steps=30, loss="margin", through="straight")'  # where steps have no gradient
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,9 @@ class Answers:
         None  # [m]: relative error near the input of the gradient against finite differences
     )
     turn: np.ndarray | None = None  # [m]: cosine of the gradients at x and at a point nearby
-    beat: dict[str, np.ndarray] = field(default_factory=dict)  # by name, [m] bool: see `examine`
+    broken_by: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # by name, [m] bool: see `examine`
     planted: np.ndarray | None = (
         None  # [m] bool: a solution was planted; None: the test cannot be made
     )
@@ -106,17 +107,19 @@ def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
     without a gradient."""
     more = Trial(replace(first.attack, steps=2 * first.attack.steps))
     asked = {name: parse_trial(text) for name, text in QUESTIONS.items()}
-    return {"more": more, **asked, **({"straight": parse_trial(STRAIGHT)} if hard else {})}
+    return {"more": more, **asked, **({"straight": parse_trial(BPDA)} if hard else {})}
 
 
-def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int) -> Answers:
+def examine(
+    target: Target, rows: CleanRows, first: Trial, sources: GradientSources, seed: int
+) -> Answers:
     """Put all questions. Those of `questions` go to rows that the protocol's first trial left
     alone.
 
-    `beat` says which rows each attack broke: `one` a single step, `more` twice the steps, `scores`
-    a search on scores alone, `labels` one on labels, `straight` the gradients straight through; and
-    in which it failed: `whole` with the whole box to move in, `larger` with twice eps though it had
-    succeeded within eps.
+    `broken_by` says which rows each attack broke: `one` a single step, `more` twice the steps,
+    `scores` a search on scores alone, `labels` one on labels, `straight` straight-through
+    gradients; and in which it failed: `whole` with the whole box to move in, `larger` with twice
+    eps though it had succeeded within eps.
     """
     found = Answers(rows.ids.cpu().numpy())
     found.charge("clean", rows.forwards)
@@ -128,8 +131,8 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
     found.hard = hard_steps(target, rows.x[:2])
     with sealed(seed):
         _gradients(found, target, rows, seed)
-    _attacks(found, target, rows, first, ways, seed)
-    pool = ways.images(first.attack)
+    _attacks(found, target, rows, first, sources, seed)
+    pool = sources.images(first.attack)
     planted = missed(target, rows.x, rows.threat, first.attack, rows.ids, seed, pool)
     if planted is not None:
         found.planted, found.missed = map(_np, planted[:2])
@@ -140,11 +143,11 @@ def examine(target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
 def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> None:
     x, y, threat = rows.x, rows.y, rows.threat
     keys = Keys.of(seed, rows.ids).fold("exam")
-    near = target.bounds.clamp(x + NEAR * float(threat.eps) * threat.norm.sample(keys, x))
+    close = target.bounds.clamp(x + CLOSE * float(threat.eps) * threat.norm.sample(keys, x))
     slopes: list[Tensor] = []
     zero: dict[str, list[Tensor]] = {"ce": [], "dlr": [], "margin": []}
     odd = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for point in (x, near):
+    for point in (x, close):
         z, pull = target.linearize(point)
         g = torch.zeros_like(point)
         for loss, flags in zero.items():
@@ -169,23 +172,30 @@ def _gradients(found: Answers, target: Target, rows: CleanRows, seed: int) -> No
     flat = [g.flatten(1).double() for g in slopes]
     found.turn = _np(torch.cosine_similarity(*flat, dim=1))
     # Not at x: where its features are equal, as in a black corner, a max-pool has no derivative.
-    rival = without(target.task.against(target.scores(near), y), y).argmax(1)
+    other = without(target.task.against(target.scores(close), y), y).argmax(1)
     errors = []
     for share in (1e-3, 1e-2):
         h = share * (target.bounds.high - target.bounds.low)
-        up, down = (_lead(target, near + side * h * slopes[1].sign(), y, rival) for side in (1, -1))
+        up, down = (
+            _lead(target, close + side * h * slopes[1].sign(), y, other) for side in (1, -1)
+        )
         errors.append(((up - down) / (2 * h * flat[1].abs().sum(1).clamp_min(1e-300)) - 1).abs())
     found.charge("slope", 5 * n)
     found.slope = _np(torch.minimum(*errors))
 
 
-def _lead(target: Target, x: Tensor, y: Tensor, rival: Tensor) -> Tensor:
+def _lead(target: Target, x: Tensor, y: Tensor, other: Tensor) -> Tensor:
     z = target.task.against(target.scores(x).double(), y)
-    return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
+    return (z.gather(1, other[:, None]) - z.gather(1, y[:, None]))[:, 0]
 
 
 def _attacks(
-    found: Answers, target: Target, rows: CleanRows, first: Trial, ways: Ways, seed: int
+    found: Answers,
+    target: Target,
+    rows: CleanRows,
+    first: Trial,
+    sources: GradientSources,
+    seed: int,
 ) -> None:
     everything = torch.ones(len(rows.ids), dtype=torch.bool, device=rows.x.device)
 
@@ -195,37 +205,39 @@ def _attacks(
         part = rows.part(at)
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
-            way = ways(trial.through)
-            check_fit(trial.attack, way, threat, ways.images(trial.attack))
+            attacked = sources(trial.through)
+            check_fit(trial.attack, attacked, threat, sources.images(trial.attack))
         except HoldfastError:
             return hit
         if len(at):
-            books = run(
+            result = run(
                 trial.attack,
-                way,
+                attacked,
                 part.x,
                 part.y,
                 threat,
                 ids=part.ids.cpu(),
                 seed=seed,
                 clean=part.scores,
-                pool=ways.images(trial.attack),
+                pool=sources.images(trial.attack),
             )
-            hit[at] = books.broken
-            found.charge(name, int(books.forwards.sum()), int(books.backwards.sum()))
-            found.beat[name] = _np(hit)
+            hit[at] = result.broken
+            found.charge(name, int(result.forwards.sum()), int(result.backwards.sum()))
+            found.broken_by[name] = _np(hit)
         return hit
 
-    fallen = broken("first", first, everything)
-    stood = ~fallen
+    broken_rows = broken("first", first, everything)
+    robust_rows = ~broken_rows
     for name, trial in questions(first, hard=bool(found.hard)).items():
-        broken(name, trial, stood)
+        broken(name, trial, robust_rows)
     width = target.bounds.high - target.bounds.low
     whole = float(rows.threat.norm.size(torch.full_like(rows.x[:1], width)))
     if first.attack.bounded:
-        found.beat["whole"] = _np(stood & ~broken("whole", first, stood, eps=whole))
-        larger = broken("larger", first, fallen, eps=min(2 * float(rows.threat.eps), whole))
-        found.beat["larger"] = _np(fallen & ~larger)
+        found.broken_by["whole"] = _np(
+            robust_rows & ~broken("whole", first, robust_rows, eps=whole)
+        )
+        larger = broken("larger", first, broken_rows, eps=min(2 * float(rows.threat.eps), whole))
+        found.broken_by["larger"] = _np(broken_rows & ~larger)
 
 
 def _np(column: Tensor) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, run
+from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.trial import Trial
@@ -20,14 +22,31 @@ from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
-from holdfast.evaluation.protocols import chosen, default_attack
+from holdfast.evaluation.protocols import PROTOCOLS, chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
 from holdfast.targets.target import Target
 from holdfast.targets.truth import TRUTH
-from holdfast.threats.threat import Threat
+from holdfast.threats import spatial
+from holdfast.threats.threat import Threat, as_threat
+
+Asked: TypeAlias = str | Attack | AutoAttack | Trial | None
 
 ARRAYS = ("x", "x_adv", "as_8bit")  # of inputs, which come back as float64 where they came as that
+
+
+@overload
+def attack(
+    model: Any, x: Any, y: Any, threat: Threat | str, attack: Asked = None, *,
+    epsilons: None = None, seed: int = 0, pool: tuple[Any, Any] | None = None,
+) -> AttackResult: ...  # fmt: skip
+
+
+@overload
+def attack(
+    model: Any, x: Any, y: Any, threat: Threat | str, attack: Asked = None, *,
+    epsilons: Sequence[float], seed: int = 0, pool: tuple[Any, Any] | None = None,
+) -> list[AttackResult]: ...  # fmt: skip
 
 
 def attack(
@@ -35,11 +54,12 @@ def attack(
     x: Any,
     y: Any,
     threat: Threat | str,
-    attack: str | Attack | Trial | None = None,
+    attack: Asked = None,
     *,
+    epsilons: Sequence[float] | None = None,
     seed: int = 0,
     pool: tuple[Any, Any] | None = None,
-) -> AttackResult:
+) -> AttackResult | list[AttackResult]:
     """Adversarial examples for inputs x [n, *shape] of classes y [n], each judged by the model
     itself.
 
@@ -53,8 +73,11 @@ def attack(
             a `Threat`, whose eps and target may be one a row; of images also `"rotation(30, 3)"`,
             `"flow(1)"` or `"patch(5)"`, as in `holdfast.evaluate`.
         attack: its name, with options where wanted: `"pgd(steps=100, restarts=5)"` (`holdfast list
-            attacks`). None: PGD, or where PGD cannot run (an eps of inf, a movement, scores or
-            labels alone), the first of protocol `quick`.
+            attacks`); an object, `holdfast.attacks.PGD(steps=100)`; or the name of a protocol,
+            `"autoattack"`, whose attacks run in their order on the rows not broken yet. None: PGD,
+            or where PGD cannot run (an eps of inf, a movement, scores or labels alone), the first
+            of protocol `quick`.
+        epsilons: sizes in place of the threat's: one result for each, in their order.
         seed: of all noise; a row's noise depends on it and on the row's place in x alone.
         pool: images and their classes, for an attack that mixes in images of other classes; as x
             and y are. None: up to 64 of the rows of x.
@@ -71,7 +94,33 @@ def attack(
         >>> result = holdfast.attack(model, x, y, "linf(0.3)", "fgsm")
         >>> result.success.sum(), result.plot()
     """
-    made = craft(wrap(model), (x, y), threat, attack, seed=seed, pool=pool)
+    target = wrap(model)
+    if epsilons is not None:
+        return [_crafted(target, x, y, one, attack, seed, pool) for one in _sized(threat, epsilons)]
+    return _crafted(target, x, y, threat, attack, seed, pool)
+
+
+def _sized(threat: Threat | str, epsilons: Sequence[float]) -> list[Threat]:
+    """The threat at each of these sizes."""
+    if isinstance(threat, str) and spatial.parse(threat) is not None:
+        raise SpecError(
+            f"epsilons are sizes in a norm, but the threat is the movement {threat}; call attack "
+            "once for each."
+        )
+    return [as_threat(threat).at(float(eps)) for eps in epsilons]
+
+
+def _crafted(
+    target: Target,
+    x: Any,
+    y: Any,
+    threat: Threat | str,
+    attack: Asked,
+    seed: int,
+    pool: tuple[Any, Any] | None,
+) -> AttackResult:
+    """What `craft` gives, in the framework of x."""
+    made = craft(target, (x, y), threat, attack, seed=seed, pool=pool)
     arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
     if str(getattr(x, "dtype", "")).endswith("float64"):
         arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
@@ -82,7 +131,7 @@ def craft(
     target: Target,
     data: Any,
     threat: Threat | str,
-    attack: str | Attack | Trial | None,
+    attack: Asked,
     *,
     samples: int | tuple[int, int] | None = None,
     seed: int = 0,
@@ -97,20 +146,20 @@ def craft(
     Raises:
         InputError, SpecError, AccessError: as `evaluate`.
     """
-    given = () if attack is None else chosen([attack]).trials
+    name, given = _list_of(attack)
     for trial in given:
         if trial.near < 1:
             raise SpecError(
                 f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
                 "only one."
             )
-    ready = prepare(target, data, threat, "quick", given, samples)
+    ready = prepare(target, data, threat, name or "quick", given, samples)
     if attack is None:
         usual = default_attack(ready.protocol, ready.threat, ready.target.access)
         ready = replace(ready, protocol=usual)
     check_threat(ready)
     if pool is not None:
-        ready.ways.pool = _images(ready.target, pool)
+        ready.gradient_sources.pool = _images(ready.target, pool)
     check_trials(ready)
     parts = [_chunk(ready, seed, *chunk) for chunk in ready.chunks]
     columns = {
@@ -121,11 +170,20 @@ def craft(
         asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
         **columns,
-        attack=repr(ready.protocol.trials[0]),
+        attack=name or repr(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
         layout=target.inputs.layout,
     )
+
+
+def _list_of(attack: Asked) -> tuple[str, tuple[Trial, ...]]:
+    """The protocol of that name, or the attack as a list of its own."""
+    if isinstance(attack, AutoAttack):
+        attack = attack.protocol
+    if isinstance(attack, str) and attack.strip() in PROTOCOLS:
+        return attack.strip(), ()
+    return "", () if attack is None else chosen([attack]).trials
 
 
 def _images(target: Target, given: tuple[Any, Any]) -> Pool:
@@ -139,7 +197,7 @@ def _images(target: Target, given: tuple[Any, Any]) -> Pool:
 
 def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tensor]:
     """The columns of rows first to stop."""
-    target, threat, (trial, *_) = ready.target, ready.threat, ready.protocol.trials
+    target, threat, trials = ready.target, ready.threat, ready.protocol.trials
     batch, labels = read(ready.source, first, stop)
     batch = target.batcher.place(batch)
     y = torch.from_numpy(labels.astype(np.int64)).to(target.batcher.device)
@@ -153,11 +211,15 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     }
     skipped = meets_goal(threat, y, y)
     right = ((clean.label == y) & ~skipped).cpu()
-    for restart, rank in trial.units(target.task.k):
-        left = (right & (size.isinf() | (not threat.bounded))).nonzero()[:, 0]
+    margin, lowest = _margin(target, clean, y), size.clone()
+    units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
+    for trial, restart, rank in units:
+        open_ = right & (size.isinf() | (not threat.bounded))
+        open_ &= ~(torch.minimum(lowest, margin) > trial.near * margin)
+        left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.ways(trial.through),
+            ready.gradient_sources(trial.through),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -166,16 +228,26 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
             restart=restart,
             rank=rank,
             clean=picked(clean.scores, left),
-            stop=trial.attack.bounded,
-            pool=ready.ways.images(trial.attack),
+            warm_start=best[left] if trial.attack.warm else None,
+            stop=trial.attack.bounded or (len(trials) > 1 and threat.bounded),
+            pool=ready.gradient_sources.images(trial.attack),
         )
         smallest = found.size.where(found.broken, torch.inf).cpu()
-        better = (smallest < size[left]) | size[left].isinf()
+        reached = found.margin.cpu()
+        better = (smallest < size[left]) | (size[left].isinf() & ~(reached > lowest[left]))
         best[left[better]] = found.best[better.to(best.device)]
         size[left[better]] = smallest[better]
+        lowest[left] = torch.minimum(lowest[left], reached)
         for name, column in cost.items():
             column[left] += getattr(found, name).cpu()
     return _judged(target, threat, batch, y, best, clean, skipped, seed) | cost | {"id": ids}
+
+
+def _margin(target: Target, clean: judge.Ruling, y: Tensor) -> Tensor:
+    """The clean margin of each row, float64; inf where the model gives labels alone."""
+    if clean.scores is None:
+        return torch.full((len(y),), torch.inf).double()
+    return target.task.margin(clean.scores, y.clamp(0, target.task.k - 1)).double().cpu()
 
 
 def _judged(

@@ -18,7 +18,8 @@ from holdfast.corruptions import measure as corruptions
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics.findings import conclude
 from holdfast.errors import SpecError
-from holdfast.evaluation.chunk import STATUSES, Plan
+from holdfast.evaluation import certificates
+from holdfast.evaluation.chunk import STATUSES, SearchSettings
 from holdfast.evaluation.judge import PASSES
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -27,52 +28,55 @@ from holdfast.runs.metrics import corrupted, measure, schema_of, survivors
 
 
 def collect(
-    plan: Plan, journal: Journal, chunks: Sequence[tuple[int, int]], facts: Facts
+    settings: SearchSettings, journal: Journal, chunks: Sequence[tuple[int, int]], facts: Facts
 ) -> tuple[pa.Table, list[TrialInfo], Facts, bool]:
     """The table of samples, the counts of the trials, the facts with the eps that were run at in
     full, and whether everything was run."""
     tables: list[pa.Table] = []
-    missed: set[float] = set()
-    order = [(eps, i) for eps in plan.measured for i in range(len(plan.trials))]
-    totals = {(e, i): TrialInfo(spec=plan.trials[i].write(whole=True), eps=e) for e, i in order}
+    missed, in_time = set[float](), True
+    order = [(eps, i) for eps in settings.measured for i in range(len(settings.trials))]
+    totals = {(e, i): TrialInfo(spec=settings.trials[i].write(whole=True), eps=e) for e, i in order}
     for start, _ in chunks:
         columns, meta = journal.read(f"{start:09d}-done")
-        status = pa.array([STATUSES[i] for i in columns.pop("status")])
+        status = [STATUSES[i] for i in columns.pop("status")]
         arrays = {
             n: pa.array(c if c.ndim == 1 else list(c), from_pandas=c.ndim == 1)
             for n, c in columns.items()
         }
         by = columns["broken_by"]
-        arrays |= {"status": status, "broken_by": pa.array(by, mask=by < 0)}
+        arrays |= {"status": pa.array(status), "broken_by": pa.array(by, mask=by < 0)}
         arrays["certified_radius"] = pa.nulls(len(status), pa.float64())
+        if facts.certification is not None:
+            certified, proved = certificates.columns(journal, start, status)
+            arrays, in_time = arrays | certified, in_time and proved
         tables.append(
             pa.table(
                 {field.name: arrays[field.name].cast(field.type) for field in schema_of(arrays)}
             )
         )
         missed |= set(json.loads(meta["missed"]))
-        for eps, i, restart, seen, fell, paid in json.loads(meta["costs"]):
+        for eps, i, restart, attacked, broken, paid in json.loads(meta["costs"]):
             before = totals[eps, i]
             info = TrialInfo(
                 spec=before.spec,
                 eps=eps,
-                attacked=0 if restart else seen,
-                broken=fell,
+                attacked=0 if restart else attacked,
+                broken=broken,
                 costs=Costs(**paid),
-                restarts=[Restart()] * restart + [Restart(attacked=seen, broken=fell)],
+                restarts=[Restart()] * restart + [Restart(attacked=attacked, broken=broken)],
             )
             totals[eps, i] = add_trials(before, info)
     full = [
         pair
         for pair in facts.threat.measured
-        if pair[0] == plan.measured[0] or pair[0] not in missed
+        if pair[0] == settings.measured[0] or pair[0] not in missed
     ]
     facts = facts.model_copy(update={"threat": facts.threat.model_copy(update={"measured": full})})
     return (
         pa.concat_tables(tables),
         list(totals.values()),
         facts,
-        not missed,
+        in_time and not missed,
     )
 
 
@@ -83,7 +87,9 @@ def collect_corruptions(journal: Journal, chunks: Sequence[tuple[int, int]]) -> 
     )
 
 
-def finish(folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]) -> Manifest:
+def build_manifest(
+    folder: Path, facts: Facts, table: pa.Table, trials: Sequence[TrialInfo]
+) -> Manifest:
     """The whole manifest of a folder whose samples and examples are written."""
     metrics = measure(
         table, facts.model.classes, facts.threat.measured, facts.data.class_names, facts.model.task

@@ -22,7 +22,7 @@ from holdfast.attacks.problem import goal_classes, legal_size, meets_goal
 from holdfast.attacks.result import Outcome
 from holdfast.attacks.trial import Trial
 from holdfast.decisions import REFUSED
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.truths import outputs
@@ -62,10 +62,10 @@ class Progress(NamedTuple):
 
     share: float  # of all work, by rows and units, in [0, 1]
     trial: str
-    live: int  # rows of the present chunk that still stand
+    live: int  # rows of the present chunk that are not broken yet
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 class Unit(NamedTuple):
@@ -78,21 +78,22 @@ class Unit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is done to every chunk."""
+class SearchSettings:
+    """What is run on every chunk."""
 
     target: Target
     threat: Threat
     trials: Sequence[Trial]
     measured: Sequence[float]  # every eps to run at, the threat's own first
-    ways: Ways  # what trials may attack in place of the target
+    gradient_sources: GradientSources  # what trials may attack in place of the target
     seed: int = 0
     budget: int | None = None
     deadline: float = float("inf")  # of time.monotonic
-    watch: Callable[[float, str, int], None] = lambda *_: (
-        None
-    )  # share of the chunk done, trial, live rows
-    perceptual: PerceptualDistance | None = None  # asked how different what is found looks
+    # share of the chunk done, trial, live rows
+    on_step: Callable[[float, str, int], None] = lambda *_: None
+    perceptual: PerceptualDistance | None = (
+        None  # network that says how different the examples look
+    )
     smallest: bool = False  # a search for the smallest d goes on past a success within eps
 
     def units(self) -> list[Unit]:
@@ -125,13 +126,13 @@ class Plan:
 
 
 @dataclass
-class Rows:
+class ChunkState:
     """Columns of a chunk as its search goes on; the tensors are on the CPU."""
 
     batch: Batch
     y: Tensor
     ids: Tensor
-    threat: Threat  # the plan's, with the goals of these rows
+    threat: Threat  # the threat asked for, with the goals of these rows
     clean: judge.Ruling
     best: Tensor  # smallest adversarial point known; until there is one, that of the lowest margin
     size: Tensor  # [n] float64, its size; inf if none
@@ -158,17 +159,22 @@ class Rows:
         return batch.with_x(self.threat.apply(batch.x, self.best[rows]))
 
     def fold(
-        self, rows: Tensor, record: dict[str, np.ndarray], unit: Unit, own: float, plan: Plan
+        self,
+        rows: Tensor,
+        record: dict[str, np.ndarray],
+        unit: Unit,
+        own: float,
+        settings: SearchSettings,
     ) -> int:
         """Take in what one run found on `rows`; how many of them it was the first to break at its
         eps."""
         new = {name: torch.from_numpy(value) for name, value in record.items()}
-        limit, widest = plan.limit(unit.eps), plan.limit(max(plan.measured))
+        limit, widest = settings.limit(unit.eps), settings.limit(max(settings.measured))
         before = self.size[rows] <= limit
         found = new["size"] <= widest  # a search for the smallest may end beyond every eps
         better = found & (new["size"] < self.size[rows])
         kept = better
-        if plan.keeps(unit.eps):
+        if settings.keeps(unit.eps):
             kept = better | (self.size[rows].isinf() & (new["margin"] < self.lowest[rows]))
         stored = torch.full((len(rows),), -1)
         stored[new["kept"]] = torch.arange(int(new["kept"].sum()))
@@ -186,39 +192,43 @@ class Rows:
         return int(fresh.sum())
 
 
-def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
-    """Run every unit of the plan on a chunk, skipping what the journal holds."""
-    rows = _begin(plan, journal, f"{name}-clean", batch, y, ids)
-    own = plan.measured[0]
-    larger = dict(pairwise(sorted(plan.measured)))
-    clean = rows.lowest.clone()
-    units = plan.units()
+def search(
+    settings: SearchSettings, journal: Journal, name: str, batch: Batch, y: Tensor, ids: Tensor
+) -> ChunkState:
+    """Run every attack on a chunk, but for the runs that the journal holds."""
+    state = _begin(settings, journal, f"{name}-clean", batch, y, ids)
+    own = settings.measured[0]
+    larger = dict(pairwise(sorted(settings.measured)))
+    clean = state.lowest.clone()
+    units = settings.units()
     for number, unit in enumerate(units):
         if number and unit.eps != units[number - 1].eps:
-            rows.lowest = clean.clone()
-        open_ = rows.asked.clone()
+            state.lowest = clean.clone()
+        open_ = state.asked.clone()
         # else the smallest of all trials is asked for, and each takes all rows
-        if plan.threat.bounded:
-            open_ &= ~(rows.size <= plan.limit(plan.sought(unit)))
+        if settings.threat.bounded:
+            open_ &= ~(state.size <= settings.limit(settings.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
-            open_ &= rows.size <= plan.limit(larger[unit.eps])
-        if (near := plan.trials[unit.trial].near) < 1:
-            # without scores there are no margins, and all rows are near
-            open_ &= ~(rows.lowest > near * clean)
+            open_ &= state.size <= settings.limit(larger[unit.eps])
+        if (share := settings.trials[unit.trial].near) < 1:
+            # without scores there are no margins, and no row is left out
+            open_ &= ~(state.lowest > share * clean)
         at = open_.nonzero()[:, 0]
         place = f"{name}-{number:04d}"
         if (stored := journal.find(place)) is not None:
             record, seconds = stored[0], float(stored[1]["seconds"])
             at = torch.from_numpy(record.pop("at"))
-        elif time.monotonic() > plan.deadline:
-            rows.missed.add(unit.eps)
+        elif time.monotonic() > settings.deadline:
+            state.missed.add(unit.eps)
             continue
         else:
-            record, seconds = _attack(plan, unit, rows, at, number / len(units), 1 / len(units))
+            record, seconds = _attack(
+                settings, unit, state, at, number / len(units), 1 / len(units)
+            )
             journal.write(place, record | {"at": at.numpy()}, {"seconds": repr(seconds)})
-        broken = rows.fold(at, record, unit, own, plan)
+        broken = state.fold(at, record, unit, own, settings)
         key = (unit.eps, unit.trial, unit.restart)
-        seen, fell, spent = rows.costs.get(key, (len(at), 0, Costs()))
+        attacked, before, spent = state.costs.get(key, (len(at), 0, Costs()))
         paid = Costs(
             forwards=spent.forwards + int(record["forwards"].sum()),
             backwards=spent.backwards + int(record["backwards"].sum()),
@@ -226,8 +236,8 @@ def search(plan: Plan, journal: Journal, name: str, batch: Batch, y: Tensor, ids
             seconds=spent.seconds + seconds,
         )
         # a later aim takes no row that the first did not
-        rows.costs[key] = (seen, fell + broken, paid)
-    return rows
+        state.costs[key] = (attacked, before + broken, paid)
+    return state
 
 
 @dataclass(frozen=True)
@@ -244,116 +254,127 @@ class Judged:
     failed: Tensor  # [m] bool: the judge does not find what the attack did
 
 
-def settle(plan: Plan, rows: Rows) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def judge_chunk(
+    settings: SearchSettings, state: ChunkState
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The judge's word on a searched chunk: its columns of samples, and the examples that are
     evidence: id [m], x [m, *shape], and under a spatial threat point [m, *form]."""
-    found = _judge(plan, rows)
-    goal = goal_classes(rows.threat, rows.y)
-    status = _status(rows, found, goal)
-    columns = _columns(plan, rows, found, torch.from_numpy(status == "broken"))
-    columns |= _looks(plan, rows, found)
-    if goal is not None and goals.differ(plan.threat):
+    found = _judge(settings, state)
+    goal = goal_classes(state.threat, state.y)
+    status = _status(settings, state, found, goal)
+    columns = _columns(settings, state, found, torch.from_numpy(status == "broken"))
+    columns |= _perceptual_columns(settings, state, found)
+    if goal is not None and goals.differ(settings.threat):
         columns["target_class"] = goal
-    table = {name: column.numpy() for name, column in columns.items()} | _outputs(plan, rows, found)
-    if plan.target.task.refuses:
-        table["robust_by_refusal"] = _refused(plan, rows, torch.from_numpy(status == "robust"))
+    table = {name: column.numpy() for name, column in columns.items()} | _outputs(
+        settings, state, found
+    )
+    if settings.target.task.refuses:
+        table["robust_by_refusal"] = _refused(settings, state, torch.from_numpy(status == "robust"))
     table["status"] = np.array([STATUSES.index(s) for s in status], dtype=np.int8)
     held = found.at[found.holds]
-    evidence = {"id": rows.ids[held], "x": found.shown.x[found.holds]}
-    if plan.threat.spatial is not None:
-        evidence["point"] = rows.best[held]
+    evidence = {"id": state.ids[held], "x": found.shown.x[found.holds]}
+    if settings.threat.spatial is not None:
+        evidence["point"] = state.best[held]
     return table, {name: column.numpy() for name, column in evidence.items()}
 
 
-def _judge(plan: Plan, rows: Rows) -> Judged:
-    at = rows.size.isfinite().nonzero()[:, 0]
-    shown = rows.shown(at)
-    ruling = judge.rule(plan.target, shown, plan.seed)
-    widest = plan.threat.at(max(plan.measured))
-    legal, size = judge.within(plan.target, widest, rows.x[at], rows.best[at])
-    agreed = meets_goal(rows.threat.of_rows(at), ruling.label.cpu(), rows.y[at])
+def _judge(settings: SearchSettings, state: ChunkState) -> Judged:
+    at = state.size.isfinite().nonzero()[:, 0]
+    shown = state.shown(at)
+    ruling = judge.rule(settings.target, shown, settings.seed)
+    widest = settings.threat.at(max(settings.measured))
+    legal, size = judge.within(settings.target, widest, state.x[at], state.best[at])
+    agreed = meets_goal(state.threat.of_rows(at), ruling.label.cpu(), state.y[at])
     holds = legal & agreed & ruling.stable.cpu()
     wavers = legal & ~holds & ~ruling.silent.cpu()
-    own = size <= plan.limit(plan.measured[0])
+    own = size <= settings.limit(settings.measured[0])
     return Judged(at, shown, ruling, size, holds, holds & own, wavers & own, ~holds & ~wavers)
 
 
-def _status(rows: Rows, found: Judged, goal: Tensor | None) -> np.ndarray:
+def _status(
+    settings: SearchSettings, state: ChunkState, found: Judged, goal: Tensor | None
+) -> np.ndarray:
     """The status of each row, a text."""
-    clean = rows.clean
-    status = np.where((clean.label == rows.y).numpy(), "robust", "wrong").astype("<U9")
+    clean = state.clean
+    status = np.where((clean.label == state.y).numpy(), "robust", "wrong").astype("<U9")
     status[clean.silent.numpy()] = "failed"
     status[(~clean.stable & ~clean.silent).numpy()] = "unstable"
-    status[(rows.asked & rows.failed).numpy()] = "failed"
+    status[(state.asked & state.failed).numpy()] = "failed"
     status[found.at[found.broken].numpy()] = "broken"
     status[found.at[found.unstable].numpy()] = "unstable"
     status[found.at[found.failed].numpy()] = "failed"
     if goal is not None:
-        status[(rows.y == goal).numpy()] = "skipped"  # there is nothing to reach
-    if not rows.costs and bool(rows.asked.any()):  # no unit was run
+        status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
+    # no unit was run
+    if settings.trials and not state.costs and bool(state.asked.any()):
         status[:] = "skipped"  # all or none of a chunk, or the wrong rows alone would weigh in
     return status
 
 
-def _columns(plan: Plan, rows: Rows, found: Judged, broken: Tensor) -> dict[str, Tensor]:
+def _columns(
+    settings: SearchSettings, state: ChunkState, found: Judged, broken: Tensor
+) -> dict[str, Tensor]:
     """What every table of samples holds, but for the status; `broken` says which rows are."""
-    attacked, confidence = rows.clean.label.clone(), rows.clean.confidence.clone()
-    fell = found.at[found.broken]
-    attacked[fell] = found.ruling.label.cpu()[found.broken]
-    confidence[fell] = found.ruling.confidence.cpu()[found.broken]
-    in_time = torch.full((len(rows.y),), plan.measured[0] not in rows.missed)
+    attacked, confidence = state.clean.label.clone(), state.clean.confidence.clone()
+    broken_at = found.at[found.broken]
+    attacked[broken_at] = found.ruling.label.cpu()[found.broken]
+    confidence[broken_at] = found.ruling.confidence.cpu()[found.broken]
+    in_time = torch.full((len(state.y),), settings.measured[0] not in state.missed)
     return {
-        "id": rows.ids,
-        "label": rows.y,
-        "clean_prediction": rows.clean.label,
+        "id": state.ids,
+        "label": state.y,
+        "clean_prediction": state.clean.label,
         "attacked_prediction": attacked,
-        "clean_confidence": rows.clean.confidence,
+        "clean_confidence": state.clean.confidence,
         "attacked_confidence": confidence,
-        "broken_by": torch.where(broken, rows.broken_by, -1),
-        "size": _of_all(rows, found.at[found.holds], found.size[found.holds]),
-        "margin": torch.where(rows.margin.isfinite(), rows.margin, torch.nan),
-        **rows.counts,
+        "broken_by": torch.where(broken, state.broken_by, -1),
+        "size": _of_all(state, found.at[found.holds], found.size[found.holds]),
+        "margin": torch.where(state.margin.isfinite(), state.margin, torch.nan),
+        **state.counts,
         "finished": in_time | broken,
     }
 
 
-def _looks(plan: Plan, rows: Rows, found: Judged) -> dict[str, Tensor]:
-    """How the examples look, and whether they hold as files of 8 bits, where that can be said."""
-    target, held, broken = plan.target, found.at[found.holds], found.at[found.broken]
-    pair = rows.x[held], found.shown.x[found.holds]
-    psnr, ssim = perceptual.looks(target, plan.threat, *pair)
-    columns = {"psnr": _of_all(rows, held, psnr), "ssim": _of_all(rows, held, ssim)}
-    still = plan.threat.spatial is None and target.bounds.each is None
-    if still and perceptual.pictures(target, rows.x):
-        shown, threat = found.shown[found.broken], rows.threat.of_rows(broken)
-        kept = judge.holds_in_8bit(target, threat, shown, rows.y[broken], plan.seed)
-        columns["broken_8bit"] = _of_all(rows, broken, kept.double())
-    if plan.perceptual is not None:
-        columns["lpips"] = _of_all(rows, held, plan.perceptual(*pair))
+def _perceptual_columns(
+    settings: SearchSettings, state: ChunkState, found: Judged
+) -> dict[str, Tensor]:
+    """How visible the changes are, and whether they survive in files of 8 bits, for images."""
+    target, held, broken = settings.target, found.at[found.holds], found.at[found.broken]
+    pair = state.x[held], found.shown.x[found.holds]
+    psnr, ssim = perceptual.image_distances(target, settings.threat, *pair)
+    columns = {"psnr": _of_all(state, held, psnr), "ssim": _of_all(state, held, ssim)}
+    still = settings.threat.spatial is None and target.bounds.each is None
+    if still and perceptual.pictures(target, state.x):
+        shown, threat = found.shown[found.broken], state.threat.of_rows(broken)
+        kept = judge.holds_in_8bit(target, threat, shown, state.y[broken], settings.seed)
+        columns["broken_8bit"] = _of_all(state, broken, kept.double())
+    if settings.perceptual is not None:
+        columns["lpips"] = _of_all(state, held, settings.perceptual(*pair))
     return columns
 
 
-def _of_all(rows: Rows, at: Tensor, values: Tensor) -> Tensor:
+def _of_all(state: ChunkState, at: Tensor, values: Tensor) -> Tensor:
     """A column of values at some rows, and NaN at all others."""
-    column = torch.full((len(rows.y),), torch.nan, dtype=torch.float64)
+    column = torch.full((len(state.y),), torch.nan, dtype=torch.float64)
     column[at] = values
     return column
 
 
-def _outputs(plan: Plan, rows: Rows, found: Judged) -> dict[str, np.ndarray]:
+def _outputs(settings: SearchSettings, state: ChunkState, found: Judged) -> dict[str, np.ndarray]:
     """The columns of a model whose outputs are held to a truth; of any other none."""
-    clean, attacked = rows.clean.scores, found.ruling.scores
-    if not isinstance(plan.target, WithTruth) or clean is None or attacked is None:
+    clean, attacked = state.clean.scores, found.ruling.scores
+    if not isinstance(settings.target, WithTruth) or clean is None or attacked is None:
         return {}
-    truths = rows.batch.context[TRUTH]
-    truth, before = outputs(plan.target, truths, clean)
+    truths = state.batch.context[TRUTH]
+    truth, before = outputs(settings.target, truths, clean)
     after, broken = before.copy(), found.broken.numpy()
     # one row of torch is no list
-    after[found.at.numpy()[broken]] = outputs(plan.target, truths[found.at], attacked.cpu())[1][
+    after[found.at.numpy()[broken]] = outputs(settings.target, truths[found.at], attacked.cpu())[1][
         broken
     ]
     # the scores are recast: their softmax says nothing
-    nothing = np.full(len(rows.y), np.nan, np.float32)
+    nothing = np.full(len(state.y), np.nan, np.float32)
     return {
         "clean_confidence": nothing,
         "attacked_confidence": nothing.copy(),
@@ -363,16 +384,16 @@ def _outputs(plan: Plan, rows: Rows, found: Judged) -> dict[str, np.ndarray]:
     }
 
 
-def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
+def _refused(settings: SearchSettings, state: ChunkState, robust: Tensor) -> np.ndarray:
     """Whether a robust row's worst input is wrong but for the refusal: [n], 1 or 0; NaN where
     nothing was asked."""
-    start = plan.threat.origin(rows.x)
-    at = (robust & (rows.best != start).flatten(1).any(1)).nonzero()[:, 0]
-    ruling = judge.rule(plan.target, rows.shown(at), plan.seed)
+    start = settings.threat.origin(state.x)
+    at = (robust & (state.best != start).flatten(1).any(1)).nonzero()[:, 0]
+    ruling = judge.rule(settings.target, state.shown(at), settings.seed)
     assert ruling.scores is not None  # where there is a refusal, it is one of them
-    bare = ruling.scores[:, : plan.target.task.k].argmax(1).cpu()
-    held = (ruling.label.cpu() == REFUSED) & meets_goal(rows.threat.of_rows(at), bare, rows.y[at])
-    held &= judge.within(plan.target, plan.threat, rows.x[at], rows.best[at])[0]
+    bare = ruling.scores[:, : settings.target.task.k].argmax(1).cpu()
+    held = (ruling.label.cpu() == REFUSED) & meets_goal(state.threat.of_rows(at), bare, state.y[at])
+    held &= judge.within(settings.target, settings.threat, state.x[at], state.best[at])[0]
     column = np.full(len(robust), np.nan)
     column[at.numpy()] = held.numpy()
     return column
@@ -381,23 +402,29 @@ def _refused(plan: Plan, rows: Rows, robust: Tensor) -> np.ndarray:
 STATUSES = ("wrong", "broken", "robust", "certified", "unstable", "failed", "skipped")
 
 
-def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor) -> Rows:
+def _begin(
+    settings: SearchSettings, journal: Journal, place: str, batch: Batch, y: Tensor, ids: Tensor
+) -> ChunkState:
     n = len(y)
     if (stored := journal.find(place)) is None:
-        ruling = judge.rule(plan.target, batch, plan.seed)
+        ruling = judge.rule(settings.target, batch, settings.seed)
         columns = {name: value for name, value in vars(ruling).items() if value is not None}
         journal.write(place, {name: value.cpu().numpy() for name, value in columns.items()})
         stored = journal.read(place)
     held = {name: torch.from_numpy(value) for name, value in stored[0].items()}
     clean = judge.Ruling(held["label"], held["confidence"], held["stable"], held.get("scores"))
     asked = (clean.label == y) & clean.stable
-    threat = goals.resolved(plan.threat, y, ids, clean.scores, plan.target.task.k, plan.seed)
+    threat = goals.resolved(
+        settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed
+    )
     asked &= ~meets_goal(threat, y, y)
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:
-        margin = plan.target.task.margin(clean.scores, y.clamp(0, plan.target.task.k - 1)).double()
-    return Rows(
+        margin = settings.target.task.margin(
+            clean.scores, y.clamp(0, settings.target.task.k - 1)
+        ).double()
+    return ChunkState(
         batch=batch,
         y=y,
         ids=ids,
@@ -415,30 +442,32 @@ def _begin(plan: Plan, journal: Journal, place: str, batch: Batch, y: Tensor, id
 
 
 def _attack(
-    plan: Plan, unit: Unit, rows: Rows, at: Tensor, done: float, share: float
+    settings: SearchSettings, unit: Unit, state: ChunkState, at: Tensor, done: float, share: float
 ) -> tuple[dict[str, np.ndarray], float]:
     """One run, as a record for the journal: what it found and counted, and the inputs of the rows
     that met the goal."""
-    trial = plan.trials[unit.trial]
+    trial = settings.trials[unit.trial]
     started = time.monotonic()
     result = run(
         trial.attack,
-        plan.ways(trial.through),
-        rows.batch[at],
-        rows.y[at],
-        rows.threat.of_rows(at).at(plan.sought(unit)),
-        ids=rows.ids[at],
-        seed=plan.seed,
+        settings.gradient_sources(trial.through),
+        state.batch[at],
+        state.y[at],
+        state.threat.of_rows(at).at(settings.sought(unit)),
+        ids=state.ids[at],
+        seed=settings.seed,
         restart=unit.restart,
         rank=unit.rank,
-        clean=picked(rows.clean.scores, at),
-        warm_start=rows.best[at] if trial.attack.warm else None,
-        budget=None if plan.budget is None else plan.budget - rows.counts["forwards"][at],
-        stop=trial.attack.bounded or not plan.smallest,
-        pool=plan.ways.images(trial.attack),
-        watch=lambda t, live: plan.watch(done + share * t / trial.attack.steps, repr(trial), live),
+        clean=picked(state.clean.scores, at),
+        warm_start=state.best[at] if trial.attack.warm else None,
+        budget=None if settings.budget is None else settings.budget - state.counts["forwards"][at],
+        stop=trial.attack.bounded or not settings.smallest,
+        pool=settings.gradient_sources.images(trial.attack),
+        on_step=lambda t, live: settings.on_step(
+            done + share * t / trial.attack.steps, repr(trial), live
+        ),
     )
     record = {name: column.cpu() for name, column in result.columns().items() if name != "limit"}
-    record["kept"] = record["size"].isfinite() | plan.keeps(unit.eps)
+    record["kept"] = record["size"].isfinite() | settings.keeps(unit.eps)
     record["best"] = record["best"][record["kept"]]
     return {name: column.numpy() for name, column in record.items()}, time.monotonic() - started

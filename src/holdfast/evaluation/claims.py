@@ -15,7 +15,7 @@ from holdfast.attacks import parse_trial
 from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
@@ -25,13 +25,14 @@ from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
+from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
-# of what an examination finds and costs: on another device other rows break, and cost no more
+# of what the probe finds and costs: on another device other rows break, and cost no more
 SPREAD = 0.25
-# what a remark says of how a model came, which another way in does not show
+# remarks on how a model was loaded, which another way of loading does not give
 LOADING = ("train_mode", "probabilities")
 
 
@@ -59,9 +60,9 @@ def claims(
     yield from _data(manifest, source, groups, table)
     yield from _threat(manifest, asked, target)
     yield from _protocol(manifest, asked, target)
-    ways = Ways(target, asked, source)
-    yield from _noted(manifest, asked, target, source, labels, ways)
-    yield from _trials(manifest, asked, ways)
+    sources = GradientSources(target, asked, source)
+    yield from _noted(manifest, asked, target, source, labels, sources)
+    yield from _trials(manifest, asked, sources)
     yield from _rounds(manifest, asked, table)
 
 
@@ -110,7 +111,7 @@ def _model(manifest: Manifest, target: Target) -> Iterator[str]:
     found = ModelInfo(spec="", fingerprint="", **target.describe())  # pyright: ignore
     free = {"spec", "arch", "fingerprint", "transformation"}
     if manifest.model.surrogate is not None and found.surrogate is None:
-        # the model is verified without the one that lent its gradients
+        # the model is verified without the surrogate, whose gradients the attacks took
         free |= {"surrogate", "access"}
     for name in ModelInfo.model_fields:
         said, seen = getattr(manifest.model, name), getattr(found, name)
@@ -134,7 +135,7 @@ def _data(
         return
     if groups is None:
         yield (
-            "groups: they were given beside the data; without them (--groups) they cannot be "
+            "groups: they were given apart from the data; without them (--groups) they cannot be "
             "checked."
         )
         return
@@ -170,11 +171,11 @@ def _threat(manifest: Manifest, asked: Threat, target: Target) -> Iterator[str]:
 def _lists(manifest: Manifest, threat: Threat, *, drawn: bool) -> list[list[str]]:
     """The lists of trials that a named protocol may have; `drawn`: of a model that is found to be
     randomised."""
-    name, lent = manifest.protocol.name, manifest.model.surrogate is not None
+    name, substitute = manifest.protocol.name, manifest.model.surrogate is not None
     given = [
         a
         for a in Access
-        if a.name.lower() == manifest.model.access or (lent and a == Access.GRADIENTS)
+        if a.name.lower() == manifest.model.access or (substitute and a == Access.GRADIENTS)
     ]
     known = [
         protocols.asked(name, threat, access, drawn=drawn)
@@ -189,7 +190,7 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
     name, (version, *_) = protocol.name, protocols.PROTOCOLS.get(protocol.name, (1,))
     if name == "custom" and protocol.version != 1:
         yield f"protocol: a list of attacks has version 1, not {protocol.version}."
-    elif name not in (*protocols.PROTOCOLS, "custom"):
+    elif name not in (*protocols.PROTOCOLS, protocols.NONE.name, "custom"):
         yield f"protocol: this Holdfast knows none of the name {name!r}, so it cannot be checked."
     elif protocol.version != version:
         yield (
@@ -203,7 +204,7 @@ def _protocol(manifest: Manifest, threat: Threat, target: Target) -> Iterator[st
         yield f"protocol: its trials are not those of {name} version {version}."
 
 
-def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
+def _trials(manifest: Manifest, threat: Threat, sources: GradientSources) -> Iterator[str]:
     """The trials at the threat's eps: those of the protocol, then those that the findings ask
     for."""
     asked = manifest.protocol.trials
@@ -214,10 +215,10 @@ def _trials(manifest: Manifest, threat: Threat, ways: Ways) -> Iterator[str]:
     protocol = manifest.protocol.name
     asked_for = [
         t.write(whole=True)
-        for t in checks.follow(manifest.initial_findings, protocol, threat, ways)
+        for t in checks.follow(manifest.initial_findings, protocol, threat, sources)
     ]
     # which follow-ups fit depends on the surrogate
-    if manifest.model.surrogate is not None and not ways.target.gradients.substitute:
+    if manifest.model.surrogate is not None and not sources.target.gradients.substitute:
         known = [
             t.write(whole=True) for t in checks.follow_ups(manifest.initial_findings, protocol)
         ]
@@ -271,7 +272,7 @@ def _noted(
     target: Target,
     source: Source,
     labels: list[Finding],
-    ways: Ways,
+    sources: GradientSources,
 ) -> Iterator[str]:
     """What was found before the attacks, asked anew."""
     again, name = [*labels, *check_model(target, source)], manifest.protocol.name
@@ -281,15 +282,15 @@ def _noted(
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.examined(name, manifest.max_queries, target, threat)
-    # without the model that lent its gradients the examination cannot be held again
+    # without the surrogate the probe cannot be repeated
     unknown = due and manifest.model.surrogate is not None and not target.gradients.substitute
     costs = Costs()
     if due and not unknown:
         first = parse_trial(manifest.protocol.trials[0])
-        answers = probe(target, source, threat, first, ways, manifest.seed)
+        answers = probe(target, source, threat, first, sources, manifest.seed)
         found = checks.signs(answers)
-        again += checks.answered(found, checks.follow(found, name, threat, ways))
-        costs = add(answers.costs, ways.costs)
+        again += checks.answered(found, checks.follow(found, name, threat, sources))
+        costs = add(answers.costs, sources.costs)
     if not unknown:
         yield from _paid(manifest.probe_costs, costs)
     yield from _other_findings(manifest, again, unknown=unknown)
@@ -321,10 +322,7 @@ def _paid(said: Costs, found: Costs) -> Iterator[str]:
     for name in ("forwards", "backwards", "queries", "judge_forwards", "corruption_forwards"):
         a, b = getattr(said, name), getattr(found, name)
         if abs(a - b) > SPREAD * b:
-            yield (
-                f"probe_costs: run.json says {a} {name}, but the examination that this run asks "
-                f"for takes {b}."
-            )
+            yield (f"probe_costs: run.json says {a} {name}, but the probe of this run takes {b}.")
 
 
 def _known(said: Finding) -> bool:
@@ -333,9 +331,14 @@ def _known(said: Finding) -> bool:
     return (said.severity != "info" or said.check in checks.EXPLAINS) and said.check not in LOADING
 
 
+def _words(finding: Finding) -> list[str]:
+    text, *others = in_todays_words([finding.text, finding.advice, finding.source])
+    return [re.sub(r"[\d.,]+", "#", text), *others]
+
+
 def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
-    """A finding of run.json beside the one that the model shows now. Its numbers may be another
-    device's, and the words of an older run were others."""
+    """Where a finding of run.json differs from the one that the model shows now. Its numbers may
+    be another device's, and its words those of an older Holdfast."""
     if said.severity != found.severity:
         yield (
             f"initial_findings: {said.check} is called {said.severity}, but it is {found.severity}."
@@ -346,7 +349,7 @@ def _same(manifest: Manifest, said: Finding, found: Finding) -> Iterator[str]:
             f.threshold,
             f.explains,
             f.value is None,
-            worded and [re.sub(r"[\d.,]+", "#", f.text), f.advice, f.source],
+            worded and _words(f),
         ]
         for f in (said, found)
     )

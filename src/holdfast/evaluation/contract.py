@@ -15,8 +15,8 @@ from holdfast.targets.batch import Batch, read
 from holdfast.targets.target import Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
-LOOK = 256  # rows shown to the model
-TOLD = 64  # rows all over the data whose labels are looked at too
+LOOK = 256  # rows that the model is asked about
+CHECKED = 64  # rows from all parts of the data whose labels are checked too
 STRIDE = 1024  # rows read at once
 
 
@@ -149,7 +149,7 @@ def check_range(target: Target, data: Source) -> None:
     )
     if strange or target.access < Access.GRADIENTS:
         return
-    batch, y = spread(data, TOLD)
+    batch, y = spread(data, CHECKED)
     rows, y = target.batcher.place(batch.x), y.to(target.batcher.device)
     factor = 255 if box.high <= 1 else 1 / 255
     if len(y.unique()) < 2 or (here := _right(target, rows, y)) >= 0.5:

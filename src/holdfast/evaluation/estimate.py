@@ -1,8 +1,8 @@
 """What an evaluation will cost, said before it starts: from a pilot at every eps, and a few steps
 of each trial.
 
-Counted are all passes: of the judge, of the examination, of every trial at every eps, of
-corruptions. What cannot be known before is left out: trials that answer the examination's findings
+Counted are all passes: of the judge, of the probe, of every trial at every eps, of
+corruptions. What cannot be known before is left out: trials that answer the probe's findings
 (they are forecast once it has run), and rows that later trials break, which the last trials then do
 not see.
 """
@@ -25,11 +25,11 @@ from holdfast.diagnostics.binarisation import CHANCE, INNER
 from holdfast.diagnostics.probe import CleanRows
 from holdfast.errors import HoldfastError
 from holdfast.evaluation import judge
-from holdfast.evaluation.chunk import Plan, chunks
+from holdfast.evaluation.chunk import SearchSettings, chunks
 from holdfast.evaluation.probing import clean_rows
 from holdfast.targets.target import Access
 
-ROWS = 128  # that are looked at; on all of them the longest of the short runs is timed
+ROWS = 128  # that the forecast is made on; on all of them the longest of the short runs is timed
 PILOT = 64  # of these, rows on which the first trial is run to its end, at every eps
 FEW = 16  # rows of the short runs
 SHORT = (2, 4, 8)  # their steps
@@ -41,12 +41,12 @@ BEND = 1.3
 class Forecast:
     """An estimate. Passes are right within a factor of two: it takes later trials to break nothing.
 
-    `added` of the trials answer findings of the examination, which has run by then and is no longer
+    `added` of the trials answer findings of the probe, which has run by then and is no longer
     counted.
     """
 
     rows: int
-    passes: float  # forwards and backwards of a mean row, with all that is asked beside attacks
+    passes: float  # forwards and backwards of a mean row, with all that is asked apart from attacks
     seconds: float  # of the whole
     added: int = 0
 
@@ -82,18 +82,18 @@ class Bill:
 
 
 def forecast(
-    plan: Plan,
+    settings: SearchSettings,
     source: Source,
     part: tuple[int, int],
     *,
-    examined: bool = False,
+    probed: bool = False,
     corruptions: bool = False,
     added: int = 0,
 ) -> Forecast:
-    """The cost of a plan on rows `part` of the data.
+    """The cost of an evaluation on rows `part` of the data.
 
     Args:
-        examined: an examination comes first.
+        probed: the probe comes first.
         corruptions: the model is asked about corrupted inputs too.
         added: so many of the trials, the last ones, answer findings; no row is asked about anew
             before them.
@@ -102,40 +102,42 @@ def forecast(
     n = stop - start
     bill = Bill(n, len(chunks(part, source.shape)))
     looked = min(n, ROWS)
-    rows = clean_rows(plan.target, source, plan.threat, start, start + looked, plan.seed)
-    pace = rows.seconds / (judge.PASSES * looked)  # of a pass
-    broken, left = _trials(plan, rows, bill) if len(rows.y) else (0.0, 0.0)
+    rows = clean_rows(
+        settings.target, source, settings.threat, start, start + looked, settings.seed
+    )
+    seconds = rows.seconds / (judge.PASSES * looked)  # of a pass
+    broken, left = _trials(settings, rows, bill) if len(rows.y) else (0.0, 0.0)
     asked = n + broken * n + (len(measure.COLUMNS) * n / judge.PASSES if corruptions else 0)
-    bill.passes += judge.PASSES * asked * plan.target.cost.forwards
-    bill.seconds += judge.PASSES * asked * pace
-    if examined and len(rows.y):
-        _examination(plan, source, rows, left, bill)
-    most = math.inf if plan.budget is None else 2.0 * plan.budget + judge.PASSES * 2
-    time_left = plan.deadline - time.monotonic()
+    bill.passes += judge.PASSES * asked * settings.target.cost.forwards
+    bill.seconds += judge.PASSES * asked * seconds
+    if probed and len(rows.y):
+        _probe(settings, source, rows, left, bill)
+    most = math.inf if settings.budget is None else 2.0 * settings.budget + judge.PASSES * 2
+    time_left = settings.deadline - time.monotonic()
     return Forecast(n, min(bill.passes / n, most), min(bill.seconds, max(time_left, 0.0)), added)
 
 
-def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
-    """Bill every trial at every eps, in the order of the plan.
+def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[float, float]:
+    """Bill every trial at every eps, in the order in which they run.
 
-    Returns the share of all rows that is broken at any eps, and of the right ones that which stands
-    at the threat's.
+    Returns the share of all rows that is broken at any eps, and of the right ones the share that
+    is not broken at the threat's.
     """
-    first, m = plan.trials[0], min(PILOT, len(rows.y))
-    if plan.target.access < Access.GRADIENTS:
+    first, m = settings.trials[0], min(PILOT, len(rows.y))
+    if settings.target.access < Access.GRADIENTS:
         m = min(m, max(8, bill.n // 10))  # its first trial is long, and questions may be dear
     size = torch.full((m,), torch.inf, dtype=torch.float64)
-    own, larger = plan.measured[0], dict(pairwise(sorted(plan.measured)))
+    own, larger = settings.measured[0], dict(pairwise(sorted(settings.measured)))
     left = torch.zeros(m)
     eps, begun = math.nan, False
-    for unit in plan.units():
-        trial = plan.trials[unit.trial]
+    for unit in settings.units():
+        trial = settings.trials[unit.trial]
         if unit.eps != eps:
             eps, left, begun = unit.eps, torch.zeros(m), False
-        price = _priced(plan, trial, rows, bill)
-        live = ~(size <= plan.limit(plan.sought(unit))) | (not plan.threat.bounded)
+        price = _priced(settings, trial, rows, bill)
+        live = ~(size <= settings.limit(settings.sought(unit))) | (not settings.threat.bounded)
         if eps < own:
-            live &= size <= plan.limit(larger[eps])
+            live &= size <= settings.limit(larger[eps])
         weight = bill.n * rows.share / m
         if begun or trial is not first:
             bill.add(price, weight * float((live & ~(left > trial.near)).sum()))
@@ -146,47 +148,49 @@ def _trials(plan: Plan, rows: CleanRows, bill: Bill) -> tuple[float, float]:
         part = rows.part(at)
         pilot = run(
             first.attack,
-            plan.ways(first.through),
+            settings.gradient_sources(first.through),
             part.batch,
             part.y,
-            part.threat.at(plan.sought(unit)),
+            part.threat.at(settings.sought(unit)),
             clean=part.scores,
-            seed=plan.seed,
-            pool=plan.ways.images(first.attack),
+            seed=settings.seed,
+            pool=settings.gradient_sources.images(first.attack),
         )
         size[at] = torch.minimum(size[at], pilot.size.cpu().double())
         if part.scores is not None:
-            left[at] = (pilot.margin / plan.target.task.margin(part.scores, part.y)).cpu().float()
+            left[at] = (
+                (pilot.margin / settings.target.task.margin(part.scores, part.y)).cpu().float()
+            )
         spent = float((pilot.forwards + pilot.backwards).sum())
         bill.passes += weight * spent
         bill.seconds += price.seconds(weight * spent / max(price.passes, 1.0), bill.chunks)
-    found, stands = size <= plan.limit(max(plan.measured)), size > plan.limit(own)
-    return rows.share * float(found.double().mean()), float(stands.double().mean())
+    broken, robust = size <= settings.limit(max(settings.measured)), size > settings.limit(own)
+    return rows.share * float(broken.double().mean()), float(robust.double().mean())
 
 
-def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
+def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     """The price of a trial, found once, from runs of a few steps. Their cost grows with the steps,
     or with a power of them where each costs more."""
     if (text := trial.write(whole=True)) in bill.prices:
         return bill.prices[text]
-    attack, way = trial.attack, plan.ways(trial.through)
+    attack, attacked = trial.attack, settings.gradient_sources(trial.through)
 
     def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""
         part, brief = rows.part(torch.arange(n)), replace(attack, steps=steps)
         began = time.monotonic()
-        books = run(
+        result = run(
             brief,
-            way,
+            attacked,
             part.batch,
             part.y,
             part.threat,
             clean=part.scores,
-            seed=plan.seed,
+            seed=settings.seed,
             stop=False,
-            pool=plan.ways.images(attack),
+            pool=settings.gradient_sources.images(attack),
         )
-        return float((books.forwards + books.backwards).double().mean()), time.monotonic() - began
+        return float((result.forwards + result.backwards).double().mean()), time.monotonic() - began
 
     few, many = min(FEW, len(rows.y)), len(rows.y)
     steps = [s for s in SHORT if s < attack.steps] or [attack.steps]
@@ -196,7 +200,7 @@ def _priced(plan: Plan, trial: Trial, rows: CleanRows, bill: Bill) -> Price:
     if last < attack.steps:
         whole = _extrapolated([c for c, _ in costs], steps, attack.steps)
     if attack.expected_passes is not None:
-        whole = attack.expected_passes * way.cost.forwards
+        whole = attack.expected_passes * attacked.cost.forwards
     row = (short(last, many)[1] - spent) / (many - few) / last if many > few else spent / few / last
     row = min(max(row, 0.0), spent / few / last)
     # of a mean step to the first ones
@@ -220,22 +224,24 @@ def _extrapolated(costs: list[float], steps: list[int], last: int) -> float:
     return costs[-1] + slope * (last**power - steps[-1] ** power)
 
 
-def _examination(plan: Plan, source: Source, rows: CleanRows, left: float, bill: Bill) -> None:
+def _probe(
+    settings: SearchSettings, source: Source, rows: CleanRows, left: float, bill: Bill
+) -> None:
     """Bill the questions of `probe.examine`, most of which go to the share `left` that the first
     trial leaves."""
     m = probe.rows_of(source) * rows.share
     own = Bill(round(m) or 1, 1, prices=bill.prices)
-    first = plan.trials[0]
+    first = settings.trials[0]
     # again on planted examples, where it soon succeeds
-    own.add(_priced(plan, first, rows, bill), 1.5 * m)
+    own.add(_priced(settings, first, rows, bill), 1.5 * m)
     for trial in probe.questions(first, hard=False).values():
         try:
-            own.add(_priced(plan, trial, rows, bill), left * m)
+            own.add(_priced(settings, trial, rows, bill), left * m)
         except HoldfastError:  # a question that does not fit the threat is not asked
             continue
     price = bill.prices[first.write(whole=True)]
     # that a planted example is told from
-    points = INNER + CHANCE + 3 if plan.threat.norm.dense else 0
-    asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * plan.target.cost.forwards
+    points = INNER + CHANCE + 3 if settings.threat.norm.dense else 0
+    asked = (judge.PASSES / max(rows.share, 0.01) + 13 + points) * settings.target.cost.forwards
     bill.passes += own.passes + asked * m
     bill.seconds += own.seconds + asked * m * price.seconds(1, 1) / max(price.passes, 1.0)

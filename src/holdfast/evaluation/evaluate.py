@@ -21,8 +21,17 @@ from holdfast.corruptions import measure
 from holdfast.decisions import UNASKED
 from holdfast.diagnostics import checks
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.build_manifest import add, collect, collect_corruptions, finish
-from holdfast.evaluation.chunk import Plan, Progress, Watch, search, settle
+from holdfast.evaluation import certificates
+from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
+from holdfast.evaluation.certificates import Certifier, Prover
+from holdfast.evaluation.chunk import (
+    STATUSES,
+    OnProgress,
+    Progress,
+    SearchSettings,
+    judge_chunk,
+    search,
+)
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
@@ -43,13 +52,14 @@ class Evaluation:
     """An evaluation under way: what is asked, and where the answers are kept."""
 
     ready: Prepared
-    plan: Plan
+    settings: SearchSettings
     facts: Facts
     folder: Path
     journal: Journal
     resume: bool
-    watch: Watch
-    announce: Callable[[Forecast], None] | None
+    on_progress: OnProgress | None
+    on_estimate: Callable[[Forecast], None] | None
+    prover: Prover | None = None
 
     @property
     def corrupted(self) -> bool:
@@ -57,26 +67,30 @@ class Evaluation:
 
 
 def evaluate(
-    target: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
+    model: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
     curve: Sequence[float] = (), seed: int = 0, max_queries: int | None = None,
     max_seconds: float | None = None, out: Path | str | None = None, resume: bool = False,
-    watch: Watch = lambda _: None, announce: Callable[[Forecast], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
+    certifier: Certifier | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
     perceptual: str | torch.nn.Module | None = None, names: Names | None = None,
 ) -> Run:  # fmt: skip
     """Measure robust accuracy, and leave the evidence in a folder.
 
     Args:
-        target: the model; one whose inputs are not within [0, 1] is wrapped first, with its bounds.
+        model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
+            with its bounds.
         data: what `holdfast.data.as_source` takes: (x [n, *shape], y [n]) with x in raw units
-            within the target's bounds, a Dataset, a table, a text as on the command line, ... Of a
+            within the model's bounds, a Dataset, a table, a text as on the command line, ... Of a
             multi-label or regression model y is [n, k].
         threat: what the adversary may do; one eps for all rows. Text may also name a movement of
             images, `rotation(30, 3)` (degrees, pixels), `flow(1.5)` (pixels) or `patch(5)` (side in
             pixels): it is then linf on the movement's parameters, see `holdfast.threats.spatial`.
-        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given.
+        protocol: `quick`, `standard`, `thorough` or `autoattack`, unless `attacks` are given;
+            `none`: nothing is attacked.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
         curve: further eps to run the protocol at.
@@ -85,9 +99,11 @@ def evaluate(
         max_seconds: start nothing new after this time; rows never attacked are `skipped`.
         out: the folder; None: a temporary one, gone with the returned object.
         resume: go on with an unfinished run in `out`, also with one that `max_seconds` cut short.
-        watch, announce: told of progress; and what it will cost, before it starts or grows.
+        on_progress: called with the `Progress`, often.
+        on_estimate: called with the `Forecast` of what it costs, before it starts or grows.
         corruptions: also ask for the common corruptions of images (arXiv:1903.12261).
         baseline: whose errors the mCE divides by: `alexnet`, or the folder of a run on these data.
+        certifier: proves rows that no attack broke, such as `holdfast.certification.Ladder()`.
         groups: a text or whole number for each row of the data, whose accuracies are told apart.
         perceptual: the network of the column `lpips`: see `evaluation.perceptual`.
         names: what the manifest calls things.
@@ -98,45 +114,60 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
-    ready = prepare(wrap(target), data, threat, protocol, attacks, samples, groups)
-    plan = plan_of(ready, curve, seed, max_queries, deadline, perceptual)
+    ready = prepare(wrap(model), data, threat, protocol, attacks, samples, groups)
+    settings = settings_of(ready, curve, seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
-        facts = facts_of(ready, plan, names or Names())
+        facts = facts_of(ready, settings, names or Names())
         if corruptions:
             facts.corruptions = measure.info(
                 ready.target, ready.source.shape, baseline, facts.data.fingerprint
             )
-        job = Evaluation(ready, plan, facts, folder, Journal(folder), resume, watch, announce)
+        prover = None
+        if certifier is not None:
+            prover = certificates.opened(certifier, ready.target, ready.threat, ready.noted)
+            facts.certification = prover.info
+        job = Evaluation(
+            ready,
+            settings,
+            facts,
+            folder,
+            Journal(folder),
+            resume,
+            on_progress,
+            on_estimate,
+            prover,
+        )
         if _opened(job):
             with _kept(out):
                 job = _probed(job)
                 for chunk in job.ready.chunks:
                     _search(job, chunk)
+                    _certify(job, chunk)
                     _corrupt(job, chunk)
             _write(job)
         return Run(folder, temporary=out is None)
 
 
-def plan_of(
+def settings_of(
     ready: Prepared,
     curve: Sequence[float],
     seed: int,
     budget: int | None,
     deadline: float,
     perceptual: str | torch.nn.Module | None,
-) -> Plan:
-    """What is done to every chunk."""
+) -> SearchSettings:
+    """What is run on every chunk."""
     target, threat = ready.target, ready.threat
     if isinstance(threat.eps, torch.Tensor):
         raise SpecError("evaluate takes one eps for all rows; use holdfast.attack for one a row.")
     check_threat(ready, curve)
-    return Plan(
+    return SearchSettings(
         target,
         threat,
         ready.protocol.trials,
         measured=list(dict.fromkeys(map(float, (threat.eps, *curve)))),
-        ways=ready.ways,
+        gradient_sources=ready.gradient_sources,
         seed=seed,
         budget=budget,
         deadline=deadline,
@@ -161,7 +192,7 @@ def _kept(out: Path | str | None) -> Iterator[None]:
 
 def _opened(job: Evaluation) -> bool:
     """Open the journal; False where the run that is gone on with was finished."""
-    give_back_freed()  # as a training beside this does not
+    give_back_freed()  # which a training in the same process does not
     asked, folder = question(job.facts), job.folder
     if job.resume and (folder / "run.json").exists() and not job.journal.begun:
         refuse_changes(folder, question(store.read_manifest(folder)), asked)
@@ -175,51 +206,56 @@ def _opened(job: Evaluation) -> bool:
 
 def _probed(job: Evaluation) -> Evaluation:
     """The evaluation with what the probe finds, and with the trials that answer it."""
-    plan, name = job.plan, job.ready.protocol.name
-    due = checks.examined(name, plan.budget, plan.target, plan.threat)
-    _announce(job, examined=due)
+    settings, name = job.settings, job.ready.protocol.name
+    due = checks.examined(name, settings.budget, settings.target, settings.threat)
+    _estimate(job, probed=due)
     found, costs = list[Finding](), Costs()
     if due:
         found, costs = _findings(job)
-    added = checks.follow(found, name, plan.threat, plan.ways)
+    added = checks.follow(found, name, settings.threat, settings.gradient_sources)
     noted = [*job.facts.initial_findings, *checks.answered(found, added)]
-    if not plan.threat.bounded:
+    if not settings.threat.bounded:
         noted.append(checks.NO_EPS)
-    costs = add(costs, plan.ways.costs)
+    costs = add(costs, settings.gradient_sources.costs)
     facts = job.facts.model_copy(update={"initial_findings": noted, "probe_costs": costs})
-    job = replace(job, facts=facts, plan=replace(plan, trials=[*plan.trials, *added]))
+    job = replace(job, facts=facts, settings=replace(settings, trials=[*settings.trials, *added]))
     if added:
-        _announce(job, added=len(added))
+        _estimate(job, added=len(added))
     return job
 
 
 def _findings(job: Evaluation) -> tuple[list[Finding], Costs]:
     """What the probe finds, and what it costs: asked once, then read from the journal."""
-    plan, ready = job.plan, job.ready
-    if job.journal.find("exam") is None:
+    settings, ready = job.settings, job.ready
+    if job.journal.find("probe") is None:
         answers = probe(
-            plan.target, ready.source, plan.threat, plan.trials[0], plan.ways, plan.seed
+            settings.target,
+            ready.source,
+            settings.threat,
+            settings.trials[0],
+            settings.gradient_sources,
+            settings.seed,
         )
         found = [f.model_dump(mode="json") for f in checks.signs(answers)]
         said = {"findings": json.dumps(found), "costs": answers.costs.model_dump_json()}
-        job.journal.write("exam", {"ids": answers.ids}, said)
-    _, said = job.journal.read("exam")
+        job.journal.write("probe", {"ids": answers.ids}, said)
+    _, said = job.journal.read("probe")
     found = [Finding(**f) for f in json.loads(said["findings"])]
     return found, Costs.model_validate_json(said["costs"])
 
 
-def _announce(job: Evaluation, *, examined: bool = False, added: int = 0) -> None:
+def _estimate(job: Evaluation, *, probed: bool = False, added: int = 0) -> None:
     """Say what is still to be spent, unless the run was begun before."""
-    if job.announce is not None and not job.resume:
+    if job.on_estimate is not None and not job.resume and job.settings.trials:
         cost = forecast(
-            job.plan,
+            job.settings,
             job.ready.source,
             job.ready.rows,
-            examined=examined,
+            probed=probed,
             corruptions=job.corrupted,
             added=added,
         )
-        job.announce(cost)
+        job.on_estimate(cost)
 
 
 def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
@@ -232,53 +268,65 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
         store.checksum(shard),
     ):
         return
-    plan, (first, last) = job.plan, job.ready.rows
+    settings, (first, last) = job.settings, job.ready.rows
 
-    def tell(share: float, trial: str, live: int) -> None:
+    def on_step(share: float, trial: str, live: int) -> None:
         done = start - first + share * (stop - start)
-        job.watch(Progress(done / (last - first), trial, live))
+        if job.on_progress is not None:
+            job.on_progress(Progress(done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
-    rows = search(
-        replace(plan, watch=tell),
+    state = search(
+        replace(settings, on_step=on_step),
         job.journal,
         name,
-        batch.to(batch.x.device, plan.target.batcher.dtype),
+        batch.to(batch.x.device, settings.target.batcher.dtype),
         torch.from_numpy(y.astype(np.int64)),
         torch.arange(start, stop),
     )
-    columns, examples = settle(plan, rows)
+    columns, examples = judge_chunk(settings, state)
     if len(examples["id"]):
         store.write_tensors(shard, examples)
     else:
         shard.unlink(missing_ok=True)
     costs = [
-        (*key, seen, fell, paid.model_dump()) for key, (seen, fell, paid) in rows.costs.items()
+        (*key, attacked, broken, paid.model_dump())
+        for key, (attacked, broken, paid) in state.costs.items()
     ]
     said = {
         "costs": json.dumps(costs),
-        "missed": json.dumps(sorted(rows.missed)),
+        "missed": json.dumps(sorted(state.missed)),
         "examples": store.checksum(shard),
     }
     job.journal.write(f"{name}-done", columns, said)
+
+
+def _certify(job: Evaluation, chunk: tuple[int, int]) -> None:
+    """Prove what can be proved of a chunk, where that is asked for and not done."""
+    if job.prover is None:
+        return
+    done = job.journal.read(f"{chunk[0]:09d}-done")[0]
+    status = np.array(STATUSES)[done["status"]]
+    deadline = job.settings.deadline
+    certificates.certify(job.prover, job.journal, chunk, status, job.ready.source, deadline)
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:
     """Ask for the decisions on corrupted rows of a chunk, where that is asked for and not done."""
     if not job.corrupted:
         return
-    (start, stop), name, plan = chunk, f"{chunk[0]:09d}-corrupted", job.plan
+    (start, stop), name, settings = chunk, f"{chunk[0]:09d}-corrupted", job.settings
     known = job.journal.find(name)
     if known is None or any(UNASKED in column for column in known[0].values()):
         x, ids = torch.from_numpy(job.ready.source.rows(start, stop)[0]), torch.arange(start, stop)
-        found = measure.answers(plan.target, x, ids, plan.seed, deadline=plan.deadline)
+        found = measure.answers(settings.target, x, ids, settings.seed, deadline=settings.deadline)
         job.journal.write(name, found | {"id": ids.numpy()})
 
 
 def _write(job: Evaluation) -> None:
     """Make the files of the run from its journal."""
     ready, folder = job.ready, job.folder
-    table, trials, facts, whole = collect(job.plan, job.journal, ready.chunks, job.facts)
+    table, trials, facts, whole = collect(job.settings, job.journal, ready.chunks, job.facts)
     if ready.groups is not None:
         table = table.append_column("group", pa.array(ready.groups[slice(*ready.rows)]))
     store.write_samples(folder, table)
@@ -288,6 +336,6 @@ def _write(job: Evaluation) -> None:
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
     store.write_gallery(folder, table, ready.source)
     store.write_limits(folder, limits_of(ready.target, ready.threat))
-    store.write_manifest(folder, finish(folder, facts, table, trials))
+    store.write_manifest(folder, build_manifest(folder, facts, table, trials))
     if whole:  # else time ran out, and --resume goes on
         job.journal.close()

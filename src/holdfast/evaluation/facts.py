@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
-from holdfast import spec
-from holdfast.evaluation.chunk import Plan
+from holdfast import spec, version
+from holdfast.evaluation.chunk import SearchSettings
 from holdfast.evaluation.prepare import Prepared
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
@@ -37,11 +37,11 @@ class Names:
     command: str = "holdfast.evaluate(...)"
 
 
-def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
-    """The facts of a plan on prepared rows, before anything is measured."""
+def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
+    """The facts of an evaluation of prepared rows, before anything is measured."""
     target, source, protocol = ready.target, ready.source, ready.protocol
     spatial, model = ready.threat.spatial, getattr(target, "model", target)
-    libraries = {name: importlib.metadata.version(name) for name in ("holdfast", "torch", "numpy")}
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
             spec=names.model or type(model).__name__,
@@ -60,15 +60,15 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
             loading=dict(source.loading),
             groups=None if ready.groups is None else fingerprint(ready.groups),
         ),
-        threat=_threat(ready.threat, plan),
+        threat=_threat(ready.threat, settings),
         protocol=ProtocolInfo(
             name=protocol.name,
             version=protocol.version,
             trials=[t.write(whole=True) for t in protocol.trials],
         ),
-        perceptual=getattr(plan.perceptual, "fingerprint", None),
-        seed=plan.seed,
-        max_queries=plan.budget,
+        perceptual=getattr(settings.perceptual, "fingerprint", None),
+        seed=settings.seed,
+        max_queries=settings.budget,
         settings={
             "batch_size": target.batcher.size,
             "device": str(target.batcher.device),
@@ -77,11 +77,21 @@ def facts_of(ready: Prepared, plan: Plan, names: Names) -> Facts:
         provenance=Provenance(
             command=names.command,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **libraries, **target.identity.versions},
+            versions={
+                "python": platform.python_version(),
+                "holdfast": version.VERSION,
+                **libraries,
+                **target.identity.versions,
+            },
             hardware=_hardware(target.batcher.device),
         ),
         initial_findings=ready.noted,
     )
+
+
+def _certification(facts: Facts) -> dict[str, str]:
+    asked = facts.certification
+    return {} if asked is None else {"certification": asked.model_dump_json()}
 
 
 def fingerprint(groups: np.ndarray) -> str:
@@ -89,13 +99,13 @@ def fingerprint(groups: np.ndarray) -> str:
     return hashlib.sha256("\n".join(groups).encode()).hexdigest()
 
 
-def _threat(threat: Threat, plan: Plan) -> ThreatInfo:
+def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
     info = ThreatInfo(
         text=repr(threat),
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
-        measured=[(eps, plan.limit(eps)) for eps in plan.measured],
+        measured=[(eps, settings.limit(eps)) for eps in settings.measured],
     )
     goal = getattr(threat.goal, "t", None)
     if isinstance(goal, int):
@@ -134,6 +144,7 @@ def question(facts: Facts) -> dict[str, str]:
         "seed": str(facts.seed),
         "query budget": str(facts.max_queries),
         "version": facts.provenance.versions["holdfast"],
+        **_certification(facts),
         "corruptions": "none" if facts.corruptions is None else facts.corruptions.model_dump_json(),
         "perceptual network": (facts.perceptual or "none")[:16],
         "rows": ", ".join(f"{a}:{b}" for a, b in facts.data.parts),

@@ -1,6 +1,6 @@
 """The judge: the only one who says "broken".
 
-It looks at stored inputs, apart from every attack, with the untouched model in its full precision,
+It looks at stored inputs, apart from every attack, with the model itself in its full precision,
 and twice: in order, and in reverse with another batch size. What flips between the two has no
 stable answer.
 """
@@ -27,8 +27,8 @@ class Ruling:
     # [n] int64; -1 where scores are not finite or the model gave no decision; or REFUSED
     label: Tensor
     confidence: Tensor  # [n] float32: softmax of the decision; NaN where there are no scores
-    stable: Tensor  # [n] bool: both looks agree
-    scores: Tensor | None  # [n, k], of the first look
+    stable: Tensor  # [n] bool: both answers agree
+    scores: Tensor | None  # [n, k], of the first answer
 
     @property
     def silent(self) -> Tensor:
@@ -44,11 +44,11 @@ def rule(target: Target, rows: Rows, seed: int = 0) -> Ruling:
     batch = target.batcher.place(Batch.of(rows))
     reverse = torch.arange(len(batch) - 1, -1, -1, device=batch.x.device)
     with sealed(seed):
-        with drawing("judge", 1):  # a random step draws for each look alone, as no search did
-            label, confidence, scores = _look(target, batch, target.batcher)
+        with drawing("judge", 1):  # a random step draws for each answer alone, as no search did
+            label, confidence, scores = _answer(target, batch, target.batcher)
         other = replace(target.batcher, size=target.batcher.size // 2 + 1)
         with drawing("judge", 2):
-            again = _look(target, batch[reverse], other)[0].flip(0)
+            again = _answer(target, batch[reverse], other)[0].flip(0)
     return Ruling(label, confidence, label == again, scores)
 
 
@@ -78,7 +78,7 @@ def holds_in_8bit(target: Target, threat: Threat, found: Batch, y: Tensor, seed:
     return meets_goal(threat, rule(target, rounded, seed).label.cpu(), y.cpu())
 
 
-def _look(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Tensor, Tensor | None]:
+def _answer(target: Target, batch: Batch, batcher: Batcher) -> tuple[Tensor, Tensor, Tensor | None]:
     n, device = len(batch), batch.x.device
     if target.access < Access.SCORES:
         none = [torch.zeros(0, dtype=torch.int64, device=device)]

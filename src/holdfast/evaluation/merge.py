@@ -10,25 +10,32 @@ import numpy as np
 import pyarrow as pa
 
 from holdfast.errors import InputError
-from holdfast.evaluation.build_manifest import add_trials, finish
+from holdfast.evaluation.build_manifest import add_trials, build_manifest
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.facts import question
 from holdfast.runs import store
 from holdfast.runs.journal import left_as_found, refuse_taken
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
+from holdfast.runs.run import Run, folder_of
 
 
-def merge(shards: Sequence[Path], out: Path) -> Manifest:
+def merge(shards: Sequence[Run | Path | str], out: Path | str) -> Run:
     """Join finished runs of disjoint rows of the same data under the same question.
+
+    Args:
+        shards: the runs, or their folders; in any order.
+        out: a new folder.
 
     Raises:
         InputError: a shard asks something else (named), rows overlap, or `out` holds something
             already.
     """
+    out, folders = Path(out), [folder_of(shard) for shard in shards]
     refuse_taken(out)
-    manifests = _alike(shards)
-    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, shards)))):
-        return _merged(manifests, out)
+    manifests = _alike(folders)
+    with left_as_found(out, resumable=False), store.untrusted(Path(", ".join(map(str, folders)))):
+        _merged(manifests, out)
+    return Run(out)
 
 
 def _alike(shards: Sequence[Path]) -> list[tuple[Manifest, Path]]:
@@ -97,7 +104,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
             "threat": facts.threat.model_copy(update={"measured": measured}),
         }
     )
-    merged = finish(out, facts, table, trials)
+    merged = build_manifest(out, facts, table, trials)
     store.write_manifest(out, merged)
     return merged
 

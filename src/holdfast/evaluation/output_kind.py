@@ -23,35 +23,39 @@ FIRST, SPREAD = 256, 64  # rows of the data that are asked: the first, and some 
 SATURATED = 0.1  # share of rows from which on it is said
 
 
-def find_reading(target: Target, source: Source, z: Tensor) -> list[Finding]:
-    """Decide whether outputs are logits or probabilities, and set `target.head`; what the
-    report should say.
+def find_reading(target: Target, source: Source, z: Tensor | None = None) -> list[Finding]:
+    """Decide whether outputs are logits or probabilities, where neither the model nor the user
+    says it, and set `target.head`. Returns what the report should say.
 
-    Only of a model of which nobody says it. Several outputs are probabilities where each row is
-    within [0, 1] and sums to 1, which changes no decision. A single output within [0, 1] (or each
-    of several labels) would decide otherwise under either reading: so both are held against the
-    labels, and the better one is taken. Where they are equally good, or the labels are of one class
-    alone, that is logits. `z` are the target's scores of the first rows as they are.
+    Several outputs are probabilities where each row is within [0, 1] and sums to 1; that changes no
+    decision. With a single output within [0, 1] (or one for each of several labels) it does. There
+    both readings are compared with the labels, and the one with the higher accuracy is taken;
+    logits where both have the same, or where all labels are of one class.
+
+    Args:
+        target: the model; of an ensemble, each member is decided on its own.
+        source: the data that it is measured on.
+        z: the target's scores of the first rows, as they are now; None: they are asked for.
     """
-    plain = z if not target.head.probabilities and target.cost.draws == 1 else None
+    raw = z if not target.head.probabilities and target.cost.draws == 1 else None
     return [
         finding
         for one in _members(target)
         if not one.head.said
-        for finding in _found(one, source, plain if one is target else None)
+        for finding in _found(one, source, raw if one is target else None)
     ]
 
 
 def saturated(target: Target, z: Tensor) -> list[Finding]:
-    """Whether scores z [n, k], made of probabilities, stand where these are exactly 0 or 1."""
-    graded = isinstance(target, WithTruth)
-    numbers = graded and not target.rule.logits
+    """Whether scores z [n, k], made of probabilities, lie where these are exactly 0 or 1."""
+    with_truth = isinstance(target, WithTruth)
+    numbers = with_truth and not target.rule.logits
     if not target.head.probabilities or target.head.reads or numbers or not len(z):
         return []
     most = -math.log(torch.finfo(z.dtype).tiny) - 1
     lead = (
         z.abs().amax(1)
-        if graded
+        if with_truth
         else z[:, : target.task.k].topk(2, 1).values.diff(dim=1).abs()[:, 0]
     )
     if (share := float((lead >= most).double().mean())) <= SATURATED:
@@ -105,11 +109,11 @@ def _inside(z: Tensor) -> bool:
 
 def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
     x = target.batcher.place(read(source, 0, min(FIRST, len(source)))[0])
-    graded = isinstance(target, WithTruth)
+    with_truth = isinstance(target, WithTruth)
     _take(target, probabilities=False)
-    if graded and not target.rule.logits:
+    if with_truth and not target.rule.logits:
         return []
-    if z is None or graded or target.head.single:
+    if z is None or with_truth or target.head.single:
         with sealed(0):
             z = _outputs(target, x)
     else:
@@ -117,7 +121,7 @@ def _found(target: Target, source: Source, z: Tensor | None) -> list[Finding]:
     z = z[z.isfinite().all(1)]
     if not len(z) or not _inside(z):
         return []
-    if not graded and not target.head.single:
+    if not with_truth and not target.head.single:
         _take(target, probabilities=sum_to_one(z))
         text = "The model gives probabilities; their logarithms serve as logits."
         return (

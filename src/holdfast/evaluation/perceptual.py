@@ -16,11 +16,13 @@ from holdfast.errors import InputError
 from holdfast.targets.frameworks.pytorch.target import content_of, frozen
 from holdfast.targets.loading import made
 from holdfast.targets.target import Target, sealed
-from holdfast.threats.images import planes
+from holdfast.threats.images import channels_first
 from holdfast.threats.threat import Threat
 
 
-def looks(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def image_distances(
+    target: Target, threat: Threat, x: Tensor, found: Tensor
+) -> tuple[Tensor, Tensor]:
     """PSNR in decibels and SSIM of inputs `found` against inputs x [n, *shape], [n] float64 each;
     NaN for no images, and under a spatial threat, whose pixels are not compared one by one.
 
@@ -30,7 +32,10 @@ def looks(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Ten
     nothing = torch.full((len(x),), torch.nan, dtype=torch.float64)
     if threat.spatial is not None or not pictures(target, x) or not len(x):
         return nothing, nothing.clone()
-    a, b = planes(x, target.inputs.layout).double(), planes(found, target.inputs.layout).double()
+    a, b = (
+        channels_first(x, target.inputs.layout).double(),
+        channels_first(found, target.inputs.layout).double(),
+    )
     reach = target.bounds.high - target.bounds.low
     psnr = 10 * torch.log10(reach**2 / (a - b).square().mean((1, 2, 3)))
     return psnr.cpu(), ssim(a, b, reach).cpu()
@@ -99,7 +104,7 @@ class PerceptualDistance:
     def _ask(self, *pair: Tensor) -> Tensor:
         low, high = self.target.bounds.low, self.target.bounds.high
         images = [
-            planes(x.to(self.target.batcher.device).double(), self.target.inputs.layout)
+            channels_first(x.to(self.target.batcher.device).double(), self.target.inputs.layout)
             for x in pair
         ]
         answer = self.network(
@@ -128,5 +133,5 @@ def pictures(target: Target, x: Tensor) -> bool:
     return (
         not target.inputs.context
         and x.ndim == 4
-        and planes(x, target.inputs.layout).shape[1] in (1, 3)
+        and channels_first(x, target.inputs.layout).shape[1] in (1, 3)
     )

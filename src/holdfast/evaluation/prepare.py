@@ -18,7 +18,7 @@ from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation import goals, protocols
 from holdfast.evaluation.chunk import chunks
@@ -49,11 +49,11 @@ from holdfast.threats.transform import Transform
 class Prepared:
     """A model, its data and a threat that fit each other, and the attacks that are to be run."""
 
-    target: Target  # a copy; asked beside the truth of each row where its task wants that
+    target: Target  # a copy; asked with the truth of each row where its task needs it
     source: Source  # laid out as the model takes them, the labels numbered
     threat: Threat
     protocol: Protocol
-    ways: Ways  # what trials may attack in place of the target
+    gradient_sources: GradientSources  # what trials may attack in place of the target
     rows: tuple[int, int]  # of the source: first, and past the last
     groups: np.ndarray | None = None  # of all rows of the source, where they have some
     noted: list[Finding] = field(default_factory=list)  # of the model and of the labels
@@ -108,8 +108,8 @@ def prepare(
     check_range(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
-    ways = Ways(target, threat, source)
-    return Prepared(target, source, threat, own, ways, rows, groups, [*noted, *labels])
+    sources = GradientSources(target, threat, source)
+    return Prepared(target, source, threat, own, sources, rows, groups, [*noted, *labels])
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
@@ -155,7 +155,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
         AccessError: an attack needs more than the target gives.
         SpecError: an attack does not fit the threat, the classes or the budget of a row.
     """
-    aimed, rivals = isinstance(ready.threat.goal, Targeted), ready.target.task.k - 1
+    aimed, wrong_classes = isinstance(ready.threat.goal, Targeted), ready.target.task.k - 1
     for trial in ready.protocol.trials:
         if aimed and trial.targets:
             raise SpecError(
@@ -163,12 +163,16 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 "own; leave it out."
             )
         # a protocol takes as many as there are
-        if ready.protocol.name == "custom" and trial.targets > rivals:
+        if ready.protocol.name == "custom" and trial.targets > wrong_classes:
             raise SpecError(
-                f"{trial!r} aims at {trial.targets} wrong classes, but the model has {rivals}."
+                f"{trial!r} aims at {trial.targets} wrong classes, but the model has "
+                f"{wrong_classes}."
             )
-        way, pool = ready.ways(trial.through), ready.ways.images(trial.attack)
-        check_fit(trial.attack, way, ready.threat, pool)
+        attacked, pool = (
+            ready.gradient_sources(trial.through),
+            ready.gradient_sources.images(trial.attack),
+        )
+        check_fit(trial.attack, attacked, ready.threat, pool)
     least = 2 * ready.target.cost.forwards
     if budget is not None and budget < least:
         raise SpecError(
@@ -214,8 +218,8 @@ def channels_of(target: Target) -> int | None:
         return next((c for c in (1, 3) if len(shape) == 3 and c in shape[::2]), None)
     if not isinstance(model, nn.Module):
         return None
-    wanted = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    return next((c for c in wanted[:1] if c in (1, 3)), None)
+    channels = [layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
 def _innermost(target: Target) -> Target:

@@ -10,7 +10,7 @@ import torch
 
 from holdfast.attacks.trial import Trial
 from holdfast.data import Source
-from holdfast.diagnostics.gradient_sources import Ways
+from holdfast.diagnostics.gradient_sources import GradientSources
 from holdfast.diagnostics.probe import Answers, CleanRows, examine, rows_of
 from holdfast.evaluation import goals, judge
 from holdfast.targets.batch import picked, read
@@ -37,8 +37,13 @@ def clean_rows(
 
 
 def probe(
-    target: Target, source: Source, threat: Threat, first: Trial, ways: Ways, seed: int
+    target: Target,
+    source: Source,
+    threat: Threat,
+    first: Trial,
+    sources: GradientSources,
+    seed: int,
 ) -> Answers:
     """Put the questions of `examine` to the first rows of the data."""
     rows = clean_rows(target, source, threat, 0, rows_of(source), seed)
-    return examine(target, rows, first, ways, seed)
+    return examine(target, rows, first, sources, seed)

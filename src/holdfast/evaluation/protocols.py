@@ -24,6 +24,8 @@ class Protocol:
     trials: tuple[Trial, ...]
 
 
+NONE = Protocol("none", 1, ())  # for a run that only proves
+
 _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
     'apgd(steps=20, loss="margin", targets=3, near=0.5)',
@@ -244,7 +246,8 @@ GRID = "sweep(steps=1000, order='grid')"
 SQUARES = "patchrs(steps=1000, schedule=1000)"
 
 
-# What it is for randomised models, whose every question is the mean of many draws: no long walks.
+# What it is for randomised models, whose every question is the mean of many draws: no long
+# searches.
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
         'apgd(steps=50, loss="mifpe")',
@@ -274,6 +277,8 @@ def protocol(
         SpecError: there is no protocol of this name, or it has no list for this norm at an eps of
             inf.
     """
+    if name == NONE.name:
+        return NONE
     if name not in PROTOCOLS:
         raise SpecError(f"unknown protocol {name!r}; {suggest(name, PROTOCOLS)}")
     version, _, lists = PROTOCOLS[name]

@@ -18,10 +18,11 @@ from holdfast.attacks.problem import goal_classes, meets_goal
 from holdfast.data import Source
 from holdfast.errors import InputError
 from holdfast.evaluation import goals, judge
+from holdfast.evaluation.certificates import Certifier, opened
 from holdfast.evaluation.chunk import chunk_of
 from holdfast.evaluation.claims import some
 from holdfast.evaluation.contract import randomised
-from holdfast.evaluation.perceptual import PerceptualDistance, looks
+from holdfast.evaluation.perceptual import PerceptualDistance, image_distances
 from holdfast.evaluation.truths import outputs
 from holdfast.runs import store
 from holdfast.runs.manifest import Manifest
@@ -32,6 +33,7 @@ from holdfast.threats.threat import Threat
 
 STRIDE = 1024  # rows asked about at once
 CLOSE = 5e-3  # of two confidences: what devices and batch sizes may change
+AGAIN = 16  # certified rows that are proved again
 DRAWS = 3  # further ones of a randomised model, any of which may say what the run says
 
 Found = Iterable[tuple[np.ndarray, str]]  # rows [n] bool, and what is wrong with them
@@ -127,7 +129,7 @@ def rows_again(e: Evidence) -> Iterator[str]:
 
 
 def _sentences(what: str, ids: np.ndarray, *found: Found) -> Iterator[str]:
-    """A sentence for each fault that rows have; `{}` in its text stands for them."""
+    """A sentence for each fault that rows have; `{}` in its text is replaced by them."""
     for faults in found:
         for bad, text in faults:
             if bad.any() and "{}" in text:
@@ -199,24 +201,40 @@ def _statuses(e: Evidence) -> Found:
         ~broken & ~np.isclose(*sure, rtol=0, atol=1e-6, equal_nan=True),
         "have a confidence under attack of their own",
     )
-    yield status == "certified", "are called certified, but the folder holds no certificate"
-    certified = np.isfinite(columns["certified_radius"].astype(float))
-    yield certified, "have a certified radius without a certificate"
+    yield from _certified(e)
     if "truth" in columns:
         outputs = [np.stack(list(columns[n])) for n in ("clean_output", "attacked_output")]
         same = np.isclose(*outputs, rtol=0, atol=0, equal_nan=True).all(1)
         yield ~broken & ~same, "have outputs under attack, but are not called broken"
     if "robust_by_refusal" in columns:
         refused = ~pa.array(columns["robust_by_refusal"]).is_null().to_numpy(False)
-        yield refused & (status != "robust"), "are not robust, but said to have stood by a refusal"
+        yield refused & (status != "robust"), "are not robust, but said to be robust by a refusal"
+
+
+def _certified(e: Evidence) -> Found:
+    """What the columns about proofs must have in common."""
+    status, radius = e.columns["status"], e.columns["certified_radius"].astype(float)
+    asked = e.manifest.certification
+    if asked is None or "certified_by" not in e.columns:
+        yield status == "certified", "are called certified, but the folder holds no certificate"
+        yield np.isfinite(radius), "have a certified radius without a certificate"
+        return
+    by = e.columns["certified_by"]
+    proved, enough = np.isin(by, asked.methods), radius >= e.manifest.threat.eps
+    yield (
+        (status == "certified") & ~(proved & enough),
+        "are called certified, but nothing proved it",
+    )
+    yield (status == "robust") & proved, "are proved, but not called certified"
+    yield np.isfinite(radius) & ~(proved | asked.radius), "have a radius that nothing proved"
 
 
 def _costs(e: Evidence) -> Found:
     columns, status = e.columns, e.columns["status"]
     spent = np.stack([columns[name] for name in ("queries", "forwards", "backwards")])
     budget = np.inf if e.manifest.max_queries is None else e.manifest.max_queries
-    untouched = np.isin(status, ["wrong", "skipped"])
-    yield untouched & (spent > 0).any(0), "are called wrong or skipped, but were attacked"
+    never_attacked = np.isin(status, ["wrong", "skipped"])
+    yield never_attacked & (spent > 0).any(0), "are called wrong or skipped, but were attacked"
     over = (spent < 0).any(0) | (spent[1] > budget)
     yield over, "cost less than nothing, or more than the budget"
     zero = columns["zero_gradients"]
@@ -295,11 +313,11 @@ def _figures(e: Evidence, s: Examples) -> Found:
     yield ~same, "have another size than samples.parquet says"
     same = np.ones(len(s.ids), dtype=bool)
     for name, found in zip(
-        ("psnr", "ssim"), looks(e.target, e.threat, s.x, s.found.x), strict=True
+        ("psnr", "ssim"), image_distances(e.target, e.threat, s.x, s.found.x), strict=True
     ):
         said = columns[name][s.at]
         same &= np.isclose(said, found.numpy(), rtol=1e-6, atol=1e-9, equal_nan=True)
-    yield ~same, "look otherwise (PSNR, SSIM) than samples.parquet says"
+    yield ~same, "have another PSNR or SSIM than samples.parquet says"
     if e.perceptual is not None:
         said = columns.get("lpips", np.full(len(e.ids), np.nan))[s.at]
         found = np.full(len(s.ids), np.nan)
@@ -359,6 +377,40 @@ def _other_outputs(
             said = np.stack(list(e.columns[column][at]))
             same &= np.isclose(said, value, rtol=1e-4, atol=1e-5, equal_nan=True).all(1)
     return ~same
+
+
+def proofs_again(e: Evidence, certifier: Certifier | None, *, full: bool) -> Iterator[str]:
+    """What does not hold of the certified rows of a run, some of which, or all, are proved
+    again."""
+    asked, columns = e.manifest.certification, e.columns
+    if asked is None:
+        return
+    if certifier is None:
+        yield "certificates: the run holds proofs; without a certifier they cannot be checked."
+        return
+    prover = opened(certifier, e.target, e.threat, e.manifest.initial_findings)
+    if (prover.info.version, prover.info.methods) != (asked.version, asked.methods):
+        yield (
+            f"certificates: they were made by {', '.join(asked.methods)} of version "
+            f"{asked.version}, and this Holdfast has {', '.join(prover.info.methods)} of version "
+            f"{prover.info.version}."
+        )
+        return
+    at = np.flatnonzero(np.isfinite(columns["certified_radius"].astype(float)))
+    if not full:
+        at = np.sort(np.random.default_rng().permutation(at)[:AGAIN])  # which, no run can foresee
+    by = columns["certified_by"][at] if not asked.radius else np.full(len(at), asked.methods[-1])
+    for method in asked.methods:
+        some_of = at[by == method]
+        if not len(some_of):
+            continue
+        rows, y = read_rows(e.source, e.ids[some_of])
+        radius = torch.from_numpy(columns["certified_radius"][some_of].astype(float))
+        held = prover.proves(rows.x, torch.from_numpy(y.astype(np.int64)), radius, method)
+        if not held.all():
+            yield (
+                f"certificates: {method} does not prove rows {some(e.ids[some_of][~held])} again."
+            )
 
 
 def read_rows(source: Source, ids: np.ndarray) -> tuple[Batch, np.ndarray]:

@@ -1,5 +1,5 @@
-"""Tasks other than one of k classes: model and data on which an answer is "right", or wrong in one
-of several ways."""
+"""Tasks other than one of k classes, as classes: an answer is "right", or wrong in one of several
+respects."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def with_truths(target: Target, source: Source, threat: Threat) -> tuple[Target,
         InputError: the truths are not those of such a task, or not as many as the model's outputs.
         SpecError: the threat aims at a class.
     """
-    if target.head.graded is None:
+    if target.head.truth_task is None:
         return target, source
     if isinstance(threat.goal, Targeted):
         raise SpecError(
-            f"{threat} aims at a class, but {target.head.graded} has none; leave the target out."
+            f"{threat} aims at a class, but {target.head.truth_task} has none; leave the "
+            "target out."
         )
     target.bind(source.shape)
     around = WithTruth(target)
@@ -52,7 +53,7 @@ class Truths(Source):
         names, word = inner.class_names, "label" if isinstance(self.rule, MultiLabel) else "output"
         if names is None or len(names) != self.k:
             names = [f"{word} {j}" for j in range(self.k)]
-        self.class_names = ("right", *self.rule.ways(names))
+        self.class_names = ("right", *self.rule.wrong_answers(names))
         self.last = (-1, -1), np.zeros(0), np.dtype(np.float32)  # read last: none yet
 
     def __len__(self) -> int:
@@ -82,14 +83,14 @@ class Truths(Source):
             raise InputError(
                 f"the labels of {self.name} are {y.dtype} of shape {list(y.shape[1:])} a row, but "
                 "the model gives "
-                f"{' x '.join(map(str, form))} outputs, and {task} wants a truth for each: y "
+                f"{' x '.join(map(str, form))} outputs, and {task} takes a truth for each: y "
                 f"[n, {', '.join(map(str, form))}]."
             )
         wrong = ~np.isfinite(y) if not isinstance(self.rule, MultiLabel) else (y != 0) & (y != 1)
         if wrong.any():
             row = int(np.argmax(wrong.reshape(len(y), -1).any(1)))
-            wanted = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
+            expected = "0 or 1" if isinstance(self.rule, MultiLabel) else "a finite number"
             raise InputError(
                 f"row {start + row} of {self.name} has the truth {y[row].tolist()}, but {task} "
-                f"wants {wanted} for each output."
+                f"takes {expected} for each output."
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,42 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
-from holdfast.evaluation.build_manifest import finish
+from holdfast.evaluation.build_manifest import build_manifest
+from holdfast.evaluation.certificates import Certifier
 from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
+from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
-from holdfast.evaluation.recheck import STRIDE, Evidence, read_rows, rows_again
+from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Finding, Manifest
+from holdfast.runs.migration import in_todays_words
+from holdfast.runs.run import Run, folder_of
+from holdfast.targets import wrap
 from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target, copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats import spatial
 from holdfast.threats.threat import Threat
 
-# what an older run words otherwise
+# what a run of schema version 1 words otherwise; for later ones see `runs.migration.PHRASES`
 WORDS: dict[str, Any] = {
     "verdict": {"reason": True, "findings": {"__all__": {"text", "advice", "source"}}}
 }
 
 
 def verify(
-    folder: Path,
-    target: Target,
+    run: Run | Path | str,
+    model: Any,
     data: Any,
+    *,
     perceptual: str | torch.nn.Module | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
+    certifier: Certifier | None = None,
+    full: bool = False,
 ) -> list[str]:
     """What does not hold in a run folder, one sentence each; empty where all of it does.
 
@@ -55,24 +64,28 @@ def verify(
     alone.
 
     Args:
-        folder: of the run.
-        target: the model that was measured, wrapped as it was then.
+        run: the run, or its folder.
+        model: the model that was measured, wrapped as it was then.
         data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
-        groups: the groups of all rows, where the run was given them beside the data.
+        groups: the groups of all rows, where the run was given them apart from the data.
+        certifier: proves certified rows again, such as `holdfast.certification.Ladder()`; a run
+            that has some cannot be confirmed without it.
+        full: all of them; else some, drawn anew each time.
 
     Raises:
         InputError: the folder holds no run that can be read at all, or none with distances of a
             network that is given; or its model was described in another way then.
     """
+    folder = folder_of(run)
     manifest, whole = store.open_manifest(folder)
     _refuse_other_rows(folder, manifest)
     if perceptual is not None and manifest.perceptual is None:
         raise InputError(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
-    target = copied(target)
+    target = copied(wrap(model))
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
@@ -80,7 +93,8 @@ def verify(
     try:
         with store.untrusted(folder):
             wrong += _files(folder, manifest)
-            wrong += _all(folder, manifest, target, source, perceptual, groups)
+            proofs = partial(proofs_again, certifier=certifier, full=full)
+            wrong += _all(folder, manifest, target, source, perceptual, groups, proofs)
     except HoldfastError as error:
         wrong.append(str(error))
     return wrong
@@ -100,7 +114,13 @@ def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
 
 
 def _all(
-    folder: Path, manifest: Manifest, target: Target, source: Source, perceptual: Any, groups: Any
+    folder: Path,
+    manifest: Manifest,
+    target: Target,
+    source: Source,
+    perceptual: Any,
+    groups: Any,
+    proofs: Callable[[Evidence], Iterator[str]],
 ) -> Iterator[str]:
     groups = groups_of(source, groups)
     target, source, asked, labels = _as_measured(folder, manifest, target, source)
@@ -126,6 +146,7 @@ def _all(
         yield from _figures(folder, manifest, table)
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
+    yield from proofs(evidence)
     yield from _gallery(folder, table, source)
     yield from _corrupted(evidence)
 
@@ -146,6 +167,7 @@ def _as_measured(
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)
+    find_reading(target, source)  # of the other members of an ensemble, as the run found it
     return target, source, asked, labels
 
 
@@ -176,18 +198,18 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
-    again = finish(folder, facts, table, manifest.trials)
+    again = build_manifest(folder, facts, table, manifest.trials)
     apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
         said, found = (
             getattr(one, part).model_dump(exclude=apart.get(part)) for one in (manifest, again)
         )
-        yield from _differences(part, said, found)
+        yield from _differences(part, in_todays_words(said), in_todays_words(found))
     for cost in ("forwards", "backwards", "queries"):
         spent = sum(getattr(trial.costs, cost) for trial in manifest.trials)
-        booked = int(np.sum(table.column(cost).to_numpy()))
-        if spent != booked:
-            yield f"trials: their {cost} add up to {spent}, but the samples say {booked}."
+        counted = int(np.sum(table.column(cost).to_numpy()))
+        if spent != counted:
+            yield f"trials: their {cost} add up to {spent}, but the samples say {counted}."
     by = Counter(table.column("broken_by").to_pylist())
     lost = int(
         np.isin(table.column("status").to_numpy(zero_copy_only=False), ["unstable", "failed"]).sum()
@@ -250,11 +272,11 @@ def _corrupted(e: Evidence) -> Iterator[str]:
     for name in measure.COLUMNS:
         said, others = answers.column(name).to_numpy(), []
         for start in range(0, len(ids), STRIDE):
-            part, told = (column[start : start + STRIDE] for column in (ids, said))
+            part, given = (column[start : start + STRIDE] for column in (ids, said))
             x, where = read_rows(e.source, part)[0].x, torch.from_numpy(part)
             ruling = e.judged(Batch(measure.spoiled(target, x, name, where, manifest.seed)))
             label, stable = ruling.label.cpu().numpy(), ruling.stable.cpu().numpy()
-            others += list(part[stable & (label != told) & (told != measure.UNASKED)])
+            others += list(part[stable & (label != given) & (given != measure.UNASKED)])
         if others:
             yield (
                 f"corruptions: under {name} the model's decisions on rows {some(others)} are "

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from holdfast.errors import SpecError
 from holdfast.generation.model import Model
 from holdfast.generation.nets import halvings
+from holdfast.norms import wide
 from holdfast.rng import Keys
 from holdfast.spec import option
 
@@ -63,9 +64,9 @@ class Diffusion(Model, steps=6000, rate=2e-3, ema=0.999, rounds=10, glance=200):
         for group in optimiser.param_groups:
             group["lr"] = self.rate * warm * (1 - 0.9 * t / self.steps)
         sigma = (1.2 * keys.fold("sigma").normal(()) - 1.2).exp()
-        noise = keys.fold("noise").normal(u.shape[1:]) * _wide(sigma, u)
+        noise = keys.fold("noise").normal(u.shape[1:]) * wide(sigma, u)
         y = torch.where(keys.fold("hide").uniform(()) < 0.1, net.k, y)
-        weight = _wide((sigma**2 + _DATA**2) / (sigma * _DATA) ** 2, u)
+        weight = wide((sigma**2 + _DATA**2) / (sigma * _DATA) ** 2, u)
         loss = (weight * (net(u + noise, sigma, y) - u).square()).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -111,62 +112,62 @@ class Denoiser(nn.Module):
             nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
         )
         self.of_class = nn.Embedding(k + 1, 4 * width)
-        self.register_buffer("pitch", torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
+        self.pitch = nn.Buffer(torch.exp(torch.linspace(-3, 4, 16)), persistent=False)
 
     def forward(self, u: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         if y is None:
             y = torch.full((len(u),), self.k, device=u.device)
-        wave = (sigma.log() / 4)[:, None] * self.pitch  # pyright: ignore[reportOperatorIssue]
-        told = F.silu(self.of_noise(torch.cat([wave.sin(), wave.cos()], 1)) + self.of_class(y))
-        s = _wide(sigma, u)
+        wave = (sigma.log() / 4)[:, None] * self.pitch
+        embedding = F.silu(self.of_noise(torch.cat([wave.sin(), wave.cos()], 1)) + self.of_class(y))
+        s = wide(sigma, u)
         whole = (s**2 + _DATA**2).sqrt()
-        return _DATA**2 / whole**2 * u + s * _DATA / whole * self.inner(u / whole, told)
+        return _DATA**2 / whole**2 * u + s * _DATA / whole * self.inner(u / whole, embedding)
 
 
 class _UNet(nn.Module):
     """Two resolutions; of images of 16 pixels or more, squares of 2x2 are first made channels."""
 
-    def __init__(self, shape: tuple[int, ...], width: int, told: int) -> None:
+    def __init__(self, shape: tuple[int, ...], width: int, embedding: int) -> None:
         super().__init__()
         c, h, w = shape
         self.fold = 2 if min(h, w) >= 16 and h % 2 == 0 and w % 2 == 0 else 1
         self.scale = 2 if halvings(h // self.fold, w // self.fold) else 1
         c = c * self.fold**2
         self.first = nn.Conv2d(c, width, 3, padding=1)
-        self.down = _Block(width, width, told)
+        self.down = _Block(width, width, embedding)
         self.deep = nn.ModuleList(
-            [_Block(width, 2 * width, told), _Block(2 * width, 2 * width, told)]
+            [_Block(width, 2 * width, embedding), _Block(2 * width, 2 * width, embedding)]
         )
-        self.up = _Block(3 * width, width, told)
+        self.up = _Block(3 * width, width, embedding)
         self.norm, self.last = _norm(width), _quiet(nn.Conv2d(width, c, 3, padding=1))
 
-    def forward(self, u: Tensor, told: Tensor) -> Tensor:
-        fine = self.down(self.first(F.pixel_unshuffle(u, self.fold)), told)
+    def forward(self, u: Tensor, embedding: Tensor) -> Tensor:
+        fine = self.down(self.first(F.pixel_unshuffle(u, self.fold)), embedding)
         coarse = F.avg_pool2d(fine, self.scale)
         for block in self.deep:
-            coarse = block(coarse, told)
-        u = self.up(torch.cat([fine, F.interpolate(coarse, scale_factor=self.scale)], 1), told)
+            coarse = block(coarse, embedding)
+        u = self.up(torch.cat([fine, F.interpolate(coarse, scale_factor=self.scale)], 1), embedding)
         return F.pixel_shuffle(self.last(F.silu(self.norm(u))), self.fold)
 
 
 class _Block(nn.Module):
-    """Two convolutions around what is told of noise and class, beside a shortcut."""
+    """Two convolutions and a shortcut around them; noise level and class scale what is between."""
 
-    def __init__(self, a: int, b: int, told: int) -> None:
+    def __init__(self, a: int, b: int, embedding: int) -> None:
         super().__init__()
         self.before, self.first = _norm(a), nn.Conv2d(a, b, 3, padding=1)
-        self.told = nn.Linear(told, 2 * b)
+        self.told = nn.Linear(embedding, 2 * b)
         self.between, self.second = _norm(b), _quiet(nn.Conv2d(b, b, 3, padding=1))
         self.short = nn.Identity() if a == b else nn.Conv2d(a, b, 1)
 
-    def forward(self, u: Tensor, told: Tensor) -> Tensor:
-        gain, shift = self.told(told)[..., None, None].chunk(2, 1)
+    def forward(self, u: Tensor, embedding: Tensor) -> Tensor:
+        gain, shift = self.told(embedding)[..., None, None].chunk(2, 1)
         v = self.between(self.first(F.silu(self.before(u)))) * (1 + gain) + shift
         return self.short(u) + self.second(F.silu(v))
 
 
 class _Rows(nn.Module):
-    """Rows of a table: three layers beside shortcuts, each told of noise and class."""
+    """Rows of a table: three layers with shortcuts, each given noise level and class."""
 
     def __init__(self, f: int, width: int) -> None:
         super().__init__()
@@ -174,10 +175,10 @@ class _Rows(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.told = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
 
-    def forward(self, u: Tensor, told: Tensor) -> Tensor:
+    def forward(self, u: Tensor, embedding: Tensor) -> Tensor:
         v = self.first(u)
-        for layer, hear in zip(self.layers, self.told, strict=True):
-            v = v + layer(F.silu(v + hear(told)))
+        for layer, given in zip(self.layers, self.told, strict=True):
+            v = v + layer(F.silu(v + given(embedding)))
         return self.last(F.silu(v))
 
 
@@ -190,7 +191,3 @@ def _quiet(layer: Any) -> Any:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _wide(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(-1, *[1] * (like.ndim - 1))

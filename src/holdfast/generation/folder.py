@@ -155,7 +155,7 @@ def load(folder: Path | str, device: str = "cpu") -> Generator:
     generator = Generator(model, net.eval().requires_grad_(False), frame, note["classes"])
     if knows_classes(net):
         return generator
-    return dataclasses.replace(generator, reader=load_reader(folder, generator))
+    return dataclasses.replace(generator, reader=load_reader(folder, frame, generator.k))
 
 
 def knows_classes(net: nn.Module) -> bool:
@@ -163,24 +163,21 @@ def knows_classes(net: nn.Module) -> bool:
     return not isinstance(net, OwnGenerator) or net.conditional
 
 
-def load_reader(folder: Path, generator: Generator) -> Reader:
+def load_reader(folder: Path, frame: Frame, k: int) -> Reader:
     """The small classifier, trained on the same data, whose features the folder's figures are taken
     from."""
-    reader = Reader(generator.frame, generator.k)
+    reader = Reader(frame, k).to(frame.middle.device)
     reader.load_state_dict(load_file(folder / READER))
-    return reader.to(generator.device).eval().requires_grad_(False)
+    return reader.eval().requires_grad_(False)
 
 
-def grid(x: np.ndarray, layout: str, columns: int, low: float, high: float) -> bytes:
-    """Images [n, *shape] as one picture, row by row: a PNG, small images enlarged."""
-    if x.ndim == 3:
-        x = x[:, None]
-    elif layout == "nhwc":
-        x = np.moveaxis(x, -1, 1)
-    if x.shape[1] not in (1, 3):
-        x = x[:, :1]
-    n, c, h, w = x.shape
-    pixels = np.rint(255 * np.clip((x - low) / (high - low), 0, 1)).astype(np.uint8)
+def grid(u: np.ndarray, columns: int) -> bytes:
+    """Images u [n, c, h, w] within [-1, 1] as one picture, row by row: a PNG, small images
+    enlarged; of other than 1 or 3 channels the first."""
+    if u.shape[1] != 3:
+        u = u[:, :1]
+    n, c, h, w = u.shape
+    pixels = np.rint(255 * np.clip((u + 1) / 2, 0, 1)).astype(np.uint8)
     times = max(1, 32 // h)
     pixels = pixels.repeat(times, 2).repeat(times, 3)
     pixels = np.pad(pixels, ((0, -n % columns), (0, 0), (1, 1), (1, 1)), constant_values=128)

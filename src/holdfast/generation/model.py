@@ -41,7 +41,8 @@ class Model(Options, ABC):
         kept."""
 
     @abstractmethod
-    def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer: ...
+    def optimiser(self, nets: nn.ModuleDict) -> torch.optim.Optimizer:
+        """What moves their weights."""
 
     @abstractmethod
     def learn(

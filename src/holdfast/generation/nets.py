@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.errors import InputError
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -23,18 +23,12 @@ class Frame(nn.Module):
     """Raw inputs [n, *shape] within low..high (numbers, or one a feature) as the networks see them,
     and back."""
 
-    low: Tensor
-    high: Tensor
-    middle: Tensor
-    reach: Tensor
-
     def __init__(self, shape: tuple[int, ...], layout: str, low: Tensor, high: Tensor) -> None:
         super().__init__()
         self.raw, self.layout = tuple(shape), layout
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("reach", ((high - low) / 2).clamp_min(1e-6))
+        self.low, self.high = nn.Buffer(low), nn.Buffer(high)
+        self.middle = nn.Buffer((high + low) / 2)
+        self.reach = nn.Buffer(((high - low) / 2).clamp_min(1e-6))
         if len(shape) > 3:
             raise InputError(f"inputs of shape {self.raw} are neither images nor rows of a table.")
         self.shape = self.inward(torch.zeros(1, *shape)).shape[1:]
@@ -46,11 +40,11 @@ class Frame(nn.Module):
 
     def inward(self, x: Tensor) -> Tensor:
         u = (x.to(self.middle) - self.middle) / self.reach
-        return u if len(self.raw) == 1 else planes(u, self.layout)
+        return u if len(self.raw) == 1 else channels_first(u, self.layout)
 
     def outward(self, u: Tensor) -> Tensor:
         if len(self.raw) > 1:
-            u = unplaned(u, self.raw, self.layout)
+            u = from_channels_first(u, self.raw, self.layout)
         return self.middle + self.reach * u
 
 
@@ -126,16 +120,12 @@ class Reader(nn.Module):
     Their mean square over real rows is 1, once `size` is set.
     """
 
-    size: Tensor
-
     def __init__(self, frame: Frame, k: int) -> None:
         super().__init__()
-        self.frame, self.body = (
-            frame,
-            trunk(tuple(frame.shape), 32, 64, nn.ReLU, lambda layer: layer),
-        )
+        self.frame = frame
+        self.body = trunk(tuple(frame.shape), 32, 64, nn.ReLU, lambda layer: layer)
         self.head = nn.Linear(64, k)
-        self.register_buffer("size", torch.ones(()))
+        self.size: Tensor = nn.Buffer(torch.ones(()))
 
     def features(self, x: Tensor) -> Tensor:
         return self.body(self.frame.inward(x)) / self.size

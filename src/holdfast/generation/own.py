@@ -196,12 +196,10 @@ class OwnDiscriminator(nn.Module):
                 f"{generator.own}."
             )
         if self.net.conditional != generator.conditional:
-            one, other = "discriminator", "generator"
-            if generator.conditional:
-                one, other = other, one
+            names = ("generator", "discriminator")
             raise InputError(
-                f"the {one} takes the class as a second input, and the {other} does not; give both "
-                "or none."
+                f"the {names[self.net.conditional]} takes the class as a second input, and the "
+                f"{names[generator.conditional]} does not; give both or none."
             )
         with torch.no_grad():
             rows = 100 * torch.randn(16, *generator.own)

@@ -1,5 +1,5 @@
-"""How good generated rows are: near the real ones, as varied, of the class asked for, useful, and
-no mere copies."""
+"""How good generated rows are: close to the real ones, as varied, of the class asked for, useful,
+and no mere copies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.data import Source, from_arrays
 from holdfast.data.part import Part
@@ -52,8 +52,8 @@ def reader(frame: Frame, k: int, data: Source, seed: int, most: int = 10_000) ->
     part = Part(data, rows, "some rows")
     epochs = max(2, min(20, -(-_READ // len(part))))
     with sealed(seed):
-        bounds = (float(frame.low.min()), float(frame.high.max()))
-        target = TorchTarget(Reader(frame, k).to(_device(frame)), bounds=Bounds(*bounds))
+        bounds = Bounds(float(frame.low.min()), float(frame.high.max()))
+        target = TorchTarget(Reader(frame, k).to(frame.middle.device), bounds=bounds)
         target.bind(frame.raw)
         net = train(target, part, epochs=epochs, seed=seed)
         assert isinstance(net, Reader)
@@ -81,7 +81,7 @@ def measure(
 
     Args:
         net: whose features are compared.
-        data: the rows that the generator was trained on; at most `most` of them are looked at.
+        data: the rows that the generator was trained on; at most `most` of them are read.
         test: real rows that it was not trained on.
     """
     real, _ = some(data, len(x), seed)
@@ -123,19 +123,18 @@ def some(data: Source, most: int, seed: int) -> tuple[Tensor, Tensor]:
 def features(net: Reader, x: Tensor) -> np.ndarray:
     """[n, 64] float64."""
     with torch.no_grad():
-        parts = [net.features(part.to(_device(net.frame))) for part in x.split(_AT_ONCE)]
+        parts = [net.features(part) for part in x.split(_AT_ONCE)]
     return torch.cat(parts).double().cpu().numpy()
 
 
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
+def accuracy(net: Reader, x: Tensor, y: Tensor) -> float:
     return float((decided(net, x) == y.cpu()).double().mean())
 
 
-def decided(net: nn.Module, x: Tensor) -> Tensor:
+def decided(net: Reader, x: Tensor) -> Tensor:
     """The classes [n] that a classifier decides for."""
-    device = next(net.parameters()).device
     with torch.no_grad():
-        return torch.cat([net(part.to(device)).argmax(1).cpu() for part in x.split(_AT_ONCE)])
+        return torch.cat([net(part).argmax(1).cpu() for part in x.split(_AT_ONCE)])
 
 
 def by_class(
@@ -159,7 +158,7 @@ def by_class(
 
 def _spread(frame: Frame, x: Tensor) -> float:
     """The root of the mean squared distance between two rows."""
-    u = frame.inward(x.to(_device(frame))).flatten(1).double()
+    u = frame.inward(x).flatten(1).double()
     return float((2 * u.var(0).sum()).sqrt())
 
 
@@ -208,20 +207,16 @@ def covered(made: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, floa
 
 
 def copies(x: Tensor, held: Tensor, data: Source) -> float:
-    """The share of samples whose nearest training row is nearer than that of all but 1 % of the
-    held-out rows."""
+    """The share of samples that are closer to a training row than all but 1 % of the held-out rows
+    are."""
     x, held = x[:2000].flatten(1).cpu(), held[:2000].flatten(1).cpu()
-    near = [torch.full((len(part),), torch.inf) for part in (x, held)]
+    closest = [torch.full((len(part),), torch.inf) for part in (x, held)]
     for start in range(0, len(data), 8192):
         rows = torch.from_numpy(data.rows(start, start + 8192)[0]).float().flatten(1)
-        near = [
+        closest = [
             torch.minimum(
                 best, torch.cat([torch.cdist(p, rows).amin(1) for p in part.split(_AT_ONCE)])
             )
-            for best, part in zip(near, (x, held), strict=True)
+            for best, part in zip(closest, (x, held), strict=True)
         ]
-    return float((near[0] < torch.quantile(near[1], 0.01)).double().mean())
-
-
-def _device(frame: Frame) -> torch.device:
-    return frame.middle.device
+    return float((closest[0] < torch.quantile(closest[1], 0.01)).double().mean())

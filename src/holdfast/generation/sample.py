@@ -74,7 +74,7 @@ def sample(
 
 def own_classifier(folder: Path, generator: Generator) -> Target:
     """The classifier that the folder's figures are taken with, as a target."""
-    return _as_target(load_reader(folder, generator), generator)
+    return _as_target(load_reader(folder, generator.frame, generator.k), generator)
 
 
 def _as_target(reader: Reader, generator: Generator) -> Target:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from holdfast.data import Source, as_source
@@ -39,20 +38,20 @@ from holdfast.generation.model import Model
 from holdfast.generation.nets import Frame, Reader
 from holdfast.generation.quality import Quality
 from holdfast.rng import Keys
-from holdfast.runs.journal import begin, left_as_found
+from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
 from holdfast.training.batches import read, shuffled
 from holdfast.training.state import (
     STATE,
+    Parts,
     blend,
+    gathered,
     packed,
-    put_slots,
+    put,
     restored,
-    slots,
     stored,
     table,
-    under,
 )
 
 _SHOWN = 8  # samples of each class in a picture
@@ -78,7 +77,7 @@ class Round:
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its tensors."""
+    """The progress of a training: all of its state but the tensors."""
 
     round: int = 0
     step: int = 0  # done of all
@@ -98,22 +97,15 @@ class State:
     def __init__(self, model: Model, nets: nn.ModuleDict) -> None:
         self.nets, self.optimiser, self.progress = nets, model.optimiser(nets), Progress()
         self.average = copy.deepcopy(nets["generator"]).eval().requires_grad_(False)
+        self.parts: Parts = {"now.": nets, "average.": self.average, "": self.optimiser}
 
     def dump(self) -> bytes:
-        tensors = {f"now.{name}": value for name, value in self.nets.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= slots(self.optimiser)
-        tensors = {
-            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
-        }
-        return stored(tensors, asdict(self.progress))
+        return stored(gathered(self.parts), asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
         tensors, progress = restored(content)
         self.progress = Progress(**{**progress, "log": [Round(**line) for line in progress["log"]]})
-        self.nets.load_state_dict(under("now.", tensors))
-        self.average.load_state_dict(under("average.", tensors))
-        put_slots(self.optimiser, tensors)
+        put(self.parts, tensors)
 
 
 @dataclass
@@ -124,7 +116,7 @@ class Training:
         data: rows to train on.
         held: rows that the samples are compared with as the training goes; they choose the weights.
         every: seconds from one stored state to the next; 0: after each step.
-        watch: told of each finished round.
+        on_round: called with each finished round.
     """
 
     model: Model
@@ -133,10 +125,9 @@ class Training:
     frame: Frame
     reader: Reader
     folder: Path
-    bounds: Bounds
     seed: int = 0
     every: float = 30.0
-    watch: Callable[[Round], None] = lambda _: None
+    on_round: Callable[[Round], None] | None = None
 
     def fit(self) -> None:
         """Train, from the start or from where the folder's state stands; the best generator is in
@@ -175,16 +166,16 @@ class Training:
 
     def _step(self, s: State, x: np.ndarray, y: np.ndarray, keys: Keys) -> None:
         progress, model = s.progress, self.model
-        u = self.frame.inward(torch.from_numpy(x).float().to(self.frame.middle.device))
+        u = self.frame.inward(torch.from_numpy(x).float())
         labels = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(u.device)
         own = Keys(keys.rows[: len(u)]).fold(progress.step)
         s.nets.train()
-        told = [
+        reports = [
             v
             for v in model.learn(s.nets, s.optimiser, u, labels, own, progress.step)
             if v is not None
         ]
-        *paid, critic = torch.stack(told).tolist()
+        *paid, critic = torch.stack(reports).tolist()
         if not math.isfinite(sum(paid) + critic):
             what = " and ".join(f"{v:g}" for v in (*paid, critic))
             raise InputError(
@@ -237,17 +228,12 @@ class Training:
             write_bytes(self.folder / WEIGHTS, packed(weights))
         progress.log.append(line)
         if len(self.frame.shape) == 3:
-            picture = grid(
-                x[: _SHOWN * k].cpu().numpy(),
-                self.frame.layout,
-                k,
-                self.bounds.low,
-                self.bounds.high,
-            )
+            picture = grid(self.frame.inward(x[: _SHOWN * k]).cpu().numpy(), k)
             write_bytes(self.folder / "samples" / f"round-{progress.round:03}.png", picture)
         write_bytes(self.folder / STATE, s.dump())
         write_bytes(self.folder / "log.csv", table(progress.log, Round).encode())
-        self.watch(line)
+        if self.on_round is not None:
+            self.on_round(line)
         if progress.bad > 1:
             raise InputError(
                 f"training stopped in round {progress.round}: {line.note}. {self._kept(s)}"
@@ -292,7 +278,7 @@ def generate(
     data: Any,
     model: Model | str = "gan",
     *,
-    out: Path | str,
+    out: Path | str | None = None,
     test: Any = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     layout: str | None = None,
@@ -300,7 +286,7 @@ def generate(
     seed: int = 0,
     device: str = "cpu",
     every: float = 30.0,
-    tell: Callable[[Round], None] = lambda _: None,
+    on_round: Callable[[Round], None] | None = None,
 ) -> Made:
     """Train a generative model on labelled rows, and measure what it draws.
 
@@ -309,31 +295,52 @@ def generate(
             [h, w], or rows of a table [f]; classes 0..k-1.
         model: `gan`, `wgan-gp` or `diffusion`, with any field changed as in `gan(steps=2000)`; or
             an `Own`, of your own networks.
-        out: the folder.
+        out: the folder; None: a new temporary one, which is the caller's to delete.
         test: rows to measure on; None: a fifth of `data`, which then trains nothing.
         bounds: of the raw inputs. Each feature of a table is scaled by its own range within them.
         layout: of images: nchw or nhwc; None: what the shape says.
         resume: go on with an unfinished training in `out`.
         every: seconds from one stored state to the next.
-        tell: told of each finished round.
+        on_round: called with each finished round.
 
     Raises:
         InputError: the data cannot be learnt from, `out` holds something else, or the training
             diverged.
         SpecError: the model cannot be understood.
     """
-    model, box, folder = (
-        parse(model) if isinstance(model, str) else model,
-        Bounds(*bounds),
-        Path(out),
-    )
+    model = parse(model) if isinstance(model, str) else model
+    box = Bounds(*bounds)
+    data, test = _sources(data, test, box, seed)
+    frame, k = _frame(data, box, layout)
+    with sealed(seed):
+        # networks that do not fit are refused before anything is written
+        model.nets(tuple(frame.shape), k)
+    asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
+    given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
+    with run_folder(out) as folder:
+        begin(folder, NOTE, asked | given, "a generator", resume=resume)
+        train, held = divide(data, 0.1, 5000, seed, "held-out")
+        reader = _reader(folder, frame.to(device), k, train, seed)
+        if not (folder / "quality.json").exists():
+            Training(model, train, held, frame, reader, folder, seed, every, on_round).fit()
+            drawer = load_generator(folder, device)
+            y = torch.arange(model.judged) % k
+            x = drawer.draw(y, torch.arange(len(y)), seed + 1)
+            found = quality.measure(reader, x, y, train, test, seed=seed)
+            write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
+            (folder / STATE).unlink(missing_ok=True)
+        found = Quality(**read_json(folder / "quality.json"))
+        return Made(load_generator(folder, device), found, folder)
+
+
+def _sources(data: Any, test: Any, box: Bounds, seed: int) -> tuple[Source, Source]:
+    """What to train on and what to measure on: checked, and never the same rows."""
     data = as_source(data, scale=box.high <= 1)
-    if test is not None:
-        test = laid_as(
-            as_source(test, scale=box.high <= 1), data.shape, f"those of {data.name} are"
-        )
-    else:
+    if test is None:
         data, test = divide(data, 0.2, 10_000, seed, "test")
+    else:
+        test = as_source(test, scale=box.high <= 1)
+        test = laid_as(test, data.shape, f"those of {data.name} are")
     for source in (data, test):
         check_data(source, box)
     (data, test), _ = numbered(None, data, test)
@@ -341,33 +348,15 @@ def generate(
         raise InputError(
             f"{data.name} would train the generator and measure it too; give other rows (--test)."
         )
-    frame, k = _frame(data, box, layout)
-    with sealed(seed):
-        # networks that do not fit are refused before anything is written
-        model.nets(tuple(frame.shape), k)
-    asked = {"model": repr(model), "data": data.fingerprint()[:16], "seed": str(seed)}
-    given = {"shape": list(data.shape), "layout": frame.layout, "classes": k}
-    with left_as_found(folder):
-        begin(folder, NOTE, asked | given, "a generator", resume=resume)
-        frame = frame.to(device)
-        train, held = divide(data, 0.1, 5000, seed, "held-out")
-        if (folder / READER).exists():
-            reader = Reader(frame, k).to(device)
-            reader.load_state_dict(load_file(folder / READER))
-            reader.eval().requires_grad_(False)
-        else:
-            reader = quality.reader(frame, k, train, seed)
-            write_bytes(folder / READER, packed(reader.state_dict()))
-        if not (folder / "quality.json").exists():
-            Training(model, train, held, frame, reader, folder, box, seed, every, tell).fit()
-            drawer = load_generator(folder, device)
-            y = torch.arange(model.judged) % k
-            x = drawer.draw(y, torch.arange(len(y)), seed + 1)
-            found = quality.measure(load_reader(folder, drawer), x, y, train, test, seed=seed)
-            write_bytes(folder / "quality.json", json.dumps(asdict(found), indent=1).encode())
-            (folder / STATE).unlink(missing_ok=True)
-        found = Quality(**read_json(folder / "quality.json"))
-        return Made(load_generator(folder, device), found, folder)
+    return data, test
+
+
+def _reader(folder: Path, frame: Frame, k: int, train: Source, seed: int) -> Reader:
+    """The classifier whose features are compared: trained, unless the folder holds it."""
+    if not (folder / READER).exists():
+        own = quality.reader(frame, k, train, seed)
+        write_bytes(folder / READER, packed(own.state_dict()))
+    return load_reader(folder, frame, k)
 
 
 def _frame(data: Source, box: Bounds, layout: str | None) -> tuple[Frame, int]:

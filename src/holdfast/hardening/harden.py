@@ -3,7 +3,7 @@ compare."""
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from holdfast.data import Source
 from holdfast.data.laid import laid_as
 from holdfast.data.part import Part
 from holdfast.errors import InputError, SpecError
-from holdfast.evaluation.chunk import Watch
+from holdfast.evaluation.chunk import OnProgress
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.evaluation.facts import Names
@@ -34,12 +34,11 @@ from holdfast.targets.target import copied
 from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
-from holdfast.training import workers
-from holdfast.training.balance import balance_of, divide_fairly, labels_of
-from holdfast.training.generated_rows import GeneratedRows
+from holdfast.training.balance import divide_fairly, labels_of
+from holdfast.training.batches import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.network import wrapped_like
-from holdfast.training.prepare import check_network, check_precision, network_of
+from holdfast.training.prepare import network_of, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import STATE, Epoch, read_log
 
@@ -78,8 +77,8 @@ def harden(
     min_recall: float = 0.0,
     seed: int = 0,
     every: float = 30.0,
-    watch: Watch = lambda _: None,
-    tell: Callable[[Epoch], None] = lambda _: None,
+    on_progress: OnProgress | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     names: Names | None = None,
     synthetic: Any = None,
     synthetic_share: float = 0.7,
@@ -117,8 +116,8 @@ def harden(
         min_clean: the least clean accuracy, on rows held out, of the weights chosen.
         min_recall: the least clean recall of any class, on the same rows.
         every: seconds from one stored state to the next.
-        watch: told of the progress of the two measurements.
-        tell: told of each finished epoch.
+        on_progress: called with the progress of the two measurements.
+        on_epoch: called with each finished epoch.
         names: what the manifests call things.
         synthetic: generated rows, which take the place of real ones in each step; the rows held out
             stay real.
@@ -136,7 +135,6 @@ def harden(
     """
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
-    parts = recipes.parts(recipe)
     given = copied(wrap(model))
     # one draw trains, many judge
     target = given.inner if isinstance(given, ExpectationOverTransformation) else given
@@ -144,70 +142,55 @@ def harden(
     assert isinstance(target, TorchTarget)
     _check_task(target)
     source, judged = _sources(target, data, test, seed)
-    source = _some(source, train_samples, "train_samples")
+    source = _some(source, train_samples)
     rows_asked(test_samples, len(judged), judged.name, "test_samples")
     target.bind(source.shape)
     more = [] if synthetic is None else [laid_as(open_for(target, synthetic), source.shape)]
     (source, judged, *more), _ = numbered(target, source, judged, *more)
-    check_network(network, target, source, recipe, parts[0])
-    workers.check(devices, target, parts[0], pickled=network.pickled)
-    check_precision(precision)
-    if tensorboard:
-        tensorboard_log.writer()
-    _check_counts(source, target.task.k)
-    _check_threat(threat, target, recipe)
-    train, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
-    generated = None
-    if more:
-        generated = GeneratedRows(more[0], synthetic_share)
-        generated.check(source)
-        check_data(generated.data, target.bounds)
-    training = Training(
+    training = training_of(
+        network,
         target,
-        train,
-        held,
+        source,
         threat,
-        _fitted(recipe, len(train)),
-        *parts,
+        recipe,
+        *recipes.parts(recipe),
         seed=seed,
+        devices=devices,
+        precision=precision,
         floor=min_clean,
         min_recall=min_recall,
-        balance=balance_of(train, target.task.k, recipe.class_weights),
         every=every,
-        watch=tell,
-        generated=generated,
-        precision=precision,
-        devices=devices,
+        on_epoch=on_epoch,
+        generated=_generated(target, more[0], synthetic_share, source) if more else None,
     )
-
-    def measured(model: Target, where: str, names: Names) -> Run:
-        return evaluate(
-            model,
-            judged,
-            threat,
-            out=folder / where,
-            names=names,
-            protocol=protocol,
-            samples=test_samples,
-            seed=seed,
-            resume=True,
-            watch=watch,
-        )
-
+    _check_counts(source, target.task.k)
+    _check_threat(threat, target, recipe)
+    if tensorboard:
+        tensorboard_log.writer()
     called = names or Names(type(target.model).__name__)
+    measured = functools.partial(
+        evaluate,
+        data=judged,
+        threat=threat,
+        protocol=protocol,
+        samples=test_samples,
+        seed=seed,
+        resume=True,
+        on_progress=on_progress,
+    )
     with run_folder(out) as folder:
         begin(folder, "harden.json", _asked(training, source), "a hardening", resume=resume)
-        before = measured(given, "before", called)
+        before = measured(given, out=folder / "before", names=called)
     if not (folder / "comparison.json").exists():  # or it is finished
         training.folder = folder
         if tensorboard:
-            training.watch = tensorboard_log.written(folder, tell)
+            training.on_epoch = tensorboard_log.written(folder, on_epoch)
         network.train(training)
     hardened = network.read(folder)
     hard: Target = wrapped_like(target, hardened)
     if isinstance(given, ExpectationOverTransformation):
         hard = ExpectationOverTransformation(hard, given.cost.draws)
-    after = measured(hard, "after", replace(called, model="hardened"))
+    after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
@@ -227,15 +210,8 @@ def _recipe(
     return replace(made, objective=repr(objectives.parse(made.objective)))
 
 
-def _fitted(recipe: Recipe, n: int) -> Recipe:
-    """The recipe on n rows: no batch is larger, and no more epochs than its steps are for."""
-    size = min(recipe.batch_size, n)
-    epochs = min(recipe.epochs, math.ceil(recipe.steps * size / n))
-    return replace(recipe, batch_size=size, epochs=epochs)
-
-
 def _asked(training: Training, source: Source) -> dict[str, str]:
-    """What harden.json holds: with another of these it would be another hardening."""
+    """What harden.json holds: all that must be equal for a hardening to be resumed."""
     recipe, generated = training.recipe, training.generated
     asked = {
         "threat": repr(training.threat),
@@ -245,12 +221,12 @@ def _asked(training: Training, source: Source) -> dict[str, str]:
         "model": training.target.fingerprint()[:16],
         "data": source.fingerprint()[:16],
     }
-    if training.min_recall:
-        asked["floor of recall"] = str(training.min_recall)
-    if training.balance is not None and training.balance.weights:
-        asked["class weights"] = "balanced"
-    if training.precision != "float32":
-        asked["precision"] = training.precision
+    further = (
+        ("floor of recall", training.min_recall, str(training.min_recall)),
+        ("class weights", training.balance.weights, "balanced"),
+        ("precision", training.precision != "float32", training.precision),
+    )
+    asked |= {name: text for name, given, text in further if given}
     if generated is not None:
         asked["synthetic"] = f"{generated.share:g} of {generated.data.fingerprint()[:16]}"
     return asked
@@ -273,25 +249,33 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
     source = laid_as(opened(data), judged.shape, f"those of {judged.name} are")
     if source.fingerprint() == judged.fingerprint():
         raise InputError(
-            f"{source.name} would train the network and measure it too; give other rows to measure "
-            "on (--test)."
+            f"{source.name} would both train the network and measure it; give other rows to "
+            "measure on (--test)."
         )
     return source, judged
 
 
-def _some(source: Source, samples: int | tuple[int, int] | None, name: str) -> Source:
-    """These rows of a source."""
-    start, stop = rows_asked(samples, len(source), source.name, name)
+def _generated(target: Target, rows: Source, share: float, real: Source) -> GeneratedRows:
+    """Rows to train on in addition to the real ones, checked."""
+    generated = GeneratedRows(rows, share)
+    generated.check(real)
+    check_data(rows, target.bounds)
+    return generated
+
+
+def _some(source: Source, samples: int | tuple[int, int] | None) -> Source:
+    """These rows of a source to train on."""
+    start, stop = rows_asked(samples, len(source), source.name, "train_samples")
     if samples is None:
         return source
     return Part(source, np.arange(start, stop), f"rows {start}:{stop}")
 
 
 def _check_task(target: TorchTarget) -> None:
-    if target.head.graded is not None:
+    if target.head.truth_task is not None:
         raise InputError(
             "hardening trains classifiers of k classes, and this model's task is "
-            f"{target.head.graded}."
+            f"{target.head.truth_task}."
         )
     if target.inputs.context:
         raise InputError(

@@ -1,5 +1,4 @@
-"""Objectives against several threats at once: the one that is trained against and measured, and
-others beside it."""
+"""Objectives against several threats at once: the one that is measured, and further ones."""
 
 from __future__ import annotations
 
@@ -18,17 +17,16 @@ from holdfast.spec import option
 from holdfast.targets.target import Access
 from holdfast.threats.threat import Targeted, Threat
 from holdfast.training.inner_attack import InnerAttack
-from holdfast.training.objective import Objective
+from holdfast.training.objective import Searching
 
 
 @dataclass(frozen=True)
-class MultipleThreats(Objective):
-    """Trains against the threat and those that `also` lists."""
+class MultipleThreats(Searching):
+    """Trains against the threat and those that `also` lists, with as many steps for each."""
 
-    also: str = option("", "threats beside the one that is measured: 'l2(2), l1(10)'")
-    steps: int = option(10, "of the inner attack, for each threat that it asks about", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
+    also: str = option(
+        "", "further threats, in addition to the one that is measured: 'l2(2), l1(10)'"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,8 +93,8 @@ class EAT(MultipleThreats):
 
 @dataclass(frozen=True)
 class MSD(MultipleThreats):
-    """CE(f(x'), y) at the end of ascent that takes at each step that of several threats which gains
-    most.
+    """CE(f(x'), y) at the end of ascent, each step of which is under the one of several threats
+    that gains most.
 
     Multi steepest descent (Maini et al. 2020, arXiv:1909.04068).
     """

@@ -17,7 +17,7 @@ from holdfast.attacks.problem import Problem
 from holdfast.spec import option
 from holdfast.targets.target import Access, Bounds
 from holdfast.training.inner_attack import InnerAttack
-from holdfast.training.objective import Objective
+from holdfast.training.objective import Objective, Searching
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,15 @@ class Noise(Objective):
     """CE(f(x + noise), y), Gaussian (Cohen et al. 2019, arXiv:1902.02918)."""
 
     sigma: float = option(0.25, "of the noise, in raw input units", at_least=0)
+    steps = 0
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def inner_steps(self) -> int:
-        return 0
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return x + self.sigma * inner.keys(x, "noise").normal(x.shape[1:], x.dtype)
 
 
 @dataclass(frozen=True)
-class SmoothAdv(Objective):
+class SmoothAdv(Searching, steps=4, step_size=0.5):
     """CE(f(x' + noise), y), x' where the smoothed network errs most (Salman et al. 2019,
     arXiv:1906.04584).
 
@@ -47,9 +44,6 @@ class SmoothAdv(Objective):
     draws: int = option(
         2, "of noise: for the attack's mean of softmax, and points a row to train at", at_least=1
     )
-    steps: int = option(4, "of the inner attack", at_least=1)
-    step_size: float = option(0.5, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     @property
     def passes(self) -> int:

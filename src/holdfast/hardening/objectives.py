@@ -1,4 +1,4 @@
-"""Objectives: the ways to train, by name. Those for several threats, and those with noise, have
+"""Objectives: how to train, by name. Those for several threats, and those with noise, have
 files of their own."""
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.attacks.problem import Problem
-from holdfast.hardening.advgan import AdvGAN
+from holdfast.attacks.universal.advgan import changed, perturber, priced
 from holdfast.hardening.multiple_threats import EAT, MSD, Avg, Max
 from holdfast.hardening.noise import Noise, SmoothAdv
 from holdfast.spec import option
+from holdfast.targets import TorchTarget
 from holdfast.targets.target import Access
-from holdfast.training.inner_attack import InnerAttack
+from holdfast.training.inner_attack import AttackNetwork, InnerAttack, evaluating
 from holdfast.training.objective import (
     PGD,
     Net,
     Objective,
+    Searching,
     Standard,
     crossed,
     distance,
@@ -73,20 +75,17 @@ class NFGSM(Objective):
 
 @dataclass(frozen=True)
 class Free(Objective):
-    """CE(f(x'), y), each batch several times: one backward moves the weights and x' (Shafahi 2019,
-    arXiv:1904.12843).
+    """CE(f(x'), y), each batch several times: one backward changes the weights and x' (Shafahi
+    2019, arXiv:1904.12843).
 
     A recipe's epochs count batches, so it needs so many times fewer of them. Differs from the
     paper: x' of a new batch starts at random, not from where the last batch's ended.
     """
 
+    steps = 0  # its attack is its training
     batch_replays: int = option(8, "steps of the optimiser a batch (m in the paper)", at_least=1)
     step_size: float = option(1.0, "fraction of eps, from one replay to the next", at_least=0)
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def inner_steps(self) -> int:
-        return 0  # its attack is its training
 
     @property
     def passes(self) -> int:
@@ -101,15 +100,12 @@ class Free(Objective):
 
 
 @dataclass(frozen=True)
-class ALP(Objective):
+class ALP(Searching):
     """CE(f(x'), y) and CE(f(x), y), half each, + weight |f(x) - f(x')|^2 / k (Kannan et al. 2018,
     arXiv:1803.06373)."""
 
     asks = 2
     weight: float = option(0.5, "of the distance between the logits", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, z), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
@@ -117,19 +113,13 @@ class ALP(Objective):
 
 
 @dataclass(frozen=True)
-class Trades(Objective):
+class Trades(Searching):
     """CE(f(x), y) + beta KL(p, p'), x' where that divergence is large (Zhang et al. 2019,
     arXiv:1901.08573)."""
 
     asks = 2
+    further = 1  # the inner attack asks for p too
     beta: float = option(6.0, "of the divergence: more robust, less accurate", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 1  # the inner attack asks for p too
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
@@ -140,7 +130,7 @@ class Trades(Objective):
 
 
 @dataclass(frozen=True)
-class LSE(Objective):
+class LSE(Searching, smoothing=0.1):
     """|p - y|^2 + beta |p - p'|^2, x' where the latter is large (SCORE: Pang et al. 2022,
     arXiv:2202.10103).
 
@@ -149,14 +139,8 @@ class LSE(Objective):
     """
 
     asks = 2
+    further = 1  # the inner attack asks for p too
     beta: float = option(4.0, "of the distance between the probabilities", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.1, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 1  # the inner attack asks for p too
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return inner(_Apart(steps=self.steps, step_size=self.step_size, measure="distance"), x, y)
@@ -170,33 +154,23 @@ class LSE(Objective):
 
 
 @dataclass(frozen=True)
-class HAT(Objective):
+class HAT(Trades, beta=2.5):
     """TRADES + gamma CE(f(x''), h), x'' beyond x' (helper examples: Rade and Moosavi-Dezfooli, ICLR
     2022).
 
-    x'' = x + reach (x' - x). The label h is what the network as it was given to hardening says at
-    x': so give one that is trained, as the paper does.
+    x'' = x + reach (x' - x). The label h is the class that the network gave to x' before the
+    training: so give a trained network, as the paper does.
     """
 
     asks = 3
-    beta: float = option(2.5, "of the divergence", at_least=0)
+    further = 2  # the inner attack asks for p too, and the loss for h
     gamma: float = option(0.5, "of the helper examples", at_least=0)
     reach: float = option(2.0, "of the helper examples, multiples of x' - x", at_least=0)
-    steps: int = option(10, "of the inner attack", at_least=1)
-    step_size: float = option(0.25, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return super().passes + 2  # the inner attack asks for p too, and the loss for h
-
-    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
-        return inner(_Apart(steps=self.steps, step_size=self.step_size), x, y)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        (clean, z), there = crossed(net, x, y, self.smoothing), net(x_adv)
+        paid, there = super().loss(net, x, x_adv, y)
         helped, _ = crossed(net, x + self.reach * (x_adv - x), net.given(x_adv).argmax(1), 0)
-        return clean + self.beta * divergence(there, z) + self.gamma * helped, there
+        return paid + self.gamma * helped, there
 
 
 @dataclass(frozen=True)
@@ -215,14 +189,14 @@ class Mart(Objective):
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         z, there = net(x), net(x_adv)
         own = y[:, None]
-        rival = there.softmax(1).scatter(1, own, 0).amax(1)
-        bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - rival).clamp_min(1e-4))
+        other = there.softmax(1).scatter(1, own, 0).amax(1)
+        bce = F.cross_entropy(there, y, reduction="none") - torch.log((1 - other).clamp_min(1e-4))
         unsure = 1 - z.softmax(1).gather(1, own)[:, 0]
         return bce + self.beta * divergence(there, z) * unsure, there
 
 
 @dataclass(frozen=True)
-class Ensemble(Objective):
+class Ensemble(Searching, steps=1, step_size=1.0):
     """CE(f(x), y) and CE(f(x'), y), half of the x' against another network (Tramer et al. 2018,
     arXiv:1705.07204).
 
@@ -231,9 +205,6 @@ class Ensemble(Objective):
     """
 
     asks = 2
-    steps: int = option(1, "of the inner attack", at_least=1)
-    step_size: float = option(1.0, "fraction of eps", at_least=0)
-    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         attack = Ascent(steps=self.steps, step_size=self.step_size, start_at="zero", loss="ce")
@@ -244,6 +215,48 @@ class Ensemble(Objective):
         ):
             x_adv[part] = inner(attack, x[part], y[part], on=target)
         return x_adv
+
+    def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
+        return (clean + crafted) / 2, there
+
+
+@dataclass(frozen=True)
+class AdvGAN(Objective):
+    """CE(f(x), y) and CE(f(x'), y), half each, x' made by a network that is trained in turns with
+    it (AdvGAN: arXiv:1801.02610).
+
+    Trained in turns, as the generative adversarial trainer is (Lee et al. 2017, arXiv:1705.03387):
+    one step of Adam towards a larger margin of the wrong classes, then one of the network. Differs
+    from AdvGAN: no second network asks for realism. It costs as much as one step of ascent, and
+    gives one point a row, so other attacks may still succeed.
+    """
+
+    asks = 2
+    width: int = option(16, "channels of the perturbing network's first layer", at_least=1)
+    rate: float = option(1e-3, "of its Adam", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
+
+    def attack_network(self, target: TorchTarget) -> AttackNetwork:
+        assert target.shape is not None
+        net = perturber(
+            target,
+            target.batcher.place(torch.zeros(1, *target.shape)),
+            self.width,
+        )
+        return AttackNetwork(net, torch.optim.Adam(net.parameters(), self.rate))
+
+    def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
+        assert inner.attack_network is not None
+        inner.attack_network.optimiser.zero_grad()
+        with evaluating(inner.live.model):
+            priced(inner.attack_network.net, inner.problem(x, y), inner.threat)[1].backward()
+        inner.attack_network.optimiser.step()
+
+    def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
+        assert inner.attack_network is not None
+        with torch.no_grad():
+            return changed(inner.attack_network.net, inner.live, inner.threat, x)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         (clean, _), (crafted, there) = (crossed(net, at, y, self.smoothing) for at in (x, x_adv))
@@ -303,7 +316,7 @@ class _Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class _Apart(Attack):
-    """Ascent of KL(p, p') or |p - p'|^2, from near x, where both are flat."""
+    """Ascent of KL(p, p') or |p - p'|^2. It starts close to x, since both have no slope at x."""
 
     needs = Access.GRADIENTS
     steps: int = 10

@@ -1,8 +1,7 @@
-"""Regularisers: what a training pays beside its objective, for scores that change less than they
-need to.
+"""Regularisers: penalties in addition to the objective, for scores that change less with the input.
 
 Below, l is the cross-entropy of a row and g its gradient on the input. The network is in eval mode
-meanwhile, so that its batch norms do not learn from points that are no data.
+meanwhile, so that its batch norms take no statistics of points that are no data.
 """
 
 from __future__ import annotations
@@ -34,11 +33,8 @@ class GradAlign(Regularizer):
     fixed.
     """
 
+    costs = 6
     weight: float = option(0.2, "lambda: 0.2 at 8/255, 0.063 at 4/255", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return 6
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         here, there = slopes(net, x, y).detach(), slopes(net, inner.around(x, "gradalign"), y)
@@ -53,11 +49,8 @@ class ELLE(Regularizer):
     fixed: no ELLE-A.
     """
 
+    costs = 6
     weight: float = option(1000.0, "lambda: 1,000 to 8/255, 5,000 from 10/255", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return 6
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         u, v = inner.around(x, "first"), inner.around(x, "second")
@@ -71,11 +64,8 @@ class ELLE(Regularizer):
 class Gradient(Regularizer):
     """weight |g|^2 (input-gradient penalty: Ross and Doshi-Velez 2018, arXiv:1711.09404)."""
 
+    costs = 4
     weight: float = option(1.0, "grows with the square of the inputs' unit", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return 4
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * slopes(net, x, y).flatten(1).square().sum(1).mean()
@@ -114,12 +104,9 @@ class CURE(Regularizer):
     Differs from the paper: z is one of the threat's norm, and h a multiple of eps.
     """
 
+    costs = 8
     weight: float = option(4.0, "lambda", at_least=0)
     h: float = option(1.5, "how far the gradients are compared, multiples of eps", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return 8
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         here = slopes(net, x, y)
@@ -160,10 +147,6 @@ class Squeeze(Regularizer):
 
     weight: float = option(0.05, "of the penalty", at_least=0)
 
-    @property
-    def passes(self) -> int:
-        return 0
-
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return self.weight * z.square().mean()
 
@@ -178,10 +161,6 @@ class Spectral(Regularizer):
     """
 
     weight: float = option(0.01, "of the penalty", at_least=0)
-
-    @property
-    def passes(self) -> int:
-        return 0
 
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         assert isinstance(inner.live.model, torch.nn.Module)

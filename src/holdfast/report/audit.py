@@ -1,5 +1,5 @@
-"""What an auditor asks: what was covered, what was not, and where it stands in the schemes of the
-field."""
+"""What an auditor asks: what was covered, what was not, and the entries of the schemes of the
+field that this touches."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ def knowledge(manifest: Manifest) -> str:
 
 def untested(manifest: Manifest) -> list[tuple[str, str]]:
     """Topic and what it is, of everything that this run says nothing about."""
-    white, borrowed = manifest.model.access == "gradients", manifest.model.surrogate is not None
+    white, transferred = manifest.model.access == "gradients", manifest.model.surrogate is not None
     rows = [
         (
-            not white or borrowed,
+            not white or transferred,
             "White box",
             (
-                "Adversaries who have the model itself, and so may find more than queries or a "
-                "borrowed model do."
+                "Adversaries who have the model itself, and so may find more than queries or "
+                "another model show."
             ),
         ),
         (
-            white and not borrowed,
+            white and not transferred,
             "Black box, transfer",
-            "Adversaries who only ask the model, or borrow another one. What the white box breaks "
-            "is broken; what it leaves was not tried this way.",
+            "Adversaries who only ask the model, or attack another one in its place. They might "
+            "break inputs that this run did not.",
         ),
         (
             True,
             "Other threats",
             (
-                "Other norms, sizes and movements, patches, physical changes, attacks adapted to "
+                "Other norms and sizes, rotations, patches, physical changes, attacks adapted to "
                 "this defence by hand."
             ),
         ),
@@ -68,7 +68,7 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
         (
             manifest.metrics.certified_accuracy is None,
             "Proof",
-            "No input was certified: not broken is not proven.",
+            "Nothing is proven: an input that was not broken may still be breakable.",
         ),
         (True, "Poisoning", "Tampered training data, or a model with a backdoor."),
         (True, "Privacy", "Membership inference, inversion, memorised data."),
@@ -84,8 +84,8 @@ def places(manifest: Manifest) -> list[Place]:
     """MITRE ATLAS, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2 E2025, EU AI Act
     Article 15."""
     tested = {True: TESTED, False: NOT}
-    borrowed, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
-    white = tested[not (borrowed or asked)]
+    transferred, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
+    white = tested[not (transferred or asked)]
     shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
     known = "white-box knowledge" if white == TESTED else "limited knowledge"
     schemes: dict[str, list[tuple[str, ...]]] = {
@@ -93,8 +93,8 @@ def places(manifest: Manifest) -> list[Place]:
             ("AML.T0015 Evade ML model", TESTED),
             ("AML.T0043.000 Craft adversarial data: white box", white),
             ("AML.T0043.001 Craft adversarial data: black box", tested[asked]),
-            ("AML.T0043.002 Craft adversarial data: transfer", tested[borrowed]),
-            ("AML.T0043.003, .004 Manual changes, triggers", NOT),
+            ("AML.T0043.002 Craft adversarial data: transfer", tested[transferred]),
+            ("AML.T0043.003 and AML.T0043.004 Manual changes, triggers", NOT),
             ("AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
             ("AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
             ("AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),

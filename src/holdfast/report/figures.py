@@ -96,7 +96,7 @@ def curve(points: Sequence[CurvePoint], eps: float, name: str = "curve") -> str:
         handletextpad=0.4,
         columnspacing=1.2,
     )
-    said = "; ".join(f"{words.percent(i.value)} at eps {words.number(e)}" for e, i, m in known if m)
+    said = "; ".join(f"{words.percent(i.value)} at eps {words.eps(e)}" for e, i, m in known if m)
     return _svg(figure, name, f"Robust accuracy over eps. Measured: {said or 'nothing'}.")
 
 
@@ -122,10 +122,11 @@ def tradeoff(
     first: tuple[Interval, Interval],
     second: tuple[Interval, Interval],
     epochs: Sequence[tuple[float, float]] = (),
+    labels: tuple[str, str] = ("first", "second"),
     name: str = "tradeoff",
 ) -> str:
-    """Robust over clean accuracy: two models as points with their intervals, and what training went
-    through between."""
+    """Robust over clean accuracy: two models as points with their intervals, and the epochs of the
+    training between them."""
     figure, axes = _empty(4.7, 3.6, "both")
     if epochs:
         axes.plot(
@@ -137,7 +138,7 @@ def tradeoff(
             label="epochs, on rows held out",
         )
     said = []
-    for label, pair, fill in (("first run", first, PAPER), ("second run", second, ACCENT)):
+    for label, pair, fill in ((labels[0], first, PAPER), (labels[1], second, ACCENT)):
         at, low, high = np.array(
             [[getattr(i, k) for i in pair] for k in ("value", "low", "high")], dtype=float
         )
@@ -183,7 +184,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str], title: str,
     axes.imshow(pixels, interpolation="none")
     axes.set(xlabel="predicted", ylabel="true")
     if k <= NUMBERED:
-        short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.plain, names)]
+        short = [n if len(n) <= 12 else n[:11] + "…" for n in map(words.printable, names)]
         size = min(10, 190 / k)
         axes.set_xticks(
             range(k), short, rotation=90 * (max(map(len, short)) > 45 / k), fontsize=size
@@ -245,7 +246,7 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"(style=\"font[^\"]*?)'[^;\"]*sans-serif", r"\1system-ui, sans-serif", text)
     text = re.sub("|".join(_PAGE), lambda found: _PAGE[found[0]], text)
-    label = html.escape(words.plain(said), quote=True)
+    label = html.escape(words.printable(said), quote=True)
     return re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
         r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

@@ -8,6 +8,7 @@ import functools
 import io
 import math
 import re
+import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -20,11 +21,11 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
-from holdfast import spec
 from holdfast.errors import InputError
 from holdfast.report import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
+from holdfast.runs.run import Run, folder_of
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -33,7 +34,7 @@ SMALLEST = 8  # pixels a side of rows [h, w] that are shown as a grey picture
 
 @dataclass(frozen=True)
 class Example:
-    """A stored adversarial example beside its original."""
+    """A stored adversarial example with its original."""
 
     row: dict[str, Any]  # its row of samples.parquet
     changed: int  # values that differ
@@ -51,6 +52,27 @@ def write(folder: Path) -> Path:
     """
     path = folder / "report.html"
     store.write_bytes(path, _render(folder, store.read_manifest(folder)).encode())
+    return path
+
+
+def report(run: Run | Path | str, *, open: bool = False) -> Path:
+    """The page of a run, report.html in its folder, written where it is not there yet.
+
+    The folder of a run that was made without `out` goes with the `Run`, and the page with it.
+
+    Args:
+        run: the run, or its folder.
+        open: show it in the web browser.
+
+    Raises:
+        InputError: the folder holds no finished run, or a file of it is damaged.
+    """
+    folder = folder_of(run)
+    path = folder / "report.html"
+    if not path.exists():
+        write(folder)
+    if open:
+        webbrowser.open(path.resolve().as_uri())
     return path
 
 
@@ -134,7 +156,7 @@ def _template(name: str) -> Template:
         "glued": _glued,
         "span": words.span,
         "number": words.number,
-        "eps": spec.number,
+        "eps": words.eps,
     }
     return environment.from_string(_text(name))
 
@@ -144,7 +166,7 @@ def _harmless(value: object) -> object:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     glue = "\N{NO-BREAK SPACE}"  # Python does not count it as printable
-    return glue.join(map(words.plain, value.split(glue)))
+    return glue.join(map(words.printable, value.split(glue)))
 
 
 def _render(folder: Path, manifest: Manifest) -> str:

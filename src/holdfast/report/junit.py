@@ -31,12 +31,12 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     suite = xml.SubElement(
         root,
         "testsuite",
-        name=words.plain(f"holdfast {manifest.model.spec} {manifest.asked}"),
+        name=words.printable(f"holdfast {manifest.model.spec} {words.asked(manifest)}"),
         tests=str(len(cases)),
         failures=str(failures),
         errors="0",
         time=seconds,
-        timestamp=words.plain(manifest.provenance.created[:19]),
+        timestamp=words.printable(manifest.provenance.created[:19]),
         hostname="localhost",
         package="holdfast",
         id="0",
@@ -49,19 +49,19 @@ def junit(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
         ("data", manifest.data.fingerprint),
         ("protocol", manifest.protocol.name),
     ):
-        xml.SubElement(properties, "property", name=name, value=words.plain(value))
+        xml.SubElement(properties, "property", name=name, value=words.printable(value))
     for kind, name, text, held in cases:
-        place = {"classname": f"holdfast.{kind}", "name": words.plain(name), "time": "0"}
+        place = {"classname": f"holdfast.{kind}", "name": words.printable(name), "time": "0"}
         case = xml.SubElement(suite, "testcase", place)
         if not held:
-            failure = xml.SubElement(case, "failure", message=words.plain(text), type=kind)
-            failure.text = words.plain(text)
+            failure = xml.SubElement(case, "failure", message=words.printable(text), type=kind)
+            failure.text = words.printable(text)
     # Ant's schema knows no output of a single case.
     lines = [
         words.headline(manifest),
         *(f"{kind} {name}: {text}" for kind, name, text, held in cases if held),
     ]
-    xml.SubElement(suite, "system-out").text = "\n".join(map(words.plain, lines))
+    xml.SubElement(suite, "system-out").text = "\n".join(map(words.printable, lines))
     xml.SubElement(suite, "system-err")
     xml.indent(root)
     return xml.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"

@@ -14,12 +14,12 @@ from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifes
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:
     """The headline, the verdict, the figures, the gates, the findings and what was not tested."""
     parts = [
-        f"## Robustness of {_plain(manifest.model.spec)} under {_code(manifest.asked)}",
-        *_story(manifest),
+        f"## Robustness of {_text(manifest.model.spec)} under {_code(words.asked(manifest))}",
+        *_result(manifest),
     ]
     if gates:
         rows = [
-            ["held" if g.held else "**not held**", _code(g.gate.text), _plain(g.sentence)]
+            ["held" if g.held else "**not held**", _code(g.gate.text), _text(g.sentence)]
             for g in gates
         ]
         parts += ["### Gates", _table(["", "gate", "seen"], rows)]
@@ -56,21 +56,21 @@ def card(manifest: Manifest) -> str:
         groups = ["## By group", _parts("group", m.per_group)]
     parts = [
         f"---\nmodel-index: {json.dumps(index, ensure_ascii=True)}\n---",
-        f"# Model card: {_plain(manifest.model.spec)}",
+        f"# Model card: {_text(manifest.model.spec)}",
         "## Model details",
         _details(manifest.model),
         "## Intended use",
         "_To be filled in by the owner: intended use, users, uses out of scope._",
         "## Evaluation data",
-        f"Data {_plain(data.spec)}, split {_plain(data.split)}, {m.clean_accuracy.n:,} of "
+        f"Data {_text(data.spec)}, split {_text(data.split)}, {m.clean_accuracy.n:,} of "
         f"{data.total:,} rows; SHA-256 {_code(data.fingerprint)}.",
         "## Training data",
         "_To be filled in by the owner; nothing in this run tells._",
         "## Robustness",
-        *_story(manifest),
+        *_result(manifest),
         "### Threat model",
-        _plain(
-            f"{audit.knowledge(manifest)} The adversary may {words.freedom(manifest)}. "
+        _text(
+            f"{audit.knowledge(manifest)} The adversary may {words.capability(manifest)}. "
             f"{words.goal(manifest)}"
         ),
         *_evidence(manifest),
@@ -89,8 +89,8 @@ def _details(model: ModelInfo) -> str:
         ["Model", ", ".join(_code(part) for part in (model.spec, model.arch) if part)],
         [
             "Inputs",
-            f"{' × '.join(map(str, model.shape))} ({_plain(model.layout)}), in "
-            f"{_plain(list(model.bounds))}",
+            f"{' × '.join(map(str, model.shape))} ({_text(model.layout)}), in "
+            f"{_text(list(model.bounds))}",
         ],
         ["Classes", str(model.classes)],
         ["Preprocessing", ", ".join(map(_code, model.preprocess)) or "none declared"],
@@ -104,7 +104,7 @@ def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) ->
         [kind, "inputs", "clean accuracy", "robust accuracy"],
         [
             [
-                _plain(p.name),
+                _text(p.name),
                 f"{p.robust_accuracy.n:,}",
                 _share(p.clean_accuracy),
                 _share(p.robust_accuracy),
@@ -114,7 +114,7 @@ def _parts(kind: str, parts: Sequence[ClassMetrics] | Sequence[GroupMetrics]) ->
     )
 
 
-def _story(manifest: Manifest) -> list[str]:
+def _result(manifest: Manifest) -> list[str]:
     m = manifest.metrics
     figures = (
         ("clean accuracy", m.clean_accuracy),
@@ -129,9 +129,9 @@ def _story(manifest: Manifest) -> list[str]:
         if share is not None
     ]
     return [
-        _plain(
+        _text(
             " ".join(
-                [words.headline(manifest), *words.asides(manifest), words.worst(manifest)]
+                [words.headline(manifest), *words.notes(manifest), words.worst_group(manifest)]
             ).strip()
         ),
         f"**Verdict: {manifest.verdict.status}.** {words.VERDICTS[manifest.verdict.status]}",
@@ -140,9 +140,10 @@ def _story(manifest: Manifest) -> list[str]:
 
 
 def _evidence(manifest: Manifest) -> list[str]:
-    findings = [[f.severity, _code(f.check), _plain(f.text)] for f in manifest.verdict.findings]
+    findings = [[f.severity, _code(f.check), _text(f.text)] for f in manifest.verdict.findings]
     trials = [
-        [_code(t.spec), f"{t.eps:g}", f"{t.attacked:,}", f"{t.broken:,}"] for t in manifest.trials
+        [_code(t.spec), words.eps(t.eps), f"{t.attacked:,}", f"{t.broken:,}"]
+        for t in manifest.trials
     ]
     return [
         "### Findings",
@@ -153,7 +154,7 @@ def _evidence(manifest: Manifest) -> list[str]:
 
 
 def _limits(manifest: Manifest) -> list[str]:
-    return ["### Not tested", _table(["topic", "what it is"], audit.untested(manifest))]
+    return ["### Not tested", _table(["topic", "what was not tested"], audit.untested(manifest))]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,9 +174,9 @@ _MARKS = re.compile(r"[\\`*_{}\[\]#~$!@|]|:(?=/)|(?<=www)\.", re.IGNORECASE)
 _ENTITIES = {"|": "&#124;", "@": "@&#8203;"}  # no backslash keeps an address from becoming a link
 
 
-def _plain(text: object) -> str:
+def _text(text: object) -> str:
     """Text that no Markdown reader takes for markup, HTML, a link or the end of a cell."""
-    text = words.plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = words.printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKS.sub(_escaped, text)
 
 
@@ -185,13 +186,13 @@ def _escaped(mark: re.Match[str]) -> str:
 
 def _code(text: str) -> str:
     """Text as code; as plain text where a sign in it would end the code or the cell."""
-    text = words.plain(text)
+    text = words.printable(text)
     if not text.strip() or set(text) & set("`|\\"):
-        return _plain(text)
+        return _text(text)
     return f"`{text}`"
 
 
 def _block(text: str) -> str:
     """A command as a block of code, whose fence is longer than any in it."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}sh\n{words.plain(text)}\n{fence}"
+    return f"{fence}sh\n{words.printable(text)}\n{fence}"

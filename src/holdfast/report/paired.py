@@ -14,17 +14,24 @@ from rich.text import Text
 
 from holdfast.report import figures, html, words
 from holdfast.report.terminal import columns
-from holdfast.runs.compare import Average, Comparison, Paired, PartChange, Spread
+from holdfast.runs.compare import Comparison, Paired, PartChange, Spread
 from holdfast.runs.store import write_bytes
 
 _SHOWN = 6  # losses in the summary
+SIGNIFICANT = 0.05  # of McNemar's p
+
+
+def names(found: Comparison) -> tuple[str, str]:
+    """What the two runs are called: before and after, as those of a hardening."""
+    folders = tuple(Path(run).name for run in found.runs)
+    return ("before", "after") if folders == ("before", "after") else ("first", "second")
 
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    table = columns(
-        "accuracy", "first", "95 % interval", "second", "95 % interval", "gained", "lost"
-    )
+    clean, robust = found.figures
+    one, other = names(found)
+    table = columns("accuracy", one, "95 % interval", other, "95 % interval", "gained", "lost")
     for f in found.figures:
         table.add_row(
             f.name.removesuffix(" accuracy"),
@@ -35,39 +42,44 @@ def summary(found: Comparison) -> RenderableType:
             f"{f.gained:,}",
             f"{f.lost:,}",
         )
-    lines: list[RenderableType] = [
-        Text(f"First: {words.plain(found.runs[0])} ({found.verdicts[0]})"),
-        Text(f"Second: {words.plain(found.runs[1])} ({found.verdicts[1]})"),
-        Text(f"{found.n:,} inputs under {words.plain(found.threat)}"),
+    lines: list[RenderableType] = [Text(sentence(f, found), style="bold") for f in (robust, clean)]
+    lines += [Text(words.printable(warning), style="bold red") for warning in warnings(found)]
+    lines += [Text(words.printable(remark), style="yellow") for remark in found.remarks]
+    threat = words.as_typed(found.threat)
+    lines += [
+        "",
+        Text(f"{one.capitalize()}: {words.printable(found.runs[0])}, verdict {found.verdicts[0]}"),
+        Text(
+            f"{other.capitalize()}: {words.printable(found.runs[1])}, verdict {found.verdicts[1]}"
+        ),
+        Text(f"{found.n:,} inputs under {words.printable(threat)}, compared one by one"),
         "",
         table,
         "",
+        *(Text(tests(f), style="dim") for f in (robust, clean)),
     ]
     if found.averages:
-        lines += [_averages(found.averages), ""]
-    lines += [Text(words.plain(warning), style="bold red") for warning in warnings(found)]
-    lines += [Text(sentence(f, found), style="bold") for f in found.figures]
-    lines += [Text(words.plain(remark), style="yellow") for remark in found.remarks]
-    lines += ["", _parts("class", [*found.per_class, *filter(None, [found.class_mean])])]
+        lines += ["", _averages(found)]
+    lines += ["", _parts("class", [*found.per_class, *filter(None, [found.class_mean])], found)]
     if found.per_group:
-        lines += ["", _parts("group", found.per_group)]
+        lines += ["", _parts("group", found.per_group, found)]
     return Group(*lines)
 
 
-def _averages(averages: Sequence[Average]) -> Table:
-    table = columns(
-        "mean of the classes", "clean, first", "second", "under attack, first", "second"
-    )
-    for a in averages:
+def _averages(found: Comparison) -> Table:
+    one, other = names(found)
+    table = columns("mean of the classes", f"clean, {one}", other, f"under attack, {one}", other)
+    for a in found.averages:
         table.add_row(a.name.replace("f1", "F1"), *map(words.percent, (*a.clean, *a.attacked)))
     return table
 
 
-def _parts(kind: str, changes: Sequence[PartChange]) -> Table:
-    table = columns(kind, "of", "clean, first", "second", "robust, first", "second")
+def _parts(kind: str, changes: Sequence[PartChange], found: Comparison) -> Table:
+    one, other = names(found)
+    table = columns(kind, "inputs", f"clean, {one}", other, f"robust, {one}", other)
     for c in changes:
         table.add_row(
-            Text(words.plain(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
+            Text(words.printable(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
         )
     return table
 
@@ -79,20 +91,20 @@ def seeds(found: Spread) -> str:
     )
     return (
         f"One model, {len(found.seeds)} seeds ({values}): mean {words.percent(found.mean)}, "
-        "standard deviation "
-        f"{100 * found.deviation:.2f} points; {words.percent(found.agreed)} of the inputs have one "
-        "fate, and "
-        f"{words.percent(found.worst.value)} ({words.span(found.worst)}) stand under every seed."
+        f"standard deviation {100 * found.deviation:.2f} points. "
+        f"{words.percent(found.agreed)} of the inputs have the same result under every seed, and "
+        f"{words.percent(found.worst.value)} (95 % interval {words.span(found.worst)}) stay right "
+        "under all of them."
     )
 
 
 def warnings(found: Comparison) -> list[str]:
-    """What must not be read past: a second model that knows nothing, and the classes that lost."""
+    """What must not be overlooked: a second model that knows nothing, and the classes that lost."""
     said = []
     if found.knows_nothing:
         said.append(f"The second model knows nothing: no gain is one. {found.knows_nothing}")
     said += [
-        f"Lost: {loss.kind} recall of class {loss.name} from {words.percent(loss.first)} to "
+        f"Lost: {loss.kind} recall of class {loss.name}, from {words.percent(loss.first)} to "
         f"{words.percent(loss.second)} of {loss.n:,} inputs."
         for loss in found.losses[:_SHOWN]
     ]
@@ -102,18 +114,30 @@ def warnings(found: Comparison) -> list[str]:
 
 
 def sentence(f: Paired, found: Comparison) -> str:
-    """What a figure's change means."""
+    """From what to what a figure changes, and whether that may be chance."""
+    first, second = words.percent(f.first.value), words.percent(f.second.value)
+    if not f.change:
+        said = f"{f.name.capitalize()} stays at {first}"
+    else:
+        moves = "rises" if f.change > 0 else "falls"
+        said = f"{f.name.capitalize()} {moves} from {first} to {second}"
     if found.knows_nothing:
-        return (
-            f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points, of a model that knows "
-            "nothing."
-        )
+        return f"{said}, but the second model knows nothing."
+    said += (
+        f": {100 * f.change:+.1f} points (95 % interval {100 * f.low:+.1f} to {100 * f.high:+.1f})."
+    )
+    if f.p < SIGNIFICANT:
+        return f"{said} Chance alone does not explain this."
+    return f"{said} So small a change may be chance."
+
+
+def tests(f: Paired) -> str:
+    """The statistics behind the sentence."""
     chance = "less than 0.001" if f.p < 0.001 else f"{f.p:.3f}"
-    what = "more than chance" if f.p < 0.05 else "may be chance"
+    low, high = f.bootstrap
     return (
-        f"{f.name.capitalize()} changes by {100 * f.change:+.1f} points (95 % interval "
-        f"{100 * f.low:+.1f} to {100 * f.high:+.1f}; bootstrap {100 * f.bootstrap[0]:+.1f} to "
-        f"{100 * f.bootstrap[1]:+.1f}; McNemar p {chance}: {what})."
+        f"{f.name.capitalize()}: McNemar p {chance}; bootstrap interval of the change "
+        f"{100 * low:+.1f} to {100 * high:+.1f} points."
     )
 
 
@@ -128,14 +152,19 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
     content = html.rendered(
         "paired.html.j2",
         c=found,
+        threat=words.as_typed(found.threat),
         said=[sentence(f, found) for f in (robust, clean)],
+        tests=[tests(f) for f in (robust, clean)],
+        names=names(found),
         warnings=warnings(found),
         links=[
             quote(os.path.relpath(page, path.parent)) if page.exists() else None
             for page in (Path(run) / "report.html" for run in found.runs)
         ],
         tradeoff=Markup(
-            figures.tradeoff((clean.first, robust.first), (clean.second, robust.second), epochs)
+            figures.tradeoff(
+                (clean.first, robust.first), (clean.second, robust.second), epochs, names(found)
+            )
         ),
         epochs=len(epochs),
     )

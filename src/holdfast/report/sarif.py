@@ -19,7 +19,9 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema
 
 def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
     """UTF-8 JSON. Every result points at the model, by the path or name that was given for it."""
-    found = [(words.plain(f.check), LEVELS[f.severity], f.text) for f in manifest.verdict.findings]
+    found = [
+        (words.printable(f.check), LEVELS[f.severity], f.text) for f in manifest.verdict.findings
+    ]
     found += [
         ("gate", "error", f"The gate {g.gate.text} does not hold: {g.sentence}.")
         for g in gates
@@ -41,8 +43,8 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
         "invocations": [
             {
                 "executionSuccessful": True,
-                "commandLine": words.plain(manifest.provenance.command),
-                "endTimeUtc": words.plain(finished),
+                "commandLine": words.printable(manifest.provenance.command),
+                "endTimeUtc": words.printable(finished),
             }
         ],
         "results": [
@@ -74,7 +76,7 @@ def sarif(manifest: Manifest, gates: Sequence[Outcome] = ()) -> bytes:
 
 def _text(text: str) -> str:
     """A message in which nothing is a link: there square brackets make one (section 3.11.6)."""
-    return re.sub(r"([\\\[\]])", r"\\\1", words.plain(text))
+    return re.sub(r"([\\\[\]])", r"\\\1", words.printable(text))
 
 
 def _uri(spec: str) -> str:

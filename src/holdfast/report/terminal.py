@@ -1,5 +1,5 @@
-"""A run on the terminal: the sentence, the figures, what each trial gave, and whether to believe
-it."""
+"""A run on the terminal: the answer, whether to believe it, the figures, and what each trial
+gave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from holdfast import spec
 from holdfast.report import words
 from holdfast.runs.manifest import CurvePoint, Manifest
 
@@ -27,49 +26,58 @@ _TONES = {
 
 def summary(manifest: Manifest) -> RenderableType:
     """A renderable of about 20 lines, made for 80 columns and up."""
-    sentence = " ".join([words.headline(manifest), *words.asides(manifest)])
+    sentence = " ".join([words.headline(manifest), *words.notes(manifest)])
     counts = ", ".join(f"{s} {n:,}" for s, n in manifest.metrics.counts.items() if n)
     verdict = Text.assemble(
         "Verdict: ",
         (manifest.verdict.status, f"bold {_TONES[manifest.verdict.status]}"),
         ". ",
-        words.plain(words.verdict(manifest)),
+        words.VERDICTS[manifest.verdict.status],
     )
     parts: list[RenderableType] = [
-        Text(words.plain(sentence), style="bold"),
+        Text(words.printable(sentence), style="bold"),
+        "",
+        verdict,
+        *_findings(manifest),
         "",
         _figures(manifest),
     ]
-    if (needed := words.more(manifest)) is not None:
+    if (needed := words.samples_needed(manifest)) is not None:
         parts.append(Padding(Text(needed, style="dim"), (1, 0, 0, 0)))
     if counts:
         parts.append(Padding(Text(f"Inputs: {counts}"), (1, 0)))
-    notes = (words.queries(manifest), words.worst(manifest), words.corruptions(manifest))
-    parts += [Padding(Text(words.plain(note)), (0, 0, 1, 0)) for note in notes if note]
-    return Group(*parts, _trials(manifest), "", verdict, *_findings(manifest))
+    notes = (words.queries(manifest), words.worst_group(manifest), words.corruptions(manifest))
+    parts += [Padding(Text(words.printable(note)), (0, 0, 1, 0)) for note in notes if note]
+    parts.append(_trials(manifest))
+    if left := words.remaining(manifest):
+        parts.append(Padding(Text(left, style="dim"), (1, 0, 0, 0)))
+    return Group(*parts)
 
 
 def _figures(manifest: Manifest) -> Table:
     m = manifest.metrics
     table = columns("figure", "value", "95 % interval", "of")
     bounded = words.bounded(manifest)
-    for label, share, wanted in (
+    for label, share, shown in (
         ("clean accuracy", m.clean_accuracy, True),
         ("robust accuracy", m.robust_accuracy, bounded),
-        ("robust accuracy, examples in 8 bits", m.accuracy_8bit, bounded),
+        ("robust accuracy, as 8-bit images", m.accuracy_8bit, bounded),
         ("certified accuracy", m.certified_accuracy, True),
         ("attack success rate", m.attack_success_rate, True),
     ):
-        if share is not None and wanted:
+        if share is not None and shown:
             table.add_row(label, words.percent(share.value), words.span(share), f"{share.n:,}")
     if not bounded:
         for point in _spread(m.curve):
             share = point.robust_accuracy
-            name = f"robust accuracy at eps {spec.number(point.eps)}"
+            name = f"robust accuracy at eps {words.eps(point.eps)}"
             table.add_row(name, words.percent(share.value), words.span(share), f"{share.n:,}")
         for name, size in m.sizes.quantiles.items():
             table.add_row(
-                f"size, {float(name):.0%} of inputs", words.number(size), "", f"{m.sizes.n:,}"
+                f"size at which {100 * float(name):.0f} % are broken",
+                words.number(size),
+                "",
+                f"{m.sizes.n:,}",
             )
     for label, pair in (("precision", m.precision), ("recall", m.recall), ("F1", m.f1)):
         if pair.clean is not None:
@@ -94,7 +102,7 @@ def _trials(manifest: Manifest) -> Table:
     for t in manifest.trials:
         passes = t.costs.forwards + t.costs.backwards
         figures = (f"{t.attacked:,}", f"{t.broken:,}", f"{passes:,}", f"{t.costs.seconds:,.1f}")
-        table.add_row(Text(words.plain(t.spec)), spec.number(t.eps), *figures)
+        table.add_row(Text(words.printable(t.spec)), words.eps(t.eps), *figures)
     return table
 
 
@@ -103,9 +111,9 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
         Padding(
             Text.assemble(
                 (f"{f.severity:5} ", _TONES[f.severity]),
-                (words.plain(f.check), "bold"),
+                (words.printable(f.check), "bold"),
                 " ",
-                words.plain(f.text),
+                words.printable(f.text),
             ),
             (0, 0, 0, 2),
         )

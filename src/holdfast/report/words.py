@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from holdfast import spec
@@ -14,57 +15,72 @@ NONE = "–"
 
 NORMS = {
     "linf": "change every {unit} by up to {eps}",
-    "l2": "move an input by up to {eps} in Euclidean length (L2)",
-    "l1": "make changes to an input that add up to {eps} at most (L1)",
+    "l2": "change an input by up to {eps} in Euclidean length (L2)",
+    "l1": "change an input by amounts that add up to at most {eps} (L1)",
     "l0": "change up to {eps} values of an input in any way (L0)",
 }
 
 MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
-    "pixels each way",
-    "patch": "set one square of {side:g} x {side:g} pixels, anywhere in an image, to anything",
-    "flow": "take each pixel from up to {pixels:g} pixels away, each way",
+    "pixel(s) in each direction",
+    "patch": "replace one square of {side:g} x {side:g} pixels, anywhere in an image",
+    "flow": "shift every pixel of an image by its own amount, up to {pixels:g} pixel(s) in each "
+    "direction",
 }
 
 VERDICTS = {
-    "trusted": "No check found a sign that the attacks failed. The figure can be quoted, together "
+    "trusted": "No check found a sign that the attacks failed. You may quote the figure, together "
     "with its threat.",
-    "upper-bound": "A check found that the attacks may not have done all they could: the true "
-    "robust accuracy may be lower. Quote the figure as “at most”.",
-    "unreliable": "A check contradicts the figure. Do not quote it before the red findings are "
-    "resolved.",
+    "upper-bound": "The true robust accuracy may be lower: the amber findings say why. Quote the "
+    "figure as “at most”, or do what they advise and measure again.",
+    "unreliable": "A check contradicts the figure: do not quote it. Do what the red findings "
+    "advise, and measure again.",
 }
-
-
-def verdict(manifest: Manifest) -> str:
-    """What the verdict means, and why it was given."""
-    said = manifest.verdict
-    if said.status == "trusted":
-        return VERDICTS[said.status]
-    return f"{said.reason} {VERDICTS[said.status]}".strip()
-
 
 STATUSES = {
-    "robust": "right, and not broken by what ran",
-    "certified": "right, and proven to stay so within eps",
-    "broken": "right at first; a legal change that fools the model is stored and was judged anew",
-    "wrong": "misclassified before any attack",
-    "unstable": "the label flips with batch size or on repeating; does not count as robust",
-    "failed": "non-finite or refused outputs; does not count as robust",
-    "skipped": "not attacked, since the budget was spent; in no figure",
+    "robust": "right, and not broken by any attack that ran",
+    "certified": "right, and proven to stay right within eps",
+    "broken": "right at first, but a change within the threat fools the model; it is stored and "
+    "was checked again",
+    "wrong": "wrong before any attack",
+    "unstable": "the answer changes with batch size or when asked again; does not count as robust",
+    "failed": "the model gave no finite answer, or refused; does not count as robust",
+    "skipped": "not attacked, because time ran out or its class is the target; in no figure",
 }
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """Text without control characters: an untrusted name must not steer a terminal or break a
     figure."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def percent(share: float | None) -> str:
+    """A share with one decimal, but `0 %` and `100 %` where it is exactly that."""
     if share is None:
         return NONE
-    return f"{share:.1%}".replace("%", " %")
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f} %"
+
+
+def eps(value: float) -> str:
+    """An eps as people type it: 10/255, not 2/51."""
+    return as_typed(spec.number(value))
+
+
+def as_typed(text: str) -> str:
+    """A text in which a share of 255 levels is written as one."""
+    return re.sub(r"\b(\d+)/(17|51|85)\b", _of_255, text)
+
+
+def _of_255(found: re.Match[str]) -> str:
+    return f"{int(found[1]) * 255 // int(found[2])}/255"
+
+
+def asked(manifest: Manifest) -> str:
+    """The threat as it was typed."""
+    return as_typed(manifest.asked)
 
 
 def number(value: float | None) -> str:
@@ -78,21 +94,22 @@ def number(value: float | None) -> str:
 
 
 def queries(manifest: Manifest) -> str:
-    """What success cost in queries, where nothing else was asked for; empty where nothing fell."""
+    """What success cost in queries, where the model gives no gradients; empty where nothing was
+    broken."""
     m = manifest.metrics
     if manifest.model.access == "gradients" or m.median_queries is None:
         return ""
     shares = ", ".join(f"{number(p.queries)}: {percent(p.success.value)}" for p in m.queries)
     return (
-        f"Queries: the median of the inputs that fell is {number(m.median_queries)}; success by "
-        f"{shares}"
+        f"Half of the broken inputs took at most {number(m.median_queries)} queries. Attack "
+        f"success rate by queries: {shares}."
     )
 
 
 WIDE = 0.05  # an interval of more than so much is worth a word
 
 
-def more(manifest: Manifest) -> str | None:
+def samples_needed(manifest: Manifest) -> str | None:
     """How many inputs a narrower interval takes, where the present one is wide."""
     robust = manifest.metrics.robust_accuracy
     if (
@@ -103,21 +120,23 @@ def more(manifest: Manifest) -> str | None:
         or robust.high - robust.low <= WIDE
     ):
         return None
+    now = f"{100 * (robust.high - robust.low):.1f}"
     return (
-        f"An interval of {100 * WIDE:g} points takes about {samples_for(WIDE, robust.value):,} "
-        f"inputs; these were {robust.n:,}."
+        f"For a 95 % interval of {100 * WIDE:g} points (now {now}), measure about "
+        f"{samples_for(WIDE, robust.value):,} inputs instead of {robust.n:,}."
     )
 
 
-def worst(manifest: Manifest) -> str:
-    """The group that stands least; empty where rows have no groups."""
+def worst_group(manifest: Manifest) -> str:
+    """The group of the lowest robust accuracy; empty where rows have no groups."""
     found = manifest.metrics.worst_group
     if found is None:
         return ""
     robust = found.robust_accuracy
     return (
-        f"The worst of {len(manifest.metrics.per_group)} groups is “{found.name}”: "
-        f"{percent(robust.value)} robust (95 % interval {span(robust)}, of {robust.n:,})."
+        f"The least robust of {len(manifest.metrics.per_group)} groups is “{found.name}”: the "
+        f"model stays right on {percent(robust.value)} of its {_inputs(robust.n)} (95 % interval "
+        f"{span(robust)})."
     )
 
 
@@ -134,7 +153,7 @@ def corruptions(manifest: Manifest) -> str:
         f"(95 % interval {span(found.mean_accuracy)})"
     )
     if found.relative_drop is not None:
-        said += f", a relative drop of {percent(found.relative_drop)}"
+        said += f", a relative drop of {percent(found.relative_drop)} from clean inputs"
     said += "."
     if found.mce is not None and manifest.corruptions is not None:
         said += f" The mCE is {100 * found.mce:.1f} against {manifest.corruptions.baseline}."
@@ -166,27 +185,29 @@ def class_name(manifest: Manifest, label: int) -> str:
     return manifest.data.class_name(label)
 
 
-def freedom(manifest: Manifest) -> str:
+def capability(manifest: Manifest) -> str:
     """What the adversary may do, to follow `may`."""
-    said = _freedom(manifest)
+    said = _capability(manifest)
     if "limits=" in manifest.threat.text:
-        said += ", times a scale and within a mask of each value's own"
+        said += "; eps has a scale, or a mask, for each value"
     return said
 
 
-def _freedom(manifest: Manifest) -> str:
+def _capability(manifest: Manifest) -> str:
     threat = manifest.threat
     if manifest.model.transformation is not None and threat.norm == "linf":
         name, _, bounds = spec.call(manifest.model.transformation)
         low, high = manifest.model.bounds
         share = 2 * threat.eps / (high - low)
-        return MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})
+        said = MOVEMENTS[name].format(**{what: share * most for what, most in bounds.items()})
+        plural = share * bounds.get("pixels", 0) != 1
+        return said.replace("pixel(s)", "pixels" if plural else "pixel")
     if not bounded(manifest):
         return f"change an input by any amount, measured in {threat.norm}"
     phrase = NORMS.get(threat.norm, "change an input by up to {eps} in " + threat.norm)
     if threat.grid:
-        phrase += ", to what a file of 8 bits holds"
-    return phrase.format(unit=_unit(manifest.model), eps=spec.number(threat.eps))
+        phrase += ", to values that an 8-bit image file can hold"
+    return phrase.format(unit=_unit(manifest.model), eps=eps(threat.eps))
 
 
 def bounded(manifest: Manifest) -> bool:
@@ -195,88 +216,103 @@ def bounded(manifest: Manifest) -> bool:
 
 
 TARGETS = {
-    "least-likely": "the class that the model gave the lowest score",
-    "random": "a class drawn at random for each input",
+    "least-likely": "the answer that the model scores lowest",
+    "random": "an answer drawn at random for each input",
 }
 
 
-def wanted(manifest: Manifest) -> str | None:
+def target_answer(manifest: Manifest) -> str | None:
     """The answer that a targeted adversary wants; None: any wrong one."""
     threat = manifest.threat
     if threat.targets is not None:
-        return TARGETS.get(threat.targets, "the class given for each input")
+        return TARGETS.get(threat.targets, "the answer given for each input")
     if threat.target is None:
         return None
-    return f"“{class_name(manifest, threat.target)}”"
+    return f"the answer “{class_name(manifest, threat.target)}”"
 
 
 def goal(manifest: Manifest) -> str:
-    answer = wanted(manifest)
+    answer = target_answer(manifest)
     if answer is None:
         return "Untargeted: any wrong answer is a success."
-    return f"Targeted: only the answer {answer} is a success. Inputs of that class are left out."
-
-
-def distances(manifest: Manifest) -> str:
-    """How far the smallest changes found are."""
-    sizes, norm = manifest.metrics.sizes, manifest.threat.norm
-    if not sizes.n:
-        return "no change that fools the model was found."
-    at = {share: number(size) for share, size in sizes.quantiles.items()}
-    return (
-        f"the smallest change found that fools it has a median size of {number(sizes.median)} in "
-        f"{norm} (half of them between {at['0.25']} and {at['0.75']}), over {sizes.n:,} inputs."
-    )
+    return f"Targeted: only {answer} is a success. Inputs whose true class it is are left out."
 
 
 def headline(manifest: Manifest) -> str:
-    """The sentence that a reader needs first, made of the figures."""
+    """What a reader needs first: how many inputs are right, and how many stay right."""
     m = manifest.metrics
     clean, robust = m.clean_accuracy, m.robust_accuracy
     if clean.value is None or robust.value is None:
         return "No input was measured, so there is no figure."
-    start = f"Of {clean.n:,} inputs the model gets {percent(clean.value)} right; "
+    start = (
+        f"Without an attack the model is right on {percent(clean.value)} of {_inputs(clean.n)}. "
+    )
     if not bounded(manifest):
         return start + distances(manifest)
-    start += f"an adversary who may {freedom(manifest)}"
-    if (answer := wanted(manifest)) is not None:
-        start += f", and wants the answer {answer},"
-    least = {"upper-bound": " or less"}.get(manifest.verdict.status, "")
-    figure = f"{percent(robust.value)}{least} (95 % interval {span(robust)})"
-    if m.counts.get("broken", 0):
-        return f"{start} breaks it down to {figure}."
-    return f"{start} broke none of these in what ran; robust accuracy is {figure}."
+    answer = target_answer(manifest)
+    who, stays = "an adversary", "it stays right on"
+    if answer is not None:
+        who += f" who wants {answer}"
+        stays = "it is right and was not brought to that answer on"
+    most = "at most " if manifest.verdict.status == "upper-bound" and robust.value else ""
+    said = (
+        f"{start}When {who} may {capability(manifest)}, {stays} {most}{percent(robust.value)} of "
+        f"the same inputs (95 % interval {span(robust)})"
+    )
+    return said + ("." if m.counts.get("broken", 0) else ": no attack that ran broke any.")
 
 
-def asides(manifest: Manifest) -> list[str]:
+def distances(manifest: Manifest) -> str:
+    """How large the smallest changes are that were found."""
+    sizes, norm = manifest.metrics.sizes, manifest.threat.norm
+    if not sizes.n:
+        return "No change was found that fools it."
+    at = {share: number(size) for share, size in sizes.quantiles.items()}
+    return (
+        f"On {_inputs(sizes.n)} a change was found that fools it. The smallest found has a median "
+        f"size of {number(sizes.median)} in {norm}; half of them are between {at['0.25']} and "
+        f"{at['0.75']}."
+    )
+
+
+def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
     said = [part for part in (_right(manifest.model),) if part]
     if m.certified_accuracy is not None and m.certified_accuracy.value is not None:
         said.append(
-            f"For {percent(m.certified_accuracy.value)} it is proven that no such change exists."
+            f"For {percent(m.certified_accuracy.value)} of the inputs it is proven that no such "
+            "change exists."
         )
     if m.refusals is not None:
         said.append(
-            f"The model may refuse an input: it refuses {percent(m.refusals.clean.value)} of the "
-            "clean ones, which "
-            f"count as wrong, and {percent(m.refusals.attacked.value)} of those it had right stood "
-            f"because what was found against them is refused."
+            f"The model may refuse an input. It refuses {percent(m.refusals.clean.value)} of the "
+            "clean inputs, which count as wrong. On "
+            f"{percent(m.refusals.attacked.value)} of those that it had right, it refuses what "
+            "the attacks found, so they count as robust."
         )
     lost = m.counts.get("unstable", 0) + m.counts.get("failed", 0)
     if lost:
-        said.append(f"Unstable or failing answers, which do not count as robust: {_inputs(lost)}.")
+        said.append(
+            f"On {_inputs(lost)} the answers are unstable or failed; these do not count as robust."
+        )
     if skipped := m.counts.get("skipped", 0):
         said.append(f"Not attacked, and in no figure: {_inputs(skipped)} more.")
-    if m.survivors is not None and m.survivors.attacked > m.survivors.broken:
-        about, most = (
-            number(float(f"{value or 0:.2g}")) for value in (m.survivors.expected, m.survivors.high)
-        )
-        said.append(
-            f"Another round of the last random trial would break about {about} more, at most "
-            f"{most} (95 %)."
-        )
     return said
+
+
+def remaining(manifest: Manifest) -> str:
+    """What one more restart of the last random attack would break; empty where nothing tells."""
+    left = manifest.metrics.survivors
+    if left is None or left.attacked <= left.broken:
+        return ""
+    most = math.ceil(left.high or 0)
+    about = round(left.expected or 0)
+    expected = f"about {_inputs(about)} more, and " if about else ""
+    return (
+        "If the last random attack ran once more, it would break "
+        f"{expected}at most {_inputs(most)}{'' if about else ' more'} (95 % confidence)."
+    )
 
 
 def outputs(model: ModelInfo) -> str:

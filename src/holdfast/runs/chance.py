@@ -1,9 +1,8 @@
-"""Does a model know more than nothing? Tests of its clean answers against the truth, for every kind
-of head.
+"""Are a model's clean answers better than chance? Statistical tests for every kind of task.
 
 Accuracy alone does not say: of 93 rows of one class and 7 of another, a model that always answers
-the first is right on 93 %. So the question is whether answers and truth go together more than their
-shares alone would make them.
+the first is right on 93 %. So the tests ask whether answers and truth agree more often than the
+same answers in a random order would.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Answers:
 
     @property
     def by_chance(self) -> float:
-        """The share that would be right if the same answers were dealt out to the rows at
+        """The share that would be right if the same answers were given out to the rows at
         random."""
         return float((self.rows / len(self.label)) @ (self.given / len(self.label)))
 
@@ -75,12 +74,11 @@ class Answers:
         return float((hits[there] / self.rows[there]).mean())
 
     def chance_level(self) -> bool:
-        """Whether no more is right than answers dealt out at random, of which chance alone could
-        explain the rest.
+        """Whether the accuracy is no better than that of the same answers given out at random.
 
-        Red for a model that is at that level or below, or so near above it that the interval of its
-        accuracy stays within half as much again and 5 points. Of fewer than 20 rows only for one
-        that is surely wrong on most.
+        True where a test sees no difference from chance, or where the upper end of the accuracy's
+        interval is within 1.5 times the level of chance and within 5 points of it. With fewer than
+        20 rows, true only of a model that is surely wrong on more than half.
         """
         n, expected = len(self.label), self.by_chance
         if not n or self.one_class is not None:
@@ -114,8 +112,8 @@ class Answers:
 
 
 def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
-    """How often answers dealt out to the rows at random agree with the labels as often as these do:
-    one-sided p.
+    """The one-sided p-value: how often answers given out to the rows at random agree with the
+    labels at least as often as these do.
 
     Exact for two values (Fisher's test); else the normal limit with the exact mean and variance of
     the agreement under fixed shares, and a correction for continuity.
@@ -145,7 +143,8 @@ def matches_p(label: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def labels_follow(truth: np.ndarray, said: np.ndarray) -> bool:
-    """Whether the answers of a multi-label model go with the truth for at least one label.
+    """Whether the answers of a multi-label model agree with the truth, by more than chance, for at
+    least one label.
 
     Args:
         truth: [n, k] of 0 and 1.
@@ -156,8 +155,8 @@ def labels_follow(truth: np.ndarray, said: np.ndarray) -> bool:
 
 
 def outputs_follow(truth: np.ndarray, said: np.ndarray) -> bool | None:
-    """Whether an output of a regression is nearer its truth than the truth's mean is, and more than
-    by chance.
+    """Whether an output of a regression is closer to its truth than the mean of the truths is, by
+    more than chance.
 
     Args:
         truth: [n, k] finite numbers.

@@ -16,6 +16,7 @@ from holdfast.runs import store
 from holdfast.runs.chance import Answers
 from holdfast.runs.manifest import Facts, Interval, Manifest, Metrics
 from holdfast.runs.metrics import HELD, Z, interval
+from holdfast.runs.run import Run, folder_of
 
 
 class Paired(BaseModel):
@@ -31,7 +32,7 @@ class Paired(BaseModel):
     high: float
     # 95 % interval of the change, by drawing the samples anew in pairs
     bootstrap: tuple[float, float]
-    p: float  # McNemar's exact test: how often chance alone would split gained and lost so unevenly
+    p: float  # of McNemar's exact test: how often chance alone splits gained and lost so unevenly
 
 
 class PartChange(BaseModel):
@@ -75,17 +76,28 @@ class Comparison(BaseModel):
     per_group: list[PartChange] = []  # where both runs have the same
     class_mean: PartChange | None = None  # the mean of the classes, each of which counts alike
     losses: list[Loss] = []  # what the second run lost, the largest first
-    # why the second run's model knows nothing: no gain of it is one; empty where it does
+    # why the second model's answers are no better than chance; empty where they are better
     knows_nothing: str = ""
 
+    def __str__(self) -> str:
+        lines = [f"{self.runs[0]} and {self.runs[1]}: {self.n:,} rows under {self.threat}"]
+        lines += [
+            f"{f.name}: {f.first:.3f} and {f.second:.3f}, a change of {f.change:+.3f} "
+            f"[{f.low:+.3f}, {f.high:+.3f}]; {f.gained:,} rows gained, {f.lost:,} lost"
+            for f in self.figures
+        ]
+        return "\n".join([*lines, *self.remarks, *filter(None, [self.knows_nothing])])
 
-def compare(first: Path | str, second: Path | str) -> Comparison:
-    """Compare two finished runs on the samples that both attacked.
+
+def compare(first: Run | Path | str, second: Run | Path | str) -> Comparison:
+    """Compare two finished runs, or their folders, on the samples that both attacked.
+
+    Its text (`str`) says what changed; its fields are what `holdfast compare --json` prints.
 
     Raises:
         InputError: a run is missing, or they differ in data, rows or threat.
     """
-    folders = Path(first), Path(second)
+    folders = folder_of(first), folder_of(second)
     facts = store.read_manifest(folders[0]), store.read_manifest(folders[1])
     _check_same(folders, *facts)
     with store.untrusted(folders[1]):
@@ -175,8 +187,8 @@ def _mean(classes: Sequence[PartChange]) -> PartChange | None:
 def _losses(
     label: np.ndarray, held: dict[str, list[np.ndarray]], name: Callable[[int], str]
 ) -> list[Loss]:
-    """Classes that lost rows by more than chance would lose (the paired exact test), or all
-    rows."""
+    """Classes of which the second run has fewer rows right, by more than chance (the paired exact
+    test), or none."""
     from scipy.stats import binomtest
 
     classes, found = np.unique(label).tolist(), []
@@ -200,7 +212,7 @@ def _losses(
 def _nothing(
     facts: Facts, label: np.ndarray, predicted: np.ndarray, name: Callable[[int], str]
 ) -> str:
-    """Why the clean answers are those of a model that knows nothing; empty where they are not."""
+    """Why the clean answers are no better than chance; empty where they are better."""
     if facts.model.task != "classes" or not len(label):
         return ""
     answers = Answers(label, predicted, facts.model.classes)
@@ -217,7 +229,7 @@ def _nothing(
 def paired(name: str, first: np.ndarray, second: np.ndarray) -> Paired:
     """The paired figures of two columns of truths, [n] each."""
     n, gained, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
-    # Half a sample is added to each of the four kinds: the plain interval has no width where
+    # Half a sample is added to each of the four kinds: without it the interval has no width where
     # nothing changed.
     g, b, m = gained + 0.5, lost + 0.5, n + 2
     spread = Z * math.sqrt(g + b - (g - b) ** 2 / m) / m
@@ -263,8 +275,8 @@ class Spread(BaseModel):
     values: list[float]
     mean: float
     deviation: float  # of a run, by n - 1
-    agreed: float  # the share of samples with one fate in all runs
-    worst: Interval  # held in every run: the union of the seeds is one stronger attack
+    agreed: float  # the share of samples with the same outcome in all runs
+    worst: Interval  # robust in every run: all seeds together are one stronger attack
 
 
 def spread(folders: Sequence[Path | str]) -> Spread | None:

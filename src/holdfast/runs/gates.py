@@ -41,7 +41,7 @@ KNOWN = [
 
 @dataclass(frozen=True)
 class Gate:
-    """A figure, a comparison and a bound: a number, or the place of a verdict."""
+    """A figure, a comparison and a bound: a number, or the place of the verdict in `_VERDICTS`."""
 
     text: str
     name: str
@@ -83,20 +83,20 @@ def parse(text: str) -> Gate:
 
 
 def judge(gates: Sequence[Gate], manifest: Manifest) -> list[Outcome]:
-    """Whether each gate holds. A figure that is undefined, or was not measured, holds no gate."""
+    """Whether each gate holds. No gate holds on a figure that is undefined or was not measured."""
     return [_judge(gate, manifest) for gate in gates]
 
 
 def _judge(gate: Gate, manifest: Manifest) -> Outcome:
     if gate.name == "verdict":
         seen, value = manifest.verdict.status, float(_VERDICTS.index(manifest.verdict.status))
-        wanted = _VERDICTS[int(gate.bound)]
+        bound = _VERDICTS[int(gate.bound)]
     else:
         value = _figure(gate.name, manifest)
-        seen, wanted = ("not measured" if value is None else f"{value:.6g}"), f"{gate.bound:g}"
+        seen, bound = ("not measured" if value is None else f"{value:.6g}"), f"{gate.bound:g}"
     held = value is not None and _COMPARE[gate.compare](value, gate.bound)
     return Outcome(
-        gate, held, f"{gate.name} is {seen}, {'not ' * (not held)}{gate.compare} {wanted}"
+        gate, held, f"{gate.name} is {seen}, {'not ' * (not held)}{gate.compare} {bound}"
     )
 
 

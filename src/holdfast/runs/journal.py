@@ -72,7 +72,7 @@ class Journal:
         path = self._path(name)
         tensors, said = read_record(path)
         if (said.get("record"), said.get("question")) != (name, self.question):
-            raise InputError(f"{path} is the record of something else.")
+            raise InputError(f"{path} is a record of other work, or of another run.")
         return tensors, said
 
     def write(
@@ -94,7 +94,7 @@ class Journal:
         return names
 
     def close(self) -> None:
-        """The run is finished and stored: the records have served."""
+        """Delete the records: the run is finished and stored."""
         # first: without it no journal has begun
         (self.folder / "question.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -110,7 +110,7 @@ def refuse_taken(folder: Path) -> None:
         InputError: says what it holds.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, and no folder; choose another --out.")
+        raise InputError(f"{folder} is a file, not a folder; choose another --out.")
     if folder.exists() and any(path.name != "journal" for path in folder.iterdir()):
         what = "a finished run" if (folder / "run.json").exists() else "other files"
         raise InputError(f"{folder} holds {what}; choose another --out.")
@@ -140,7 +140,7 @@ def left_as_found(folder: Path, *, resumable: bool = True) -> Iterator[None]:
     """Where what is done inside fails before a first finished piece of work, the folder is left as
     it was found.
 
-    So a command that is refused does not stand in the way of the right one with the same --out.
+    So a command that is refused leaves nothing that the right one with the same --out would meet.
 
     Args:
         folder: what the work is stored in; it may not exist yet.

@@ -4,7 +4,9 @@ from this."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+import numbers
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,6 +21,7 @@ from pydantic import (
 from holdfast import spec
 
 SCHEMA_VERSION = 2
+CONTRADICTION = "contradiction"  # the check that finds a row that was proved and broken
 
 
 def _finite(value: float | None):  # the schema takes the type of the field
@@ -36,6 +39,13 @@ Eps = Annotated[
     BeforeValidator(lambda v: math.inf if v is None else v),
     PlainSerializer(_finite, return_type=float | None),
 ]
+
+
+def _unsaid(value: object) -> bool:
+    """What most runs lack is not in their run.json."""
+    return not value
+
+
 Severity = Literal["info", "amber", "red"]
 Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed", "skipped"]
 
@@ -44,13 +54,58 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Answer = TypeVar("Answer")
+
+
+def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
+    """A binary operator of two intervals, or of one and a number, by their values."""
+
+    def method(self: Interval, other: Any) -> Answer:
+        if not isinstance(other, (numbers.Real, Interval)):
+            return NotImplemented
+        return operation(float(self), float(other))
+
+    return method
+
+
 class Interval(Record):
-    """A share with its 95 % Wilson interval, over n samples."""
+    """A share with its 95 % Wilson interval, over n samples.
+
+    It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
+    of no samples has no value, and is NaN.
+    """
 
     value: Share
     low: Share
     high: Share
     n: Annotated[int, Field(ge=0)]
+
+    def __float__(self) -> float:
+        return math.nan if self.value is None else self.value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other if isinstance(other, numbers.Real) else super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __round__(self, digits: int = 0) -> float:
+        return round(float(self), digits)
+
+    __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
+    __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
+    __add__ = __radd__ = _by_value(float.__add__)
+    __mul__ = __rmul__ = _by_value(float.__mul__)
+    __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
+    __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
 
 
 class ModelInfo(Record):
@@ -123,6 +178,15 @@ class CorruptionInfo(Record):
     baseline_errors: dict[str, float] | None = None  # of each kind, the mean of the severities
 
 
+class CertificationInfo(Record):
+    """How rows were certified."""
+
+    version: int  # of what counts as proved
+    methods: list[str]  # in the order in which a row climbs them
+    seconds_per_row: Real = None  # on average over the rows of a chunk; null: no limit
+    radius: bool = False  # whether the largest size that can be proved was sought
+
+
 class Finding(Record):
     """Something that bears on whether the figure can be trusted."""
 
@@ -148,7 +212,7 @@ class Costs(Record):
     forwards: int = 0
     backwards: int = 0
     queries: int = 0
-    judge_forwards: int = 0  # the judge's own passes, beside the search
+    judge_forwards: int = 0  # the judge's own passes, apart from the search
     corruption_forwards: int = 0  # on corrupted inputs
     seconds: float = 0.0
 
@@ -245,10 +309,12 @@ class CurvePoint(Record):
     eps: float
     robust_accuracy: Interval
     measured: bool
+    # where rows were certified: the share that is proved to be right at this eps
+    certified_accuracy: Annotated[Interval | None, Field(exclude_if=_unsaid)] = None
 
 
 class QueryPoint(Record):
-    """The share of attacked inputs that had fallen after so many queries each."""
+    """The share of attacked inputs that were broken with at most so many queries each."""
 
     queries: int
     success: Interval
@@ -289,18 +355,22 @@ class Survivors(Record):
     """What one more round of the last trial that draws noise would still break, from its last
     round."""
 
-    attacked: int  # rows that round was run on: robust so far, and near enough for the trial
+    # rows that round was run on: robust so far, and with a margin small enough for the trial
+    attacked: int
     broken: int
-    # of the rows it left, the share that it broke; errs upwards, since what breaks easily is broken
+    # the rows that it left, times the share that it broke: rather too high, since it broke the easy
+    # rows
     expected: Real
-    high: Real  # the same with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
+    high: Real  # the same, with the 95 % upper limit of the share (one-sided, Clopper-Pearson)
 
 
 class Metrics(Record):
     clean_accuracy: Interval
     robust_accuracy: Interval
     attack_success_rate: Interval  # broken, of those that the model had right
-    certified_accuracy: Interval | None = None
+    certified_accuracy: Interval | None = None  # proved; the true robust accuracy lies above it
+    # where rows were certified: how many each method proved that those before it had not
+    certified_by: Annotated[dict[str, int], Field(exclude_if=_unsaid)] = {}
     precision: Pair = Pair(clean=None, attacked=None)  # macro averages, over classes or labels
     recall: Pair = Pair(clean=None, attacked=None)
     f1: Pair = Pair(clean=None, attacked=None)
@@ -312,7 +382,7 @@ class Metrics(Record):
     sizes: Sizes
     errors: Errors | None = None  # of a regression, in place of precision, recall, F1 and confusion
     queries: list[QueryPoint] = []
-    median_queries: Real = None  # of the inputs that fell
+    median_queries: Real = None  # of the inputs that were broken
     curve: list[CurvePoint]
     corruptions: CorruptionMetrics | None = None
     calibration: Calibration | None = None
@@ -342,6 +412,7 @@ class Facts(Record):
     seed: int
     max_queries: int | None = None  # the most forwards that a row might cost
     corruptions: CorruptionInfo | None = None
+    certification: Annotated[CertificationInfo | None, Field(exclude_if=_unsaid)] = None
     perceptual: str | None = None  # SHA-256 of the network whose distances are the column lpips
     # batch size, device, time limit: what may differ without changing the question
     settings: dict[str, Any]
@@ -373,8 +444,8 @@ class Manifest(Facts):
 
     @model_validator(mode="after")
     def _as_many_classes(self) -> Manifest:
-        """Before anything so large is made, the number of classes is that of the matrix that stands
-        there."""
+        """The number of classes is that of the confusion matrix in the file, before a matrix of so
+        many is made."""
         confusion = self.metrics.confusion
         if (
             confusion is not None

@@ -55,6 +55,7 @@ SAMPLES = pa.schema(
         ("zero_gradients", pa.int64()),  # backwards that gave exactly zero
         # the whole protocol was run at the threat's eps, or the row broke before its end
         ("finished", pa.bool_()),
+        # no legal change of at most this size is wrong, as is proved; null: nothing is
         ("certified_radius", pa.float64()),
         ("psnr", pa.float64()),  # of the stored example, in decibels; null: none found, or no image
         ("ssim", pa.float64()),
@@ -75,6 +76,10 @@ FURTHER = pa.schema(
         # whether the example of a broken row still fools the model as an image file of 8 bits holds
         # it; null: no example
         ("broken_8bit", pa.bool_()),
+        # where rows were certified: the method that proved the row, or else why none did; neither
+        # of rows that were not asked about
+        ("certified_by", pa.string()),
+        ("not_certified", pa.string()),
         ("target_class", pa.int64()),  # that counts as a success, where each row has its own
         ("group", pa.string()),  # of data whose rows have groups
     ]
@@ -131,10 +136,10 @@ def interval(successes: int, n: int) -> Interval:
 def survivors(last: Restart) -> Survivors:
     """What another round would still break, from the last one.
 
-    A row that falls with probability p in a round falls in the next with p (1 - p), and by Jensen's
-    inequality the mean of these is at most that of the mean p: so the estimate errs upwards. So
-    does the limit: the number that falls varies less where rows differ than where they are alike
-    (Hoeffding 1956).
+    A row that a round breaks with probability p is left by it and broken by the next one with
+    p (1 - p). By Jensen's inequality the mean of these is at most that of the mean p, so the
+    estimate is rather too high than too low. So is the limit: the number of broken rows varies less
+    where rows differ than where they are alike (Hoeffding 1956).
     """
     if not last.attacked:
         return Survivors(attacked=0, broken=0, expected=0.0, high=0.0)
@@ -188,10 +193,16 @@ def measure(
         sizes=_sizes(size[broken]),
         perceptual=_perceptual(table, broken),
         curve=_curve(size, status, limits, attacked, n),
+        **_certified(table, status),
         per_group=groups,
         worst_group=min(groups, key=lambda g: g.robust_accuracy.value or 0, default=None),
         **_queries(_column(table, "queries")[broken], attacked),
     )
+    if shown.certified_accuracy is not None:
+        radius = _column(table, "certified_radius").astype(float)
+        for point in shown.curve:
+            proved = right if point.eps == 0 else np.isin(status, HELD) & (radius >= point.eps)
+            point.certified_accuracy = interval(int(proved.sum()), n)
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
@@ -201,8 +212,8 @@ def measure(
             attacked=interval(int(_flags(table, "robust_by_refusal").sum()), attacked),
         )
     if task.startswith("regression"):
-        truth, *told = _outputs(table, classes)
-        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in told]
+        truth, *given = _outputs(table, classes)
+        errors = [_sizes(np.abs(outputs - truth).max(1)) for outputs in given]
         return shown.model_copy(update={"errors": Errors(clean=errors[0], attacked=errors[1])})
     names = dict(enumerate(class_names or map(str, range(classes + 1))))
     return shown.model_copy(update=_by_class(table, classes, names, right, robust, task))
@@ -255,6 +266,15 @@ def _by_class(
     if present.any():
         found |= {name: pair(i, present) for i, name in enumerate(("precision", "recall", "f1"))}
     return found
+
+
+def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
+    """What was proved, where rows were certified."""
+    if "certified_by" not in table.column_names:
+        return {}
+    proved = status == "certified"
+    by = Counter(_column(table, "certified_by")[proved].tolist())
+    return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
 
 
 def _groups(table: pa.Table, right: np.ndarray, robust: np.ndarray) -> list[GroupMetrics]:
@@ -413,8 +433,8 @@ def _perceptual(table: pa.Table, broken: np.ndarray) -> Perceptual | None:
 
 
 def _queries(spent: np.ndarray, right: int) -> dict[str, Any]:
-    """The median of what inputs that fell cost, and success after 10, 30, 100, ... queries, until
-    all of these have fallen."""
+    """The median cost of the inputs that were broken, and the success after 10, 30, 100, ...
+    queries, until all of these are broken."""
     if not len(spent):
         return {"queries": [QueryPoint(queries=10, success=interval(0, right))]}
     marks = [m * 10**p for p in range(1, 12) for m in (1, 3)]
@@ -440,13 +460,13 @@ def _curve(
     }
     reach = sorted((steps | dict(limits)).items())
     measured = {e for e, _ in limits} | {0.0}
-    standing = np.isin(status, (*HELD, "broken"))
+    attackable = np.isin(status, (*HELD, "broken"))
     smallest = np.where(np.isnan(size), np.inf, size)
     return [
         CurvePoint(
             eps=e,
             robust_accuracy=interval(
-                right if e == 0 else int((standing & (smallest > limit)).sum()), n
+                right if e == 0 else int((attackable & (smallest > limit)).sum()), n
             ),
             measured=e in measured,
         )

@@ -1,9 +1,12 @@
-"""Runs of schema version 1, read as what version 2 calls the same things."""
+"""Runs of before, read as what this version calls the same things: the keys of schema version 1,
+and phrases that findings no longer use."""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
+from functools import reduce
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +23,27 @@ COLUMNS = {  # of samples.parquet
     "holds_8bit": "broken_8bit",
     "refused": "robust_by_refusal",
 }
+# Of findings, in runs of schema version 2: what was written before, and what is written now. Who
+# changes the words of a finding adds the phrase at the end, so that `verify` still confirms the
+# runs made before. Numbers and names lie between phrases, not within them.
+PHRASES: tuple[tuple[str, str], ...] = (
+    ("does not answer by lot", "does not answer at random"),
+    (" (by 0 to 5 points in Linf, as measured)", ""),
+    (": a first look, which stronger ones may lower", ": stronger attacks may find a lower figure"),
+    ("Defend the figure with --protocol standard", "Measure with --protocol standard"),
+    ("an attack that follows it stands still", "an attack that follows it does not move"),
+    ("on the sound models of the zoo", "on the sound models of holdfast.testing"),
+    ("the examination of the attacks needs", "the probe of the attacks needs"),
+    ("stands before the model", "comes before the model"),
+    (
+        "a linear map fitted to it stood in for it backwards",
+        "the gradient of a linear map fitted to it was used",
+    ),
+    (
+        "Lend it the gradients of its float version",
+        "Attack it by the gradients of its float version",
+    ),
+)
 
 
 def migrate(manifest: bytes) -> bytes:
@@ -40,3 +64,14 @@ def migrate(manifest: bytes) -> bytes:
 
 def migrate_samples(table: pa.Table) -> pa.Table:
     return table.rename_columns([COLUMNS.get(name, name) for name in table.column_names])
+
+
+def in_todays_words(said: Any) -> Any:
+    """A text with the phrases of before replaced; in lists and dictionaries, every text in them."""
+    if isinstance(said, str):
+        return reduce(lambda text, phrase: text.replace(*phrase), PHRASES, said)
+    if isinstance(said, list):
+        return [in_todays_words(part) for part in said]
+    if isinstance(said, dict):
+        return {key: in_todays_words(part) for key, part in said.items()}
+    return said

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
+import importlib
 import math
 import shutil
 import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from holdfast.data.files import printable
+from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
 from holdfast.runs.manifest import Interval, Manifest, Metrics, Pair, Verdict
@@ -38,6 +43,26 @@ class Run:
     def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The stored adversarial examples, shard by shard: ids [m], inputs [m, *shape]."""
         return store.examples(self.folder)
+
+    def to_pandas(self) -> Any:
+        """`samples` as a DataFrame.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            return self.samples.to_pandas()
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "to_pandas needs pandas, which is not installed: pip install pandas. `samples` is "
+                "the same table without it."
+            ) from error
+
+    def report(self, *, open: bool = False) -> Path:
+        """The page report.html in the folder, written where it is not there yet: see
+        `holdfast.report`."""
+        # The pages stand above the runs, which import nothing of them.
+        return importlib.import_module("holdfast.report.html").report(self, open=open)
 
     @property
     def unfinished(self) -> bool:
@@ -76,6 +101,29 @@ class Run:
     def verdict(self) -> Verdict:
         return self.manifest.verdict
 
+    def _repr_html_(self) -> str:
+        """A small table, for a notebook."""
+        manifest, verdict = self.manifest, self.verdict
+        lines = {
+            "model": manifest.model.spec,
+            "data": f"{manifest.data.spec}, {self.robust_accuracy.n:,} rows",
+            "threat": manifest.asked,
+            "protocol": f"{manifest.protocol.name}, version {manifest.protocol.version}",
+            "clean accuracy": str(self.clean_accuracy),
+            "robust accuracy": str(self.robust_accuracy),
+            "verdict": f"{verdict.status}. {verdict.reason}".rstrip(". "),
+            "folder": str(self.folder),
+        }
+        if math.isinf(manifest.threat.eps):
+            lines["median size"] = _figure(self.metrics.sizes.median)
+            del lines["robust accuracy"]
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{html.escape(printable(text))}</td></tr>"
+            for name, text in lines.items()
+        )
+        return f"<table>{rows}</table>"
+
     def __repr__(self) -> str:
         m, manifest = self.metrics, self.manifest
         found = f"robust {_figure(m.robust_accuracy.value)}"
@@ -85,6 +133,11 @@ class Run:
             f"Run({str(self.folder)!r}: clean {_figure(m.clean_accuracy.value)}, {found} under "
             f"{manifest.asked}, n={m.robust_accuracy.n}, {self.verdict.status})"
         )
+
+
+def folder_of(run: Run | Path | str) -> Path:
+    """The folder of a run that is open, or named."""
+    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def _figure(value: float | None) -> str:

@@ -23,14 +23,14 @@ from holdfast.runs.manifest import SCHEMA_VERSION, Manifest, Status
 from holdfast.runs.metrics import schema_of
 from holdfast.runs.migration import migrate, migrate_samples
 
-NO_DIGEST = "0" * 64  # stands in the place of a digest while the digest is computed
+NO_DIGEST = "0" * 64  # written in the place of the digest while the digest is computed
 _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 _DAMAGED = "The file is damaged or not part of a run."
 _MAY_BE_NULL = set(
     "broken_by size margin certified_radius psnr ssim lpips robust_by_refusal clean_confidence "
-    "attacked_confidence broken_8bit".split()
+    "attacked_confidence broken_8bit certified_by not_certified".split()
 )
-# What computing with values that no run has can raise.
+# Errors that computing with such values can raise.
 _ODD = (
     ArithmeticError,
     AttributeError,
@@ -51,7 +51,7 @@ class Rows(Protocol):
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one, the new one or none; synced to the disk."""
     if not path.name:
-        raise InputError(f"{path} is a folder, and cannot be the name of a file to write.")
+        raise InputError(f"{path} is a folder; give the name of a file to write.")
     draft = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. What was stored before is kept; an "
-            f"evaluation goes on with --resume once there is room."
+            f"cannot write {path}: {error.strerror or error}. What was stored before is kept: once "
+            "the cause is mended, the same command with --resume goes on."
         ) from error
 
 
@@ -79,7 +79,7 @@ def untrusted(folder: Path) -> Iterator[None]:
     """Compute with what a folder holds: files made by someone else may hold anything.
 
     Raises:
-        InputError: in the place of whatever values that no run has lead to.
+        InputError: instead of any error that values lead to which no run has.
     """
     try:
         yield
@@ -422,7 +422,7 @@ def checksum(path: Path) -> str:
 
 
 def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> None:
-    """A few examples beside their originals, so that the report needs no data: one a class
+    """A few examples with their originals, so that the report needs no data: one a class
     first."""
     made = gallery(folder, table, source, most)
     if made:
@@ -460,9 +460,9 @@ def gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> dict
     for label in np.unique(labels):
         turn[labels == label] = np.arange((labels == label).sum())
     picked = table.column("id").to_numpy()[broken[np.lexsort((labels, turn))[:most]]]
-    wanted, found = set(picked.tolist()), {}
+    ids_shown, found = set(picked.tolist()), {}
     for ids, x in examples(folder):
-        found |= {int(i): row for i, row in zip(ids, x, strict=True) if int(i) in wanted}
+        found |= {int(i): row for i, row in zip(ids, x, strict=True) if int(i) in ids_shown}
     shown = [int(i) for i in picked if int(i) in found]
     if not shown:
         return {}

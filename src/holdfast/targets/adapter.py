@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.target import Access, Pullback
+from holdfast.targets.trees import NO_TREES, Trees
 
 _INSTALLED_AS = {"sklearn": "scikit-learn"}
 
@@ -47,9 +48,11 @@ class Adapter(ABC):
     numbers: str | None = (
         None  # its outputs are no scores of classes: what to say where they are taken for some
     )
+    # the same model as functions of torch, before its last activation where `ending` names one
+    network: Callable[[Tensor], Tensor] | None = None
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
-    libraries: tuple[str, ...] = ()  # the modules that it runs in, beside torch and numpy
+    libraries: tuple[str, ...] = ()  # the modules that it runs in, besides torch and numpy
     _digest: bytes | None = None  # of its content, where that was known from the start
 
     @abstractmethod
@@ -70,6 +73,14 @@ class Adapter(ABC):
         """A hash of all that decides the output."""
         assert self._digest is not None
         return self._digest
+
+    def trees(self) -> Trees:
+        """The trees that the output is a sum of, read anew.
+
+        Raises:
+            InputError: it is none, or one of a kind that is not supported.
+        """
+        raise InputError(NO_TREES)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -175,7 +186,7 @@ def digest_of_files(path: Path) -> bytes:
     return digest.digest()
 
 
-def chosen(output: Any, wanted: str | int | None) -> Any:
+def chosen(output: Any, output_name: str | int | None) -> Any:
     """The scores among a model's outputs: the one that is wanted, the only one, or the one called
     logits.
 
@@ -201,8 +212,8 @@ def chosen(output: Any, wanted: str | int | None) -> Any:
         found = {str(place): part for place, part in enumerate(output)}
     else:
         found = {"logits": getattr(output, "logits", output)}
-    name, said = str(wanted), f"{wanted!r} is not among them"
-    if wanted is None:
+    name, said = str(output_name), f"{output_name!r} is not among them"
+    if output_name is None:
         name, said = "logits", "none was chosen"
         if len(found) == 1:
             (name,) = found

@@ -1,4 +1,5 @@
-"""Rows on their way to a model: what an attack may change, and beside it what nobody may."""
+"""Rows on their way to a model: what an attack may change, and with it what no attack
+may."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from safetensors.torch import load as load_bytes
 from torch import nn
 
 
-def demo_net() -> nn.Module:
+def demo_net() -> nn.Sequential:
     """The architecture alone: [n, 1, 8, 8] in [0, 1] to 10 logits."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),

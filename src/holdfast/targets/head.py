@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.tasks import Graded
+from holdfast.tasks import TaskWithTruth
 
 SOFTMAX, SIGMOID, LOG_SOFTMAX = "softmax", "sigmoid", "log_softmax"
 LINEAR = "linear"  # no activation: an output that has no bounds
@@ -18,7 +18,9 @@ class Head:
     said: bool = False  # the user or the model itself says which of both
     ending: str | None = None  # the activation at the end, or `LINEAR`; None: not seen
     single: bool = False  # there is one output, served as the two classes [0, z]
-    graded: Graded | None = None  # says what is right, where it is no class; see targets/truth.py
+    truth_task: TaskWithTruth | None = (
+        None  # says what is right, where it is no class; see targets/truth.py
+    )
 
     @property
     def reads(self) -> bool:
@@ -28,6 +30,6 @@ class Head:
         if self.single and self.ending == SOFTMAX:  # which is 1 whatever the logit
             return False
         taken = self.probabilities is not False
-        if self.graded is not None:  # whose outputs are judged one by one
-            return self.graded.logits and self.ending == SIGMOID and taken
+        if self.truth_task is not None:  # whose outputs are judged one by one
+            return self.truth_task.logits and self.ending == SIGMOID and taken
         return taken or self.ending == LOG_SOFTMAX

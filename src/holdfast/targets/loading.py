@@ -76,12 +76,12 @@ def made(spec: str, *, callables: bool = False) -> Any:
 def _is_model(found: Any) -> bool:
     """Whether a function asks for one argument that it must have: the inputs."""
     try:
-        wanted = inspect.signature(found).parameters.values()
+        parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
         return False
     must = [
         p
-        for p in wanted
+        for p in parameters
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return len(must) == 1 and not inspect.isclass(found)

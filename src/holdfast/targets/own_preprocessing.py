@@ -27,14 +27,14 @@ TAKES = {
     "image": "one image at a time, as a numpy array of bytes [h, w, c], or [h, w] if it is grey",
     "array": "a batch as one numpy array [n, *shape]",
 }
-# that a function reads beside it
+# what a function may read besides its input
 _CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, np.ndarray, Tensor)
-StandIn = Callable[[Tensor], Tensor]
+Substitute = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Own:
-    """A function or module of the user's that stands before the model; make it with `Own.of`.
+    """A function or module of the user's before the model; make it with `Own.of`.
 
     How it is called is what `takes` says, or is found once, when the target learns the shape of its
     inputs: a batch of tensors is tried first, then one image, or for other inputs a batch of
@@ -54,10 +54,10 @@ class Own:
     takes: str = "auto"
     function: Any = field(repr=False, compare=False, kw_only=True)
     box: Bounds = field(default=Bounds(), repr=False, compare=False, kw_only=True)
-    straight: bool = field(
+    straight_through: bool = field(
         default=False, repr=False, compare=False, kw_only=True
     )  # it has no gradient
-    stand_in: StandIn | None = field(
+    substitute: Substitute | None = field(
         default=None, repr=False, compare=False, kw_only=True
     )  # for its gradient
 
@@ -88,31 +88,32 @@ class Own:
     @property
     def remark(self) -> tuple[str, str]:
         """What a report says of it: check, text."""
-        way = "Its own gradient was followed."
-        if self.straight:
-            way = (
-                "It has no gradient: a linear map fitted to it stood in for it backwards (BPDA, "
+        gradient_note = "Its own gradient was followed."
+        if self.straight_through:
+            gradient_note = (
+                "It has no gradient: the gradient of a linear map fitted to it was used (BPDA, "
                 "arXiv:1802.00420)."
             )
         if not self.differentiable:
-            way = (
+            gradient_note = (
                 "It has no gradient and changes the shape of its inputs, so the model gives scores "
                 "alone."
             )
         return (
             "preprocess",
-            f"{self.name} stands before the model and is called with {TAKES[self.takes]}. {way}",
+            f"{self.name} comes before the model and is called with {TAKES[self.takes]}. "
+            f"{gradient_note}",
         )
 
     @property
     def differentiable(self) -> bool:
-        return not self.straight or self.stand_in is not None
+        return not self.straight_through or self.substitute is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the model sees of inputs x [n, *shape]."""
         with asking(f"the preprocessing {self.name}"):
-            if self.straight:
-                return _Straight.apply(x, self)
+            if self.straight_through:
+                return _BPDA.apply(x, self)
             return self.plainly(x)
 
     def plainly(self, x: Tensor) -> Tensor:
@@ -169,16 +170,16 @@ class Own:
             kinds = ["tensor", {True: "image", False: "array"}[pictures]]
         if self.takes == "image" and not pictures:
             raise InputError(
-                f"{self.name} takes images of bytes: it stands first, and images have 1, 3 or 4 "
+                f"{self.name} takes images of bytes: it comes first, and images have 1, 3 or 4 "
                 "channels."
             )
         failed: list[str] = []
         for kind in kinds:
             step = replace(self, takes=kind, box=box)
-            for straight in {"tensor": (False, True)}.get(kind, (True,)):
+            for straight_through in {"tensor": (False, True)}.get(kind, (True,)):
                 try:
                     with asking(f"the preprocessing {self.name}", learning=True):
-                        found = step._tried(x, straight=straight)
+                        found = step._tried(x, straight_through=straight_through)
                 except Exception as error:  # noqa: BLE001 - it may raise anything
                     failed += [
                         f"with {TAKES[kind]}: "
@@ -194,12 +195,12 @@ class Own:
             "takes='image'))."
         )
 
-    def _tried(self, x: Tensor, *, straight: bool) -> Own | None:
+    def _tried(self, x: Tensor, *, straight_through: bool) -> Own | None:
         """This step with or without a gradient of its own; None where it has none and should."""
-        with torch.inference_mode(False), torch.set_grad_enabled(not straight):
-            y = self.plainly(x.detach().requires_grad_(not straight))
-        if straight:
-            return replace(self, straight=True, stand_in=_fitted(x.detach(), y.detach()))
+        with torch.inference_mode(False), torch.set_grad_enabled(not straight_through):
+            y = self.plainly(x.detach().requires_grad_(not straight_through))
+        if straight_through:
+            return replace(self, straight_through=True, substitute=_fitted(x.detach(), y.detach()))
         return self if y.requires_grad else None
 
 
@@ -211,8 +212,8 @@ def own(function: str, takes: str = "auto") -> Own:
     return Own.of(found, takes)
 
 
-class _Straight(torch.autograd.Function):
-    """The function's values, with the gradient of its stand-in."""
+class _BPDA(torch.autograd.Function):
+    """The function's values, with the gradient of its substitute."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Own) -> Tensor:
@@ -223,12 +224,12 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        if ctx.step.stand_in is None:
+        if ctx.step.substitute is None:
             return torch.zeros_like(ctx.like), None
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = torch.zeros_like(ctx.like).requires_grad_()
-            pulled = (ctx.step.stand_in(leaf) * cotangents[0]).sum()
+            pulled = (ctx.step.substitute(leaf) * cotangents[0]).sum()
             return torch.autograd.grad(pulled, leaf, create_graph=again)[0], None
 
 
@@ -261,17 +262,17 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     )
 
 
-def _fitted(x: Tensor, y: Tensor) -> StandIn | None:
-    """The map nearest to what gives y [n, ...] for x [n, ...] of those that stand in; None: none
-    has that form."""
+def _fitted(x: Tensor, y: Tensor) -> Substitute | None:
+    """The map nearest to what gives y [n, ...] for x [n, ...] of the possible substitutes; None:
+    none has that form."""
     x, y = x.double().cpu(), y.double().cpu()
     if not bool(y.isfinite().all()):
         return None
     if x.ndim == y.ndim == 4:
         size = (y.shape[2], y.shape[3])
-        rows, wanted = (part.movedim(1, -1).flatten(0, 2) for part in (_resized(x, size), y))
+        rows, target = (part.movedim(1, -1).flatten(0, 2) for part in (_resized(x, size), y))
         # [c, c']
-        solved = torch.linalg.lstsq(rows - rows.mean(0), wanted - wanted.mean(0)).solution
+        solved = torch.linalg.lstsq(rows - rows.mean(0), target - target.mean(0)).solution
         return _Channels(solved.T.contiguous(), size) if bool(solved.any()) else None
     if x.shape != y.shape:
         return None

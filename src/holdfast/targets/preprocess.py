@@ -96,7 +96,8 @@ def parse(texts: Sequence[str]) -> tuple[Preprocess, ...]:
 
 
 def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The steps that a manifest says, with functions of the user's own as they are given now.
+    """The steps that a manifest says, with functions of the user's own as they are given now; or
+    all of them, as they are given.
 
     A manifest names such a function, but nothing in a run folder may say what code is run.
 
@@ -104,6 +105,8 @@ def given_again(said: Sequence[str], given: Sequence[str]) -> list[str]:
         SpecError: not as many are given as the manifest names.
     """
     names = [spec.call(text)[2] for text in said if text.startswith("own(")]
+    if len(names) < len(given) == len(said):
+        return list(given)
     if len(names) != len(given):
         listed = ", ".join(str(options.get("name")) for options in names) or "none"
         raise SpecError(

@@ -46,7 +46,7 @@ class Framework:
         matches: whether a live model is its own, by the modules of the model's type.
         adapt: `adapt(model, *, output, gives, classes)`, the model as a function of torch tensors,
             mostly an `Adapter`; options are those of `wrap`.
-        suffixes: how the names of its files end. An empty one stands for any file that there is.
+        suffixes: how the names of its files end. An empty one means any file that exists.
         weights: those of them that may hold weights alone, and take an `arch`.
         recognises: `recognises(path, head)`, whether a file or a folder is its own by its content,
             whatever its name; head are its first `HEAD` bytes, none of a folder.

@@ -26,7 +26,7 @@ def distil(
     rate: float = 1e-3,
     seed: int = 0,
 ) -> Target:
-    """A surrogate that answers like the target, to lend its gradients in a `Surrogate`.
+    """A surrogate that answers like the target, whose gradients a `Surrogate` uses.
 
     Substitute training (Papernot et al. 2017, arXiv:1602.02697, algorithm 1). Of the inputs as many
     are asked about as `queries` allows. What is left is spent in rounds: each trains on all answers
@@ -67,7 +67,7 @@ def distil(
             target.batcher.device, torch.float32
         )
         answers = _ask(target, asked)
-        way = -1
+        sign = -1
         while True:
             for _ in range(epochs):
                 _learn(net, adam, _turned(asked, target), answers, batch_size)
@@ -78,11 +78,14 @@ def distil(
             length = (0.5 + torch.rand(len(some), *[1] * len(shape)).to(some)) * (
                 target.bounds.high - target.bounds.low
             )
-            moved = (some + way * step * length * _slope(net, some, target)).clamp(
+            shifted = (some + sign * step * length * _slope(net, some, target)).clamp(
                 *target.bounds.sides(some)
             )
-            asked, answers = torch.cat([asked, moved]), torch.cat([answers, _ask(target, moved)])
-            way = -way
+            asked, answers = (
+                torch.cat([asked, shifted]),
+                torch.cat([answers, _ask(target, shifted)]),
+            )
+            sign = -sign
     given = {"shape": shape, "bounds": target.bounds, "batch_size": target.batcher.size}
     return TorchTarget(net.eval(), layout={3: target.inputs.layout}.get(len(shape)), **given)
 
@@ -102,14 +105,14 @@ def _learn(
     net: nn.Module, adam: torch.optim.Optimizer, x: Tensor, answers: Tensor, batch_size: int
 ) -> None:
     """One pass over the answers that are any."""
-    told = answers.isfinite().all(1).nonzero()[:, 0]
-    if not len(told):
+    answered = answers.isfinite().all(1).nonzero()[:, 0]
+    if not len(answered):
         raise InputError("the model under test refuses every input, so there is nothing to distil.")
     net.train()
     with torch.enable_grad():
         # Parts of even size: a batch norm cannot train on a last one of a single row.
-        for rows in told[torch.randperm(len(told)).to(told.device)].tensor_split(
-            -(-len(told) // batch_size)
+        for rows in answered[torch.randperm(len(answered)).to(answered.device)].tensor_split(
+            -(-len(answered) // batch_size)
         ):
             # Up to a constant the divergence from the target's softmax; for a label, the
             # cross-entropy.

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast import usercode
 from holdfast.errors import HoldfastError, InputError
@@ -132,10 +132,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an input is, beside its shape and its bounds."""
+    """What an input is, besides its shape and its bounds."""
 
-    layout: str = "nchw"  # of raw images; in nhwc the channels stand last
-    # what a question needs beside x: shapes by name
+    layout: str = "nchw"  # of raw images; in nhwc the channels come last
+    # what a question needs besides x: shapes by name
     context: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -161,11 +161,11 @@ class GradientInfo:
 
 @dataclass
 class Identity:
-    """What a report says of the model, beside its fingerprint and what `describe` says."""
+    """What a report says of the model, besides its fingerprint and what `describe` says."""
 
     remarks: tuple[tuple[str, str], ...] = ()  # of how it was taken: check, text
     class_labels: tuple[Any, ...] | None = None  # its own (texts, -1 and 1); None: 0..k-1
-    # of the libraries, beside torch and numpy, that it runs in
+    # of the libraries, besides torch and numpy, that it runs in
     versions: Mapping[str, str] = field(default_factory=dict)
     was_training: bool = False  # it came in train mode
     rewrites: bool = False  # it was seen to change its input, and is given a copy each time
@@ -176,7 +176,7 @@ class Target(ABC):
 
     An adapter writes the richest method that it can; the others follow from it. Calls change
     nothing: not the model, not the inputs. Each takes a `Batch`, or inputs alone where the model
-    needs nothing beside them.
+    needs nothing else.
     """
 
     access: Access = Access.GRADIENTS
@@ -239,8 +239,19 @@ class Target(ABC):
     def fingerprint(self) -> str:
         """A SHA-256 of all that decides the scores."""
 
+    def network(self) -> nn.Module:
+        """The model as a module of torch, from raw inputs [n, *shape] to scores [n, k], for proofs
+        over what it computes.
+
+        Raises:
+            InputError: it is none, or not one that proofs can follow.
+        """
+        raise InputError(
+            f"not supported yet: proofs of a {type(self).__name__}, which is no network of torch."
+        )
+
     def describe(self) -> dict[str, object]:
-        """What the manifest says of the target, beside its fingerprint.
+        """What the manifest says of the target, besides its fingerprint.
 
         Raises:
             InputError: the shape of its inputs is not known yet, and so not all that decides.

@@ -1,4 +1,4 @@
-"""Heads that are right or wrong only beside a truth: it comes with each row, in the context of the
+"""Heads that are right or wrong only against a truth: it comes with each row, in the context of the
 batch, and the model is asked whether it is right."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast.targets.batch import Batch, Rows
 from holdfast.targets.head import Head
 from holdfast.targets.target import Access, Inputs, Pullback, Target
 from holdfast.targets.wrappers import Around, Ensemble, ExpectationOverTransformation
-from holdfast.tasks import Classes, Graded
+from holdfast.tasks import Classes, TaskWithTruth
 
 TRUTH = "truth"  # the column of the context: [n, k]
 
@@ -26,9 +26,9 @@ class WithTruth(Around):
     The context of each batch holds the truths [n, k].
 
     ```python
-    graded = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
+    judged = WithTruth(holdfast.wrap(net, shape=(1, 28, 28), task="multilabel"))
     rows, right = Batch(x, {"truth": truth}), torch.zeros(n).long()
-    found = run(parse("apgd"), graded, rows, right, Threat.linf(0.1))
+    found = run(parse("apgd"), judged, rows, right, Threat.linf(0.1))
     ```
 
     Raises:
@@ -36,12 +36,12 @@ class WithTruth(Around):
     """
 
     def __init__(self, inner: Target) -> None:
-        if inner.head.graded is None or inner.shape is None:
+        if inner.head.truth_task is None or inner.shape is None:
             raise InputError(
-                "a truth goes beside a bound model whose task says what is right: wrap(..., "
+                "a truth goes with a bound model whose task says what is right: wrap(..., "
                 "task=...)."
             )
-        self.rule: Graded = inner.head.graded
+        self.rule: TaskWithTruth = inner.head.truth_task
         self.k = inner.task.k
         if inner.access < Access.SCORES:
             raise InputError(f"the model gives labels alone, but {self.rule} needs its outputs.")
@@ -57,15 +57,15 @@ class WithTruth(Around):
 
     @property
     def head(self) -> Head:
-        return replace(self.inner.head, graded=None)
+        return replace(self.inner.head, truth_task=None)
 
     @head.setter
     def head(self, head: Head) -> None:
-        self.inner.head = replace(head, graded=self.rule)
+        self.inner.head = replace(head, truth_task=self.rule)
 
     @cached_property
     def task(self) -> Classes:
-        return Classes(1 + len(self.rule.ways([""] * self.k)))
+        return Classes(1 + len(self.rule.wrong_answers([""] * self.k)))
 
     @property
     def inputs(self) -> Inputs:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.errors import InputError
 from holdfast.norms import Norm
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def _of_inner(name: str) -> Any:
-    """A field of the target that another stands around, read and written there."""
+    """A field of the target that another is wrapped around, read and written there."""
 
     def read(self: Around) -> Any:
         return getattr(self.inner, name)
@@ -289,7 +289,7 @@ class Surrogate(Around):
 
     def _check(self) -> None:
         if self.surrogate.access < Access.GRADIENTS:
-            raise InputError("a surrogate lends its gradients, and this one has none.")
+            raise InputError("a surrogate is there for its gradients, and this one has none.")
 
     @property
     def gradients(self) -> GradientInfo:
@@ -315,6 +315,9 @@ class Surrogate(Around):
 
     def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.surrogate.pull(x, cotangent)
+
+    def network(self) -> nn.Module:
+        return self.inner.network()
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
@@ -452,6 +455,9 @@ class Cached(Around):
 
     def pull(self, x: Rows, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         return self.inner.pull(x, cotangent)
+
+    def network(self) -> nn.Module:
+        return self.inner.network()
 
     def fingerprint(self) -> str:
         return self.inner.fingerprint()

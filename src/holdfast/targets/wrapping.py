@@ -17,12 +17,12 @@ from holdfast.targets import loading, wrappers
 from holdfast.targets.defences.detectors import Detector
 from holdfast.targets.defences.transforms import Defence
 from holdfast.targets.frameworks.pytorch.target import TorchTarget
+from holdfast.targets.further_inputs import further, joined
 from holdfast.targets.own_preprocessing import Own
 from holdfast.targets.preprocess import Normalize, Preprocess, Resize
 from holdfast.targets.registry import adapted
-from holdfast.targets.several_inputs import further, joined
 from holdfast.targets.target import Bounds, Target, copied
-from holdfast.tasks import Graded
+from holdfast.tasks import TaskWithTruth
 from holdfast.tasks import parse as parse_task
 
 
@@ -56,7 +56,7 @@ def wrap(
     layout: str | None = None,
     output: str | int | None = None,
     classes: int | None = None,
-    task: str | Graded | None = None,
+    task: str | TaskWithTruth | None = None,
     precision: str = "float32",
     compile: bool = False,
 ) -> Target:
@@ -149,7 +149,7 @@ def _wrapped_again(
     refused: list[str],
     layout: str | None,
     probabilities: bool | None,
-    task: str | Graded | None,
+    task: str | TaskWithTruth | None,
 ) -> Target:
     """A target, or a copy of it with what else is said; the one that was handed in stays as it
     is."""
@@ -167,8 +167,8 @@ def _wrapped_again(
     own = copied(target)
     if probabilities is not None:
         own.head = replace(own.head, probabilities=probabilities, said=True)
-    graded = parse_task(task) if isinstance(task, str) else task or target.head.graded
-    own.head = replace(own.head, graded=graded)
+    truth_task = parse_task(task) if isinstance(task, str) else task or target.head.truth_task
+    own.head = replace(own.head, truth_task=truth_task)
     return own
 
 
@@ -189,12 +189,12 @@ def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) ->
     for first, then in pairwise(named):
         if isinstance(first, Normalize) and isinstance(then, Defence):
             raise InputError(
-                f"{write(then)} stands behind normalize, but works on raw images; name it first."
+                f"{write(then)} comes after normalize, but works on raw images; name it first."
             )
     for first, then in pairwise(steps):
         if isinstance(then, Detector) and not isinstance(first, Detector):
             raise InputError(
-                f"{write(then)} stands behind {write(first)}, but its limit is of raw images; name "
+                f"{write(then)} comes after {write(first)}, but its limit is of raw images; name "
                 "it first."
             )
     for step in steps:

@@ -139,13 +139,9 @@ class Purified(Defence):
     """Inputs replaced by their projection on the main directions of the training data, outside the
     graph."""
 
-    mean: Tensor
-    basis: Tensor
-
     def __init__(self, inner: nn.Module, mean: Tensor, basis: Tensor) -> None:
         super().__init__(inner)
-        self.register_buffer("mean", mean)
-        self.register_buffer("basis", basis)
+        self.mean, self.basis = nn.Buffer(mean), nn.Buffer(basis)
 
     def _project(self, x: Tensor) -> Tensor:
         flat = x.flatten(1) - self.mean
@@ -189,8 +185,8 @@ class Detected(Purified):
 
 
 class Stairs(Defence):
-    """The lead of the best class bent into stairs that fall where it rises: scores mislead, labels
-    are the same.
+    """The lead of the best class bent into stairs that go down where it rises: scores mislead,
+    labels are the same.
 
     In the manner of the adversarial attack on attackers (Chen et al. 2022, arXiv:2205.12134).
     """
@@ -269,14 +265,12 @@ def _signed_input() -> nn.Module:
 
 def _wide_net() -> nn.Module:
     net = demo_net()
-    assert isinstance(net, nn.Sequential)
     net[0] = nn.Conv2d(8, 16, 3, padding=1)
     return Thermometer(net)
 
 
 def _large_net() -> nn.Module:
     net = demo_net()
-    assert isinstance(net, nn.Sequential)
     net[6] = nn.Linear(800, 32)
     return Resized(net)
 

@@ -9,11 +9,11 @@ from holdfast.errors import InputError
 
 
 def channel_axis(layout: str) -> int:
-    """Where the channels stand in the shape of one image, or of many."""
+    """Where the channels are in the shape of one image, or of many."""
     return {"nhwc": -1}.get(layout, -3)
 
 
-def planes(x: Tensor, layout: str) -> Tensor:
+def channels_first(x: Tensor, layout: str) -> Tensor:
     """Images [n, *shape] as [n, c, h, w]; those without an axis of channels have one.
 
     Raises:
@@ -28,8 +28,8 @@ def planes(x: Tensor, layout: str) -> Tensor:
     return x.movedim(channel_axis(layout), 1)
 
 
-def unplaned(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
-    """The images of this shape of which these are the `planes`."""
+def from_channels_first(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
+    """The images of this shape of which these are the `channels_first`."""
     if len(shape) == 2:
         return x[:, 0]
     return x.movedim(1, channel_axis(layout))

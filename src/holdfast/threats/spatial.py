@@ -13,7 +13,7 @@ from torch import Tensor
 
 from holdfast import spec
 from holdfast.threats.flow import Flow
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 from holdfast.threats.patch import Patch
 from holdfast.threats.rotation import Rotation
 from holdfast.threats.transform import Transform
@@ -72,8 +72,8 @@ class Spatial:
     def apply(self, x: Tensor, point: Tensor) -> Tensor:
         """Images x [n, *shape] changed by parameters [n, *form]."""
         u = (point - (self.low + self.high) / 2) / self.reach
-        moved = self.transform.move(planes(x, self.layout), u, self.low, self.high)
-        return unplaned(moved, self.shape, self.layout)
+        transformed = self.transform.move(channels_first(x, self.layout), u, self.low, self.high)
+        return from_channels_first(transformed, self.shape, self.layout)
 
     def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
         """A gradient on the changed images as one on their parameters."""
@@ -84,5 +84,5 @@ class Spatial:
     @property
     def _size(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        _, c, h, w = planes(torch.zeros(1, *self.shape), self.layout).shape
+        _, c, h, w = channels_first(torch.zeros(1, *self.shape), self.layout).shape
         return c, h, w

@@ -23,7 +23,7 @@ from holdfast.spec import Options, option
 from holdfast.targets.adapter import need
 from holdfast.targets.batch import picked
 from holdfast.targets.target import Target, sealed
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Batch:
             views=tuple(v[rows] for v in self.views),
         )
 
-    def beside(self, asks: int) -> int:
-        """Forwards that the loss takes beside the `asks` of one set of classes."""
+    def further_forwards(self, asks: int) -> int:
+        """Forwards that the loss takes in addition to the `asks` of one set of classes."""
         return (asks if self.other is not None else 0) + (1 + len(self.views) if self.views else 0)
 
 
@@ -125,7 +125,7 @@ class Crop(Change):
 
 @dataclass(frozen=True)
 class Color(Change):
-    """Brightness, contrast, saturation and hue moved by up to these shares; of images of three
+    """Brightness, contrast, saturation and hue changed by up to these shares; of images of three
     channels."""
 
     brightness: float = option(0.2, "largest change of brightness", at_least=0)
@@ -310,10 +310,12 @@ def augmented(
             "augment out."
         )
     low, width = target.bounds.low, target.bounds.high - target.bounds.low
-    batch = Batch(planes((x - low) / width, target.inputs.layout).float(), y)
+    batch = Batch(channels_first((x - low) / width, target.inputs.layout).float(), y)
 
     def back(image: Tensor) -> Tensor:
-        return unplaned(image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout)
+        return from_channels_first(
+            image.to(x.dtype) * width + low, tuple(x.shape[1:]), target.inputs.layout
+        )
 
     with sealed(seed % 2**63):
         for change in changes:

@@ -1,5 +1,5 @@
-"""Classes of unequal size: what their rows weigh in the loss, how weights are chosen, how rows are
-held out.
+"""Classes of unequal size: the weight of their rows in the loss, how weights are chosen, how rows
+are held out.
 
 Where one class has most of the rows, its constant answer has a high accuracy, clean and robust:
 training drifts there.
@@ -50,10 +50,8 @@ class Balance:
         """What is done because of it, for the log; empty where nothing is."""
         if not self.unequal and not self.weights:
             return ""
-        most, least = (
-            int(np.argmax(self.counts)),
-            min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf),
-        )
+        most = int(np.argmax(self.counts))
+        least = min(range(len(self.counts)), key=lambda c: self.counts[c] or np.inf)
         said = (
             f"class {most} has {self.counts[most]} training rows and class {least} has "
             f"{self.counts[least]}"

@@ -1,4 +1,4 @@
-"""What objectives and regularisers find points with: attacks on the network as it stands, and keyed
+"""What objectives and regularisers find points with: attacks on the network as it is now, and keyed
 noise."""
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from holdfast.threats.threat import Threat
 
 
 @dataclass(frozen=True)
-class Rival:
-    """An attacker that learns beside the network: its own network, and what moves it."""
+class AttackNetwork:
+    """A network that makes adversarial points and is trained in turns with the model, and its
+    optimiser."""
 
     net: nn.Module
     optimiser: torch.optim.Optimizer
@@ -28,9 +29,9 @@ class Rival:
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """Calls run an attack's rule on rows: x [n, *shape], y [n] to points near x.
+    """Calls run an attack's rule on rows: x [n, *shape], y [n] to points close to x.
 
-    The network is in eval mode meanwhile, so that its batch norms neither see nor learn the search.
+    The network is in eval mode meanwhile, so that the search does not change its batch norms.
     """
 
     live: TorchTarget  # around the network that is trained
@@ -38,8 +39,8 @@ class InnerAttack:
     threat: Threat  # at the eps that is trained against now
     seed: int  # of this step's noise
     share: float = 1.0  # of the whole eps that the threat has reached
-    start: int = 0  # the place in its step of the first row: a row's noise hangs on its place
-    rival: Rival | None = None  # an attacker that learns beside
+    start: int = 0  # the place in its step of the first row: a row's noise depends on its place
+    attack_network: AttackNetwork | None = None  # where the objective trains one
 
     def __call__(
         self,
@@ -84,11 +85,11 @@ class InnerAttack:
         p = self.problem(x)
         return self._legal(p, p.eps * p.norm.sample(self.keys(x, name), p.x))
 
-    def ascend(self, x: Tensor, near: Tensor, g: Tensor, step_size: float) -> Tensor:
-        """One step of this share of eps from points near x along the gradient g there, all [n,
-        *shape]."""
+    def ascend(self, x: Tensor, point: Tensor, g: Tensor, step_size: float) -> Tensor:
+        """One step of this share of eps from a `point` close to x along the gradient g there, all
+        [n, *shape]."""
         p = self.problem(x)
-        return self._legal(p, near - p.x + p.stride(g, step_size))
+        return self._legal(p, point - p.x + p.stride(g, step_size))
 
     def aligned(self, x: Tensor, y: Tensor) -> Tensor:
         """The cosine between the gradients of the cross-entropy at x and at points uniform in the
@@ -100,7 +101,7 @@ class InnerAttack:
         return F.cosine_similarity(here.flatten(1), there.flatten(1))
 
     def problem(self, x: Tensor, y: Tensor | None = None) -> Problem:
-        """The search for points near x, [n, *shape], of labels y [n]."""
+        """The search for points close to x, [n, *shape], of labels y [n]."""
         if y is None:
             y = x.new_zeros(len(x), dtype=torch.int64)
         return Problem(self.live, x, y, self.threat, self.keys(x, "geometry"))

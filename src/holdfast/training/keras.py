@@ -68,7 +68,12 @@ class KerasNetwork:
         work = workers.emptied(training.folder / "work")
         try:
             self._hand_over(training, work)
-            failed = _in_torch(work, training)
+            # in processes whose Keras runs on torch
+            env = {
+                "KERAS_BACKEND": "torch",
+                "KERAS_TORCH_DEVICE": str(training.target.batcher.device),
+            }
+            failed = workers.run(__name__, work, training, env, _HINT)
             if (work / "weights.safetensors").exists():
                 write_bytes(training.folder / self.file, self._carried_back(work))
             if failed is not None:
@@ -132,9 +137,9 @@ class Rebuilt(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         held = [getattr(self, name) for name in self.fixed]
-        z, moved = self.ask(x, [*self.trained, *held], self.training)
+        z, after = self.ask(x, [*self.trained, *held], self.training)
         if self.training:
-            for name, value in zip(self.fixed, moved, strict=True):
+            for name, value in zip(self.fixed, after, strict=True):
                 setattr(self, name, value.detach())
         return z
 
@@ -147,14 +152,7 @@ def packed(model: Any) -> bytes:
         return file.read_bytes()
 
 
-def _in_torch(work: Path, training: Training) -> str | None:
-    """Train in processes whose Keras runs on torch; why it failed, where the training itself
-    did."""
-    env = {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": str(training.target.batcher.device)}
-    return workers.run(__name__, work, training, env, _HINT)
-
-
-def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
+def _train(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -> None:
     own, job = workers.taken_over(work)
     for where in own["code"]:
         usercode.find(where)
@@ -167,7 +165,7 @@ def _train(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> N
     assert isinstance(target.model, KerasOnTorch)
     bare, shape = target.model.model, target.model.shape
     net = Rebuilt(bare, flat=shape is not None and len(shape) == 1).to(target.batcher.device)
-    training = Training(target=target, watch=watch, group=group, **job)
+    training = Training(target=target, on_epoch=on_epoch, group=group, **job)
     failed, kept = None, work.parent / _KEPT
     try:
         best = training.fit(net, resume=True).best_average()

@@ -27,17 +27,15 @@ from holdfast.threats.threat import Threat
 from holdfast.training import augmentation
 from holdfast.training.augmentation import Batch
 from holdfast.training.balance import Balance
-from holdfast.training.batches import Steps, read, shuffled
+from holdfast.training.batches import GeneratedRows, Steps, read, shuffled
 from holdfast.training.distributed import ProcessGroup
-from holdfast.training.generated_rows import GeneratedRows
-from holdfast.training.inner_attack import InnerAttack, Rival, evaluating
+from holdfast.training.inner_attack import AttackNetwork, InnerAttack, evaluating
 from holdfast.training.objective import Net, Objective, Regularizer
 from holdfast.training.recipe import Recipe
-from holdfast.training.schedules import share_of_rate
 from holdfast.training.sharpness import perturbed_weights
 from holdfast.training.state import STATE, Epoch, Progress, State, blend, packed, table
 
-# by which the judge may find more than the inner attack before that one counts as fooled
+# how much more the judge may find than the inner attack, before that attack counts as fooled
 _GAP = 0.1
 
 
@@ -53,14 +51,14 @@ class Training:
         recipe: how.
         objective: the one that the recipe names.
         penalties: the regularisers that it names.
-        seed: of the order of rows, of all noise, and of what the network draws itself.
+        seed: of the order of rows, of all noise, and of the network's own random steps.
         floor: the least clean accuracy on `held` of the weights chosen.
         min_recall: the least clean recall there of any class.
         balance: of the classes in `data`; of none: all count alike.
         folder: where log.csv and the state are written; None: nowhere.
         every: seconds from one stored state to the next; 0: after each step; inf: none is.
-        watch: told of each finished epoch.
-        generated: rows to train on beside.
+        on_epoch: called with each finished epoch.
+        generated: further rows to train on.
         precision: of the passes that train, the inner attack's too; bfloat16 is mixed, and the
             judge's are float32.
         devices: processes that share every step; on accelerators each has one of its own.
@@ -81,12 +79,12 @@ class Training:
     balance: Balance = field(default=Balance(()))
     folder: Path | None = None
     every: float = 30.0
-    watch: Callable[[Epoch], None] = lambda _: None
+    on_epoch: Callable[[Epoch], None] | None = None
     generated: GeneratedRows | None = None
     precision: str = "float32"
     devices: int = 1
     group: ProcessGroup = field(default_factory=ProcessGroup)
-    rival: Rival | None = field(default=None, init=False)
+    attack_network: AttackNetwork | None = field(default=None, init=False)
 
     @cached_property
     def changes(self) -> list[augmentation.Augmentation]:
@@ -106,14 +104,14 @@ class Training:
         if self.target.channels_last:
             net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with sealed(self.seed + self.group.rank), torch.enable_grad():
-            self.rival = self.objective.rival(self.target)
-            s = State(net, recipe, self.rival)
+            self.attack_network = self.objective.attack_network(self.target)
+            s = State(net, recipe, self.attack_network)
             if resume and self.folder is not None and (self.folder / STATE).exists():
                 s.restore((self.folder / STATE).read_bytes())
                 # whose random state it is; the others draw on from seeds of their own
                 if not self.group.leads:
                     torch.manual_seed(int(torch.randint(2**62, ())) + self.group.rank)
-            while s.progress.epoch < recipe.epochs and not self._settled(s.progress):
+            while s.progress.epoch < recipe.epochs and not self._ends_early(s.progress):
                 steps = shuffled(
                     len(self.data), recipe.batch_size, self.seed + s.progress.epoch + 1
                 )
@@ -135,7 +133,7 @@ class Training:
         """One step on rows x [n, *shape], y [n]."""
         progress = s.progress
         done = (progress.step + 1) / total
-        rate, eps = self._pace(done)
+        rate, eps = self._rate_and_eps(done)
         for group in s.optimiser.param_groups:
             group["lr"] = rate
         objective = self._objective(progress)
@@ -162,9 +160,9 @@ class Training:
 
         progress.step, progress.batch = progress.step + 1, progress.batch + 1
         progress.rows += n
-        beside = sum(part.passes for part in self.penalties) + 2 * objective.asks * bool(size)
-        beside += 2 * batch.beside(objective.asks)
-        progress.passes += n * (objective.passes + objective.replays * beside)
+        further = sum(part.passes for part in self.penalties) + 2 * objective.asks * bool(size)
+        further += 2 * batch.further_forwards(objective.asks)
+        progress.passes += n * (objective.passes + objective.replays * further)
         progress.loss += float(loss) * n
         progress.right += round(self.group.shares([right])[0] * n)
 
@@ -222,19 +220,20 @@ class Training:
         return objective
 
     def _past(self, step: int, total: int) -> float:
-        """The share that the average keeps of itself at this step."""
+        """The share of its old value that the average keeps at this step."""
         alike = step - round(total * (1 - self.recipe.swa))  # steps of the last ones before
         if self.recipe.swa and alike >= 0:
             return alike / (alike + 1)
         return min(self.recipe.ema, (1 + step) / (10 + step))
 
-    def _pace(self, done: float) -> tuple[float, float]:
+    def _rate_and_eps(self, done: float) -> tuple[float, float]:
         """Learning rate and eps where this share of the training is done."""
-        rate = self.recipe.rate * share_of_rate(self.recipe.schedule, self.recipe.warmup, done)
-        return rate, float(self.threat.eps) * min(1.0, done / (self.recipe.ramp or done))
+        return self.recipe.rate_at(done), float(self.threat.eps) * min(
+            1.0, done / (self.recipe.ramp or done)
+        )
 
-    def _settled(self, progress: Progress) -> bool:
-        """Whether so many epochs at full eps have brought nothing better that it ends early."""
+    def _ends_early(self, progress: Progress) -> bool:
+        """Whether `patience` epochs at full eps have brought nothing better."""
         return 0 < self.recipe.patience <= min(progress.full, progress.epoch - progress.best_epoch)
 
     def _close(self, s: State) -> None:
@@ -242,7 +241,7 @@ class Training:
         progress, recipe = s.progress, self.recipe
         objective = self._objective(progress)
         clean, inner, robust, accuracy, recall = self._judge(s, objective)
-        rate, eps = self._pace((progress.epoch + 1) / recipe.epochs)
+        rate, eps = self._rate_and_eps((progress.epoch + 1) / recipe.epochs)
         line = Epoch(
             epoch=progress.epoch + 1,
             objective=repr(objective),
@@ -277,16 +276,16 @@ class Training:
             s.keep()
         progress.log.append(line)
         self._store(s, now=True)
-        if self.group.leads:
-            self.watch(line)
+        if self.group.leads and self.on_epoch is not None:
+            self.on_epoch(line)
 
     @property
     def _least_recall(self) -> float:
         """The least clean recall of any class of weights that may be chosen.
 
-        Where classes are unequal it is half of a guess's at least: a constant answer is right on
-        all of one class under every attack, which can be a higher mean over the classes than that
-        of a network that tells them apart.
+        Where classes are unequal it is at least half of that of a guess. A constant answer is right
+        on all rows of one class under every attack, and that can be a higher mean over the classes
+        than that of a network that tells them apart.
         """
         if not self.balance.unequal:
             return self.min_recall
@@ -296,8 +295,8 @@ class Training:
         """Of the averaged weights on the rows held out: accuracy clean, under the inner attack,
         under the judge.
 
-        Means over the classes where these are unequal; then the plain clean accuracy, and the least
-        recall of a class.
+        Means over the classes where these are unequal; then the clean accuracy over all rows, and
+        the least recall of a class.
         """
         mine = self.group.share(len(self.judged[1]))
         x, y = (column[mine] for column in self.judged)
@@ -308,18 +307,18 @@ class Training:
                 self._inner_attack(model, float(self.threat.eps), self.seed, mine.start), x, y
             )
             inner = unbroken(model.task.predict(model.batcher.in_parts(model.scores, x_adv)), y)
-        stood = right
+        robust = right
         if self.recipe.judge:
             ids = torch.arange(mine.start, mine.stop)
-            books = run(
+            found = run(
                 attacks.parse(self.recipe.judge), model, x, y, self.threat, ids=ids, seed=self.seed
             )
-            stood = (books.outcome == attacks.Outcome.SURVIVED) & right
+            robust = (found.outcome == attacks.Outcome.SURVIVED) & right
         each = self._per_class(self.judged[1])[mine]  # [n, classes there]
         weight = torch.ones_like(each[:, 0])
         if self.balance.unequal:
             weight = each.mean(1)
-        columns = [held * weight for held in (right, inner & right, stood)]
+        columns = [held * weight for held in (right, inner & right, robust)]
         recalls = [right * column for column in each.unbind(1)]
         *figures, accuracy = self.group.shares([*columns, *recalls, right])
         return *figures[:3], accuracy, min(figures[3:])  # pyright: ignore[reportReturnType]
@@ -331,8 +330,8 @@ class Training:
         return F.one_hot(index, len(there)).double() * (len(y) / count)
 
     def _aligned(self, s: State) -> float:
-        """How far gradients at those rows and at random points near them point the same way: their
-        mean cosine. Without a judge it is not asked."""
+        """The mean cosine of the gradients at those rows and at random points close to them.
+        Without a judge it is not asked."""
         if not self.recipe.judge:
             return math.nan
         mine = self.group.share(len(self.judged[1]))
@@ -346,7 +345,7 @@ class Training:
     ) -> InnerAttack:
         share = eps / float(self.threat.eps)
         return InnerAttack(
-            live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.rival
+            live, self.target, self.threat.at(eps), seed % 2**63, share, start, self.attack_network
         )
 
     def _tensors(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -393,8 +392,8 @@ def fooled(objective: Objective, inner: float, robust: float, best: float) -> bo
     held out.
 
     A gap alone is no proof (a weak network has one too), and some points up or down are noise: a
-    third of what was reached must be lost, or half of what the inner attack leaves standing must
-    fall. On training rows, plain overfitting would look the same.
+    third of the best robust accuracy must be lost, or half of the rows that the inner attack does
+    not break. On training rows, ordinary overfitting would look the same.
     """
-    short = 0 < objective.inner_steps <= 4
+    short = 0 < objective.steps <= 4
     return short and inner - robust > _GAP and robust < max(2 / 3 * best, inner / 2)

@@ -24,7 +24,7 @@ class Network(Protocol):
     kind: str  # its class
     trains: bool  # whether it has anything to train
     normed: bool  # whether it has batch norm
-    pickled: bool  # whether it goes to other processes as it stands
+    pickled: bool  # whether other processes get it as it is, pickled
 
     def train(self, training: Training) -> None:
         """Train it, and leave it as `file` in the training's folder.
@@ -32,11 +32,9 @@ class Network(Protocol):
         Raises:
             InputError: the training diverged.
         """
-        ...
 
     def read(self, folder: Path) -> Any:
         """What `file` holds there: what `wrap` takes, in eval mode."""
-        ...
 
 
 class TorchNetwork:

@@ -1,5 +1,5 @@
-"""An objective: where a network is trained, and what it pays there. The two that need no more than
-the base class are here."""
+"""An objective: the points that a network is trained at, and the loss there. The two that need no
+more than the base class are here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.attacks.gradient.pgd import PGD as Ascent
 from holdfast.spec import Options, option
 from holdfast.targets import TorchTarget
-from holdfast.training.inner_attack import InnerAttack, Rival
+from holdfast.training.inner_attack import AttackNetwork, InnerAttack
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,15 @@ class Objective(Options):
     """
 
     asks: ClassVar[int] = 1  # points a row that the loss asks about
-    steps: int  # of the inner attack
+    further: ClassVar[int] = 0  # forwards a row in addition to those of the steps and of the loss
+    steps: int = 1  # of the inner attack
     step_size: float  # fraction of eps
     smoothing: float  # share of a label spread over all classes
 
     @property
-    def inner_steps(self) -> int:
-        """Gradient steps of the inner attack."""
-        return getattr(self, "steps", 1)
-
-    @property
     def passes(self) -> int:
         """Forward and backward passes that a row of one training step costs."""
-        return 2 * self.inner_steps + 2 * self.asks
+        return 2 * self.steps + 2 * self.asks + self.further
 
     @property
     def replays(self) -> int:
@@ -56,25 +52,26 @@ class Objective(Options):
         return 1
 
     def stronger(self) -> Objective:
-        """What to go on with where the inner attack no longer finds what there is: twice the
+        """The objective to go on with where the inner attack is fooled: one with twice the
         steps."""
-        steps = max(2, 2 * self.inner_steps)
+        steps = max(2, 2 * self.steps)
         more: dict[str, Any] = {"steps": steps, "step_size": max(0.25, 1 / steps)}
-        if hasattr(self, "steps"):
+        if "steps" in vars(self):  # where it is an option
             return replace(self, **more)  # pyright: ignore[reportArgumentType]
         return PGD(**more, smoothing=self.smoothing)
 
-    def rival(self, target: TorchTarget) -> Rival | None:
-        """An attacker that learns beside the network, freshly drawn; None: there is none."""
+    def attack_network(self, target: TorchTarget) -> AttackNetwork | None:
+        """A network that makes adversarial points and is trained too, newly initialised; None:
+        there is none."""
         return None
 
     def teach(self, inner: InnerAttack, x: Tensor, y: Tensor) -> None:
-        """One step of that attacker, before the network's."""
+        """One step of that network, before the model's."""
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         """The points x' to train at: [n, *shape], or several a row, [m n, *shape]: all first points
         come first."""
-        return inner(Ascent(steps=self.inner_steps, step_size=self.step_size, loss="ce"), x, y)
+        return inner(Ascent(steps=self.steps, step_size=self.step_size, loss="ce"), x, y)
 
     def loss(self, net: Net, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each point, and the scores at x': [n] and [n, k], or [m n] and [m n, k].
@@ -84,15 +81,24 @@ class Objective(Options):
         return crossed(net, x_adv, y.repeat(len(x_adv) // len(y)), self.smoothing)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searching(Objective):
+    """One that trains where an inner attack of several steps ends: their common options, by name.
+
+    The defaults are those of the adversarial training of Madry et al. 2018 (arXiv:1706.06083).
+    """
+
+    steps: int = option(10, "of the inner attack", at_least=1)
+    step_size: float = option(0.25, "fraction of eps", at_least=0)
+    smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
+
+
 @dataclass(frozen=True)
 class Standard(Objective):
     """CE(f(x), y): the undefended baseline."""
 
+    steps = 0
     smoothing: float = option(0.0, "share of a label spread over all classes", at_least=0)
-
-    @property
-    def inner_steps(self) -> int:
-        return 0
 
     def points(self, inner: InnerAttack, x: Tensor, y: Tensor) -> Tensor:
         return x
@@ -112,11 +118,12 @@ class Regularizer(Options, ABC):
     """One penalty. The fields are its hyperparameters; they only store."""
 
     weight: float
+    costs: ClassVar[int] = 0
 
     @property
-    @abstractmethod
     def passes(self) -> int:
         """Forward and backward passes that it costs a row of one training step."""
+        return self.costs
 
     @abstractmethod
     def penalty(self, net: Net, inner: InnerAttack, x: Tensor, y: Tensor, z: Tensor) -> Tensor:

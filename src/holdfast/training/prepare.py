@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,12 @@ from holdfast.evaluation.contract import check_model
 from holdfast.targets import Target, TorchTarget
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import sealed
-from holdfast.training import augmentation
+from holdfast.threats.threat import Threat
+from holdfast.training import augmentation, workers
+from holdfast.training.balance import balance_of, divide_fairly
+from holdfast.training.loop import Training
 from holdfast.training.network import Network, TorchNetwork
-from holdfast.training.objective import Objective
+from holdfast.training.objective import Objective, Regularizer
 from holdfast.training.recipe import Recipe
 
 
@@ -42,21 +48,70 @@ def network_of(given: Any, target: Target) -> Network:
     return KerasNetwork(own)
 
 
-def check_network(
-    network: Network, target: TorchTarget, source: Source, recipe: Recipe, objective: Objective
-) -> None:
-    """Refuse a network that cannot be trained on these rows, or has nothing to train.
+def training_of(
+    network: Network,
+    target: TorchTarget,
+    source: Source,
+    threat: Threat,
+    recipe: Recipe,
+    objective: Objective,
+    penalties: Sequence[Regularizer] = (),
+    *,
+    seed: int,
+    devices: int,
+    precision: str,
+    **options: Any,
+) -> Training:
+    """The training of a network on these rows, of which some are held out to choose the weights.
+
+    Args:
+        options: further fields of the training.
 
     Raises:
-        InputError: that.
+        InputError: it cannot be trained on them, or not by so many processes.
+        SpecError: no such precision.
     """
+    _check(network, target, source, recipe, objective)
+    workers.check(devices, target, objective, pickled=network.pickled)
+    if precision not in ("float32", "bfloat16"):
+        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
+    rows, held = divide_fairly(source, recipe.held, 1000, seed, "held-out")
+    return Training(
+        target,
+        rows,
+        held,
+        threat,
+        _fitted(recipe, len(rows)),
+        objective,
+        penalties,
+        seed=seed,
+        balance=balance_of(rows, target.task.k, recipe.class_weights),
+        devices=devices,
+        precision=precision,
+        **options,
+    )
+
+
+def _fitted(recipe: Recipe, n: int) -> Recipe:
+    """The recipe on n rows: no batch larger than they are, and only so many epochs as its steps
+    fill."""
+    size = min(recipe.batch_size, n)
+    epochs = min(recipe.epochs, math.ceil(recipe.steps * size / n))
+    return replace(recipe, batch_size=size, epochs=epochs)
+
+
+def _check(
+    network: Network, target: TorchTarget, source: Source, recipe: Recipe, objective: Objective
+) -> None:
+    """Refuse a network that cannot be trained on these rows, or has nothing to train."""
     check_model(target, source)
     if target.task.refuses:
         raise InputError(
-            "the model stands behind a detector, which training does not know of; leave it out."
+            "the model has a detector, which training does not take into account; leave it out."
         )
-    x, _ = source.rows(0, 256)
-    if not bool(target.scores(target.batcher.place(torch.from_numpy(x))).isfinite().all()):
+    x, y = source.rows(0, 256)
+    rows = target.batcher.place(torch.from_numpy(x))
+    if not bool(target.scores(rows).isfinite().all()):
         raise InputError(
             f"the {network.kind} gives scores that are not finite on the first rows of "
             f"{source.name}, so its loss is not either; repair its weights or its preprocessing."
@@ -69,16 +124,7 @@ def check_network(
             "batch_size."
         )
     # what does not suit the rows shall not come to light after the first measurement
-    x, y = source.rows(0, 2)
-    rows = (
-        target.batcher.place(torch.from_numpy(x)),
-        torch.from_numpy(np.asarray(y, np.int64)),
-    )
-    augmentation.augmented(augmentation.parse(recipe.augment), *rows, target, 0)
+    labels = torch.from_numpy(np.asarray(y[:2], np.int64))
+    augmentation.augmented(augmentation.parse(recipe.augment), rows[:2], labels, target, 0)
     with sealed(0):
-        objective.rival(target)
-
-
-def check_precision(precision: str) -> None:
-    if precision not in ("float32", "bfloat16"):
-        raise SpecError(f"precision is {precision!r}; it is float32 or bfloat16.")
+        objective.attack_network(target)

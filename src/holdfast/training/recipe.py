@@ -6,6 +6,8 @@ what they spell.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast import attacks, spec
@@ -13,13 +15,20 @@ from holdfast.errors import SpecError
 from holdfast.spec import option
 from holdfast.training import augmentation
 from holdfast.training.balance import CLASS_WEIGHTS
-from holdfast.training.schedules import SCHEDULES
 from holdfast.training.sharpness import MOVES
+
+# of the highest learning rate the share, as a function of the share of the training done
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda s: (1 + math.cos(math.pi * s)) / 2,
+    "linear": lambda s: 1 - s,
+    "piecewise": lambda s: (1.0, 0.1, 0.01)[(s >= 0.5) + (s >= 0.75)],
+    "flat": lambda s: 1.0,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training beside the network, the data, the threat and the seed."""
+    """All that decides a training, apart from the network, the data, the threat and the seed."""
 
     name: str = field(default="own", repr=False)
     version: int = field(default=0, repr=False)
@@ -61,7 +70,7 @@ class Recipe:
     )
     asam: float = option(0.0, "instead: the same in units of each weight; 0: none", at_least=0)
     regularize: str = option(
-        "", "penalties beside the objective: 'gradalign(weight=0.2), spectral'"
+        "", "penalties added to the objective: 'gradalign(weight=0.2), spectral'"
     )
     patience: int = option(
         0, "epochs without better weights after which it ends early; 0: never", at_least=0
@@ -92,12 +101,18 @@ class Recipe:
             ((name, getattr(self, name)) for name in MOVES if getattr(self, name)), ("awp", 0.0)
         )
 
+    def rate_at(self, done: float) -> float:
+        """The learning rate where this share of the training is done: rising from 0 in the first
+        `warmup` of it, then as the schedule says."""
+        if done < self.warmup:
+            return self.rate * (done / self.warmup)
+        return self.rate * SCHEDULES[self.schedule]((done - self.warmup) / ((1 - self.warmup) or 1))
+
     def __post_init__(self) -> None:
         spec.check(self)
         if sum(getattr(self, name) > 0 for name in MOVES) > 1:
             raise SpecError(
-                "a recipe has more than one of awp, sam and asam, but weights are perturbed one "
-                "way."
+                "a recipe has more than one of awp, sam and asam, but takes one of them at a time."
             )
         augmentation.parse(self.augment)
         if self.judge:

@@ -1,5 +1,5 @@
-"""Weights moved to where the loss is worse, while a step looks for its gradient: flatter minima
-last better."""
+"""Weights perturbed to where the loss is higher, while a step computes its gradient: for flatter
+minima."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from holdfast.errors import InputError
 from holdfast.runs.store import NO_DIGEST, digest_holds, with_digest
 from holdfast.targets.frameworks.pytorch.module import put_tensors, tensors_of
-from holdfast.training.inner_attack import Rival
+from holdfast.training.inner_attack import AttackNetwork
 from holdfast.training.recipe import Recipe
 
 STATE = "training.safetensors"
+Parts = dict[str, nn.Module | torch.optim.Optimizer]  # what a state is made of, by prefix
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a training stands, beside its tensors."""
+    """The progress of a training: all of its state but the tensors."""
 
     epoch: int = 0
     batch: int = 0  # steps done of this epoch
@@ -76,8 +78,10 @@ class Progress:
 class State:
     """All that a training goes on from."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, rival: Rival | None = None) -> None:
-        self.net, self.rival = net, rival
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, attack_network: AttackNetwork | None = None
+    ) -> None:
+        self.net, self.attack_network = net, attack_network
         self.average = copy.deepcopy(net).eval().requires_grad_(False)
         self.optimiser = _optimiser(net, recipe)
         self.progress = Progress()
@@ -85,61 +89,64 @@ class State:
 
     def keep(self) -> None:
         """These weights are the best so far."""
-        self.best = {name: value.clone() for name, value in self._weights().items()}
+        self.best = {name: value.clone() for name, value in gathered(self._weights()).items()}
 
     def back_to_best(self, recipe: Recipe) -> None:
-        self._put(self.best)
+        put(self._weights(), self.best)
         self.optimiser = _optimiser(self.net, recipe)
 
     def best_average(self) -> dict[str, Tensor]:
         """The state_dict of the best averaged weights."""
-        return {
-            k.removeprefix("average."): v for k, v in self.best.items() if k.startswith("average.")
-        }
+        return under("average.", self.best)
 
     def dump(self) -> bytes:
-        tensors = {f"now.{name}": value for name, value in self._weights().items()}
+        tensors = gathered(self._parts())
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        tensors |= slots(self.optimiser)
-        if self.rival is not None:
-            own = {f"net.{name}": value for name, value in tensors_of(self.rival.net).items()}
-            tensors |= {
-                f"rival.{name}": value
-                for name, value in (own | slots(self.rival.optimiser)).items()
-            }
         tensors["random"] = torch.get_rng_state()
         if (device := _device(self.net)).type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-        tensors = {
-            name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()
-        }
         return stored(tensors, asdict(self.progress))
 
     def restore(self, content: bytes) -> None:
         tensors, progress = restored(content)
-        progress["best"], log = (
-            tuple(progress["best"]),
-            [Epoch(**line) for line in progress.pop("log")],
-        )
-        self.progress = Progress(**progress, log=log)
-        self._put(under("now.", tensors))
+        log = [Epoch(**line) for line in progress["log"]]
+        self.progress = Progress(**progress | {"best": tuple(progress["best"]), "log": log})
+        put(self._parts(), tensors)
         self.best = under("best.", tensors)
-        put_slots(self.optimiser, tensors)
-        if self.rival is not None:
-            own = under("rival.", tensors)
-            put_tensors(self.rival.net, under("net.", own))
-            put_slots(self.rival.optimiser, own)
         torch.set_rng_state(tensors["random"])
         if "random.cuda" in tensors and (device := _device(self.net)).type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
-    def _weights(self) -> dict[str, Tensor]:
-        own = {f"net.{name}": value for name, value in tensors_of(self.net).items()}
-        return own | {f"average.{name}": value for name, value in tensors_of(self.average).items()}
+    def _weights(self) -> Parts:
+        return {"net.": self.net, "average.": self.average}
 
-    def _put(self, weights: dict[str, Tensor]) -> None:
-        put_tensors(self.net, under("net.", weights))
-        put_tensors(self.average, under("average.", weights))
+    def _parts(self) -> Parts:
+        parts = {f"now.{name}": part for name, part in self._weights().items()}
+        parts[""] = self.optimiser
+        if self.attack_network is not None:
+            parts |= {
+                "rival.net.": self.attack_network.net,
+                "rival.": self.attack_network.optimiser,
+            }
+        return parts
+
+
+def gathered(parts: Parts) -> dict[str, Tensor]:
+    """The tensors of modules and optimisers, each under the prefix of its part."""
+    held = {
+        prefix: tensors_of(part) if isinstance(part, nn.Module) else slots(part)
+        for prefix, part in parts.items()
+    }
+    return {prefix + name: v for prefix, own in held.items() for name, v in own.items()}
+
+
+def put(parts: Parts, tensors: dict[str, Tensor]) -> None:
+    """Load what was `gathered` back into its parts."""
+    for prefix, part in parts.items():
+        if isinstance(part, nn.Module):
+            put_tensors(part, under(prefix, tensors))
+        else:
+            put_slots(part, under(prefix, tensors))
 
 
 def blend(average: nn.Module, net: nn.Module, share: float) -> None:
@@ -154,7 +161,7 @@ def blend(average: nn.Module, net: nn.Module, share: float) -> None:
 
 
 def slots(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser remembers, by name."""
+    """The state of an optimiser, by name."""
     kept = optimiser.state_dict()["state"].items()
     return {
         f"optimiser.{i}.{name}": v
@@ -179,7 +186,8 @@ def put_slots(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> N
 
 def stored(tensors: dict[str, Tensor], progress: dict[str, Any]) -> bytes:
     """A state as the bytes of a file that carries a digest of itself."""
-    return with_digest(save(tensors, metadata={"place": json.dumps(progress), "digest": NO_DIGEST}))
+    notes = {"place": json.dumps(progress), "digest": NO_DIGEST}
+    return with_digest(packed(tensors, notes))
 
 
 def restored(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -219,11 +227,10 @@ def read_log(folder: Path) -> list[Epoch]:
         ]
 
 
-def packed(weights: dict[str, Tensor]) -> bytes:
-    """A state_dict as the bytes of a .safetensors file."""
-    return save(
-        {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-    )
+def packed(tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
+    """A state_dict as the bytes of a .safetensors file, with notes in its metadata."""
+    own = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    return save(own, metadata=notes)
 
 
 def _device(net: nn.Module) -> torch.device:
@@ -244,6 +251,7 @@ def _optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors whose names begin so, by the rest of their names."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

@@ -1,4 +1,4 @@
-"""The epochs of a training as TensorBoard's event files, beside log.csv."""
+"""The epochs of a training as TensorBoard's event files, in addition to log.csv."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def writer() -> Any:
     return need("torch.utils.tensorboard", "tensorboard", "--tensorboard").SummaryWriter
 
 
-def written(folder: Path, tell: Callable[[Epoch], None]) -> Callable[[Epoch], None]:
-    """`tell` that writes each epoch first: its numbers as scalars, its note as text."""
+def written(folder: Path, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None]:
+    """`on_epoch` that writes each epoch first: its numbers as scalars, its note as text."""
     events = writer()(str(folder))
 
     def write(line: Epoch) -> None:
@@ -30,6 +30,7 @@ def written(folder: Path, tell: Callable[[Epoch], None]) -> Callable[[Epoch], No
         if line.note:
             events.add_text("note", line.note, line.epoch)
         events.flush()
-        tell(line)
+        if on_epoch is not None:
+            on_epoch(line)
 
     return write

@@ -6,27 +6,25 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from holdfast.errors import InputError
+from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.prepare import open_for
-from holdfast.targets import TorchTarget
-from holdfast.targets.frameworks.pytorch.module import put_tensors
+from holdfast.targets import TorchTarget, wrap
+from holdfast.targets.target import copied
+from holdfast.targets.wrappers import ExpectationOverTransformation
 from holdfast.threats.threat import Threat
-from holdfast.training import workers
-from holdfast.training.balance import balance_of, divide_fairly
-from holdfast.training.loop import Training
-from holdfast.training.network import TorchNetwork
 from holdfast.training.objective import Standard
-from holdfast.training.prepare import check_network, check_precision, network_of
+from holdfast.training.prepare import network_of, training_of
 from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
 
 def train(
-    target: TorchTarget,
+    model: Any,
     data: Any,
     *,
     epochs: int = 30,
@@ -36,31 +34,46 @@ def train(
     devices: int = 1,
     precision: str = "float32",
     class_weights: str = "auto",
-    watch: Callable[[Epoch], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Any:
-    """A copy of the network of `target`, trained by cross-entropy with Adam: a torch module in
-    eval mode, or Keras.
+    """A copy of a network, trained by cross-entropy with Adam: a torch module in eval mode, or
+    Keras.
 
     A tenth of the rows (1,000 at most) chooses the epoch whose weights are kept; where classes are
     unequal, by the mean over the classes. The same seed gives the same weights on the same machine.
 
     Args:
+        model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds
+            and preprocessing. It is not changed.
         data: what `holdfast.data.as_source` takes.
         devices: processes that share each step.
         precision: of the passes that train: float32 or bfloat16.
         class_weights: in the loss: `balanced`, `none`, or `auto`, which balances unequal classes.
-        watch: told of each finished epoch.
+        on_epoch: called with each finished epoch.
 
     Raises:
         InputError: the network cannot be trained, or the data do not fit it; the loss is not
             finite.
     """
+    target = copied(wrap(model))
+    if isinstance(target, ExpectationOverTransformation):  # one draw trains
+        target = target.inner
+    network = network_of(model, target)
+    assert isinstance(target, TorchTarget)
+    task = target.head.truth_task
+    if task is not None or target.inputs.context:
+        raise InputError(
+            "train takes a classifier of k classes and of one input, but this model has "
+            f"{'several inputs' if target.inputs.context else f'the task {task}'}."
+        )
     data = open_for(target, data)
+    check_data(data, target.bounds)
     recipe = Recipe(
         name="plain",
         objective="standard",
         epochs=epochs,
-        batch_size=min(batch_size, len(data)),
+        steps=10**9,
+        batch_size=batch_size,
         optimiser="adam",
         rate=rate,
         warmup=0.0,
@@ -70,38 +83,28 @@ def train(
         judge="",
         class_weights=class_weights,
     )
-    objective = Standard()
-    network = network_of(None, target)
     target.bind(data.shape)
     (data,), _ = numbered(target, data)
-    check_network(network, target, data, recipe, objective)
-    workers.check(devices, target, objective, pickled=network.pickled)
-    check_precision(precision)
     anything = Threat.linf(target.bounds.high - target.bounds.low)  # no attack asks for it
-    rows, held = divide_fairly(data, recipe.held, 1000, seed, "held-out")
-    training = Training(
+    training = training_of(
+        network,
         target,
-        rows,
-        held,
+        data,
         anything,
         recipe,
-        objective,
+        Standard(),
         seed=seed,
-        balance=balance_of(rows, target.task.k, recipe.class_weights),
-        every=math.inf,
-        watch=watch,
-        precision=precision,
         devices=devices,
+        precision=precision,
+        every=math.inf,
+        on_epoch=on_epoch,
     )
-    if isinstance(network, TorchNetwork):
-        put_tensors(network.net, workers.train(training, network.net))
-        return network.net.eval()
-    folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
+    training.folder, trained = Path(tempfile.mkdtemp(prefix="holdfast-")), None
     try:
-        network.train(replace(training, folder=folder))
-        trained = network.read(folder)
+        network.train(training)
+        trained = network.read(training.folder)
     finally:
         # one that diverged leaves what it reached
-        if trained is not None or not (folder / network.file).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if trained is not None or not (training.folder / network.file).exists():
+            shutil.rmtree(training.folder, ignore_errors=True)
     return trained

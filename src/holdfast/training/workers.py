@@ -35,8 +35,8 @@ from holdfast.data import Source, from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs.store import write_bytes
 from holdfast.targets import TorchTarget
+from holdfast.training.batches import GeneratedRows
 from holdfast.training.distributed import ProcessGroup
-from holdfast.training.generated_rows import GeneratedRows
 from holdfast.training.loop import Training
 from holdfast.training.objective import Objective
 from holdfast.training.state import STATE, Epoch, packed
@@ -101,7 +101,7 @@ def check(devices: int, target: TorchTarget, objective: Objective, *, pickled: b
         there, what = torch.cuda.device_count(), "CUDA devices"
     if not 1 <= devices <= there:
         raise InputError(f"devices is {devices}, but this machine has {there} {what}.")
-    if type(objective).rival is not Objective.rival:
+    if type(objective).attack_network is not Objective.attack_network:
         raise InputError(
             f"devices is {devices}, but the attacker of {objective!r} learns in one process; leave "
             "it out."
@@ -127,12 +127,11 @@ def run(
         InputError: a process of it died.
     """
     paths = [path or os.getcwd() for path in sys.path]
-    common = (
-        os.environ
-        | (env or {})
-        | {"PYTHONPATH": os.pathsep.join(paths), "WORLD_SIZE": str(training.devices)}
-    )
-    common["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // training.devices))
+    own = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "WORLD_SIZE": str(training.devices),
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // training.devices)),
+    }
     dead: list[int] = []
     with ExitStack() as stack:
         children = [
@@ -142,7 +141,7 @@ def run(
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
                     stderr=stack.enter_context((work / f"stderr{rank}").open("wb")),
-                    env=common | {"RANK": str(rank)},
+                    env=os.environ | (env or {}) | own | {"RANK": str(rank)},
                     text=True,
                 )
             )
@@ -162,7 +161,7 @@ def run(
         for each in guards:
             each.start()
         try:
-            failed = _listen(children[0].stdout, training.watch)
+            failed = _listen(children[0].stdout, training.on_epoch)
             for each in guards:  # before their standard input is closed, which would end them
                 each.join()
         except BaseException:
@@ -184,13 +183,13 @@ def _died(training: Training, work: Path, rank: int, code: int, hint: str) -> st
     return f"the training's own process{which} died: {last}. {hint}".rstrip()
 
 
-def _listen(lines: IO[str] | None, watch: Callable[[Epoch], None]) -> str | None:
+def _listen(lines: IO[str] | None, on_epoch: Callable[[Epoch], None] | None) -> str | None:
     failed = None
     for line in lines or ():
         said = json.loads(line)
         failed = said.get("failed", failed)
-        if "epoch" in said:
-            watch(Epoch(**said["epoch"]))
+        if "epoch" in said and on_epoch is not None:
+            on_epoch(Epoch(**said["epoch"]))
     return failed
 
 
@@ -229,14 +228,14 @@ def serve(work: Path, fit: Callable[[Path, ProcessGroup, Callable[[Epoch], None]
             dist.destroy_process_group()
 
 
-def _fit(work: Path, group: ProcessGroup, watch: Callable[[Epoch], None]) -> None:
+def _fit(work: Path, group: ProcessGroup, on_epoch: Callable[[Epoch], None]) -> None:
     # never a neighbour's device
     devices = {f"cuda:{i}": f"cuda:{group.rank}" for i in range(torch.cuda.device_count())}
     own, job = taken_over(work, devices)
     target = own["target"]
     if target.batcher.device.type == "cuda":
         target.batcher = replace(target.batcher, device=torch.device("cuda", group.rank))
-    whole = Training(target=target, watch=watch, group=group, **job)
+    whole = Training(target=target, on_epoch=on_epoch, group=group, **job)
     best = whole.fit(own["net"], resume=True).best_average()
     if group.leads:
         write_bytes(work / _BEST, packed(best))

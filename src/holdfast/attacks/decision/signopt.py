@@ -95,8 +95,10 @@ class SignOPT(Attack):
             direction = turned(
                 p, s.direction[:, None].expand_as(u).flatten(0, 1), (beta * u).flatten(0, 1)
             ).view_as(u)
-            near = p.probes((radius * direction).clamp(p.lo[:, None], p.hi[:, None])).to(u) * 2 - 1
-            g = g + (near.view(*near.shape, *[1] * (s.d.ndim - 1)) * u).sum(1)
+            answers = (
+                p.probes((radius * direction).clamp(p.lo[:, None], p.hi[:, None])).to(u) * 2 - 1
+            )
+            g = g + (answers.view(*answers.shape, *[1] * (s.d.ndim - 1)) * u).sum(1)
         return g
 
     def _try(self, p: Problem, s: Ray, direction: Tensor, among: Tensor) -> Ray:

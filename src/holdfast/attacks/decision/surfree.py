@@ -18,7 +18,7 @@ TRIES = 3  # angles on each side, before a direction is given up
 FINE = 1 / 32
 
 
-class Planes(NamedTuple):
+class Circles(NamedTuple):
     d: Tensor  # the best point, [n, *shape], just past the boundary
     past: Tensor  # the last directions, [n, memory, *shape], each of L2 length 1
     angle: Tensor  # [n]: the largest angle that is tried, in radians
@@ -46,16 +46,16 @@ class SurFree(Attack):
     memory: int = option(100, "last directions to which a new one is orthogonal", at_least=0)
     start_at: str = search.start_option()
 
-    def start(self, p: Problem) -> Planes:
+    def start(self, p: Problem) -> Circles:
         share = torch.full_like(p.eps.flatten(), search.GAP)
         d = search.nearer(p, search.find_start(p, self.start_at), share)
         angle = math.radians(min(self.angle, 90))
         memory = min(self.memory, p.features // 2)
-        return Planes(
+        return Circles(
             d, p.x.new_zeros(len(d), memory, *p.x.shape[1:]), torch.full_like(share, angle)
         )
 
-    def step(self, p: Problem, s: Planes, t: int) -> Planes:
+    def step(self, p: Problem, s: Circles, t: int) -> Circles:
         v = p.noise("direction").normal(p.x.shape[1:], p.x.dtype)
         axes = tuple(range(2, s.past.ndim))
         v = search.across(v - ((s.past * v[:, None]).sum(axes, keepdim=True) * s.past).sum(1), s.d)
@@ -79,4 +79,4 @@ class SurFree(Attack):
         one = torch.ones_like(found)
         d = torch.where(wide(hit, v), between(search.bisect(p, between, one, FINE * one, hit)), s.d)
         angle = s.angle * torch.where(hit, 1 + self.growth, 1 - self.growth)
-        return Planes(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))
+        return Circles(d, torch.cat([s.past, v[:, None]], 1)[:, 1:], angle.clamp_max(math.pi / 2))

@@ -43,21 +43,21 @@ class ACG(Attack):
         return Conjugate(s, turn, turn)
 
     def step(self, p: Problem, s: Conjugate, t: int) -> Conjugate:
-        c, (before, way) = s.climb, s.turn.unbind(1)
-        way = L2.steepest(c.g + wide(_beta(c.g, before, way), c.g) * way)
-        turn = torch.stack([c.g, way], 1)
-        d = p.project(c.d + wide(c.size, c.d) * p.eps * p.steepest(way))
+        c, (before, direction) = s.climb, s.turn.unbind(1)
+        direction = L2.steepest(c.g + wide(_beta(c.g, before, direction), c.g) * direction)
+        turn = torch.stack([c.g, direction], 1)
+        d = p.project(c.d + wide(c.size, c.d) * p.eps * p.steepest(direction))
         value, g = p.gradient(d, self.loss)
         best = torch.where(wide(value > c.best_value, turn), turn, s.best_turn)
-        halve, c = check(c.moved(d, value, L2.steepest(g)), self.steps, t, self.rho)
+        halve, c = check(c.advanced(d, value, L2.steepest(g)), self.steps, t, self.rho)
         if halve is not None:
             turn = torch.where(wide(halve, turn), best, turn)
         return Conjugate(c, turn, best)
 
 
-def _beta(g: Tensor, before: Tensor, way: Tensor) -> Tensor:
+def _beta(g: Tensor, before: Tensor, direction: Tensor) -> Tensor:
     """Hestenes and Stiefel's share of the last direction, not below 0: [n]."""
     turn = (before - g).flatten(1)
-    along = (way.flatten(1) * turn).sum(1)
+    along = (direction.flatten(1) * turn).sum(1)
     share = -(g.flatten(1) * turn).sum(1) / torch.where(along == 0, 1, along)
     return torch.where(turn.abs().amax(1) > 1e-4, share, 0).clamp_min(0)  # less is rounding

@@ -23,7 +23,7 @@ class HalvedSteps:
         ahead = p.project(s.d + wide(s.size, s.d) * p.eps * p.steepest(s.g))
         pull = 0.75 if t else 1.0
         d = p.project(s.d + pull * (ahead - s.d) + (1 - pull) * (s.d - s.before))
-        return check(s.moved(d, *a.ask(p, d)), a.steps, t, a.rho)[1]
+        return check(s.advanced(d, *a.ask(p, d)), a.steps, t, a.rho)[1]
 
 
 @dataclass(frozen=True)

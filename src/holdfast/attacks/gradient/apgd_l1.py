@@ -32,12 +32,12 @@ class SparseSteps:
         if t == first and t:
             d = p.norm.project(s.best, eps, p.lo, p.hi)
             s = s._replace(best_value=torch.full_like(s.value, -torch.inf))
-            s = s.moved(d, *a.ask(p, d))
+            s = s.advanced(d, *a.ask(p, d))
             return s._replace(checked=_inside(p, s.d), size=torch.ones_like(s.size))
         room = torch.where(s.g > 0, p.hi - s.d, s.d - p.lo)
         stride = wide(s.size, s.g) * eps * sparse(s.g, s.checked / 1.5, room)
         d = p.norm.project(s.d + stride, eps, p.lo, p.hi)
-        s = s.moved(d, *a.ask(p, d))
+        s = s.advanced(d, *a.ask(p, d))
         if (t + 1 - first) % max(int(0.04 * length), 1):
             return s
         entries = _inside(p, s.best)

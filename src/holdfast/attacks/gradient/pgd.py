@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from holdfast.attacks.attack import LOSSES, Access, Attack, Problem, option
-from holdfast.attacks.shared.momentum import Moving, accumulated
+from holdfast.attacks.shared.momentum import MomentumState, accumulated
 
 STARTS = ("ball", "sphere", "zero", "best")
 
@@ -41,11 +41,11 @@ class PGD(Attack):
     )
     momentum: float = option(0.0, "share of the past gradients kept", at_least=0)
 
-    def start(self, p: Problem) -> Moving:
-        return Moving(p.random_start(self.start_at), torch.zeros_like(p.x))
+    def start(self, p: Problem) -> MomentumState:
+        return MomentumState(p.random_start(self.start_at), torch.zeros_like(p.x))
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         _, g = p.gradient(s.d, self.loss)
         if self.momentum:
             g = accumulated(s.v, g, self.momentum)
-        return Moving(p.project(s.d + p.stride(g, self.step_size)), g)
+        return MomentumState(p.project(s.d + p.stride(g, self.step_size)), g)

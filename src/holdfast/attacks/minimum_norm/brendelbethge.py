@@ -15,7 +15,7 @@ from holdfast.attacks.attack import L2, NORMS, Access, Attack, Problem, option, 
 INSIDE = 1e-5
 
 
-class Walk(NamedTuple):
+class BoundaryPoint(NamedTuple):
     d: Tensor  # the current point, near the boundary, [n, *shape]
     normal: Tensor  # of the boundary there: the running mean of the margin's gradients
 
@@ -62,11 +62,11 @@ class BrendelBethge(Attack):
     def expected_passes(self) -> float:
         return 2 * self.steps + 6 * (self.walks - 1) + 1
 
-    def start(self, p: Problem) -> Walk:
+    def start(self, p: Problem) -> BoundaryPoint:
         zero = torch.zeros_like(p.x)
-        return Walk(zero, zero)
+        return BoundaryPoint(zero, zero)
 
-    def step(self, p: Problem, s: Walk, t: int) -> Walk:
+    def step(self, p: Problem, s: BoundaryPoint, t: int) -> BoundaryPoint:
         walk, of = divmod(t, -(-self.steps // self.walks))
         before = self._boundary(p) if walk and not of else s.d
         value, g = p.gradient(before, "margin")
@@ -74,8 +74,8 @@ class BrendelBethge(Attack):
         normal = (1 - keep) * g + keep * s.normal
         share = torch.full_like(value, self.radius * self.last ** (of * self.walks / self.steps))
         least = INSIDE * L2.size(normal) * L2.size(before)
-        wanted = (self.overshoot * value.abs()).maximum(least) - value
-        return Walk(p.norm.along(before, normal, wanted, share, p.lo, p.hi), normal)
+        rise = (self.overshoot * value.abs()).maximum(least) - value
+        return BoundaryPoint(p.norm.along(before, normal, rise, share, p.lo, p.hi), normal)
 
     def _boundary(self, p: Problem) -> Tensor:
         """The point of the boundary between x and noise that meets the goal; x where none of it

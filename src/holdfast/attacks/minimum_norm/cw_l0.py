@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Problem, wide
-from holdfast.attacks.shared.tanh_space import Walk, begin, descend, hinge, margin
+from holdfast.attacks.shared.tanh_space import Descent, begin, descend, hinge, margin
 
 _CUT = 0.3  # of the free features, the share that the first search in L0 does without, and the most
 
 
 class Fixing(NamedTuple):
-    walk: Walk
+    descent: Descent
     free: Tensor  # the features that may move, [n, *shape] bool
     kept: Tensor  # those of the last success; all before the first
     worth: Tensor  # of each feature then; inf before, and for those that could not be missed alone
@@ -34,37 +34,43 @@ class FewerFeatures:
     """
 
     def start(self, a: Any, p: Problem) -> Fixing:
-        walk = begin(p, a.c)
-        none, each = walk.age, torch.ones_like(p.x, dtype=torch.bool)
+        descent = begin(p, a.c)
+        none, each = descent.age, torch.ones_like(p.x, dtype=torch.bool)
         worth = torch.full_like(p.x, torch.inf)
         return Fixing(
-            walk, free=each, kept=each, worth=worth, back=walk.w, cut=none + _CUT, ends=none > 0
+            descent,
+            free=each,
+            kept=each,
+            worth=worth,
+            back=descent.w,
+            cut=none + _CUT,
+            ends=none > 0,
         )
 
     def step(self, a: Any, p: Problem, s: Fixing, t: int) -> Fixing:
-        gap, g, walk = margin(p, s.walk, t)
-        over = p.met | (walk.age + 1 >= a.span)
+        gap, g, descent = margin(p, s.descent, t)
+        over = p.met | (descent.age + 1 >= a.span)
         lost, won = over & ~p.met, wide(p.met, g)
         missed = s.kept & ~s.free  # what this search did without
         needed = missed & wide(lost & (missed.flatten(1).sum(1) == 1), g)
         kept = torch.where(won, s.free, s.kept)
-        step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), walk.d)
+        step = torch.where(wide(s.ends, g), torch.where(g > 0, p.hi, p.lo), descent.d)
         worth = torch.where(won, g * step, s.worth.masked_fill(needed, torch.inf))
         cut = torch.where(p.met, (1.5 * s.cut).clamp_max(_CUT), torch.where(lost, s.cut / 2, s.cut))
         ranked = torch.where(kept, worth, torch.inf).flatten(1).argsort(dim=1, stable=True)
         rank = ranked.argsort(1).view_as(g)
         few = (cut * kept.flatten(1).sum(1)).floor().clamp_min(1)
         fewer = kept & ~((rank < wide(few, g)) & worth.isfinite())
-        back = torch.where(won, walk.w, s.back)
+        back = torch.where(won, descent.w, s.back)
         anew = needed.flatten(1).any(1) & (fewer == kept).flatten(1).all(1)
         new = wide(anew, g)
-        walk = walk._replace(c=torch.where(lost, 10 * walk.c, walk.c).clamp_max(1e10))
-        g = (2 * walk.d / p.width + hinge(p, walk, gap, g)[1]) * s.free
+        descent = descent._replace(c=torch.where(lost, 10 * descent.c, descent.c).clamp_max(1e10))
+        g = (2 * descent.d / p.width + hinge(p, descent, gap, g)[1]) * s.free
         free = torch.where(wide(over, g), fewer | new, s.free)
-        walk = walk._replace(w=torch.where(wide(lost, g), back, walk.w))
-        walk = descend(p, walk, g, 10 * a.rate, over, torch.full_like(gap, torch.inf))
+        descent = descent._replace(w=torch.where(wide(lost, g), back, descent.w))
+        descent = descend(p, descent, g, 10 * a.rate, over, torch.full_like(gap, torch.inf))
         return Fixing(
-            walk._replace(d=walk.d * free),
+            descent._replace(d=descent.d * free),
             free=free,
             kept=kept | new,
             worth=worth.masked_fill(new, torch.inf),

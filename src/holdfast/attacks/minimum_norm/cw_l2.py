@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Problem
-from holdfast.attacks.shared.tanh_space import Walk, begin, descend, hinge, margin
+from holdfast.attacks.shared.tanh_space import Descent, begin, descend, hinge, margin
 
 
 class Weighing(NamedTuple):
-    walk: Walk
+    descent: Descent
     factor: Tensor  # by which the next search changes c, [n]
     rose: Tensor  # whether it rose after the last search, [n] bool
     met: Tensor  # whether the goal was met since the last check, [n] bool
@@ -28,27 +28,27 @@ class WeightSearch:
     """
 
     def start(self, a: Any, p: Problem) -> Weighing:
-        walk = begin(p, a.c)
-        none = walk.age
+        descent = begin(p, a.c)
+        none = descent.age
         return Weighing(
-            walk, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf
+            descent, factor=none + 10, rose=none == 0, met=none > 0, checked=none + torch.inf
         )
 
     def step(self, a: Any, p: Problem, s: Weighing, t: int) -> Weighing:
-        gap, g, walk = margin(p, s.walk, t)
-        loss, g = hinge(p, walk, gap, g)
-        u = walk.d / p.width
+        gap, g, descent = margin(p, s.descent, t)
+        loss, g = hinge(p, descent, gap, g)
+        u = descent.d / p.width
         loss = loss + u.flatten(1).square().sum(1)
         met = s.met | p.met
-        check = walk.age % max(a.span // 10, 1) == 0
-        over = (walk.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
+        check = descent.age % max(a.span // 10, 1) == 0
+        over = (descent.age + 1 >= a.span) | (check & (loss > 0.9999 * s.checked))
         turned = over & (met == s.rose)
         factor = torch.where(turned, s.factor.sqrt().clamp_min(1.2), s.factor)
-        walk = walk._replace(
-            c=torch.where(over, torch.where(met, walk.c / factor, walk.c * factor), walk.c)
+        descent = descent._replace(
+            c=torch.where(over, torch.where(met, descent.c / factor, descent.c * factor), descent.c)
         )
         return Weighing(
-            descend(p, walk, 2 * u + g, a.rate, over, p.best()[1] / 10),
+            descend(p, descent, 2 * u + g, a.rate, over, p.best()[1] / 10),
             factor=factor,
             rose=torch.where(over, ~met, s.rose),
             met=met & ~check & ~over,

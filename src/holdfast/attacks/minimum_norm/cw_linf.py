@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Problem, wide
-from holdfast.attacks.shared.tanh_space import Walk, begin, descend, hinge, margin
+from holdfast.attacks.shared.tanh_space import Descent, begin, descend, hinge, margin
 
 
 class Cutting(NamedTuple):
-    walk: Walk
+    descent: Descent
     share: Tensor  # of the smallest size found, above which an entry costs, [n]
     met: Tensor  # whether this search has met the goal, at any size, [n] bool
 
@@ -26,21 +26,23 @@ class FallingLimit:
     """
 
     def start(self, a: Any, p: Problem) -> Cutting:
-        walk = begin(p, a.c)
-        return Cutting(walk, share=walk.age + 0.9, met=walk.age > 0)
+        descent = begin(p, a.c)
+        return Cutting(descent, share=descent.age + 0.9, met=descent.age > 0)
 
     def step(self, a: Any, p: Problem, s: Cutting, t: int) -> Cutting:
         known = p.best()[1]
-        gap, g, walk = margin(p, s.walk, t)
-        _, g = hinge(p, walk, gap, g)
+        gap, g, descent = margin(p, s.descent, t)
+        _, g = hinge(p, descent, gap, g)
         best = p.best()[1]
-        won, late, met = best < known, walk.age + 1 >= a.span, s.met | p.met
+        won, late, met = best < known, descent.age + 1 >= a.span, s.met | p.met
         over = won | late
         failed = late & ~won
         share = torch.where(failed, s.share.sqrt().clamp_max(0.998), s.share)
-        walk = walk._replace(
-            c=torch.where(failed, torch.where(met, walk.c / 10, walk.c * 10), walk.c)
+        descent = descent._replace(
+            c=torch.where(failed, torch.where(met, descent.c / 10, descent.c * 10), descent.c)
         )
-        above = walk.d.abs() > wide(share * best, walk.d)
-        walk = descend(p, walk, walk.d.sign() * above + g, a.rate, over, (1 - share) * best)
-        return Cutting(walk, share, met & ~over)
+        above = descent.d.abs() > wide(share * best, descent.d)
+        descent = descend(
+            p, descent, descent.d.sign() * above + g, a.rate, over, (1 - share) * best
+        )
+        return Cutting(descent, share, met & ~over)

@@ -15,7 +15,8 @@ from holdfast.attacks.shared.nearest_boundary import nearest
 class DeepFool(Attack):
     """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2 and section 3.3).
 
-    Cost: one forward and a backward for each rival a step and row, up to the first success.
+    Cost: one forward and a backward for each of the `rivals` a step and row, up to the first
+    success.
     Differs from the paper: each step overshoots, not only their sum, and by twice as much as the
     last, up to 128 times the first: where the box clips half of a step it would else come near the
     boundary and never cross it. Of many classes only the best few are looked at, as in the authors'
@@ -35,7 +36,7 @@ class DeepFool(Attack):
 
     def step(self, p: Problem, s: Tensor, t: int) -> Tensor:
         gap, g = nearest(p, s, self.rivals)
-        p.finish(p.met)
+        p.stop_asking(p.met)
         step = p.norm.across(g, torch.where(p.met, 0, -gap))
         more = self.overshoot * (t + 1) * (p.norm.size(s) + p.norm.size(step))
         return (s + step + wide(torch.where(p.met, 0, more), s) * p.steepest(g)).clamp(p.lo, p.hi)

@@ -56,9 +56,9 @@ class FAB(Attack):
             move = p.norm.reach(g, short, p.lo - d, p.hi - d)
             return p.norm.size(move), d + torch.where(wide(short > 0, g), eta, 1) * move
 
-        near, forth = ahead(s.d, -gap)
-        far, anchor = ahead(torch.zeros_like(g), (g * s.d).flatten(1).sum(1) - gap)
-        share = near / (near + far).clamp_min(torch.finfo(near.dtype).tiny)
+        from_d, forth = ahead(s.d, -gap)
+        from_x, anchor = ahead(torch.zeros_like(g), (g * s.d).flatten(1).sum(1) - gap)
+        share = from_d / (from_d + from_x).clamp_min(torch.finfo(from_d.dtype).tiny)
         d = torch.lerp(forth, anchor, wide(share.clamp_max(self.alpha_max), g)).clamp(p.lo, p.hi)
         met = p.adversarial(d)
         d = torch.where(wide(met, d), self.beta * d, d)

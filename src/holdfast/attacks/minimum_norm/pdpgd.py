@@ -68,13 +68,13 @@ class PDPGD(Attack):
         mean, square = s.mean.lerp(g, 0.1), s.square.lerp(g.square(), 0.001)
         steep = (square / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8
         most = wide(steep.flatten(1).amax(1), steep)
-        pace = 1 / (1 + t / self.fade)
-        rate = self.rate * p.width * pace
+        tau = 1 / (1 + t / self.fade)
+        rate = self.rate * p.width * tau
         ahead = (s.d - rate / (1 - 0.9 ** (t + 1)) * mean / steep).clamp(p.lo, p.hi)
         weight = wide((1 - s.share) / s.share, most) * rate / most
         d = ahead
         for _ in range(_INNER):
             d = p.norm.prox(d - steep / most * (d - ahead), weight).clamp(p.lo, p.hi)
-        turn = math.exp(self.swing * pace)
+        turn = math.exp(self.swing * tau)
         dual = torch.where(p.met, s.dual * turn, s.dual / turn).clamp(1 / _LIMIT, _LIMIT)
         return Saddle(d, mean, square, unit, dual, s.share + 0.1 * (1 / (1 + dual) - s.share))

@@ -26,8 +26,8 @@ class SuperDeepFool(Attack):
     """SuperDeepFool, the variant SDF(inf, 1) (Abdollahpour et al. 2023, arXiv:2303.12481, algorithm
     2).
 
-    Cost: one forward and a backward for each rival a step and row, and one forward for the last
-    point.
+    Cost: one forward and a backward for each of the `rivals` a step and row, and one forward for
+    the last point.
     Differs from the paper: both moves are the smallest within the box, not clipped to it; a turn is
     added to the point where its crossing began, and not to x, which on masked gradients finds far
     smaller ones; a turned point that meets the goal shrinks by a fifth, and the search goes on

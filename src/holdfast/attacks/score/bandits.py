@@ -41,9 +41,9 @@ class Bandits(Attack):
 
     Cost: three forwards a step and row (the current point is asked about too), one for the last
     point.
-    Differs from the paper: the loss is the margin in units of the clean one; the points beside the
-    current one are clipped to the box, and may lie outside the ball; the step is a share of eps
-    (the authors': 0.2 in Linf, 0.1 in L2).
+    Differs from the paper: the loss is the margin in units of the clean one; the two points
+    on either side of the current one are clipped to the box, and may lie outside the ball; the step
+    is a share of eps (the authors': 0.2 in Linf, 0.1 in L2).
     """
 
     needs = Access.SCORES

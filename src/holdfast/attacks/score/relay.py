@@ -15,7 +15,7 @@ from holdfast.attacks.shared.square_proposals import VARIANTS, propose, start_op
 class Turns(NamedTuple):
     d: Tensor  # the best point so far, [n, *shape]
     value: Tensor  # its margin, [n]
-    ahead: Tensor  # where the climb stands
+    ahead: Tensor  # the point that the climb has reached
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def find_start(p: Problem, start_at: str = "noise") -> Tensor:
         for share in SHARES:
             met = p.adversarial(share * far, lost)
             d, lost = torch.where(wide(met, d), share * far, d), lost & ~met
-    p.finish(lost)
+    p.stop_asking(lost)
     return d
 
 
@@ -65,12 +65,12 @@ def bisect(
     """
     low = torch.zeros_like(high)
     while True:
-        wanted = among & p.live & (high - low > gap)
-        if not bool(wanted.any()):  # nobody asks any more
+        asked = among & p.live & (high - low > gap)
+        if not bool(asked.any()):  # nobody asks any more
             return high
         middle = (low + high) / 2
-        met = p.adversarial(path(middle), wanted)
-        low = torch.where(wanted & ~met, middle, low)
+        met = p.adversarial(path(middle), asked)
+        low = torch.where(asked & ~met, middle, low)
         high = torch.where(met, middle, high)
 
 
@@ -143,11 +143,11 @@ def normal(p: Problem, d: Tensor, radius: Tensor, m: int) -> Tensor:
     and a radius of its own.
     """
     r, room = wide(radius, d)[:, None], ((p.lo - d)[:, None], (p.hi - d)[:, None])
-    answers, plain, signed = torch.zeros_like(radius), torch.zeros_like(d), torch.zeros_like(d)
+    answers, unsigned, signed = torch.zeros_like(radius), torch.zeros_like(d), torch.zeros_like(d)
     for u in directions(p, m):
         v = (r * u).clamp(*room)
         answer = p.probes(d[:, None] + v).to(d.dtype) * 2 - 1
-        answers, plain = answers + answer.sum(1), plain + v.sum(1)
+        answers, unsigned = answers + answer.sum(1), unsigned + v.sum(1)
         signed = signed + (v * answer.view(*answer.shape, *[1] * (d.ndim - 1))).sum(1)
     mean = answers / m
-    return signed - wide(torch.where(mean.abs() == 1, 0, mean), d) * plain
+    return signed - wide(torch.where(mean.abs() == 1, 0, mean), d) * unsigned

@@ -30,7 +30,7 @@ class Climb(NamedTuple):
         never = torch.zeros_like(value)
         return Climb(d, d, g, value, d, g, value, value, never, never == 0, never + size)
 
-    def moved(self, d: Tensor, value: Tensor, g: Tensor) -> Climb:
+    def advanced(self, d: Tensor, value: Tensor, g: Tensor) -> Climb:
         """On to d, of this loss and gradient; the best is noted."""
         up = value > self.best_value
         return self._replace(

@@ -69,10 +69,10 @@ class InputSet:
         return self.target.batcher.in_parts(self.target.labels, x)
 
 
-def slope(p: Problem, near: Tensor) -> Tensor:
+def slope(p: Problem, points: Tensor) -> Tensor:
     """The gradient at points near p's inputs, [n, *shape], of their margin, or of how far the goal
     leads."""
-    return p.gradient(near - p.x, "margin")[1]
+    return p.gradient(points - p.x, "margin")[1]
 
 
 def check(**counts: int) -> None:

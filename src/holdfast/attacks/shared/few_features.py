@@ -14,7 +14,7 @@ def spent(p: Problem, d: Tensor) -> Tensor:
 
 
 def random_ends(p: Problem) -> Tensor:
-    """A random end of the box for every feature; the other where it stands there already."""
+    """A random end of the box for every feature; the other where it is there already."""
     end = torch.where(p.noise("ends").uniform(tuple(p.x.shape[1:])) < 0.5, p.lo, p.hi)
     return torch.where(end == 0, p.lo + p.hi, end)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.attacks.shared.transformed import warped
 from holdfast.rng import Keys
 
-ROLL_DOWN, ROLL_ASIDE, MIRROR, UPEND, HALF_TURN, DIM, SHAKE = range(7)
+ROLL_DOWN, ROLL_ACROSS, MIRROR, UPEND, HALF_TURN, DIM, SHAKE = range(7)
 
 
 def strips(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,14 +81,14 @@ def rebuilt(image: Tensor, keys: Keys, blocks: int, black: float, shake: float) 
         width.gather(1, column)[:, None, :],
     )
     down = (
-        moved(*i, u, how == ROLL_DOWN, (how == UPEND) | (how == HALF_TURN))
+        shifted(*i, u, how == ROLL_DOWN, (how == UPEND) | (how == HALF_TURN))
         + top.gather(1, row)[:, :, None]
     )
-    aside = (
-        moved(*j, u, how == ROLL_ASIDE, (how == MIRROR) | (how == HALF_TURN))
+    across = (
+        shifted(*j, u, how == ROLL_ACROSS, (how == MIRROR) | (how == HALF_TURN))
         + left.gather(1, column)[:, None, :]
     )
-    source = (down * w + aside).flatten(1)[:, None].expand(n, c, h * w)
+    source = (down * w + across).flatten(1)[:, None].expand(n, c, h * w)
     placed = image.flatten(2).gather(2, source).view_as(image)
     share = torch.where(how == DIM, u, 1)[:, None]
     noise = (keys.fold("noise").uniform((c, h, w), image.dtype) * 2 - 1) * shake
@@ -100,7 +100,7 @@ def inside(strip: Tensor, start: Tensor, width: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=strip.device) - start.gather(1, strip)
 
 
-def moved(at: Tensor, size: Tensor, u: Tensor, roll: Tensor, mirror: Tensor) -> Tensor:
+def shifted(at: Tensor, size: Tensor, u: Tensor, roll: Tensor, mirror: Tensor) -> Tensor:
     """Where the pixel at this distance from its block's edge comes from, in the same block: [n, h,
     w]."""
     rolled = (at + (u * size).long()) % size.clamp_min(1)

@@ -2,7 +2,7 @@
 mean of gradients.
 
 Dong et al. 2018 (arXiv:1710.06081), algorithm 1. Each of these attacks has its own idea of the
-gradient; run on a `Surrogate` it lends what it finds to the model under test. Their loss `ce` is a
+gradient; run on a `Surrogate` what it finds is tried on the model under test. Their loss `ce` is a
 log-odds, which weighs the copies of an input alike, where the cross-entropy of the papers forgets
 those that the model is sure of.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Access, Attack, Problem, State, option, wide
 
 
-class Moving(NamedTuple):
+class MomentumState(NamedTuple):
     d: Tensor  # [n, *shape], always legal
     v: Tensor  # the running sum of gradients, each scaled to L1 size 1
 
@@ -42,9 +42,9 @@ class MomentumAttack(Attack):
 
     def start(self, p: Problem) -> State:
         """The input itself; a restart begins elsewhere in the ball."""
-        return Moving(p.random_start("ball" if p.restart else "zero"), torch.zeros_like(p.x))
+        return MomentumState(p.random_start("ball" if p.restart else "zero"), torch.zeros_like(p.x))
 
-    def follow(self, p: Problem, s: Moving, g: Tensor) -> Moving:
+    def follow(self, p: Problem, s: MomentumState, g: Tensor) -> MomentumState:
         """One step along the gradient g and those before."""
         v = accumulated(s.v, g, self.decay)
-        return Moving(p.project(s.d + p.stride(v, self.step_size)), v)
+        return MomentumState(p.project(s.d + p.stride(v, self.step_size)), v)

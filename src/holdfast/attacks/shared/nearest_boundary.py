@@ -9,12 +9,12 @@ from holdfast.attacks.attack import Problem
 
 
 def nearest(p: Problem, d: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """Of m `rivals` the one whose boundary, linearised at d, is nearest: its gap and gradient, [n],
-    [n, *shape].
+    """Of the m best wrong classes the one whose boundary, linearised at d, is nearest: its gap and
+    gradient, [n], [n, *shape].
 
-    A rival whose gradient is zero is out of reach.
+    A class whose gradient is zero is out of reach.
     """
-    gap, g = p.rivals(d, m)
+    gap, g = p.class_gaps(d, m)
     slope = p.norm.dual(g.flatten(0, 1)).view_as(gap)
     first = torch.where(slope > 0, gap.abs() / slope, torch.inf).argmin(1)
     rows = torch.arange(len(d), device=d.device)

@@ -30,7 +30,7 @@ def propose(rule: Any, p: Problem, d: Tensor, share: float) -> Tensor:
 
 
 class Corners:
-    """Linf: every feature stands at +eps or -eps, or where the box stops it."""
+    """Linf: every feature is at +eps or -eps, or where the box stops it."""
 
     least = 1  # pixels along the side of a window
     odd = False  # whether they are always odd
@@ -49,17 +49,21 @@ class Corners:
         lo, hi, most, old = (part.flatten(1).gather(1, at) for part in (p.lo, p.hi, most, d))
         pull = torch.where(u[:, 2:] < 0.5, -1, 1).repeat_interleave(rows * columns, 1) * most
         new = pull.clamp(lo, hi)
-        idle = (new == old).all(1, keepdim=True)
-        return d.flatten(1).scatter(1, at, torch.where(idle, (-pull).clamp(lo, hi), new)).view_as(d)
+        unchanged = (new == old).all(1, keepdim=True)
+        return (
+            d.flatten(1)
+            .scatter(1, at, torch.where(unchanged, (-pull).clamp(lo, hi), new))
+            .view_as(d)
+        )
 
 
 @dataclass(frozen=True)
 class Bumps:
-    """L2 and L1: two mounds of opposite sign in a window, paid for by what stood there and in a
+    """L2 and L1: two mounds of opposite sign in a window, paid for by what was there and in a
     second window."""
 
     power: int  # of the norm
-    fade: int  # how fast a mound falls off
+    fade: int  # how fast a mound flattens
     over: float = 1.0  # how far a proposal exceeds the ball; the projection makes it sparse
 
     least = 3  # see Corners
@@ -116,11 +120,13 @@ class Bumps:
         -fade."""
         i, j = (torch.arange(k, device=like.device) for k in (rows, columns))
         ring = torch.maximum((i - rows // 2).abs()[:, None], (j - columns // 2).abs())
-        falls = (
+        heights = (
             torch.arange(max(rows, columns) // 2 + 1, 0, -1, device=like.device).to(like)
             ** -self.fade
         )
-        return normalize(falls.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(rows, columns)
+        return normalize(heights.cumsum(0).flip(0)[ring].flatten(), self.power, 0).view(
+            rows, columns
+        )
 
 
 VARIANTS = {

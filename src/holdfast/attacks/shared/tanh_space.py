@@ -14,7 +14,7 @@ from holdfast.attacks.attack import Problem, wide
 _EDGE = 0.9  # the box's edges lie at tanh = ±0.9, where the slope is a fifth of the middle's
 
 
-class Walk(NamedTuple):
+class Descent(NamedTuple):
     d: Tensor  # the current point, [n, *shape]
     w: Tensor  # the same in tanh space
     mean: Tensor  # of the gradient there
@@ -24,28 +24,28 @@ class Walk(NamedTuple):
     unit: Tensor  # the clean margin, [n]; 0 until it is asked
 
 
-def begin(p: Problem, c: float) -> Walk:
-    """A walk that begins at x."""
+def begin(p: Problem, c: float) -> Descent:
+    """A descent that begins at x."""
     d = torch.zeros_like(p.x)
     none = torch.zeros_like(p.eps.flatten())
     w = (_EDGE * (-2 * p.lo / p.width - 1)).atanh()
-    return Walk(d, w, mean=d, square=d, age=none, c=none + c, unit=none)
+    return Descent(d, w, mean=d, square=d, age=none, c=none + c, unit=none)
 
 
-def margin(p: Problem, s: Walk, t: int) -> tuple[Tensor, Tensor, Walk]:
-    """The margin below the goal (above 0: met), its gradient, and the walk that knows the clean
-    one."""
+def margin(p: Problem, s: Descent, t: int) -> tuple[Tensor, Tensor, Descent]:
+    """The margin below the goal (above 0: met), its gradient, and the descent that knows the
+    clean one."""
     gap, g = p.gradient(s.d, "margin")
     return gap, g, s if t else s._replace(unit=gap.abs())  # the first question is about x
 
 
-def hinge(p: Problem, s: Walk, gap: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def hinge(p: Problem, s: Descent, gap: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """c max(margin, 0) in clean margins, and its gradient in widths."""
     pull = torch.where(gap < 0, s.c / torch.where(s.unit > 0, s.unit, 1), 0)
     return -pull * gap, -wide(pull, g) * g * p.width
 
 
-def descend(p: Problem, s: Walk, g: Tensor, rate: float, over: Tensor, most: Tensor) -> Walk:
+def descend(p: Problem, s: Descent, g: Tensor, rate: float, over: Tensor, most: Tensor) -> Descent:
     """One step of Adam, of at most this size, against the gradient g by d / width.
 
     It forgets its past where a search is over.

@@ -19,19 +19,19 @@ from holdfast.attacks.shared.image_shape import ImageShape
 Change = Callable[[Tensor, int], Tensor]  # images and the number of the copy, from 0
 
 
-def mean_gradient(p: Problem, d: Tensor, loss: str, copies: int, change: Change) -> Tensor:
+def mean_gradient(p: Problem, d: Tensor, loss: str, samples: int, change: Change) -> Tensor:
     """Of the loss at d itself, which is judged, and at some changed copies of x + d: [n,
     *shape]."""
     _, g = p.gradient(d, loss)
     shape = ImageShape.of(p)
-    for i in range(copies):
+    for i in range(samples):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = (p.x + d).detach().requires_grad_()
-            moved = (shape.join(change(shape.split(leaf), i), leaf) - p.x).clamp(p.lo, p.hi)
-        _, slope = p.gradient(moved.detach(), loss, within=True)
+            changed = (shape.join(change(shape.split(leaf), i), leaf) - p.x).clamp(p.lo, p.hi)
+        _, slope = p.gradient(changed.detach(), loss, within=True)
         with torch.enable_grad():
-            g = g + torch.autograd.grad((moved * slope).sum(), leaf)[0]
-    return g / (copies + 1)
+            g = g + torch.autograd.grad((changed * slope).sum(), leaf)[0]
+    return g / (samples + 1)
 
 
 def warped(image: Tensor, i: Tensor, j: Tensor, empty: float) -> Tensor:

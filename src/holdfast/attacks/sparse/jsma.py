@@ -1,4 +1,4 @@
-"""JSMA: the two features that do most for one rival class, moved together, step by step."""
+"""JSMA: the two features that do most for one wrong class, changed together, step by step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from holdfast.losses import without
 
 class Pairs(NamedTuple):
     d: Tensor  # the current point, [n, *shape]
-    rivals: Tensor  # classes to pull up, in their turn, [n, r]; the first is pulled now
+    others: Tensor  # classes to pull up, in their turn, [n, r]; the first is pulled now
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class JSMA(Attack):
     Differs from the paper: a feature may move up or down (Wiyatno and Xu 2018, arXiv:1808.07945)
     and counts by what the box leaves it (Combey et al. 2020, arXiv:2007.06032); the better of a
     pair is tried alone too; a row whose next feature would be past eps, or no fewer than the best
-    point has, begins again at x with the next rival, in the order of the clean scores.
+    point has, begins again at x with the next class, in the order of the clean scores.
     """
 
     needs = Access.GRADIENTS
@@ -38,7 +38,7 @@ class JSMA(Attack):
 
     steps: int = option(100, "pairs of features changed, beginnings anew included")
     theta: float = option(1.0, "move of a feature, a share of the box's width", above=0, at_most=1)
-    loss: str = option("ce", "loss of the rival that is ascended", choices=LOSSES)
+    loss: str = option("ce", "loss of the wrong class that is ascended", choices=LOSSES)
 
     def start(self, p: Problem) -> Pairs:
         zero = torch.zeros_like(p.x)
@@ -49,7 +49,7 @@ class JSMA(Attack):
 
     def step(self, p: Problem, s: Pairs, t: int) -> Pairs:
         loss = LOSSES[self.loss]
-        _, g = p.gradient(s.d, lambda z, y, _, rival: loss(z, y, rival), s.rivals[:, 0])
+        _, g = p.gradient(s.d, lambda z, y, _, other: loss(z, y, other), s.others[:, 0])
         ahead = (s.d + self.theta * p.width * g.sign()).clamp(p.lo, p.hi)
         gain = (g * (ahead - s.d)).flatten(1)
         pair = gain.topk(min(2, gain.shape[1]), 1).indices
@@ -59,5 +59,5 @@ class JSMA(Attack):
         )
         p.adversarial(first)
         over = spent(p, both)
-        rivals = torch.where(over[:, None], s.rivals.roll(-1, 1), s.rivals)
-        return Pairs(torch.where(wide(over, both), 0, both), rivals)
+        others = torch.where(over[:, None], s.others.roll(-1, 1), s.others)
+        return Pairs(torch.where(wide(over, both), 0, both), others)

@@ -83,7 +83,7 @@ class OnePixel(Attack):
         )
 
     def paint(self, p: Problem, member: Tensor) -> Tensor:
-        """The perturbation that a member [n, e, 4] stands for, of its first eps features."""
+        """The perturbation that a member [n, e, 4] describes, of its first eps features."""
         shape = ImageShape.of(p)
         sides = member.new_tensor([shape.c, shape.h, shape.w])
         place = (member[..., :3] * sides).long().minimum(sides.long() - 1)

@@ -74,13 +74,13 @@ class PatchRS(Attack):
         u = p.noise("square").uniform((2 + shape.c,))
         at = first + shape.at(rows, columns, u[:, :2]).flatten(1)
         up, flat = (u[:, 2:] < 0.5).repeat_interleave(rows * columns, 1), d.flatten(1)
-        idle = (up == (flat.gather(1, at) > 0)).all(1, keepdim=True)
-        unit = torch.where(up ^ idle, 1, -1).to(d)
+        unchanged = (up == (flat.gather(1, at) > 0)).all(1, keepdim=True)
+        unit = torch.where(up ^ unchanged, 1, -1).to(d)
         return flat.scatter(1, at, p.eps.flatten(1) * unit).view_as(d)
 
 
 def _pixels(p: Problem) -> tuple[ImageShape, int]:
-    """The pixels to paint, and how many numbers stand before them: the place, or none."""
+    """The pixels to paint, and how many numbers come before them: the place, or none."""
     square = p.threat.spatial and p.threat.spatial.square
     if square is None:
         return ImageShape.of(p), 0

@@ -23,7 +23,7 @@ class SparseRS(Attack):
 
     Cost: one forward a step and row, and one for the start.
     Differs from the paper: eps counts features, so the channels of a pixel are chosen one by one; a
-    feature that stands at an end of the box goes to the other; a targeted goal ascends its margin
+    feature at an end of the box goes to the other; a targeted goal ascends its margin
     too, not its cross-entropy. The paper's alpha is 0.3, for a targeted goal 0.1.
     """
 

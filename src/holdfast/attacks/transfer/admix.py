@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
 from holdfast.attacks.shared.image_shape import ImageShape
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 from holdfast.attacks.shared.pool import others
 from holdfast.attacks.shared.transformed import mean_gradient
 
@@ -33,7 +33,7 @@ class Admix(MomentumAttack):
     copies: int = option(5, "of each mixture, the first of full brightness", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         black, mixed = p.target.bounds.low, others(p, self.samples)
 
         def change(image: Tensor, i: int) -> Tensor:

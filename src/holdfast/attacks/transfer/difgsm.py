@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option, wide
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 from holdfast.attacks.shared.transformed import mean_gradient, warped
 from holdfast.rng import Keys
 
@@ -24,11 +24,11 @@ class DIFGSM(MomentumAttack):
     of them.
     """
 
-    copies: int = option(1, "smaller copies, beside the input itself", at_least=0)
+    copies: int = option(1, "smaller copies, besides the input itself", at_least=0)
     room: float = option(0.1, "share of its side by which a copy may be smaller", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         def change(image: Tensor, i: int) -> Tensor:
             return smaller(image, p.noise(f"copy {i}"), self.room, p.target.bounds.low)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from holdfast.attacks.attack import LOSSES, Problem, option
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MIFGSM(MomentumAttack):
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         d = s.d
         if self.ahead:
             d = p.project(d + p.stride(s.v, self.ahead * self.decay * self.step_size))

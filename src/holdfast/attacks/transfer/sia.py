@@ -8,7 +8,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
 from holdfast.attacks.shared.image_blocks import rebuilt
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 from holdfast.attacks.shared.transformed import mean_gradient
 
 
@@ -23,11 +23,11 @@ class SIA(MomentumAttack):
     resized, filtered or dropped out.
     """
 
-    copies: int = option(20, "changed copies, beside the input itself", at_least=0)
+    copies: int = option(20, "changed copies, besides the input itself", at_least=0)
     blocks: int = option(3, "along each side", at_least=1)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         def change(image: Tensor, i: int) -> Tensor:
             return rebuilt(
                 image, p.noise(f"copy {i}"), self.blocks, p.target.bounds.low, p.width * 16 / 255

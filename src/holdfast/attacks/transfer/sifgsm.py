@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.attacks.attack import LOSSES, Problem, option
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 from holdfast.attacks.shared.transformed import mean_gradient
 
 
@@ -18,10 +18,10 @@ class SIFGSM(MomentumAttack):
     Cost: `copies` + 1 forwards and backwards a step and row, and one forward for the last point.
     """
 
-    copies: int = option(4, "faded copies, beside the input itself", at_least=0)
+    copies: int = option(4, "faded copies, besides the input itself", at_least=0)
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         black = p.target.bounds.low
         g = mean_gradient(
             p, s.d, self.loss, self.copies, lambda x, i: black + (x - black) / 2 ** (i + 1)

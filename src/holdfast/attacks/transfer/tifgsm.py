@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from holdfast.attacks.attack import LOSSES, Problem, option
 from holdfast.attacks.shared.image_shape import ImageShape
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TIFGSM(MomentumAttack):
     )
     loss: str = option("ce", "loss that is ascended", choices=LOSSES)
 
-    def step(self, p: Problem, s: Moving, t: int) -> Moving:
+    def step(self, p: Problem, s: MomentumState, t: int) -> MomentumState:
         _, g = p.gradient(s.d, self.loss)
         shape = ImageShape.of(p)
         image = shape.split(g)

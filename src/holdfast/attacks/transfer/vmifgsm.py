@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import LOSSES, Problem, option
-from holdfast.attacks.shared.momentum import MomentumAttack, Moving
+from holdfast.attacks.shared.momentum import MomentumAttack, MomentumState
 
 
 class Tuned(NamedTuple):
-    moving: Moving
+    momentum: MomentumState
     excess: Tensor  # the mean gradient of the neighbours at the last point, over its own
 
 
@@ -35,10 +35,10 @@ class VMIFGSM(MomentumAttack):
         return Tuned(super().start(p), torch.zeros_like(p.x))
 
     def step(self, p: Problem, s: Tuned, t: int) -> Tuned:
-        _, g = p.gradient(s.moving.d, self.loss)
-        near = torch.zeros_like(g)
+        _, g = p.gradient(s.momentum.d, self.loss)
+        nearby = torch.zeros_like(g)
         for i in range(self.neighbours):
             u = p.norm.sample(p.noise(f"neighbour {i}"), p.x)
-            d = (s.moving.d + self.radius * p.eps * u).clamp(p.lo, p.hi)
-            near += p.gradient(d, self.loss, within=True)[1]
-        return Tuned(self.follow(p, s.moving, g + s.excess), near / self.neighbours - g)
+            d = (s.momentum.d + self.radius * p.eps * u).clamp(p.lo, p.hi)
+            nearby += p.gradient(d, self.loss, within=True)[1]
+        return Tuned(self.follow(p, s.momentum, g + s.excess), nearby / self.neighbours - g)

@@ -2,7 +2,7 @@
 arXiv:1801.02610).
 
 No `Attack`: its rows share what was learnt from other rows. Those that it is judged on are never
-the ones that it learnt from; given the network, each of them stands alone.
+the ones that it learnt from; given the network, each input is attacked alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from holdfast.attacks.shared.common_perturbation import Fooled, InputSet, check,
 from holdfast.errors import SpecError
 from holdfast.norms import wide
 from holdfast.targets.target import Target, sealed
-from holdfast.threats.images import planes, unplaned
+from holdfast.threats.images import channels_first, from_channels_first
 from holdfast.threats.threat import Threat
 
 
@@ -115,14 +115,14 @@ def _learn(
     """One step of both networks on the inputs of a problem."""
     adam, other = optimizers
     with torch.enable_grad():
-        near, paid = priced(net, p, threat)
+        perturbed, paid = priced(net, p, threat)
         if realism:
-            paid = paid + realism * (judge(_inward(near, p.target)) - 1).square().mean()
+            paid = paid + realism * (judge(_inward(perturbed, p.target)) - 1).square().mean()
         adam.zero_grad()
         paid.backward()
         adam.step()
         if realism:
-            real, made = judge(_inward(torch.cat([p.x, near.detach()]), p.target)).chunk(2)
+            real, made = judge(_inward(torch.cat([p.x, perturbed.detach()]), p.target)).chunk(2)
             other.zero_grad()
             ((real - 1).square() + made.square()).mean().backward()
             other.step()
@@ -134,7 +134,9 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
     width = target.bounds.high - target.bounds.low
     u = net(_inward(x, target))
     d = width * (
-        unplaned(u, tuple(x.shape[1:]), target.inputs.layout) if x.ndim in (3, 4) else u.view_as(x)
+        from_channels_first(u, tuple(x.shape[1:]), target.inputs.layout)
+        if x.ndim in (3, 4)
+        else u.view_as(x)
     )
     eps = wide(x.new_full((len(x),), float(threat.eps)), x)
     with torch.no_grad():
@@ -146,20 +148,20 @@ def changed(net: nn.Module, target: Target, threat: Threat, x: Tensor) -> Tensor
 def priced(net: nn.Module, p: Problem, threat: Threat) -> tuple[Tensor, Tensor]:
     """The inputs of a problem as the network changes them, and what it pays there: the margin, to
     first order."""
-    near = changed(net, p.target, threat, p.x)
-    return near, -(near * slope(p, near.detach())).sum() / len(near)
+    perturbed = changed(net, p.target, threat, p.x)
+    return perturbed, -(perturbed * slope(p, perturbed.detach())).sum() / len(perturbed)
 
 
 def _inward(x: Tensor, target: Target) -> Tensor:
     """Inputs as the networks see them: [n, c, h, w] or [n, f], in [-1, 1]."""
     u = 2 * (x - target.bounds.low) / (target.bounds.high - target.bounds.low) - 1
-    return planes(u, target.inputs.layout) if x.ndim in (3, 4) else u.flatten(1)
+    return channels_first(u, target.inputs.layout) if x.ndim in (3, 4) else u.flatten(1)
 
 
 def perturber(target: Target, x: Tensor, width: int) -> nn.Module:
     """A network for inputs such as x [n, *shape], n from 1: from one to a change of it, in [-1, 1].
 
-    Of images, layers that see ever wider, beside the input itself.
+    Of images, layers that see ever wider, with the input itself.
     """
     shape = _inward(x[:1], target).shape[1:]
     if len(shape) > 1:

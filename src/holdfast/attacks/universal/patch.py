@@ -17,7 +17,7 @@ from holdfast.rng import Keys
 from holdfast.spec import check as check_fields
 from holdfast.spec import option
 from holdfast.targets.target import Target, sealed
-from holdfast.threats.images import planes, sample, unplaned
+from holdfast.threats.images import channels_first, from_channels_first, sample
 from holdfast.threats.threat import Targeted, Threat, Untargeted
 
 ANY = Untargeted()
@@ -113,7 +113,7 @@ def patch(
     threat = Threat.linf(width, goal=goal)
     with sealed(seed):
         inputs, others = InputSet(target, x, threat), InputSet(target, held_out, threat)
-        c, h, w = planes(inputs.x, target.inputs.layout).shape[1:]
+        c, h, w = channels_first(inputs.x, target.inputs.layout).shape[1:]
         side = max(2, round(math.sqrt(placement.share * h * w)))
         pixels = inputs.x.new_full((c, side, side), (target.bounds.low + target.bounds.high) / 2)
         for t in range(steps):
@@ -146,8 +146,8 @@ def pasted_on(
     target: Target, x: Tensor, pixels: Tensor, placement: Placement, keys: Keys
 ) -> Tensor:
     """Inputs [n, *shape] with the patch on them, each where its key says."""
-    return unplaned(
-        placement.paste(pixels, planes(x, target.inputs.layout), keys),
+    return from_channels_first(
+        placement.paste(pixels, channels_first(x, target.inputs.layout), keys),
         tuple(x.shape[1:]),
         target.inputs.layout,
     )

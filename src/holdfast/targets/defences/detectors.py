@@ -34,10 +34,10 @@ class Detector(Purifier):
         SpecError: a field is out of its range.
     """
 
-    way: ClassVar[str] = (
+    gradient_note: ClassVar[str] = (
         "It refuses inputs: attacks had to come below its limit, by its own gradient."
     )
-    passes: ClassVar[int] = 0  # of the model, beside its own answer
+    passes: ClassVar[int] = 0  # of the model, besides its own answer
     limit: float = option(
         math.inf, "above it an input is refused; see `fitted`", above=0, finite=False
     )
@@ -121,8 +121,8 @@ class Divergence(Detector):
 
 
 def refusal(z: Tensor, excess: Tensor) -> Tensor:
-    """The score of a refusal beside scores z [n, k]: above the best where there is an excess, and
-    below elsewhere.
+    """The score of a refusal, to go with scores z [n, k]: above the best where there is an excess,
+    and below elsewhere.
 
     [n, 1], in units of 0.3 of the lead of the best over the mean, held fixed. The unit decides
     nothing but which of the two an attack minds more: with 0.1 or 1 twice as many rows were left on

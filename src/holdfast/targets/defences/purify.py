@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from holdfast import spec
 from holdfast.errors import InputError, SpecError
 from holdfast.spec import option
-from holdfast.targets.defences.transforms import DRAWN, OWN, Defence, straight
+from holdfast.targets.defences.transforms import DRAWN, OWN, Defence, straight_through
 from holdfast.targets.target import drawing_of
 
 
@@ -93,11 +93,11 @@ class Reform(Purifier):
     `holdfast.targets.defences.detectors`.
     """
 
-    way: ClassVar[str] = OWN
+    gradient_note: ClassVar[str] = OWN
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.ask(x, x)
-        return straight(y, y.clamp(0, 1))
+        return straight_through(y, y.clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class DefenseGAN(Purifier):
     curvature of G is left out.) They take the mean of many draws of its starts.
     """
 
-    way: ClassVar[str] = (
+    gradient_note: ClassVar[str] = (
         "The gradient was that of its search at the end, along the generator's images." + DRAWN
     )
     latent: int = option(64, "numbers of a code", at_least=1)
@@ -129,9 +129,9 @@ class DefenseGAN(Purifier):
         u, n, r = 2 * x.detach() - 1, len(x), self.restarts
         start = drawing_of(x).fold("z").normal((r, self.latent), x.dtype)
         aim = u[:, None].expand(n, r, *u.shape[1:]).flatten(0, 1)
-        told: list[Tensor] = []
+        labels: list[Tensor] = []
         if self.classes:
-            told = [(torch.arange(r, device=x.device) % self.classes).repeat(n)]
+            labels = [(torch.arange(r, device=x.device) % self.classes).repeat(n)]
         with torch.inference_mode(False), torch.enable_grad():
             z, speed = (
                 start.flatten(0, 1),
@@ -139,34 +139,34 @@ class DefenseGAN(Purifier):
             )
             for _ in range(self.steps):
                 leaf = z.detach().requires_grad_()
-                away = (self.ask(aim, leaf, *told) - aim).square().flatten(1).mean(1)
+                away = (self.ask(aim, leaf, *labels) - aim).square().flatten(1).mean(1)
                 speed = 0.7 * speed - self.rate * torch.autograd.grad(away.sum(), leaf)[0]
                 z = (leaf + speed).detach()
         with torch.no_grad():
-            images = self.ask(aim, z, *told)
+            images = self.ask(aim, z, *labels)
             away = (images - aim).square().flatten(1).mean(1).view(n, r)
             first = torch.arange(n, device=x.device) * r + away.argmin(1)
         seen = ((images[first] + 1) / 2).clamp(0, 1)
         if not (x.requires_grad and torch.is_grad_enabled()):
             return seen
-        along = self._tangents(x, z[first], [classes[first] for classes in told])
-        moved = (x - x.detach()).flatten(1)[:, None]  # nothing, but for its gradient
-        return straight((moved @ along @ along.mT).view_as(x), seen)
+        along = self._tangents(x, z[first], [classes[first] for classes in labels])
+        shifted = (x - x.detach()).flatten(1)[:, None]  # nothing, but for its gradient
+        return straight_through((shifted @ along @ along.mT).view_as(x), seen)
 
-    def _tangents(self, like: Tensor, z: Tensor, told: list[Tensor]) -> Tensor:
+    def _tangents(self, like: Tensor, z: Tensor, labels: list[Tensor]) -> Tensor:
         """An orthonormal basis of the directions in which images can move at codes z: [n, pixels,
         latent]."""
         leaf, w = z.detach().requires_grad_(), torch.zeros_like(like).requires_grad_()
         # linear in w
         back = torch.autograd.grad(
-            (self.ask(like, leaf, *told) * w).sum(), leaf, create_graph=True
+            (self.ask(like, leaf, *labels) * w).sum(), leaf, create_graph=True
         )[0]
-        ways = [
+        directions = [
             torch.autograd.grad(back[:, j].sum(), w, retain_graph=True)[0]
             for j in range(self.latent)
         ]
         basis, sizes, _ = torch.linalg.svd(
-            torch.stack(ways, -1).flatten(1, -2), full_matrices=False
+            torch.stack(directions, -1).flatten(1, -2), full_matrices=False
         )
         return basis * (sizes > 1e-3 * sizes[:, :1])[:, None]
 
@@ -181,7 +181,7 @@ class DiffPure(Purifier):
     Attacks follow the gradient of the whole way, and the mean of many draws of the noise.
     """
 
-    way: ClassVar[str] = OWN + DRAWN
+    gradient_note: ClassVar[str] = OWN + DRAWN
     sigma: float = option(0.5, "noise added, where images span [-1, 1]", above=0)
     steps: int = option(8, "of the way back", at_least=1)
     least: float = option(0.02, "noise at its last step", above=0)
@@ -206,7 +206,7 @@ class DiffPure(Purifier):
         for now, then in pairwise(self.sigmas()):
             u = self._back(u, now, then)
         y = (u + 1) / 2
-        return straight(y, y.clamp(0, 1))
+        return straight_through(y, y.clamp(0, 1))
 
     def _back(self, u: Tensor, now: float, then: float) -> Tensor:
         def step(u: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Defences that change an input before the model sees it, and the way an adversary takes through
-each.
+"""Defences that change an input before the model sees it, and how an adversary's gradient comes
+through each.
 
 Each is what it says in the forward pass. Backwards, one whose own gradient is zero or broken is
 passed straight through (BPDA: Athalye et al. 2018, arXiv:1802.00420), the others are
@@ -28,7 +28,7 @@ from holdfast.spec import option
 from holdfast.targets.target import drawing_of
 from holdfast.threats.images import sample
 
-STRAIGHT = (
+STRAIGHT_THROUGH = (
     "Its own gradient is zero or broken: it was passed straight through (BPDA, arXiv:1802.00420)."
 )
 OWN = "Its own gradient was followed."
@@ -39,7 +39,7 @@ DRAWN = " It is random: the mean of many draws was attacked and judged (EOT, arX
 class Defence(ABC):
     """A step of preprocessing that was put there against attacks."""
 
-    way: ClassVar[str]  # how attacks come through, as the report says it
+    gradient_note: ClassVar[str]  # how attacks come through, as the report says it
 
     def __post_init__(self) -> None:
         spec.check(self)
@@ -62,7 +62,8 @@ class Defence(ABC):
         """What a report says of it: check, text."""
         return (
             "defence",
-            f"{spec.write(self)} stands before the model, and attacks come through it. {self.way}",
+            f"{spec.write(self)} comes before the model, and attacks come through it. "
+            f"{self.gradient_note}",
         )
 
 
@@ -78,7 +79,7 @@ class JPEG(Defence):
         InputError: neither one channel nor three.
     """
 
-    way = STRAIGHT
+    gradient_note = STRAIGHT_THROUGH
     quality: int = option(75, "the lower, the coarser", at_least=1, at_most=95)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class JPEG(Defence):
             )
         levels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
         read = torch.from_numpy(np.stack([self._coded(image) for image in levels])).movedim(-1, 1)
-        return straight(x, read.to(x) / 255)
+        return straight_through(x, read.to(x) / 255)
 
     def _coded(self, image: np.ndarray) -> np.ndarray:
         """[h, w, c] bytes through a file in memory."""
@@ -108,12 +109,12 @@ class BitDepth(Defence):
         SpecError: `bits` is no whole number from 1 to 16.
     """
 
-    way = STRAIGHT
+    gradient_note = STRAIGHT_THROUGH
     bits: int = option(4, "of each value", at_least=1, at_most=16)
 
     def __call__(self, x: Tensor) -> Tensor:
         top = 2**self.bits - 1
-        return straight(x, (x.detach() * top).round() / top)
+        return straight_through(x, (x.detach() * top).round() / top)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Median(Defence):
         InputError: the images are smaller than the window.
     """
 
-    way = OWN
+    gradient_note = OWN
     window: int = option(3, "pixels along each axis", at_least=3, at_most=31)
 
     def __post_init__(self) -> None:
@@ -156,7 +157,7 @@ class RandomResizePad(Defence):
         SpecError: not 1 <= low <= high.
     """
 
-    way = OWN + DRAWN
+    gradient_note = OWN + DRAWN
     low: int = option(MISSING, "least side of the resized image, in pixels", at_least=1)
     high: int = option(
         MISSING, "largest side, and that of the square; the paper has 299 and 331", at_most=2**16
@@ -210,7 +211,7 @@ class TotalVariation(Defence):
     steps: int = option(30, "of the minimisation", at_least=1, at_most=10_000)
 
     @property
-    def way(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def gradient_note(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return OWN + DRAWN * self.random
 
     @property
@@ -235,7 +236,7 @@ class TotalVariation(Defence):
         return u.clamp(0, 1)
 
 
-def straight(x: Tensor, y: Tensor) -> Tensor:
+def straight_through(x: Tensor, y: Tensor) -> Tensor:
     """The value y, to the bit, with the gradient of x."""
     return y.detach() + (x - x.detach())
 

@@ -14,6 +14,7 @@ from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen, digest_of, tensor
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Access
+from holdfast.targets.trees import Trees
 
 # how objectives of classifiers begin
 CLASSIFIES = ("binary", "multi", "cross_entropy", "xentropy")
@@ -36,6 +37,7 @@ class ArrayModel(Adapter):
         class_labels: tuple[Any, ...] | None = None,
         numbers: str | None = None,
         columns: Sequence[str] | None = None,
+        trees: Callable[[], Trees] | None = None,
     ) -> None:
         if gives not in (None, "scores", "labels"):
             raise InputError(f"gives is {gives!r}; a function of arrays gives scores or labels.")
@@ -43,7 +45,7 @@ class ArrayModel(Adapter):
         self.probabilities = _SAYS.get(getattr(function, "__name__", ""))
         self.access = Access[(gives or "scores").upper()]
         self.class_labels, self.numbers = class_labels, numbers
-        self._digest, self._columns = digest, columns
+        self._digest, self._columns, self._trees = digest, columns, trees
         self.libraries = _libraries(getattr(function, "__self__", None))
 
     def infer(self, x: Tensor) -> Tensor:
@@ -51,6 +53,9 @@ class ArrayModel(Adapter):
         z = self.function(table(given, self._columns))
         self.rewrites |= not np.array_equal(given, x.numpy(), equal_nan=True)
         return tensor(chosen(z, self.output))
+
+    def trees(self) -> Trees:
+        return super().trees() if self._trees is None else self._trees()
 
     def digest(self) -> bytes:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
@@ -86,10 +91,13 @@ def of_booster(
     objective: str,
     classifies: bool,
     labels: Sequence[Any] = (),
+    trees: Callable[[], Trees] | None = None,
 ) -> ArrayModel:
     """Boosted trees that give logits of the classes `labels`, or, of a regression, numbers."""
     digest = hashlib.sha256(content).digest()
-    model = ArrayModel(ask, shape=(features,), digest=digest, class_labels=own_labels(labels))
+    model = ArrayModel(
+        ask, shape=(features,), digest=digest, class_labels=own_labels(labels), trees=trees
+    )
     model.probabilities, model.libraries = False, (library,)
     if not classifies:
         model.numbers = (

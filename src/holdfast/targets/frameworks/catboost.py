@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ from holdfast.errors import InputError
 from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import ArrayModel, library, of_booster
 from holdfast.targets.registry import Framework
+from holdfast.targets.trees import Nodes, Trees, read
 
 _BEGINS = re.compile(rb'CBM1|\s*\{\s*"(ctr_data|features_info|model_info|oblivious_trees)"')
 
@@ -57,7 +59,42 @@ def adapt(model: Any, **_: Any) -> ArrayModel:
         objective,
         classifies,
         labels if classifies else (),
+        lambda: _trees(_content(model), ask, features),
     )
+
+
+def _trees(content: bytes, ask: Callable[[np.ndarray], np.ndarray], features: int) -> Trees:
+    """The trees of a model's file, each of which asks one question a level.
+
+    Raises:
+        InputError: they are of another kind.
+    """
+    whole, trees = json.loads(content), []
+    if "oblivious_trees" not in whole:
+        raise InputError("the CatBoost model has trees that are not symmetric: not supported.")
+    scale, bias = whole["scale_and_bias"]
+    for tree in whole["oblivious_trees"]:
+        splits = tree["splits"] or []
+        inner = 2 ** len(splits) - 1
+        # a node of level i stands behind those above it, by its answers so far; the answer at level
+        # i is bit i of a leaf's place
+        level = np.repeat(np.arange(len(splits)), 2 ** np.arange(len(splits)))
+        answers = np.arange(inner) - (2**level - 1)
+        left = 2 ** (level + 1) - 1 + answers
+        ends = np.zeros(inner + 1, np.int64)
+        feature = np.array([split["float_feature_index"] for split in splits], np.int64)[level]
+        limit = np.array([split["border"] for split in splits], np.float32)[level]
+        value = scale * np.reshape(tree["leaf_values"], (inner + 1, len(bias)))
+        trees.append(
+            Nodes(
+                np.concatenate([feature, ends - 1]),
+                np.concatenate([limit, ends]).astype(np.float32),
+                np.concatenate([left, ends]),
+                np.concatenate([left + 2**level, ends]),
+                np.concatenate([np.zeros((inner, len(bias))), value]),
+            )
+        )
+    return read(trees, ask, features, "the CatBoost model")
 
 
 def _content(model: Any) -> bytes:

@@ -41,12 +41,12 @@ class JaxModel(Adapter):
         self._digest = digest
 
         def scores(x: Any) -> Any:
-            plain = jax.make_jaxpr(lambda x: chosen(function(x), output))(x)
-            self.ending, z = _before(jax, plain, [x])
+            jaxpr_of_scores = jax.make_jaxpr(lambda x: chosen(function(x), output))(x)
+            self.ending, z = _before(jax, jaxpr_of_scores, [x])
             self.probabilities = None
             if self.ending is None:
                 z = chosen(function(x), output)
-                self.probabilities = _says(plain.jaxpr)
+                self.probabilities = _says(jaxpr_of_scores.jaxpr)
             return z
 
         self._infer = jax.jit(scores)
@@ -95,8 +95,10 @@ def _before(jax: Any, closed: Any, args: Sequence[Any]) -> tuple[str | None, Any
     jaxpr, shapes = closed.jaxpr, []
     made, var = _made(jaxpr), jaxpr.outvars[0]
 
-    def value(wanted: Any) -> Any:
-        return jax.extend.core.jaxpr_as_fun(closed.replace(jaxpr=_giving(jaxpr, wanted)))(*args)[0]
+    def value(variable: Any) -> Any:
+        return jax.extend.core.jaxpr_as_fun(closed.replace(jaxpr=_giving(jaxpr, variable)))(*args)[
+            0
+        ]
 
     while (step := made.get(id(var))) is not None and step.primitive.name in _SHAPES:
         shapes.append(step)
@@ -124,9 +126,9 @@ def _made(jaxpr: Any) -> dict[int, Any]:
     return {id(out): step for step in jaxpr.eqns for out in step.outvars}
 
 
-def _giving(jaxpr: Any, wanted: Any) -> Any:
+def _giving(jaxpr: Any, variable: Any) -> Any:
     """The same steps with another result."""
-    return jaxpr.replace(outvars=[wanted], debug_info=jaxpr.debug_info.with_unknown_names())
+    return jaxpr.replace(outvars=[variable], debug_info=jaxpr.debug_info.with_unknown_names())
 
 
 def _activation(step: Any, made: dict[int, Any]) -> tuple[str | None, Any]:

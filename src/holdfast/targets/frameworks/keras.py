@@ -31,7 +31,7 @@ HDF5 = (".h5", ".hdf5")
 
 
 class KerasOnTorch(Adapter):
-    """A Keras model whose backend is torch: a torch function as it stands."""
+    """A Keras model whose backend is torch: a torch function as it is."""
 
     layout, libraries = "nhwc", ("keras",)
 

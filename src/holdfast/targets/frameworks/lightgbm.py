@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from holdfast.errors import InputError
 from holdfast.targets.adapter import reading
 from holdfast.targets.frameworks.arrays import (
     CLASSIFIES,
@@ -16,6 +18,9 @@ from holdfast.targets.frameworks.arrays import (
     of_booster,
 )
 from holdfast.targets.registry import Framework
+from holdfast.targets.trees import Nodes, Trees, at_most, below, read
+
+_ZERO = np.float32(1e-35)  # as far from 0 as this, all inputs are taken for 0
 
 
 def from_booster(model: Any) -> ArrayModel:
@@ -29,8 +34,48 @@ def from_booster(model: Any) -> ArrayModel:
         return np.asarray(model.predict(x.reshape(len(x), -1), raw_score=classifies))
 
     return of_booster(
-        "lightgbm", ask, int(model.num_feature()), text.encode(), objective, classifies
+        "lightgbm",
+        ask,
+        int(model.num_feature()),
+        text.encode(),
+        objective,
+        classifies,
+        trees=lambda: _trees(model, ask),
     )
+
+
+def _trees(model: Any, ask: Callable[[np.ndarray], np.ndarray]) -> Trees:
+    """The trees that the booster predicts with.
+
+    Raises:
+        InputError: it has splits by category, or takes zeros for missing values.
+    """
+    whole = model.dump_model()
+    k, trees = whole["num_tree_per_iteration"], []
+    for i, tree in enumerate(whole["tree_info"]):
+        nodes, rows = [tree["tree_structure"]], []
+        for node in nodes:  # grows as it is walked
+            if "leaf_value" in node:
+                rows.append((-1, 0.0, 0, 0, node["leaf_value"]))
+                continue
+            if node["decision_type"] != "<=" or node["missing_type"] == "Zero":
+                raise InputError(
+                    "the LightGBM model has splits by category, or takes zeros for missing values, "
+                    "which is not supported."
+                )
+            rows.append((node["split_feature"], node["threshold"], len(nodes), len(nodes) + 1, 0))
+            nodes += [node["left_child"], node["right_child"]]
+        feature, limit, left, right, leaf = map(np.array, zip(*rows, strict=True))
+        value = np.zeros((len(rows), k))
+        value[:, i % k] = leaf
+        trees.append(Nodes(feature, at_most(_around_zero(limit)), left, right, value))
+    return read(trees, ask, int(model.num_feature()), "the LightGBM model")
+
+
+def _around_zero(limit: np.ndarray) -> np.ndarray:
+    """Limits among the inputs that LightGBM takes for 0, at the end of these that they mean."""
+    end = np.where(limit < 0, below(-_ZERO), _ZERO)
+    return np.where(abs(limit) <= _ZERO, end, limit)
 
 
 def holds_booster(head: bytes) -> bool:

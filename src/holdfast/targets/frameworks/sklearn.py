@@ -13,7 +13,8 @@ from joblib.hashing import NumpyHasher
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import digest_of, need
 from holdfast.targets.frameworks.arrays import ArrayModel, own_labels, table
-from holdfast.targets.registry import Framework
+from holdfast.targets.registry import Framework, of_model
+from holdfast.targets.trees import Nodes, Trees, at_most, read
 
 # Types of scikit-learn's own that skops asks about: what its fitted estimators are made of. Each is
 # a class that holds numbers and runs no code of the file's; anything else needs the user's word.
@@ -84,6 +85,7 @@ def from_estimator(
         "class_labels": own_labels(known or ()),
     }
     columns = own["columns"] = _columns(model)
+    own["trees"] = lambda: _trees(model, columns)
     if known is not None:
         classes = len(known)
     names = ["predict_proba", "decision_function"]
@@ -130,6 +132,72 @@ def _classes(model: Any) -> list[Any] | None:
             f"function that returns one array of probabilities [n, labels], with task='multilabel'."
         )
     return np.asarray(found).tolist()
+
+
+def _trees(model: Any, columns: list[str] | None) -> Trees:
+    """The trees of a tree, of a forest, or of boosted trees, another library's among them.
+
+    Raises:
+        InputError: the estimator is of another kind, or has splits by category.
+    """
+    kind = type(model).__name__
+    if hasattr(model, "get_booster"):
+        booster = model.get_booster()
+        best = getattr(model, "best_iteration", None)  # it stopped early, and predicts with these
+        return _of_booster(booster if best is None else booster[: best + 1])
+    if hasattr(model, "booster_"):
+        return _of_booster(model.booster_)
+    if kind in ("DecisionTreeClassifier", "ExtraTreeClassifier"):
+        name, scale, grown = "predict_proba", 1.0, [(model, slice(None))]
+    elif kind in ("RandomForestClassifier", "ExtraTreesClassifier"):
+        grown = [(one, slice(None)) for one in model.estimators_]
+        name, scale = "predict_proba", float(len(grown))  # votes: ties stay exact
+    elif kind == "GradientBoostingClassifier":
+        if model.init not in (None, "zero"):
+            raise InputError(f"the {kind} starts from another estimator: not supported.")
+        name, scale = "decision_function", 1.0
+        grown = [(one, i) for several in model.estimators_ for i, one in enumerate(several)]
+    elif kind == "HistGradientBoostingClassifier":
+        name, scale = "decision_function", 1.0
+        grown = [(one, i) for several in model._predictors for i, one in enumerate(several)]
+    else:
+        raise InputError(f"the {kind} is no tree, forest or boosted trees that can be read.")
+    k = 1 + max([place for _, place in grown if isinstance(place, int)], default=0)
+    trees = []
+    for one, place in grown:
+        feature, limit, left, right, value = _nodes(one)
+        if kind == "GradientBoostingClassifier":
+            value = value * model.learning_rate
+        if isinstance(place, int):
+            value = value * (np.arange(k) == place)
+        else:
+            value = value / value.sum(1, keepdims=True)
+        trees.append(Nodes(feature, limit, left, right, value))
+
+    def ask(x: np.ndarray) -> np.ndarray:
+        return scale * np.asarray(getattr(model, name)(table(x, columns)))
+
+    return read(trees, ask, int(model.n_features_in_), f"the {kind}")
+
+
+def _of_booster(booster: Any) -> Trees:
+    framework = of_model(booster)
+    if framework is None:
+        raise InputError(f"the trees of a {type(booster).__name__} cannot be read.")
+    return framework.adapt(booster).trees()
+
+
+def _nodes(tree: Any) -> tuple[np.ndarray, ...]:
+    """Feature, limit, left, right and value of a fitted tree's nodes, as `Nodes` has them."""
+    if hasattr(tree, "tree_"):
+        own = tree.tree_
+        feature, limit, value = own.feature, own.threshold, own.value[:, 0]
+        return feature, at_most(limit), own.children_left, own.children_right, value
+    own = tree.nodes
+    if own["is_categorical"].any():
+        raise InputError("the estimator has splits by category, which are not supported.")
+    feature = np.where(own["is_leaf"], -1, own["feature_idx"])
+    return feature, at_most(own["num_threshold"]), own["left"], own["right"], own["value"][:, None]
 
 
 def _decides_alike(model: Any, features: int | None, columns: list[str] | None, k: int) -> bool:

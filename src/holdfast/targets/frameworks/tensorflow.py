@@ -77,26 +77,26 @@ class TensorFlowModel(Adapter):
     def _in(self, x: Tensor) -> Any:
         return self.tf.convert_to_tensor(x.detach().contiguous().numpy())
 
-    def _plain(self, x: Any) -> Any:
+    def _scores(self, x: Any) -> Any:
         return chosen(self.function(x), self.output)
 
     def _reader(self, rows: Any) -> Callable[[Any], Any]:
         """The function from tensors of this kind to scores, or to what stands before their last
         activation."""
-        graph = self.tf.function(self._plain, input_signature=[rows]).get_concrete_function()
+        graph = self.tf.function(self._scores, input_signature=[rows]).get_concrete_function()
         # a function, a SavedModel
         nested = _before_shapes(graph.outputs[0]).op.type.endswith("PartitionedCall")
         if nested:
             graph = _inlined(graph)
         if graph is None:
-            return self._plain
+            return self._scores
         self.ending, logits = _before(self.tf, graph.outputs[0])
         self.probabilities = _says(graph.outputs[0])
         if self.ending is None:
-            return self._plain
+            return self._scores
         if nested:
             return graph.prune(graph.inputs, logits)
-        return lambda x: _before(self.tf, self._plain(x))[1]
+        return lambda x: _before(self.tf, self._scores(x))[1]
 
     def _calls(self, x: Tensor) -> tuple[Any, Any, Any]:
         """For inputs of one shape and type and any number of rows: the output, its vjp, and both in
@@ -246,8 +246,8 @@ class TFLiteModel(Adapter):
     def _says(self) -> bool | None:
         """Whether its last operator gives probabilities."""
         names = [op["op_name"] for op in self.net._get_ops_details()]
-        idle = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "DELEGATE")
-        last = next((name for name in reversed(names) if name not in idle), None)
+        passing = ("DEQUANTIZE", "QUANTIZE", "RESHAPE", "DELEGATE")
+        last = next((name for name in reversed(names) if name not in passing), None)
         return {"SOFTMAX": True, "LOGISTIC": True, "FULLY_CONNECTED": False}.get(last or "")
 
     def infer(self, x: Tensor) -> Tensor:

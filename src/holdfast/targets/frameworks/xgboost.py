@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from holdfast.targets.frameworks.arrays import (
     of_booster,
 )
 from holdfast.targets.registry import HEAD, Framework
+from holdfast.targets.trees import Nodes, Trees, below, read
 
 
 def from_booster(model: Any) -> ArrayModel:
@@ -38,7 +40,32 @@ def from_booster(model: Any) -> ArrayModel:
         bytes(model.save_raw("ubj")),
         objective,
         classifies,
+        trees=lambda: _trees(model, ask),
     )
+
+
+def _trees(model: Any, ask: Callable[[np.ndarray], np.ndarray]) -> Trees:
+    """The trees of a booster of trees.
+
+    Raises:
+        InputError: it is of another kind, or has splits by category.
+    """
+    learner = json.loads(bytes(model.save_raw("json")))["learner"]
+    booster, k = learner["gradient_booster"], int(learner["learner_model_param"]["num_class"])
+    weights = booster.get("weight_drop")  # of DART
+    booster = booster.get("gbtree", booster).get("model", {})
+    if "trees" not in booster:
+        raise InputError("the XGBoost model is linear, and has no trees.")
+    if any(any(tree["split_type"]) for tree in booster["trees"]):
+        raise InputError("the XGBoost model has splits by category, which are not supported.")
+    trees = []
+    for i, tree in enumerate(booster["trees"]):
+        left, limit = np.array(tree["left_children"]), np.float32(tree["split_conditions"])
+        value = np.zeros((len(left), max(k, 1)))
+        value[:, booster["tree_info"][i]] = limit * (1.0 if weights is None else weights[i])
+        feature = np.where(left < 0, -1, tree["split_indices"])
+        trees.append(Nodes(feature, below(limit), left, np.array(tree["right_children"]), value))
+    return read(trees, ask, int(model.num_features()), "the XGBoost model")
 
 
 def holds_booster(head: bytes) -> bool:
@@ -92,7 +119,11 @@ def from_trees(path: Path) -> ArrayModel:
             total += leaf[at]
         return total
 
-    model = ArrayModel(score, digest=hashlib.sha256(content).digest())
+    def read_trees() -> Trees:
+        columns = [Nodes(f, below(t), yes, no, leaf[:, None]) for f, t, yes, no, leaf in trees]
+        return read(columns, score, 1 + max(int(tree[0].max()) for tree in trees), f"{path}")
+
+    model = ArrayModel(score, digest=hashlib.sha256(content).digest(), trees=read_trees)
     model.probabilities = False
     return model
 

@@ -10,7 +10,7 @@
     headers: {Authorization: "Bearer ${MODEL_TOKEN}"}
     max_queries: 20000
 
-A secret stands in the environment, never in the file: a header that looks like one must name a
+A secret is kept in the environment, never in the file: a header that looks like one must name a
 variable.
 """
 
@@ -117,7 +117,7 @@ class Endpoint(Settings):
     classes: Count | tuple[str, ...]  # how many, or their names in order
     gives: Literal["scores", "probabilities", "labels"]
     request: Request
-    response: str = ""  # where the rows stand in the answer: outputs.*.scores
+    response: str = ""  # where the rows are in the answer: outputs.*.scores
     bounds: tuple[float, float] = (0.0, 1.0)
     layout: Literal["nchw", "nhwc"] = "nchw"  # of images
     headers: dict[str, str] = {}  # ${NAME} is a variable of the environment
@@ -134,11 +134,11 @@ class Endpoint(Settings):
     cache: bool = (
         True  # ask no input twice; answers that change from one time to the next then go unseen
     )
-    cache_file: Path | None = None  # keeps answers and the count for later runs; beside the config
+    cache_file: Path | None = None  # keeps answers and the count for later runs; next to the config
 
     @field_validator("url")
     @classmethod
-    def _plain_url(cls, url: str) -> str:
+    def _checked_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if (
             parts.scheme not in ("http", "https")
@@ -235,7 +235,7 @@ class Endpoint(Settings):
         """The headers with the environment's values.
 
         Raises:
-            InputError: names a variable that is missing or cannot stand in a header; never its
+            InputError: names a variable that is missing or cannot be part of a header; never its
                 value.
         """
 
@@ -307,7 +307,7 @@ def _yaml(text: str, path: Path) -> Any:
 
 
 def _texts(template: Any, name: str = "") -> list[tuple[str, str]]:
-    """The texts of a template, each with the name that it stands under."""
+    """The texts of a template, each with its name."""
     if isinstance(template, dict):
         return [found for key, item in template.items() for found in _texts(item, str(key))]
     if isinstance(template, list):

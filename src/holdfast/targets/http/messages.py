@@ -43,13 +43,13 @@ def decode(e: Endpoint, content: bytes, n: int) -> np.ndarray:
     except (ValueError, RecursionError):
         raise BadAnswer("it is not JSON") from None
     try:
-        found = _walk(found, e.response.split(".") if e.response else [])
+        found = _at_path(found, e.response.split(".") if e.response else [])
     except (KeyError, IndexError, TypeError, ValueError):
         raise BadAnswer(f"there is nothing at {e.response!r}") from None
     if n == 1 and not (isinstance(found, list) and len(found) == 1):
         found = [found]
     if not isinstance(found, list) or len(found) != n:
-        held = f"{len(found)} rows stand" if isinstance(found, list) else "no list stands"
+        held = f"there are {len(found)} rows" if isinstance(found, list) else "there is no list"
         raise BadAnswer(f"{held} at {e.response!r} for {n} inputs")
     with np.errstate(over="ignore"):
         return np.array([_row(e, value) for value in found]).astype(np.float32)
@@ -110,12 +110,12 @@ def _fill(template: Any, rows: list[Any]) -> Any:
     return template
 
 
-def _walk(value: Any, steps: list[str]) -> Any:
-    """What stands at a path: names, numbers of a list's entries, and * for each of them."""
+def _at_path(value: Any, steps: list[str]) -> Any:
+    """What is at a path: names, numbers of a list's entries, and * for each of them."""
     for i, step in enumerate(steps):
         if step == "*":
             if not isinstance(value, list):
                 raise TypeError
-            return [_walk(item, steps[i + 1 :]) for item in value]
+            return [_at_path(item, steps[i + 1 :]) for item in value]
         value = value[int(step)] if isinstance(value, list) else value[step]
     return value

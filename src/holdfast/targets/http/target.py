@@ -97,7 +97,7 @@ class HttpTarget(Target):
         z = torch.from_numpy(self._answers(x))
         if not self.head.probabilities:
             return z
-        if self.head.graded is not None:
+        if self.head.truth_task is not None:
             return odds(z)
         if self.task.k == 2:  # a single probability, served as two classes
             z = torch.stack([torch.where(z[:, 0] == 0, 1 - z[:, 1], z[:, 0]), z[:, 1]], 1)
@@ -139,14 +139,14 @@ class HttpTarget(Target):
     ) -> None:
         """Fill in the answers to these rows, round by round: what is left of one is asked again in
         the next."""
-        batch, several = self.settings.batch, self.settings.concurrency
+        batch, at_once = self.settings.batch, self.settings.concurrency
         parts = [Part(rows[i : i + batch]) for i in range(0, len(rows), batch)]
         trouble = ""
         while parts:
             again: list[Part] = []
             pause = 0.0
-            for first in range(0, len(parts), several):
-                for part, reply in self._wave(x, parts[first : first + several]):
+            for first in range(0, len(parts), at_once):
+                for part, reply in self._wave(x, parts[first : first + at_once]):
                     bad, why = self._take(part, reply, keys, answers)
                     left = self._left(part, bad, reply)
                     if left and left[0].tries and reply.wait is None:
@@ -173,7 +173,7 @@ class HttpTarget(Target):
             # before they are sent
             granted = self.store.spend(len(part.rows), self.settings.max_queries or inf)
             if granted:
-                self._pace()
+                self._wait_turn()
                 sent = Part(part.rows[:granted], part.tries)
                 futures[self._wire.post(encode(self.settings, x[sent.rows]))] = sent
         for future in as_completed(futures):
@@ -194,7 +194,7 @@ class HttpTarget(Target):
             )
         _rest(wait)
 
-    def _pace(self) -> None:
+    def _wait_turn(self) -> None:
         """Wait until the rate allows a request."""
         if self.settings.rate is not None:
             _rest(self._next - monotonic())

@@ -22,7 +22,7 @@ _PACKED = ("", "identity", "gzip", "deflate")
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: an answer, or what stood in its way."""
+    """What came back: an answer, or what prevented one."""
 
     content: bytes = b""
     trouble: str = ""

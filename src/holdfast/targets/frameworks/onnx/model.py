@@ -101,7 +101,7 @@ class OnnxModel(Adapter):
                     if z.shape == exact.shape and (
                         z - exact
                     ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
-                        self.graph, reason = graph, None
+                        self.graph, self.network, reason = graph, graph, None
                         break
                 except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
                     reason = f"its graph fails in torch: {first_line(error)}"
@@ -120,8 +120,8 @@ def _without_activation(
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
     only = exits[0] if len(exits) == 1 else "logits"
-    wanted = only if output is None else str(output)
-    node = makers.get(wanted)
+    output_name = only if output is None else str(output)
+    node = makers.get(output_name)
     while node is not None and node.op_type in (
         "Identity",
         "Reshape",
@@ -142,7 +142,7 @@ def _without_activation(
         return None, node.op_type in _LINEAR
     if (
         node.op_type == "Softmax"
-        and wanted not in node.output
+        and output_name not in node.output
         and not _over_classes(onnx, proto, node, axis)
     ):
         return None, False
@@ -152,7 +152,7 @@ def _without_activation(
 
 
 def _over_classes(onnx: Any, proto: Any, node: Any, axis: int) -> bool:
-    """Whether the axis of a softmax is the only one, beside that of the rows, that is longer than
+    """Whether the axis of a softmax is the only one, besides that of the rows, that is longer than
     one."""
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph.value_info

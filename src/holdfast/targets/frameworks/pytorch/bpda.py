@@ -99,16 +99,16 @@ class Straightened(Around):
         batch = Batch.of(x)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = batch.x.detach().clone().requires_grad_()
-            with _Straight():
+            with _BPDAMode():
                 z = self.inner.outputs(batch.with_x(leaf))
         return z.detach(), lambda cotangent: back(leaf, z, cotangent, again=True)
 
 
-def straightened(target: Target) -> Target | None:
+def with_bpda(target: Target) -> Target | None:
     """A target straight through its steps, also where it is a mean of draws; None where that cannot
     be."""
     if isinstance(target, ExpectationOverTransformation):
-        inner = straightened(target.inner)
+        inner = with_bpda(target.inner)
         if inner is None:
             return None
         return ExpectationOverTransformation(inner, target.times)
@@ -161,7 +161,7 @@ class _Seen(TorchFunctionMode):
         return out
 
 
-class _Straight(TorchFunctionMode):
+class _BPDAMode(TorchFunctionMode):
     """Runs a forward pass with slopes in the place of steps. What a step gives stays what it is."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

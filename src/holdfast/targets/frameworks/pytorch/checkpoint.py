@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +29,13 @@ _CONTAINERS = (
     "model_state",
     "ema",
     "state_dict_ema",
+    "ema_model_state_dict",
 )
+# parts of a name under which a model is kept a second time
+_COPIES = ("ema", "teacher", "attacker")
 # what DataParallel and torch.compile put before or between a model's own names
 _WRAPPERS = ("module", "_orig_mod")
-_BESIDE = frozenset(
+_NOT_WEIGHTS = frozenset(
     "hyper_parameters datamodule_hyper_parameters hparams hparams_type args config cfg opt "
     "callbacks loops optimizer "
     "optimizer_states lr_scheduler lr_schedulers scheduler".split()
@@ -57,8 +60,8 @@ _ALLOWED: dict[tuple[str, str], Any] = (
 
 
 class _Object:
-    """Stands for an object of a pickle that was not made: it takes whatever the pickle does to it,
-    and does nothing."""
+    """In the place of an object of a pickle that was not made: it takes whatever the pickle does to
+    it, and does nothing."""
 
     named = ("", "")
 
@@ -85,8 +88,8 @@ def _load(file: Any, **_: Any) -> Any:
 
 
 def without_objects(path: Path) -> dict[str, Any] | None:
-    """The weights of a checkpoint whose settings, beside them, hold objects (as Lightning's do);
-    None: it has none.
+    """The weights of a checkpoint whose settings, stored with them, hold objects (as Lightning's
+    do); None: it has none.
 
     Only what lies under the names that training code uses for settings may hold any objects. They
     are never made.
@@ -100,7 +103,7 @@ def without_objects(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict):
         return None
-    kept = {name: value for name, value in content.items() if name not in _BESIDE}
+    kept = {name: value for name, value in content.items() if name not in _NOT_WEIGHTS}
     weights = state_of(kept)
     return None if weights is None or _holds_object(kept) else weights
 
@@ -125,7 +128,7 @@ def state_of(content: Any, others: Collection[str] = ()) -> dict[str, Tensor] | 
     if content and all(
         isinstance(k, str) and (isinstance(v, Tensor) or k in others) for k, v in content.items()
     ):
-        # With the versions of modules that torch keeps beside it.
+        # With the versions of modules that torch keeps with it.
         return copy.copy(content)  # pyright: ignore[reportReturnType]
     return next(
         (found for key in _CONTAINERS if (found := state_of(content.get(key), others)) is not None),
@@ -136,13 +139,13 @@ def state_of(content: Any, others: Collection[str] = ()) -> dict[str, Tensor] | 
 def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Weights under a model's own names, where they only differ in what wrappers put before them.
 
-    `module.` and `_orig_mod.` go wherever they stand; then one prefix (`model.`, `net.`,
-    `backbone.`) under which every weight of the model lies. What lies beside it belongs to other
+    `module.` and `_orig_mod.` go wherever they are; then one prefix (`model.`, `net.`,
+    `backbone.`) under which every weight of the model lies. What lies next to it belongs to other
     parts, such as a loss.
 
     Raises:
-        InputError: the model's weights lie under several prefixes, as those of an average beside
-            the trained ones do.
+        InputError: the model's weights lie under several prefixes, as those of an average
+            next to the trained ones do.
     """
     if not own or own.keys() <= weights.keys():
         return weights
@@ -154,7 +157,7 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
         prefixes = _prefixes(names, bare)
         if len(prefixes) > 1:
             prefixes = [
-                p for p in prefixes if "ema" not in p.lower() and "teacher" not in p.lower()
+                p for p in prefixes if not any(word in p.lower() for word in _COPIES)
             ] or prefixes
         if len(prefixes) > 1:
             raise InputError(
@@ -183,12 +186,25 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
 
 
 def _prefixes(names: Iterable[str], bare: Mapping[str, Any]) -> list[str]:
-    """What stands before each of these names in `bare`."""
-    wanted = [name for name in names if not name.endswith("num_batches_tracked")]
-    if not wanted:
+    """What comes before each of these names in `bare`."""
+    weights = [name for name in names if not name.endswith("num_batches_tracked")]
+    if not weights:
         return []
-    ends = [name.removesuffix(wanted[0]) for name in bare if name.endswith(f".{wanted[0]}")]
-    return [start for start in ends if all(start + name in bare for name in wanted)]
+    ends = [name.removesuffix(weights[0]) for name in bare if name.endswith(f".{weights[0]}")]
+    return [start for start in ends if all(start + name in bare for name in weights)]
+
+
+def nearest(weights: Iterable[str], own: Collection[str]) -> str | None:
+    """What stands before most of a model's own names in those of a checkpoint, in words; None:
+    before none."""
+    wanted = {_bare(name) for name in own}
+    parts = [_bare(name).split(".") for name in weights]
+    ends = [(".".join(p[:i]), ".".join(p[i:])) for p in parts for i in range(1, len(p))]
+    found = Counter(start for start, end in ends if end in wanted)
+    if not found:
+        return None
+    (start, count), *_ = found.most_common(1)
+    return f"without {start}. {count} of {len(wanted)} names are the model's"
 
 
 def _bare(name: str) -> str:

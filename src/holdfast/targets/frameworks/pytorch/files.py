@@ -17,7 +17,12 @@ from torch import nn
 
 from holdfast import usercode
 from holdfast.errors import InputError, first_line
-from holdfast.targets.frameworks.pytorch.checkpoint import fitted, state_of, without_objects
+from holdfast.targets.frameworks.pytorch.checkpoint import (
+    fitted,
+    nearest,
+    state_of,
+    without_objects,
+)
 from holdfast.targets.loading import made
 from holdfast.targets.registry import HEAD
 
@@ -26,6 +31,8 @@ _HUGGING_FACE = (
     "AutoModelForImageClassification.from_pretrained(FOLDER) or another class of transformers."
 )
 _LISTED = 5
+# how the buffers of a layer that normalises the inputs are called
+_CONSTANTS = frozenset("mu sigma mean std new_mean new_std".split())
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # of torch.save before version 1.6
 
 
@@ -109,13 +116,13 @@ def _read(path: Path, trust: bool) -> Any:
             warnings.simplefilter("ignore")
             return _read_safely(path)
     except pickle.UnpicklingError as error:
-        wanted = _wanted(str(error), head)
-        if wanted is None:
+        called = _named_code(str(error), head)
+        if called is None:
             raise InputError(
                 f"{path} is damaged or no checkpoint: it cannot be unpickled."
             ) from error
         raise InputError(
-            f"{path} is a pickle that wants to run code ({wanted}), so it was not opened. "
+            f"{path} is a pickle that wants to run code ({called}), so it was not opened. "
             "Save the state_dict alone (a scikit-learn estimator: by skops.io.dump, as .skops), "
             f"or give --trust if you trust its maker."
         ) from error
@@ -142,8 +149,8 @@ def _is_script(path: Path) -> bool:
 
 
 def _read_safely(path: Path) -> Any:
-    """What a file of torch.save holds; of a checkpoint with objects beside its weights, the weights
-    alone.
+    """What a file of torch.save holds; of a checkpoint with objects next to its weights, the
+    weights alone.
 
     Raises:
         pickle.UnpicklingError: it holds objects, and no weights that could be had without them.
@@ -159,15 +166,15 @@ def _read_safely(path: Path) -> Any:
 
 def _read_trusted(path: Path, head: bytes) -> Any:
     with usercode.importable(os.getcwd()):
-        plain = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
-        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not plain:
+        pickled = head.startswith(b"\x80") or path.suffix.lower() == ".joblib"
+        if zipfile.is_zipfile(path) or head.startswith(_TORCH_MAGIC) or not pickled:
             return torch.load(path, map_location="cpu", weights_only=False)
         import joblib
 
         return joblib.load(path)  # by pickle.dump, or by joblib.dump
 
 
-def _wanted(refusal: str, head: bytes) -> str | None:
+def _named_code(refusal: str, head: bytes) -> str | None:
     """What of a pickle the safe reader refused; None where it is no whole pickle."""
     if found := re.search(r"GLOBAL (\S+)", refusal):
         return found[1]
@@ -183,6 +190,10 @@ def _listed(names: list[str]) -> str:
     return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
 
 
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
     own = model.state_dict()
     others = {name for name, value in own.items() if not isinstance(value, torch.Tensor)}
@@ -192,17 +203,22 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
             f"{path} holds a {type(content).__name__}, but a dict of weights (a state_dict) is "
             "expected."
         )
-    weights = fitted(weights, own, path)
+    # constants of a normalisation that a file may leave out, since the architecture sets them
+    constant = {name for name, _ in model.named_buffers() if _last(name) in _CONSTANTS}
+    varied = {name: value for name, value in own.items() if name not in constant}
+    fitting = fitted(weights, own, path)
+    if not own.keys() <= fitting.keys() and constant:
+        fitting = fitted(weights, varied, path)
     missing = [
-        name for name in own if name not in weights and not name.endswith("num_batches_tracked")
+        name for name in varied if name not in fitting and not name.endswith("num_batches_tracked")
     ]
-    unexpected = [name for name in weights if name not in own]
+    unexpected = [name for name in fitting if name not in own]
     bent = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        f"{name} {tuple(fitting[name].shape)} for {tuple(own[name].shape)}"
         for name in own
-        if name in weights and name not in others and weights[name].shape != own[name].shape
+        if name in fitting and name not in others and fitting[name].shape != own[name].shape
     ]
-    told = [
+    differences = [
         f"{word}: {_listed(names)}"
         for word, names in (
             ("missing", missing),
@@ -211,9 +227,21 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         )
         if names
     ]
-    if told:
+    if (
+        differences
+        and not missing
+        and unexpected
+        and all(_last(n) in _CONSTANTS for n in unexpected)
+    ):
         raise InputError(
-            f"the weights of {path} do not fit --arch {arch}; {'; '.join(told)}. Is it another "
-            "model?"
+            f"{path} also holds {_listed(unexpected)}, by which its model normalises the inputs; "
+            f"the architecture of --arch {arch} does not. Give the one that does."
         )
-    model.load_state_dict(weights, strict=False)
+    if differences:
+        if missing and (closest := nearest(weights, varied)):
+            differences.append(closest)
+        raise InputError(
+            f"the weights of {path} do not fit --arch {arch}; {'; '.join(differences)}. Is it "
+            "another model?"
+        )
+    model.load_state_dict(fitting, strict=False)

@@ -87,8 +87,8 @@ def state_content(name: str, value: Any) -> Iterator[Any]:
 
 
 def _other_content(value: Any) -> bytes:
-    """An object in bytes, as pickle writes it; where it cannot, nothing: its type alone then stands
-    for it."""
+    """An object in bytes, as pickle writes it; where it cannot, nothing: its type alone then
+    counts."""
     try:
         if isinstance(value, torch.ScriptObject):  # of packed integers: its pickle holds an address
             return b"".join(bytes(part) for part in state_content("", value.__getstate__()))
@@ -125,7 +125,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load all of `tensors_of` into a module, strictly; its other state stays."""
-    state = model.state_dict()  # changed in place: torch keeps versions of modules beside it
+    state = model.state_dict()  # changed in place: torch keeps versions of modules with it
     for name in tensors_of(model):
         del state[name]
     state.update(tensors)
@@ -153,8 +153,8 @@ def differentiable(layers: tuple[nn.RNNBase, ...]) -> Iterator[None]:
     cuDNN keeps what a backward pass needs in train mode alone. Within, layers in eval mode are in
     train mode with no dropout, which computes the same.
     """
-    wanted = torch.is_grad_enabled()
-    held = [(layer, layer.dropout) for layer in layers if wanted and not layer.training]
+    tracked = torch.is_grad_enabled()
+    held = [(layer, layer.dropout) for layer in layers if tracked and not layer.training]
     for layer, _ in held:
         layer.training, layer.dropout = True, 0.0
     try:

@@ -19,8 +19,7 @@ def no_scores(shape: tuple[int, ...], n: int) -> str:
     )
     if shape[:1] != (n,):
         return (
-            f"{said} Keep the rows apart to the end of the model: what stands first is their "
-            "number."
+            f"{said} Keep the rows apart to the end of the model: what comes first is their number."
         )
     if len(shape) == 4:
         return (

@@ -34,6 +34,7 @@ from holdfast.targets.frameworks.pytorch.module import (
     modules_of,
     recurrent,
 )
+from holdfast.targets.frameworks.pytorch.network import Network
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
 from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
 from holdfast.targets.own_preprocessing import Own
@@ -51,7 +52,7 @@ from holdfast.targets.target import (
     asking,
     sealed,
 )
-from holdfast.tasks import Classes, Graded, odds
+from holdfast.tasks import Classes, TaskWithTruth, odds
 from holdfast.tasks import parse as parse_task
 
 _READ = (
@@ -60,7 +61,7 @@ _READ = (
 )
 QUANTISED = (
     "The model is quantised: layers that compute in whole numbers have no gradient, so it gives "
-    "scores alone. Lend it the gradients of its float version with --surrogate."
+    "scores alone. Attack it by the gradients of its float version with --surrogate."
 )
 HALF_PRECISION = (
     "The model computes in {0}: its inputs are float32 and cast inside, its scores are read as "
@@ -125,7 +126,7 @@ class TorchTarget(Target):
         layout: str | None = None,
         output: str | int | None = None,
         classes: int | None = None,
-        task: str | Graded | None = None,
+        task: str | TaskWithTruth | None = None,
         further: Mapping[str, tuple[int, ...]] | None = None,
         attacked: int | None = None,
         precision: str = "float32",
@@ -135,8 +136,8 @@ class TorchTarget(Target):
             raise InputError(f"precision is {precision!r}; it is float32 or bfloat16.")
         self.bounds = Bounds.of(bounds)
         self.preprocess = tuple(preprocess)
-        graded = parse_task(task) if isinstance(task, str) else task
-        self.head = Head(probabilities, said=probabilities is not None, graded=graded)
+        truth_task = parse_task(task) if isinstance(task, str) else task
+        self.head = Head(probabilities, said=probabilities is not None, truth_task=truth_task)
         self._scripted: activation.Bare | None = None
         self.output, self.classes = output, classes
         self.inputs, self.attacked = Inputs(context=dict(further or {})), attacked
@@ -228,6 +229,9 @@ class TorchTarget(Target):
         with self._mixed():
             return self._forward(x)
 
+    def network(self) -> nn.Module:
+        return Network(self)
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
         for step in self.preprocess:
@@ -271,7 +275,7 @@ class TorchTarget(Target):
         return x.movedim(-1, 1) if self.inputs.layout == "nhwc" and x.ndim > 2 else x
 
     def bare(self, x: Tensor, model: Callable[[Tensor], Any] | None = None) -> Tensor:
-        """Scores [n, k] of `images` before which no defence stands; gradients flow through."""
+        """Scores [n, k] of `images` that pass no defence; gradients flow through."""
         steps = [step for step in self.preprocess if not isinstance(step, Defence)]
         inner = apart_from(x, self._inwards(applied(steps, x, self.bounds)))
         return self._scored(self._ask(model or self.model, inner), len(x))
@@ -393,10 +397,10 @@ class TorchTarget(Target):
             z = z.float()
         if n == 1 and z.ndim == 1 and len(z) > 1:  # one row that was squeezed
             z = z[None]
-        if self.head.graded is not None and z.shape[:1] in ((n,), ()):
+        if self.head.truth_task is not None and z.shape[:1] in ((n,), ()):
             self.form = tuple(z.shape[1:])
             z = z.reshape(n, -1)
-            return odds(z) if chances and self.head.graded.logits else z
+            return odds(z) if chances and self.head.truth_task.logits else z
         if z.shape in ((n,), (n, 1)) or (z.ndim == 0 and n == 1):  # squeezed to nothing
             z = z.reshape(-1)
             if chances:
@@ -424,14 +428,14 @@ class TorchTarget(Target):
         )
         if isinstance(model, Adapter):
             self.identity.versions = versions_of(*model.libraries)
-        if said.numbers is not None and self.head.graded is None:
+        if said.numbers is not None and self.head.truth_task is None:
             raise InputError(said.numbers)
         self.detectors = [step for step in self.preprocess if isinstance(step, Detector)]
         self.cost = Cost(1 + sum(step.passes for step in self.detectors))
-        if self.detectors and (self.access < Access.SCORES or self.head.graded is not None):
+        if self.detectors and (self.access < Access.SCORES or self.head.truth_task is not None):
             raise InputError(
-                "a detector's refusal stands beside the scores of classes, and this model gives "
-                "none."
+                "a detector's refusal is one more score next to those of the classes, and "
+                "this model gives none."
             )
 
     def _settle(self, shape: tuple[int, ...]) -> None:
@@ -549,13 +553,13 @@ class TorchTarget(Target):
         self.head = replace(self.head, ending=ending)
         self._scored(out, 1)  # one row alone is a batch too
         out = self._chosen(out)
-        graded = self.head.graded
-        self.head = replace(self.head, single=graded is None and out.numel() == 1)
+        truth_task = self.head.truth_task
+        self.head = replace(self.head, single=truth_task is None and out.numel() == 1)
         if ending is not None:
             says = ending in (SOFTMAX, SIGMOID)
         if says is False and ending in (None, LINEAR) and are_shares(out):
             says = None  # a linear layer that adds probabilities up, as of classes in groups
-        labels = graded is None or graded.logits
+        labels = truth_task is None or truth_task.logits
         if says is not None and labels and not self.head.said:
             self.head = replace(self.head, probabilities=says, said=True)
         if self.head.reads and ending != LOG_SOFTMAX:
@@ -627,8 +631,8 @@ class TorchTarget(Target):
             with sealed(0), warnings.catch_warnings():
                 # the compiler's
                 warnings.filterwarnings("ignore", ".*grad attribute of a Tensor that is not a leaf")
-                exact, near = self.scores(self._probe()), self.linearize(self._probe())[0]
-            same = bool((near - exact).abs().max() <= loose * exact.abs().max().clamp_min(1))
+                exact, linearized = self.scores(self._probe()), self.linearize(self._probe())[0]
+            same = bool((linearized - exact).abs().max() <= loose * exact.abs().max().clamp_min(1))
         except Exception:  # noqa: BLE001  # as of a model that casts its inputs itself
             same = False
         if not same:

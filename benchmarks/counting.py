@@ -1,11 +1,11 @@
-"""What the books cost: Holdfast's PGD step against the same step in a bare loop on the same model.
+"""What counting costs: Holdfast's PGD step against the same step in a bare loop on the same model.
 
 Four ways to take the same PGD steps, on one frozen model:
 
 - gradient: `autograd.grad` of the cross-entropy, and nothing else;
 - bare loop: gradient, steepest step and projection, as one writes them by hand;
-- no books: `perturb`, Holdfast's own rule without counts and last check, as training uses it;
-- Holdfast: `run(..., stop=False)`, every point judged and booked.
+- not counted: `perturb`, Holdfast's own rule without counts and last check, as training uses it;
+- Holdfast: `run(..., stop=False)`, every point judged and counted.
 
 Each is timed with 2 and with more steps; their difference leaves out the start and the end, so it
 is the cost of a step. What Holdfast adds to a step depends on the batch and the shape, not on the
@@ -13,7 +13,7 @@ model, so it is measured where it can be seen, on models with cheap passes, and 
 gradient step of a ResNet-18 at the same 32x32. (Its difference on the ResNet itself is far below
 the noise of a ResNet step.) The goal: less than 5 %.
 
-    python benchmarks/books.py [--steps 40] [--batch 64] [--repeats 7] [--threads 1]
+    python benchmarks/counting.py [--steps 40] [--batch 64] [--repeats 7] [--threads 1]
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main() -> None:
             ways = {
                 "gradient": lambda n, g=target, t=threat: bare(g, x, y, t, n, move=False),
                 "bare loop": lambda n, g=target, t=threat: bare(g, x, y, t, n),
-                "no books": lambda n, g=target, t=threat: perturb(attack(n), g, x, y, t),
+                "not counted": lambda n, g=target, t=threat: perturb(attack(n), g, x, y, t),
                 "Holdfast": lambda n, g=target, t=threat: run(attack(n), g, x, y, t, stop=False),
             }
             tasks = {
@@ -131,7 +131,7 @@ def main() -> None:
         f"PGD steps on a batch of {chosen.batch}, medians of {chosen.repeats} interleaved rounds. "
         f"A gradient step of the ResNet-18 on this batch takes {1e3 * gradient:.0f} ms of CPU time."
     )
-    save(chosen.save, "What the books cost", [first, table(head, rows)])
+    save(chosen.save, "What counting costs", [first, table(head, rows)])
 
 
 if __name__ == "__main__":

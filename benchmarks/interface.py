@@ -6,7 +6,7 @@ compiled as a whole by the framework; `target` is what a `Problem` asks, with th
 steps of ART and Foolbox on the same TensorFlow model are measured where these are installed (early
 exit plays no part: eps is 0 there and here).
 
-    python benchmarks/door.py [--batch 128] [--steps 20] [--repeats 7] [--threads 1]
+    python benchmarks/interface.py [--batch 128] [--steps 20] [--repeats 7] [--threads 1]
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main() -> None:
             )
     save(
         "door",
-        "The price of the door",
+        "What the model interface costs",
         [
             (
                 f"A gradient step on {chosen.batch} images, CPU time, medians of {chosen.repeats} "

@@ -23,11 +23,11 @@ DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 
 
 def alone(target: TorchTarget, x: Tensor, y: Tensor, i: int, norm: str) -> Problem:
-    """The search for the smallest d of row i, with empty books."""
+    """The search for the smallest d of row i, with an empty result."""
     x, y = x[i : i + 1], y[i : i + 1]
-    books = SearchResult.open(x, torch.full((1,), math.inf, dtype=torch.float64))
+    result = SearchResult.open(x, torch.full((1,), math.inf, dtype=torch.float64))
     return Problem(
-        target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), result=books
+        target, x, y, threat(norm, math.inf), Keys.of(0, torch.tensor([i])), result=result
     )
 
 

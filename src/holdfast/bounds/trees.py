@@ -1,0 +1,388 @@
+"""Robustness of ensembles of trees in Linf: certified margins, and exact smallest distances.
+
+A ball of Linf, cut to the box of legal inputs, reaches those leaves of a tree whose boxes it
+meets. The sum over trees of the best leaf that is reached bounds a margin. Merged trees (pairs of
+leaves whose boxes meet) give tighter sums (Chen et al. 2019, arXiv:1906.03849), and cutting the
+input space until the best leaves of all trees meet is exact.
+
+Inputs are float32, and legal points too. Sizes and distances are float64. A row that meets an error
+or its time limit says nothing more than what was proved by then.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from holdfast.targets.trees import Trees
+
+Box = tuple[Any, Any]  # the least and the largest legal inputs, numbers or [f]
+Labels = Callable[[np.ndarray], np.ndarray]  # of inputs [n, f] the model's decisions [n]
+
+_CELLS = 50_000_000  # entries of one array of boxes of leaves, beyond which a row is left alone
+_MERGED = 64  # leaves of one tree, up to which trees are merged before a search
+_TRIED = 4  # features on which a cut is tried
+_STEP = 1 / 16  # less than the least margin of whole votes
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """What is known of the smallest perturbation that changes a row's decision."""
+
+    safe: float  # every legal point of a smaller size is decided rightly
+    size: float = math.inf  # of `point`
+    point: np.ndarray | None = None  # [f] float32: legal, and decided wrongly by the model itself
+    exact: bool = False  # `size` is the smallest; or, without a point, there is none within eps
+
+
+def tied(trees: Trees, y: np.ndarray) -> np.ndarray:
+    """The largest margins z_y - z_j at which a model may still decide for j: [n, k].
+
+    What the library's sums may be off by; where they are exact, the first of equal classes wins.
+    """
+    if trees.rounding:
+        return np.full((len(y), trees.value.shape[1]), trees.rounding)
+    return np.where(np.arange(trees.value.shape[1]) < y[:, None], 0.0, -_STEP)
+
+
+def proved(trees: Trees, margins: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether lower bounds of margins [n, k] prove that the model decides for y: [n] bool."""
+    own = np.arange(margins.shape[1]) == y[:, None]
+    return (own | (np.isfinite(margins) & (margins > tied(trees, y)))).all(1)
+
+
+def lower(
+    trees: Trees, x: np.ndarray, y: np.ndarray, eps: Any, box: Box, *, merged: int = 0
+) -> np.ndarray:
+    """Lower bounds [n, k] float64 of the margins z_y - z_j over all legal points; -inf: none.
+
+    Args:
+        x: float32 inputs [n, f], within the box.
+        y: classes [n].
+        eps: how far each feature may change: a number, [f], or [n, f]; 0: not at all. A judge's
+            tolerance belongs into it: a leaf may begin just behind the threat's own eps.
+        box: of legal inputs.
+        merged: up to how many leaves trees are merged to; 0: they are not.
+    """
+    k = trees.value.shape[1]
+    found = np.full((len(x), k), -np.inf)
+    for i, (row, reach) in enumerate(zip(x, np.broadcast_to(eps, x.shape), strict=True)):
+        leaves = _reached(trees, row, reach, box, 1.0)
+        if leaves is None:
+            continue
+        if merged:
+            leaves = _merged(leaves, merged)
+        margins = leaves.value[:, y[i], None] - leaves.value
+        found[i] = trees.base[y[i]] - trees.base
+        found[i] += np.minimum.reduceat(margins, leaves.starts, axis=0).sum(0)
+    found[np.arange(len(x)), y] = np.inf
+    return found
+
+
+def exact(
+    trees: Trees,
+    x: np.ndarray,
+    y: np.ndarray,
+    labels: Labels,
+    box: Box,
+    *,
+    scale: Any = 1.0,
+    eps: float = math.inf,
+    seconds: float = 10.0,
+) -> list[Nearest]:
+    """The smallest legal perturbation of each row that the model decides wrongly.
+
+    Best first: a region's key is the least size at which the sum over trees of the best leaves
+    within it makes the margin small enough. Where these leaves meet, they hold a point of that
+    size, and the model is asked about it; else they disagree on a feature, where the region is cut
+    in two.
+
+    Args:
+        x: float32 inputs [n, f], within the box.
+        y: classes [n].
+        labels: the model itself. What it says of a point outweighs the sums.
+        box: of legal inputs.
+        scale: what a feature's change is measured in: a number, or [f]; 0: it may not change.
+        eps: the largest size that matters, a judge's tolerance included; inf: any.
+        seconds: for one row; what is safe by then is said.
+    """
+    scale = np.broadcast_to(np.asarray(scale, np.float64), x.shape[1:])
+    return [
+        _nearest(trees, row, int(label), labels, box, scale, eps, seconds)
+        for row, label in zip(x, y, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Leaves:
+    """The leaves of all trees that one row's ball reaches, tree after tree."""
+
+    features: np.ndarray  # [f'] those that the ball does not hold to one side of all limits
+    low: np.ndarray  # [leaves, f'] float32
+    high: np.ndarray
+    value: np.ndarray  # [leaves, k]
+    size: np.ndarray  # [leaves] how large a perturbation has to be to reach it
+    starts: np.ndarray  # [trees] the first leaf of each
+
+    def parts(self) -> list[slice]:
+        return [slice(*ends) for ends in itertools.pairwise([*self.starts, len(self.size)])]
+
+
+def _reached(
+    trees: Trees, row: np.ndarray, scale: np.ndarray, box: Box, eps: float
+) -> _Leaves | None:
+    """The leaves within eps of a row; None where the row is not within the box, or they are too
+    many."""
+    x, scale = row.astype(np.float64), scale.astype(np.float64)
+    least, most = (np.broadcast_to(np.asarray(side, np.float64), row.shape) for side in box)
+    if not ((least <= x) & (x <= most)).all():
+        return None
+    at = trees.feature
+    low, high = np.maximum(trees.low, least[at]), np.minimum(trees.high, most[at])
+    size = _size(np.maximum(low - x[at], x[at] - high), scale[at])
+    kept = (size <= eps) & (size < np.inf) & (low <= high).all(1)
+    span = np.multiply(scale, eps, out=np.zeros_like(scale), where=scale > 0)
+    cut = (trees.low > np.maximum(x - span, least)[at]) | (
+        trees.high < np.minimum(x + span, most)[at]
+    )
+    features = np.unique(at[kept][cut[kept]])
+    if kept.sum() * len(features) > _CELLS:
+        return None
+    low, high = (
+        _dense(at[kept], side[kept], features, len(row), fill)
+        for side, fill in ((trees.low, -np.inf), (trees.high, np.inf))
+    )
+    starts = np.flatnonzero(np.diff(trees.tree[kept], prepend=-1))
+    return _Leaves(features, low, high, trees.value[kept], size[kept], starts)
+
+
+def _size(gap: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The Linf size of changes [n, d], which are at least these gaps, in units of `scale`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gap > 0, gap / scale, 0.0).max(1, initial=0.0)
+
+
+def _dense(
+    at: np.ndarray, side: np.ndarray, features: np.ndarray, width: int, fill: float
+) -> np.ndarray:
+    """Ends of leaves [m, d], of the features `at`, as ends [m, f'] of these features."""
+    places = np.full(width, len(features))
+    places[features] = np.arange(len(features))
+    found = np.full((len(at), len(features) + 1), fill, np.float32)
+    rows, limited = np.arange(len(at)), np.isfinite(side)
+    for at_one, side_one, some in zip(at.T, side.T, limited.T, strict=True):
+        found[rows[some], places[at_one[some]]] = side_one[some]
+    return found[:, :-1]
+
+
+def _merged(leaves: _Leaves, most: int) -> _Leaves:
+    """The same sum with fewer trees: the two smallest are one, while it has at most so many
+    leaves."""
+    sides = (leaves.low, leaves.high, leaves.value, leaves.size)
+    count = itertools.count()
+    heap = [
+        (part.stop - part.start, next(count), tuple(side[part] for side in sides))
+        for part in leaves.parts()
+    ]
+    heapq.heapify(heap)
+    while True:
+        few, _, one = heapq.heappop(heap)
+        if not heap or few * heap[0][0] > most:
+            break
+        _, _, other = heapq.heappop(heap)
+        low = np.maximum(one[0][:, None], other[0])
+        high = np.minimum(one[1][:, None], other[1])
+        meet = (low <= high).all(2)
+        value = (one[2][:, None] + other[2])[meet]
+        size = np.maximum(one[3][:, None], other[3])[meet]
+        heapq.heappush(heap, (len(size), next(count), (low[meet], high[meet], value, size)))
+    groups = [one, *(group for _, _, group in heap)]
+    starts = np.cumsum([0, *(len(group[3]) for group in groups)])[:-1]
+    low, high, value, size = map(np.concatenate, zip(*groups, strict=True))
+    return _Leaves(leaves.features, low, high, value, size, starts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A region of the input space, and what its best leaves say of one rival class."""
+
+    low: np.ndarray  # [f'] float32
+    high: np.ndarray
+    size: float  # of the smallest perturbation into the region
+    open: np.ndarray  # [trees, leaves] bool: the leaves that meet it
+    best: np.ndarray  # [trees] the best of them, at `key`
+    key: float
+
+
+class _Rival:
+    """The leaves of one row as the margin over one rival class sees them: [trees, leaves] each,
+    nearest leaf first, padded."""
+
+    def __init__(self, leaves: _Leaves, y: int, j: int, base: float, limit: float) -> None:
+        margin = leaves.value[:, y] - leaves.value[:, j]
+        parts = [part for part in leaves.parts() if np.ptp(margin[part]) > 0]
+        fixed = [part for part in leaves.parts() if np.ptp(margin[part]) == 0]
+        self.limit = limit - base - sum(float(margin[part.start]) for part in fixed)
+        wide = max((part.stop - part.start for part in parts), default=0)
+        place = np.full((len(parts), wide), -1)
+        for i, part in enumerate(parts):
+            place[i, : part.stop - part.start] = part.start + np.argsort(
+                leaves.size[part], kind="stable"
+            )
+        self.there = place >= 0
+        self.margin = np.where(self.there, margin[place], np.inf)
+        self.size = np.where(self.there, leaves.size[place], np.inf)
+        self.low, self.high = (
+            np.moveaxis(side[place], 2, 0).copy() for side in (leaves.low, leaves.high)
+        )
+        later = self.size[:, 1:].ravel()
+        self.order = np.argsort(later, kind="stable")
+        self.later = later[self.order]
+        self.rows = np.arange(len(parts))
+
+    def node(
+        self, low: np.ndarray, high: np.ndarray, size: float, open: np.ndarray
+    ) -> _Node | None:
+        """A region with its key; None where no point of it makes the margin small enough."""
+        if not open.size:
+            return _Node(low, high, size, open, self.rows, size) if self.limit >= 0 else None
+        if not open.any(1).all():
+            return None
+        running = np.minimum.accumulate(np.where(open, self.margin, np.inf), 1)
+        first = open.argmax(1)
+        total = running[self.rows, first].sum()
+        size = max(size, float(self.size[self.rows, first].max()))
+        key = size
+        if total > self.limit:
+            known = np.isfinite(running[:, :-1])
+            drops = np.zeros(known.shape)
+            np.subtract(running[:, :-1], running[:, 1:], out=drops, where=known)
+            low_enough = total - np.cumsum(drops.ravel()[self.order]) <= self.limit
+            if not low_enough.any():
+                return None
+            key = max(size, float(self.later[low_enough.argmax()]))
+        near = open & (self.size <= key)
+        best = np.where(near, self.margin, np.inf).argmin(1)
+        return _Node(low, high, size, open, best, key)
+
+    def meeting(self, node: _Node) -> tuple[np.ndarray, np.ndarray]:
+        """The ends [f'] of what the best leaves and the region have in common; the low one is above
+        the high one where nothing is."""
+        low = self.low[:, self.rows, node.best].max(1, initial=-np.inf)
+        high = self.high[:, self.rows, node.best].min(1, initial=np.inf)
+        return np.maximum(low, node.low), np.minimum(high, node.high)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cuts:
+    """How regions are cut around one row: inputs x and their scale, [f'] each."""
+
+    x: np.ndarray
+    scale: np.ndarray
+
+    def part(self, rival: _Rival, node: _Node, f: int, low: Any, high: Any) -> _Node | None:
+        """The part of a region in which feature f lies between these."""
+        gap = np.maximum(np.float64(low) - self.x[f], self.x[f] - np.float64(high))
+        size = max(node.size, float(_size(gap[None, None], self.scale[f])[0]))
+        if not low <= high or size == math.inf:
+            return None
+        lows, highs = node.low.copy(), node.high.copy()
+        lows[f], highs[f] = low, high
+        open = node.open & (rival.low[f] <= high) & (rival.high[f] >= low)
+        return rival.node(lows, highs, size, open)
+
+    def halves(
+        self, rival: _Rival, node: _Node, low: np.ndarray, high: np.ndarray
+    ) -> list[_Node | None]:
+        """The region in two, cut where its best leaves, that meet in [low, high], do not: of a few
+        features the one whose halves are farthest away."""
+        apart = np.flatnonzero(low > high)
+        wrong = rival.low[apart][:, rival.rows, node.best] > high[apart, None]
+        tried = apart[
+            np.argsort(-np.minimum(wrong.sum(1), (~wrong).sum(1)), kind="stable")[:_TRIED]
+        ]
+        found = []
+        for f in tried.tolist():
+            below, above = high[f], np.nextafter(high[f], np.float32(np.inf))
+            halves = [
+                self.part(rival, node, f, node.low[f], below),
+                self.part(rival, node, f, above, node.high[f]),
+            ]
+            keys = sorted(math.inf if half is None else half.key for half in halves)
+            found.append((keys, halves))
+        return max(found, key=lambda one: one[0])[1]
+
+    def around(
+        self, rival: _Rival, node: _Node, low: np.ndarray, high: np.ndarray
+    ) -> list[_Node | None]:
+        """The region without what lies within [low, high]."""
+        found, rest = [], node
+        for f in range(len(low)):
+            before = np.nextafter(low[f], np.float32(-np.inf))
+            after = np.nextafter(high[f], np.float32(np.inf))
+            if low[f] > node.low[f]:
+                found.append(self.part(rival, rest, f, node.low[f], before))
+            if high[f] < node.high[f]:
+                found.append(self.part(rival, rest, f, after, node.high[f]))
+            lows, highs = rest.low.copy(), rest.high.copy()
+            lows[f], highs[f] = low[f], high[f]
+            rest = replace(rest, low=lows, high=highs)
+        return found
+
+
+def _nearest(
+    trees: Trees,
+    row: np.ndarray,
+    y: int,
+    labels: Labels,
+    box: Box,
+    scale: np.ndarray,
+    eps: float,
+    seconds: float,
+) -> Nearest:
+    """See `exact`."""
+    end = time.monotonic() + seconds
+    leaves = _reached(trees, row, scale, box, eps)
+    if leaves is None:
+        return Nearest(0.0)
+    leaves = _merged(leaves, _MERGED)
+    cuts = _Cuts(row[leaves.features].astype(np.float64), scale[leaves.features])
+    limits, count = tied(trees, np.array([y]))[0], itertools.count()
+    heap: list[tuple[float, int, _Rival, _Node]] = []
+
+    def push(rival: _Rival, node: _Node | None) -> None:
+        if node is not None and node.key <= eps:
+            heapq.heappush(heap, (node.key, -next(count), rival, node))  # of equals the deepest
+
+    for j in range(len(limits)):
+        if j != y:
+            rival = _Rival(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
+            whole = np.full(len(leaves.features), np.inf, np.float32)
+            push(rival, rival.node(-whole, whole, 0.0, rival.there))
+    while heap:
+        key, _, rival, node = heapq.heappop(heap)
+        if time.monotonic() > end:
+            return Nearest(key)
+        low, high = rival.meeting(node)
+        if (low > high).any():
+            parts = cuts.halves(rival, node, low, high)
+        else:
+            point = row.copy()
+            point[leaves.features] = np.clip(row[leaves.features], low, high)
+            if int(labels(point[None])[0]) != y:
+                size = _size(abs(point.astype(np.float64) - row)[None], scale)
+                return Nearest(key, float(size[0]), point, exact=True)
+            z = trees.scores(point[None])[0]
+            if z[y] - np.delete(z, y).max() < -trees.rounding:
+                return Nearest(0.0)  # the model does not decide as its trees add up
+            parts = cuts.around(rival, node, low, high)
+        for part in parts:
+            push(rival, part)
+    return Nearest(math.nextafter(eps, math.inf), exact=True)

@@ -1,0 +1,178 @@
+"""The ladder: what is cheap to prove first, and dearer methods for the rows that are left.
+
+A row is certified where a method gives a lower bound of its smallest margin, over all that the
+threat allows and a judge would count, that is finite and above what the model's own rounding may
+take away. Whatever fails on the way proves nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.bounds import METHODS, margins, trace
+from holdfast.errors import InputError, SpecError
+from holdfast.evaluation.certificates import Proofs
+from holdfast.runs.manifest import CertificationInfo
+from holdfast.targets.target import Target
+from holdfast.threats.threat import Targeted, Threat
+
+VERSION = 1  # of what counts as proved
+GROUP = 16  # rows that a method takes at once; time is asked for between groups
+TRIES = 10  # sizes that are tried in the search for the largest
+
+# The rows of inputs x [n, *shape] and classes y [n] that a method proves, under a threat whose eps
+# may be one a row, and why it proves none where it says so.
+Method = Callable[[Tensor, Tensor, Threat], tuple[Tensor, str]]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """IBP, then CROWN, then alpha-CROWN, each on the rows that are left.
+
+    Args:
+        seconds_per_row: of all methods, on average over the rows of a chunk.
+        radius: also seek the largest size that can be proved, of each row.
+    """
+
+    seconds_per_row: float = 10.0
+    radius: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seconds_per_row > 0:
+            raise SpecError(f"seconds_per_row is {self.seconds_per_row}; expected a time above 0.")
+
+    def __call__(self, target: Target, threat: Threat) -> Climb:
+        """The ladder for a model that has seen inputs.
+
+        Raises:
+            InputError: there is no proof of such a model, or under such a threat.
+        """
+        _check(threat)
+        return Climb(self, target, threat, methods_of(target))
+
+
+def _check(threat: Threat) -> None:
+    """Raises InputError: no method proves anything under this threat."""
+    if threat.spatial is not None:
+        raise InputError(
+            "not supported: proofs under a movement of images; expected a norm, such as "
+            "linf(2/255)."
+        )
+    if isinstance(threat.goal, Targeted):
+        raise InputError(
+            f"not supported: proofs under {threat}, which has a goal; leave out the target, for "
+            "what is proved against every wrong class holds for each."
+        )
+    if not threat.bounded:
+        raise InputError(f"not supported: proofs under {threat}, whose eps is not finite.")
+
+
+def methods_of(target: Target) -> dict[str, Method]:
+    """The methods for a model, the cheapest first.
+
+    Raises:
+        InputError: it is none that they can follow.
+    """
+    device, dtype = target.batcher.device, target.batcher.dtype
+    if device.type != "cpu" and _coarse():
+        raise InputError(
+            "torch may round to 10 bits on this device (TF32), which these proofs do not bound: "
+            "give --device cpu (in Python: wrap(..., device='cpu')), or set "
+            "torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32 to False."
+        )
+    network = target.network()
+    example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
+    graph = trace(network, example)
+
+    def method(name: str) -> Method:
+        def prove(x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, str]:
+            x, y = x.to(device, dtype), y.to(device)
+            found = margins(graph, x, y, threat, target.bounds, name)
+            return found.certified.cpu(), found.reason
+
+        return prove
+
+    return {name: method(name) for name in METHODS}
+
+
+def _coarse() -> bool:
+    return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The ladder of one model under one threat; a `holdfast.evaluation.certificates.Prover`."""
+
+    ladder: Ladder
+    target: Target
+    threat: Threat
+    methods: Mapping[str, Method]
+
+    @property
+    def info(self) -> CertificationInfo:
+        return CertificationInfo(
+            version=VERSION,
+            methods=list(self.methods),
+            seconds_per_row=self.ladder.seconds_per_row,
+            radius=self.ladder.radius,
+        )
+
+    def climb(self, x: Tensor, y: Tensor, deadline: float) -> Proofs:
+        """See `Prover.climb`."""
+        n, share = len(x), time.monotonic() + self.ladder.seconds_per_row * len(x)
+        end = min(share, deadline)
+        by, reason = [""] * n, [""] * n
+        sizes = torch.full((n,), float(self.threat.eps), dtype=torch.float64)
+        for method in self.methods:
+            left = torch.tensor([i for i in range(n) if not by[i]], dtype=torch.int64)
+            for part in left.split(GROUP):
+                late = time.monotonic() > end
+                held, why = torch.zeros(len(part)), f"time ran out before {method}"
+                if not late:
+                    held, why = self._ask(method, x[part], y[part], sizes[part])
+                for i, one in zip(part.tolist(), held.tolist(), strict=True):
+                    by[i] = method if one else ""
+                    if not late or not reason[i].startswith("time"):
+                        reason[i] = "" if one else why
+        proved = torch.tensor([bool(one) for one in by])
+        if self.ladder.radius:
+            radius = self._widest(x, y, proved, end)
+        else:
+            radius = torch.where(proved, sizes, torch.nan)
+        finished = end == share or time.monotonic() <= end
+        return Proofs(by, radius.numpy(), reason, finished)
+
+    def proves(self, x: Tensor, y: Tensor, radius: Tensor, method: str) -> np.ndarray:
+        """See `Prover.proves`."""
+        parts = torch.arange(len(x)).split(GROUP)
+        held = [self._ask(method, x[at], y[at], radius[at])[0] for at in parts]
+        return torch.cat(held).numpy()
+
+    def _ask(self, method: str, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Tensor, str]:
+        held, why = self.methods[method](x, y, replace(self.threat, eps=sizes))
+        return held, why or f"{method} does not prove it"
+
+    def _widest(self, x: Tensor, y: Tensor, proved: Tensor, end: float) -> Tensor:
+        """The largest sizes [n] that the last method proves, sought until a time; NaN: none."""
+        method, eps = list(self.methods)[-1], float(self.threat.eps)
+        box = self.target.bounds
+        reach = torch.full((1, *x.shape[1:]), box.high - box.low, dtype=torch.float64)
+        most = float(self.threat.norm.size(reach))
+        low = torch.where(proved, eps, 0.0).double()
+        high = torch.where(proved, most, eps).double()
+        for part in torch.arange(len(x)).split(GROUP):
+            for _ in range(TRIES):
+                if time.monotonic() > end:
+                    break
+                most_tried = 2 * low[part].clamp_min(eps / 4)
+                middle = torch.minimum((low[part] + high[part]) / 2, most_tried)
+                held, _ = self._ask(method, x[part], y[part], middle)
+                low[part] = torch.where(held, middle, low[part])
+                high[part] = torch.where(held, high[part], middle)
+        return torch.where(low > 0, low, torch.nan)

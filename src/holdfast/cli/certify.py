@@ -1,0 +1,53 @@
+"""holdfast certify: on which inputs is it proved that no legal change fools the model?"""
+
+from __future__ import annotations
+
+from holdfast.cli import options, texts, writing
+from holdfast.cli.evaluate import check_seconds, conclude
+
+
+def certify(
+    model: options.Model,
+    data: options.Data,
+    *,
+    adversary: options.ThreatOptions,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    samples: options.Samples = None,
+    proofs: options.ProofOptions,
+    groups: options.Groups = None,
+    max_seconds: options.MaxSeconds = None,
+    where: options.RunOptions,
+    seed: options.Seed = 0,
+    gate: options.Gate = None,
+    json: options.Json = False,
+) -> int:
+    """Prove on which inputs no legal change fools a model, and leave the evidence in a folder.
+    Nothing is attacked: `evaluate --certify` does both."""
+    from holdfast.runs import gates
+
+    conditions = [gates.parse(text) for text in gate or ()]
+    check_seconds(max_seconds)
+    folder = options.folder_of(model, f"{adversary['threat']}-certify", **where)
+    from holdfast.certification import certify as prove
+    from holdfast.evaluation.facts import Names
+
+    source = options.open_source(data, **rows)
+    target = options.open_target(model, source, **how)
+    with writing.resumable(folder):
+        with writing.progress_bar() as on_progress:
+            run = prove(
+                target,
+                source,
+                options.open_threat(**adversary),
+                **{name: value for name, value in proofs.items() if value is not None},
+                samples=texts.rows_of(samples),
+                seed=seed,
+                max_seconds=max_seconds,
+                out=folder,
+                resume=where["resume"],
+                on_progress=on_progress,
+                groups=groups and texts.lines_of(groups, "--groups"),
+                names=Names(model, how["arch"], rows["split"] or "test", writing.command_line()),
+            )
+        return conclude(run, conditions, strict=False, json=json)

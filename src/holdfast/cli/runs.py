@@ -1,0 +1,195 @@
+"""holdfast verify, compare, merge and report: what is done with finished runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli import options, texts, writing
+from holdfast.errors import HoldfastError, InputError
+
+
+def verify(
+    run: options.Folder,
+    model: options.Model,
+    data: options.Data,
+    *,
+    how: options.ModelOptions,
+    rows: options.DataOptions,
+    perceptual: options.Perceptual = None,
+    groups: options.Groups = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Prove every certified row again, not a sample.")
+    ] = False,
+) -> int:
+    """Judge the stored examples again with the model itself, compute every figure anew, and compare
+    the report. What no option says of model and data is as the run says it."""
+    from holdfast.certification import Ladder
+    from holdfast.evaluation.verify import verify as check
+    from holdfast.report import html
+    from holdfast.report.words import percent, printable
+    from holdfast.runs.store import open_manifest, read_limits
+    from holdfast.targets.preprocess import given_again
+
+    (manifest, _), limits = open_manifest(run), read_limits(run)
+    if manifest.model.box and not limits.keys() >= {"low", "high"}:
+        raise InputError(
+            f"{run} says that each feature has bounds of its own, but limits.safetensors has none."
+        )
+    said = manifest.model
+    default = (limits["low"], limits["high"]) if said.box else said.bounds
+    box = options.box_of(how["bounds"], how["limits"], default)
+    rows = options.suiting(data, manifest.data.loading) | _given(rows)
+    source = options.open_source(data, manifest.data.split, box, **rows)
+    how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
+    as_then = {"layout": said.layout, "output": said.output, "task": said.task}
+    as_then |= {"attacked": said.attacked, "eot": said.draws}
+    target = options.open_target(model, source, box, **as_then | _given(how))
+    wrong = check(
+        run,
+        target,
+        source,
+        perceptual=perceptual,
+        groups=groups and texts.lines_of(groups, "--groups"),
+        certifier=Ladder(),
+        full=full,
+    )
+    if how["probabilities"] not in (None, said.probabilities):
+        gave = "probabilities" if said.probabilities else "logits"
+        wrong.append(f"model: the run took it to give {gave}, which is not what an option says.")
+    try:
+        wrong += html.differs(run)
+    except InputError as error:
+        wrong.append(f"report.html: {error}")
+    for sentence in wrong:
+        typer.echo(printable(sentence))
+    if wrong:
+        typer.echo(
+            f"{run} is not confirmed: {len(wrong)} contradiction{'s' if len(wrong) > 1 else ''}.",
+            err=True,
+        )
+        return 3 if writing.contradicted(manifest) else 1
+    robust = manifest.metrics.robust_accuracy
+    broken = manifest.metrics.counts["broken"]
+    typer.echo(
+        f"{run} is confirmed: robust accuracy {percent(robust.value)} on {robust.n:,} inputs; "
+        f"{broken:,} stored examples were checked again on the model."
+    )
+    return 3 if writing.contradicted(manifest) else 0
+
+
+def _given(said: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders; each is compared with the first.", metavar="RUN"),
+    ],
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Write the comparison of two runs there, too, as .html.", metavar="FILE"),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the comparisons as JSON, one a line.")
+    ] = False,
+) -> int:
+    """Compare runs of the same data and threat, paired by sample: intervals, McNemar's test,
+    classes."""
+    if len(runs) < 2:
+        raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
+    if page is not None and (len(runs) > 2 or page.suffix != ".html" or page.exists()):
+        raise InputError(f"--page {page} takes two runs, and a name of a new .html file.")
+    from holdfast.report import paired
+    from holdfast.runs.compare import compare as pair
+    from holdfast.runs.compare import spread
+
+    for found in [pair(runs[0], other) for other in runs[1:]]:
+        if json:
+            typer.echo(found.model_dump_json())
+        else:
+            writing.show(paired.summary(found))
+        if page is not None:
+            typer.echo(f"page: {paired.write(page, found)}", err=True)
+    if (found := spread(runs)) is not None:
+        typer.echo(found.model_dump_json() if json else paired.seeds(found))
+    return 0
+
+
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of disjoint rows.", metavar="RUN")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the merged run.", metavar="FOLDER")],
+) -> int:
+    """Join runs made with --samples start:stop into the run that one process would have written."""
+    from holdfast.evaluation.merge import merge as join
+    from holdfast.report import html, terminal
+    from holdfast.runs.store import untrusted
+
+    fresh = not out.exists()
+    try:
+        with untrusted(out):
+            merged = join(runs, out).manifest
+            writing.show(terminal.summary(merged))
+            typer.echo(f"report: {html.write(out)}", err=True)
+    except HoldfastError:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)  # so that nothing is in the way of the next try
+        raise
+    return 3 if writing.contradicted(merged) else 0
+
+
+def report(
+    run: options.Folder,
+    junit: Annotated[
+        Path | None,
+        typer.Option(help="JUnit XML: gates, findings and verdict as tests.", metavar="FILE"),
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option(help="SARIF 2.1.0 for code scanning.", metavar="FILE")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="A summary in Markdown; - for stdout.", metavar="FILE")
+    ] = None,
+    model_card: Annotated[
+        Path | None, typer.Option(help="A model card in Markdown; - for stdout.", metavar="FILE")
+    ] = None,
+    gate: options.Gate = None,
+) -> int:
+    """Write report.html from the stored evidence, show the summary, and write other forms that are
+    asked for."""
+    from holdfast.report import html, terminal
+    from holdfast.report import junit as tests
+    from holdfast.report import markdown as pages
+    from holdfast.report import sarif as scan
+    from holdfast.runs import gates
+    from holdfast.runs.store import read_manifest, untrusted, write_bytes
+
+    conditions = [gates.parse(text) for text in gate or ()]
+    manifest = read_manifest(run)
+    judged = gates.judge(conditions, manifest)
+    makers = (
+        (junit, lambda: tests.junit(manifest, judged)),
+        (sarif, lambda: scan.sarif(manifest, judged)),
+        (markdown, lambda: pages.summary(manifest, judged).encode()),
+        (model_card, lambda: pages.card(manifest).encode()),
+    )
+    with untrusted(run):
+        made = [(path, make()) for path, make in makers if path is not None]
+        streamed = [content.decode() for path, content in made if path == Path("-")]
+        if streamed:
+            typer.echo("\n".join(streamed), nl=False)
+        else:
+            writing.show(terminal.summary(manifest))
+    typer.echo(f"report: {html.write(run)}", err=True)
+    for path, content in made:
+        if path != Path("-"):
+            write_bytes(path, content)
+            typer.echo(f"wrote {path}", err=True)
+    return writing.code_of(judged)
