@@ -72,6 +72,7 @@ class Rows:
         """What is known of these rows alone, to climb on with."""
         part = copy(self)
         part.region, part.y, part.lower = self.region.at(rows), self.y[rows], self.lower[rows]
+        part.lines, part.sums = {}, {}
         part.intervals = [(lo[rows], hi[rows]) for lo, hi in self.intervals]
         return part
 
@@ -96,7 +97,7 @@ class Rows:
             return node.rule.interval(*given[0])
         centre = vmap(node.value)(*((lo + hi) / 2 for lo, hi in given))
         radius = vmap(node.spread)(*((hi - lo) / 2 for lo, hi in given))
-        return centre - radius, centre + radius
+        return centre - radius.abs(), centre + radius.abs()
 
     def _tighten(self, steps: int) -> None:
         """CROWN's bounds of what every activation takes, each with those before it; alpha-CROWN's
@@ -198,8 +199,7 @@ class Rows:
                 errors.append(node.rule.passes(given[0], *around[0], unit))
             else:
                 share = node.terms * unit / (1 - node.terms * unit)
-                origin = [size.new_zeros(size.shape[1:]) for size in sizes]
-                sums = vmap(node.spread)(*map(torch.add, sizes, given)) + node.value(*origin).abs()
+                sums = vmap(node.spread)(*map(torch.add, sizes, given)) + node.shift
                 errors.append(vmap(node.spread)(*given) + share * sums)
         return errors[-1][:, 0]
 
