@@ -93,6 +93,17 @@ def test_without_attacks_the_upper_end_is_what_is_right_clean() -> None:
     assert "White box" in dict(audit.untested(run.manifest))
 
 
+def test_where_all_is_proved_weak_attacks_do_no_harm() -> None:
+    x, y = data()
+    some = certify(Net(), (x, y), "linf(0.005)")
+    proved = np.flatnonzero(statuses(some) == "certified")
+    how = {"attacks": ["fgsm"], "certifier": Ladder()}
+    run = holdfast.evaluate(Net(), (x[proved], y[proved]), "linf(0.005)", **how)
+    assert set(statuses(run)) == {"certified"}
+    assert "effort" not in {f.check for f in run.verdict.findings}
+    assert "all that was not broken is proved" in words.headline(run.manifest)
+
+
 def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
     run = certify(Net(), data(), THREAT, radius=True)
     radius = run.samples.column("certified_radius").to_numpy(zero_copy_only=False)
