@@ -42,7 +42,7 @@ USES = {
     "ddn": "you want the smallest change in L2, fast",
     "deepfool": "you want a quick estimate of the distance to the boundary",
     "superdeepfool": "the same in L2, closer to the truth",
-    "brendelbethge": "gradients are masked in L2: it walks along the boundary from outside",
+    "brendelbethge": "gradients are masked in L2: it follows the boundary from outside",
     "pdpgd": "you want the smallest change in L1",
     "alma": "you want small changes in L1 or L2 and have a thousand steps",
     "ead": "a paper's figure is EAD's, in L1",

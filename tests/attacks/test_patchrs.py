@@ -17,7 +17,7 @@ from holdfast.errors import HoldfastError, SpecError
 from holdfast.evaluation.prepare import threat_of_movement
 from holdfast.evaluation.protocols import protocol, suited
 from holdfast.evaluation.verify import verify
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.rng import Keys
 from holdfast.targets import Access, TorchTarget
 from holdfast.targets.demo import demo_model

@@ -20,7 +20,7 @@ from holdfast.evaluation import judge
 from holdfast.evaluation.prepare import threat_of_movement
 from holdfast.evaluation.protocols import protocol
 from holdfast.evaluation.verify import verify
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.rng import Keys
 from holdfast.targets.demo import demo_model
 from holdfast.threats.flow import Flow
@@ -169,7 +169,7 @@ def test_a_grid_is_whole_and_asks_no_point_twice(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("threat", "said"), [("rotation(20, 0.5)", "20 degrees"), ("flow(0.2)", "0.2 pixels away")]
+    ("threat", "said"), [("rotation(20, 0.5)", "20 degrees"), ("flow(0.2)", "up to 0.2 pixels")]
 )
 def test_evidence_is_left_and_holds(threat: str, said: str) -> None:
     x, y = (part.numpy() for part in digits(30))

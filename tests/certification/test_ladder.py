@@ -24,7 +24,7 @@ from holdfast.data import open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.report import audit, words
+from holdfast.reporting import audit, words
 from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets.demo import demo_model

@@ -53,3 +53,45 @@ def test_jax_arrays_come_back() -> None:
     )
     assert type(made.x_adv) is type(x)
     assert bool(((made.x_adv @ weights).argmax(1) != x[:, :3].argmax(1))[made.success].all())
+
+
+def linear() -> torch.nn.Module:
+    """Answers with the largest of the first three features."""
+    layer = torch.nn.Linear(4, 3, bias=False)
+    layer.weight.data = torch.eye(3, 4)
+    return layer
+
+
+def test_arrays_of_every_framework_give_the_same_result() -> None:
+    """Must show: arrays in, arrays of the same framework out, each the same bits."""
+    tf, jnp = pytest.importorskip("tensorflow"), pytest.importorskip("jax.numpy")
+    x = np.random.default_rng(1).random((12, 4), dtype=np.float32)
+    y = x[:, :3].argmax(1)
+    first = holdfast.attack(linear(), x, y, "linf(0.1)", "pgd(steps=5)", seed=2)
+    assert 0 < first.success.sum() < len(x)
+    for kind in (torch.from_numpy, tf.constant, jnp.asarray):
+        given = kind(x)
+        made = holdfast.attack(linear(), given, kind(y), "linf(0.1)", "pgd(steps=5)", seed=2)
+        for name in ("x_adv", "success", "size", "before", "after", "queries", "forwards"):
+            found = getattr(made, name)
+            assert type(found) is type(given), name
+            assert np.array_equal(np.asarray(found), getattr(first, name), equal_nan=True), name
+
+
+def test_the_same_rows_in_every_form_give_the_same_run(tmp_path: Path) -> None:
+    """Must show: arrays, Dataset, DataLoader, tf.data and a file."""
+    tf = pytest.importorskip("tensorflow")
+    x = np.random.default_rng(1).random((12, 4), dtype=np.float32)
+    y = x[:, :3].argmax(1)
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    rows = torch.utils.data.TensorDataset(torch.from_numpy(x), torch.from_numpy(y))
+    loader = torch.utils.data.DataLoader(rows, batch_size=5)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(5)
+    forms = ((x, y), rows, loader, batches, tmp_path / "rows.npz")
+    runs = [
+        holdfast.evaluate(linear(), data, "linf(0.1)", attacks=["pgd(steps=5)"]) for data in forms
+    ]
+    for run in runs[1:]:
+        assert run.samples.equals(runs[0].samples)
+        assert run.manifest.data.fingerprint == runs[0].manifest.data.fingerprint
+        assert run.metrics == runs[0].metrics

@@ -72,8 +72,8 @@ def test_classes_have_the_share_of_their_image(name: str) -> None:
         assert batch.other is not None
         assert 0.5 <= batch.share <= 1
         means = (3 * batch.x).mean((1, 2, 3))
-        wanted = batch.share * batch.y + (1 - batch.share) * batch.other
-        assert torch.allclose(means, wanted, atol=1e-5)
+        expected = batch.share * batch.y + (1 - batch.share) * batch.other
+        assert torch.allclose(means, expected, atol=1e-5)
         shares.add(batch.share)
     assert len(shares) > 3
     z = draw(4, 4).float()
@@ -85,8 +85,8 @@ def test_classes_have_the_share_of_their_image(name: str) -> None:
 def test_the_divergence_is_that_of_jensen_and_shannon() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]])
     mean = p.mean(0)
-    wanted = (p * (p / mean).log()).sum() / 3
-    assert torch.allclose(disagreement([row.log()[None] for row in p]), wanted)
+    expected = (p * (p / mean).log()).sum() / 3
+    assert torch.allclose(disagreement([row.log()[None] for row in p]), expected)
     x = draw(5, 1, 8, 8).float()
     batch = asked("augmix(weight=2)", x)
     net = nn.Linear(64, 3)
@@ -108,9 +108,9 @@ def test_a_killed_training_goes_on_with_the_same_bits(
 ) -> None:
     recipe = f'strong({HOW}, augment="{text}")'
     whole, net = training(recipe, rows=192, make=Normed)
-    wanted = bits(whole.fit(net))
+    expected = bits(whole.fit(net))
     other, net = training(f"strong({HOW})", rows=192, make=Normed)
-    assert not all(torch.equal(a, b) for a, b in zip(wanted, bits(other.fit(net)), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(expected, bits(other.fit(net)), strict=True))
 
     cut, net = training(recipe, rows=192, make=Normed, folder=tmp_path, every=0.0)
     step = Training._step
@@ -126,7 +126,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(
             cut.fit(net)
     again, net = training(recipe, rows=192, make=Normed, folder=tmp_path)
     found = again.fit(net, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(wanted, bits(found), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, bits(found), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jsonschema import Draft7Validator
 
 from holdfast.cli.main import app
 from holdfast.errors import SpecError
-from holdfast.report import audit, html
+from holdfast.reporting import audit, html
 from holdfast.runs import gates
 from holdfast.runs.manifest import Manifest
 
@@ -176,14 +176,14 @@ HELD = (
     "verdict>=unreliable",
     "attack_success_rate!=2",
 )
-FALLEN = ("robust_accuracy>=1", "corruptions.mce<1", "certified_accuracy>=0")
+BROKEN_ROWS = ("robust_accuracy>=1", "corruptions.mce<1", "certified_accuracy>=0")
 
 
 def test_gates_hold_or_fall(run: Manifest) -> None:
     assert [g.held for g in gates.judge([gates.parse(t) for t in HELD], run)] == [True] * len(HELD)
-    fallen = gates.judge([gates.parse(t) for t in FALLEN], run)
-    assert [g.held for g in fallen] == [False] * len(FALLEN)
-    names(fallen[1].sentence, "corruptions.mce is not measured")
+    broken_rows = gates.judge([gates.parse(t) for t in BROKEN_ROWS], run)
+    assert [g.held for g in broken_rows] == [False] * len(BROKEN_ROWS)
+    names(broken_rows[1].sentence, "corruptions.mce is not measured")
     run.verdict.status = "upper-bound"
     seen = {
         t: gates.judge([gates.parse(f"verdict{t}")], run)[0].held
@@ -209,8 +209,8 @@ def test_a_gate_that_says_nothing_is_refused(text: str) -> None:
 
 
 def test_junit_and_sarif(run: Manifest) -> None:
-    wanted = [part for text in (HELD[0], FALLEN[0]) for part in ("--gate", text)]
-    done = holdfast("report", "run", *wanted, "--junit", "out/a.xml", "--sarif", "a.sarif")
+    expected = [part for text in (HELD[0], BROKEN_ROWS[0]) for part in ("--gate", text)]
+    done = holdfast("report", "run", *expected, "--junit", "out/a.xml", "--sarif", "a.sarif")
     assert done.exit_code == 1
     names(done.stderr, "gate not held: robust_accuracy is ", "not >= 1")
     root = xml.parse("out/a.xml").getroot()
@@ -223,7 +223,7 @@ def test_junit_and_sarif(run: Manifest) -> None:
     assert int(suite.get("tests") or 0) == len(cases) == 3 + len(run.verdict.findings)
     assert int(suite.get("failures") or 0) == sum(cases.values())
     assert cases["holdfast.gate", HELD[0]] is False
-    assert cases["holdfast.gate", FALLEN[0]] is True
+    assert cases["holdfast.gate", BROKEN_ROWS[0]] is True
     for finding in run.verdict.findings:
         assert finding.severity == "red" or finding.check in suite.findtext("system-out", "")
         assert cases["holdfast.finding", finding.check] is (finding.severity == "red")

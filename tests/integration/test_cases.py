@@ -52,10 +52,10 @@ def test_clean_accuracy_on_cifar_is_near_the_tables(
     model = case(cases, name).load(**options)
     x, y = cifar(cases)
     with torch.no_grad():
-        plain = 100 * float((model(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
-    assert clean_percent(holdfast.wrap(model), x, y) == pytest.approx(plain, abs=1e-9)
+        ordinary = 100 * float((model(torch.from_numpy(x)).argmax(1).numpy() == y).mean())
+    assert clean_percent(holdfast.wrap(model), x, y) == pytest.approx(ordinary, abs=1e-9)
     sigma = 100 * (percent / 100 * (1 - percent / 100) / len(x) * 0.9) ** 0.5
-    assert abs(plain - percent) < 4 * sigma
+    assert abs(ordinary - percent) < 4 * sigma
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_pgd_40_breaks_what_is_known(cases: Path, k: str, broken: float) -> None
     target = holdfast.wrap(case(cases, "torch_advertorch_lenet5").load(k))
     x, y = (torch.from_numpy(a) for a in mnist(cases))
     pgd = PGD(steps=40, step_size=1 / 30, start_at="zero", loss="ce")
-    books = run(pgd, target, x, y, holdfast.Threat.linf(0.3))
-    assert 100 * float(books.broken.double().mean()) == pytest.approx(broken, abs=0.3)
+    result = run(pgd, target, x, y, holdfast.Threat.linf(0.3))
+    assert 100 * float(result.broken.double().mean()) == pytest.approx(broken, abs=0.3)
 
 
 @pytest.mark.slow

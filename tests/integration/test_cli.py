@@ -326,11 +326,11 @@ def test_a_misspelt_option_is_named_with_the_nearest() -> None:
 
 
 def test_a_run_with_borrowed_gradients_holds_for_the_model_alone() -> None:
-    asked = ("models.py:means", "digits", *LINF, "--samples", "0:40", "--out", "lent")
+    asked = ("models.py:means", "digits", *LINF, "--samples", "0:40", "--out", "substitute")
     done = holdfast(
         "evaluate", *asked, "--surrogate", "models.py:other", "--attack", "mifgsm(steps=4)"
     )
     assert done.exit_code == 0
-    assert store.read_manifest(Path("lent")).metrics.counts["broken"] > 0
-    assert holdfast("verify", "lent", "models.py:means", "digits").exit_code == 0
-    assert holdfast("verify", "lent", "models.py:other", "digits").exit_code == 1
+    assert store.read_manifest(Path("substitute")).metrics.counts["broken"] > 0
+    assert holdfast("verify", "substitute", "models.py:means", "digits").exit_code == 0
+    assert holdfast("verify", "substitute", "models.py:other", "digits").exit_code == 1

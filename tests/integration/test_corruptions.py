@@ -162,7 +162,7 @@ def test_boxes_resize_as_pillow(new: tuple[int, int]) -> None:
     assert np.abs(filters.resized(x, new)[0, 0].numpy() - np.asarray(theirs)).max() <= 1
 
 
-def test_scatter_takes_what_a_walk_would_take() -> None:
+def test_scatter_takes_what_a_loop_would_take() -> None:
     """Pixel by pixel from the last, each takes what its neighbour holds at that moment."""
     x, key, reach = pictures(3, 2, 9, 12), Keys.of(0, torch.arange(3)), 2
     steps = (key.fold(0).uniform((2, 9 * 12)) * 2 * reach).long() - reach

@@ -653,6 +653,7 @@ def test_kinds_tell_how_each_is_written() -> None:
         "npz",
         "csv",
         "folder",
+        "waves",
         "parquet",
         "factory",
     }

@@ -89,8 +89,8 @@ def test_jpeg_is_what_pillow_reads_from_a_file(channels: int) -> None:
 
 def test_median_is_scipys() -> None:
     x = draw(2, 2, 7, 9)
-    wanted = ndimage.median_filter(x.numpy(), size=(1, 1, 5, 5), mode="mirror")
-    assert np.array_equal(Median(5)(x).numpy(), wanted)
+    expected = ndimage.median_filter(x.numpy(), size=(1, 1, 5, 5), mode="mirror")
+    assert np.array_equal(Median(5)(x).numpy(), expected)
 
 
 def test_total_variation_finds_the_known_least() -> None:
@@ -98,8 +98,8 @@ def test_total_variation_finds_the_known_least() -> None:
     x = torch.full((1, 1, 6, 10), 0.2, dtype=torch.float64)
     x[..., 5:] = 0.9
     u = TotalVariation(weight=0.5, steps=1000)(x)
-    wanted = x + torch.where(x < 0.5, 0.1, -0.1)
-    assert torch.allclose(u, wanted, atol=1e-3)
+    expected = x + torch.where(x < 0.5, 0.1, -0.1)
+    assert torch.allclose(u, expected, atol=1e-3)
 
 
 def test_a_resize_to_the_image_itself_moves_nothing() -> None:
@@ -122,13 +122,13 @@ def test_the_gradient_is_that_of_the_model_behind(defence: Defence) -> None:
 @pytest.mark.parametrize("defence", [JPEG(75), BitDepth(4)], ids=write)
 def test_what_fools_a_plain_attack_is_seen_through(defence: Defence) -> None:
     data = tuple(open_data("digits").rows(0, 60))
-    plain = holdfast.evaluate(wrap(Inside(defence)), data, "linf(0.2)", attacks=["apgd(steps=20)"])
+    usual = holdfast.evaluate(wrap(Inside(defence)), data, "linf(0.2)", attacks=["apgd(steps=20)"])
     adaptive = holdfast.evaluate(
         wrap(demo_model(), preprocess=defence), data, "linf(0.2)", attacks=["apgd(steps=20)"]
     )
-    assert plain.metrics.clean_accuracy == adaptive.metrics.clean_accuracy  # one model
-    assert plain.robust_accuracy.value > 0.8
-    assert plain.verdict.status == "unreliable"
+    assert usual.metrics.clean_accuracy == adaptive.metrics.clean_accuracy  # one model
+    assert usual.robust_accuracy.value > 0.8
+    assert usual.verdict.status == "unreliable"
     assert adaptive.robust_accuracy.value < 0.1
     said = [f.text for f in adaptive.verdict.findings if f.check == "defence"]
     assert len(said) == 1

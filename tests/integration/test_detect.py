@@ -119,7 +119,7 @@ def test_fitted_limits_refuse_the_share_of_clean_rows_that_was_asked_for(rate: f
 
 @pytest.mark.parametrize("kind", DETECTORS.values())
 def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector]) -> None:
-    x, way = (
+    x, direction = (
         torch.from_numpy(open_data("digits").rows(0, 6)[0]).double() * 0.8 + 0.1,
         draw(6, 1, 8, 8) - 0.5,
     )
@@ -129,9 +129,9 @@ def test_the_gradient_of_a_refusal_is_that_of_the_distance(kind: type[Detector])
     top, best = z[:, :-1].max(1)
     c = torch.zeros_like(z).scatter(1, best[:, None], -1)
     c[:, -1] = 1
-    up, down = (one.distance(x + h * way, target.bare) / 0.01 for h in (1e-6, -1e-6))
+    up, down = (one.distance(x + h * direction, target.bare) / 0.01 for h in (1e-6, -1e-6))
     slope = 0.3 * (top - z[:, :-1].mean(1)) * (up - down) / 2e-6
-    assert torch.allclose((pullback(c) * way).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
+    assert torch.allclose((pullback(c) * direction).flatten(1).sum(1), slope, rtol=1e-4, atol=1e-6)
     assert target.cost == Cost(1 + one.passes)
 
 
@@ -148,9 +148,9 @@ def test_an_adversary_has_to_come_below_the_limit_too(limit: float, held: bool) 
         "square(steps=200)",
         "rays(steps=200)",
     ):
-        books = run(parse(attack), target, x, y, Threat.linf(0.12))
-        falls = not held and "steps=20)" in attack  # the others move by all of eps, or not at all
-        assert books.broken.tolist() == [falls] * 5, attack
+        result = run(parse(attack), target, x, y, Threat.linf(0.12))
+        breaks = not held and "steps=20)" in attack  # the others move by all of eps, or not at all
+        assert result.broken.tolist() == [breaks] * 5, attack
     seen = holdfast.evaluate(
         target, (x.numpy(), y.numpy()), "linf(0.12)", attacks=["pgd(steps=20)"]
     )
@@ -170,11 +170,11 @@ def test_what_is_called_a_success_is_wrong_and_not_refused(attack: str, goal: in
     target = wrap(demo_model(), preprocess=magnet(), shape=(1, 8, 8))
     threat = Threat.linf(0.3) if "linf" in parse(attack).norms else Threat.l2(2.5)
     threat = threat if goal is None else replace(threat, goal=Targeted(goal))
-    books = run(parse(attack), target, x, y.long(), threat)
-    label = target.labels(books.best)[books.broken]
+    result = run(parse(attack), target, x, y.long(), threat)
+    label = target.labels(result.best)[result.broken]
     assert len(label) >= 1
     assert bool((label >= 0).all())
-    assert bool((label != y[books.broken]).all() if goal is None else (label == goal).all())
+    assert bool((label != y[result.broken]).all() if goal is None else (label == goal).all())
 
 
 def test_what_is_right_and_refused_did_not_stand_by_the_refusal() -> None:

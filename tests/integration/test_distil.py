@@ -61,10 +61,10 @@ def test_a_surrogate_agrees_and_its_attacks_transfer(
     agree = float((twin.labels(x) == victim.labels(x)).double().mean())
     assert agree > 0.8
     threat = Threat.linf(0.15)
-    lent = run(parse("mifgsm"), Surrogate(counting, twin), x, y, threat)
+    substitute = run(parse("mifgsm"), Surrogate(counting, twin), x, y, threat)
     noise = run(parse("sweep(steps=10)"), victim, x, y, threat)
     white = run(parse("mifgsm"), victim, x, y, threat)
-    assert int(white.broken.sum()) >= int(lent.broken.sum()) > 2 * int(noise.broken.sum())
+    assert int(white.broken.sum()) >= int(substitute.broken.sum()) > 2 * int(noise.broken.sum())
 
 
 @pytest.mark.parametrize(("rows", "queries"), [(30, 7), (30, 30), (30, 31), (7, 100), (1, 5)])
@@ -78,8 +78,8 @@ def test_the_budget_is_spent_to_the_last_query_and_kept(rows: int, queries: int)
     assert float(asked.min()) >= 0
     assert float(asked.max()) <= 1
     assert len(asked.flatten(1).unique(dim=0)) == queries
-    moved = (asked[:, None] - x[None]).flatten(2).abs().amax(2).amin(1)
-    assert int((moved == 0).sum()) == min(rows, queries)
+    shifted = (asked[:, None] - x[None]).flatten(2).abs().amax(2).amin(1)
+    assert int((shifted == 0).sum()) == min(rows, queries)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(x, kept)
 
@@ -113,8 +113,8 @@ def test_images_with_channels_last_and_refusals_are_learnt_from() -> None:
     target = Refusing(models.wrap(models.bent(2, dtype=torch.float32)), Access.LABELS)
     target.shape = None
     twin = distil(target, x, queries=300, epochs=10)
-    told = target.labels(x) >= 0
-    assert float((twin.labels(x) == target.labels(x))[told].double().mean()) > 0.8
+    messages = target.labels(x) >= 0
+    assert float((twin.labels(x) == target.labels(x))[messages].double().mean()) > 0.8
     assert twin.linearize(x)[1](torch.ones(200, 2)).shape == x.shape
     for few, queries in ((x, 0), (x[:0], 5)):
         with pytest.raises(InputError, match="at least 1"):
@@ -129,9 +129,9 @@ def test_a_run_through_a_surrogate_holds_for_the_plain_victim(
 ) -> None:
     """The gradients were another model's; the evidence is the victim's own."""
     twin = distil(victim, digits("train", 300)[0], queries=300, epochs=5)
-    lent = Surrogate(models.Narrow(victim, Access.LABELS), twin)
+    substitute = Surrogate(models.Narrow(victim, Access.LABELS), twin)
     data = open_data("digits")
-    for name, target in (("scores", Surrogate(victim, twin)), ("labels", lent)):
+    for name, target in (("scores", Surrogate(victim, twin)), ("labels", substitute)):
         folder = tmp_path / name
         made = holdfast.evaluate(
             target,

@@ -5,7 +5,7 @@ The blocks of a page run in their order, in one namespace and one folder of the 
 - `python` runs, and so does `sh`, line by line; `# exit code 1` at the end of a line is expected;
 - a block with a title is written to the file of that name;
 - `text` right after a block is what it prints: its words are compared, not its numbers; a last
-  line of `...` stands for the rest;
+  line of `...` means the rest;
 - `<!-- not run: REASON -->` before a block says why it cannot run here.
 
 Tutorials and the README begin with nothing. Other pages find what `given` makes.
@@ -148,7 +148,7 @@ def test_every_block_runs_but_for_a_few_with_a_reason() -> None:
 def test_the_page_of_python_names_is_complete() -> None:
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     shown = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
-    assert not set(holdfast.__all__) - {"attacks", "__version__"} - shown
+    assert not set(holdfast.__all__) - {"attacks", "targets", "__version__"} - shown
 
 
 def _anchors(page: Path) -> set[str]:
@@ -257,7 +257,7 @@ def build_discriminator():
 """,
 }
 FEW = "rounds=1, batch_size=32, glance=40, judged=60"
-SMALLER = {  # what the pages beside the tutorials say, and what runs in its place
+SMALLER = {  # what the pages other than the tutorials say, and what runs in its place
     "--model gan": f'--model "gan({FEW}, steps=60, rate=2e-3, width=8)"',
     "build_discriminator --out": f'build_discriminator --model "own({FEW}, steps=4)" --out',
     "'own(": f"'own({FEW}, steps=4, ",
@@ -273,7 +273,7 @@ SMALLER = {  # what the pages beside the tutorials say, and what runs in its pla
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the pages beside the tutorials speak of, small."""
+    """The files that the pages other than the tutorials speak of, small."""
     folder = tmp_path_factory.mktemp("given")
     for name, text in SOURCES.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -313,7 +313,7 @@ class Same(nn.Module):
 
 
 def given(files: Path) -> dict[str, Any]:
-    """The names that the pages beside the tutorials use without making them, and the files."""
+    """The names that the pages other than the tutorials use without making them, and the files."""
     shutil.copytree(files, ".", dirs_exist_ok=True)
     x, y = (torch.from_numpy(part) for part in open_data("digits", split="test").rows(0, 24))
     net, two = network(), np.load("two.npz")

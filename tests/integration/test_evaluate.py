@@ -104,7 +104,7 @@ def test_run_json_is_what_the_published_schema_says(whole: Run) -> None:
     jsonschema.validate(json.loads(text), json.loads(published.read_text(encoding="utf-8")))
 
 
-def test_an_untouched_run_verifies(whole: Run) -> None:
+def test_an_unchanged_run_verifies(whole: Run) -> None:
     assert verify(whole.folder, holdfast.wrap(demo_model()), open_data_arrays()) == []
 
 
@@ -201,19 +201,19 @@ def doubled(model: nn.Module, *, n: int = N, **options) -> Run:
 
 
 @pytest.fixture(scope="module")
-def plain() -> tuple[Run, Run]:
+def ordinary() -> tuple[Run, Run]:
     """The demo in float64 and in float32."""
     return doubled(demo_model()), measure()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_batch_size_changes_nothing(batch_size: int, plain: tuple[Run, Run]) -> None:
+def test_batch_size_changes_nothing(batch_size: int, ordinary: tuple[Run, Run]) -> None:
     n = 20 if batch_size == 1 else N  # each row is a pass of its own there
     other = doubled(demo_model(), n=n, batch_size=batch_size)
     assert {"robust", "broken"} <= set(statuses(other))
-    assert statuses(other) == statuses(plain[0])[:n]
-    assert other.samples.column("forwards").equals(plain[0].samples.column("forwards")[:n])
-    assert_same_but_unstable(measure(n=n, batch_size=batch_size), plain[1], n)
+    assert statuses(other) == statuses(ordinary[0])[:n]
+    assert other.samples.column("forwards").equals(ordinary[0].samples.column("forwards")[:n])
+    assert_same_but_unstable(measure(n=n, batch_size=batch_size), ordinary[1], n)
 
 
 def assert_same_but_unstable(a: Run, b: Run, n: int = N) -> None:
@@ -265,7 +265,7 @@ def test_a_shard_mixes_in_the_same_images() -> None:
     assert 0 < [*first, *second].count("broken") < N
 
 
-def test_the_images_that_a_user_lends_are_used() -> None:
+def test_the_images_that_a_user_gives_are_used() -> None:
     target, data, mix = TorchTarget(demo_model()), open_data("digits"), parse("admix(steps=1)")
     held = GradientSources(target, Threat.linf(0.1), data).images(mix)
     assert held is not None
@@ -273,11 +273,11 @@ def test_the_images_that_a_user_lends_are_used() -> None:
     own = torch.rand(3, 1, 8, 8), torch.arange(3)
     assert GradientSources(target, Threat.linf(0.1), data, own).images(mix) is own
     x, y = data.rows(0, 8)
-    usual, lent = (
+    usual, substitute = (
         holdfast.attack(target, x, y, "linf(0.1)", "admix(steps=3)", pool=given)
         for given in (None, own)
     )
-    assert not np.array_equal(usual.x_adv, lent.x_adv)
+    assert not np.array_equal(usual.x_adv, substitute.x_adv)
     with pytest.raises(SpecError, match="images of one class alone"):
         holdfast.attack(target, x, y, "linf(0.1)", "admix", pool=(own[0], torch.ones(3)))
 
@@ -291,23 +291,23 @@ def test_order_changes_nothing() -> None:
     attack = holdfast.attacks.parse("apgd(steps=6)")
     threat = holdfast.Threat.linf(0.08)
 
-    def books(rows: Tensor) -> SearchResult:
+    def result(rows: Tensor) -> SearchResult:
         return holdfast.attacks.run(
             attack, target, x.double()[rows], y.long()[rows], threat, ids=ids[rows]
         )
 
-    straight, shuffled = books(ids), books(order)
-    assert torch.equal(shuffled.outcome, straight.outcome[order])
-    assert torch.equal(shuffled.forwards, straight.forwards[order])
-    assert torch.allclose(shuffled.size, straight.size[order], rtol=1e-12)
+    in_order, shuffled = result(ids), result(order)
+    assert torch.equal(shuffled.outcome, in_order.outcome[order])
+    assert torch.equal(shuffled.forwards, in_order.forwards[order])
+    assert torch.allclose(shuffled.size, in_order.size[order], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     "change", [lambda z, x: z + 100, lambda z, x: z * 300], ids=["+100", "x300"]
 )
-def test_shift_and_scale_of_the_logits_change_no_status(change, plain: tuple[Run, Run]) -> None:
-    assert statuses(doubled(Wrapped(change))) == statuses(plain[0])
-    assert_same_but_unstable(measure(Wrapped(change)), plain[1])
+def test_shift_and_scale_of_the_logits_change_no_status(change, ordinary: tuple[Run, Run]) -> None:
+    assert statuses(doubled(Wrapped(change))) == statuses(ordinary[0])
+    assert_same_but_unstable(measure(Wrapped(change)), ordinary[1])
 
 
 def test_nan_is_failed_never_robust_never_broken() -> None:
@@ -527,17 +527,17 @@ def test_an_attack_goes_on_from_the_best_point_known() -> None:
 
 
 def test_the_cost_is_estimated_before_the_start() -> None:
-    told = []
+    messages = []
     for attacks in (
         ["pgd(steps=20)"],
         ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
     ):
-        run = measure(attacks=attacks, on_estimate=told.append)
+        run = measure(attacks=attacks, on_estimate=messages.append)
         right = sum(s != "wrong" for s in statuses(run))
         spent = (run.manifest.costs.forwards + run.manifest.costs.backwards) / max(right, 1)
-        assert 0.5 < told[-1].passes / spent < 2
-        assert told[-1].rows == N
-        assert told[-1].seconds > 0
+        assert 0.5 < messages[-1].passes / spent < 2
+        assert messages[-1].rows == N
+        assert messages[-1].seconds > 0
 
 
 def test_a_protocol_for_scores_is_known_again() -> None:

@@ -227,8 +227,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {"standard": (3, "", {"other": ('apgd(steps=5, loss="mifpe")',)})}
     monkeypatch.setattr(protocols, "PROTOCOLS", lists)
     monkeypatch.setattr(protocols, "DRAWN", {"other": ('apgd(steps=3, loss="mifpe")',)})
-    straight = 'apgd(steps=10, loss="margin", through="straight")'
-    answers = dict.fromkeys(FOLLOW_UPS, (straight, "square(steps=9)"))
+    bpda = 'apgd(steps=10, loss="margin", through="straight")'
+    answers = dict.fromkeys(FOLLOW_UPS, (bpda, "square(steps=9)"))
     monkeypatch.setattr("holdfast.diagnostics.checks.FOLLOW_UPS", answers)
 
 
@@ -313,10 +313,10 @@ def test_a_randomised_model_is_measured_by_its_mean() -> None:
 def test_a_way_may_be_asked_for() -> None:
     attack = 'apgd(steps=10, loss="margin", through="straight")'
     model = Planted(torch.sign)
-    told: list[Any] = []
-    found = measure(model, attacks=[attack], on_estimate=told.append)
+    messages: list[Any] = []
+    found = measure(model, attacks=[attack], on_estimate=messages.append)
     assert found.metrics.counts["broken"] > 0
-    assert told
+    assert messages
     assert verify(found.folder, holdfast.wrap(model), source()) == []
     with pytest.raises(SpecError, match="sideways"):
         measure(model, attacks=['fgsm(through="sideways")'])
@@ -338,8 +338,8 @@ def test_rows_without_a_gradient_at_the_start_do_not_close_a_way_and_looking_is_
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Which rows stand after PGD on what an adversary who knows the defence attacks: [n] bool."""
-    bare, stands = getattr(model, "bare", model), model(x).argmax(1) == y
+    """Which rows PGD leaves robust on what an adversary who knows the defence attacks: [n] bool."""
+    bare, robust_rows = getattr(model, "bare", model), model(x).argmax(1) == y
     for seed in range(3):
         d = eps * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) - 1)
         for t in range(60):
@@ -349,8 +349,8 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
             g = torch.autograd.grad(lead.sum(), leaf)[0]
             d = (d + 0.2 * eps * (1 - t / 60) * g.sign()).clamp(-eps, eps)
             with torch.no_grad():
-                stands &= model((x + d).clamp(0, 1)).argmax(1) == y
-    return stands
+                robust_rows &= model((x + d).clamp(0, 1)).argmax(1) == y
+    return robust_rows
 
 
 RANDOM = ("resized", "noisy", "pruning")
@@ -389,8 +389,8 @@ def test_a_randomised_defence_is_flagged_and_its_figure_is_that_of_its_mean(name
             -0.1, 0.1
         )
     with torch.no_grad():
-        stands = (mean(x, 100).argmax(1) == y) & (mean((x + d).clamp(0, 1), 100).argmax(1) == y)
-    assert found.robust_accuracy.value <= stands.double().mean() + 0.02  # pyright: ignore
+        robust = (mean(x, 100).argmax(1) == y) & (mean((x + d).clamp(0, 1), 100).argmax(1) == y)
+    assert found.robust_accuracy.value <= robust.double().mean() + 0.02  # pyright: ignore
 
 
 SOUND_CASES = [(name, seed, "linf(0.08)") for name in NETS for seed in (0, 1)]
@@ -422,7 +422,7 @@ def test_all_findings_cost_little(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cases
-def test_a_thresholded_input_falls_without_a_hint(cases: Path) -> None:
+def test_a_thresholded_input_is_broken_without_a_hint(cases: Path) -> None:
     from helpers.cases import case, mnist
 
     model = case(cases, "torch_abs_cnn_mnist").load(binarize=True)
@@ -432,7 +432,7 @@ def test_a_thresholded_input_falls_without_a_hint(cases: Path) -> None:
 
 
 def test_finite_differences_are_not_taken_where_pixels_are_equal() -> None:
-    """There each max-pool has ties, and no derivative; the gradient is right a little beside."""
+    """There each max-pool has ties, and no derivative; the gradient is right a little away."""
     torch.manual_seed(0)
     layers = [
         nn.Conv2d(1, 16, 3),

@@ -91,8 +91,8 @@ def test_augmentation_moves_each_row_by_its_own_key() -> None:
     gan, u = GAN(augment=0.125), torch.rand(40, 1, 8, 8)
     changed = gan._changed(u, keys(40))
     assert torch.equal(changed[7:9], gan._changed(u[7:9], Keys(keys(40).rows[7:9])))
-    plain = torch.equal(GAN(augment=0.0)._changed(u, keys(40)), u)
-    assert plain
+    ordinary = torch.equal(GAN(augment=0.0)._changed(u, keys(40)), u)
+    assert ordinary
     kept = torch.stack(
         [
             (changed == u.roll((i, j), (2, 3))).double().mean((1, 2, 3))
@@ -442,16 +442,16 @@ def test_data_that_cannot_be_learnt_is_refused() -> None:
 def test_each_step_mixes_and_the_real_rows_still_come_round() -> None:
     real = from_arrays(np.arange(100.0)[:, None], np.zeros(100, int))
     made = from_arrays(1000 + np.arange(5000.0)[:, None], np.ones(5000, int))
-    plan = shuffled(100, 10, 1)
-    steps = list(GeneratedRows(made, 0.7).read(real, plan, 0, 1))
+    settings = shuffled(100, 10, 1)
+    steps = list(GeneratedRows(made, 0.7).read(real, settings, 0, 1))
     assert [int(y.sum()) for _, y in steps] == [7] * 10
     seen = np.concatenate([x[:, 0] for x, _ in steps])
     assert len(set(seen.tolist())) == 100  # no row twice
-    later = list(GeneratedRows(made, 0.7).read(real, plan, 4, 1))
+    later = list(GeneratedRows(made, 0.7).read(real, settings, 4, 1))
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(steps[4:], later, strict=True))
     few = GeneratedRows(from_arrays(-1.0 - np.arange(20.0)[:, None], np.ones(20, int)), 0.5)
     # fewer rows than an epoch asks for: again
-    assert [len(x) for x, _ in few.read(real, plan, 0, 1)] == [10] * 10
+    assert [len(x) for x, _ in few.read(real, settings, 0, 1)] == [10] * 10
     uneven = list(GeneratedRows(made, 0.7).read(real, shuffled(100, 16, 1), 0, 1))
     assert [(len(y), int(y.sum())) for _, y in uneven] == [(16, 11)] * 6 + [(4, 3)]
     with pytest.raises(SpecError, match="share"):

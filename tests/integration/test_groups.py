@@ -1,4 +1,4 @@
-"""Robustness by group: told by the data or beside it, in every figure's place, and checked."""
+"""Robustness by group: given by the data or with it, in every figure's place, and checked."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_figures_of_groups(at: Path) -> None:
     names(Path("card.md").read_text(encoding="utf-8"), "## By group", "| night | 8 |")
 
 
-def test_groups_beside_the_data_are_checked_merged_and_compared(at: Path) -> None:
+def test_groups_given_with_the_data_are_checked_merged_and_compared(at: Path) -> None:
     for rows, out in (("0:24", "whole"), ("0:10", "a"), ("10:24", "b")):
         run("bare.npz", out, "--groups", "groups.txt", "--samples", rows)
     assert holdfast("merge", "a", "b", "--out", "both").exit_code == 0
@@ -88,8 +88,8 @@ def test_groups_beside_the_data_are_checked_merged_and_compared(at: Path) -> Non
     (at / "other.txt").write_text("\n".join(GROUPS[::-1]))
     run("bare.npz", "c", "--groups", "other.txt", "--samples", "10:24")
     names(refused("merge", "a", "c", "--out", "x"), "cannot merge", "groups")
-    told = json.loads(holdfast("compare", "whole", "both", "--json").stdout)
-    assert [(g["name"], g["n"]) for g in told["per_group"]] == [
+    messages = json.loads(holdfast("compare", "whole", "both", "--json").stdout)
+    assert [(g["name"], g["n"]) for g in messages["per_group"]] == [
         ("<b>dusk", 8),
         ("day", 8),
         ("night", 8),
@@ -138,7 +138,7 @@ def test_a_part_of_the_data_keeps_its_groups(at: Path) -> None:
     assert part.groups.tolist() == ["day", "night", "<b>dusk"]
 
 
-def test_names_are_read_as_they_stand_in_a_text(tmp_path: Path) -> None:
+def test_names_are_read_as_they_are_in_a_text(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes("\ufeffone\u2028line\r\n\r\ntwo\r\n".encode())
     assert lines_of(tmp_path / "names.txt", "--groups") == ["one\u2028line", "", "two"]
     (tmp_path / "names.txt").write_bytes(b"")

@@ -79,7 +79,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
     how += "ramp=0.1, rate=0.01"
     recipe = f'strong({how}, optimiser="{optimiser}")'
     whole, net = training(recipe, make=Normed)
-    wanted = weights(whole.fit(net))
+    expected = weights(whole.fit(net))
 
     cut, net = training(recipe, make=Normed, folder=tmp_path, every=0.0)
     step = Training._step
@@ -95,7 +95,7 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_with_the_same_bits(
             cut.fit(net)
     again, net = training(recipe, make=Normed, folder=tmp_path)
     found = again.fit(net, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(wanted, weights(found), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, weights(found), strict=True))
     assert [line.epoch for line in read_log(tmp_path)] == [1, 2]
 
 
@@ -186,15 +186,15 @@ def test_perturbed_weights_come_back_and_raise_the_loss() -> None:
     def loss() -> Tensor:
         return torch.nn.functional.cross_entropy(net(x), y)
 
-    plain = float(loss().detach())
+    ordinary = float(loss().detach())
     with perturbed_weights(net, loss, "awp", 0.05):
-        assert float(loss().detach()) > plain
-        moved = [
+        assert float(loss().detach()) > ordinary
+        shifted = [
             float((w.detach() - before[name]).norm() / before[name].norm())
             for name, w in net.named_parameters()
             if w.ndim > 1
         ]
-    assert moved == pytest.approx([0.05] * 4, rel=1e-3)
+    assert shifted == pytest.approx([0.05] * 4, rel=1e-3)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -271,14 +271,17 @@ def test_catastrophic_overfitting_provoked_is_seen_and_undone() -> None:
     rows, threat = (digits(0, 1200), digits(1200, 1437)), Threat.linf(0.3)
     done = Training(target, *rows, threat, recipe, *recipes.parts(recipe))  # pyright: ignore
     log = done.fit(net).progress.log
-    fallen = next(i for i, line in enumerate(log) if line.note)
+    noted = next(i for i, line in enumerate(log) if line.note)
     names(
-        log[fallen].note, "catastrophic overfitting", "back to the weights of epoch", "pgd(steps=2"
+        log[noted].note,
+        "catastrophic overfitting",
+        "back to the weights of epoch",
+        "pgd(steps=2",
     )
-    before = max(line.robust for line in log[:fallen])
-    assert log[fallen].inner - log[fallen].robust > 0.1
-    assert log[fallen].robust < before
-    assert max(line.robust for line in log[fallen:]) > before + 0.05
+    before = max(line.robust for line in log[:noted])
+    assert log[noted].inner - log[noted].robust > 0.1
+    assert log[noted].robust < before
+    assert max(line.robust for line in log[noted:]) > before + 0.05
     assert log[-1].objective.startswith("pgd(")
 
 

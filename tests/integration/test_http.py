@@ -93,7 +93,7 @@ class Server(ThreadingHTTPServer):
         """Clients that hang up are part of the game."""
 
     def endpoint(self, **changes: Any) -> Endpoint:
-        plain = {
+        ordinary = {
             "url": f"http://127.0.0.1:{self.server_address[1]}/predict",
             "shape": SHAPE,
             "classes": NAMES,
@@ -104,7 +104,7 @@ class Server(ThreadingHTTPServer):
             "concurrency": 2,
             "backoff": 0,
         }
-        return Endpoint.model_validate(plain | changes)
+        return Endpoint.model_validate(ordinary | changes)
 
     def target(self, **changes: Any) -> http.HttpTarget:
         return http.HttpTarget(self.endpoint(**changes))
@@ -160,7 +160,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         made.shutdown()
 
 
-def near_victim(x: np.ndarray) -> bool:
+def close_victim(x: np.ndarray) -> bool:
     """Whether one of these inputs was made from the victim, and is not the clean one."""
     nearest = np.abs(x[:, None] - X).max((2, 3, 4)).argmin(1)
     return bool(((nearest == VICTIM) & (x != X[VICTIM]).any((1, 2, 3))).any())
@@ -172,7 +172,7 @@ MISHAPS = ["drop", "429", "500", "hang", "garbage", "nan", "rows", "503"]
 @pytest.mark.parametrize("kind", MISHAPS)
 def test_a_misbehaving_endpoint_costs_only_the_guilty_row(server: Server, kind: str) -> None:
     """Three requests meet the mishap by chance, those of the victim always."""
-    server.mishap = lambda x, number: kind if number in (2, 5, 9) or near_victim(x) else ""
+    server.mishap = lambda x, number: kind if number in (2, 5, 9) or close_victim(x) else ""
     target = server.target(retries=3, timeout=0.2 if kind == "hang" else 30)
     assert statuses(holdfast.evaluate(target, (X, Y), THREAT, attacks=ATTACKS)) == failed(twin())
     assert target.sent == len(server.seen)
@@ -188,7 +188,7 @@ def test_an_endpoint_is_measured_like_its_twin(server: Server, gives: str, tmp_p
     assert statuses(run) == list(twin(tried))
     assert verify(run.folder, server.target(**changes), from_arrays(X, Y)) == []
     if gives == "labels":
-        server.mishap = lambda x, number: "nan" if near_victim(x) else ""
+        server.mishap = lambda x, number: "nan" if close_victim(x) else ""
         target = server.target(retries=1, **changes)
         assert statuses(holdfast.evaluate(target, (X, Y), THREAT, attacks=tried)) == failed(
             twin(tried)
@@ -199,12 +199,12 @@ def test_an_endpoint_is_measured_like_its_twin(server: Server, gives: str, tmp_p
 
 def test_no_decision_is_neither_a_success_nor_a_survival(server: Server) -> None:
     """Also where the endpoint is well again before the judge asks."""
-    server.mishap = lambda x, number: "500" if near_victim(x) else ""
+    server.mishap = lambda x, number: "500" if close_victim(x) else ""
     target = server.target(gives="labels", response="outputs.*.label", retries=0)
     x, y, threat = torch.from_numpy(X), torch.from_numpy(Y), holdfast.Threat.parse(THREAT)
-    books = run(parse("sweep(steps=12)"), target, x, y, threat)
-    assert books.outcome[VICTIM] == Outcome.FAILED
-    assert books.size[VICTIM].isinf()
+    result = run(parse("sweep(steps=12)"), target, x, y, threat)
+    assert result.outcome[VICTIM] == Outcome.FAILED
+    assert result.size[VICTIM].isinf()
     probed = Problem(
         target,
         x,
@@ -350,8 +350,8 @@ def test_a_variable_must_hold_what_a_header_may(
 
 def write(folder: Path, **changes: Any) -> Path:
     path = folder / "it.endpoint.json"
-    plain = {"url": "http://127.0.0.1:9/p", "shape": SHAPE, "classes": 3, "gives": "scores"}
-    path.write_text(json.dumps(plain | {"request": {"json": "$inputs"}} | changes))
+    ordinary = {"url": "http://127.0.0.1:9/p", "shape": SHAPE, "classes": 3, "gives": "scores"}
+    path.write_text(json.dumps(ordinary | {"request": {"json": "$inputs"}} | changes))
     return path
 
 
@@ -441,14 +441,14 @@ def test_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_sent() -> None:
     def sent(x: np.ndarray = X[:2], **changes: Any) -> bytes:
-        plain = {
+        ordinary = {
             "url": "http://h/p",
             "shape": x.shape[1:],
             "classes": 3,
             "gives": "scores",
             "batch": 2,
         }
-        return encode(Endpoint.model_validate(plain | changes), x)
+        return encode(Endpoint.model_validate(ordinary | changes), x)
 
     def picture(content: bytes) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(content)))
@@ -479,8 +479,8 @@ def test_what_is_sent() -> None:
 
 def test_what_is_read() -> None:
     def read(answer: Any, n: int = 2, **changes: Any) -> list[list[float]]:
-        plain = {"url": "http://h/p", "shape": [4], "classes": NAMES, "gives": "scores"}
-        endpoint = Endpoint.model_validate(plain | {"request": {"json": "$inputs"}} | changes)
+        ordinary = {"url": "http://h/p", "shape": [4], "classes": NAMES, "gives": "scores"}
+        endpoint = Endpoint.model_validate(ordinary | {"request": {"json": "$inputs"}} | changes)
         return decode(endpoint, json.dumps(answer).encode(), n).tolist()
 
     nan = pytest.approx([np.nan] * 3, nan_ok=True)
@@ -525,6 +525,6 @@ def test_what_decides_the_answers_is_the_fingerprint(server: Server) -> None:
 
 def test_what_an_endpoint_cannot_be_told_is_refused(tmp_path: Path) -> None:
     path = str(write(tmp_path))
-    for told in ({"output": "head"}, {"preprocess": Normalize(0.5, 0.5)}):
-        with pytest.raises(InputError, match=f"{next(iter(told))} cannot be given for a"):
-            load(path, **told)
+    for messages in ({"output": "head"}, {"preprocess": Normalize(0.5, 0.5)}):
+        with pytest.raises(InputError, match=f"{next(iter(messages))} cannot be given for a"):
+            load(path, **messages)

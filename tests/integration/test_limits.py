@@ -88,15 +88,15 @@ def test_the_command_line_keeps_the_limits_as_evidence(here: Path) -> None:
     np.testing.assert_array_equal((status == "broken")[sure], (most > gap)[sure])
     assert 0 < (status == "broken").sum() < N
     for ids, found in run.examples():
-        moved = np.abs(found.astype(float) - X[ids])
-        assert (moved[:, 4:] == 0).all()
+        shifted = np.abs(found.astype(float) - X[ids])
+        assert (shifted[:, 4:] == 0).all()
         np.testing.assert_allclose(
-            (moved[:, :4] / LIMITS["scale"][:4]).max(1), size[ids], rtol=1e-6
+            (shifted[:, :4] / LIMITS["scale"][:4]).max(1), size[ids], rtol=1e-6
         )
         assert (found >= LIMITS["low"]).all()
         assert (found <= LIMITS["high"]).all()
     assert command("verify", "run", "net.py:make", "set.npz").exit_code == 0
-    assert "times a scale" in (here / "run" / "report.html").read_text()
+    assert "eps has a scale" in (here / "run" / "report.html").read_text()
     assert command("attack", *asked, "--out", "made.npz").exit_code == 0
     with np.load("made.npz") as made:
         assert made["broken"].sum() == (status == "broken").sum()

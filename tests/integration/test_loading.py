@@ -309,7 +309,7 @@ def test_a_checkpoint_without_weights(content: object, seen: str) -> None:
     names(evaluate("net.pt", "--arch", ARCH), "net.pt", f"holds a {seen}", "state_dict")
 
 
-def test_a_helper_beside_the_frameworks_is_none(
+def test_a_helper_next_to_the_frameworks_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shared_helper.py").write_text("VALUE = 1\n")

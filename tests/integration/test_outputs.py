@@ -26,7 +26,7 @@ class ModelOutput(OrderedDict):
 
 
 @dataclass
-class Plain:
+class Ordinary:
     hidden: Tensor
     head: Tensor
     loss: Tensor | None = None
@@ -46,7 +46,7 @@ class Returns(nn.Module):
     [
         (lambda z, x: ModelOutput(logits=z), None),
         (lambda z, x: ModelOutput(logits=z, hidden_states=(x, x)), None),
-        (lambda z, x: Plain(x, z), "head"),
+        (lambda z, x: Ordinary(x, z), "head"),
     ],
 )
 def test_outputs_by_name(make: Any, output: str | None) -> None:
@@ -59,7 +59,7 @@ def test_outputs_by_name(make: Any, output: str | None) -> None:
 
 def test_an_output_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(InputError, match="with hidden, head, and none was chosen"):
-        holdfast.wrap(Returns(lambda z, x: Plain(x, z)), shape=(1, 4, 4))
+        holdfast.wrap(Returns(lambda z, x: Ordinary(x, z)), shape=(1, 4, 4))
 
 
 def boxes(z: Tensor, x: Tensor) -> list[dict[str, Tensor]]:

@@ -71,7 +71,9 @@ def run(out: str, *more: str) -> None:
 def test_the_distance_is_that_of_the_network_and_verified(at: Path) -> None:
     run("r", "--samples", str(ROWS), "--perceptual", "near.py:Near")
     table, metrics = store.read_samples(Path("r")), store.read_manifest(Path("r")).metrics
-    told = dict(zip(table.column("id").to_pylist(), table.column("lpips").to_pylist(), strict=True))
+    stored = dict(
+        zip(table.column("id").to_pylist(), table.column("lpips").to_pylist(), strict=True)
+    )
     source, found = open_data("digits"), {}
     for ids, x in store.examples(Path("r")):
         for i, row in zip(ids.tolist(), x, strict=True):
@@ -83,7 +85,7 @@ def test_the_distance_is_that_of_the_network_and_verified(at: Path) -> None:
                 )
             )
     assert 0 < len(found) < ROWS
-    assert {i: d for i, d in told.items() if d is not None} == pytest.approx(found, rel=1e-9)
+    assert {i: d for i, d in stored.items() if d is not None} == pytest.approx(found, rel=1e-9)
     assert metrics.perceptual is not None
     assert metrics.perceptual.lpips == pytest.approx(np.median(list(found.values())))
     names(Path("r/report.html").read_text(encoding="utf-8"), "median perceptual distance (LPIPS)")
@@ -95,7 +97,7 @@ def test_the_distance_is_that_of_the_network_and_verified(at: Path) -> None:
     done = holdfast("verify", "r", "demo", "digits", "--perceptual", "near.py:other")
     assert done.exit_code == 1
     names(done.stdout, "not the network that was asked", "have another perceptual distance")
-    changed = pa.array([None if d is None else 1.5 * d for d in told.values()])
+    changed = pa.array([None if d is None else 1.5 * d for d in stored.values()])
     place = table.schema.get_field_index("lpips")
     store.write_samples(Path("r"), table.set_column(place, "lpips", changed))
     done = holdfast("verify", "r", "demo", "digits", "--perceptual", "near.py:Near")
@@ -109,15 +111,15 @@ def test_without_a_network_nothing_is_added(at: Path) -> None:
     assert perceptual is not None
     assert perceptual.lpips is None
     assert "LPIPS" not in Path("r/report.html").read_text(encoding="utf-8")
-    told = refused("verify", "r", "demo", "digits", "--perceptual", "near.py:Near")
-    names(told, "was measured without --perceptual")
+    messages = refused("verify", "r", "demo", "digits", "--perceptual", "near.py:Near")
+    names(messages, "was measured without --perceptual")
 
 
 def test_shards_of_one_network_merge(at: Path) -> None:
-    near = ("--perceptual", "near.py:Near")
-    run("a", "--samples", "0:6", *near)
-    run("b", "--samples", "6:12", *near)
-    run("whole", "--samples", "0:12", *near)
+    nearby = ("--perceptual", "near.py:Near")
+    run("a", "--samples", "0:6", *nearby)
+    run("b", "--samples", "6:12", *nearby)
+    run("whole", "--samples", "0:12", *nearby)
     assert holdfast("merge", "a", "b", "--out", "both").exit_code == 0
     both, whole = (
         store.read_samples(Path(name)).column("lpips").to_numpy() for name in ("both", "whole")

@@ -160,7 +160,7 @@ def test_a_planted_failure_raises_exactly_its_finding(
     assert (grave or [f.check for f in found]) == [check]
 
 
-def test_the_table_plants_all_that_the_examination_looks_for() -> None:
+def test_the_table_plants_all_that_the_probe_looks_for() -> None:
     assert len({row[0] for row in TABLE}) >= 15
 
 

@@ -58,13 +58,13 @@ def test_a_search_ends_at_the_nearest_image_and_its_gradient_runs_along_them() -
     defence = DefenseGAN(net, latent=3, restarts=2, steps=400, rate=200.0)
     onto = net.basis @ net.basis.T
     u = (2 * x - 1).flatten(1)
-    wanted = (((u @ onto) + 1) / 2).view_as(x)
+    expected = (((u @ onto) + 1) / 2).view_as(x)
     with sealed(0):
         leaf = x.clone().requires_grad_()
         with torch.enable_grad():
             seen = defence(leaf)
         again = defence(x[1:2])
-    assert torch.allclose(seen, wanted, atol=1e-4)
+    assert torch.allclose(seen, expected, atol=1e-4)
     assert torch.allclose(again, seen[1:2], atol=1e-6)
     g = draw(5, 16).float()
     assert torch.allclose(

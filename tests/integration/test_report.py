@@ -18,9 +18,10 @@ from rich.console import Console
 
 import holdfast
 from holdfast.errors import InputError
-from holdfast.report import figures, html, markdown, terminal, words
+from holdfast.reporting import figures, html, markdown, terminal, words
 from holdfast.runs import store
 from holdfast.runs.compare import compare
+from holdfast.runs.metrics import interval
 from holdfast.runs.run import Run
 
 
@@ -111,6 +112,9 @@ def test_the_headline_is_a_sentence_of_the_figures(tmp_path: Path) -> None:
         f"{100 * robust.value:.1f} % of the same inputs (95 % interval {100 * robust.low:.1f} to "
         f"{100 * robust.high:.1f} %)."
     )
+    m.metrics.certified_accuracy = interval(100, clean.n)
+    bracket = "at least 10.4 % (proven) and at most 32.3 % (not broken) of the same inputs"
+    assert bracket in words.headline(m)
     aimed = make(tmp_path / "aimed", shape=(5,), target=1, names=["a", "cat", "c", "d"])
     assert "change every value" in words.headline(aimed)
     assert "wants the answer “cat”" in words.headline(aimed)
@@ -264,12 +268,12 @@ def test_an_interval_band_and_upper_bounds_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_report_needs_no_torch() -> None:
-    """The package itself offers everything and so imports torch; an empty stand-in shows what the
+    """The package itself offers everything and so imports torch; an empty substitute shows what the
     report asks for."""
     path = list(holdfast.__path__)
     code = (
         "import sys, types\nroot = sys.modules['holdfast'] = types.ModuleType('holdfast')\n"
-        f"root.__path__ = {path!r}\nimport holdfast.report.html, holdfast.report.terminal\n"
+        f"root.__path__ = {path!r}\nimport holdfast.reporting.html, holdfast.reporting.terminal\n"
         "print({'torch', 'pandas', 'matplotlib.pyplot'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

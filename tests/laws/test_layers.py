@@ -19,8 +19,9 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view report audit testing tracking
+    testing tracking
     holdfast
+    view reporting audit
     hardening generation scale
     certification
     training
@@ -32,7 +33,7 @@ LAYERS = """
     targets
     data
     threats tasks
-    decisions errors losses memory norms quiet rng spec tensors usercode version
+    arguments decisions errors losses memory norms quiet rng spec tensors usercode version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
@@ -88,7 +89,7 @@ def looked_up(file: Path) -> set[str]:
 # The imports by a text that go up, and so in a circle: two methods of what stands below.
 UPWARDS = {
     "attacks/attack.py": "holdfast.evaluation.attack",
-    "runs/run.py": "holdfast.report.html",
+    "runs/run.py": "holdfast.reporting.html",
 }
 
 
@@ -142,7 +143,7 @@ def test_no_imports_go_in_a_circle() -> None:
 
 def test_two_modules_above_are_looked_up_by_their_names() -> None:
     """An attack that is called is judged as `holdfast.attack` judges, and `Run.report` writes the
-    page that `holdfast.report` writes."""
+    page that `holdfast.reporting` writes."""
     assert all(above in looked_up(Path(file)) for file, above in UPWARDS.items())
 
 
@@ -154,7 +155,7 @@ def test_no_attack_imports_another(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", [p for p in FILES if p.parts[0] in ("report", "runs", "data")], ids=str
+    "file", [p for p in FILES if p.parts[0] in ("reporting", "runs", "data")], ids=str
 )
 def test_a_report_opens_without_torch(file: Path) -> None:
     torchy = {p.stem for p in FILES if len(p.parts) == 1 and "torch" in libraries(p)}
@@ -183,7 +184,7 @@ def test_the_loop_names_no_attack(file: Path) -> None:
 
 # Who may ask for a norm's name: the norms; the attack that picks its variant; the protocols, which
 # are lists by norm; the words of a report, which cannot import torch.
-KNOW_NORMS = {"norms.py", "attacks/attack.py", "evaluation/protocols.py", "report/words.py"}
+KNOW_NORMS = {"norms.py", "attacks/attack.py", "evaluation/protocols.py", "reporting/words.py"}
 
 
 @pytest.mark.parametrize("file", [p for p in FILES if str(p) not in KNOW_NORMS], ids=str)

@@ -87,7 +87,7 @@ BY_HAND: list[tuple[str, Callable[[Tensor], Tensor]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "wanted"), BY_HAND)
+@pytest.mark.parametrize(("text", "expected"), BY_HAND)
 def test_a_penalty_and_its_gradient_are_those_by_hand(
     text: str, expected: Callable[[Tensor], Tensor]
 ) -> None:

@@ -274,9 +274,9 @@ def test_every_run_of_images_says_what_8_bits_leave(tmp_path: Path) -> None:
     source, target = holdfast.data.as_source((x, y)), holdfast.wrap(demo_model())
     assert verify(run.folder, target, source) == []
     table = run.samples
-    told = [None if v is None else True for v in table.column("broken_8bit").to_pylist()]
+    messages = [None if v is None else True for v in table.column("broken_8bit").to_pylist()]
     place = table.column_names.index("broken_8bit")
-    store.write_samples(run.folder, table.set_column(place, "broken_8bit", [told]))
+    store.write_samples(run.folder, table.set_column(place, "broken_8bit", [messages]))
     assert any("8 bits" in sentence for sentence in verify(run.folder, target, source))
 
 
@@ -383,7 +383,7 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
     assert run.f1 == run.metrics.f1
     from rich.console import Console
 
-    from holdfast.report.terminal import summary
+    from holdfast.reporting.terminal import summary
 
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(summary(run.manifest))

@@ -37,7 +37,7 @@ def net() -> nn.Module:
     return made
 
 
-def plain() -> nn.Module:
+def ordinary() -> nn.Module:
     """Takes [n, h, w] alone."""
 
     class Flat(nn.Module):
@@ -52,7 +52,7 @@ def plain() -> nn.Module:
     return Flat()
 
 
-@pytest.mark.parametrize("make", [net, plain])
+@pytest.mark.parametrize("make", [net, ordinary])
 def test_an_axis_of_one_channel_comes_and_goes(make: object) -> None:
     """Line 13: (n, 6, 6), (n, 1, 6, 6) and (n, 6, 6, 1) for a model of any of them: the same
     statuses."""

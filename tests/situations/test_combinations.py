@@ -16,7 +16,7 @@ from holdfast.data import from_arrays
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
 from holdfast.generation import generate
-from holdfast.report import generated as html
+from holdfast.reporting import generated as html
 from holdfast.runs import store
 
 BRIEF = 'fast(epochs=1, batch_size=32, judge="pgd(steps=1)", objective="pgd(steps=1)")'

@@ -52,7 +52,7 @@ class Raw:
                 return
 
     def target(self, **changes: Any) -> HttpTarget:
-        plain = {
+        ordinary = {
             "url": f"http://127.0.0.1:{self.socket.getsockname()[1]}/",
             "shape": [2],
             "classes": 2,
@@ -61,7 +61,7 @@ class Raw:
             "response": "scores",
             "retries": 0,
         }
-        return HttpTarget(Endpoint.model_validate(plain | changes))
+        return HttpTarget(Endpoint.model_validate(ordinary | changes))
 
 
 @pytest.fixture

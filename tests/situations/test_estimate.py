@@ -54,7 +54,7 @@ CHEAP: dict[str, tuple[str, dict[str, Any]]] = {
         "linf(0.02)",
         {"attacks": ["pgd(steps=2)", "relay(steps=300, leg=100)"]},
     ),
-    "walks that begin anew": (
+    "searches that begin anew": (
         "l2(0.05)",
         {"attacks": ["pgd(steps=2)", "brendelbethge(steps=60, walks=4)"]},
     ),
@@ -81,15 +81,15 @@ def test_decision_attacks_are_counted() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("threat", ["linf(0.02)", "linf(0.1)", "l2(0.1)"])
 @pytest.mark.parametrize("curve", [(), (0.01, 0.2)])
-def test_the_examination_is_counted(threat: str, curve: tuple[float, ...]) -> None:
-    """Line 33: of few rows the examination is a large part of the cost of the standard protocol."""
+def test_the_probe_is_counted(threat: str, curve: tuple[float, ...]) -> None:
+    """Line 33: of few rows the probe is a large part of the cost of the standard protocol."""
     found, said = ratio(threat, curve=curve)
     assert len(said) == 1
     assert 1 / FACTOR < found < FACTOR
 
 
 def test_added_trials_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 33: where the examination adds trials, the estimate is given anew with them."""
+    """Line 33: where the probe adds trials, the estimate is given anew with them."""
     trials = (parse_trial("pgd(steps=5)"),)
     more = [parse_trial("pgd(steps=40, restarts=3)")]
     monkeypatch.setattr(

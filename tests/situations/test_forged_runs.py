@@ -21,7 +21,7 @@ from holdfast.data import from_arrays
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.report import html
+from holdfast.reporting import html
 from holdfast.runs import store
 from holdfast.runs.compare import compare
 from holdfast.runs.manifest import Costs, Finding, Manifest
@@ -58,7 +58,7 @@ def test_a_genuine_run_of_a_model_that_gives_probabilities_holds(tmp_path: Path)
         assert verify(tmp_path / name, holdfast.wrap(model), source) == []
 
 
-def test_an_untouched_run_holds(whole: Path) -> None:
+def test_an_unchanged_run_holds(whole: Path) -> None:
     """Line 5: nothing is found where nothing was changed."""
     assert found(whole) == []
 
@@ -93,14 +93,14 @@ def renamed(m: Manifest) -> Manifest:
 def test_forged_facts_are_found(
     run: Path, change: Callable[[Manifest], Manifest], seen: str
 ) -> None:
-    """Line 5: a protocol under another name, an invented network, a budget, an examination or a
+    """Line 5: a protocol under another name, an invented network, a budget, a probe or a
     finding."""
     seal(run, refigured(run, change(store.read_manifest(run))))
     assert seen in " ".join(found(run))
 
 
-def test_an_emptied_examination_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line 5: whether an examination was due follows from protocol, budget and target, not from
+def test_an_emptied_probe_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line 5: whether a probe was due follows from protocol, budget and target, not from
     what run.json says."""
     short = {"autoattack": (3, "", {"other": ("apgd(steps=2)",)})}
     monkeypatch.setattr("holdfast.evaluation.protocols.PROTOCOLS", short)

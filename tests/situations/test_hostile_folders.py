@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from holdfast.data import Source, open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.verify import verify
-from holdfast.report import html
+from holdfast.reporting import html
 from holdfast.runs import store
 from holdfast.runs.compare import compare
 from holdfast.targets import Target, load
@@ -221,7 +221,7 @@ def test_a_hostile_folder_ends_in_one_sentence(
     or 2."""
     if name in COMMON:
         # to draw takes longest
-        monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")
+        monkeypatch.setattr("holdfast.reporting.figures._svg", lambda *_: "<svg></svg>")
     run = tmp_path / "run"
     shutil.copytree(shared, run)
     HOSTILE[name](run)

@@ -158,9 +158,9 @@ def test_constant_answers_of_other_heads_are_unreliable() -> None:
         (mean, values, "regression(0.5)"),
     ):
         assert checks(measured(outputs, y, task)) == {"near_chance"}
-    near = values + draw.normal(scale=0.3, size=values.shape)
+    nearby = values + draw.normal(scale=0.3, size=values.shape)
     for outputs, y, task in (
         (2 * truth - 1, truth, "multilabel"),
-        (near, values, "regression(0.5)"),
+        (nearby, values, "regression(0.5)"),
     ):
         assert checks(measured(outputs, y, task)) == set()

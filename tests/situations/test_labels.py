@@ -116,9 +116,9 @@ def test_networks_take_k_values_in_their_order(labels: list[int], tmp_path: Path
     and that is said."""
     net = nn.Linear(4, len(labels))
     y = classes_of(np.array(labels), len(labels))
-    plain = measured(net, np.minimum(Y, len(labels) - 1))
+    ordinary = measured(net, np.minimum(Y, len(labels) - 1))
     run = measured(net, y, out=tmp_path / "run")
-    assert run.manifest.metrics.clean_accuracy == plain.manifest.metrics.clean_accuracy
+    assert run.manifest.metrics.clean_accuracy == ordinary.manifest.metrics.clean_accuracy
     assert run.manifest.data.class_names == [str(v) for v in labels]
     assert f"{labels[0]} is 0" in said(run)[0]
     assert verify(tmp_path / "run", wrap(net), Arrays(X, y, "arrays", scale=False)) == []
@@ -161,14 +161,14 @@ def test_one_hot_labels(kind: type) -> None:
     """Line 16: one-hot rows of k classes are class numbers for a model of k outputs, and the report
     says so."""
     net = nn.Linear(4, 3)
-    run, plain = measured(net, np.eye(3)[Y].astype(kind)), measured(net, Y)
+    run, ordinary = measured(net, np.eye(3)[Y].astype(kind)), measured(net, Y)
     assert run.samples.drop(["seconds"] if "seconds" in run.samples.column_names else []).equals(
-        plain.samples
+        ordinary.samples
     )
     assert "one-hot" in said(run)[0]
-    assert run.manifest.data.fingerprint == plain.manifest.data.fingerprint
+    assert run.manifest.data.fingerprint == ordinary.manifest.data.fingerprint
     column = measured(net, Y[:, None].astype(np.float32))  # as Keras has them
-    assert column.manifest.data.fingerprint == plain.manifest.data.fingerprint
+    assert column.manifest.data.fingerprint == ordinary.manifest.data.fingerprint
 
 
 def test_one_hot_labels_train_too() -> None:

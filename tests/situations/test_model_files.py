@@ -172,8 +172,8 @@ def test_names_before_the_names_of_weights(renamed: Any) -> None:
     assert fits("net.safetensors")
 
 
-def test_parts_beside_the_model() -> None:
-    """Line 17: weights of a loss or an average beside the model's own are left out; two models
+def test_parts_other_than_the_model() -> None:
+    """Line 17: weights of a loss or an average next to the model's own are left out; two models
     alike are refused."""
     own = {f"model.{name}": value for name, value in weights().items()}
     average = {f"ema_model.{name}": value + 1 for name, value in weights().items()}

@@ -108,7 +108,7 @@ def test_channels_turned_and_shifted_are_attacked_as_their_twin_of_tensors() -> 
     assert "own gradient" in said["bgr_of_tensors"][0]
 
 
-def test_the_gradient_that_stands_in_knows_the_channels() -> None:
+def test_the_substitute_gradient_knows_the_channels() -> None:
     """Line 19: the gradient of a function without one mixes and scales the channels as the function
     does."""
     x = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -128,20 +128,20 @@ def test_cosine_scores_are_scores() -> None:
     assert not wrap_and_check(model).head.probabilities
 
 
-@pytest.mark.parametrize("way", ["estimator", "method"])
-def test_estimators_say_what_they_give(way: str) -> None:
+@pytest.mark.parametrize("direction", ["estimator", "method"])
+def test_estimators_say_what_they_give(direction: str) -> None:
     """Line 1: a decision function on positives alone, and predict_proba."""
     svm = pytest.importorskip("sklearn.svm")
     trees = pytest.importorskip("sklearn.ensemble")
     fitted = svm.LinearSVC().fit(X, Y)
-    model = fitted if way == "estimator" else fitted.decision_function
-    near = X[Y == 1][fitted.decision_function(X[Y == 1]) < 0.9]
-    near = near[fitted.decision_function(near) > 0]
-    run = measure(model, near, np.ones(len(near), np.int64))
+    model = fitted if direction == "estimator" else fitted.decision_function
+    nearby = X[Y == 1][fitted.decision_function(X[Y == 1]) < 0.9]
+    nearby = nearby[fitted.decision_function(nearby) > 0]
+    run = measure(model, nearby, np.ones(len(nearby), np.int64))
     assert run.metrics.clean_accuracy.value == 1
     assert "probabilities" not in noted(run)
     forest = trees.RandomForestClassifier(5, random_state=0).fit(X, Y)
-    model = forest if way == "estimator" else forest.predict_proba
+    model = forest if direction == "estimator" else forest.predict_proba
     assert wrap_and_check(model).head.probabilities
 
 

@@ -147,7 +147,7 @@ def test_the_terminal_says_how_a_cut_run_goes_on(
     """Line 22: the same command, with --resume."""
     monkeypatch.chdir(tmp_path)
     # to draw takes longest
-    monkeypatch.setattr("holdfast.report.figures._svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("holdfast.reporting.figures._svg", lambda *_: "<svg></svg>")
     asked = (
         "evaluate",
         "demo",

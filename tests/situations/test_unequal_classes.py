@@ -18,7 +18,7 @@ import holdfast
 from holdfast.cli.main import app
 from holdfast.data import from_arrays
 from holdfast.hardening import objectives
-from holdfast.report import paired
+from holdfast.reporting import paired
 from holdfast.training.balance import Balance, divide_fairly
 from holdfast.training.objective import Net
 from holdfast.training.train import train
@@ -150,16 +150,16 @@ def test_plain_training_weighs_classes(trained: nn.Module) -> None:
     """Line 4: `train` balances too; without weights the same training answers the majority
     alone."""
     x, y = map(torch.from_numpy, rows(300, 1))
-    plain = train(
+    ordinary = train(
         holdfast.wrap(fresh()), from_arrays(*rows(1000, 0)), epochs=2, class_weights="none"
     )  # pyright: ignore
     with torch.no_grad():
-        for net, least in ((trained, 0.7), (plain, 0.0)):
+        for net, least in ((trained, 0.7), (ordinary, 0.0)):
             right = net(x).argmax(1) == y
             assert (
                 float(torch.stack([right[y == c].double().mean() for c in (0, 1)]).min()) >= least
             )
-    assert float((plain(x).argmax(1) == 1).double().mean()) < 0.01
+    assert float((ordinary(x).argmax(1) == 1).double().mean()) < 0.01
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)

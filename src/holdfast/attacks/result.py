@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.data.arrays import like
 from holdfast.errors import InputError
 from holdfast.spec import number
 
@@ -149,7 +150,27 @@ class AttackResult:
                 number(float(f"{v:.4g}")) for v in np.quantile(size[success], [0.25, 0.5, 0.75])
             )
             said += f"; size: median {middle}, half of them between {low} and {high}"
+            if self._signals:
+                middle = np.median(_numpy(self.snr_db)[success])
+                said += f"; signal-to-noise ratio: median {middle:.1f} dB"
         return f"{said}; {queries.sum() / max(right, 1):,.1f} queries a row"
+
+    @property
+    def snr_db(self) -> Any:
+        """[n] float64: the power of x over that of x_adv - x, in decibels; NaN where there is no
+        success. The summary says its median where inputs [n, t] or [n, c, t] lie around 0."""
+        x, found = (
+            _numpy(part).reshape(len(self), -1).astype(float) for part in (self.x, self.x_adv)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = 10 * np.log10((x**2).sum(1) / ((found - x) ** 2).sum(1))
+        return like(np.where(_numpy(self.success), ratio, np.nan), self.x)
+
+    @property
+    def _signals(self) -> bool:
+        """Whether the inputs can be sounds or other series: rows of [t] or [c, t] around 0."""
+        low, high = self.bounds
+        return _numpy(self.x).ndim in (2, 3) and low == -high
 
     def plot(self, n: int = 5) -> Figure:
         """Original, adversarial example and difference of the first n successes, then of other

@@ -33,7 +33,7 @@ def demo(
     from holdfast.evaluation.verify import verify
     from holdfast.hardening import recipes
     from holdfast.hardening.harden import harden
-    from holdfast.report import paired
+    from holdfast.reporting import paired
     from holdfast.targets import TorchTarget, wrap
     from holdfast.targets.demo import demo_net
     from holdfast.training.train import train

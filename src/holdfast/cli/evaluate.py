@@ -128,7 +128,7 @@ def check_seconds(max_seconds: float | None) -> None:
 
 def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) -> int:
     """Say what a finished run found, and whether it is good enough."""
-    from holdfast.report import html, terminal
+    from holdfast.reporting import html, terminal
     from holdfast.runs import gates
     from holdfast.runs.store import untrusted
 
@@ -156,7 +156,7 @@ def conclude(run: Run, conditions: Sequence[Gate], *, strict: bool, json: bool) 
 
 def echo_estimate(cost: Forecast) -> None:
     """The estimate, on stderr."""
-    from holdfast.report.words import duration
+    from holdfast.reporting.words import duration
 
     more = f"because of the findings, {cost.added} trials are added; " if cost.added else ""
     typer.echo(

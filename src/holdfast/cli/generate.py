@@ -44,7 +44,7 @@ def train(
 ) -> int:
     """Train a generative model of labelled images or rows, and measure what it draws."""
     from holdfast.generation import generate
-    from holdfast.report import generated
+    from holdfast.reporting import generated
 
     texts.check_layout(layout)
     chosen = _model(model, generator, discriminator)

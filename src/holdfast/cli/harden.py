@@ -110,7 +110,7 @@ def harden(
     folder = options.folder_of(model, f"{threat}-{recipe.partition('(')[0]}-hardened", **where)
     from holdfast.evaluation.facts import Names
     from holdfast.hardening.harden import harden as make_robust
-    from holdfast.report import paired
+    from holdfast.reporting import paired
 
     source, judged = options.open_to_train(data, test, rows)
     target = options.open_target(model, source, **how)
@@ -178,7 +178,7 @@ def echo_epoch(line: Epoch) -> None:
 
 def pages(made: Hardened) -> Path:
     """Write the page of the comparison, and those of the two runs that it links to."""
-    from holdfast.report import html, paired
+    from holdfast.reporting import html, paired
 
     for run in (made.before, made.after):
         html.write(run.folder)

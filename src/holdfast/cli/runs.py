@@ -32,8 +32,8 @@ def verify(
     the report. What no option says of model and data is as the run says it."""
     from holdfast.certification import Ladder
     from holdfast.evaluation.verify import verify as check
-    from holdfast.report import html
-    from holdfast.report.words import percent, printable
+    from holdfast.reporting import html
+    from holdfast.reporting.words import percent, printable
     from holdfast.runs.store import open_manifest, read_limits
     from holdfast.targets.preprocess import given_again
 
@@ -109,7 +109,7 @@ def compare(
         raise InputError(f"one run was given, {runs[0]}; a comparison takes two or more.")
     if page is not None and (len(runs) > 2 or page.suffix != ".html" or page.exists()):
         raise InputError(f"--page {page} takes two runs, and a name of a new .html file.")
-    from holdfast.report import paired
+    from holdfast.reporting import paired
     from holdfast.runs.compare import compare as pair
     from holdfast.runs.compare import spread
 
@@ -138,7 +138,7 @@ def merge(
 ) -> int:
     """Join runs made with --samples start:stop into the run that one process would have written."""
     from holdfast.evaluation.merge import merge as join
-    from holdfast.report import html, terminal
+    from holdfast.reporting import html, terminal
     from holdfast.runs.store import untrusted
 
     fresh = not out.exists()
@@ -173,10 +173,10 @@ def report(
 ) -> int:
     """Write report.html from the stored evidence, show the summary, and write other forms that are
     asked for."""
-    from holdfast.report import html, terminal
-    from holdfast.report import junit as tests
-    from holdfast.report import markdown as pages
-    from holdfast.report import sarif as scan
+    from holdfast.reporting import html, terminal
+    from holdfast.reporting import junit as tests
+    from holdfast.reporting import markdown as pages
+    from holdfast.reporting import sarif as scan
     from holdfast.runs import gates
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import checked
 from holdfast.data import cifar10, digits, factory, idx, libsvm, npz
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
@@ -26,6 +27,8 @@ KINDS = {
     "groups group",
     "folder": "DIR: one sub-folder of images for each class, under train/ and test/ if there are "
     "splits; --resize 256 --crop 224 while loading, --classes FILE for their numbers",
+    "waves": "DIR: one sub-folder of .wav files for each class, of one rate and length, as [t] in "
+    "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
     "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label "
     "NAME); plain or .gz",
     "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names "
@@ -42,9 +45,9 @@ _ENDINGS = {
 }
 READERS = {
     "label": ("csv", "parquet"),
-    "classes": ("folder",),
+    "classes": ("folder", "waves"),
     "resize": ("folder",),
-    "crop": ("folder",),
+    "crop": ("folder", "waves"),
 }
 _FORMS = {
     kind: KINDS[kind].split(": ")[0]
@@ -73,7 +76,8 @@ def open_data(
             `data.classes.read_classes`.
         resize: of a folder of images: `256` (the shorter side), `224,224` (height, width), or
             `256,bicubic`.
-        crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize.
+        crop: of a folder of images: the middle `224` x 224, or `height,width`, after the resize;
+            of sounds: the middle `16000` samples.
 
     Raises:
         InputError: unknown, missing, damaged or empty data, a split that it lacks, or an option
@@ -106,6 +110,7 @@ def open_data(
     return source
 
 
+@checked
 def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the
     same forms.
@@ -150,7 +155,7 @@ def kind_of(spec: str) -> str:
         if path.name.lower().endswith(ending):
             return found
     if spec and path.is_dir():
-        return "folder"
+        return _kind_of_folder(path)
     where, _, name = spec.rpartition(":")
     if where and name.isidentifier():
         return "factory"
@@ -162,6 +167,15 @@ def kind_of(spec: str) -> str:
     raise InputError(
         f"there is no data {spec!r}, neither a kind nor a file or folder; {suggest(kind, KINDS)}"
     )
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """By its first image or sound."""
+    from holdfast.data import images, waves
+
+    endings = (path.suffix.lower() for path in folder.rglob("*"))
+    first = next((e for e in endings if e in images.ENDINGS | waves.ENDINGS), None)
+    return "waves" if first in waves.ENDINGS else "folder"
 
 
 def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]) -> Source:
@@ -186,6 +200,11 @@ def _open(kind: str, spec: str, split: str, scale: bool, loading: dict[str, str]
             resizing = Resizing.parse(loading.get("resize"), loading.get("crop"))
             classes = None if "classes" not in loading else _path(loading["classes"])
             return Folder(path, spec, split, scale, classes, resizing)
+        case "waves":
+            from holdfast.data.waves import Waves
+
+            classes = None if "classes" not in loading else _path(loading["classes"])
+            return Waves(path, spec, split, classes, loading.get("crop"))
         case "factory":
             return factory.open_factory(spec, scale)
         case "digits":

@@ -110,7 +110,7 @@ def from_arrays(
     labels = to_numpy(y, f"y of {name}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind in "UOT" and labels.size:
+    if labels.ndim and labels.dtype.kind in "UOT" and labels.size:
         from holdfast.data.classes import numbered
 
         labels, class_names = numbered(labels, name)

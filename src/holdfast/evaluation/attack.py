@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast import spec
+from holdfast.arguments import checked
 from holdfast.attacks.attack import Attack, run
 from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.problem import Pool, meets_goal, on_8bit
@@ -49,6 +50,7 @@ def attack(
 ) -> list[AttackResult]: ...  # fmt: skip
 
 
+@checked
 def attack(
     model: Any,
     x: Any,

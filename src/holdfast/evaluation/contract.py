@@ -229,8 +229,11 @@ def _likely(
             "They look like bytes: divide by 255, or give --bounds 0,255 if the model takes bytes."
         )
     if low < 0 and (abs(mean) < 1 and 0.3 < spread < 3):
+        sounds = " Sounds take --bounds -1,1." * (low >= -1 and high <= 1)
         return (
             'They look normalised: pass raw inputs and give --preprocess "normalize(mean, std)" '
-            "(in Python: wrap(..., preprocess=Normalize(mean, std)))."
+            f"(in Python: wrap(..., preprocess=Normalize(mean, std))).{sounds}"
         )
+    if -1 <= low < 0 and high <= 1:
+        return "Give the range that inputs can really have: --bounds -1,1 for sounds."
     return f"Give the range that inputs can really have: --bounds {low:.4g},{high:.4g}."

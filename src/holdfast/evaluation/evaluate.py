@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.arguments import checked
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.trial import Trial
 from holdfast.corruptions import measure
@@ -66,6 +67,7 @@ class Evaluation:
         return self.facts.corruptions is not None
 
 
+@checked
 def evaluate(
     model: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
@@ -114,8 +116,8 @@ def evaluate(
         AccessError: an attack needs more than the target gives.
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
-    ready = prepare(wrap(model), data, threat, protocol, attacks, samples, groups)
-    settings = settings_of(ready, curve, seed, max_queries, deadline, perceptual)
+    ready = prepare(wrap(model), data, threat, protocol, list(attacks), samples, groups)
+    settings = settings_of(ready, list(curve), seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
         facts = facts_of(ready, settings, names or Names())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.evaluation.build_manifest import add_trials, build_manifest
 from holdfast.evaluation.chunk import chunk_of
@@ -19,6 +20,7 @@ from holdfast.runs.manifest import SCHEMA_VERSION, Facts, Manifest
 from holdfast.runs.run import Run, folder_of
 
 
+@checked
 def merge(shards: Sequence[Run | Path | str], out: Path | str) -> Run:
     """Join finished runs of disjoint rows of the same data under the same question.
 

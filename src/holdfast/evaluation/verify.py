@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from holdfast.arguments import checked
 from holdfast.corruptions import measure
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
@@ -45,6 +46,7 @@ WORDS: dict[str, Any] = {
 }
 
 
+@checked
 def verify(
     run: Run | Path | str,
     model: Any,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from holdfast.arguments import checked
 from holdfast.data import Source, as_source
 from holdfast.data.laid import laid_as
 from holdfast.data.part import divide
@@ -41,6 +42,7 @@ from holdfast.rng import Keys
 from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
 from holdfast.targets.target import Bounds, sealed
+from holdfast.targets.wrapping import device_of
 from holdfast.training.batches import read, shuffled
 from holdfast.training.state import (
     STATE,
@@ -274,6 +276,7 @@ class Made:
     folder: Path
 
 
+@checked
 def generate(
     data: Any,
     model: Model | str = "gan",
@@ -309,7 +312,7 @@ def generate(
         SpecError: the model cannot be understood.
     """
     model = parse(model) if isinstance(model, str) else model
-    box = Bounds(*bounds)
+    box, device = Bounds(*bounds), str(device_of(device))
     data, test = _sources(data, test, box, seed)
     frame, k = _frame(data, box, layout)
     with sealed(seed):

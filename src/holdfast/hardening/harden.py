@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from holdfast import attacks
+from holdfast.arguments import checked
 from holdfast.attacks.attack import check_fit
 from holdfast.data import Source
 from holdfast.data.laid import laid_as
@@ -58,6 +59,7 @@ class Hardened:
     )
 
 
+@checked
 def harden(
     model: Any,
     data: Any,
@@ -88,8 +90,8 @@ def harden(
 ) -> Hardened:
     """Train a network until it withstands a threat, and show by how much it does.
 
-    The model given is not changed. Of its weights, training makes new ones; those are kept that
-    stand best on rows held out of the training data, under an attack that does not train.
+    The model given is not changed. Training starts from its weights and keeps the most robust
+    ones, on rows held out of the training data and under an attack that does not train.
 
     Args:
         model: a torch module, a Keras model on any backend, or one of them wrapped with its bounds

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
@@ -63,6 +64,17 @@ class Average(BaseModel):
     attacked: tuple[float | None, float | None]
 
 
+class SizeChange(BaseModel):
+    """The smallest changes found that break a sample, in the two runs, where eps is inf."""
+
+    n: int  # samples that both runs broke
+    first: float | None  # median size, in the threat's norm
+    second: float | None
+    larger: int  # samples whose change is larger in the second run
+    smaller: int
+    p: float  # of the sign test: how often chance alone splits larger and smaller so unevenly
+
+
 class Comparison(BaseModel):
     runs: tuple[str, str]
     models: tuple[str, str]
@@ -70,7 +82,8 @@ class Comparison(BaseModel):
     threat: str
     n: int
     remarks: list[str]
-    figures: list[Paired]
+    figures: list[Paired]  # clean accuracy, and robust accuracy where eps is finite
+    sizes: SizeChange | None = None  # where eps is inf
     averages: list[Average] = []  # empty where a run has none, as a regression
     per_class: list[PartChange]
     per_group: list[PartChange] = []  # where both runs have the same
@@ -91,6 +104,7 @@ class Comparison(BaseModel):
         return "\n".join([*lines, *self.remarks, *filter(None, [self.knows_nothing])])
 
 
+@checked
 def compare(first: Run | Path | str, second: Run | Path | str) -> Comparison:
     """Compare two finished runs, or their folders, on the samples that both attacked.
 
@@ -114,6 +128,10 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         "clean": [answers == label for answers in predicted],
         "robust": [_among(table, *HELD) for table in tables],
     }
+    figures = [paired(f"{name} accuracy", *columns) for name, columns in held.items()]
+    sizes = None
+    if math.isinf(facts[0].threat.eps):
+        figures, sizes = figures[:1], _sizes(tables)
     group, name = _group(tables), facts[0].data.class_name
     classes = [_part(name(c), label == c, held) for c in np.unique(label).tolist()]
     return Comparison(
@@ -123,14 +141,30 @@ def _compared(folders: tuple[Path, Path], facts: tuple[Manifest, Manifest]) -> C
         threat=facts[0].asked,
         n=len(label),
         remarks=_remarks(*facts, skipped),
-        figures=[paired(f"{name} accuracy", *columns) for name, columns in held.items()],
+        figures=figures,
+        sizes=sizes,
         averages=_averages(*(one.metrics for one in facts)),
         per_class=classes,
         class_mean=_mean(classes),
-        losses=_losses(label, held, name),
+        losses=[x for x in _losses(label, held, name) if sizes is None or x.kind == "clean"],
         knows_nothing=_nothing(facts[1], label, predicted[1], name),
         per_group=[_part(str(name), group == name, held) for name in np.unique(group)],
         contradictions=_contradictions(tables, facts),
+    )
+
+
+def _sizes(tables: Sequence[pa.Table]) -> SizeChange:
+    broken = np.all([_among(table, "broken") for table in tables], 0)
+    first, second = (table.column("size").to_numpy()[broken] for table in tables)
+    larger, smaller = int((second > first).sum()), int((second < first).sum())
+    medians = [float(np.median(size)) if len(size) else None for size in (first, second)]
+    return SizeChange(
+        n=len(first),
+        first=medians[0],
+        second=medians[1],
+        larger=larger,
+        smaller=smaller,
+        p=_mcnemar(larger, smaller),
     )
 
 

@@ -60,9 +60,9 @@ class Run:
 
     def report(self, *, open: bool = False) -> Path:
         """The page report.html in the folder, written where it is not there yet: see
-        `holdfast.report`."""
+        `holdfast.reporting`."""
         # The pages stand above the runs, which import nothing of them.
-        return importlib.import_module("holdfast.report.html").report(self, open=open)
+        return importlib.import_module("holdfast.reporting.html").report(self, open=open)
 
     @property
     def unfinished(self) -> bool:
@@ -116,14 +116,14 @@ class Run:
             "protocol": f"{manifest.protocol.name}, version {manifest.protocol.version}",
             "clean accuracy": str(self.clean_accuracy),
             "robust accuracy": str(self.robust_accuracy),
-            "verdict": f"{verdict.status}. {verdict.reason}".rstrip(". "),
+            "verdict": f"{verdict.status}. {verdict.reason}".rstrip(),
             "folder": str(self.folder),
         }
         if math.isinf(manifest.threat.eps):
             lines["median size"] = _figure(self.metrics.sizes.median)
             del lines["robust accuracy"]
         rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<tr><th style='text-align:left;white-space:nowrap'>{name}</th>"
             f"<td style='text-align:left'>{html.escape(printable(text))}</td></tr>"
             for name, text in lines.items()
         )

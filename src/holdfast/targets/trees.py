@@ -73,8 +73,8 @@ def at_most(limit: Any) -> np.ndarray:
     """The largest float32 numbers that are no larger than these float64 ones."""
     limit = np.asarray(limit, np.float64)
     with np.errstate(over="ignore"):
-        near = limit.astype(np.float32)
-    return np.where(near > limit, below(near), near)
+        close = limit.astype(np.float32)
+    return np.where(close > limit, below(close), close)
 
 
 def read(
@@ -85,7 +85,7 @@ def read(
     Args:
         trees: one or several; values of one column are a single logit, of class 1.
         ask: the model's own sums, [n] or [n, k], of float32 inputs [n, f]. What they have in common
-            beside the leaves is the base.
+            besides the leaves is the base.
         features: of one input.
         kind: what the model is, for messages.
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import InputError
+from holdfast.arguments import checked
+from holdfast.errors import InputError, first_line
 from holdfast.spec import write
 from holdfast.targets import loading, wrappers
 from holdfast.targets.defences.detectors import Detector
@@ -26,6 +27,7 @@ from holdfast.tasks import TaskWithTruth
 from holdfast.tasks import parse as parse_task
 
 
+@checked
 def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: Any) -> Target:
     """The model that a command line names, wrapped: `loading.load`, then `wrap` with the
     options.
@@ -39,11 +41,12 @@ def load(spec: str, *, arch: str | None = None, trust: bool = False, **options: 
     return wrap(loading.load(spec, arch=arch, trust=trust, output=options.get("output")), **options)
 
 
+@checked
 def wrap(
     model: Any,
     *,
     bounds: Bounds | tuple[Any, Any] = (0.0, 1.0),
-    preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] = (),
+    preprocess: Callable[[Any], Any] | Sequence[Any] = (),  # `Own.of` judges each
     framework: str | None = None,
     gives: str | None = None,
     draws: int | None = None,
@@ -109,7 +112,7 @@ def wrap(
         }
         refused = [name for name, value in given.items() if value]
         return _wrapped_again(model, refused, layout, probabilities, task)
-    steps = _steps(preprocess)
+    steps, device = _steps(preprocess), device_of(device)
     if draws is None and any(isinstance(step, Defence) and step.random for step in steps):
         draws = 20
     others = None
@@ -170,6 +173,23 @@ def _wrapped_again(
     truth_task = parse_task(task) if isinstance(task, str) else task or target.head.truth_task
     own.head = replace(own.head, truth_task=truth_task)
     return own
+
+
+def device_of(device: str | torch.device | None) -> torch.device | None:
+    """The device of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if device is None:
+        return None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # one of an accelerator that is not there
+        raise InputError(
+            f"device is {str(device)!r}, which torch does not take: {first_line(error)}."
+        ) from None
+    return torch.device(device)
 
 
 def _steps(preprocess: Callable[[Any], Any] | Sequence[Callable[[Any], Any]]) -> list[Preprocess]:

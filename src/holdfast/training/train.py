@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
@@ -23,6 +24,7 @@ from holdfast.training.recipe import Recipe
 from holdfast.training.state import Epoch
 
 
+@checked
 def train(
     model: Any,
     data: Any,

@@ -156,10 +156,10 @@ def _trees(model: Any, columns: list[str] | None) -> Trees:
         if model.init not in (None, "zero"):
             raise InputError(f"the {kind} starts from another estimator: not supported.")
         name, scale = "decision_function", 1.0
-        grown = [(one, i) for several in model.estimators_ for i, one in enumerate(several)]
+        grown = [(one, i) for forest in model.estimators_ for i, one in enumerate(forest)]
     elif kind == "HistGradientBoostingClassifier":
         name, scale = "decision_function", 1.0
-        grown = [(one, i) for several in model._predictors for i, one in enumerate(several)]
+        grown = [(one, i) for forest in model._predictors for i, one in enumerate(forest)]
     else:
         raise InputError(f"the {kind} is no tree, forest or boosted trees that can be read.")
     k = 1 + max([place for _, place in grown if isinstance(place, int)], default=0)

@@ -32,7 +32,7 @@ _CONTAINERS = (
     "ema_model_state_dict",
 )
 # parts of a name under which a model is kept a second time
-_COPIES = ("ema", "teacher", "attacker")
+_DUPLICATES = ("ema", "teacher", "attacker")
 # what DataParallel and torch.compile put before or between a model's own names
 _WRAPPERS = ("module", "_orig_mod")
 _NOT_WEIGHTS = frozenset(
@@ -157,7 +157,7 @@ def fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) ->
         prefixes = _prefixes(names, bare)
         if len(prefixes) > 1:
             prefixes = [
-                p for p in prefixes if not any(word in p.lower() for word in _COPIES)
+                p for p in prefixes if not any(word in p.lower() for word in _DUPLICATES)
             ] or prefixes
         if len(prefixes) > 1:
             raise InputError(
@@ -197,14 +197,14 @@ def _prefixes(names: Iterable[str], bare: Mapping[str, Any]) -> list[str]:
 def nearest(weights: Iterable[str], own: Collection[str]) -> str | None:
     """What stands before most of a model's own names in those of a checkpoint, in words; None:
     before none."""
-    wanted = {_bare(name) for name in own}
+    required = {_bare(name) for name in own}
     parts = [_bare(name).split(".") for name in weights]
     ends = [(".".join(p[:i]), ".".join(p[i:])) for p in parts for i in range(1, len(p))]
-    found = Counter(start for start, end in ends if end in wanted)
+    found = Counter(start for start, end in ends if end in required)
     if not found:
         return None
     (start, count), *_ = found.most_common(1)
-    return f"without {start}. {count} of {len(wanted)} names are the model's"
+    return f"without {start}. {count} of {len(required)} names are the model's"
 
 
 def _bare(name: str) -> str:

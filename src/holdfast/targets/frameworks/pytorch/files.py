@@ -227,12 +227,8 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
         )
         if names
     ]
-    if (
-        differences
-        and not missing
-        and unexpected
-        and all(_last(n) in _CONSTANTS for n in unexpected)
-    ):
+    constants = all(_last(name) in _CONSTANTS for name in unexpected)
+    if differences and not missing and unexpected and constants:
         raise InputError(
             f"{path} also holds {_listed(unexpected)}, by which its model normalises the inputs; "
             f"the architecture of --arch {arch} does not. Give the one that does."

@@ -434,7 +434,7 @@ class TorchTarget(Target):
         self.cost = Cost(1 + sum(step.passes for step in self.detectors))
         if self.detectors and (self.access < Access.SCORES or self.head.truth_task is not None):
             raise InputError(
-                "a detector's refusal is one more score next to those of the classes, and "
+                "a detector's refusal is one more score next to the scores of classes, and "
                 "this model gives none."
             )
 

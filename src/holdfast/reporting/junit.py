@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as xml
 
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs.gates import Outcome
 from holdfast.runs.manifest import Manifest
 

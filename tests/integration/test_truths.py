@@ -18,7 +18,7 @@ from holdfast.data import from_arrays
 from holdfast.errors import InputError, SpecError
 from holdfast.evaluation.truths import with_truths
 from holdfast.evaluation.verify import verify
-from holdfast.report import html
+from holdfast.reporting import html
 from holdfast.runs import store
 from holdfast.runs.run import Run
 from holdfast.targets.batch import read
@@ -158,11 +158,11 @@ def test_every_kind_of_model_gives_one_verdict(task: str) -> None:
 
 def test_probabilities_of_labels_become_logits() -> None:
     run = measure("multilabel", model=nn.Sequential(Net(), nn.Sigmoid()))
-    plain = measure("multilabel")
+    ordinary = measure("multilabel")
     assert [f.check for f in run.verdict.findings if f.check == "probabilities"] == [
         "probabilities"
     ]
-    assert run.samples.column("status").to_pylist() == plain.samples.column("status").to_pylist()
+    assert run.samples.column("status").to_pylist() == ordinary.samples.column("status").to_pylist()
 
 
 def test_one_output_is_a_number() -> None:
@@ -182,7 +182,7 @@ def test_a_wrong_truth_is_refused() -> None:
     target = holdfast.wrap(Net(), task="multilabel")
     for bad, word in (
         (y[:, :2], "3 outputs"),
-        (y * 2, "wants 0 or 1"),
+        (y * 2, "takes 0 or 1"),
         (y.argmax(1), r"y \[n, 3\]"),
     ):
         with pytest.raises(InputError, match=word):
@@ -210,7 +210,7 @@ def test_the_command_line_does_the_whole_job(
     x, y = data(task)
     np.savez(tmp_path / "set.npz", x=x, y=y)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_graded import "
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_truths import "
         "Net as make\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs.manifest import CurvePoint, Interval
 
 # Colours to draw with, which `_svg` turns into the page's own.

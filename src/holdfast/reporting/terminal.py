@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs.manifest import CurvePoint, Manifest
 
 _TONES = {
@@ -113,7 +113,7 @@ def _findings(manifest: Manifest) -> list[RenderableType]:
                 (f"{f.severity:5} ", _TONES[f.severity]),
                 (words.printable(f.check), "bold"),
                 " ",
-                words.printable(f.text),
+                words.printable(f"{f.text} {f.advice}".rstrip()),
             ),
             (0, 0, 0, 2),
         )

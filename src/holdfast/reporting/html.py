@@ -21,8 +21,9 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
+from holdfast.arguments import checked
 from holdfast.errors import InputError
-from holdfast.report import audit, figures, words
+from holdfast.reporting import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.run import Run, folder_of
@@ -55,6 +56,7 @@ def write(folder: Path) -> Path:
     return path
 
 
+@checked
 def report(run: Run | Path | str, *, open: bool = False) -> Path:
     """The page of a run, report.html in its folder, written where it is not there yet.
 
@@ -209,7 +211,7 @@ def _glued(text: str) -> str:
 
 
 def _text(name: str) -> str:
-    return files("holdfast.report").joinpath(name).read_text("utf-8")
+    return files("holdfast.reporting").joinpath(name).read_text("utf-8")
 
 
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:

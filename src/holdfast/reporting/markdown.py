@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from holdfast.report import audit, words
+from holdfast.reporting import audit, words
 from holdfast.runs.gates import Outcome
 from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest, ModelInfo
 
@@ -45,14 +45,18 @@ def card(manifest: Manifest) -> str:
             ("corruption_accuracy", "Mean accuracy under corruptions", m.corruptions.mean_accuracy)
         )
     kind = "image" if words.is_image(manifest.model.shape, manifest.model.layout) else "tabular"
+    task = "classification" if m.errors is None else "regression"
     result = {
-        "task": {"type": f"{kind}-classification"},
+        "task": {"type": f"{kind}-{task}"},
         "dataset": {"name": data.spec, "type": data.spec, "split": data.split},
         "metrics": [
             {"type": kind, "name": name, "value": share.value} for kind, name, share in figures
         ],
     }
     index = [{"name": manifest.model.spec, "results": [result]}]
+    classes: list[str] = []
+    if m.per_class:  # a regression has none
+        classes = ["## By class", _parts("class", m.per_class)]
     groups: list[str] = []
     if m.per_group:
         groups = ["## By group", _parts("group", m.per_group)]
@@ -76,8 +80,7 @@ def card(manifest: Manifest) -> str:
             f"{words.goal(manifest)}"
         ),
         *_evidence(manifest),
-        "## By class",
-        _parts("class", m.per_class),
+        *classes,
         *groups,
         *_limits(manifest),
         "## Reproduce",
@@ -94,7 +97,7 @@ def _details(model: ModelInfo) -> str:
             f"{' × '.join(map(str, model.shape))} ({_text(model.layout)}), in "
             f"{_text(list(model.bounds))}",
         ],
-        ["Classes", str(model.classes)],
+        [words.outputs(model).capitalize(), str(model.classes)],
         ["Preprocessing", ", ".join(map(_code, model.preprocess)) or "none declared"],
         ["SHA-256", _code(model.fingerprint)],
     ]

@@ -49,7 +49,7 @@ def make() -> nn.Module:
 Y = scores(TABLE, IMAGE).argmax(1)
 
 
-def fallen(eps: float) -> np.ndarray:
+def broken_rows(eps: float) -> np.ndarray:
     """Which rows an image within eps can break: linear, in closed form."""
     c = W[:, 1] - W[:, 0]
     gap = np.abs(scores(TABLE, IMAGE) @ [-1, 1])
@@ -80,8 +80,8 @@ def test_the_others_follow_their_rows(kind: str, tmp_path: Path) -> None:
     data = from_arrays((IMAGE, TABLE), Y)
     run = holdfast.evaluate(target, data, "linf(0.15)", attacks=[attack], out=tmp_path / "run")
     status = np.array(run.samples.column("status").to_pylist())
-    np.testing.assert_array_equal(status == "broken", fallen(0.15))
-    assert 0 < fallen(0.15).sum() < N
+    np.testing.assert_array_equal(status == "broken", broken_rows(0.15))
+    assert 0 < broken_rows(0.15).sum() < N
     for ids, x in run.examples():
         assert x.shape[1:] == IMAGE.shape[1:]
         assert (scores(TABLE[ids], x).argmax(1) != Y[ids]).all()
@@ -93,8 +93,8 @@ def test_the_command_line_takes_further_arrays(
 ) -> None:
     np.savez(tmp_path / "set.npz", x=IMAGE, x2=TABLE, y=Y)
     (tmp_path / "net.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_several import "
-        "make\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_further_inputs import make\n"
     )
     monkeypatch.chdir(tmp_path)
     asked = [
@@ -110,7 +110,7 @@ def test_the_command_line_takes_further_arrays(
     ]
     done = CliRunner().invoke(app, [*asked, "--attacked", "1"])
     assert done.exit_code == 0, done.output
-    assert holdfast.Run("run").metrics.counts["broken"] == fallen(0.15).sum()
+    assert holdfast.Run("run").metrics.counts["broken"] == broken_rows(0.15).sum()
     assert "data:image/png" in Path("run/report.html").read_text()
     assert CliRunner().invoke(app, ["verify", "run", "net.py:make", "set.npz"]).exit_code == 0
     made = CliRunner().invoke(app, ["attack", *asked[1:-2], "--attacked", "1", "--out", "made.npz"])

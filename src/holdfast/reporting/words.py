@@ -24,8 +24,7 @@ MOVEMENTS = {
     "rotation": "turn an image by up to {degrees:g} degrees and shift it by up to {pixels:g} "
     "pixel(s) in each direction",
     "patch": "replace one square of {side:g} x {side:g} pixels, anywhere in an image",
-    "flow": "shift every pixel of an image by its own amount, up to {pixels:g} pixel(s) in each "
-    "direction",
+    "flow": "take each pixel of an image from up to {pixels:g} pixel(s) away in each direction",
 }
 
 VERDICTS = {
@@ -262,7 +261,9 @@ def headline(manifest: Manifest) -> str:
         f"{start}When {who} may {capability(manifest)}, {stays} {most}{percent(robust.value)} of "
         f"the same inputs (95 % interval {span(robust)})"
     )
-    return said + ("." if m.counts.get("broken", 0) else ": no attack that ran broke any.")
+    if m.counts.get("broken", 0):
+        return f"{said}."
+    return f"{said}: no attack {'that ran broke any' if manifest.trials else 'ran'}."
 
 
 def distances(manifest: Manifest) -> str:

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.report import figures, html, words
-from holdfast.report.terminal import columns
-from holdfast.runs.compare import Comparison, Paired, PartChange, Spread
+from holdfast.reporting import figures, html, words
+from holdfast.reporting.terminal import columns
+from holdfast.runs.compare import Comparison, Paired, PartChange, SizeChange, Spread
 from holdfast.runs.store import write_bytes
 
 _SHOWN = 6  # losses in the summary
@@ -29,7 +29,6 @@ def names(found: Comparison) -> tuple[str, str]:
 
 def summary(found: Comparison) -> RenderableType:
     """A renderable for 80 columns and up."""
-    clean, robust = found.figures
     one, other = names(found)
     table = columns("accuracy", one, "95 % interval", other, "95 % interval", "gained", "lost")
     for f in found.figures:
@@ -42,7 +41,7 @@ def summary(found: Comparison) -> RenderableType:
             f"{f.gained:,}",
             f"{f.lost:,}",
         )
-    lines: list[RenderableType] = [Text(sentence(f, found), style="bold") for f in (robust, clean)]
+    lines: list[RenderableType] = [Text(said, style="bold") for said in sentences(found)]
     lines += [Text(words.printable(warning), style="bold red") for warning in warnings(found)]
     lines += [Text(words.printable(remark), style="yellow") for remark in found.remarks]
     threat = words.as_typed(found.threat)
@@ -56,7 +55,7 @@ def summary(found: Comparison) -> RenderableType:
         "",
         table,
         "",
-        *(Text(tests(f), style="dim") for f in (robust, clean)),
+        *(Text(tests(f), style="dim") for f in reversed(found.figures)),
     ]
     if found.averages:
         lines += ["", _averages(found)]
@@ -76,11 +75,11 @@ def _averages(found: Comparison) -> Table:
 
 def _parts(kind: str, changes: Sequence[PartChange], found: Comparison) -> Table:
     one, other = names(found)
-    table = columns(kind, "inputs", f"clean, {one}", other, f"robust, {one}", other)
+    robust = [f"robust, {one}", other] if found.sizes is None else []
+    table = columns(kind, "inputs", f"clean, {one}", other, *robust)
     for c in changes:
-        table.add_row(
-            Text(words.printable(c.name)), f"{c.n:,}", *map(words.percent, (*c.clean, *c.robust))
-        )
+        shares = [*c.clean, *c.robust][: 2 + len(robust)]
+        table.add_row(Text(words.printable(c.name)), f"{c.n:,}", *map(words.percent, shares))
     return table
 
 
@@ -111,6 +110,26 @@ def warnings(found: Comparison) -> list[str]:
     if (more := len(found.losses) - _SHOWN) > 0:
         said.append(f"{more} more such losses are in the table of classes.")
     return said
+
+
+def sentences(found: Comparison) -> list[str]:
+    """What changes, the figure under attack first."""
+    said = [sentence(f, found) for f in reversed(found.figures)]
+    return said if found.sizes is None else [_sizes(found.sizes, found), *said]
+
+
+def _sizes(s: SizeChange, found: Comparison) -> str:
+    if s.first is None or s.second is None:
+        return "There is no input that both runs changed into an error, so no sizes are compared."
+    one, other = names(found)
+    chance = "So small a change may be chance."
+    if s.p < SIGNIFICANT:
+        chance = "Chance alone does not explain this."
+    return (
+        f"The median of the smallest changes that break an input is {s.first:.4g} in the {one} run "
+        f"and {s.second:.4g} in the {other} one, on {s.n:,} inputs that both runs broke: larger "
+        f"for {s.larger:,} of them, smaller for {s.smaller:,}. {chance}"
+    )
 
 
 def sentence(f: Paired, found: Comparison) -> str:
@@ -148,24 +167,24 @@ def write(path: Path, found: Comparison, epochs: Sequence[tuple[float, float]] =
         epochs: clean and robust accuracy after each epoch of the training between them, on rows
             held out.
     """
-    clean, robust = found.figures
+    tradeoff = ""
+    if found.sizes is None:
+        clean, robust = found.figures
+        ends = (clean.first, robust.first), (clean.second, robust.second)
+        tradeoff = Markup(figures.tradeoff(*ends, epochs, names(found)))
     content = html.rendered(
         "paired.html.j2",
         c=found,
         threat=words.as_typed(found.threat),
-        said=[sentence(f, found) for f in (robust, clean)],
-        tests=[tests(f) for f in (robust, clean)],
+        said=sentences(found),
+        tests=[tests(f) for f in reversed(found.figures)],
         names=names(found),
         warnings=warnings(found),
         links=[
             quote(os.path.relpath(page, path.parent)) if page.exists() else None
             for page in (Path(run) / "report.html" for run in found.runs)
         ],
-        tradeoff=Markup(
-            figures.tradeoff(
-                (clean.first, robust.first), (clean.second, robust.second), epochs, names(found)
-            )
-        ),
+        tradeoff=tradeoff,
         epochs=len(epochs),
     )
     write_bytes(path, content.encode())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from holdfast.report import words
+from holdfast.reporting import words
 from holdfast.runs.gates import Outcome
 from holdfast.runs.manifest import Manifest
 

@@ -13,14 +13,14 @@ from typing import Any
 from markupsafe import Markup
 
 from holdfast.errors import InputError
-from holdfast.report import figures, html
+from holdfast.reporting import figures, html
 from holdfast.runs.store import write_bytes
 
 _PICTURES = 6  # of samples, from the first round to the last
 
 CURVES = (
     ("kid", "KID", "Kernel distance between samples and real rows; 0: none."),
-    ("fid", "FID", "Fréchet distance between samples and real rows; lower is nearer."),
+    ("fid", "FID", "Fréchet distance between samples and real rows; lower is closer."),
     (
         "right",
         "taken for the class asked for",
@@ -37,7 +37,7 @@ MEANINGS = (
         "FID",
         "fid",
         "fid_real",
-        "Fréchet distance between normal distributions of features; biased upwards for few.",
+        "Fréchet distance between normal distributions of features; too high for few samples.",
     ),
     ("KID", "kid", "kid_real", "Squared maximum mean discrepancy of features, unbiased."),
     ("Precision", "precision", None, "Share of samples that lie among real rows: are they good?"),
@@ -52,7 +52,7 @@ MEANINGS = (
         "Copies",
         "copies",
         None,
-        "Share of samples nearer to a training row than 1 % of new real rows: 0.01 is none.",
+        "Share of samples closer to a training row than 99 % of new real rows are: 0.01 is none.",
     ),
 )
 

@@ -1,0 +1,107 @@
+"""Arguments of public functions, held against the types that their signatures declare."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from holdfast.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    Path: "a path",
+    Any: "anything",
+    type(None): "None",
+}
+_OWN = {"threat"}  # which `as_threat` says more of
+_NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which first refuses an argument of another type than its signature declares.
+
+    Raises:
+        InputError: names the argument, what was given and what is taken.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = _hints(function)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python says it better: a name that is not taken
+        for name, value in given.arguments.items():
+            if isinstance(value, numbers.Number) and hasattr(value, "item"):
+                given.arguments[name] = value = value.item()  # NumPy's numbers  # pyright: ignore
+            if name in hints and name not in _OWN and not _fits(value, hints[name]):
+                raise InputError(
+                    f"{name} is {_shown(value)}, but {function.__name__} takes "
+                    f"{_wanted(hints[name])}."
+                )
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return True
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind in _NUMBERS:
+        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+    if kind is tuple:
+        several = isinstance(value, (tuple, list)) and len(value) == len(parts)
+        return several and all(map(_fits, value, parts))
+    if kind is Sequence:
+        value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+            return False
+        return all(_fits(item, parts[0]) for item in value)
+    if kind is Callable:
+        return callable(value)
+    return isinstance(value, kind)
+
+
+def _wanted(hint: Any) -> str:
+    """What fits a type, in words."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        words = list(dict.fromkeys(map(_wanted, parts)))
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    if kind is tuple:
+        return f"two {_PLURALS.get(parts[0], 'values')}"
+    if kind is Sequence and parts[0] in _PLURALS:
+        return f"a list of {_PLURALS[parts[0]]}"
+    if kind is Sequence:
+        return f"a list, each {_wanted(parts[0])}"
+    if kind is Callable:
+        return "a function"
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    return _WORDS.get(kind) or f"{article} {kind.__name__}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a few characters, and its type."""
+    text = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+    return f"{' '.join(text.split()):.40} ({type(value).__name__})"

@@ -1,0 +1,112 @@
+"""A wrong argument of any public function is refused in one plain sentence that names it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import holdfast as hf
+
+X = np.random.default_rng(0).random((20, 4), dtype=np.float32)
+Y = X[:, :2].argmax(1)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 2)
+
+
+# Of each function, arguments that are right but for cost: what is wrong is refused before they run.
+RIGHT: dict[str, dict[str, Any]] = {
+    "attack": {"model": net(), "x": X, "y": Y, "threat": "linf(0.1)", "attack": "fgsm"},
+    "evaluate": {"model": net(), "data": (X, Y), "threat": "linf(0.1)", "attacks": ["fgsm"]},
+    "harden": {"model": net(), "data": (X, Y), "threat": "linf(0.1)"},
+    "train": {"model": net(), "data": (X, Y), "epochs": 1},
+    "generate": {"data": (X, Y), "model": "gan(steps=1, rounds=1)"},
+    "verify": {"run": "no such folder", "model": net(), "data": (X, Y)},
+    "compare": {"first": "no such folder", "second": "no such folder"},
+    "merge": {"shards": ["no such folder"], "out": "merged"},
+    "wrap": {"model": net()},
+    "load": {"spec": "no such file.onnx"},
+    "as_source": {"data": (X, Y)},
+}
+ODD: list[Any] = [
+    None, True, 0, -1, 3, 10**30, 0.5, math.nan, math.inf, "", "x", "linf(", "\x1b[2J", b"x", (),
+    [], [1], ["x"], [None], (1, 2), (1, "x"), {}, {"x": 1}, {1}, object(), print, int,
+    nn.Linear(2, 2),
+    np.zeros(0), np.zeros((2, 2)), np.array(["x"]), np.array([None]), X, X[:1], torch.zeros(3),
+    torch.zeros(()), 1j, Path("no such file"), range(3), iter([1]), hf.Threat.linf(0.1),
+]  # fmt: skip
+DEAR = ("harden", "train", "generate")
+
+
+def test_every_public_function_is_tried() -> None:
+    functions = {name for name in hf.__all__ if inspect.isfunction(getattr(hf, name))}
+    assert functions == RIGHT.keys()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(name, marks=pytest.mark.slow if name in DEAR else ()) for name in RIGHT],
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_an_odd_argument_is_taken_or_refused_in_a_sentence(
+    function: str, data: st.DataObject
+) -> None:
+    known = inspect.signature(getattr(hf, function)).parameters.keys() - {"options", "compile"}
+    name, odd = data.draw(st.sampled_from(sorted(known))), data.draw(st.sampled_from(ODD))
+    try:
+        getattr(hf, function)(**RIGHT[function] | {name: odd})
+    except hf.HoldfastError as error:
+        said = str(error)
+        assert "\n" not in said
+        assert said.endswith((".", "?"))
+        assert len(said) < 600
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: hf.evaluate(net(), (X, Y), "linf(0.1)", seed="x"),
+         "seed is 'x' (str), but evaluate takes a whole number."),
+        (lambda: hf.evaluate(net(), (X, Y), "linf(0.1)", samples=(1, "x")),
+         "samples is (1, 'x') (tuple), but evaluate takes a whole number, two whole numbers or "
+         "None."),
+        (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=0.3),
+         "epsilons is 0.3 (float), but attack takes a list of numbers or None."),
+        (lambda: hf.train(net(), (X, Y), on_epoch=3),
+         "on_epoch is 3 (int), but train takes a function or None."),
+        (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
+        (lambda: hf.merge("runs/a", "out"),
+         "shards is 'runs/a' (str), but merge takes a list, each a Run, a path or a text."),
+    ],
+)  # fmt: skip
+def test_the_sentence_names_what_was_given_and_what_is_taken(call: Any, said: str) -> None:
+    with pytest.raises(hf.InputError) as caught:
+        call()
+    assert str(caught.value) == said
+
+
+def test_numbers_of_numpy_and_arrays_of_numbers_are_taken() -> None:
+    asked = hf.attack(
+        net(), X, Y, "linf(1)", "fgsm", epsilons=np.linspace(0.1, 0.2, 2), seed=np.int64(2)
+    )
+    assert len(asked) == len(hf.attack(net(), X, Y, "linf(1)", epsilons=torch.tensor([0.1, 0.2])))
