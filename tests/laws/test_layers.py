@@ -19,9 +19,9 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view reporting audit testing tracking
+    view audit testing tracking
     holdfast
-    hardening generation scale
+    hardening generation reporting scale
     certification
     training
     evaluation

@@ -18,7 +18,7 @@ class Network(nn.Module):
 
     def __init__(self, target: Any) -> None:
         super().__init__()
-        model, self.lent = target.model, isinstance(target.model, Adapter)
+        model, self.adapted = target.model, isinstance(target.model, Adapter)
         if isinstance(model, Adapter):
             if model.network is None:
                 names = ", ".join(model.libraries) or type(model).__name__
@@ -42,7 +42,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         target = self.target
         inner = target._inwards(applied(target.preprocess, target.images(x), target.bounds))
-        z = self.model(inner) if self.lent else target._called(self.model, inner)
+        z = self.model(inner) if self.adapted else target._called(self.model, inner)
         if target.head.single:
             one, _ = target._logits(target._chosen(z))
             return one.reshape(-1, 1) * torch.tensor([[0.0, 1.0]], dtype=one.dtype)
