@@ -199,9 +199,9 @@ def test_a_row_both_proved_and_broken_fails_the_run(
     assert next(f for f in run.verdict.findings if f.check == "contradiction").ids[0] == broken[0]
     assert command("verify", tmp_path / "run", f"{net}:build", rows).exit_code == 3
     command("certify", *ask[:4], "--out", tmp_path / "proved")
-    told = command("compare", tmp_path / "proved", tmp_path / "run")
-    assert told.exit_code == 3
-    assert f"contradiction: rows {broken[0]}" in told.stderr
+    compared = command("compare", tmp_path / "proved", tmp_path / "run")
+    assert compared.exit_code == 3
+    assert f"contradiction: rows {broken[0]}" in compared.stderr
     parts = [("--samples", "0:12", "--out", tmp_path / "a"), ("--samples", "12:24")]
     command("evaluate", *ask, *parts[0])
     command("evaluate", *ask, *parts[1], "--out", tmp_path / "b")
