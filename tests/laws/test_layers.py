@@ -19,9 +19,10 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view audit testing tracking
+    testing tracking
     holdfast
-    hardening generation reporting scale
+    view reporting audit
+    hardening generation scale
     certification
     training
     evaluation
