@@ -49,7 +49,7 @@ _ONLY_FIRST = set(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d batch_norm".split()
 )
 _ONLY_FIRST |= {"div", "index", "index_select", "pad", "constant_pad_nd"}
-_PLAIN = set(
+_UNWEIGHTED = set(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
     "expand expand_as view_as clone contiguous alias detach to _to_copy dropout feature_dropout "
     "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
@@ -190,11 +190,11 @@ def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
     made = item.meta["val"].dtype
     if not made.is_floating_point or torch.finfo(made).eps > torch.finfo(dtype).eps:
         raise unsupported(f"operator {name} from {dtype} to {made}")
-    if name not in _WEIGHTED and name not in _PLAIN:
+    if name not in _WEIGHTED and name not in _UNWEIGHTED:
         raise unsupported(f"operator {name}")
-    moving = [i for i, arg in enumerate(args) if _places(arg)]
+    varying = [i for i, arg in enumerate(args) if _places(arg)]
     weights = _WEIGHTED.get(name, ((), ()))[0]
-    if (name in _ONLY_FIRST and moving != [0]) or len(set(moving) & set(weights)) > 1:
+    if (name in _ONLY_FIRST and varying != [0]) or len(set(varying) & set(weights)) > 1:
         raise unsupported(f"operator {name} of values that all depend on the input")
     if name == "batch_norm" and args[5]:
         raise unsupported("batch normalisation by the statistics of the batch")
@@ -218,7 +218,7 @@ def _check_output(outputs: list[Any], nodes: list[Node]) -> None:
 
 
 def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
-    """What stands for one operator: a node, or two for a max-pool."""
+    """What one operator becomes: a node, or two for a max-pool."""
     name = _name(item).rstrip("_")
     parents = tuple(dict.fromkeys(_places((args, kwargs))))
     shape = tuple(item.meta["val"].shape)
