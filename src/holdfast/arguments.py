@@ -103,5 +103,10 @@ def _expected(hint: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a few characters, and its type."""
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
     text = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-    return f"{' '.join(text.split()):.40} ({type(value).__name__})"
+    text = " ".join(text.split())
+    if len(text) > 40:
+        text = f"{text[:37]}..."
+    return f"{text} ({type(value).__name__})"

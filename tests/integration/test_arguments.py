@@ -29,11 +29,13 @@ def net() -> nn.Module:
 RIGHT: dict[str, dict[str, Any]] = {
     "attack": {"model": net(), "x": X, "y": Y, "threat": "linf(0.1)", "attack": "fgsm"},
     "evaluate": {"model": net(), "data": (X, Y), "threat": "linf(0.1)", "attacks": ["fgsm"]},
+    "certify": {"model": net(), "data": (X, Y), "threat": "linf(0.1)"},
     "harden": {"model": net(), "data": (X, Y), "threat": "linf(0.1)"},
     "train": {"model": net(), "data": (X, Y), "epochs": 1},
     "generate": {"data": (X, Y), "model": "gan(steps=1, rounds=1)"},
     "verify": {"run": "no such folder", "model": net(), "data": (X, Y)},
     "compare": {"first": "no such folder", "second": "no such folder"},
+    "report": {"run": "no such folder"},
     "merge": {"shards": ["no such folder"], "out": "merged"},
     "wrap": {"model": net()},
     "load": {"spec": "no such file.onnx"},
@@ -95,6 +97,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: hf.train(net(), (X, Y), on_epoch=3),
          "on_epoch is 3 (int), but train takes a function or None."),
         (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
+        (lambda: hf.attack(net(), X, Y, "linf(0.1)", hf.attacks.PGD),  # pyright: ignore
+         "attack is the class PGD, but attack takes a text, an Attack, an AutoAttack, a Trial or "
+         "None."),
+        (lambda: hf.wrap(net(), layout=list(range(20))),  # pyright: ignore
+         "layout is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11... (list), but wrap takes a text or "
+         "None."),
         (lambda: hf.merge("runs/a", "out"),
          "shards is 'runs/a' (str), but merge takes a list, each a Run, a path or a text."),
     ],
