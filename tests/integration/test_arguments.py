@@ -97,10 +97,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: hf.train(net(), (X, Y), on_epoch=3),
          "on_epoch is 3 (int), but train takes a function or None."),
         (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
-        (lambda: hf.attack(net(), X, Y, "linf(0.1)", hf.attacks.PGD),  # pyright: ignore
+        (lambda: hf.attack(net(), X, Y, "linf(0.1)", hf.attacks.PGD),
          "attack is the class PGD, but attack takes a text, an Attack, an AutoAttack, a Trial or "
          "None."),
-        (lambda: hf.wrap(net(), layout=list(range(20))),  # pyright: ignore
+        (lambda: hf.wrap(net(), layout=list(range(20))),
          "layout is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11... (list), but wrap takes a text or "
          "None."),
         (lambda: hf.merge("runs/a", "out"),
