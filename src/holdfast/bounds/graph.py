@@ -274,8 +274,10 @@ def _sized(
     def changed(i: int, leaf: Any) -> Any:
         if not isinstance(leaf, (Tensor, int, float)) or i not in (*weights, *shifts):
             return leaf
+        if i in weights:
+            return weight(leaf)
         mean = name == "batch_norm" and i == 3  # it is subtracted
-        return weight(leaf) if i in weights else shift(leaf) * (-1 if mean else 1)
+        return -shift(leaf) if mean else shift(leaf)
 
     args = [tree_map(partial(changed, i), arg) for i, arg in enumerate(call.args)]
     kwargs = {key: weight(value) for key, value in call.kwargs.items() if key == "alpha"}
