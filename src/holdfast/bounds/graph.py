@@ -276,8 +276,8 @@ def _sized(
             return leaf
         if i in weights:
             return weight(leaf)
-        mean = name == "batch_norm" and i == 3  # it is subtracted
-        return -shift(leaf) if mean else shift(leaf)
+        subtracted = name == "batch_norm" and i == 3  # the mean
+        return -shift(leaf) if subtracted else shift(leaf)
 
     args = [tree_map(partial(changed, i), arg) for i, arg in enumerate(call.args)]
     kwargs = {key: weight(value) for key, value in call.kwargs.items() if key == "alpha"}
