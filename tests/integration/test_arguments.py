@@ -34,6 +34,8 @@ RIGHT: dict[str, dict[str, Any]] = {
     "train": {"model": net(), "data": (X, Y), "epochs": 1},
     "generate": {"data": (X, Y), "model": "gan(steps=1, rounds=1)"},
     "verify": {"run": "no such folder", "model": net(), "data": (X, Y)},
+    "certify": {"model": net(), "data": (X, Y), "threat": "linf(0.1)"},
+    "report": {"run": "no such folder"},
     "compare": {"first": "no such folder", "second": "no such folder"},
     "report": {"run": "no such folder"},
     "merge": {"shards": ["no such folder"], "out": "merged"},
