@@ -118,6 +118,62 @@ DEFECTS = [
         "attacks/counts.py",
         (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
     ),
+    Defect(
+        "coefficients of the branch that came last stand for all where a network forks",
+        "bounds/propagate.py",
+        (
+            (
+                "held[parent] = held[parent] + part if parent in held else part",
+                "held[parent] = part",
+            ),
+        ),
+    ),
+    Defect(
+        "coefficients are subtracted where a network forks",
+        "bounds/propagate.py",
+        (("held[parent] + part if parent", "held[parent] - part if parent"),),
+    ),
+    Defect(
+        "a bound that is no number is a proof",
+        "bounds/margins.py",
+        (
+            (
+                "(lower.isfinite() & least.isfinite() & (lower > least))",
+                "~(lower <= least)",
+            ),
+            ("shown.all(1) & lower.isfinite().any(1)", "shown.all(1)"),
+        ),
+    ),
+    Defect(
+        "the upper line of ReLU has the slope of the lower one",
+        "bounds/relaxations.py",
+        (("torch.where(convex, chord, touch)", "touch"),),
+    ),
+    Defect(
+        "bounds forget the box",
+        "norms.py",
+        (("return _over_box(g, *self.hull(eps, lo, hi))", "return -eps.flatten() * self.dual(g)"),),
+    ),
+    Defect(
+        "bounds are computed in float32",
+        "bounds/propagate.py",
+        (
+            (
+                "        return total + self.region.least",
+                "        return total.float() + self.region.least",
+            ),
+        ),
+    ),
+    Defect(
+        "slopes of alpha-CROWN leave their limits",
+        "bounds/alpha.py",
+        (("slope.clamp_(*limits[i])", "slope.clamp_(-1, 2)"),),
+    ),
+    Defect(
+        "the rounding of float32 is left out of a certificate",
+        "bounds/margins.py",
+        (("return _above(self.lower, self.rounding)", "return self.proved"),),
+    ),
 ]
 
 
@@ -125,7 +181,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="holdfast-mutants-") as folder:
         planted = [plant(defect, Path(folder) / str(i)) for i, defect in enumerate(DEFECTS)]
         unchanged = plant(None, Path(folder) / "unchanged")
-        found = [*ROOT.glob("tests/laws/test_*.py"), *ROOT.glob("tests/attacks/test_*.py")]
+        folders = ("laws", "attacks", "certification")
+        found = [path for name in folders for path in ROOT.glob(f"tests/{name}/test_*.py")]
         places = {path.stem.removeprefix("test_"): str(path) for path in sorted(found)}
         files = [places.pop(name) for name in FIRST] + list(places.values())
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -50,7 +50,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if name in hints and name not in _OWN and not _fits(value, hints[name]):
                 raise InputError(
                     f"{name} is {_shown(value)}, but {function.__name__} takes "
-                    f"{_wanted(hints[name])}."
+                    f"{_expected(hints[name])}."
                 )
         return function(*given.args, **given.kwargs)
 
@@ -71,8 +71,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in _NUMBERS:
         return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
     if kind is tuple:
-        several = isinstance(value, (tuple, list)) and len(value) == len(parts)
-        return several and all(map(_fits, value, parts))
+        counted = isinstance(value, (tuple, list)) and len(value) == len(parts)
+        return counted and all(map(_fits, value, parts))
     if kind is Sequence:
         value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
@@ -83,18 +83,18 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _wanted(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     """What fits a type, in words."""
     kind, parts = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
-        words = list(dict.fromkeys(map(_wanted, parts)))
+        words = list(dict.fromkeys(map(_expected, parts)))
         return f"{', '.join(words[:-1])} or {words[-1]}"
     if kind is tuple:
         return f"two {_PLURALS.get(parts[0], 'values')}"
     if kind is Sequence and parts[0] in _PLURALS:
         return f"a list of {_PLURALS[parts[0]]}"
     if kind is Sequence:
-        return f"a list, each {_wanted(parts[0])}"
+        return f"a list, each {_expected(parts[0])}"
     if kind is Callable:
         return "a function"
     article = "an" if kind.__name__[0] in "AEIOU" else "a"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.twins import onnx_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 from torch import nn
@@ -19,12 +20,14 @@ import holdfast
 from holdfast.bounds import Margins
 from holdfast.certification import Ladder, certify, ladder
 from holdfast.cli.main import app
+from holdfast.data import open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.merge import merge
 from holdfast.evaluation.verify import verify
-from holdfast.reporting import words
+from holdfast.reporting import audit, words
 from holdfast.runs import store
 from holdfast.runs.run import Run
+from holdfast.targets.demo import demo_model
 
 N = 24
 THREAT = "linf(0.04)"
@@ -85,6 +88,20 @@ def test_without_attacks_the_upper_end_is_what_is_right_clean() -> None:
     assert run.verdict.status == "upper-bound"
     assert "at least" in words.headline(run.manifest)
     assert "no attack was run" in words.headline(run.manifest)
+    states = {place.state for place in audit.places(run.manifest)}
+    assert audit.TESTED not in states
+    assert "White box" in dict(audit.untested(run.manifest))
+
+
+def test_where_all_is_proved_weak_attacks_do_no_harm() -> None:
+    x, y = data()
+    some = certify(Net(), (x, y), "linf(0.005)")
+    proved = np.flatnonzero(statuses(some) == "certified")
+    how = {"attacks": ["fgsm"], "certifier": Ladder()}
+    run = holdfast.evaluate(Net(), (x[proved], y[proved]), "linf(0.005)", **how)
+    assert set(statuses(run)) == {"certified"}
+    assert "effort" not in {f.check for f in run.verdict.findings}
+    assert "all that was not broken is proved" in words.headline(run.manifest)
 
 
 def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
@@ -160,6 +177,43 @@ def test_trees_are_certified_exactly() -> None:
     assert "certified" in statuses(run)
 
 
+@pytest.mark.parametrize("last", ["Gemm", "Softmax"])
+def test_onnx_is_proved_as_torch_is(tmp_path: Path, last: str) -> None:
+    pytest.importorskip("onnx")
+    x, y = open_data("digits").rows(0, 24)
+    model = holdfast.load(str(onnx_file(tmp_path, last=last)))
+    runs = [certify(one, (x, y), "linf(0.02)") for one in (demo_model(), model)]
+    assert "certified" in statuses(runs[0])
+    assert statuses(runs[0]).tolist() == statuses(runs[1]).tolist()
+
+
+def test_a_softmax_at_the_end_changes_no_status() -> None:
+    models = Net(), nn.Sequential(Net(), nn.Softmax(1))
+    bare, chances = (certify(one, data(), THREAT) for one in models)
+    assert statuses(bare).tolist() == statuses(chances).tolist()
+
+
+def test_a_single_logit_is_proved() -> None:
+    net = nn.Sequential(Net(), nn.Linear(3, 1))
+    x = data()[0]
+    y = (net(torch.from_numpy(x))[:, 0] > 0).long().numpy()
+    assert "certified" in statuses(certify(net, (x, y), "linf(0.01)"))
+
+
+def test_preprocessing_is_part_of_the_proof() -> None:
+    net = Net()
+    first = net[1]
+    with torch.no_grad():
+        first.bias += first.weight.sum(1) * 0.5
+        first.weight *= 0.25
+    x, y = data()
+    model = holdfast.wrap(net, preprocess=[holdfast.Normalize(0.5, 0.25)])
+    assert (
+        statuses(certify(model, (x, y), THREAT)).tolist()
+        == statuses(certify(Net(), (x, y), THREAT)).tolist()
+    )
+
+
 # --- contradictions
 
 
@@ -199,9 +253,9 @@ def test_a_row_both_proved_and_broken_fails_the_run(
     assert next(f for f in run.verdict.findings if f.check == "contradiction").ids[0] == broken[0]
     assert command("verify", tmp_path / "run", f"{net}:build", rows).exit_code == 3
     command("certify", *ask[:4], "--out", tmp_path / "proved")
-    told = command("compare", tmp_path / "proved", tmp_path / "run")
-    assert told.exit_code == 3
-    assert f"contradiction: rows {broken[0]}" in told.stderr
+    found = command("compare", tmp_path / "proved", tmp_path / "run")
+    assert found.exit_code == 3
+    assert f"contradiction: rows {broken[0]}" in found.stderr
     parts = [("--samples", "0:12", "--out", tmp_path / "a"), ("--samples", "12:24")]
     command("evaluate", *ask, *parts[0])
     command("evaluate", *ask, *parts[1], "--out", tmp_path / "b")

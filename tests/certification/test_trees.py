@@ -200,7 +200,7 @@ def forests(draw: st.DrawFn) -> tuple[Trees, np.ndarray, np.ndarray, tuple[float
     trees = [_grown(rng, features, k, votes) for _ in range(draw(st.integers(1, 5)))]
 
     def ask(x: np.ndarray) -> np.ndarray:
-        return np.array([sum(_walk(tree, row) for tree in trees) for row in x])
+        return np.array([sum(_leaf(tree, row) for tree in trees) for row in x])
 
     box = draw(st.sampled_from([(0.0, 1.0), (0.2, 0.7), (-1.0, 2.0)]))
     row = rng.choice(np.linspace(0.2, 0.7, 11), features).astype(np.float32)
@@ -224,7 +224,7 @@ def _grown(rng: np.random.Generator, features: int, k: int, votes: bool) -> Node
     return Nodes(feature, limit, 2 * at + 1, 2 * at + 2, value * (at >= inner)[:, None])
 
 
-def _walk(tree: Nodes, row: np.ndarray) -> np.ndarray:
+def _leaf(tree: Nodes, row: np.ndarray) -> np.ndarray:
     at = 0
     while tree.feature[at] >= 0:
         left = row[tree.feature[at]] <= tree.limit[at]
@@ -264,12 +264,12 @@ def test_bounds_and_distances_against_every_cell(
         assert found.safe == found.size == least
         assert found.point is None or legal(found, row, scale, box)
 
-        near = exact(
+        found = exact(
             trees, one, label, lambda x: trees.scores(x).argmax(1), box, scale=scale, eps=eps
         )[0]
-        assert near.exact
-        assert (near.safe > eps) == (least > eps)
-        assert near.size == (least if least <= eps else math.inf)
+        assert found.exact
+        assert (found.safe > eps) == (least > eps)
+        assert found.size == (least if least <= eps else math.inf)
 
         inside = z[size <= eps]
         true = (inside[:, [y]] - inside).min(0)
@@ -287,7 +287,7 @@ def test_bounds_and_distances_against_every_cell(
 def test_equal_votes_go_to_the_first_class() -> None:
     """A tie breaks class 1 and not class 0, exactly."""
     sides = [_stump(0, 0.5, (1, 0), (0, 1)), _stump(1, 0.5, (1, 0), (0, 1))]
-    ask = lambda x: np.array([sum(_walk(t, row) for t in sides) for row in x])  # noqa: E731
+    ask = lambda x: np.array([sum(_leaf(t, row) for t in sides) for row in x])  # noqa: E731
     trees = read(sides, ask, 2, "it")
     labels = lambda x: trees.scores(x).argmax(1)  # noqa: E731
     one, two = np.float32([[0.4, 0.2]]), np.float32([[0.6, 0.8]])

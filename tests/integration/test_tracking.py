@@ -1,4 +1,4 @@
-"""Figures in MLflow and Weights & Biases: stand-ins that keep what they are told, and the real
+"""Figures in MLflow and Weights & Biases: substitutes that keep what they are given, and the real
 ones where they are installed."""
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ def test_the_figures_have_the_names_of_gates(run: Run) -> None:
 
 
 def test_mlflow_takes_runs_and_epochs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-    stand_in = SimpleNamespace(
-        log_metrics=lambda values, step=None: told.append((values, step)), set_tags=told.append
+    logged: list[Any] = []
+    substitute = SimpleNamespace(
+        log_metrics=lambda values, step=None: logged.append((values, step)), set_tags=logged.append
     )
-    monkeypatch.setitem(sys.modules, "mlflow", stand_in)
+    monkeypatch.setitem(sys.modules, "mlflow", substitute)
     log_to_mlflow(EPOCH)
     log_to_mlflow(run, prefix="after.")
     said = {"threat": "linf(0.1)", "verdict": run.verdict.status}
     said["protocol"] = f"quick version {run.manifest.protocol.version}"
     metrics, tags = ({f"after.{n}": v for n, v in part.items()} for part in (figures(run), said))
-    assert told == [(NUMBERS, 3), (metrics, None), tags]
+    assert logged == [(NUMBERS, 3), (metrics, None), tags]
 
 
 def test_wandb_takes_runs_and_epochs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-    stand_in = SimpleNamespace(log=lambda values, step: told.append((values, step)), run=None)
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    logged: list[Any] = []
+    substitute = SimpleNamespace(log=lambda values, step: logged.append((values, step)), run=None)
+    monkeypatch.setitem(sys.modules, "wandb", substitute)
     with pytest.raises(InputError, match=r"call wandb\.init\(\) first\.$"):
         log_to_wandb(EPOCH)
-    stand_in.run = SimpleNamespace(summary={})
+    substitute.run = SimpleNamespace(summary={})
     log_to_wandb(EPOCH, prefix="train/")
     log_to_wandb(run)
-    assert told == [({f"train/{name}": value for name, value in NUMBERS.items()}, 3)]
-    assert stand_in.run.summary["threat"] == "linf(0.1)"
-    assert figures(run).items() <= stand_in.run.summary.items()
+    assert logged == [({f"train/{name}": value for name, value in NUMBERS.items()}, 3)]
+    assert substitute.run.summary["threat"] == "linf(0.1)"
+    assert figures(run).items() <= substitute.run.summary.items()
 
 
 @pytest.mark.parametrize("log", [log_to_mlflow, log_to_wandb])

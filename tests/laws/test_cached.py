@@ -22,15 +22,15 @@ class Seen(Narrow):
 
     def __init__(self, inner: Target, access: Access) -> None:
         super().__init__(inner, access)
-        self.inputs: list[bytes] = []
+        self.questions: list[bytes] = []
 
     def scores(self, x: Rows) -> Tensor:
-        self.inputs += [row.numpy().tobytes() for row in Batch.of(x).x]
+        self.questions += [row.numpy().tobytes() for row in Batch.of(x).x]
         return super().scores(x)
 
     def labels(self, x: Rows) -> Tensor:
         if self.access < Access.SCORES:
-            self.inputs += [row.numpy().tobytes() for row in Batch.of(x).x]
+            self.questions += [row.numpy().tobytes() for row in Batch.of(x).x]
             return super().labels(x)
         return Target.labels(self, x)
 
@@ -46,12 +46,12 @@ def test_no_question_is_put_twice(
     x, y = rows(seen.inner, 12)
     x, y = torch.cat([x, x[:4]]), torch.cat([y, y[:4]])
     ordinary = run(parse(spec), seen, x, y, threat("linf"), ids=torch.arange(16) % 12)
-    assert len(set(seen.inputs)) < len(seen.inputs)
-    seen.inputs = []
+    assert len(set(seen.questions)) < len(seen.questions)
+    seen.questions = []
     for _ in range(2):  # the second time as another process would: from the file alone
         cached = Cached(seen, tmp_path / "answers")
         same(run(parse(spec), cached, x, y, threat("linf"), ids=torch.arange(16) % 12), ordinary)
-    assert len(set(seen.inputs)) == len(seen.inputs) > 0
+    assert len(set(seen.questions)) == len(seen.questions) > 0
     assert cached.asked == 0
 
 

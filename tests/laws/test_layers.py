@@ -19,8 +19,9 @@ FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 LAYERS = """
     __main__
     cli
-    view reporting audit testing tracking
+    testing tracking
     holdfast
+    view reporting audit
     hardening generation scale
     certification
     training

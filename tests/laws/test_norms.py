@@ -35,6 +35,27 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return d, wide(eps, d), -x, 1 - x
 
 
+@each_norm
+@given(problem=problems())
+def test_the_least_of_a_linear_function_is_exact(
+    norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    g, eps, lo, hi = problem
+    eps = eps.clamp_min(1) if norm is L0 else eps
+    least = norm.least(g.requires_grad_(), eps, lo, hi)
+    (slope,) = torch.autograd.grad(least.sum(), g)
+    low, high = norm.hull(eps, lo, hi)
+    assert bool(((slope >= low - 1e-9) & (slope <= high + 1e-9)).all())
+    for i in range(len(g)):
+        c, box = g[i].detach().flatten().numpy(), [lo[i].flatten().numpy(), hi[i].flatten().numpy()]
+        true = float(c @ farthest(norm.name, -c, float(eps[i]), *box))
+        slack = 1e-9 * (1 + np.abs(c).sum())
+        assert true - slack <= float(least[i]) <= true + 1e-12 * (1 + np.abs(c).sum())
+        assert float((slope[i] * g[i]).sum()) == pytest.approx(
+            true, abs=1e-6 * (1 + np.abs(c).sum())
+        )
+
+
 @each_convex
 @given(problem=problems())
 def test_projection_is_legal_and_nearest(

@@ -110,6 +110,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("src/holdfast/attacks/minimum_norm/*deepfool.py", "rivals"): "the option of this name",
     ("src/holdfast/attacks/transfer/*.py", "copies"): "the options of this name",
     ("src/holdfast/diagnostics/probe.py", "exam"): "a key of the noise",
+    ("docs/attacks.md", "rivals"): "the option of this name",
+    ("docs/attacks.md", "walk*"): "of the option `walks`",
     ("tests/conftest.py", "pytest_*"): "hooks of pytest",
     ("tests/attacks/test_deepfool.py", "rivals"): "the option of this name",
     ("tests/*", "glance"): "the option of a recipe",
@@ -126,13 +128,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     "estimator, by the field's name",
 }
 # Not yet in these words; a part that is done leaves this list.
-NOT_YET: tuple[str, ...] = (
-    "CONTRIBUTING.md",
-    "benchmarks/",
-    "docs/attacks.md",
-    "src/holdfast/bounds/",
-    "tests/certification/",
-)
+NOT_YET: tuple[str, ...] = ("benchmarks/",)
 
 FILES = sorted(
     path.relative_to(ROOT)

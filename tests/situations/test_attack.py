@@ -20,6 +20,7 @@ from holdfast.data import open_data
 from holdfast.errors import SpecError
 from holdfast.evaluation import judge
 from holdfast.evaluation.verify import verify
+from holdfast.reporting import words
 from holdfast.runs import store
 from holdfast.targets.demo import demo_model
 
@@ -142,7 +143,8 @@ def test_the_smallest_changes_end_to_end(norm: str, tmp_path: Path) -> None:
     shown = command("report", run.folder)
     assert shown.exit_code == 0
     assert "median size" in " ".join(shown.stdout.split())
-    assert "50% of inputs" in shown.stdout
+    median = f"size at which 50 % are broken {words.number(sizes.median)} "
+    assert median in " ".join(shown.stdout.split())
     assert command("compare", run.folder, run.folder).exit_code == 0
     assert "median size" in " ".join((run.folder / "report.html").read_text().split())
 
@@ -388,7 +390,8 @@ def test_the_terminal_shows_precision_and_recall_under_attack() -> None:
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(summary(run.manifest))
     text = console.export_text()
-    assert f"{run.precision.clean:.1%}".replace("%", " %") in text
+    pair = f"{words.percent(run.precision.clean)}, {words.percent(run.precision.attacked)}"
+    assert f"precision, clean and under attack {pair}" in " ".join(text.split())
     assert "recall, clean and under attack" in text
 
 

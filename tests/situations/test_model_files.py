@@ -197,8 +197,8 @@ def test_published_checkpoints(key: str) -> None:
     assert fits("net.pt")
     both = {f"module.model.{n}": v for n, v in weights().items()}
     both |= {f"module.attacker.model.{n}": v.clone() for n, v in weights().items()}
-    beside = {"module.normalizer.new_mean": torch.zeros(4)}
-    torch.save({key: both | beside}, "net.pt")
+    further = {"module.normalizer.new_mean": torch.zeros(4)}
+    torch.save({key: both | further}, "net.pt")
     assert fits("net.pt")
 
 

@@ -184,8 +184,8 @@ def test_the_ratio_of_signal_and_change() -> None:
     x = torch.tensor(np.array([tone(0.5, 0), tone(0.1, 1), tone(0.5, 2)]), dtype=torch.float32)
     result = hf.attack(wrapped(), x, [0, 1, 1], "linf(0.3)", "pgd(steps=10)")
     assert result.success.tolist() == [False, True, False]
-    moved = (result.x_adv - x).double()
-    expected = 10 * torch.log10(x.double().square().sum(1) / moved.square().sum(1))
+    delta = (result.x_adv - x).double()
+    expected = 10 * torch.log10(x.double().square().sum(1) / delta.square().sum(1))
     rows = result.success
     assert torch.allclose(result.snr_db[rows], expected[rows])
     assert result.snr_db[~rows].isnan().all()

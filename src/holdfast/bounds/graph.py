@@ -42,17 +42,20 @@ _WEIGHTED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "rsub": ((), (0, 1)),
     "cat": ((), (0,)),
     "stack": ((), (0,)),
+    "pad": ((), (3,)),
+    "constant_pad_nd": ((), (2,)),
 }
 _ONLY_FIRST = set(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d batch_norm".split()
 )
 _ONLY_FIRST |= {"div", "index", "index_select", "pad", "constant_pad_nd"}
-_PLAIN = set(
+_UNWEIGHTED = set(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
     "expand expand_as view_as clone contiguous alias detach to _to_copy dropout feature_dropout "
     "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d flip roll".split()
 )
+_CASTS = {"to", "_to_copy", "clone", "contiguous"}  # all is computed in float64
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}
 
 
@@ -66,7 +69,9 @@ class Node:
     shape: tuple[int, ...]
     value: Callable[..., Tensor]  # of the values of its parents
     rule: Rule | None = None  # None: affine
-    spread: Callable[..., Tensor] = torch.clone  # affine: by the sizes of its weights, no shifts
+    # Of an affine operator: what the sizes of its weights make of sizes, and what its shifts add.
+    spread: Callable[..., Tensor] = torch.clone
+    shift: Tensor | float = 0.0
     terms: int = 1  # the most products that one entry of an affine result sums
 
 
@@ -133,7 +138,7 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
             nodes.append(Node("input", (), tuple(example.shape), torch.clone))
         elif item.op == "call_function" and _name(item) not in _SILENT:
             args, kwargs = torch.fx.map_arg((item.args, item.kwargs), values.__getitem__)
-            _check(item, args, kwargs)
+            _check(item, args, kwargs, example.dtype)
             if _places((args, kwargs)):
                 nodes += _nodes(item, args, kwargs, nodes)
                 values[item] = _At(len(nodes) - 1)
@@ -171,7 +176,7 @@ def _places(tree: Any) -> list[int]:
     return [leaf.node for leaf in tree_flatten(tree)[0] if isinstance(leaf, _At)]
 
 
-def _check(item: Any, args: Any, kwargs: Any) -> None:
+def _check(item: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> None:
     """Refuse an operator that bounds cannot follow."""
     name = _name(item)
     tags = getattr(item.target, "tags", ())
@@ -182,18 +187,20 @@ def _check(item: Any, args: Any, kwargs: Any) -> None:
     name = name.rstrip("_")
     if not _places((args, kwargs)) or name in RULES or name in POOLS:
         return
-    if name not in _WEIGHTED and name not in _PLAIN:
+    made = item.meta["val"].dtype
+    if not made.is_floating_point or torch.finfo(made).eps > torch.finfo(dtype).eps:
+        raise unsupported(f"operator {name} from {dtype} to {made}")
+    if name not in _WEIGHTED and name not in _UNWEIGHTED:
         raise unsupported(f"operator {name}")
-    moving = [i for i, arg in enumerate(args) if _places(arg)]
+    varying = [i for i, arg in enumerate(args) if _places(arg)]
     weights = _WEIGHTED.get(name, ((), ()))[0]
-    if (name in _ONLY_FIRST and moving != [0]) or len(set(moving) & set(weights)) > 1:
+    if (name in _ONLY_FIRST and varying != [0]) or len(set(varying) & set(weights)) > 1:
         raise unsupported(f"operator {name} of values that all depend on the input")
     if name == "batch_norm" and args[5]:
         raise unsupported("batch normalisation by the statistics of the batch")
-    if kwargs.keys() - {"alpha", "dtype"} or (kwargs and name in ("addmm", "rsub")):
-        raise unsupported(f"operator {name} with {', '.join(kwargs)}")
-    if not item.meta["val"].is_floating_point():
-        raise unsupported(f"operator {name} to {item.meta['val'].dtype}")
+    given = [key for key, value in kwargs.items() if value is not None]
+    if name not in _CASTS and given and (given != ["alpha"] or name in ("addmm", "rsub")):
+        raise unsupported(f"operator {name} with {', '.join(given)}")
 
 
 def _overwrites_its_own(item: Any) -> bool:
@@ -211,10 +218,12 @@ def _check_output(outputs: list[Any], nodes: list[Node]) -> None:
 
 
 def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
-    """What stands for one operator: a node, or two for a max-pool."""
+    """What one operator becomes: a node, or two for a max-pool."""
     name = _name(item).rstrip("_")
     parents = tuple(dict.fromkeys(_places((args, kwargs))))
     shape = tuple(item.meta["val"].shape)
+    if name == "prelu":  # a slope a channel, the second axis
+        args = (args[0], args[1].view(-1, *[1] * (len(shape) - 2)))
     if name in RULES:
         rule = RULES[name](*args[1:], **kwargs)
         return [Node(name, parents, shape, rule.value, rule)]
@@ -227,12 +236,15 @@ def _nodes(item: Any, args: Any, kwargs: Any, before: list[Node]) -> list[Node]:
             Node("windows", parents, taken, choose, spread=choose),
             Node(name, (len(before),), shape, rule.value, rule),
         ]
-    if name in ("to", "_to_copy"):  # all is computed in float64
+    if name in _CASTS:
         return [Node(name, parents, shape, torch.clone)]
     operator = getattr(getattr(torch.ops.aten, name), item.target._overloadname)
     call = _Call(operator, args, kwargs, parents)
-    terms = _terms(name, call, before, item.meta["val"].device)
-    return [Node(name, parents, shape, call, None, _sized(name, call, abs), terms)]
+    device = item.meta["val"].device
+    ones = [torch.ones(before[i].shape, dtype=torch.float64, device=device) for i in parents]
+    spread = _sized(name, call, abs, lambda shift: shift * 0)
+    shift = _sized(name, call, abs, abs)(*(one * 0 for one in ones))
+    return [Node(name, parents, shape, call, None, spread, shift, _terms(name, call, ones))]
 
 
 @dataclass(frozen=True)
@@ -252,25 +264,30 @@ class _Call:
         return self.operator(*args, **kwargs)
 
 
-def _sized(name: str, call: _Call, size: Callable[[Any], Any]) -> _Call:
-    """An affine operator by the sizes of its weights, without what only shifts."""
+def _sized(
+    name: str, call: _Call, weight: Callable[[Any], Any], shift: Callable[[Any], Any]
+) -> _Call:
+    """An affine operator with these functions of what multiplies and of what shifts, nothing
+    subtracted."""
     weights, shifts = _WEIGHTED.get(name, ((), ()))
 
     def changed(i: int, leaf: Any) -> Any:
         if not isinstance(leaf, (Tensor, int, float)) or i not in (*weights, *shifts):
             return leaf
-        return size(leaf) if i in weights else leaf * 0
+        if i in weights:
+            return weight(leaf)
+        subtracted = name == "batch_norm" and i == 3  # the mean
+        return -shift(leaf) if subtracted else shift(leaf)
 
     args = [tree_map(partial(changed, i), arg) for i, arg in enumerate(call.args)]
-    kwargs = {key: size(value) if key == "alpha" else value for key, value in call.kwargs.items()}
+    kwargs = {key: weight(value) for key, value in call.kwargs.items() if key == "alpha"}
     without_sign = {"sub": torch.add, "rsub": torch.add, "neg": torch.clone}
     return replace(call, operator=without_sign.get(name, call.operator), args=args, kwargs=kwargs)
 
 
-def _terms(name: str, call: _Call, before: list[Node], device: torch.device) -> int:
+def _terms(name: str, call: _Call, ones: list[Tensor]) -> int:
     """The most terms that one entry of an affine operator's result sums, and some to spare."""
-    ones = [torch.ones(before[i].shape, dtype=torch.float64, device=device) for i in call.parents]
-    made = _sized(name, call, lambda weight: weight * 0 + 1)(*ones)
+    made = _sized(name, call, lambda weight: weight * 0 + 1, lambda shift: shift * 0)(*ones)
     averaged = sum(map(torch.numel, ones)) / made.numel()  # a mean's weights are less than 1
     window = prod(call.args[1]) if name.startswith("avg_pool") else 1
     return int(max(made.max().item(), averaged, window)) + 4

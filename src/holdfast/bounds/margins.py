@@ -115,8 +115,8 @@ def _of_part(
         rows.climb(name)
         if name == method:
             break
-    unit = torch.finfo(x.dtype).eps / 2
-    errors = rows.rounding(unit)
+    # what the network rounds, and what these bounds of it, in float64, do
+    errors = rows.rounding(torch.finfo(x.dtype).eps / 2 + 2.0**-48)
     rounding = errors + errors.gather(1, y[:, None])
     lower = torch.where(bounds.inside(x)[:, None], rows.lower, torch.nan)
     if isinstance(threat.goal, Targeted):

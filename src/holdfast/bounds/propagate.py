@@ -65,12 +65,14 @@ class Rows:
         for node in graph.nodes:
             self.intervals.append(self._forward(node))
         self.lines: dict[int, Lines] = {}
+        self.sums: dict[int, Tensor] = {}  # lo + hi where CROWN alone says them
         self.lower = torch.full_like(self.intervals[-1][0][:, 0], -torch.inf)
 
     def at(self, rows: Tensor) -> Rows:
         """What is known of these rows alone, to climb on with."""
         part = copy(self)
         part.region, part.y, part.lower = self.region.at(rows), self.y[rows], self.lower[rows]
+        part.lines, part.sums = {}, {}
         part.intervals = [(lo[rows], hi[rows]) for lo, hi in self.intervals]
         return part
 
@@ -95,7 +97,7 @@ class Rows:
             return node.rule.interval(*given[0])
         centre = vmap(node.value)(*((lo + hi) / 2 for lo, hi in given))
         radius = vmap(node.spread)(*((hi - lo) / 2 for lo, hi in given))
-        return centre - radius, centre + radius
+        return centre - radius.abs(), centre + radius.abs()
 
     def _tighten(self, steps: int) -> None:
         """CROWN's bounds of what every activation takes, each with those before it; alpha-CROWN's
@@ -109,7 +111,9 @@ class Rows:
                 continue
             self._narrow(i, *self._forward(node))
             if node.rule is not None:
-                self.lines[i] = node.rule.lines(*self.intervals[node.parents[0]])
+                origin = node.parents[0]
+                lo, hi = self.intervals[origin]
+                self.lines[i] = node.rule.lines(lo, hi, self.sums.get(origin, lo + hi))
             if i in asking:
                 asks = [one.rule.asks(*self.intervals[i]) for one in asking[i] if one.rule]
                 self._ask(i, torch.stack(asks).any(0), steps)
@@ -130,6 +134,7 @@ class Rows:
         low, high = self._in_parts(lambda part: self._both(i, *part, steps=steps), rows, entries)
         lo, hi = (side.flatten(1).clone() for side in self.intervals[i])
         lo[rows, entries], hi[rows, entries] = low, high
+        self.sums[i] = (lo + hi).view_as(asks)
         self._narrow(i, lo.view_as(asks), hi.view_as(asks))
 
     def _both(self, i: int, rows: Tensor, entries: Tensor, *, steps: int) -> Tensor:
@@ -194,8 +199,7 @@ class Rows:
                 errors.append(node.rule.passes(given[0], *around[0], unit))
             else:
                 share = node.terms * unit / (1 - node.terms * unit)
-                origin = [size.new_zeros(size.shape[1:]) for size in sizes]
-                sums = vmap(node.spread)(*map(torch.add, sizes, given)) + node.value(*origin).abs()
+                sums = vmap(node.spread)(*map(torch.add, sizes, given)) + node.shift
                 errors.append(vmap(node.spread)(*given) + share * sums)
         return errors[-1][:, 0]
 

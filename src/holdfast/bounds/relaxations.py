@@ -46,7 +46,7 @@ class Rule(ABC):
         """Bounds of its values on [lo, hi]."""
 
     @abstractmethod
-    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
         """A line below and one above."""
 
     def asks(self, lo: Tensor, hi: Tensor) -> Tensor:
@@ -90,12 +90,12 @@ class Bent(Rule):
         steepest = torch.where(hi + error <= 0, slope, slope.clamp_min(1))
         return error * steepest + unit * slope * torch.maximum(-lo, hi)
 
-    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
         across = self.asks(lo, hi)
         slope = torch.as_tensor(self.slope, dtype=lo.dtype, device=lo.device).expand_as(lo)
         side = torch.where(lo >= 0, 1, torch.where(hi <= 0, slope, torch.nan))
         chord = (hi - slope * lo) / (hi - lo)
-        touch = torch.where(hi > -lo, 1, slope)  # the lesser area between the lines
+        touch = torch.where(total > 0, 1, slope)  # the lesser area between the lines
         at_0 = torch.where(across, hi * (1 - chord), 0)
         chord, touch = torch.where(across, chord, side), torch.where(across, touch, side)
         none, convex = torch.zeros_like(lo), slope <= 1
@@ -123,7 +123,7 @@ class Largest(Rule):
         able = hi >= lo.amax(-1, keepdim=True)  # the others are never the largest
         return able & (able.sum(-1, keepdim=True) > 1)
 
-    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
         first = F.one_hot(lo.argmax(-1), lo.shape[-1]).bool()
         rest = hi.masked_fill(first, -torch.inf).amax(-1)
         rules = lo.amax(-1) >= rest
@@ -179,7 +179,7 @@ class Smooth(Rule):
             low = torch.where((lo < self.bottom) & (hi > self.bottom), least, low)
         return low, high
 
-    def lines(self, lo: Tensor, hi: Tensor) -> Lines:
+    def lines(self, lo: Tensor, hi: Tensor, total: Tensor) -> Lines:
         share = torch.linspace(0, 1, self.samples + 1, dtype=lo.dtype, device=lo.device)
         x = torch.lerp(lo[..., None], hi[..., None], share)
         y = self.value(x)

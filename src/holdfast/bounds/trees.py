@@ -211,7 +211,7 @@ def _merged(leaves: _Leaves, most: int) -> _Leaves:
 
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """A region of the input space, and what its best leaves say of one rival class."""
+    """A region of the input space, and what its best leaves say of one other class."""
 
     low: np.ndarray  # [f'] float32
     high: np.ndarray
@@ -221,8 +221,8 @@ class _Node:
     key: float
 
 
-class _Rival:
-    """The leaves of one row as the margin over one rival class sees them: [trees, leaves] each,
+class _OtherClass:
+    """The leaves of one row, and its margin over one other class by them: [trees, leaves] each,
     nearest leaf first, padded."""
 
     def __init__(self, leaves: _Leaves, y: int, j: int, base: float, limit: float) -> None:
@@ -268,8 +268,8 @@ class _Rival:
             if not low_enough.any():
                 return None
             key = max(size, float(self.later[low_enough.argmax()]))
-        near = open & (self.size <= key)
-        best = np.where(near, self.margin, np.inf).argmin(1)
+        reached = open & (self.size <= key)
+        best = np.where(reached, self.margin, np.inf).argmin(1)
         return _Node(low, high, size, open, best, key)
 
     def meeting(self, node: _Node) -> tuple[np.ndarray, np.ndarray]:
@@ -287,7 +287,7 @@ class _Cuts:
     x: np.ndarray
     scale: np.ndarray
 
-    def part(self, rival: _Rival, node: _Node, f: int, low: Any, high: Any) -> _Node | None:
+    def part(self, other: _OtherClass, node: _Node, f: int, low: Any, high: Any) -> _Node | None:
         """The part of a region in which feature f lies between these."""
         gap = np.maximum(np.float64(low) - self.x[f], self.x[f] - np.float64(high))
         size = max(node.size, float(_size(gap[None, None], self.scale[f])[0]))
@@ -295,16 +295,16 @@ class _Cuts:
             return None
         lows, highs = node.low.copy(), node.high.copy()
         lows[f], highs[f] = low, high
-        open = node.open & (rival.low[f] <= high) & (rival.high[f] >= low)
-        return rival.node(lows, highs, size, open)
+        open = node.open & (other.low[f] <= high) & (other.high[f] >= low)
+        return other.node(lows, highs, size, open)
 
     def halves(
-        self, rival: _Rival, node: _Node, low: np.ndarray, high: np.ndarray
+        self, other: _OtherClass, node: _Node, low: np.ndarray, high: np.ndarray
     ) -> list[_Node | None]:
         """The region in two, cut where its best leaves, that meet in [low, high], do not: of a few
         features the one whose halves are farthest away."""
         apart = np.flatnonzero(low > high)
-        wrong = rival.low[apart][:, rival.rows, node.best] > high[apart, None]
+        wrong = other.low[apart][:, other.rows, node.best] > high[apart, None]
         tried = apart[
             np.argsort(-np.minimum(wrong.sum(1), (~wrong).sum(1)), kind="stable")[:_TRIED]
         ]
@@ -312,15 +312,15 @@ class _Cuts:
         for f in tried.tolist():
             below, above = high[f], np.nextafter(high[f], np.float32(np.inf))
             halves = [
-                self.part(rival, node, f, node.low[f], below),
-                self.part(rival, node, f, above, node.high[f]),
+                self.part(other, node, f, node.low[f], below),
+                self.part(other, node, f, above, node.high[f]),
             ]
             keys = sorted(math.inf if half is None else half.key for half in halves)
             found.append((keys, halves))
         return max(found, key=lambda one: one[0])[1]
 
     def around(
-        self, rival: _Rival, node: _Node, low: np.ndarray, high: np.ndarray
+        self, other: _OtherClass, node: _Node, low: np.ndarray, high: np.ndarray
     ) -> list[_Node | None]:
         """The region without what lies within [low, high]."""
         found, rest = [], node
@@ -328,9 +328,9 @@ class _Cuts:
             before = np.nextafter(low[f], np.float32(-np.inf))
             after = np.nextafter(high[f], np.float32(np.inf))
             if low[f] > node.low[f]:
-                found.append(self.part(rival, rest, f, node.low[f], before))
+                found.append(self.part(other, rest, f, node.low[f], before))
             if high[f] < node.high[f]:
-                found.append(self.part(rival, rest, f, after, node.high[f]))
+                found.append(self.part(other, rest, f, after, node.high[f]))
             lows, highs = rest.low.copy(), rest.high.copy()
             lows[f], highs[f] = low[f], high[f]
             rest = replace(rest, low=lows, high=highs)
@@ -355,24 +355,24 @@ def _nearest(
     leaves = _merged(leaves, _MERGED)
     cuts = _Cuts(row[leaves.features].astype(np.float64), scale[leaves.features])
     limits, count = tied(trees, np.array([y]))[0], itertools.count()
-    heap: list[tuple[float, int, _Rival, _Node]] = []
+    heap: list[tuple[float, int, _OtherClass, _Node]] = []
 
-    def push(rival: _Rival, node: _Node | None) -> None:
+    def push(other: _OtherClass, node: _Node | None) -> None:
         if node is not None and node.key <= eps:
-            heapq.heappush(heap, (node.key, -next(count), rival, node))  # of equals the deepest
+            heapq.heappush(heap, (node.key, -next(count), other, node))  # of equals the deepest
 
     for j in range(len(limits)):
         if j != y:
-            rival = _Rival(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
+            other = _OtherClass(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
             whole = np.full(len(leaves.features), np.inf, np.float32)
-            push(rival, rival.node(-whole, whole, 0.0, rival.there))
+            push(other, other.node(-whole, whole, 0.0, other.there))
     while heap:
-        key, _, rival, node = heapq.heappop(heap)
+        key, _, other, node = heapq.heappop(heap)
         if time.monotonic() > end:
             return Nearest(key)
-        low, high = rival.meeting(node)
+        low, high = other.meeting(node)
         if (low > high).any():
-            parts = cuts.halves(rival, node, low, high)
+            parts = cuts.halves(other, node, low, high)
         else:
             point = row.copy()
             point[leaves.features] = np.clip(row[leaves.features], low, high)
@@ -382,7 +382,7 @@ def _nearest(
             z = trees.scores(point[None])[0]
             if z[y] - np.delete(z, y).max() < -trees.rounding:
                 return Nearest(0.0)  # the model does not decide as its trees add up
-            parts = cuts.around(rival, node, low, high)
+            parts = cuts.around(other, node, low, high)
         for part in parts:
-            push(rival, part)
+            push(other, part)
     return Nearest(math.nextafter(eps, math.inf), exact=True)

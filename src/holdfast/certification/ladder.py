@@ -116,7 +116,8 @@ def _methods_of_trees(
     shape, box = target.shape or (), target.bounds
     parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
     scale = (parts["scale"].double() * parts["mask"]).numpy()
-    sides = tuple(np.asarray(side) for side in box.sides(torch.zeros(1, dtype=torch.float64)))
+    low, high = box.sides(torch.zeros(1, dtype=torch.float64))
+    sides = np.asarray(low), np.asarray(high)
 
     def labels(x: np.ndarray) -> np.ndarray:
         return target.labels(torch.from_numpy(x)).cpu().numpy()
@@ -162,7 +163,7 @@ def _methods_of_network(network: nn.Module, target: Target) -> dict[str, Method]
 
 
 def _coarse() -> bool:
-    return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[int, np.ndarray]:
         raise InputError(f"{path} is no file but a pipe, device or folder; expected a WAV file.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks beside the sound
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that are no sound
             warnings.filterwarnings("error", "Reached EOF")
             rate, wave = wavfile.read(path)
     except (*_DAMAGE, wavfile.WavFileWarning) as error:

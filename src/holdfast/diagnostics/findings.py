@@ -24,13 +24,18 @@ def conclude(
     """The verdict on a run: the findings noted before the attacks, and those that table and trials
     show."""
     added = [t for t in trials if t.eps == facts.threat.eps][len(facts.protocol.trials) :]
+    of_attacks = [
+        *_zero_gradients(table, bool(added)),
+        *_trials(facts, trials, added, metrics),
+        *_limits(facts, table),
+    ]
+    # then no stronger attack can lower the figure
+    proved = metrics.counts["certified"] > 0 and not metrics.counts["robust"]
     findings = [
         *facts.initial_findings,
         *_contradictions(table),
         *_statuses(table, metrics),
-        *_zero_gradients(table, bool(added)),
-        *_trials(facts, trials, added, metrics),
-        *_limits(facts, table),
+        *(f for f in of_attacks if f.severity == "info" or not proved),
         *knowledge(facts, table),
     ]
     worst = {s: [f for f in findings if f.severity == s] for s in ("red", "amber")}
@@ -39,6 +44,8 @@ def conclude(
     if worst["amber"]:
         return Verdict(status="upper-bound", findings=findings, reason=_reason(worst["amber"]))
     reason = "No check that ran found a sign that the attacks failed."
+    if proved:
+        reason = "Every input that was not broken is proved: no attack can lower the figure."
     return Verdict(status="trusted", findings=findings, reason=reason)
 
 

@@ -46,7 +46,10 @@ OnStep = Callable[[float, str, int], None]
 class Prover(Protocol):
     """A certifier of one model under one threat."""
 
-    info: CertificationInfo
+    @property
+    def info(self) -> CertificationInfo:
+        """How rows are certified."""
+        ...
 
     def climb(self, x: Tensor, y: Tensor, deadline: float, on_step: OnStep) -> Proofs:
         """Prove what can be proved of inputs x [n, *shape] of classes y [n], and begin nothing

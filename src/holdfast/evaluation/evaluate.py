@@ -73,11 +73,9 @@ def evaluate(
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
     curve: Sequence[float] = (), seed: int = 0, max_queries: int | None = None,
     max_seconds: float | None = None, out: Path | str | None = None, resume: bool = False,
-    on_progress: OnProgress | None = None,
-    on_estimate: Callable[[Forecast], None] | None = None,
+    on_progress: OnProgress | None = None, on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
-    certifier: Certifier | None = None,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    certifier: Certifier | None = None, groups: Sequence[Any] | np.ndarray | None = None,
     perceptual: str | torch.nn.Module | None = None, names: Names | None = None,
 ) -> Run:  # fmt: skip
     """Measure robust accuracy, and leave the evidence in a folder.
@@ -121,22 +119,14 @@ def evaluate(
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
         facts = facts_of(ready, settings, names or Names())
-        if corruptions:
-            facts.corruptions = measure.info(
-                ready.target, ready.source.shape, baseline, facts.data.fingerprint
-            )
         job = Evaluation(
             ready, settings, facts, folder, Journal(folder), resume, on_progress, on_estimate
         )
+        if corruptions:
+            job = _with_corruptions(job, baseline)
         job = _with_prover(job, certifier)
         if _opened(job):
-            with _kept(out):
-                job = _probed(job)
-                for chunk in job.ready.chunks:
-                    _search(job, chunk)
-                    _certify(job, chunk)
-                    _corrupt(job, chunk)
-            _write(job)
+            _run(job, out)
         return Run(folder, temporary=out is None)
 
 
@@ -165,6 +155,23 @@ def settings_of(
         perceptual=None if perceptual is None else PerceptualDistance(perceptual, target),
         smallest=ready.protocol.name == "custom" or not threat.bounded,
     )
+
+
+def _run(job: Evaluation, out: Path | str | None) -> None:
+    """Probe, and answer what is asked of each chunk; then write the files of the run."""
+    with _kept(out):
+        job = _probed(job)
+        for chunk in job.ready.chunks:
+            _search(job, chunk)
+            _certify(job, chunk)
+            _corrupt(job, chunk)
+    _write(job)
+
+
+def _with_corruptions(job: Evaluation, baseline: Path | str | None) -> Evaluation:
+    target, source = job.ready.target, job.ready.source
+    info = measure.info(target, source.shape, baseline, job.facts.data.fingerprint)
+    return replace(job, facts=job.facts.model_copy(update={"corruptions": info}))
 
 
 def _with_prover(job: Evaluation, certifier: Certifier | None) -> Evaluation:

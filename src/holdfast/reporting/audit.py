@@ -36,7 +36,8 @@ def knowledge(manifest: Manifest) -> str:
 
 def untested(manifest: Manifest) -> list[tuple[str, str]]:
     """Topic and what it is, of everything that this run says nothing about."""
-    white, transferred = manifest.model.access == "gradients", manifest.model.surrogate is not None
+    ran, transferred = bool(manifest.trials), manifest.model.surrogate is not None
+    white = ran and manifest.model.access == "gradients"
     rows = [
         (
             not white or transferred,
@@ -47,7 +48,7 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
             ),
         ),
         (
-            white and not transferred,
+            not ran or (white and not transferred),
             "Black box, transfer",
             "Adversaries who only ask the model, or attack another one in its place. They might "
             "break inputs that this run did not.",
@@ -85,24 +86,27 @@ def places(manifest: Manifest) -> list[Place]:
     Article 15."""
     tested = {True: TESTED, False: NOT}
     transferred, asked = manifest.model.surrogate is not None, manifest.model.access != "gradients"
-    white = tested[not (transferred or asked)]
+    ran = bool(manifest.trials)  # else nothing was attacked, and rows were only proved
+    white, evasion = tested[ran and not (transferred or asked)], TESTED if ran else PARTLY
     shifted = PARTLY if manifest.metrics.corruptions is not None else NOT
     known = "white-box knowledge" if white == TESTED else "limited knowledge"
+    if not ran:
+        known = "by proofs alone"
     schemes: dict[str, list[tuple[str, ...]]] = {
         "MITRE ATLAS": [
-            ("AML.T0015 Evade ML model", TESTED),
+            ("AML.T0015 Evade ML model", evasion),
             ("AML.T0043.000 Craft adversarial data: white box", white),
-            ("AML.T0043.001 Craft adversarial data: black box", tested[asked]),
-            ("AML.T0043.002 Craft adversarial data: transfer", tested[transferred]),
+            ("AML.T0043.001 Craft adversarial data: black box", tested[ran and asked]),
+            ("AML.T0043.002 Craft adversarial data: transfer", tested[ran and transferred]),
             ("AML.T0043.003 and AML.T0043.004 Manual changes, triggers", NOT),
-            ("AML.T0042 Verify attack", TESTED, "each stored example is judged anew"),
+            ("AML.T0042 Verify attack", tested[ran], "each stored example is judged anew"),
             ("AML.T0031 Erode model integrity", PARTLY, "by evasion alone"),
             ("AML.T0020 Poison training data; AML.T0018 Backdoor; AML.T0010 Supply chain", NOT),
             ("AML.T0024 Exfiltration by inference (membership, inversion, extraction)", NOT),
             ("AML.T0029 Denial of service; AML.T0034 Cost", NOT),
         ],
         "OWASP ML Top 10 (2023)": [
-            ("ML01 Input manipulation", TESTED),
+            ("ML01 Input manipulation", evasion),
             ("ML02 Data poisoning; ML10 Model poisoning", NOT),
             ("ML03 Model inversion; ML04 Membership inference; ML05 Model theft", NOT),
             (
@@ -112,7 +116,7 @@ def places(manifest: Manifest) -> list[Place]:
             ),
         ],
         "NIST AI 100-2 E2025": [
-            ("Evasion (integrity)", TESTED, known),
+            ("Evasion (integrity)", evasion, known),
             ("Poisoning; privacy; availability breakdown", NOT),
         ],
         "EU AI Act, Art. 15": [
@@ -131,7 +135,7 @@ def places(manifest: Manifest) -> list[Place]:
                 shifted,
                 "common corruptions, no feedback loops",
             ),
-            ("(5) Adversarial examples or model evasion", TESTED),
+            ("(5) Adversarial examples or model evasion", evasion),
             ("(5) Data and model poisoning, confidentiality attacks, model flaws", NOT),
         ],
     }

@@ -1,0 +1,170 @@
+"""What other certifiers have got wrong: nothing of it is called a proof here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.networks import CLASSES, SHAPE, network
+from torch import Tensor, nn
+
+from holdfast import bounds
+from holdfast.bounds import Margins, margins, trace
+from holdfast.errors import InputError, SpecError
+
+X = torch.full((2, *SHAPE), 0.5)
+Y = torch.tensor([0, 1])
+
+
+def of(*rows: list[float], rounding: float = 0.0) -> Margins:
+    lower = torch.tensor(rows, dtype=torch.float64)
+    return Margins(lower, torch.full_like(lower, rounding), "crown")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf"), 0.0, -1e-300])
+def test_what_is_not_above_0_is_not_proved(bad: float) -> None:
+    inf = float("inf")
+    found = of([inf, bad, 1], [inf, 1, 1], [inf, inf, inf])
+    assert found.proved.tolist() == [False, True, False]
+    assert found.certified.tolist() == [False, True, False]
+
+
+def test_what_rounding_may_take_away_is_not_certified() -> None:
+    found = of([float("inf"), 0.1], rounding=0.2)
+    assert found.proved.tolist() == [True]
+    assert found.certified.tolist() == [False]
+    assert of([float("inf"), 0.1], rounding=float("nan")).certified.tolist() == [False]
+
+
+@pytest.mark.parametrize("method", bounds.METHODS)
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_network_that_is_not_finite_proves_nothing(method: str, weight: float) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    with torch.no_grad():
+        net[1].weight[2, 3] = weight
+    found = margins(net, X, Y, "linf(0.001)", method=method)
+    assert not found.proved.any()
+    assert not found.certified.any()
+
+
+def test_a_row_that_is_not_finite_or_outside_the_box_proves_nothing() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32, CLASSES))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.copy_(torch.tensor([1.0, 0, 0]))
+    x = torch.full((4, *SHAPE), 0.5)
+    x[1, 0, 0, 0], x[2, 0, 0, 0] = torch.nan, 1.5
+    found = margins(net, x, torch.zeros(4, dtype=torch.long), "linf(0.1)")
+    assert found.certified.tolist() == [True, False, False, True]
+
+
+def test_an_error_on_the_way_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(bounds.Rows, "climb", fail)
+    found = margins(network("dense", 0), X, Y, "linf(0.001)")
+    assert not found.certified.any()
+    assert found.reason == "out of memory"
+
+
+class _Of(nn.Module):
+    """A network around a function of the input and a linear layer."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.last = nn.Linear(32, CLASSES)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def _counts(self: _Of, x: Tensor) -> Tensor:
+    self.seen.add_(1)
+    return self.last(x.flatten(1))
+
+
+def _overwrites(self: _Of, x: Tensor) -> Tensor:
+    h = self.last(x.flatten(1))
+    return h + h.relu_()
+
+
+REFUSED = {
+    "operator sin": lambda self, x: self.last(x.sin().flatten(1)),
+    "operator mul of values that all": lambda self, x: self.last((x * x).flatten(1)),
+    "operator matmul of values": lambda self, x: self.last((x @ x).flatten(1)),
+    "draws random numbers": lambda self, x: self.last((x + torch.rand_like(x)).flatten(1)),
+    "randn, which draws": lambda self, x: self.last((x + torch.randn(SHAPE)).flatten(1)),
+    "dropout, which draws": lambda self, x: self.last(nn.functional.dropout(x).flatten(1)),
+    "changes its own state": _counts,
+    "overwrites what others may read": _overwrites,
+    "cannot write the network down": lambda self, x: self.last(
+        (x if x.sum() > 3 else -x).flatten(1)
+    ),
+    "scores of shape": lambda self, x: x,
+    "operator round": lambda self, x: self.last(x.round().flatten(1)),
+    "to torch.int64": lambda self, x: self.last(x.long().flatten(1) * 1.0),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_not_supported_is_named_and_proves_nothing(reason: str) -> None:
+    net = _Of(REFUSED[reason])
+    with pytest.raises(InputError, match=f"not supported: .*{reason}"):
+        trace(net, X[:1])
+    found = margins(net, X, Y, "linf(0.000001)")
+    assert reason in found.reason
+    assert not found.certified.any()
+
+
+def test_dropout_and_batch_normalisation_are_those_of_evaluation() -> None:
+    """The module itself stays as it is."""
+    net = nn.Sequential(network("residual", 1), nn.Dropout(0.9)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    graph = trace(net, X[:1])
+    assert net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    net.eval()
+    assert torch.allclose(graph(X), net.double()(X.double()), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["residual", "pooled", "smooth", "leaky", "joined"])
+def test_a_graph_answers_as_its_network(kind: str) -> None:
+    net = network(kind, 2)
+    x = torch.rand(5, *SHAPE)
+    assert torch.allclose(trace(net, x[:1])(x), net.double()(x.double()), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["dense", "residual", "pooled", "smooth", "leaky", "joined"])
+def test_what_float32_adds_is_bounded(kind: str) -> None:
+    net = network(kind, 5)
+    x = torch.rand(50, *SHAPE)
+    y = torch.zeros(50, dtype=torch.long)
+    found = margins(net, x, y, "linf(0.01)")
+    scores = trace(net, x[:1])(x)
+    off = (net(x).double() - scores).abs()
+    assert bool((off <= found.rounding).all())
+    assert float(found.rounding.max()) < 1e-3
+
+
+def test_proofs_that_do_not_exist_are_refused_in_a_sentence() -> None:
+    net = network("dense", 0)
+    assert "not finite" in margins(net, X, Y, "linf(inf)").reason
+    with pytest.raises(SpecError, match="no method is called 'crwn'; did you mean crown"):
+        margins(net, X, Y, "linf(0.1)", method="crwn")
+    with pytest.raises(InputError, match="expected a class a row"):
+        margins(net, X, Y[:1], "linf(0.1)")
+
+
+def test_only_the_class_of_a_targeted_threat_counts() -> None:
+    net = network("dense", 3)
+    y = net(X).argmax(1)
+    aim = (y + 1) % CLASSES
+    free = margins(net, X, y, "linf(0.01)")
+    aimed = margins(net, X, y, f"linf(0.01, target={int(aim[0])})")
+    assert aimed.lower[0, aim[0]] == free.lower[0, aim[0]]
+    assert int(aimed.lower[0].isfinite().sum()) == 1

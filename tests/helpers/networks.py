@@ -1,0 +1,177 @@
+"""Small random networks of many operators, and the smallest margins that can be found of them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor, nn
+
+from holdfast.bounds import Region
+
+SHAPE = (2, 4, 4)
+CLASSES = 3
+KINDS = ("dense", "residual", "pooled", "smooth", "leaky", "joined")
+
+
+class Residual(nn.Module):
+    """Two branches that fork twice, the second time before the first has met again."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3, padding=1)
+        self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.short = nn.Conv2d(2, 3, 1)
+        self.activation = activation
+        self.last = nn.Linear(48, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.first(x))
+        h = h - self.norm(self.second(h))
+        h = self.activation(h + self.short(x))
+        return self.last(h.flatten(1)) - 0.5 * h.mean((2, 3))
+
+
+class Joined(nn.Module):
+    """Preprocessing, concatenation, slices, products with constants, views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.3, 0.6]).view(2, 1, 1))
+        self.wide = nn.Linear(16, 6)
+        self.last = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / 0.25
+        h = self.wide(x.flatten(2)).relu()
+        h = torch.cat([h, 1 - h.transpose(1, 2).reshape(-1, 2, 6)], 2)
+        return self.last(h.reshape(len(x), -1).relu()) + 2 * x[:, 0, :3, 1]
+
+
+def network(kind: str, seed: int) -> nn.Module:
+    """A random network of this kind, for rows of SHAPE in [0, 1], in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        smooth = [nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.SiLU(), nn.GELU("tanh")][seed % 5]
+        leaky = nn.PReLU(3) if seed % 2 else [nn.LeakyReLU(0.3), nn.PReLU()][seed // 2 % 2]
+        made = {
+            "dense": lambda: _dense(nn.ReLU()),
+            "residual": lambda: Residual(nn.ReLU()),
+            "pooled": _pooled,
+            "smooth": lambda: Residual(smooth) if seed % 2 else _dense(smooth),
+            "leaky": lambda: Residual(leaky) if seed % 2 else _dense(leaky),
+            "joined": Joined,
+        }[kind]()
+        for part in made.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d)):
+                nn.init.normal_(part.weight, std=1.5 / part.weight[0].numel() ** 0.5)
+                nn.init.normal_(part.bias, std=0.3)
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.weight)
+                nn.init.uniform_(part.running_var, 0.5, 2)
+                nn.init.normal_(part.running_mean)
+            if isinstance(part, nn.PReLU):
+                nn.init.uniform_(part.weight, -0.5, 2)
+    return made.eval()
+
+
+def _dense(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(32, 10),
+        activation,
+        nn.Linear(10, 8),
+        activation,
+        nn.Linear(8, CLASSES),
+    )
+
+
+def _pooled() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 1, padding=1),
+        nn.Conv2d(4, 3, 2),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.ReLU(),
+        nn.Linear(3, CLASSES),
+    )
+
+
+def smallest(network: nn.Module, region: Region, y: Tensor, samples: int, steps: int) -> Tensor:
+    """The smallest margins [n, k] that random points, corners and PGD find: above every sound
+    bound. inf for the true class."""
+    network = copy.deepcopy(network).double()
+    least = torch.full((len(y), CLASSES), torch.inf, dtype=torch.float64)
+    draws = torch.Generator().manual_seed(len(y))
+
+    def legal(d: Tensor) -> Tensor:
+        return region.norm.project(d, region.eps, region.lo, region.hi)
+
+    def ask(d: Tensor) -> Tensor:
+        nonlocal least
+        scores = network(region.x + d)
+        found = scores.gather(1, y[:, None]) - scores
+        least = torch.minimum(least, found.detach())
+        return found
+
+    width = float(region.hi.max() - region.lo.min())
+    with torch.no_grad():
+        for i in range(samples):
+            d = torch.randn(region.x.shape, generator=draws, dtype=torch.float64) * width
+            ask(legal(d.sign() if i % 2 else d))
+    for j in range(CLASSES):
+        d = torch.zeros_like(region.x)
+        for i in range(steps):
+            d.requires_grad_()
+            (g,) = torch.autograd.grad(ask(d)[:, j].sum(), d)
+            stride = region.norm.stride(-g, 0.5 / (1 + i / 4), region.eps, region.lo, region.hi)
+            d = legal(d.detach() + stride)
+        ask(d)
+    return least.scatter(1, y[:, None], torch.inf)
+
+
+def exact(layers: list[nn.Linear], lo: np.ndarray, hi: np.ndarray, c: np.ndarray) -> float:
+    """The smallest <c, scores> of Linear-ReLU-...-Linear over a box, by a mixed integer program."""
+    n = len(lo)
+    cost, rows = [np.zeros(n)], []
+    limits, whole = [(lo, hi)], [np.zeros(n)]
+    before = np.arange(n)
+    low, high = lo, hi
+    for layer in layers[:-1]:
+        w, b = (part.detach().double().numpy() for part in (layer.weight, layer.bias))
+        centre, radius = w @ (low + high) / 2 + b, abs(w) @ (high - low) / 2
+        low, high = centre - radius - 1e-6, centre + radius + 1e-6
+        m = len(b)
+        z, on = n + np.arange(m), n + m + np.arange(m)
+        for i in range(m):
+            flat = np.r_[before, z[i], on[i]]
+            # z >= w x + b;  z <= w x + b - low (1 - on);  z <= high on
+            rows.append((flat, np.r_[-w[i], 1, 0], b[i], np.inf))
+            rows.append((flat, np.r_[-w[i], 1, -min(low[i], 0)], -np.inf, b[i] - min(low[i], 0)))
+            rows.append((np.r_[z[i], on[i]], np.r_[1, -max(high[i], 0)], -np.inf, 0))
+        low, high = np.maximum(low, 0), np.maximum(high, 0)
+        limits += [(np.zeros(m), high), (np.zeros(m), np.ones(m))]
+        whole += [np.zeros(m), np.ones(m)]
+        cost += [np.zeros(m), np.zeros(m)]
+        before, n = z, n + 2 * m
+    w, b = (part.detach().double().numpy() for part in (layers[-1].weight, layers[-1].bias))
+    cost_all = np.concatenate(cost)
+    cost_all[before] = c @ w
+    matrix = np.zeros((len(rows), n))
+    for row, (at, values, _, _) in enumerate(rows):
+        matrix[row, at] = values
+    found = milp(
+        cost_all,
+        constraints=LinearConstraint(matrix, [r[2] for r in rows], [r[3] for r in rows]),
+        bounds=Bounds(*(np.concatenate(side) for side in zip(*limits, strict=True))),
+        integrality=np.concatenate(whole),
+        options={"mip_rel_gap": 0},
+    )
+    assert found.status == 0, found.message
+    return float(found.fun + c @ b)
