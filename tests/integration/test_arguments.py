@@ -34,8 +34,6 @@ RIGHT: dict[str, dict[str, Any]] = {
     "train": {"model": net(), "data": (X, Y), "epochs": 1},
     "generate": {"data": (X, Y), "model": "gan(steps=1, rounds=1)"},
     "verify": {"run": "no such folder", "model": net(), "data": (X, Y)},
-    "certify": {"model": net(), "data": (X, Y), "threat": "linf(0.1)"},
-    "report": {"run": "no such folder"},
     "compare": {"first": "no such folder", "second": "no such folder"},
     "report": {"run": "no such folder"},
     "merge": {"shards": ["no such folder"], "out": "merged"},
@@ -103,7 +101,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", seed=2**64),
          "seed is 18446744073709551616 (int), but attack takes a whole number."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=[10**400]),
-         f"epsilons is [1{'0' * 38} (list), but attack takes a list of numbers or None."),
+         f"epsilons is [1{'0' * 38}... (list), but attack takes a list of numbers or None."),
         (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", hf.attacks.PGD),
          "attack is the class PGD, but attack takes a text, an Attack, an AutoAttack, a Trial or "
