@@ -101,7 +101,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", seed=2**64),
          "seed is 18446744073709551616 (int), but attack takes a whole number."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=[10**400]),
-         f"epsilons is [1{'0' * 38}... (list), but attack takes a list of numbers or None."),
+         f"epsilons is [1{'0' * 35}... (list), but attack takes a list of numbers or None."),
         (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", hf.attacks.PGD),
          "attack is the class PGD, but attack takes a text, an Attack, an AutoAttack, a Trial or "
