@@ -40,8 +40,8 @@ Row = dict[str, Any]
 def original(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, device: str
 ) -> tuple[Tensor, list[int]]:
-    """The standard version, one attack after the other on what still stands: which rows fell to
-    judged images."""
+    """The standard version, one attack after the other on what is still robust: which rows are
+    broken by images that are judged again."""
     from autoattack import AutoAttack
 
     attack = AutoAttack(
@@ -49,9 +49,9 @@ def original(
     )
     names, attack.version = attack.attacks_to_run, "custom"
     target = wrap(model, shape=tuple(x.shape[1:]), batch_size=BATCH, device=device)
-    fell, counts = judge.rule(target, x.to(device)).label.cpu() != y, []
+    broken, counts = judge.rule(target, x.to(device)).label.cpu() != y, []
     for name in names:
-        attack.attacks_to_run, rows = [name], (~fell).nonzero()[:, 0]
+        attack.attacks_to_run, rows = [name], (~broken).nonzero()[:, 0]
         with contextlib.redirect_stdout(io.StringIO()):
             images = attack.run_standard_evaluation(x[rows], y[rows], bs=BATCH).cpu()
         before = Counted.forwards, Counted.backwards
@@ -62,9 +62,9 @@ def original(
             & ruling.stable.cpu()
             & (ruling.label.cpu() != y[rows])
         )
-        fell[rows[hit]] = True
+        broken[rows[hit]] = True
         counts.append(int(hit.sum()))
-    return fell, counts
+    return broken, counts
 
 
 def by_us(
@@ -72,8 +72,8 @@ def by_us(
 ) -> tuple[Tensor, list[int]]:
     target = wrap(model, batch_size=BATCH, device=device)
     run = holdfast.evaluate(target, (x.numpy(), y.numpy()), threat, protocol=protocol)
-    stands = run.samples["status"].to_numpy(zero_copy_only=False) == "robust"
-    return torch.from_numpy(~stands), [trial.broken for trial in run.manifest.trials]
+    robust = run.samples["status"].to_numpy(zero_copy_only=False) == "robust"
+    return torch.from_numpy(~robust), [trial.broken for trial in run.manifest.trials]
 
 
 def cell(
@@ -92,17 +92,17 @@ def cell(
     wrapped = wrap(model, batch_size=BATCH, device=device, shape=tuple(x.shape[1:]))
     right = int((wrapped.batcher.in_parts(wrapped.labels, x.to(device)).cpu() == y).sum())
     rows: list[Row] = []
-    fallen: dict[str, Tensor] = {}
+    broken_by: dict[str, Tensor] = {}
     for who in ["original"] * bool(path) + list(protocols):
         Counted.forwards = Counted.backwards = 0
         torch.manual_seed(0)
         began = time.perf_counter()
         if who == "original":
-            fallen[who], counts = original(model, x, y, threat, device)
+            broken_by[who], counts = original(model, x, y, threat, device)
         else:
-            fallen[who], counts = by_us(model, x, y, threat, who, device)
+            broken_by[who], counts = by_us(model, x, y, threat, who, device)
         seconds = time.perf_counter() - began
-        left = int((~fallen[who]).sum())
+        left = int((~broken_by[who]).sum())
         row = {
             "model": name,
             "threat": str(threat),
@@ -125,9 +125,9 @@ def cell(
             ),
             flush=True,
         )
-    if {"original", "autoattack"} <= fallen.keys():
+    if {"original", "autoattack"} <= broken_by.keys():
         ours, its = (
-            fallen[a] & ~fallen[b]
+            broken_by[a] & ~broken_by[b]
             for a, b in (("autoattack", "original"), ("original", "autoattack"))
         )
         rows[0]["apart"] = f"here alone: {_ids(ours, first)}; original alone: {_ids(its, first)}"
@@ -185,7 +185,7 @@ def main() -> None:
         f"Test images {chosen.first} to {chosen.first + chosen.images - 1}, on {where}, "
         f"{chosen.workers} processes "
         "side by side. Passes: forwards and backwards of an image that was right at first, counted "
-        "around the model; ours with the examination, the checks and the judge."
+        "around the model; ours with the probe, the checks and the judge."
     )
     means = []
     for who in dict.fromkeys(row["who"] for row in rows):

@@ -1,4 +1,4 @@
-"""CPU seconds of bounds for the first rows of the shared MNIST network, beside those of forward
+"""CPU seconds of bounds for the first rows of the shared MNIST network, next to those of forward
 passes of the same rows.
 
 auto_LiRPA 0.7.1 took 0.71 CPU seconds for CROWN of 25 rows on one idle thread; on another machine,

@@ -96,12 +96,12 @@ def spread(
     """
     if workers == 1:
         begin(*how)
-        return [row for job in jobs for row in _told(work(*job))]
+        return [row for job in jobs for row in _messages(work(*job))]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin_alone, (begin, how)) as pool:
         futures = [pool.submit(work, *job) for job in jobs]
         for future in as_completed(futures):
-            _told(future.result())
+            _messages(future.result())
     return [row for future in futures for row in future.result()]
 
 
@@ -110,7 +110,7 @@ def _begin_alone(begin: Callable[..., None], how: tuple[Any, ...]) -> None:
     begin(*how)
 
 
-def _told(rows: list[Any]) -> list[Any]:
+def _messages(rows: list[Any]) -> list[Any]:
     for row in rows:
         print(
             " ".join(

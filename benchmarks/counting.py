@@ -72,7 +72,7 @@ def attack(steps: int) -> PGD:
 
 
 def small() -> nn.Module:
-    """A CNN of 32x32 with cheap passes, where the books weigh most."""
+    """A CNN of 32x32 with cheap passes, where counting weighs most."""
     conv = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()]
     return nn.Sequential(
         *conv, nn.Flatten(), nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10)
@@ -100,29 +100,32 @@ def main() -> None:
         target = TorchTarget(model, shape=(3, 32, 32), batch_size=chosen.batch)
         for norm, eps in EPS.items():
             threat = Threat.parse(f"{norm}({eps})")
-            ways = {
+            sources = {
                 "gradient": lambda n, g=target, t=threat: bare(g, x, y, t, n, move=False),
                 "bare loop": lambda n, g=target, t=threat: bare(g, x, y, t, n),
                 "not counted": lambda n, g=target, t=threat: perturb(attack(n), g, x, y, t),
                 "Holdfast": lambda n, g=target, t=threat: run(attack(n), g, x, y, t, stop=False),
             }
             tasks = {
-                f"{way} {n}": partial(call, n) for way, call in ways.items() for n in (few, many)
+                f"{source} {n}": partial(call, n)
+                for source, call in sources.items()
+                for n in (few, many)
             }
             interleaved(tasks, 1)  # warm-up
             seconds = interleaved(tasks, chosen.repeats)
             step = {
-                way: (seconds[f"{way} {many}"].cpu - seconds[f"{way} {few}"].cpu) / chosen.steps
-                for way in ways
+                source: (seconds[f"{source} {many}"].cpu - seconds[f"{source} {few}"].cpu)
+                / chosen.steps
+                for source in sources
             }
-            for way, spent in step.items():
+            for source, spent in step.items():
                 over = spent - step["bare loop"]
                 share = f"{100 * over / gradient:+.2f}"
-                rows.append([name, norm, way, f"{1e3 * spent:.2f}", f"{1e3 * over:+.2f}", share])
+                rows.append([name, norm, source, f"{1e3 * spent:.2f}", f"{1e3 * over:+.2f}", share])
     head = [
         "model",
         "norm",
-        "way",
+        "source",
         "CPU ms a step",
         "over the bare loop, ms",
         "% of a ResNet-18 gradient",

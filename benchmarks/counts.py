@@ -61,7 +61,7 @@ def counts(root: Path) -> tuple[dict[str, object], Named]:
             if len(line) > WIDE
         ],
         "import circles": list(_circles(root.name, trees)),
-        f"blocks of {BLOCK} lines that stand twice": list(_repeated(lines, trees)),
+        f"blocks of {BLOCK} lines that occur twice": list(_repeated(lines, trees)),
     }
     figures: dict[str, object] = {
         "modules": len(text),
@@ -121,14 +121,14 @@ def _circles(package: str, trees: dict[Path, ast.Module]) -> Iterator[str]:
     name = {path: dotted.removesuffix(".__init__") for path, dotted in name.items()}
     graph: dict[str, set[str]] = {}
     for path, tree in trees.items():
-        wanted: set[str] = set()
+        imported: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                wanted |= {alias.name for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 whole = {f"{node.module}.{alias.name}" for alias in node.names}
-                wanted |= whole if whole <= set(name.values()) else whole | {str(node.module)}
-        graph[name[path]] = (wanted & set(name.values())) - {name[path]}
+                imported |= whole if whole <= set(name.values()) else whole | {str(node.module)}
+        graph[name[path]] = (imported & set(name.values())) - {name[path]}
     reach = {one: _reached(graph, one) for one in graph}
     circles = {frozenset(n for n in reach[one] if one in reach[n]) for one in graph} - {frozenset()}
     for circle in sorted(circles, key=len, reverse=True):

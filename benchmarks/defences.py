@@ -44,7 +44,7 @@ from holdfast.targets.target import Target
 from holdfast.threats.threat import Threat
 
 LATENT, DATA = 16, 0.5
-WAYS = ("plain", "as it is", "adaptive")
+MODELS = ("plain", "as it is", "adaptive")
 
 
 class Images(nn.Module):
@@ -193,10 +193,10 @@ def figures(
         *(int((label == REFUSED).sum()) for label in (clean, shown)),
         flush=True,
     )
-    stood = (clean == y) & ((shown == y) | (shown == REFUSED))
+    robust = (clean == y) & ((shown == y) | (shown == REFUSED))
     return [
         float((clean == y).double().mean()),
-        float(stood.double().mean()),
+        float(robust.double().mean()),
         as_is,
         known.robust_accuracy.value,
     ]
@@ -232,17 +232,17 @@ def main() -> None:
         line = [name, ", ".join(f"`{write(step)}`" for step in before) or "-"]
         for eps in (0.1, 0.2):
             began = time.process_time()
-            clean, *stood = figures(
+            clean, *robust = figures(
                 before, tx, ty.long(), eps, f"apgd(steps={asked.steps})", asked.draws
             )
-            line += ["-" if math.isnan(share) else f"{100 * share:.0f}" for share in stood]
-            print(name, eps, clean, *stood, f"{time.process_time() - began:.1f} s", flush=True)
+            line += ["-" if math.isnan(share) else f"{100 * share:.0f}" for share in robust]
+            print(name, eps, clean, *robust, f"{time.process_time() - began:.1f} s", flush=True)
         rows.append([*line[:2], f"{100 * clean:.0f}", *line[2:]])
     head = [
         "defence",
         "spec",
         "clean",
-        *(f"{how}, {eps}" for eps in (0.1, 0.2) for how in WAYS),
+        *(f"{how}, {eps}" for eps in (0.1, 0.2) for how in MODELS),
     ]
     how = (
         f"{asked.rows} test rows, linf, apgd(steps={asked.steps}), means of {asked.draws} draws. "

@@ -159,7 +159,7 @@ def main() -> None:
         y = draw.integers(0, 10, chosen.batch)
         net, function = keras_model(shape), jax_model(shape)
         size = "x".join(map(str, shape))
-        for name, native, door in (
+        for name, native, wrapped in (
             ("TensorFlow", native_tensorflow(net, x, y), ours(wrap(net), x, y)),
             (
                 "JAX",
@@ -167,14 +167,14 @@ def main() -> None:
                 ours(wrap(function, framework="jax", layout="nchw"), x, y),
             ),
         ):
-            tasks = {"native": native, "door": door}
+            tasks = {"native": native, "wrapped": wrapped}
             for task in tasks.values():
                 task()
             spent = interleaved(
                 {k: lambda f=f: [f() for _ in range(5)] for k, f in tasks.items()}, chosen.repeats
             )
-            base, door_ = spent["native"].cpu, spent["door"].cpu
-            rows.append([name, size, 1000 * base / 5, 1000 * door_ / 5, door_ / base])
+            base, wrapped_ = spent["native"].cpu, spent["wrapped"].cpu
+            rows.append([name, size, 1000 * base / 5, 1000 * wrapped_ / 5, wrapped_ / base])
         tasks = pgd_steps(net, x, y, chosen.steps)
         for task in tasks.values():
             task()
@@ -184,7 +184,7 @@ def main() -> None:
                 [name, size, 1000 * took.cpu / chosen.steps, took.cpu / spent["holdfast"].cpu]
             )
     save(
-        "door",
+        "wrapped",
         "What the model interface costs",
         [
             (

@@ -30,10 +30,10 @@ MODELS = {
 
 def targets(model: nn.Module, shape: tuple[int, ...]) -> dict[str, TorchTarget]:
     """The model in both layouts."""
-    last, plain = (TorchTarget(model, shape=shape) for _ in range(2))
-    plain.channels_last = False
-    plain.model.to(memory_format=torch.contiguous_format)  # pyright: ignore
-    return {"last": last, "plain": plain}
+    last, contiguous = (TorchTarget(model, shape=shape) for _ in range(2))
+    contiguous.channels_last = False
+    contiguous.model.to(memory_format=torch.contiguous_format)  # pyright: ignore
+    return {"last": last, "contiguous": contiguous}
 
 
 def step(target: TorchTarget, x: Tensor, times: int) -> None:
@@ -64,19 +64,26 @@ def main() -> None:
         for batch in batches:
             x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
             tasks = {
-                f"{kind.__name__} {way}": partial(kind, t, x, times)
+                f"{kind.__name__} {layout}": partial(kind, t, x, times)
                 for kind in (step, forward)
-                for way, t in both.items()
+                for layout, t in both.items()
             }
             interleaved(tasks, 1)  # warm-up
             spent = {
                 task: 1e3 * got.cpu / times / batch
                 for task, got in interleaved(tasks, chosen.repeats).items()
             }
-            plain, last = spent["step plain"], spent["step last"]
-            ahead = spent["forward plain"] / spent["forward last"]
+            contiguous, last = spent["step contiguous"], spent["step last"]
+            ahead = spent["forward contiguous"] / spent["forward last"]
             rows.append(
-                [name, batch, f"{plain:.3f}", f"{last:.3f}", f"{plain / last:.2f}", f"{ahead:.2f}"]
+                [
+                    name,
+                    batch,
+                    f"{contiguous:.3f}",
+                    f"{last:.3f}",
+                    f"{contiguous / last:.2f}",
+                    f"{ahead:.2f}",
+                ]
             )
     head = "model, batch, contiguous ms, channels-last ms, times faster, forward alone".split(", ")
     first = (

@@ -75,7 +75,7 @@ def main() -> None:
         target.bind((1, 28, 28))
         recipe = recipes.parse(text)
         training = Training(
-            target, rows, held, threat, recipe, *recipes.parts(recipe), chosen.seed, on_epoch=_tell
+            target, rows, held, threat, recipe, *recipes.parts(recipe), chosen.seed, on_epoch=_print
         )
         net.load_state_dict(training.fit(net).best_average())
         trained = time.perf_counter() - began
@@ -108,7 +108,7 @@ def main() -> None:
     save(chosen.save, "MNIST, hardened", [said, table(head, lines)])
 
 
-def _tell(line: object) -> None:
+def _print(line: object) -> None:
     print(line, flush=True)
 
 

@@ -575,10 +575,10 @@ def fixed(cell: Cell, entries: Sequence[Entry], repeats: int) -> Iterator[dict[s
         if isinstance(got, str):
             yield row | {"note": got}
             continue
-        fell, _ = judged(got, cell)
+        broken, _ = judged(got, cell)
         row |= {
             "claimed %": 100 * float(got.survived.float().mean()),
-            "judged %": 100 * float((~(fell | wrong)).float().mean()),
+            "judged %": 100 * float((~(broken | wrong)).float().mean()),
             **_costs(got),
         }
         mine = next((done[name] for name in entry.against if name in done), None)
@@ -634,8 +634,8 @@ def _equal(cell: Cell, entry: Entry, passes: float, repeats: int) -> Outcome | s
 
 def _sizes(got: Outcome, cell: Cell) -> tuple[float, float]:
     """Success in per cent and the median size, where a failure is infinitely far."""
-    fell, size = judged(got, cell)
-    return 100 * float(fell.float().mean()), float(size.where(fell, torch.inf).median())
+    broken, size = judged(got, cell)
+    return 100 * float(broken.float().mean()), float(size.where(broken, torch.inf).median())
 
 
 def _costs(got: Outcome) -> dict[str, Any]:
@@ -756,13 +756,13 @@ NOTES = """\
 Passes are rows through the model, an image; forwards (F) and backwards (B) count alike. \
 `passes` and `CPU` are ours over theirs, so below 1 is in our favour; so is `size`, our median \
 size over theirs. `claimed` is the tool's word, or the model's on its images; `judged` also asks \
-twice, and holds the images to the box and to eps. Rows that the model gets wrong untouched \
+twice, and holds the images to the box and to eps. Rows that the model gets wrong unchanged \
 count as broken in `judged`, also where a tool's image leads them back. Batches of {batch}; \
 parameters ask for no gradients, for everyone; each run is timed once ({repeats} round, \
 {workers} cells at a time), so a CPU ratio within 20 % of 1 says nothing.
 
 Fixed eps: PGD-40 takes steps of eps / 30 from zero on the cross-entropy, for everyone; ours \
-lets rows go that have fallen. The others run as their tools ship them; ours are whole \
+lets rows go that are broken. The others run as their tools ship them; ours are whole \
 evaluations, with the checks of the model, the judge and the evidence on disk in passes and \
 time. Minimum norm: on the images that the model gets right; ours has as many steps as make its \
 passes equal to theirs on eight images, and where it ends by itself it spends less. A failure \
@@ -782,7 +782,7 @@ def report(
     if STAND_INS and reasons.get("adv-lib") == "":
         absent.append(
             f"- adv-lib imports {' and '.join(STAND_INS)}, and uses neither here: empty modules "
-            "stand in for them"
+            "replace them"
         )
     if chosen.autoattack:
         absent.append(f"- AutoAttack is the original, at commit {commit(chosen.autoattack)}")

@@ -362,8 +362,8 @@ def ruled(
 ) -> Tensor:
     """The sizes of what the judge takes for an example; inf for the rest."""
     stack = torch.stack(list(images))
-    fell, size = judged(Outcome(stack, y, 0, 0), (model, x, y, threat))
-    return size.where(fell, torch.inf)
+    broken, size = judged(Outcome(stack, y, 0, 0), (model, x, y, threat))
+    return size.where(broken, torch.inf)
 
 
 def joined(parts: Sequence[Score]) -> Score:
@@ -509,7 +509,7 @@ other batch sizes round otherwise, and an answer on the very boundary may turn."
 FORMAT = {"broken %": ".0f", "median": ".0f", "our equal": ".0f", "its equal": ".0f"}
 
 
-def told(found: Sequence[Mapping[str, object]]) -> str:
+def described(found: Sequence[Mapping[str, object]]) -> str:
     names = list(dict.fromkeys(key for row in found for key in row if key != "note"))
     names += ["note"] * any("note" in row for row in found)
     return table(names, [[cell(key, row.get(key, "")) for key in names] for row in found])
@@ -558,7 +558,7 @@ def main() -> None:
     for bounded, row in compared(scores, marks):
         kept[bounded].append(row)
     parts = [
-        f"{text}\n\n{told(kept[within])}"
+        f"{text}\n\n{described(kept[within])}"
         for within, text in ((False, SIZES), (True, QUESTIONS))
         if kept[within]
     ]

@@ -119,7 +119,7 @@ DEFECTS = [
         (("self.norm.size(found.double() - start.double())", "self.norm.size(found.double())"),),
     ),
     Defect(
-        "coefficients of the branch that came last stand for all where a network forks",
+        "coefficients of the branch that came last are used for all where a network forks",
         "bounds/propagate.py",
         (
             (

@@ -26,6 +26,7 @@ _WORDS: dict[Any, str] = {
 }
 _OWN = {"threat"}  # which `as_threat` says more of
 _NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
+_LARGEST = 2**63  # what 64 bits do not hold, neither a seed nor a size can be
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
 
 
@@ -69,7 +70,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if kind in _NUMBERS:
-        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral)
+        return (
+            isinstance(value, _NUMBERS[kind])
+            and not isinstance(value, bool)
+            and not (whole and abs(int(value)) >= _LARGEST)
+        )
     if kind is tuple:
         counted = isinstance(value, (tuple, list)) and len(value) == len(parts)
         return counted and all(map(_fits, value, parts))
@@ -103,5 +109,10 @@ def _expected(hint: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a few characters, and its type."""
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
     text = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-    return f"{' '.join(text.split()):.40} ({type(value).__name__})"
+    text = " ".join(text.split())
+    if len(text) > 40:
+        text = f"{text[:37]}..."
+    return f"{text} ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Bounds beside those that auto_LiRPA 0.7.1 gives of networks that others trained
+"""Bounds next to those that auto_LiRPA 0.7.1 gives of networks that others trained
 (../shared/cases/oracle_auto_lirpa)."""
 
 from __future__ import annotations

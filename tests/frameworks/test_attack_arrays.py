@@ -11,6 +11,7 @@ import torch
 from helpers import twins
 
 import holdfast
+from holdfast.data.arrays import like
 
 X = np.random.default_rng(0).random((12, 8, 8, 1), dtype=np.float32)
 
@@ -95,3 +96,15 @@ def test_the_same_rows_in_every_form_give_the_same_run(tmp_path: Path) -> None:
         assert run.samples.equals(runs[0].samples)
         assert run.manifest.data.fingerprint == runs[0].manifest.data.fingerprint
         assert run.metrics == runs[0].metrics
+
+
+def test_tensors_of_a_class_of_their_own_and_several_inputs_come_back_as_tensors() -> None:
+    class Image(torch.Tensor):
+        """As torchvision's are."""
+
+    x, y = torch.rand(4, 3), torch.zeros(4, dtype=torch.int64)
+    odd = x.as_subclass(Image)
+    Image.__module__ = "torchvision.tv_tensors"
+    one = holdfast.attack(torch.nn.Linear(3, 2), odd, y, "linf(0.1)", "fgsm")
+    assert isinstance(one.x_adv, torch.Tensor)
+    assert isinstance(like(np.zeros(2), (x, x)), torch.Tensor)  # inputs of several

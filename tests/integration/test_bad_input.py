@@ -221,6 +221,7 @@ def test_rows_of_one_class_say_nothing_of_a_range() -> None:
         ("--preprocess", "normalise(0, 1)", "'normalise'", "did you mean normalize"),
         ("--preprocess", "normalize(0)", "normalize(0)", "std"),
         ("--preprocess", "normalize(0, 0)", "std 0", "above 0"),
+        ("--preprocess", "normalize('a', 1)", "mean='a'", "one number, or one a channel"),
         ("--gate", "robust_accuracy=0.5", "'robust_accuracy=0.5'", "robust_accuracy>=0.45"),
         ("--gate", "robust_acuracy>=0.5", "'robust_acuracy'", "did you mean robust_accuracy"),
     ],

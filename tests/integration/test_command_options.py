@@ -178,3 +178,12 @@ def test_a_generator_has_one_range(here: Path) -> None:
     names(
         refused("generate", "train", "digits", "--out", "g", "--limits", "limits.npz"), "--bounds"
     )
+
+
+def test_bounds_said_twice_are_refused(here: Path) -> None:
+    np.savez("ranges.npz", low=np.zeros((1, 8, 8)), high=np.ones((1, 8, 8)))
+    refused(
+        "evaluate", "demo", "digits", "--threat", "linf(0.1)", "--bounds", "0,5",
+        "--limits", "ranges.npz", "--out", "twice",
+    )  # fmt: skip
+    assert not Path("twice").exists()

@@ -264,7 +264,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     both = [wrap(demo_model()), wrap(demo_model(), preprocess=Reconstruction(net, 1))]
     with pytest.raises(InputError, match="10 classes and 10 classes or a refusal"):
         Ensemble(both).bind((1, 8, 8))
-    with pytest.raises(InputError, match="training does not know"):
+    with pytest.raises(InputError, match="training does not take into account"):
         holdfast.harden(
             wrap(demo_model(), preprocess=Reconstruction(net, 1)), open_data("digits"), "linf(0.1)"
         )

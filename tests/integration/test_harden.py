@@ -423,6 +423,7 @@ def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert made.before.robust_accuracy.n == made.after.robust_accuracy.n == 60
     assert not made.model.training
+    assert repr(made) == f"Hardened('here', before={made.before}, after={made.after})"
 
 
 @pytest.mark.parametrize(

@@ -207,3 +207,10 @@ def test_an_editor_sees_the_options_of_an_attack(tmp_path: Path) -> None:
     assert all(f"{option} = " in said[1] for option in options.split(", "))
     assert "layout: str | None = None" in said[2]
     assert "Unknown" not in "".join(said)
+
+
+def test_the_examples_of_a_run_that_nothing_else_holds() -> None:
+    held = measure()
+    expected = [len(ids) for ids, _ in held.examples()]
+    assert expected
+    assert [len(ids) for ids, _ in measure().examples()] == expected

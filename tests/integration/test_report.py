@@ -113,7 +113,7 @@ def test_the_headline_is_a_sentence_of_the_figures(tmp_path: Path) -> None:
         f"{100 * robust.high:.1f} %)."
     )
     m.metrics.certified_accuracy = interval(100, clean.n)
-    bracket = "at least 10.4 % (proven) and at most 32.3 % (not broken) of the same inputs"
+    bracket = "robust accuracy lies between 10.4 % (proved) and 32.3 % (not broken)."
     assert bracket in words.headline(m)
     aimed = make(tmp_path / "aimed", shape=(5,), target=1, names=["a", "cat", "c", "d"])
     assert "change every value" in words.headline(aimed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,31 @@ def test_a_regressor_on_the_command_line() -> None:
     outliers = IsolationForest(n_estimators=3, random_state=0).fit(X)
     assert (labels(outliers) * 2 - 1 == outliers.predict(X)).all()
     assert wrap(outliers).identity.class_labels == (-1, 1)
+
+
+def of_itself(_: dict[str, torch.Tensor]) -> Any:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content["model"] = content
+    return content
+
+
+def of_false_versions(state: dict[str, torch.Tensor]) -> Any:
+    content = OrderedDict(state)
+    content._metadata = 5  # pyright: ignore
+    return content
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        of_itself,
+        of_false_versions,
+        lambda state: {n: v.to_sparse() for n, v in state.items()},
+        lambda state: {n: v.to("meta") for n, v in state.items()},
+    ],
+    ids=["of itself", "of false versions", "sparse", "without values"],
+)
+def test_hostile_weights_are_one_sentence(made: Any) -> None:
+    torch.save(made(weights()), "odd.pt")
+    with pytest.raises(InputError, match=r"odd\.pt"):
+        load("odd.pt", arch="nets.py:net")

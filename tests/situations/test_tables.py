@@ -69,6 +69,12 @@ def test_labels_of_any_name_and_texts_become_classes(tmp_path: Path) -> None:
             open_data(tmp_path / name, label="incme")
 
 
+def test_a_frame_without_a_column_of_labels_is_refused_in_words_of_python() -> None:
+    frame = pd.DataFrame({f"width {i}": [1.0, 2] for i in range(12)} | {"kind": ["a", "b"]})
+    with pytest.raises(InputError, match=r"width 9 and 3 more; .* or class \(rename yours\)"):
+        as_source(frame)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

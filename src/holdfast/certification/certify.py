@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from holdfast.arguments import checked
 from holdfast.certification.ladder import Ladder
 from holdfast.evaluation.chunk import Progress
 from holdfast.evaluation.evaluate import evaluate
@@ -17,6 +18,7 @@ from holdfast.runs.run import Run
 from holdfast.threats.threat import Threat
 
 
+@checked
 def certify(
     model: Any,
     data: Any,

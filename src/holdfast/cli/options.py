@@ -16,7 +16,7 @@ import typer
 
 from holdfast.cli import texts
 from holdfast.cli.writing import fresh_folder
-from holdfast.errors import InputError
+from holdfast.errors import InputError, SpecError
 
 if TYPE_CHECKING:
     from holdfast.certification import Ladder
@@ -153,6 +153,11 @@ def box_of(
 
     features = texts.limits_of(limits)
     if "low" in features:
+        if bounds is not None:
+            raise SpecError(
+                f"--bounds {bounds} and --limits {limits} both say the range of the inputs; give "
+                "one of them."
+            )
         return Bounds.of((features["low"], features["high"]))
     return Bounds.of(otherwise if bounds is None else texts.bounds_of(bounds))
 

@@ -79,12 +79,14 @@ class Arrays(Source):
 def like(value: np.ndarray, example: Any) -> Any:
     """The array as one of the framework, and on the device, of `example`; NumPy's where that is
     none of these."""
-    root = type(example).__module__.partition(".")[0]
-    if root == "torch":
-        return sys.modules[root].from_numpy(value).to(example.device)
-    if root == "tensorflow":
-        return sys.modules[root].convert_to_tensor(value)
-    if root in ("jax", "jaxlib"):
+    if isinstance(example, tuple):  # the inputs of a model that takes several
+        return like(value, example[0])
+    roots = {kind.__module__.partition(".")[0] for kind in type(example).__mro__}
+    if "torch" in roots:
+        return sys.modules["torch"].from_numpy(value).to(example.device)
+    if "tensorflow" in roots:
+        return sys.modules["tensorflow"].convert_to_tensor(value)
+    if roots & {"jax", "jaxlib"}:
         return sys.modules["jax"].device_put(value, next(iter(example.devices())))
     return value
 

@@ -14,7 +14,7 @@ from pyarrow import csv
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import kind_of_file, read_whole
 from holdfast.data.source import HELD, Source, group_names
-from holdfast.errors import InputError, first_line, suggest
+from holdfast.errors import InputError, first_line, listed, suggest
 
 # the first pair of which the table has one names its labels
 LABELS = (("y", "label"), ("target", "class"))
@@ -121,9 +121,9 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
     labels = next((some for some in found if some), [])
     if len(labels) != 1 or len(names) < 2 or len(set(names)) < len(names):
         raise InputError(
-            f"{what} has the columns {', '.join(names)[:200] or 'none'}; expected features under "
-            "different names and "
-            "one column of labels: y, label, target or class, or what --label names."
+            f"{what} has the columns {listed(names, 10) or 'none'}; expected features under "
+            "different names and one column of labels: y, label, target or class (rename yours), "
+            "or of a file what --label names."
         )
     lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
     features = [name for name in names if name not in labels and (name == "x" or not lists)]

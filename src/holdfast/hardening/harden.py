@@ -58,6 +58,9 @@ class Hardened:
         Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
     )
 
+    def __repr__(self) -> str:
+        return f"Hardened({str(self.folder)!r}, before={self.before}, after={self.after})"
+
 
 @checked
 def harden(

@@ -42,7 +42,8 @@ class Run:
 
     def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The stored adversarial examples, shard by shard: ids [m], inputs [m, *shape]."""
-        return store.examples(self.folder)
+        # a generator holds this object, and so its temporary folder, as long as it is read
+        yield from store.examples(self.folder)
 
     def to_pandas(self) -> Any:
         """`samples` as a DataFrame.

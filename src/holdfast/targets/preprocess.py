@@ -31,6 +31,11 @@ class Normalize:
     std: float | Sequence[float]
 
     def __post_init__(self) -> None:
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            if np.asarray(value).dtype.kind not in "iuf":
+                raise SpecError(
+                    f"normalize has {name}={value!r}, but it takes one number, or one a channel."
+                )
         if np.any(np.asarray(self.std) <= 0):
             raise SpecError(
                 f"normalize has std {self.std}, but every standard deviation must be above 0."

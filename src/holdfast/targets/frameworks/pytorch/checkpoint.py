@@ -31,6 +31,7 @@ _CONTAINERS = (
     "state_dict_ema",
     "ema_model_state_dict",
 )
+_DEEPEST = 4  # containers within each other; a hostile one may hold itself
 # parts of a name under which a model is kept a second time
 _DUPLICATES = ("ema", "teacher", "attacker")
 # what DataParallel and torch.compile put before or between a model's own names
@@ -117,13 +118,15 @@ def _holds_object(value: Any) -> bool:
     return isinstance(value, (list, tuple, set)) and any(_holds_object(part) for part in value)
 
 
-def state_of(content: Any, others: Collection[str] = ()) -> dict[str, Tensor] | None:
+def state_of(
+    content: Any, others: Collection[str] = (), depth: int = _DEEPEST
+) -> dict[str, Tensor] | None:
     """The dict of weights in a checkpoint, under one of the names that people give it; None: there
     is none.
 
     `others` are the names of what is no tensor in the model's own.
     """
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or depth == 0:
         return None
     if content and all(
         isinstance(k, str) and (isinstance(v, Tensor) or k in others) for k, v in content.items()
@@ -131,7 +134,11 @@ def state_of(content: Any, others: Collection[str] = ()) -> dict[str, Tensor] | 
         # With the versions of modules that torch keeps with it.
         return copy.copy(content)  # pyright: ignore[reportReturnType]
     return next(
-        (found for key in _CONTAINERS if (found := state_of(content.get(key), others)) is not None),
+        (
+            found
+            for key in _CONTAINERS
+            if (found := state_of(content.get(key), others, depth - 1)) is not None
+        ),
         None,
     )
 

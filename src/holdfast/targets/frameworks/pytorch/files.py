@@ -240,4 +240,11 @@ def _fit(model: nn.Module, content: Any, path: Path, arch: str) -> None:
             f"the weights of {path} do not fit --arch {arch}; {'; '.join(differences)}. Is it "
             "another model?"
         )
-    model.load_state_dict(fitting, strict=False)
+    try:
+        model.load_state_dict(fitting, strict=False)
+    # values without data, or versions of modules that are none
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the weights of {path} cannot be loaded ({first_line(error)}); the file is damaged, "
+            "or holds them sparse, quantised or without their values."
+        ) from error
