@@ -23,7 +23,8 @@ SLOW = pytest.mark.slow
         pytest.param("kw_mnist_0.1", "crown", "CROWN", 200, 193, 1e-3, marks=SLOW),
         pytest.param("cnn_a_cifar_2", "crown", "CROWN", 200, 71, 1e-3, marks=SLOW),
         pytest.param("cnn_a_mnist_0.1", "crown", "CROWN", 100, 93, 1e-3, marks=SLOW),
-        pytest.param("cnn_a_mnist_0.3", "crown", "CROWN", 100, 1, 1e-3, marks=SLOW),
+        # tighter by 0.54 on average, yet not everywhere: narrower intervals pick other lines
+        pytest.param("cnn_a_mnist_0.3", "crown", "CROWN", 100, 1, 3e-3, marks=SLOW),
         pytest.param("marabou_small_1", "crown", "CROWN", 100, 15, 1e-3, marks=SLOW),
         # tangents of a sigmoid differ between tools, so that only counts are held to
         pytest.param("sigmoid_cifar_1", "crown", "CROWN", 100, 56, np.inf, marks=SLOW),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,13 @@ from holdfast.errors import InputError, SpecError
 
 X = torch.full((2, *SHAPE), 0.5)
 Y = torch.tensor([0, 1])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def of(*rows: list[float], rounding: float = 0.0) -> Margins:
@@ -90,7 +98,8 @@ def _counts(self: _Of, x: Tensor) -> Tensor:
 
 def _overwrites(self: _Of, x: Tensor) -> Tensor:
     h = self.last(x.flatten(1))
-    return h + h.relu_()
+    h.view(-1).relu_()
+    return h
 
 
 REFUSED = {
@@ -100,8 +109,8 @@ REFUSED = {
     "draws random numbers": lambda self, x: self.last((x + torch.rand_like(x)).flatten(1)),
     "randn, which draws": lambda self, x: self.last((x + torch.randn(SHAPE)).flatten(1)),
     "dropout, which draws": lambda self, x: self.last(nn.functional.dropout(x).flatten(1)),
-    "changes its own state": _counts,
-    "overwrites what others may read": _overwrites,
+    "operator add_, which overwrites": _counts,
+    "operator relu_, which overwrites": _overwrites,
     "cannot write the network down": lambda self, x: self.last(
         (x if x.sum() > 3 else -x).flatten(1)
     ),
@@ -119,6 +128,16 @@ def test_what_is_not_supported_is_named_and_proves_nothing(reason: str) -> None:
     found = margins(net, X, Y, "linf(0.000001)")
     assert reason in found.reason
     assert not found.certified.any()
+
+
+def test_what_overwrites_its_own_result_is_followed() -> None:
+    def twice(self: _Of, x: Tensor) -> Tensor:
+        h = self.last(x.flatten(1))
+        h += 0.1
+        return h + h.relu_()
+
+    net, x = _Of(twice), torch.rand(20, *SHAPE)
+    assert torch.allclose(trace(net, X[:1])(x), net.double()(x.double()), atol=1e-12)
 
 
 def test_dropout_and_batch_normalisation_are_those_of_evaluation() -> None:
@@ -148,7 +167,7 @@ def test_what_float32_adds_is_bounded(kind: str) -> None:
     scores = trace(net, x[:1])(x)
     off = (net(x).double() - scores).abs()
     assert bool((off <= found.rounding).all())
-    assert float(found.rounding.max()) < 1e-3
+    assert float(found.rounding.max()) < 2e-3
 
 
 def test_proofs_that_do_not_exist_are_refused_in_a_sentence() -> None:

@@ -120,8 +120,6 @@ def trace(network: nn.Module, example: Tensor) -> Graph:
     """
     program = _export(network, example)
     signature = program.graph_signature
-    if signature.buffers_to_mutate:
-        raise unsupported("a network that changes its own state when it answers")
     stored = {**program.state_dict, **program.constants}
     names = {
         **signature.inputs_to_parameters,
