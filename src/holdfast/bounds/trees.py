@@ -27,7 +27,6 @@ Box = tuple[Any, Any]  # the least and the largest legal inputs, numbers or [f]
 Labels = Callable[[np.ndarray], np.ndarray]  # of inputs [n, f] the model's decisions [n]
 
 _CELLS = 50_000_000  # entries of one array of boxes of leaves, beyond which a row is left alone
-_MERGED = 64  # leaves of one tree, up to which trees are merged before a search
 _TRIED = 4  # features on which a cut is tried
 _STEP = 1 / 16  # less than the least margin of whole votes
 
@@ -352,7 +351,6 @@ def _nearest(
     leaves = _reached(trees, row, scale, box, eps)
     if leaves is None:
         return Nearest(0.0)
-    leaves = _merged(leaves, _MERGED)
     cuts = _Cuts(row[leaves.features].astype(np.float64), scale[leaves.features])
     limits, count = tied(trees, np.array([y]))[0], itertools.count()
     heap: list[tuple[float, int, _OtherClass, _Node]] = []

@@ -105,16 +105,17 @@ def read(
     x = samples(found, features)
     said = np.asarray(ask(x), np.float64).reshape(len(x), -1)
     base = said - found.scores(x)
-    whole = float(sum(np.abs(part[3]).max() for part in parts) + np.abs(base).max())
+    most = np.abs(base).max(0) + sum(np.abs(part[3]).max(0) for part in parts)
+    count = sum(part[3].any(0) for part in parts)
     # of a margin: two sums in float32, and what a sigmoid or softmax in float32 adds
-    rounding = _EPS * ((len(parts) + 1) * whole + 8)
+    rounding = _EPS * (float(((count + 1) * most).max()) + 8)
     centre = np.median(base, 0)
     if not np.isfinite(said).all() or float(np.abs(base - centre).max()) > rounding:
         raise InputError(
             f"the trees of {kind} do not add up to its own scores as they were read: it has splits "
             "or leaves of a kind that is not supported."
         )
-    if _whole_steps(value, whole) and not np.abs(centre).max() > rounding:
+    if _whole_steps(value, float(most.max())) and not np.abs(centre).max() > rounding:
         centre, rounding = np.zeros_like(centre), 0.0
     if value.shape[1] == 1:  # class 0 has no tree, and a score of 0
         value = np.concatenate([np.zeros_like(value), value], 1)
