@@ -41,6 +41,7 @@ def test_the_least_of_a_linear_function_is_exact(
     norm: Norm, problem: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
     g, eps, lo, hi = problem
+    g = torch.where(g.abs() < 1e-100, 0, g)  # whose squares the reference cannot follow
     eps = eps.clamp_min(1) if norm is L0 else eps
     least = norm.least(g.requires_grad_(), eps, lo, hi)
     (slope,) = torch.autograd.grad(least.sum(), g)
