@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from collections import Counter
@@ -39,9 +40,10 @@ class Waves(Source):
         found = labelled_files(folder, split, classes, ENDINGS, "sounds (WAV)")
         self._paths, self._y, self.class_names = found
         self.name, self._crop = name, _length(crop)
-        seen = [_read(path) for path in self._paths]
+        # of each file; the signals themselves do not stay in memory
+        seen = [(rate, wave.shape) for rate, wave in map(_read, self._paths)]
         self._same([rate for rate, _ in seen], "{} Hz", "resample them to one rate first")
-        shapes = [wave.shape for _, wave in seen]
+        shapes = [shape for _, shape in seen]
         self._same([s[:-1] for s in shapes], "channels {}", "mix them down to one first")
         if self._crop is None:
             advice = "give --crop 16000, which cuts the middle so many samples out of each"
@@ -81,8 +83,10 @@ class Waves(Source):
 def _length(crop: str | None) -> int | None:
     if crop is None:
         return None
-    if not crop.isascii() or not crop.isdecimal() or int(crop) == 0:
-        raise SpecError(f"--crop {crop} is no length of a sound; expected samples, such as 16000.")
+    if not re.fullmatch("0*[1-9][0-9]{0,17}", crop):
+        raise SpecError(
+            f"--crop {crop[:40]} is no length of a sound; expected samples, such as 16000."
+        )
     return int(crop)
 
 
