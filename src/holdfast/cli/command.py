@@ -75,10 +75,6 @@ def guarded(command: Action) -> Callable[..., None]:
     return run
 
 
-def _shown(found: re.Match[str]) -> str:
-    return found[0] if found[0].isprintable() else "\N{REPLACEMENT CHARACTER}"
-
-
 class Command(TyperCommand):
     """A command whose help has a panel for each kind of option, those that matter first."""
 
