@@ -85,7 +85,7 @@ def margins(
             f"x has {len(x)} rows and y is {tuple(y.shape)} of {y.dtype}; expected a class a row."
         )
     try:
-        _check(threat)
+        check_threat(threat)
         graph = network if isinstance(network, Graph) else trace(network, x[:1])
         size = max(1, AT_ONCE // graph.largest)
         found = [
@@ -99,11 +99,12 @@ def margins(
     return Margins(lower, rounding, method)
 
 
-def _check(threat: Threat) -> None:
+def check_threat(threat: Threat) -> None:
+    """Raises InputError: nothing is proved under this threat."""
     if threat.spatial is not None:
-        raise unsupported(f"proofs for {threat}, which does not add to the input")
+        raise unsupported("proofs under a movement of images; expected a norm, such as linf(2/255)")
     if not threat.bounded:
-        raise unsupported(f"proofs for {threat}, whose eps is not finite")
+        raise unsupported(f"proofs under {threat}, whose eps is not finite")
 
 
 def _of_part(

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.bounds import METHODS, margins, trace
+from holdfast.bounds.graph import unsupported
+from holdfast.bounds.margins import check_threat
 from holdfast.bounds.tree_models import trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
@@ -68,18 +70,12 @@ class Ladder:
 
 def _check(threat: Threat) -> None:
     """Raises InputError: no method proves anything under this threat."""
-    if threat.spatial is not None:
-        raise InputError(
-            "not supported: proofs under a movement of images; expected a norm, such as "
-            "linf(2/255)."
-        )
+    check_threat(threat)
     if isinstance(threat.goal, Targeted):
-        raise InputError(
-            f"not supported: proofs under {threat}, which has a goal; leave out the target, for "
-            "what is proved against every wrong class holds for each."
+        raise unsupported(
+            f"proofs under {threat}, which has a goal; leave out the target, for what is proved "
+            "against every wrong class holds for each"
         )
-    if not threat.bounded:
-        raise InputError(f"not supported: proofs under {threat}, whose eps is not finite.")
 
 
 def methods_of(target: Target, threat: Threat, seconds: float) -> dict[str, Method]:
@@ -112,7 +108,7 @@ def _methods_of_trees(
     trees: Trees, target: Target, threat: Threat, seconds: float
 ) -> dict[str, Method]:
     if not threat.norm.boxed:
-        raise InputError(f"not supported: proofs of trees under {threat}; expected linf.")
+        raise unsupported(f"proofs of trees under {threat}; expected linf")
     shape, box = target.shape or (), target.bounds
     parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
     scale = (parts["scale"].double() * parts["mask"]).numpy()
