@@ -202,3 +202,8 @@ def test_a_loss_without_choices_is_held_to_the_known_ones() -> None:
 
     with pytest.raises(SpecError, match="unknown loss 'ze' in own"):
         Own(loss="ze")
+
+
+def test_a_norm_as_text_says_how_a_threat_is_made() -> None:
+    with pytest.raises(SpecError, match=r"norm of a threat is 'linf'; .*Threat\.linf\(0\.1\)"):
+        Threat("linf", 0.1)  # pyright: ignore[reportArgumentType]

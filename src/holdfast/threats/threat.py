@@ -77,6 +77,11 @@ class Threat:
     spatial: Spatial | None = None  # how parameters change an image; None: d adds to the input
 
     def __post_init__(self) -> None:
+        if not isinstance(self.norm, Norm):
+            raise SpecError(
+                f"the norm of a threat is {self.norm!r}; expected a Norm, which "
+                "Threat.parse('linf(0.1)') or Threat.linf(0.1) makes."
+            )
         _check_target(getattr(self.goal, "t", 0), self.norm)
         if self.grid not in GRIDS:
             raise SpecError(
