@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,11 @@ def test_a_figure_that_cannot_be_believed_does_not_hold(monkeypatch: pytest.Monk
 def test_a_share_is_expected(at_least: Any) -> None:
     with pytest.raises(InputError, match=r"at_least is .*; expected a share .* such as 0.6\."):
         assert_robust("demo", *DATA, at_least=at_least)
+
+
+def test_numbers_of_numpy_are_shares_too() -> None:
+    with pytest.raises(AssertionError, match="robust accuracy is"):
+        assert_robust("demo", *DATA, at_least=np.float32(1), samples=2)  # pyright: ignore
 
 
 def test_mistakes_are_no_failed_assertions() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from holdfast.errors import InputError
 from holdfast.evaluation.evaluate import evaluate
 from holdfast.runs.manifest import Manifest
 from holdfast.runs.run import Run
-from holdfast.threats.threat import Threat
+from holdfast.threats import spatial
+from holdfast.threats.threat import Threat, as_threat
 
 
 def assert_robust(
@@ -47,19 +48,20 @@ def assert_robust(
         ...     assert_robust(load_model(), "test.npz", "linf(8/255)", at_least=0.4, samples=500)
     """
     __tracebackhide__ = True  # pytest shows the line of the test
-    a_number = isinstance(at_least, (int, float)) and not isinstance(at_least, bool)
+    a_number = isinstance(at_least, numbers.Real) and not isinstance(at_least, bool)
     if not a_number or not 0 < at_least <= 1:
         raise InputError(
             f"at_least is {at_least!r}; expected a share above 0 and at most 1, such as 0.6."
+        )
+    movement = isinstance(threat, str) and spatial.parse(threat) is not None
+    if not movement and not as_threat(threat).bounded:
+        raise InputError(
+            f"{threat} has an eps of inf, where any model breaks; give the threat an eps."
         )
     asked = {"protocol": protocol, "samples": samples, "seed": seed}
     run = evaluate(model, data, threat, **asked, out=out)
     share, low = run.robust_accuracy, run.robust_accuracy.low or 0.0
     text, believed = run.manifest.asked, run.verdict.status != "unreliable"
-    if math.isinf(run.manifest.threat.eps):
-        raise InputError(
-            f"{text} has an eps of inf, where any model breaks; give the threat an eps."
-        )
     if low >= at_least and believed:
         return run
     why = f", below at_least={at_least:g}"
