@@ -69,7 +69,7 @@ def untested(manifest: Manifest) -> list[tuple[str, str]]:
         (
             manifest.metrics.certified_accuracy is None,
             "Proof",
-            "Nothing is proven: an input that was not broken may still be breakable.",
+            "Nothing is proved: an input that was not broken may still be breakable.",
         ),
         (True, "Poisoning", "Tampered training data, or a model with a backdoor."),
         (True, "Privacy", "Membership inference, inversion, memorised data."),

@@ -38,7 +38,7 @@ VERDICTS = {
 
 STATUSES = {
     "robust": "right, and not broken by any attack that ran",
-    "certified": "right, and proven to stay right within eps",
+    "certified": "right, and proved to stay right within eps",
     "broken": "right at first, but a change within the threat fools the model; it is stored and "
     "was checked again",
     "wrong": "wrong before any attack",
