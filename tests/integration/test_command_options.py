@@ -136,6 +136,14 @@ def test_verify_takes_what_evaluate_took(here: Path) -> None:
         names(done.stdout, *words)
 
 
+@pytest.mark.parametrize("name", ["scale", "mask"])
+def test_train_refuses_limits_of_a_threat(here: Path, name: str) -> None:
+    np.savez(here / "limits.npz", **{name: np.ones((1, 8, 8), np.float32)})
+    asked = ("train", "models.py:net", "digits", "--epochs", "1", "--limits", "limits.npz")
+    names(refused(*asked), f"holds {name}", "train has none")
+    assert not (here / "model.safetensors").exists()
+
+
 def test_train_goes_on_from_weights_and_takes_one_of_several_outputs(here: Path) -> None:
     steps = ("--epochs", 2, "--rate", 0.01)
     assert holdfast("train", "models.py:two", "digits", *steps, "--output", "all").exit_code == 0
@@ -175,9 +183,9 @@ def test_harden_keeps_to_the_bounds_of_each_feature(here: Path) -> None:
 
 def test_a_generator_has_one_range(here: Path) -> None:
     np.savez("limits.npz", low=np.zeros((1, 8, 8)), high=np.ones((1, 8, 8)))
-    names(
-        refused("generate", "train", "digits", "--out", "g", "--limits", "limits.npz"), "--bounds"
-    )
+    np.savez("scale.npz", scale=np.ones((1, 8, 8)))
+    for file in ("limits.npz", "scale.npz"):
+        names(refused("generate", "train", "digits", "--out", "g", "--limits", file), "--bounds")
 
 
 def test_bounds_said_twice_are_refused(here: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli import options, writing
+from holdfast.cli import options, texts, writing
+from holdfast.errors import SpecError
 
 
 def train(
@@ -40,6 +41,11 @@ def train(
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
     writing.check_new(out, suffix, f"{what} saved as {suffix}")
+    if idle := {"scale", "mask"} & texts.limits_of(how["limits"]).keys():
+        raise SpecError(
+            f"--limits {how['limits']} holds {' and '.join(sorted(idle))}, which belong to a "
+            "threat, and train has none; give a file with low and high alone."
+        )
     import torch
 
     from holdfast.runs.store import write_bytes
