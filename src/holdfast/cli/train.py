@@ -41,9 +41,9 @@ def train(
     suffix, what = (".keras", "a Keras model is") if keras else (".safetensors", "weights are")
     out = out or Path(f"model{suffix}")
     writing.check_new(out, suffix, f"{what} saved as {suffix}")
-    if idle := {"scale", "mask"} & texts.limits_of(how["limits"]).keys():
+    if unused := {"scale", "mask"} & texts.limits_of(how["limits"]).keys():
         raise SpecError(
-            f"--limits {how['limits']} holds {' and '.join(sorted(idle))}, which belong to a "
+            f"--limits {how['limits']} holds {' and '.join(sorted(unused))}, which belong to a "
             "threat, and train has none; give a file with low and high alone."
         )
     import torch
