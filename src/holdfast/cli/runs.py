@@ -31,6 +31,7 @@ def verify(
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
     the report. What no option says of model and data is as the run says it."""
     from holdfast.certification import Ladder
+    from holdfast.data import suiting
     from holdfast.evaluation.verify import verify as check
     from holdfast.reporting import html
     from holdfast.reporting.words import percent, printable
@@ -45,7 +46,7 @@ def verify(
     said = manifest.model
     default = (limits["low"], limits["high"]) if said.box else said.bounds
     box = options.box_of(how["bounds"], how["limits"], default)
-    rows = options.suiting(data, manifest.data.loading) | _given(rows)
+    rows = suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}

@@ -69,7 +69,8 @@ def attack(
         model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
             with its bounds.
         x: raw inputs within the model's bounds; an array of torch, NumPy, TensorFlow or JAX. Bytes
-            become [0, 1] where the bounds are these.
+            become [0, 1] where the bounds are these. `as_source(...).rows(0, 100)` gives x and y of
+            files.
         y: the true classes, whole numbers; [n, k] of a multi-label or regression model.
         threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or
             a `Threat`, whose eps and target may be one a row; of images also `"rotation(30, 3)"`,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 
 from holdfast.arguments import checked
 from holdfast.corruptions import measure
-from holdfast.data import Source
+from holdfast.data import Source, as_source, suiting
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
@@ -68,7 +69,8 @@ def verify(
     Args:
         run: the run, or its folder.
         model: the model that was measured, wrapped as it was then.
-        data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
+        data: those that were measured, all rows: what `holdfast.as_source` takes. What a text or a
+            path names is read as the run says that it was.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
         groups: the groups of all rows, where the run was given them apart from the data.
@@ -88,6 +90,10 @@ def verify(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
     target = copied(wrap(model))
+    if isinstance(data, (str, os.PathLike)):
+        read = suiting(os.fspath(data), manifest.data.loading)
+        scale = target.bounds.high <= 1
+        data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
