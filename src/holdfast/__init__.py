@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holdfast.evaluation.verify import verify
     from holdfast.generation.train import generate
     from holdfast.hardening.harden import harden
-    from holdfast.reporting.html import report
+    from holdfast.reporting.pages import report
     from holdfast.runs.compare import compare
     from holdfast.runs.manifest import Interval
     from holdfast.runs.run import Run
@@ -43,7 +43,7 @@ _HOMES = {
     "holdfast.evaluation.verify": ("verify",),
     "holdfast.generation.train": ("generate",),
     "holdfast.hardening.harden": ("harden",),
-    "holdfast.reporting.html": ("report",),
+    "holdfast.reporting.pages": ("report",),
     "holdfast.runs.compare": ("compare",),
     "holdfast.runs.manifest": ("Interval",),
     "holdfast.runs.run": ("Run",),

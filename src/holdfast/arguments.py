@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
+import os
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     bool: "True or False",
     Path: "a path",
+    os.PathLike: "a path",
     Any: "anything",
     type(None): "None",
 }

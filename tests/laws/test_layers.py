@@ -21,8 +21,9 @@ LAYERS = """
     cli
     testing tracking
     holdfast
-    view reporting audit
+    view audit
     hardening generation scale
+    reporting
     certification
     training
     evaluation
@@ -89,7 +90,7 @@ def looked_up(file: Path) -> set[str]:
 # The imports by a text that go up, and so in a circle: two methods of what stands below.
 UPWARDS = {
     "attacks/attack.py": "holdfast.evaluation.attack",
-    "runs/run.py": "holdfast.reporting.html",
+    "runs/run.py": "holdfast.reporting.pages",
 }
 
 

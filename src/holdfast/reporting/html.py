@@ -8,7 +8,6 @@ import functools
 import io
 import math
 import re
-import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -21,12 +20,10 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
-from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.reporting import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
-from holdfast.runs.run import Run, folder_of
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -53,28 +50,6 @@ def write(folder: Path) -> Path:
     """
     path = folder / "report.html"
     store.write_bytes(path, _render(folder, store.read_manifest(folder)).encode())
-    return path
-
-
-@checked
-def report(run: Run | Path | str, *, open: bool = False) -> Path:
-    """The page of a run, report.html in its folder, written where it is not there yet.
-
-    The folder of a run that was made without `out` goes with the `Run`, and the page with it.
-
-    Args:
-        run: the run, or its folder.
-        open: show it in the web browser.
-
-    Raises:
-        InputError: the folder holds no finished run, or a file of it is damaged.
-    """
-    folder = folder_of(run)
-    path = folder / "report.html"
-    if not path.exists():
-        write(folder)
-    if open:
-        webbrowser.open(path.resolve().as_uri())
     return path
 
 

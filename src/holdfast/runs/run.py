@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import math
+import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Run:
         """The page report.html in the folder, written where it is not there yet: see
         `holdfast.reporting`."""
         # The pages stand above the runs, which import nothing of them.
-        return importlib.import_module("holdfast.reporting.html").report(self, open=open)
+        return importlib.import_module("holdfast.reporting.pages").report(self, open=open)
 
     @property
     def unfinished(self) -> bool:
@@ -141,7 +142,7 @@ class Run:
         )
 
 
-def folder_of(run: Run | Path | str) -> Path:
+def folder_of(run: Run | os.PathLike[str] | str) -> Path:
     """The folder of a run that is open, or named."""
     return run.folder if isinstance(run, Run) else Path(run)
 
