@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from holdfast.data.files import printable
 from holdfast.errors import InputError
+from holdfast.intervals import Interval
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Interval, Manifest, Metrics, Pair, Verdict
+from holdfast.runs.manifest import Manifest, Metrics, Pair, Verdict
 
 
 class Run:
