@@ -233,17 +233,25 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
         raise SpecError(f"cannot make {text!r}: {error}.") from None
 
 
-def write(item: Any, *, whole: bool = False) -> str:
+def write(
+    item: Any, *, whole: bool = False, name: str = "", usual: Mapping[str, Any] | None = None
+) -> str:
     """The spec of a dataclass instance: the fields that differ from their defaults, or all of
-    them; in the order of its signature."""
+    them; in the order of its signature.
+
+    Args:
+        name: in place of the class's.
+        usual: defaults that go with this name.
+    """
+    usual = usual or {}
     shown = []
     for field in sorted(dataclasses.fields(item), key=lambda field: bool(field.kw_only)):
         value = getattr(item, field.name)
-        if field.repr and (whole or value != field.default):
+        if field.repr and (whole or value != usual.get(field.name, field.default)):
             shown.append(
                 f"{field.name}={number(value) if isinstance(value, float) else repr(value)}"
             )
-    return f"{type(item).__name__.lower()}({', '.join(shown)})"
+    return f"{name or type(item).__name__.lower()}({', '.join(shown)})"
 
 
 def number(value: float) -> str:

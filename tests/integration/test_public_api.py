@@ -45,6 +45,26 @@ def test_every_public_name_is_there_and_the_import_needs_no_torch() -> None:
         _ = hf.fgsm  # pyright: ignore
 
 
+def test_an_attack_is_called_what_the_user_called_it() -> None:
+    for asked in ("fgsm", "FGSM()".lower(), hf.attacks.FGSM()):
+        assert hf.attack(net(), X, Y, "linf(0.1)", asked).attack == "fgsm()"
+    assert repr(hf.attacks.BIM(steps=10)) == "bim(steps=10)"
+    assert repr(hf.attacks.parse("fgsm(loss='margin')")) == "fgsm(loss='margin')"
+    assert repr(hf.attacks.PGD(steps=1, step_size=1, start_at="zero")).startswith("pgd(steps=1")
+    assert hf.attacks.parse("bim(steps=10)") == hf.attacks.BIM(steps=10)
+    assert hf.attack(net(), X, Y, "linf(0.1)", "pgd(restarts=2)").attack == "pgd(restarts=2)"
+
+
+def test_a_result_has_the_accuracies_of_a_run_of_the_same_attack() -> None:
+    y = np.where(np.arange(40) < 5, (Y + 1) % 3, Y)  # 5 rows are wrong before
+    for threat in ("linf(0.1)", "linf(0.1, target=0)"):
+        made = hf.attack(net(), torch.from_numpy(X), torch.from_numpy(y), threat, "fgsm")
+        run = hf.evaluate(net(), (X, y), threat, attacks=["fgsm"])
+        assert made.clean_accuracy == run.clean_accuracy
+        assert made.robust_accuracy == run.robust_accuracy
+        assert 0 < made.robust_accuracy < made.clean_accuracy < 1
+
+
 def test_an_interval_behaves_as_its_value() -> None:
     share = hf.Interval(value=0.512, low=0.498, high=0.526, n=1000)
     assert float(share) == share == 0.512

@@ -173,11 +173,16 @@ def craft(
         asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
         **columns,
-        attack=name or repr(ready.protocol.trials[0]),
+        attack=name or _called(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
         layout=target.inputs.layout,
     )
+
+
+def _called(trial: Trial) -> str:
+    """The text of a trial; of an attack alone, under the name that the user gave it."""
+    return repr(trial.attack if trial == Trial(trial.attack) else trial)
 
 
 def _list_of(attack: Asked) -> tuple[str, tuple[Trial, ...]]:
