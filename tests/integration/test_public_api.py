@@ -128,7 +128,16 @@ def test_runs_are_compared_merged_and_verified_as_objects_or_folders(tmp_path: P
     assert isinstance(whole, hf.Run)
     assert hf.verify(whole, net(), (X, Y)) == []
     assert hf.verify(str(whole.folder), hf.wrap(net()), (X, Y)) == []
-    assert hf.verify(whole, net(), (X + 0.001, Y))
+    assert repr(hf.verify(whole, net(), (X, Y))) == (
+        f"{whole.folder} is confirmed: robust accuracy {whole.robust_accuracy:.3f} on 40 inputs; "
+        f"{whole.metrics.counts['broken']} stored examples were checked again on the model."
+    )
+    wrong = hf.verify(whole, net(), (X + 0.001, Y))
+    assert wrong
+    assert str(wrong).splitlines() == [
+        f"{whole.folder} is not confirmed: {len(wrong)} contradictions.",
+        *(f"- {sentence}" for sentence in wrong),
+    ]
     found = hf.compare(whole, str(measure(attacks=["pgd"], out=tmp_path / "pgd").folder))
     assert f"robust accuracy: {whole.robust_accuracy:.3f} and " in str(found)
     assert f"{len(X)} rows under linf(0.1)" in str(found)
