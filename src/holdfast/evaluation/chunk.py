@@ -60,9 +60,10 @@ COUNTS = ("queries", "forwards", "backwards", "zero_gradients")  # of the search
 class Progress(NamedTuple):
     """How far an evaluation is."""
 
-    share: float  # of all work, by rows and units, in [0, 1]
-    trial: str
-    live: int  # rows of the present chunk that are not broken yet
+    share: float  # of all work, by rows and units, in [0, 1]; with attacks and proofs half each
+    trial: str  # or the method that proves
+    live: int  # rows of the present chunk that are not broken yet; of all that the prover is to try
+    state: str = "not broken"  # what the live rows are
 
 
 OnProgress = Callable[[Progress], None]

@@ -26,7 +26,6 @@ from holdfast.evaluation import certificates
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
-    STATUSES,
     OnProgress,
     Progress,
     SearchSettings,
@@ -65,6 +64,13 @@ class Evaluation:
     @property
     def corrupted(self) -> bool:
         return self.facts.corruptions is not None
+
+    @property
+    def attacks(self) -> float:
+        """The share of the progress that is theirs; the rest is that of proofs."""
+        if self.prover is None:
+            return 1.0
+        return 0.5 if self.settings.trials else 0.0
 
 
 @checked
@@ -163,8 +169,8 @@ def _run(job: Evaluation, out: Path | str | None) -> None:
         job = _probed(job)
         for chunk in job.ready.chunks:
             _search(job, chunk)
-            _certify(job, chunk)
             _corrupt(job, chunk)
+        _certify(job)
     _write(job)
 
 
@@ -280,7 +286,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     def on_step(share: float, trial: str, live: int) -> None:
         done = start - first + share * (stop - start)
         if job.on_progress is not None:
-            job.on_progress(Progress(done / (last - first), trial, live))
+            job.on_progress(Progress(job.attacks * done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
     state = search(
@@ -308,21 +314,20 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     job.journal.write(f"{name}-done", columns, said)
 
 
-def _certify(job: Evaluation, chunk: tuple[int, int]) -> None:
-    """Prove what can be proved of a chunk, where that is asked for and not done."""
+def _certify(job: Evaluation) -> None:
+    """Prove what can be proved of all rows, where that is asked for and not done."""
     if job.prover is None:
         return
-    done = job.journal.read(f"{chunk[0]:09d}-done")[0]
-    status = np.array(STATUSES)[done["status"]]
-    (start, stop), (first, last) = chunk, job.ready.rows
 
-    def on_step(share: float, method: str, live: int) -> None:
-        done = stop - first if job.settings.trials else start - first + share * (stop - start)
+    def on_step(method: str, done: int, total: int) -> None:
         if job.on_progress is not None:
-            job.on_progress(Progress(done / (last - first), method, live))
+            before = job.attacks
+            share = before + (1 - before) * done / max(total, 1)
+            what = f"proving with {method}: {done:,} of {total:,} rows"
+            job.on_progress(Progress(share, what, total - done, "left"))
 
-    source, deadline = job.ready.source, job.settings.deadline
-    certificates.certify(job.prover, job.journal, chunk, status, source, deadline, on_step)
+    ready = job.ready
+    certificates.certify(job.prover, job.journal, ready.chunks, ready.source, job.settings, on_step)
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

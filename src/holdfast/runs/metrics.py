@@ -188,7 +188,7 @@ def measure(
         **_queries(_column(table, "queries")[broken], attacked),
     )
     if shown.certified_accuracy is not None:
-        _prove(shown.curve, table, right, robust)
+        _prove(shown.curve, table, right)
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
@@ -263,13 +263,12 @@ def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
     return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
 
 
-def _prove(
-    curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray, robust: np.ndarray
-) -> None:
-    """Say at each eps of a curve what is proved there."""
-    radius = _column(table, "certified_radius").astype(float)
+def _prove(curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray) -> None:
+    """Say at each eps of a curve what is proved there; a proof that an example contradicts is
+    none."""
+    radius, size = (_column(table, name).astype(float) for name in ("certified_radius", "size"))
     for point in curve:
-        proved = robust & (radius >= point.eps) if point.eps else right
+        proved = right & (radius >= point.eps) & ~(size <= radius) if point.eps else right
         point.certified_accuracy = interval(int(proved.sum()), len(right))
 
 
