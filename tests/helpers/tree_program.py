@@ -13,10 +13,16 @@ from holdfast.targets.trees import at_most
 
 
 def milp_distance(
-    trees: list[Any], row: np.ndarray, y: int, scale: np.ndarray, box: tuple[float, float]
+    trees: list[Any],
+    row: np.ndarray,
+    y: int,
+    scale: np.ndarray,
+    box: tuple[float, float],
+    whole: np.ndarray | None = None,
 ) -> float:
     """The smallest size at which a forest of two classes decides against y, by the program of
-    Kantchelian et al. 2016 (arXiv:1509.07892), read from scikit-learn's own nodes."""
+    Kantchelian et al. 2016 (arXiv:1509.07892), read from scikit-learn's own nodes; features that
+    are `whole` ([f] bool) hold whole numbers."""
     tables = [tree.tree_ for tree in trees]
     pairs = [np.stack([own.feature, own.threshold], 1)[own.feature >= 0] for own in tables]
     asked = sorted({(int(f), float(t)) for f, t in np.concatenate(pairs)})
@@ -35,6 +41,8 @@ def milp_distance(
 
     for (f, t), i in place.items():  # answer i: x_f <= t
         nearest = float(at_most(t)) if row[f] > t else float(_next(at_most(t)))
+        if whole is not None and whole[f]:
+            nearest = math.floor(nearest) if row[f] > t else math.ceil(nearest)
         gap = abs(nearest - float(row[f]))
         fixed = scale[f] == 0 or not box[0] <= nearest <= box[1]
         changed = (1.0, 0.0) if row[f] > t else (-1.0, 1.0)  # weight of the answer, and constant

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from holdfast.bounds import METHODS, margins, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.bounds.margins import check_threat
-from holdfast.bounds.tree_models import trees_of
+from holdfast.bounds.tree_models import ball, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
@@ -28,7 +28,7 @@ from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
-from holdfast.targets.wrappers import Cached, Surrogate
+from holdfast.targets.wrappers import itself
 from holdfast.threats.threat import Targeted, Threat
 
 VERSION = 1  # of what counts as proved
@@ -85,8 +85,7 @@ def methods_of(target: Target, threat: Threat, seconds: float) -> dict[str, Meth
     Raises:
         InputError: it is none that they can follow.
     """
-    while isinstance(target, (Surrogate, Cached)):
-        target = target.inner
+    target = itself(target)
     try:
         network = target.network()
     except InputError as error:
@@ -110,10 +109,7 @@ def _methods_of_trees(
     if not threat.norm.boxed:
         raise unsupported(f"proofs of trees under {threat}; expected linf")
     shape, box = target.shape or (), target.bounds
-    parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
-    scale = (parts["scale"].double() * parts["mask"]).numpy()
-    low, high = box.sides(torch.zeros(1, dtype=torch.float64))
-    sides = np.asarray(low), np.asarray(high)
+    scale, sides = ball(target, threat)
 
     def labels(x: np.ndarray) -> np.ndarray:
         return target.labels(torch.from_numpy(x)).cpu().numpy()
