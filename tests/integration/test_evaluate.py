@@ -494,7 +494,7 @@ def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
 
 def test_only_rows_near_to_falling_are_attacked_further() -> None:
     """By a rule on the row alone: batches change nothing."""
-    attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, near=0.5)"]
+    attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, max_margin=0.5)"]
     run, other = measure(attacks=attacks), measure(attacks=attacks, batch_size=7)
     first, second = run.manifest.trials
     assert 0 < second.attacked < first.attacked - first.broken
@@ -530,7 +530,7 @@ def test_the_cost_is_estimated_before_the_start() -> None:
     messages = []
     for attacks in (
         ["pgd(steps=20)"],
-        ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
+        ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, max_margin=0.6)"],
     ):
         run = measure(attacks=attacks, on_estimate=messages.append)
         right = sum(s != "wrong" for s in statuses(run))

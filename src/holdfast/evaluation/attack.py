@@ -151,10 +151,10 @@ def craft(
     """
     name, given = _list_of(attack)
     for trial in given:
-        if trial.near < 1:
+        if trial.max_margin < 1:
             raise SpecError(
-                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-                "only one."
+                f"{trial!r}: max_margin is of a row that earlier attacks of a list left, but this "
+                "is the only one."
             )
     ready = prepare(target, data, threat, name or "quick", given, samples)
     if attack is None:
@@ -223,11 +223,11 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
     for trial, restart, rank in units:
         open_ = right & (size.isinf() | (not threat.bounded))
-        open_ &= ~(torch.minimum(lowest, margin) > trial.near * margin)
+        open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             batch[left],
             y[left],
             threat.of_rows(left),

@@ -169,7 +169,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 f"{wrong_classes}."
             )
         attacked, pool = (
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)

@@ -24,6 +24,7 @@ from holdfast.errors import InputError
 from holdfast.reporting import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
+from holdfast.runs.migration import with_todays_options
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -63,7 +64,9 @@ def differs(folder: Path) -> Iterator[str]:
     path, manifest = folder / "report.html", store.open_manifest(folder)[0]
     if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
         return  # a run made from Python has none until it is written; an older one has other words
-    if _said(store.read_bytes(path).decode("utf-8", "replace")) != _said(_render(folder, manifest)):
+    pages = store.read_bytes(path).decode("utf-8", "replace"), _render(folder, manifest)
+    stored, now = (_said(with_todays_options(page)) for page in pages)
+    if stored != now:
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."

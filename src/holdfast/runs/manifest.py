@@ -7,6 +7,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,6 +19,7 @@ from pydantic import (
 
 from holdfast import spec
 from holdfast.intervals import Interval, Real, finite
+from holdfast.runs.migration import with_todays_options
 
 SCHEMA_VERSION = 2
 CONTRADICTION = "contradiction"  # the check that finds a row that was proved and broken
@@ -29,6 +31,8 @@ Eps = Annotated[
     BeforeValidator(lambda v: math.inf if v is None else v),
     PlainSerializer(finite, return_type=float | None),
 ]
+# As `Trial.write` gives it; runs of before name some options otherwise.
+TrialText = Annotated[str, AfterValidator(with_todays_options)]
 
 
 def _unsaid(value: object) -> bool:
@@ -163,7 +167,7 @@ class Restart(Record):
 class TrialInfo(Record):
     """One attack of the protocol, with all restarts and aims, at one eps."""
 
-    spec: str  # every hyperparameter written out
+    spec: TrialText  # every hyperparameter written out
     eps: Eps
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
@@ -175,7 +179,7 @@ class TrialInfo(Record):
 class ProtocolInfo(Record):
     name: str
     version: int
-    trials: list[str]
+    trials: list[TrialText]
 
 
 class Pair(Record):
