@@ -7,7 +7,7 @@ import inspect
 import numbers
 import os
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -83,7 +83,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return counted and all(map(_fits, value, parts))
     if kind is Sequence:
         value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
-        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        unordered = isinstance(value, (Mapping, Set))
+        if unordered or isinstance(value, (str, bytes)) or not isinstance(value, Collection):
             return False
         return all(_fits(item, parts[0]) for item in value)
     if kind is Callable:

@@ -22,7 +22,14 @@ from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
+from holdfast.evaluation.prepare import (
+    Prepared,
+    check_threat,
+    check_trials,
+    open_for,
+    prepare,
+    sizes_of,
+)
 from holdfast.evaluation.protocols import PROTOCOLS, chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
@@ -110,7 +117,7 @@ def _sized(threat: Threat | str, epsilons: Sequence[float]) -> list[Threat]:
             f"epsilons are sizes in a norm, but the threat is the movement {threat}; call attack "
             "once for each."
         )
-    return [as_threat(threat).at(float(eps)) for eps in epsilons]
+    return [as_threat(threat).at(eps) for eps in sizes_of(epsilons)]
 
 
 def _crafted(

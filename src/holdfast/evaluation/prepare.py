@@ -117,6 +117,18 @@ def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.nd
     return source.groups if given is None else group_names(given, len(source), source.name)
 
 
+def sizes_of(epsilons: Sequence[float] | None) -> list[float]:
+    """The sizes that are asked for in addition to, or in place of, the threat's.
+
+    Raises:
+        InputError: a list of none.
+    """
+    sizes = [] if epsilons is None else [float(eps) for eps in epsilons]
+    if epsilons is not None and not sizes:
+        raise InputError("epsilons is empty; give at least one size, or leave it out.")
+    return sizes
+
+
 def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
     """Refuse a threat, or further eps, that these rows cannot have.
 
