@@ -299,9 +299,11 @@ class _Row:
 
     @staticmethod
     def of(x: np.ndarray, box: Box, scale: Any, whole: Any = None) -> _Row:
-        sides = (np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale))
+        least, most, scale = (
+            np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale)
+        )
         whole = np.broadcast_to(np.asarray(False if whole is None else whole), x.shape)
-        return _Row(x.astype(np.float64), *sides, whole)
+        return _Row(x.astype(np.float64), least, most, scale, whole)
 
     def take(self, features: np.ndarray) -> _Row:
         return _Row(*(getattr(self, field.name)[features] for field in fields(self)))
