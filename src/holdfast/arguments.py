@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import numbers
@@ -55,7 +56,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                     f"{name} is {_shown(value)}, but {function.__name__} takes "
                     f"{_expected(hints[name])}."
                 )
-        return function(*given.args, **given.kwargs)
+        try:
+            return function(*given.args, **given.kwargs)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise InputError(
+                f"{str(error.filename)[:60]}... is too long for the name of a file or folder."
+            ) from None
 
     return call
 

@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 
 def finite(value: float | None):  # the schema takes the type of the field
@@ -48,6 +48,12 @@ class Interval(BaseModel):
     high: Share
     n: Annotated[int, Field(ge=0)]
 
+    @model_validator(mode="after")
+    def _whole(self) -> Interval:
+        if len({side is None for side in (self.value, self.low, self.high)}) > 1:
+            raise ValueError("value, low and high are three numbers, or none where n is 0")
+        return self
+
     def __float__(self) -> float:
         return math.nan if self.value is None else self.value
 
@@ -65,14 +71,21 @@ class Interval(BaseModel):
     def __hash__(self) -> int:
         return hash(float(self))
 
-    def __round__(self, digits: int = 0) -> float:
+    def __round__(self, digits: int | None = None) -> float:
         return round(float(self), digits)
+
+    def __neg__(self) -> float:
+        return -float(self)
+
+    def __abs__(self) -> float:
+        return abs(float(self))
 
     __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
     __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
     __add__ = __radd__ = _by_value(float.__add__)
     __mul__ = __rmul__ = _by_value(float.__mul__)
     __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
+    __pow__, __rpow__ = _by_value(float.__pow__), _by_value(float.__rpow__)
     __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
 
 

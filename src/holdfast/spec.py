@@ -226,7 +226,9 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
     try:
         signature.bind(*args, **options)
     except TypeError as error:
-        raise SpecError(f"cannot make {text!r}: {error}; it is {name}{signature}.") from None
+        said = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        form = f"{name}{inspect.Signature(said)}"
+        raise SpecError(f"cannot make {text!r}: {error}; it is {form}.") from None
     try:
         return maker(*args, **options)
     except (TypeError, ValueError, ArithmeticError) as error:

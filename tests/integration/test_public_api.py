@@ -76,6 +76,11 @@ def test_an_interval_behaves_as_its_value() -> None:
     assert share < np.float64(0.6)
     assert (share + 1, 1 - share, share / 2, 2 * share) == (1.512, 1 - 0.512, 0.256, 1.024)
     assert max([share, 0.3, 0.6]) == 0.6
+    assert (-share, abs(share), share**2, 2**share) == (-0.512, 0.512, 0.512**2, 2**0.512)
+    assert (round(share), round(share, 1), round(share, ndigits=2)) == (1, 0.5, 0.51)
+    assert isinstance(round(share), int)
+    with pytest.raises(ValueError, match="three numbers, or none where n is 0"):
+        hf.Interval(value=0.5, low=None, high=0.6, n=3)
     assert np.mean([share, share]) == pytest.approx(0.512)
     with pytest.raises(TypeError):
         _ = share < "0.6"  # pyright: ignore
