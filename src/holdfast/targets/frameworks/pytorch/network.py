@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.preprocess import applied
@@ -85,7 +85,15 @@ def _without_ending(target: Any) -> Any:
     model, reads = target.model, target.head.reads
     if isinstance(model, Adapter):
         bare = reads == (model.ending is not None) and (reads or not target.head.probabilities)
-        model = model.network(target._before(target._probe())[:1])
+        try:
+            model = model.network(target._before(target._probe())[:1])
+        except InputError:
+            raise
+        except Exception as error:  # whatever a graph of a user's leads to
+            raise InputError(
+                f"not supported: proofs of this model, whose graph torch cannot follow: "
+                f"{first_line(error)}."
+            ) from error
     elif reads:
         model = activation.traced(model, target.head.ending)
         bare = model is not None
