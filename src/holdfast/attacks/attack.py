@@ -313,7 +313,7 @@ def perturb(
         for t in range(attack.steps):
             p.t = t + 1
             state = attack.step(p, state, t)
-        return threat.apply(batch.x, target.bounds.clamp(p.x + p.project(point(state))))
+        return threat.apply(batch.x, p.points(p.project(point(state))))
 
 
 def _keys(attack: Attack, target: Target, batch: Batch, ids: Tensor | None, seed: int) -> Keys:

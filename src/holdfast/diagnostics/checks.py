@@ -29,7 +29,7 @@ EXAMINED = (*FOLLOWED, "autoattack", "autoattack-plus", "autoattack-rand")
 def examined(protocol: str, budget: int | None, target: Target, threat: Threat) -> bool:
     """Whether a few rows are examined before a protocol of this name; `evaluate` and `verify` ask
     here."""
-    usual = not target.inputs.context and threat.spatial is None
+    usual = not target.inputs.context and threat.additive
     return threat.bounded and protocol in EXAMINED and budget is None and usual
 
 

@@ -211,7 +211,7 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
-    skipped = meets_goal(threat, y, y)
+    skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x)
     right = ((clean.label == y) & ~skipped).cpu()
     margin, lowest = _margin(target, clean, y), size.clone()
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
@@ -274,7 +274,7 @@ def _judged(
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
     image = (x.ndim == 3 and not target.inputs.context) or perceptual.pictures(target, x)
-    if image and threat.spatial is None and target.bounds.each is None:
+    if image and threat.additive and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {

@@ -304,6 +304,7 @@ def _status(
     status[found.at[found.broken].numpy()] = "broken"
     status[found.at[found.unstable].numpy()] = "unstable"
     status[found.at[found.failed].numpy()] = "failed"
+    status[~settings.threat.accepts(state.x).numpy()] = "skipped"  # no row of the table itself
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
     # no unit was run
@@ -344,7 +345,7 @@ def _perceptual_columns(
     pair = state.x[held], found.shown.x[found.holds]
     psnr, ssim = perceptual.image_distances(target, settings.threat, *pair)
     columns = {"psnr": _of_all(state, held, psnr), "ssim": _of_all(state, held, ssim)}
-    still = settings.threat.spatial is None and target.bounds.each is None
+    still = settings.threat.additive and target.bounds.each is None
     if still and perceptual.pictures(target, state.x):
         shown, threat = found.shown[found.broken], state.threat.of_rows(broken)
         kept = judge.holds_in_8bit(target, threat, shown, state.y[broken], settings.seed)
@@ -417,7 +418,7 @@ def _begin(
     threat = goals.resolved(
         settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed
     )
-    asked &= ~meets_goal(threat, y, y)
+    asked &= ~meets_goal(threat, y, y) & threat.accepts(batch.x)
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:

@@ -100,7 +100,7 @@ def prepare(
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    usual = threat.spatial is None and not target.inputs.context and not attacks
+    usual = threat.additive and not target.inputs.context and not attacks
     drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
     if drawn:
         target = ExpectationOverTransformation(target)
