@@ -205,7 +205,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
         InputError: as `as_source`; or inputs of another shape than the model takes.
     """
     source = as_source(data, split=split, scale=target.bounds.high <= 1)
-    steps = getattr(_innermost(target), "preprocess", ())
+    steps = getattr(innermost(target), "preprocess", ())
     size = next(((s.height, s.width) for s in steps[:1] if isinstance(s, Resize)), None)
     source = source.fitted(channels=channels_of(target), size=size)
     if target.shape is None:
@@ -215,7 +215,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
 
 def channels_of(target: Target) -> int | None:
     """How many channels the model's images have, 1 or 3; None where nothing says it."""
-    inner: Any = _innermost(target)
+    inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
         not isinstance(step, (Normalize, Resize, Defence))
@@ -234,7 +234,7 @@ def channels_of(target: Target) -> int | None:
     return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
-def _innermost(target: Target) -> Target:
+def innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target

@@ -134,6 +134,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
         "glued": _glued,
+        "unbroken": _unbroken,
         "span": words.span,
         "number": words.number,
         "eps": words.eps,
@@ -186,6 +187,14 @@ def _page(folder: Path, manifest: Manifest) -> str:
 def _glued(text: str) -> str:
     """Text in which no line ends before a percent sign."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _unbroken(text: str) -> Markup:
+    """Text in which no line ends within the name of an option."""
+    parts = re.split(r"(--[a-z][a-z-]*)", str(_harmless(text)))
+    whole = [Markup('<span class="option">{}</span>').format(part) for part in parts[1::2]]
+    parts[1::2] = whole
+    return Markup("").join(parts)
 
 
 def _text(name: str) -> str:

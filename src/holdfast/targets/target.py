@@ -181,6 +181,7 @@ class Target(ABC):
     needs nothing else.
     """
 
+    name: str = ""  # the type of the user's model, where it was wrapped
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
@@ -197,6 +198,13 @@ class Target(ABC):
     @cached_property
     def batcher(self) -> Batcher:
         return Batcher()
+
+    def __repr__(self) -> str:
+        if inner := getattr(self, "inner", None):
+            return f"{type(self).__name__}({inner!r})"
+        libraries = ", ".join(self.identity.versions)
+        said = f"{self.name or type(getattr(self, 'model', self)).__name__}"
+        return f"Target({said}{libraries and f' of {libraries}'})"
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.
