@@ -7,6 +7,7 @@ import torch
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import Target
+from holdfast.targets.threshold import Threshold
 from holdfast.targets.trees import NO_TREES, Trees, samples
 
 
@@ -16,6 +17,8 @@ def trees_of(target: Target) -> Trees:
     Raises:
         InputError: it is no ensemble of trees of numbers, or something stands before or behind it.
     """
+    if isinstance(target, Threshold):
+        return target.of_trees(trees_of(target.inner))
     inner = getattr(target, "model", None)
     if not isinstance(inner, Adapter):
         raise InputError(NO_TREES)
