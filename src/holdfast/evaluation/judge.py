@@ -63,7 +63,10 @@ def within(target: Target, threat: Threat, x: Tensor, found: Tensor) -> tuple[Te
     d = found.double() - threat.origin(x).double()
     size = threat.norm.size(d)
     legal = size <= legal_size(threat, target, len(x)).to(size.device)
-    legal &= target.bounds.inside(found)
+    if threat.schema is None:
+        legal &= target.bounds.inside(found)
+    else:
+        legal &= threat.schema.legal(threat.apply(x, found), x)
     if threat.grid:
         legal &= (target.bounds.as_8bit(found) == found).flatten(1).all(1)
     if threat.mask is not None:

@@ -101,7 +101,7 @@ def prepare(
     check_data(source, target.bounds)
     (source,), labels = numbered(target, source)
     noted = check_model(target, source)
-    usual = threat.spatial is None and not target.inputs.context and not attacks
+    usual = threat.additive and not target.inputs.context and not attacks
     drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
     if drawn:
         target = ExpectationOverTransformation(target)
@@ -116,6 +116,18 @@ def prepare(
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
     """The name of the group of each row: those given, else the source's own."""
     return source.groups if given is None else group_names(given, len(source), source.name)
+
+
+def sizes_of(epsilons: Sequence[float] | None) -> list[float]:
+    """The sizes that are asked for in addition to, or in place of, the threat's.
+
+    Raises:
+        InputError: a list of none.
+    """
+    sizes = [] if epsilons is None else [float(eps) for eps in epsilons]
+    if epsilons is not None and not sizes:
+        raise InputError("epsilons is empty; give at least one size, or leave it out.")
+    return sizes
 
 
 def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
@@ -170,7 +182,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 f"{wrong_classes}."
             )
         attacked, pool = (
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)

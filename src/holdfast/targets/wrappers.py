@@ -253,7 +253,7 @@ class Estimated(Around):
         return self.inner.scores(x), pullback
 
 
-class Blurred(Around):
+class SmoothedGradient(Around):
     """A model whose gradient is that of its mean around each input: what is fine and steep cancels
     out.
 
@@ -483,6 +483,13 @@ class Cached(Around):
         return torch.from_numpy(store.to(x, width, ask, fresh=False)).to(batch.x.device)
 
 
+def itself(target: Target) -> Target:
+    """The model under test, without the surrogate and the cache that an evaluation puts around."""
+    while isinstance(target, (Surrogate, Cached)):
+        target = target.inner
+    return target
+
+
 __all__: list[Any] = [
     "Cached",
     "Ensemble",
@@ -490,4 +497,5 @@ __all__: list[Any] = [
     "ExpectationOverTransformation",
     "StraightThrough",
     "Surrogate",
+    "itself",
 ]

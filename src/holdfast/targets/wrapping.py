@@ -118,7 +118,7 @@ def wrap(
         return with_threshold(
             _wrapped_again(model, refused, layout, probabilities, task), threshold
         )
-    steps, device = _steps(preprocess), device_of(device)
+    steps, device, name = _steps(preprocess), device_of(device), type(model).__name__
     if draws is None and any(isinstance(step, Defence) and step.random for step in steps):
         draws = 20
     others = None
@@ -148,6 +148,7 @@ def wrap(
         precision=precision,
         compile=compile,
     )
+    target.name = name
     if draws not in (None, 1):
         target = wrappers.ExpectationOverTransformation(target, draws)
     return with_threshold(target, threshold)
