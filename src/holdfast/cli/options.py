@@ -279,6 +279,14 @@ def open_target(
             "itself.",
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        about_model(
+            help="Of two classes: the probability of class 1 from which on the answer is class 1; "
+            "default 0.5.",
+            metavar="P",
+        ),
+    ] = None,
     attacked: Annotated[
         int | None,
         about_model(
@@ -337,6 +345,7 @@ def open_target(
         output=output,
         task=task,
         probabilities=probabilities,
+        threshold=threshold,
         draws=eot,
         batch_size=batch_size or 256,
         device=texts.device_of(device),

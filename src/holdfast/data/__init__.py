@@ -30,8 +30,8 @@ KINDS = {
     "splits; --resize 256 --crop 224 while loading, --classes FILE for their numbers",
     "waves": "DIR: one sub-folder of .wav files for each class, of one rate and length, as [t] in "
     "[-1, 1]; --crop 16000 cuts out the middle, --classes FILE",
-    "csv": "FILE.csv: numeric columns under a header, and y, label, target or class (or --label "
-    "NAME); plain or .gz",
+    "csv": "FILE.csv: columns of numbers or texts under a header, and y, label, target or class (or"
+    " --label NAME); plain or .gz",
     "parquet": "FILE.parquet: the same columns, or a list column x; in both a column group names "
     "groups",
     "factory": "path/file.py:factory or package.module:factory: your own code, which is run",

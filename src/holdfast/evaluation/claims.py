@@ -20,7 +20,7 @@ from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
-from holdfast.evaluation.facts import fingerprint
+from holdfast.evaluation.facts import columns_of, fingerprint
 from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
@@ -127,6 +127,8 @@ def _data(
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
     if list(data.class_names or ()) != list(names or ()):
         yield "data: the names of their classes are not those of run.json."
+    if data.columns != columns_of(source):
+        yield "data: their columns are not those of run.json."
     if (data.groups is not None) != ("group" in table.column_names):
         yield "samples: they have groups, or run.json says so, and not both."
     if ("lpips" in table.column_names) != (manifest.perceptual is not None):

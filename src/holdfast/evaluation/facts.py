@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from holdfast import spec, version
+from holdfast.data.source import Source
 from holdfast.evaluation.chunk import SearchSettings
 from holdfast.evaluation.prepare import Prepared, innermost
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
+    ColumnInfo,
     DataInfo,
     Facts,
     ModelInfo,
@@ -60,6 +62,7 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
             class_names=list(source.class_names or ()) or None,
             loading=dict(source.loading),
             groups=None if ready.groups is None else fingerprint(ready.groups),
+            columns=columns_of(source),
         ),
         threat=_threat(ready.threat, settings),
         protocol=ProtocolInfo(
@@ -93,6 +96,14 @@ def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
 def _certification(facts: Facts) -> dict[str, str]:
     asked = facts.certification
     return {} if asked is None else {"certification": asked.model_dump_json()}
+
+
+def columns_of(source: Source) -> list[ColumnInfo]:
+    """What run.json says of the columns of a table."""
+    return [
+        ColumnInfo(name=column.name, dtype=column.dtype, values=list(column.values))
+        for column in source.columns or ()
+    ]
 
 
 def fingerprint(groups: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from holdfast.evaluation.claims import claims, some, threat_of
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
+from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement, with_columns
 from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
@@ -117,6 +117,7 @@ def verify(
         scale = target.bounds.high <= 1
         data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
     source = open_for(target, data)
+    target = with_columns(target, source)
     wrong: list[str] = []
     if not whole:
         wrong.append("run.json: it was changed after the run (its digest differs).")

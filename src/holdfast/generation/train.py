@@ -41,7 +41,7 @@ from holdfast.generation.quality import Quality
 from holdfast.rng import Keys
 from holdfast.runs.journal import begin, run_folder
 from holdfast.runs.store import read_json, write_bytes
-from holdfast.targets.target import Bounds, sealed
+from holdfast.targets.target import Bounds, refuse_texts, sealed
 from holdfast.targets.wrapping import device_of
 from holdfast.training.batches import read, shuffled
 from holdfast.training.state import (
@@ -347,6 +347,7 @@ def _sources(data: Any, test: Any, box: Bounds, seed: int) -> tuple[Source, Sour
     else:
         test = laid_as(test, data.shape, f"those of {data.name} are")
     for source in (data, test):
+        refuse_texts(source.columns or ())
         check_data(source, box)
     (data, test), _ = numbered(None, data, test)
     if test.fingerprint() == data.fingerprint():

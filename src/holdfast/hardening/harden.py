@@ -32,7 +32,9 @@ from holdfast.runs.run import Run
 from holdfast.runs.store import write_bytes
 from holdfast.targets import Target, TorchTarget, wrap
 from holdfast.targets.target import copied
+from holdfast.targets.threshold import Threshold
 from holdfast.targets.wrappers import ExpectationOverTransformation
+from holdfast.targets.wrapping import with_threshold
 from holdfast.threats.threat import Targeted, Threat, as_threat
 from holdfast.training import tensorboard as tensorboard_log
 from holdfast.training.balance import divide_fairly, labels_of
@@ -153,8 +155,9 @@ def harden(
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
     given = copied(wrap(model))
-    # one draw trains, many judge
-    target = given.inner if isinstance(given, ExpectationOverTransformation) else given
+    # one draw trains, many judge; and so does a threshold
+    whole = given.inner if isinstance(given, Threshold) else given
+    target = whole.inner if isinstance(whole, ExpectationOverTransformation) else whole
     network = network_of(model, target)
     assert isinstance(target, TorchTarget)
     _check_task(target)
@@ -205,8 +208,9 @@ def harden(
         network.train(training)
     hardened = network.read(folder)
     hard: Target = wrapped_like(target, hardened)
-    if isinstance(given, ExpectationOverTransformation):
+    if isinstance(whole, ExpectationOverTransformation):
         hard = ExpectationOverTransformation(hard, given.cost.draws)
+    hard = with_threshold(hard, getattr(given, "threshold", None))
     after = measured(hard, out=folder / "after", names=replace(called, model="hardened"))
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
@@ -255,6 +259,7 @@ def _sources(target: Target, data: Any, test: Any, seed: int) -> tuple[Source, S
 
     def opened(given: Any, split: str) -> Source:
         source = open_for(target, given, split=split)
+        target.of_table(source.columns or ())
         check_data(source, target.bounds)
         return source
 

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from holdfast import spec
-from holdfast.intervals import Interval, Real, finite
+from holdfast.intervals import Interval, Real, Share, finite
 from holdfast.runs.migration import with_todays_options
 
 SCHEMA_VERSION = 2
@@ -62,6 +62,8 @@ class ModelInfo(Record):
     attacked: int | None = None  # of several inputs, the place of the one that may change
     preprocess: list[str] = []
     probabilities: bool = False
+    # of class 1, from which on the model decides for it; null: a half, or it has other classes
+    threshold: Annotated[Share, Field(exclude_if=_unsaid)] = None
     layout: str = "nchw"
     output: str | None = None
     access: str = "gradients"  # gradients, scores or labels: what the target gave to the attacks
@@ -79,6 +81,15 @@ class ModelInfo(Record):
         return bounds
 
 
+class ColumnInfo(Record):
+    """A feature of a table."""
+
+    name: str
+    dtype: str  # of its values: one of NumPy's numbers, text, or category
+    # of texts and categories: what the numbers 0, 1, ... of an example mean
+    values: Annotated[list[Any], Field(exclude_if=_unsaid)] = []
+
+
 class DataInfo(Record):
     spec: str
     split: str
@@ -89,6 +100,7 @@ class DataInfo(Record):
     # options with which the data were read: label, classes, resize, crop
     loading: dict[str, str] = {}
     groups: str | None = None  # SHA-256 of the groups of all rows, where they have some
+    columns: Annotated[list[ColumnInfo], Field(exclude_if=_unsaid)] = []  # of a table
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
