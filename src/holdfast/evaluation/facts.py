@@ -117,6 +117,7 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
+        table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
     )
     goal = getattr(threat.goal, "t", None)
