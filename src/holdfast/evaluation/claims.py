@@ -27,6 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.threats import spatial
 from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
@@ -119,6 +120,8 @@ def _model(manifest: Manifest, target: Target) -> Iterator[str]:
         said, seen = getattr(manifest.model, name), getattr(found, name)
         if name not in free and said != seen:
             yield f"model: run.json says that its {name} is {said}, but it is {seen}."
+    if (text := manifest.model.transformation) is not None and spatial.parse(text) is None:
+        yield f"model: run.json names the transformation {text!r}, which there is not."
 
 
 def _data(
@@ -127,7 +130,7 @@ def _data(
     data, names = manifest.data, source.class_names
     if data.total != len(source):
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
-    if list(data.class_names or ()) != list(names or ()):
+    if data.class_names != (list(names or ()) or None):
         yield "data: the names of their classes are not those of run.json."
     if data.columns != columns_of(source):
         yield "data: their columns are not those of run.json."
