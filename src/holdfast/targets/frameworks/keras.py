@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import (
@@ -21,13 +23,26 @@ from holdfast.targets.adapter import (
     digest_of,
     need,
 )
-from holdfast.targets.frameworks.pytorch import activation
+from holdfast.targets.frameworks.pytorch import activation, layers
 from holdfast.targets.head import LINEAR
 from holdfast.targets.loading import made
 from holdfast.targets.registry import Framework
 from holdfast.targets.target import Pullback
 
 HDF5 = (".h5", ".hdf5")
+
+
+class _InKnownForm(TorchFunctionMode):
+    """Within, operators of torch that have another form are called by the one that bounds know."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names: dict[str, Callable[..., Tensor]] = {
+            "subtract": torch.sub,
+            "multiply": torch.mul,
+            "divide": torch.div,
+            "relu6": lambda x, **_: layers.smaller(torch.relu(x), 6.0),
+        }
+        return names.get(getattr(func, "__name__", ""), func)(*args, **(kwargs or {}))
 
 
 class KerasOnTorch(Adapter):
@@ -56,7 +71,11 @@ class KerasOnTorch(Adapter):
         return autograd_vjp(self, x)
 
     def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
-        return self.__call__  # a function, which gives logits: of an adapter the ending is applied
+        def logits(x: Tensor) -> Tensor:  # of an adapter its ending would be applied to them
+            with _InKnownForm():
+                return self(x)
+
+        return logits
 
 
 def read(path: Path, *, trust: bool = False) -> Any:

@@ -56,10 +56,10 @@ def _run(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any]) -> list[Any]:
 
 def _needed(jaxpr: Any) -> list[Any]:
     """The steps that the results depend on."""
-    needed, steps = {id(variable) for variable in jaxpr.outvars}, []
+    required, steps = {id(variable) for variable in jaxpr.outvars}, []
     for step in reversed(jaxpr.eqns):
-        if any(id(variable) in needed for variable in step.outvars):
-            needed |= {id(variable) for variable in step.invars}
+        if any(id(variable) in required for variable in step.outvars):
+            required |= {id(variable) for variable in step.invars}
             steps.append(step)
     return steps[::-1]
 

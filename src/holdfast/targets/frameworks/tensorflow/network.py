@@ -64,13 +64,13 @@ def _run(tf: Any, graph: Any, x: Proxy) -> Any:
 
 def _needed(result: Any) -> list[Any]:
     """The operations that a tensor depends on, in their order."""
-    wanted, open_ = set(), [result.op]
+    required, open_ = set(), [result.op]
     while open_:
         step = open_.pop()
-        if step not in wanted:
-            wanted.add(step)
+        if step not in required:
+            required.add(step)
             open_ += [t.op for t in step.inputs]
-    return [step for step in result.graph.get_operations() if step in wanted]
+    return [step for step in result.graph.get_operations() if step in required]
 
 
 class _Step:
