@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import holdfast
@@ -130,3 +132,25 @@ def test_what_does_not_fit_is_one_sentence(pipeline: object) -> None:
     model = make_pipeline(OneHotEncoder(), LogisticRegression()).fit(texts, LABEL)
     with pytest.raises(InputError, match="lets nothing change: column city of arrays hold"):
         holdfast.attack(model, texts, LABEL, "linf(1)")
+
+
+def test_one_eps_for_columns_of_very_different_ranges_is_found() -> None:
+    """The narrow column moves by many times its range and the wide one by nothing: both are named,
+    and the figure is what those changes do."""
+    rng = np.random.default_rng(1)
+    wide = rng.uniform(0, 4000, 80)
+    table = pd.DataFrame({"area": wide, "smoothness": rng.uniform(0, 0.1, 80), "same": 1.0})
+    label = (wide > 2000).astype(int)
+    model = DecisionTreeClassifier(max_depth=1).fit(table, label)  # of the area
+    target = holdfast.wrap(model, bounds=(0, 4000))
+    run = holdfast.evaluate(target, (table, label), "linf(0.5)", attacks=["square(steps=20)"])
+    (found,) = [f for f in run.verdict.findings if f.check == "one_size"]
+    assert found.severity == "amber"
+    said = r"it is 5(\.\d)? times the range of smoothness, and 0\.013 % of that of area\."
+    assert re.search(said, found.text)
+    assert run.verdict.status == "upper-bound"
+    assert holdfast.verify(run, target, (table, label)) == []
+    scaled = holdfast.Threat.linf(0.5, scale=table.std().to_numpy() + 1e-3)
+    again = holdfast.evaluate(target, (table, label), scaled, attacks=["square(steps=20)"])
+    assert "one_size" not in {f.check for f in again.verdict.findings}
+    assert again.robust_accuracy < run.robust_accuracy

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.svm import LinearSVC
 from torch import nn
 from typer.testing import CliRunner
@@ -93,6 +94,14 @@ def test_a_run_is_measured_kept_and_verified_at_the_threshold(
     ids, found = next(run.examples())
     decided = MODELS["linear"].predict_proba(found)[:, 1] >= T
     assert (decided != Y[ids]).all()
+    binary, attacked = run.manifest.metrics.binary, X[:60].copy()
+    attacked[ids] = found
+    assert binary is not None
+    for kind, x in (("clean", X[:60]), ("attacked", attacked)):
+        chance, rare = MODELS["linear"].predict_proba(x)[:, 1], Y[:60] == binary.label
+        assert getattr(binary.auroc, kind) == pytest.approx(roc_auc_score(Y[:60], chance), abs=0.01)
+        f1 = f1_score(rare, (chance >= T) == binary.label)
+        assert getattr(binary.f1, kind) == pytest.approx(f1)
     assert "from a probability of 0.25 on" in (out / "report.html").read_text()
     assert code("verify", f"{out}", *asked)[0] == 0
     assert code("verify", f"{out}", *asked, "--threshold", "0.5")[0] == 1

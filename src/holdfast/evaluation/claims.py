@@ -16,6 +16,7 @@ from holdfast.attacks.problem import legal_size
 from holdfast.data import Source
 from holdfast.diagnostics import checks
 from holdfast.diagnostics.gradient_sources import GradientSources
+from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
@@ -132,7 +133,8 @@ def _data(
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
     if data.class_names != (list(names or ()) or None):
         yield "data: the names of their classes are not those of run.json."
-    if data.columns != columns_of(source):
+    # an earlier version did not say them
+    if data.columns and data.columns != columns_of(source):
         yield "data: their columns are not those of run.json."
     if (data.groups is not None) != ("group" in table.column_names):
         yield "samples: they have groups, or run.json says so, and not both."
@@ -286,6 +288,8 @@ def _noted(
     taken = randomised(again) and name in checks.FOLLOWED and target.cost.draws > 1
     if taken and manifest.protocol.trials in _lists(manifest, threat, drawn=True):
         again = averaged(again)  # Holdfast itself took the mean, and says so
+    if manifest.data.columns:
+        again += one_size(source, threat)
     if not threat.bounded:
         again.append(checks.NO_EPS)
     due = checks.examined(name, manifest.max_queries, target, threat)

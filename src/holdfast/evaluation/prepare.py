@@ -19,6 +19,7 @@ from holdfast.data.laid import laid_as
 from holdfast.data.source import group_names
 from holdfast.diagnostics.checks import FOLLOWED
 from holdfast.diagnostics.gradient_sources import GradientSources
+from holdfast.diagnostics.scales import one_size
 from holdfast.errors import InputError, SpecError, listed
 from holdfast.evaluation import goals, protocols
 from holdfast.evaluation.chunk import chunks
@@ -115,7 +116,8 @@ def prepare(
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
     sources = GradientSources(target, threat, source)
-    return Prepared(target, source, threat, own, sources, rows, groups, [*noted, *labels, *texts])
+    noted += [*labels, *texts, *one_size(source, threat)]
+    return Prepared(target, source, threat, own, sources, rows, groups, noted)
 
 
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:

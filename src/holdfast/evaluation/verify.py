@@ -232,6 +232,8 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _figures(folder: Path, manifest: Manifest, table: pa.Table) -> Iterator[str]:
     facts = Facts(**{name: getattr(manifest, name) for name in Facts.model_fields})
     again = build_manifest(folder, facts, table, manifest.trials)
+    if manifest.metrics.binary is None:  # of an earlier version
+        again.metrics.binary = None
     apart = WORDS if manifest.schema_version != SCHEMA_VERSION else {}
     for part in ("metrics", "verdict", "costs"):
         said, found = (

@@ -212,6 +212,23 @@ class ClassMetrics(Record):
     f1: Pair
 
 
+class BinaryMetrics(Record):
+    """Of a model of two classes: how well it finds the rarer one of the rows measured.
+
+    Under attack a broken row counts with the answer on its stored example, another one with that on
+    its clean input.
+    """
+
+    label: Annotated[int, Field(ge=0, le=1)]  # of the rarer class; 1 where both are as frequent
+    share: Share  # of the rows
+    precision: Pair
+    recall: Pair
+    f1: Pair
+    balanced_accuracy: Pair  # the mean recall of both classes
+    auroc: Pair  # area under the ROC curve; null: no scores, or one class alone
+    auprc: Pair  # average precision
+
+
 class GroupMetrics(Record):
     """Of the rows of one group."""
 
@@ -329,6 +346,8 @@ class Metrics(Record):
     f1: Pair = Pair(clean=None, attacked=None)
     counts: dict[Status, int]
     per_class: list[ClassMetrics] = []  # or per label, of the rows that bear it
+    # of a model of two classes
+    binary: Annotated[BinaryMetrics | None, Field(exclude_if=_unsaid)] = None
     per_group: list[GroupMetrics] = []  # where rows have groups
     worst_group: GroupMetrics | None = None  # of the lowest robust accuracy
     confusion: Confusion | None = None  # of classes alone
