@@ -426,9 +426,7 @@ def ladder_of(
     *,
     seconds_per_row: Annotated[
         float | None,
-        about_measuring(
-            help="Time for the proof of a row, on average; default 10.", metavar="SECONDS"
-        ),
+        about_measuring(help="Most time for proofs, times the rows; default 1.", metavar="SECONDS"),
     ] = None,
     radius: Annotated[
         bool,
