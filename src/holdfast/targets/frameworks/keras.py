@@ -42,7 +42,8 @@ class _InKnownForm(TorchFunctionMode):
             "divide": torch.div,
             "relu6": lambda x, **_: layers.smaller(torch.relu(x), 6.0),
         }
-        return names.get(getattr(func, "__name__", ""), func)(*args, **(kwargs or {}))
+        called = names.get(getattr(func, "__name__", "")) or func
+        return called(*args, **(kwargs or {}))
 
 
 class KerasOnTorch(Adapter):
