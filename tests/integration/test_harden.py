@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import holdfast
-from holdfast.data import open_data
+from holdfast.data import open_data, to_train_and_measure
 from holdfast.data.part import Part, divide
 from holdfast.errors import InputError, SpecError
 from holdfast.hardening import objectives, recipes
@@ -423,6 +423,18 @@ def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert made.before.robust_accuracy.n == made.after.robust_accuracy.n == 60
     assert not made.model.training
+    page = Path("here/report.html")
+    written = page.read_text()
+    names(written, 'href="before/report.html"', 'href="after/report.html"', "1 epoch")
+    assert Path("here/after/report.html").exists()
+    for asked in (made, "here", Path("here")):
+        page.unlink()
+        assert holdfast.report(asked) == made.report() == page
+        assert page.read_text() == written
+    done = command("report", "here")
+    assert done.exit_code == 0
+    names(done.stdout, "Robust accuracy")
+    names(refused("report", "here", "--gate", "robust_accuracy>=0.1"), "here/before", "here/after")
     assert repr(made) == f"Hardened('here', before={made.before}, after={made.after})"
 
 
@@ -508,3 +520,19 @@ def test_many_rows_need_few_epochs(
         out=tmp_path,
     )
     assert len(made.log) == done
+
+
+def test_a_text_names_both_splits_in_python_as_on_the_command_line(tmp_path: Path) -> None:
+    hard = holdfast.harden(
+        fresh(Normed),
+        "digits",
+        "linf(0.1)",
+        recipe="fast(epochs=1)",
+        train_samples=240,
+        test_samples=10,
+        protocol="quick",
+        out=tmp_path / "hard",
+    )
+    assert hard.before.manifest.data.fingerprint == open_data("digits").fingerprint()
+    whole = open_data("digits")
+    assert to_train_and_measure(whole, None, lambda given, split: given) == (whole, None)

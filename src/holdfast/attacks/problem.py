@@ -57,8 +57,8 @@ class Problem:
         self.layout = target.inputs.layout if threat.spatial is None else "nchw"
         # attacks see what may change, and nothing else
         self._context, self._images = batch.context, batch.x
-        if threat.spatial is None:
-            self._images = x.new_empty(len(x), 0)  # d adds to the inputs, and moves no image
+        if threat.additive:
+            self._images = x.new_empty(len(x), 0)  # d adds to the inputs, and nothing else
         # inputs [n, *shape] from which an attack that starts at the `best` known point goes on
         self.warm_start = warm_start
         self.pool = None if pool is None else (threat.origin(pool[0].to(batch.x)), pool[1].to(y))
@@ -67,10 +67,10 @@ class Problem:
         self.eps = wide(eps.expand(len(x)), x)
         # where nothing may change, the box is a point
         self._mask = None if threat.mask is None else threat.mask.to(x)
-        low, high = target.bounds.sides(x)
+        low, high = threat.sides(batch.x, target.bounds)
         self.lo, self.hi = self._masked(low - x), self._masked(high - x)
         # a paper's lengths for [0, 1] are multiples of it
-        self.width = target.bounds.high - target.bounds.low
+        self.width = 1.0 if threat.schema else target.bounds.high - target.bounds.low
         self.t, self.restart = 0, restart  # how many steps, and how many runs, came before
         goal = goal_classes(threat, y)
         self.aim = goal  # the class that is to win, [n]: the goal, or another; None: any
@@ -107,6 +107,15 @@ class Problem:
     def project(self, d: Tensor) -> Tensor:
         """The nearest legal perturbation."""
         return self.norm.project(d, self.eps, self.lo, self.hi)
+
+    def repair(self, d: Tensor) -> Tensor:
+        """The d that the model is really asked about: of a table that of a legal row nearby, 0
+        where there is none; on a threat's grid the nearest on it."""
+        return self.points(d) - self.x
+
+    def points(self, d: Tensor) -> Tensor:
+        """What `origin(x) + d` becomes before the model is asked: see `repair`."""
+        return self._point(torch.arange(len(d), device=d.device), d)
 
     def steepest(self, g: Tensor) -> Tensor:
         """The unit direction of steepest ascent."""
@@ -287,8 +296,11 @@ class Problem:
 
     def _point(self, rows: Tensor, d: Tensor) -> Tensor:
         """The inputs of d [m, *shape] at these rows [m], inside the box to the last
-        bit; on the threat's grid, where it has one."""
+        bit; on the threat's grid, or repaired, where it has one, or a schema."""
         x = self.x[rows]
+        if self.threat.schema is not None:
+            point = x + d.clamp(self.lo[rows], self.hi[rows])
+            return self.threat.repaired(self._images[rows], point, self.eps.flatten()[rows])
         point = self.target.bounds.clamp(x + d)
         if not self.threat.grid:
             return point

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.data.arrays import like
 from holdfast.errors import InputError
+from holdfast.intervals import Interval, interval
 from holdfast.spec import number
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class AttackResult:
         >>> result.x_adv[result.success]
     """
 
-    x: Any  # [n, *shape] float: the inputs, in raw units
+    x: Any  # [n, *shape] float: the inputs, in raw units; or a DataFrame
     # [n, *shape] float: the smallest example found; where there is none, the input of the lowest
     # margin that was tried
     x_adv: Any
@@ -126,6 +127,21 @@ class AttackResult:
     )
     bounds: tuple[float, float] = (0.0, 1.0)
     layout: str = "nchw"
+
+    @property
+    def clean_accuracy(self) -> Interval:
+        """The share of the attacked rows, and of those wrong before, that are right before."""
+        return self._share(~_numpy(self.wrong))
+
+    @property
+    def robust_accuracy(self) -> Interval:
+        """The share of these rows that are right and were not broken: what this attack leaves of
+        the clean accuracy, and so an upper bound."""
+        return self._share(~_numpy(self.wrong) & ~_numpy(self.success))
+
+    def _share(self, held: np.ndarray) -> Interval:
+        counted = ~_numpy(self.skipped)
+        return interval(int((held & counted).sum()), int(counted.sum()))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -170,7 +186,7 @@ class AttackResult:
     def _signals(self) -> bool:
         """Whether the inputs can be sounds or other series: rows of [t] or [c, t] around 0."""
         low, high = self.bounds
-        return _numpy(self.x).ndim in (2, 3) and low == -high
+        return not hasattr(self.x, "columns") and _numpy(self.x).ndim in (2, 3) and low == -high
 
     def plot(self, n: int = 5) -> Figure:
         """Original, adversarial example and difference of the first n successes, then of other

@@ -104,6 +104,8 @@ def check_threat(threat: Threat) -> None:
     """Raises InputError: nothing is proved under this threat."""
     if threat.spatial is not None:
         raise unsupported("proofs under a movement of images; expected a norm, such as linf(2/255)")
+    if threat.schema is not None:
+        raise unsupported("proofs under the schema of a table; expected a norm alone")
     if not threat.bounded:
         raise unsupported(f"proofs under {threat}, whose eps is not finite")
 

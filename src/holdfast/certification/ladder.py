@@ -1,3 +1,10 @@
+"""The ladder: what is cheap to prove first, and dearer methods for the rows that are left.
+
+A row is certified where a method gives a lower bound of its smallest margin, over all that the
+threat allows and a judge would count, that is finite and above what the model's own rounding may
+take away. Whatever fails on the way proves nothing.
+"""
+
 from __future__ import annotations
 
 import time
@@ -14,7 +21,7 @@ from torch import Tensor, nn
 from holdfast.bounds import METHODS, Bounded, Graph, trace
 from holdfast.bounds.graph import unsupported
 from holdfast.bounds.margins import AT_ONCE, check_threat
-from holdfast.bounds.tree_models import trees_of
+from holdfast.bounds.tree_models import ball, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
@@ -24,7 +31,7 @@ from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.batch import Batch
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
-from holdfast.targets.wrappers import Cached, Surrogate
+from holdfast.targets.wrappers import itself
 from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
@@ -91,8 +98,7 @@ def methods_of(target: Target, threat: Threat, seconds: float) -> Methods:
     Raises:
         InputError: it is none that they can follow.
     """
-    while isinstance(target, (Surrogate, Cached)):
-        target = target.inner
+    target = itself(target)
     try:
         network = target.network()
     except InputError as error:
@@ -131,10 +137,7 @@ def _methods_of_trees(trees: Trees, target: Target, threat: Threat, seconds: flo
     if not threat.norm.boxed:
         raise unsupported(f"proofs of trees under {threat}; expected linf")
     shape, box = target.shape or (), target.bounds
-    parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
-    scale = (parts["scale"].double() * parts["mask"]).numpy()
-    low, high = box.sides(torch.zeros(1, dtype=torch.float64))
-    sides = np.asarray(low), np.asarray(high)
+    scale, sides = ball(target, threat)
 
     def labels(x: np.ndarray) -> np.ndarray:
         return target.labels(torch.from_numpy(x)).cpu().numpy()

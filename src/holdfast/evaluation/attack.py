@@ -17,12 +17,21 @@ from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.problem import Pool, meets_goal, on_8bit
 from holdfast.attacks.result import AttackResult
 from holdfast.attacks.trial import Trial
-from holdfast.data.arrays import like
+from holdfast.data.arrays import is_frame, like
+from holdfast.data.columns import frame
+from holdfast.data.features import of_frame
 from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
+from holdfast.evaluation.prepare import (
+    Prepared,
+    check_threat,
+    check_trials,
+    open_for,
+    prepare,
+    sizes_of,
+)
 from holdfast.evaluation.protocols import PROTOCOLS, chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
@@ -69,7 +78,8 @@ def attack(
         model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
             with its bounds.
         x: raw inputs within the model's bounds; an array of torch, NumPy, TensorFlow or JAX. Bytes
-            become [0, 1] where the bounds are these.
+            become [0, 1] where the bounds are these. `as_source(...).rows(0, 100)` gives x and y of
+            files.
         y: the true classes, whole numbers; [n, k] of a multi-label or regression model.
         threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or
             a `Threat`, whose eps and target may be one a row; of images also `"rotation(30, 3)"`,
@@ -85,7 +95,8 @@ def attack(
             and y are. None: up to 64 of the rows of x.
 
     Returns:
-        `x_adv` and the other arrays are of x's framework and on its device.
+        `x_adv` and the other arrays are of x's framework and on its device. Of a DataFrame x and
+        x_adv are DataFrames with the same columns and types.
 
     Raises:
         InputError: the data or the model breaks the input contract.
@@ -109,7 +120,7 @@ def _sized(threat: Threat | str, epsilons: Sequence[float]) -> list[Threat]:
             f"epsilons are sizes in a norm, but the threat is the movement {threat}; call attack "
             "once for each."
         )
-    return [as_threat(threat).at(float(eps)) for eps in epsilons]
+    return [as_threat(threat).at(eps) for eps in sizes_of(epsilons)]
 
 
 def _crafted(
@@ -126,6 +137,11 @@ def _crafted(
     arrays = {name: value for name, value in vars(made).items() if isinstance(value, np.ndarray)}
     if str(getattr(x, "dtype", "")).endswith("float64"):
         arrays |= {name: arrays[name].astype(np.float64) for name in ARRAYS if name in arrays}
+    if is_frame(x):
+        _, columns = of_frame(x, "x")
+        if columns is not None:
+            tables = {name: frame(arrays[name], columns) for name in ("x", "x_adv")}
+            arrays |= {name: table.set_axis(x.index) for name, table in tables.items()}
     return replace(made, **{name: like(value, x) for name, value in arrays.items()})
 
 
@@ -150,10 +166,10 @@ def craft(
     """
     name, given = _list_of(attack)
     for trial in given:
-        if trial.near < 1:
+        if trial.max_margin < 1:
             raise SpecError(
-                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-                "only one."
+                f"{trial!r}: max_margin is of a row that earlier attacks of a list left, but this "
+                "is the only one."
             )
     ready = prepare(target, data, threat, name or "quick", given, samples)
     if attack is None:
@@ -172,11 +188,16 @@ def craft(
         asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
         **columns,
-        attack=name or repr(ready.protocol.trials[0]),
+        attack=name or _called(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
         layout=target.inputs.layout,
     )
+
+
+def _called(trial: Trial) -> str:
+    """The text of a trial; of an attack alone, under the name that the user gave it."""
+    return repr(trial.attack if trial == Trial(trial.attack) else trial)
 
 
 def _list_of(attack: Asked) -> tuple[str, tuple[Trial, ...]]:
@@ -211,17 +232,17 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
         name: torch.zeros(len(y), dtype=torch.int64)
         for name in ("queries", "forwards", "backwards")
     }
-    skipped = meets_goal(threat, y, y)
+    skipped = meets_goal(threat, y, y) | ~threat.accepts(batch.x)
     right = ((clean.label == y) & ~skipped).cpu()
     margin, lowest = _margin(target, clean, y), size.clone()
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
     for trial, restart, rank in units:
         open_ = right & (size.isinf() | (not threat.bounded))
-        open_ &= ~(torch.minimum(lowest, margin) > trial.near * margin)
+        open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             batch[left],
             y[left],
             threat.of_rows(left),
@@ -274,7 +295,7 @@ def _judged(
     columns: dict[str, Tensor] = {}
     # [h, w]: an image of one channel, where the user says so by --png
     image = (x.ndim == 3 and not target.inputs.context) or perceptual.pictures(target, x)
-    if image and threat.spatial is None and target.bounds.each is None:
+    if image and threat.additive and target.bounds.each is None:
         columns["as_8bit"] = on_8bit(target, threat, x, best)
         columns["survives_8bit"] = success(columns["as_8bit"])[0] & hit
     return columns | {

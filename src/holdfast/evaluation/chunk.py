@@ -211,7 +211,7 @@ def search(
             open_ &= ~(state.size <= settings.limit(settings.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= state.size <= settings.limit(larger[unit.eps])
-        if (share := settings.trials[unit.trial].near) < 1:
+        if (share := settings.trials[unit.trial].max_margin) < 1:
             # without scores there are no margins, and no row is left out
             open_ &= ~(state.lowest > share * clean)
         at = open_.nonzero()[:, 0]
@@ -305,6 +305,7 @@ def _status(
     status[found.at[found.broken].numpy()] = "broken"
     status[found.at[found.unstable].numpy()] = "unstable"
     status[found.at[found.failed].numpy()] = "failed"
+    status[~settings.threat.accepts(state.x).numpy()] = "skipped"  # no row of the table itself
     if goal is not None:
         status[(state.y == goal).numpy()] = "skipped"  # there is nothing to reach
     # no unit was run
@@ -345,7 +346,7 @@ def _perceptual_columns(
     pair = state.x[held], found.shown.x[found.holds]
     psnr, ssim = perceptual.image_distances(target, settings.threat, *pair)
     columns = {"psnr": _of_all(state, held, psnr), "ssim": _of_all(state, held, ssim)}
-    still = settings.threat.spatial is None and target.bounds.each is None
+    still = settings.threat.additive and target.bounds.each is None
     if still and perceptual.pictures(target, state.x):
         shown, threat = found.shown[found.broken], state.threat.of_rows(broken)
         kept = judge.holds_in_8bit(target, threat, shown, state.y[broken], settings.seed)
@@ -418,7 +419,7 @@ def _begin(
     threat = goals.resolved(
         settings.threat, y, ids, clean.scores, settings.target.task.k, settings.seed
     )
-    asked &= ~meets_goal(threat, y, y)
+    asked &= ~meets_goal(threat, y, y) & threat.accepts(batch.x)
     far = torch.full((n,), torch.inf, dtype=torch.float64)
     margin = far.clone()
     if clean.scores is not None:
@@ -451,7 +452,7 @@ def _attack(
     started = time.monotonic()
     result = run(
         trial.attack,
-        settings.gradient_sources(trial.through),
+        settings.gradient_sources(trial.gradient),
         state.batch[at],
         state.y[at],
         state.threat.of_rows(at).at(settings.sought(unit)),

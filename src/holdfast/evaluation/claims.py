@@ -20,13 +20,14 @@ from holdfast.errors import InputError, listed
 from holdfast.evaluation import protocols
 from holdfast.evaluation.build_manifest import add
 from holdfast.evaluation.contract import averaged, check_model, randomised
-from holdfast.evaluation.facts import fingerprint
+from holdfast.evaluation.facts import columns_of, fingerprint
 from holdfast.evaluation.probing import probe
 from holdfast.norms import NORMS
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -85,9 +86,10 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
         if n in ("scale", "mask")
     }
     grid = manifest.threat.grid or ""
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(
-        **limits
-    )
+    said = manifest.threat.table
+    schema = None if said is None else Schema.parse(said)
+    norm, eps = NORMS[manifest.threat.norm], manifest.threat.eps
+    return Threat(norm, eps, aim, grid=grid, schema=schema).limited(**limits)
 
 
 def _goals(folder: Path, rows: int) -> torch.Tensor:
@@ -127,6 +129,8 @@ def _data(
         yield f"data: run.json says that they have {data.total} rows, but they have {len(source)}."
     if list(data.class_names or ()) != list(names or ()):
         yield "data: the names of their classes are not those of run.json."
+    if data.columns != columns_of(source):
+        yield "data: their columns are not those of run.json."
     if (data.groups is not None) != ("group" in table.column_names):
         yield "samples: they have groups, or run.json says so, and not both."
     if ("lpips" in table.column_names) != (manifest.perceptual is not None):
@@ -244,7 +248,7 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
         # else it may leave out some rows
-        everywhere = whole and not smaller and "near=" not in trial.spec
+        everywhere = whole and not smaller and "max_margin=" not in trial.spec
         for done in trial.restarts:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere

@@ -35,7 +35,7 @@ from holdfast.evaluation.chunk import (
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
+from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
@@ -77,7 +77,7 @@ class Evaluation:
 def evaluate(
     model: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
-    curve: Sequence[float] = (), seed: int = 0, max_queries: int | None = None,
+    epsilons: Sequence[float] | None = None, seed: int = 0, max_queries: int | None = None,
     max_seconds: float | None = None, out: Path | str | None = None, resume: bool = False,
     on_progress: OnProgress | None = None, on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
@@ -99,7 +99,7 @@ def evaluate(
             `none`: nothing is attacked.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
-        curve: further eps to run the protocol at.
+        epsilons: further eps to run the protocol at, in the same run: a curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time; rows never attacked are `skipped`.
@@ -121,7 +121,7 @@ def evaluate(
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     ready = prepare(wrap(model), data, threat, protocol, list(attacks), samples, groups)
-    settings = settings_of(ready, list(curve), seed, max_queries, deadline, perceptual)
+    settings = settings_of(ready, sizes_of(epsilons), seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
         facts = facts_of(ready, settings, names or Names())

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
-from holdfast.runs.manifest import CorruptionPoint, Interval, Manifest, ModelInfo
+from holdfast.intervals import Interval
+from holdfast.runs.manifest import CorruptionPoint, Manifest, ModelInfo
 from holdfast.runs.metrics import samples_for
 
 NONE = "–"
@@ -345,7 +346,9 @@ def outputs(model: ModelInfo) -> str:
 
 
 def _right(model: ModelInfo) -> str:
-    """What counts as right, where that is no class."""
+    """What counts as right, where that is not the most probable class."""
+    if model.threshold is not None:
+        return f"The model decides for class 1 from a probability of {model.threshold:g} on."
     if model.task == "classes":
         return ""
     if model.task == "multilabel":

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
+from holdfast.intervals import Interval, interval
 from holdfast.runs.manifest import (
     Calibration,
     ClassMetrics,
@@ -23,7 +24,6 @@ from holdfast.runs.manifest import (
     CurvePoint,
     Errors,
     GroupMetrics,
-    Interval,
     Metrics,
     Pair,
     Perceptual,
@@ -120,17 +120,6 @@ def samples_for(width: float, share: float = 0.5) -> int:
         return 2 * Z * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
 
     return 1 + bisect_left(range(1, 1 << 60), -width, key=lambda n: -wide(n))
-
-
-def interval(successes: int, n: int) -> Interval:
-    """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
-    if n == 0:
-        return Interval(value=None, low=None, high=None, n=0)
-    p, z = successes / n, 1.959963984540054  # by hand: scipy.stats takes a second to be imported
-    whole = 2 * (n + z**2)
-    centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
-    low = centre - half if successes else 0.0
-    return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
 
 
 def survivors(last: Restart) -> Survivors:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.data.columns import Column
 from holdfast.errors import InputError
 from holdfast.norms import Norm
 from holdfast.rng import Keys, content
@@ -27,6 +28,7 @@ from holdfast.targets.target import (
     Identity,
     Pullback,
     Target,
+    copied,
     drawing,
 )
 
@@ -67,6 +69,15 @@ class Around(Target):
         self.inner.bind(shape)
         self._check()
 
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        own = copied(self)
+        for name, part in vars(own).items():
+            if isinstance(part, Target):
+                setattr(own, name, part.of_table(columns))
+            elif isinstance(part, list):
+                setattr(own, name, [one.of_table(columns) for one in part])
+        return own
+
     def inwards(self, x: Rows) -> Rows:
         """Rows as the inner target takes them."""
         return x
@@ -76,6 +87,9 @@ class Around(Target):
 
     def labels(self, x: Rows) -> Tensor:
         return self.inner.labels(self.inwards(x))
+
+    def confidence(self, z: Tensor) -> Tensor:
+        return self.inner.confidence(z)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(
@@ -239,7 +253,7 @@ class Estimated(Around):
         return self.inner.scores(x), pullback
 
 
-class Blurred(Around):
+class SmoothedGradient(Around):
     """A model whose gradient is that of its mean around each input: what is fine and steep cancels
     out.
 
@@ -469,6 +483,13 @@ class Cached(Around):
         return torch.from_numpy(store.to(x, width, ask, fresh=False)).to(batch.x.device)
 
 
+def itself(target: Target) -> Target:
+    """The model under test, without the surrogate and the cache that an evaluation puts around."""
+    while isinstance(target, (Surrogate, Cached)):
+        target = target.inner
+    return target
+
+
 __all__: list[Any] = [
     "Cached",
     "Ensemble",
@@ -476,4 +497,5 @@ __all__: list[Any] = [
     "ExpectationOverTransformation",
     "StraightThrough",
     "Surrogate",
+    "itself",
 ]

@@ -18,6 +18,7 @@ from holdfast.errors import InputError, SpecError
 from holdfast.norms import NORMS, Linf, Norm
 from holdfast.tensors import as_tensor
 from holdfast.threats.spatial import Spatial
+from holdfast.threats.table.schema import Schema
 
 ArrayLike = Any  # a tensor, a NumPy array, a list or a Series
 
@@ -64,6 +65,10 @@ class Threat:
     scale=sizes)`, with sizes [*shape]. What is one a row or one a feature is a tensor, or a NumPy
     array, list or Series, which becomes one.
 
+    With a `schema` inputs are rows of a table: sizes count in the units of its features, and only
+    rows that it calls legal are adversarial. The search then moves in these units, and what it
+    proposes is repaired before the model is asked.
+
     Raises:
         SpecError: eps is negative, zero or not a number, the norm is unknown, or an array holds
             what is no number.
@@ -75,6 +80,7 @@ class Threat:
     mask: Tensor | None = None
     grid: str = ""  # "8bit": only images that a file of 8 bits holds are legal
     spatial: Spatial | None = None  # how parameters change an image; None: d adds to the input
+    schema: Schema | None = None  # what the rows of a table may be; None: anything in the box
 
     def __post_init__(self) -> None:
         if not isinstance(self.norm, Norm):
@@ -183,6 +189,8 @@ class Threat:
         change."""
         if self.mask is not None and not bool(self.mask.any()):
             raise SpecError("the mask lets no feature change; it is true where one may.")
+        if self.schema is not None:
+            self._check_columns(shape)
         for name, part in self.limits.items():
             if tuple(part.shape) != tuple(shape):
                 raise SpecError(
@@ -190,21 +198,79 @@ class Threat:
                     f"{tuple(shape)}."
                 )
 
+    def _check_columns(self, shape: tuple[int, ...]) -> None:
+        assert self.schema is not None
+        if tuple(shape) != (len(self.schema.names),):
+            raise SpecError(
+                f"the schema names {len(self.schema.names)} columns, but an input that may change "
+                f"is {tuple(shape)}."
+            )
+
+    @property
+    def additive(self) -> bool:
+        """Whether d is what is added to the input itself, in its own units."""
+        return self.spatial is None and self.schema is None
+
     def origin(self, x: Tensor) -> Tensor:
         """The points at which inputs x [n, *shape] are unchanged, from which a search moves by d:
-        x itself; or parameters [n, *form] of a spatial threat."""
+        x itself; parameters [n, *form] of a spatial threat; or a table's rows in the units of their
+        features, float64."""
+        if self.schema is not None:
+            return x.double() / self.schema.unit.to(x.device)
         return x if self.spatial is None else self.spatial.origin(x)
 
     def apply(self, x: Tensor, point: Tensor) -> Tensor:
         """What the model sees of inputs x [n, *shape] at points `origin(x) + d`: [n, *shape].
 
-        The sum itself; or, under a spatial threat, the images as these parameters change them.
+        The sum itself; or, under a spatial threat, the images as these parameters change them; or
+        rows in the units of the table.
         """
+        if self.schema is not None:
+            return (point * self.schema.unit.to(x.device)).to(x.dtype)
         return point if self.spatial is None else self.spatial.apply(x, point)
 
     def pullback(self, x: Tensor, point: Tensor, g: Tensor) -> Tensor:
-        """A gradient [n, *shape] on what the model sees as one on these points."""
+        """A gradient [n, *shape] on what the model sees as one on these points.
+
+        Through the repair of a table it goes straight, as if that changed nothing but the features
+        that formulas determine (BPDA: Athalye et al. 2018, arXiv:1802.00420).
+        """
+        if self.schema is not None:
+            return self.schema.gradient(self.apply(x, point), g) * self.schema.unit.to(g.device)
         return g if self.spatial is None else self.spatial.pullback(x, point, g)
+
+    def located(self, x: Tensor, shown: Tensor) -> Tensor:
+        """The points at which the model sees `shown` of inputs x, of a threat that has no
+        transform."""
+        if self.schema is not None:
+            return self.origin(shown)
+        return shown
+
+    def sides(self, x: Tensor, bounds: Any) -> tuple[Any, Any]:
+        """The lowest and the highest point of inputs x, to broadcast against [n, *form]: those of
+        the bounds, or how far each feature of a row may go."""
+        if self.schema is None:
+            return bounds.sides(x)
+        start, unit = self.origin(x), self.schema.unit.to(x.device)
+        low, high = (side / unit for side in self.schema.limits(x))
+        still = self.schema.determined  # they follow the others
+        low[:, still] = high[:, still] = start[:, still]
+        return low, high
+
+    def repaired(self, x: Tensor, point: Tensor, eps: Tensor) -> Tensor:
+        """Points of legal rows near these points of a table's rows x, of a size of at most eps
+        [n], or that of the point itself where it is larger; `origin(x)` where there is none."""
+        assert self.schema is not None
+        start, unit = self.origin(x), self.schema.unit.to(x.device)
+        limit = torch.maximum(eps.double() * (1 + 1e-6), self.norm.size(point - start))
+        return self.located(x, self.schema.repaired(x, point * unit, self.norm.size, limit))
+
+    def accepts(self, x: Tensor) -> Tensor:
+        """Which inputs x [n, *shape] a search may start from: all but rows that break the schema
+        themselves; [n] bool."""
+        if self.schema is None:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return self.schema.legal(x, x)
 
     def form(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one d for inputs of this shape."""
@@ -217,6 +283,8 @@ class Threat:
         part in a million, plus what an error of `ulp` in every feature of an input of this shape
         adds."""
         eps = torch.as_tensor(self.eps if eps is None else eps, dtype=torch.float64)
+        if self.schema is not None:
+            ulp = 0.0  # sizes are those of the rows as they are stored
         return eps * (1 + 1e-6) + self.norm.rounding(math.prod(self.form(shape)), ulp)
 
     def at(self, eps: float) -> Threat:
@@ -259,6 +327,8 @@ class Threat:
     def check_box(self, low: float, high: float, shape: tuple[int, ...]) -> None:
         """Refuse an eps that reaches past the whole box: the adversary could then show any input at
         all."""
+        if self.schema is not None:
+            return  # its features have units of their own
         widest = float(self.norm.size(torch.full((1, *shape), high - low)))
         top = float(torch.as_tensor(self.eps).max())
         if widest < top < math.inf:
@@ -285,6 +355,8 @@ class Threat:
         if self.limits:
             content = b"".join(np.float64(part).tobytes() for part in self.limits.values())
             goal += f", limits={hashlib.sha256(content).hexdigest()[:8]}"
+        if self.schema is not None:
+            goal += f", schema={self.schema.digest[:8]}"
         return f"{self.norm}({eps}{goal})"
 
 

@@ -55,6 +55,9 @@ class KerasOnTorch(Adapter):
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
         return autograd_vjp(self, x)
 
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        return self.__call__  # a function, which gives logits: of an adapter the ending is applied
+
 
 def read(path: Path, *, trust: bool = False) -> Any:
     """The model of a `.keras` or `.h5` file.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast import spec
+from holdfast.data.columns import Column
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter, chosen, said_by, versions_of
 from holdfast.targets.batch import Batch, Batcher, Rows
@@ -34,7 +35,7 @@ from holdfast.targets.frameworks.pytorch.module import (
     modules_of,
     recurrent,
 )
-from holdfast.targets.frameworks.pytorch.network import Network
+from holdfast.targets.frameworks.pytorch.network import Network, check_answers
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
 from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
 from holdfast.targets.own_preprocessing import Own
@@ -50,6 +51,7 @@ from holdfast.targets.target import (
     Pullback,
     Target,
     asking,
+    copied,
     sealed,
 )
 from holdfast.tasks import Classes, TaskWithTruth, odds
@@ -173,6 +175,13 @@ class TorchTarget(Target):
         self._make_twin()
         self.bound = True
 
+    def of_table(self, columns: Sequence[Column]) -> Target:
+        if not isinstance(self.model, Adapter):
+            return super().of_table(columns)
+        own = copied(self)
+        own.model = own.twin = self.model.of_table(columns)
+        return own
+
     def labels(self, x: Rows) -> Tensor:
         if self.access >= Access.SCORES:
             return super().labels(x)
@@ -230,7 +239,10 @@ class TorchTarget(Target):
             return self._forward(x)
 
     def network(self) -> nn.Module:
-        return Network(self)
+        network = Network(self)
+        if isinstance(self.model, Adapter):
+            check_answers(network, self)
+        return network
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())
