@@ -125,7 +125,7 @@ def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
 
 def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
     sizes = (0.01, 0.02, 0.08)
-    run = measured(curve=sizes)
+    run = measured(epsilons=sizes)
     points = {point.eps: point for point in run.metrics.curve}
     proved = {eps: points[eps].certified_accuracy for eps in (0.04, *sizes)}
     for eps, share in proved.items():
@@ -139,7 +139,7 @@ def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
 
 
 def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
-    measured(tmp_path / "run", curve=[0.02])
+    measured(tmp_path / "run", epsilons=[0.02])
     target = holdfast.wrap(Net())
     assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))

@@ -1,3 +1,10 @@
+"""Certificates in an evaluation: rows that no trial broke go to a certifier, which proves that no
+legal point of a row is wrong, or says nothing.
+
+A certifier is handed in. Of the rows that were broken it is given some as well: one that it
+"proves" is a contradiction, and fails the run.
+"""
+
 from __future__ import annotations
 
 import json
