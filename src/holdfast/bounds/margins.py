@@ -111,14 +111,12 @@ def _of_part(
     graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds, method: str
 ) -> tuple[Tensor, Tensor]:
     """`lower` and `rounding` of rows."""
-    rows = Rows(graph, region(x, threat, bounds), y)
+    rows = Rows(graph, region(x, threat, bounds), y, torch.finfo(x.dtype).eps / 2)
     for name in METHODS:
         rows.climb(name)
         if name == method:
             break
-    # what the network rounds, and what these bounds of it, in float64, do
-    errors = rows.rounding(torch.finfo(x.dtype).eps / 2 + 2.0**-48)
-    rounding = errors + errors.gather(1, y[:, None])
+    rounding = torch.where(rows.lower == torch.inf, 0, rows.lower - rows.rounded)
     lower = torch.where(bounds.inside(x)[:, None], rows.lower, torch.nan)
     if isinstance(threat.goal, Targeted):
         aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
