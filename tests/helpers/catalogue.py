@@ -19,7 +19,11 @@ from holdfast.errors import SpecError
 from holdfast.losses import LOSSES
 from holdfast.targets import Access
 
-CLASSES: list[type[Attack]] = [maker for maker in CATALOGUE.values() if isinstance(maker, type)]
+CLASSES: list[type[Attack]] = [
+    maker
+    for maker in CATALOGUE.values()
+    if isinstance(maker, type) and not maker.of_trees  # those: tests/attacks/test_treeexact.py
+]
 
 
 def short(name: str, steps: int = 6, **fields: Any) -> Attack:
@@ -65,7 +69,9 @@ def class_of(name: str) -> Any:
 def every(turn: int) -> pytest.MarkDecorator:
     """Parametrise over every attack and every norm that it supports: arguments `name` and
     `norm`."""
-    return _in_turn(turn, {name: sorted(short(name).norms) for name in CATALOGUE})
+    return _in_turn(
+        turn, {n: sorted(short(n).norms) for n in CATALOGUE if not class_of(n).of_trees}
+    )
 
 
 def _in_turn(turn: int, norms: dict[str, list[str]]) -> pytest.MarkDecorator:

@@ -52,6 +52,7 @@ from holdfast.attacks.transfer.sia import SIA as SIA
 from holdfast.attacks.transfer.sifgsm import SIFGSM as SIFGSM
 from holdfast.attacks.transfer.tifgsm import TIFGSM as TIFGSM
 from holdfast.attacks.transfer.vmifgsm import VMIFGSM as VMIFGSM
+from holdfast.attacks.trees.treeexact import TreeExact as TreeExact
 from holdfast.attacks.trial import Trial as Trial
 
 CATALOGUE: dict[str, Callable[..., Attack]]

@@ -16,6 +16,7 @@ from torch import Tensor
 from holdfast import spec
 from holdfast.attacks.problem import Pool, Problem, legal_size
 from holdfast.attacks.result import AttackResult, SearchResult
+from holdfast.bounds.tree_models import trees_of
 from holdfast.errors import AccessError, SpecError, suggest
 from holdfast.losses import LOSSES
 from holdfast.norms import L2, NORMS, Norm, wide
@@ -78,10 +79,12 @@ class Attack(Craft, ABC):
         True  # searches the ball of eps; otherwise the smallest d that meets the goal, at any eps
     )
     mixes: ClassVar[bool] = False  # takes images of other classes from a pool
+    of_trees: ClassVar[bool] = False  # reads the leaves of an ensemble of trees
     random: ClassVar[bool] = True  # draws noise, so that a restart is another try
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
     ] = {}  # other names by which the field knows it, with their fields
+    called = ""  # which of these names it was made by
     # where the paper gives each norm rules or constants of its own: these by the norm's name
     variants: ClassVar[Mapping[str, Any]] = {}
 
@@ -133,7 +136,7 @@ class Attack(Craft, ABC):
             )
 
     def __repr__(self) -> str:
-        return spec.write(self)
+        return spec.write(self, name=self.called, usual=self.also.get(self.called))
 
 
 def run(
@@ -355,6 +358,8 @@ def check_fit(attack: Attack, target: Target, threat: Threat, pool: Pool | None 
             f"{attack!r} mixes in images of other classes, and there are {held}; in Python give "
             "holdfast.attack(..., pool=(images, classes))."
         )
+    if attack.of_trees:
+        trees_of(target)
     threat.check_shape(threat.form(target.shape or ()))
     if not attack.works_in(threat.norm):
         raise SpecError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from holdfast.errors import InputError
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees, samples
+from holdfast.targets.wrappers import itself
+from holdfast.threats.threat import Threat
 
 
 def trees_of(target: Target) -> Trees:
@@ -16,6 +19,7 @@ def trees_of(target: Target) -> Trees:
     Raises:
         InputError: it is no ensemble of trees of numbers, or something stands before or behind it.
     """
+    target = itself(target)
     inner = getattr(target, "model", None)
     if not isinstance(inner, Adapter):
         raise InputError(NO_TREES)
@@ -41,3 +45,12 @@ def trees_of(target: Target) -> Trees:
     if z.shape[1] != target.task.k or not bool((target.labels(x) == z.argmax(1))[clear].all()):
         raise InputError("the model does not decide as the leaves of its trees add up.")
     return trees
+
+
+def ball(target: Target, threat: Threat) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """What a feature's change is measured in, [f] (0: it may not change), and the sides of the
+    box."""
+    shape = target.shape or ()
+    parts = {"scale": torch.ones(shape), "mask": torch.ones(shape)} | threat.limits
+    low, high = target.bounds.sides(torch.zeros(1, dtype=torch.float64))
+    return (parts["scale"].double() * parts["mask"]).numpy(), (np.asarray(low), np.asarray(high))

@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def lower(
     k = trees.value.shape[1]
     found = np.full((len(x), k), -np.inf)
     for i, (row, reach) in enumerate(zip(x, np.broadcast_to(eps, x.shape), strict=True)):
-        leaves = _reached(trees, row, reach, box, 1.0)
+        leaves = _reached(trees, _Row.of(row, box, reach), 1.0)
         if leaves is None:
             continue
         if merged:
@@ -93,8 +93,11 @@ def exact(
     box: Box,
     *,
     scale: Any = 1.0,
+    whole: np.ndarray | None = None,
     eps: float = math.inf,
+    goal: int | None = None,
     seconds: float = 10.0,
+    regions: float = math.inf,
 ) -> list[Nearest]:
     """The smallest legal perturbation of each row that the model decides wrongly.
 
@@ -109,12 +112,18 @@ def exact(
         labels: the model itself. What it says of a point outweighs the sums.
         box: of legal inputs.
         scale: what a feature's change is measured in: a number, or [f]; 0: it may not change.
+        whole: which features hold whole numbers, as the rows and the box do: [f] bool; None: none.
         eps: the largest size that matters, a judge's tolerance included; inf: any.
+        goal: the class that the model is to decide for; None: any but y.
         seconds: for one row; what is safe by then is said.
+        regions: the most that the search for one row opens; from there it takes the nearest half
+            each time, and never goes back.
     """
-    scale = np.broadcast_to(np.asarray(scale, np.float64), x.shape[1:])
+
     return [
-        _nearest(trees, row, int(label), labels, box, scale, eps, seconds)
+        _nearest(
+            trees, _Row.of(row, box, scale, whole), int(label), goal, labels, eps, seconds, regions
+        )
         for row, label in zip(x, y, strict=True)
     ]
 
@@ -134,29 +143,28 @@ class _Leaves:
         return [slice(*ends) for ends in itertools.pairwise([*self.starts, len(self.size)])]
 
 
-def _reached(
-    trees: Trees, row: np.ndarray, scale: np.ndarray, box: Box, eps: float
-) -> _Leaves | None:
+def _reached(trees: Trees, row: _Row, eps: float) -> _Leaves | None:
     """The leaves within eps of a row; None where the row is not within the box, or they are too
     many."""
-    x, scale = row.astype(np.float64), scale.astype(np.float64)
-    least, most = (np.broadcast_to(np.asarray(side, np.float64), row.shape) for side in box)
-    if not ((least <= x) & (x <= most)).all():
+    x, at = row.x, trees.feature
+    if not ((row.least <= x) & (x <= row.most)).all():
         return None
-    at = trees.feature
-    low, high = np.maximum(trees.low, least[at]), np.minimum(trees.high, most[at])
-    size = _size(np.maximum(low - x[at], x[at] - high), scale[at])
+    whole = row.whole[at]
+    lows = np.where(whole, np.ceil(trees.low), trees.low)
+    highs = np.where(whole, np.floor(trees.high), trees.high)
+    low, high = np.maximum(lows, row.least[at]), np.minimum(highs, row.most[at])
+    size = _size(np.maximum(low - x[at], x[at] - high), row.scale[at])
     kept = (size <= eps) & (size < np.inf) & (low <= high).all(1)
-    span = np.multiply(scale, eps, out=np.zeros_like(scale), where=scale > 0)
-    cut = (trees.low > np.maximum(x - span, least)[at]) | (
-        trees.high < np.minimum(x + span, most)[at]
+    span = np.multiply(row.scale, eps, out=np.zeros_like(row.scale), where=row.scale > 0)
+    cut = (lows > np.maximum(x - span, row.least)[at]) | (
+        highs < np.minimum(x + span, row.most)[at]
     )
     features = np.unique(at[kept][cut[kept]])
     if kept.sum() * len(features) > _CELLS:
         return None
     low, high = (
-        _dense(at[kept], side[kept], features, len(row), fill)
-        for side, fill in ((trees.low, -np.inf), (trees.high, np.inf))
+        _dense(at[kept], side[kept], features, len(x), fill)
+        for side, fill in ((lows, -np.inf), (highs, np.inf))
     )
     starts = np.flatnonzero(np.diff(trees.tree[kept], prepend=-1))
     return _Leaves(features, low, high, trees.value[kept], size[kept], starts)
@@ -280,11 +288,32 @@ class _OtherClass:
 
 
 @dataclass(frozen=True, eq=False)
-class _Cuts:
-    """How regions are cut around one row: inputs x and their scale, [f'] each."""
+class _Row:
+    """A row, and how its features may change: [f] each, float64 but for `whole`."""
 
     x: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
     scale: np.ndarray
+    whole: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray, box: Box, scale: Any, whole: Any = None) -> _Row:
+        least, most, scale = (
+            np.broadcast_to(np.asarray(side, np.float64), x.shape) for side in (*box, scale)
+        )
+        whole = np.broadcast_to(np.asarray(False if whole is None else whole), x.shape)
+        return _Row(x.astype(np.float64), least, most, scale, whole)
+
+    def take(self, features: np.ndarray) -> _Row:
+        return _Row(*(getattr(self, field.name)[features] for field in fields(self)))
+
+    def beyond(self, f: int, value: Any, side: float) -> np.float32:
+        """The next value that feature f can have on this side (-1 or 1)."""
+        after = np.nextafter(value, np.float32(side * np.inf))
+        if self.whole[f] and abs(value + side - value) == 1:
+            return np.float32(value + side)
+        return after
 
     def part(self, other: _OtherClass, node: _Node, f: int, low: Any, high: Any) -> _Node | None:
         """The part of a region in which feature f lies between these."""
@@ -309,7 +338,7 @@ class _Cuts:
         ]
         found = []
         for f in tried.tolist():
-            below, above = high[f], np.nextafter(high[f], np.float32(np.inf))
+            below, above = high[f], self.beyond(f, high[f], 1)
             halves = [
                 self.part(other, node, f, node.low[f], below),
                 self.part(other, node, f, above, node.high[f]),
@@ -324,8 +353,7 @@ class _Cuts:
         """The region without what lies within [low, high]."""
         found, rest = [], node
         for f in range(len(low)):
-            before = np.nextafter(low[f], np.float32(-np.inf))
-            after = np.nextafter(high[f], np.float32(np.inf))
+            before, after = self.beyond(f, low[f], -1), self.beyond(f, high[f], 1)
             if low[f] > node.low[f]:
                 found.append(self.part(other, rest, f, node.low[f], before))
             if high[f] < node.high[f]:
@@ -338,20 +366,20 @@ class _Cuts:
 
 def _nearest(
     trees: Trees,
-    row: np.ndarray,
+    row: _Row,
     y: int,
+    goal: int | None,
     labels: Labels,
-    box: Box,
-    scale: np.ndarray,
     eps: float,
     seconds: float,
+    regions: float,
 ) -> Nearest:
     """See `exact`."""
     end = time.monotonic() + seconds
-    leaves = _reached(trees, row, scale, box, eps)
+    leaves = _reached(trees, row, eps)
     if leaves is None:
         return Nearest(0.0)
-    cuts = _Cuts(row[leaves.features].astype(np.float64), scale[leaves.features])
+    part = row.take(leaves.features)
     limits, count = tied(trees, np.array([y]))[0], itertools.count()
     heap: list[tuple[float, int, _OtherClass, _Node]] = []
 
@@ -360,27 +388,41 @@ def _nearest(
             heapq.heappush(heap, (node.key, -next(count), other, node))  # of equals the deepest
 
     for j in range(len(limits)):
-        if j != y:
+        if j != y and goal in (None, j):
             other = _OtherClass(leaves, y, j, trees.base[y] - trees.base[j], limits[j])
             whole = np.full(len(leaves.features), np.inf, np.float32)
             push(other, other.node(-whole, whole, 0.0, other.there))
+    safe = 0.0
     while heap:
         key, _, other, node = heapq.heappop(heap)
+        regions -= 1
+        if regions >= 0:
+            safe = key
+        else:
+            heap.clear()
         if time.monotonic() > end:
-            return Nearest(key)
+            return Nearest(safe)
         low, high = other.meeting(node)
         if (low > high).any():
-            parts = cuts.halves(other, node, low, high)
+            rest = part.halves(other, node, low, high)
         else:
-            point = row.copy()
-            point[leaves.features] = np.clip(row[leaves.features], low, high)
-            if int(labels(point[None])[0]) != y:
-                size = _size(abs(point.astype(np.float64) - row)[None], scale)
-                return Nearest(key, float(size[0]), point, exact=True)
-            z = trees.scores(point[None])[0]
-            if z[y] - np.delete(z, y).max() < -trees.rounding:
+            point = row.x.astype(np.float32)
+            point[leaves.features] = np.clip(point[leaves.features], low, high)
+            label = int(labels(point[None])[0])
+            if label == goal or (goal is None and label != y):
+                size = _size(abs(point.astype(np.float64) - row.x)[None], row.scale)
+                return Nearest(safe, float(size[0]), point, exact=regions >= 0)
+            if _decided(trees, point, y, goal):
                 return Nearest(0.0)  # the model does not decide as its trees add up
-            parts = cuts.around(other, node, low, high)
-        for part in parts:
-            push(other, part)
-    return Nearest(math.nextafter(eps, math.inf), exact=True)
+            rest = part.around(other, node, low, high)
+        for node in rest:
+            push(other, node)
+    return Nearest(math.nextafter(eps, math.inf), exact=True) if regions >= 0 else Nearest(safe)
+
+
+def _decided(trees: Trees, point: np.ndarray, y: int, goal: int | None) -> bool:
+    """Whether the trees leave no doubt that a point [f] meets the goal."""
+    z = trees.scores(point[None])[0]
+    if goal is None:
+        return bool(np.delete(z, y).max() - z[y] > trees.rounding)
+    return bool(z[goal] - np.delete(z, goal).max() > trees.rounding)

@@ -246,7 +246,7 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
         # else it may leave out some rows
-        everywhere = whole and not smaller and "near=" not in trial.spec
+        everywhere = whole and not smaller and "max_margin=" not in trial.spec
         for done in trial.restarts:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere

@@ -122,6 +122,18 @@ def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.nd
     return source.groups if given is None else group_names(given, len(source), source.name)
 
 
+def sizes_of(epsilons: Sequence[float] | None) -> list[float]:
+    """The sizes that are asked for in addition to, or in place of, the threat's.
+
+    Raises:
+        InputError: a list of none.
+    """
+    sizes = [] if epsilons is None else [float(eps) for eps in epsilons]
+    if epsilons is not None and not sizes:
+        raise InputError("epsilons is empty; give at least one size, or leave it out.")
+    return sizes
+
+
 def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
     """Refuse a threat, or further eps, that these rows cannot have.
 
@@ -174,7 +186,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 f"{wrong_classes}."
             )
         attacked, pool = (
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)
@@ -198,7 +210,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
         InputError: as `as_source`; or inputs of another shape than the model takes.
     """
     source = as_source(data, split=split, scale=target.bounds.high <= 1)
-    steps = getattr(_innermost(target), "preprocess", ())
+    steps = getattr(innermost(target), "preprocess", ())
     size = next(((s.height, s.width) for s in steps[:1] if isinstance(s, Resize)), None)
     source = source.fitted(channels=channels_of(target), size=size)
     if target.shape is None:
@@ -208,7 +220,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
 
 def channels_of(target: Target) -> int | None:
     """How many channels the model's images have, 1 or 3; None where nothing says it."""
-    inner: Any = _innermost(target)
+    inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
         not isinstance(step, (Normalize, Resize, Defence))
@@ -227,7 +239,7 @@ def channels_of(target: Target) -> int | None:
     return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
-def _innermost(target: Target) -> Target:
+def innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target

@@ -4,7 +4,7 @@ data."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,8 @@ def _certified(e: Evidence) -> Found:
         "are called certified, but nothing proved it",
     )
     yield (status == "robust") & proved, "are proved, but not called certified"
-    yield np.isfinite(radius) & ~(proved | asked.radius), "have a radius that nothing proved"
+    known = proved | asked.radius | np.isin(radius, [eps for eps, _ in e.manifest.threat.measured])
+    yield np.isfinite(radius) & ~known, "have a radius that nothing proved"
 
 
 def _costs(e: Evidence) -> Found:
@@ -406,14 +407,17 @@ def proofs_again(e: Evidence, certifier: Certifier | None, *, full: bool) -> Ite
     at = np.flatnonzero(np.isfinite(columns["certified_radius"].astype(float)))
     if not full:
         at = np.sort(np.random.default_rng().permutation(at)[:AGAIN])  # which, no run can foresee
-    by = columns["certified_by"][at] if not asked.radius else np.full(len(at), asked.methods[-1])
+    radius, by = columns["certified_radius"].astype(float)[at], columns["certified_by"][at].copy()
+    by[radius != e.threat.eps] = asked.methods[-1]  # what proved another size is not written down
     for method in asked.methods:
         some_of = at[by == method]
         if not len(some_of):
             continue
         rows, y = read_rows(e.source, e.ids[some_of])
-        radius = torch.from_numpy(columns["certified_radius"][some_of].astype(float))
-        held = prover.proves(rows.x, torch.from_numpy(y.astype(np.int64)), radius, method)
+        threat = replace(e.threat, eps=torch.from_numpy(radius[by == method]))
+        if goals.differ(threat):
+            threat = threat.towards(columns["target_class"][some_of])
+        held = prover.proves(rows.x, torch.from_numpy(y.astype(np.int64)), threat, method).numpy()
         if not held.all():
             yield (
                 f"certificates: {method} does not prove rows {some(e.ids[some_of][~held])} again."

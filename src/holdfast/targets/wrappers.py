@@ -239,7 +239,7 @@ class Estimated(Around):
         return self.inner.scores(x), pullback
 
 
-class Blurred(Around):
+class SmoothedGradient(Around):
     """A model whose gradient is that of its mean around each input: what is fine and steep cancels
     out.
 
@@ -469,6 +469,13 @@ class Cached(Around):
         return torch.from_numpy(store.to(x, width, ask, fresh=False)).to(batch.x.device)
 
 
+def itself(target: Target) -> Target:
+    """The model under test, without the surrogate and the cache that an evaluation puts around."""
+    while isinstance(target, (Surrogate, Cached)):
+        target = target.inner
+    return target
+
+
 __all__: list[Any] = [
     "Cached",
     "Ensemble",
@@ -476,4 +483,5 @@ __all__: list[Any] = [
     "ExpectationOverTransformation",
     "StraightThrough",
     "Surrogate",
+    "itself",
 ]
