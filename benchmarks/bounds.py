@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import case
+from common import case, mnist
 
 from holdfast.bounds import METHODS, margins, trace
 
@@ -36,10 +36,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    network = case("torch_kw_mnist").load()
-    images, labels = case("data_mnist").test()
-    x = torch.from_numpy(images[: asked.rows, None] / 255).float()
-    y = torch.from_numpy(labels[: asked.rows]).long()
+    network = case("torch_kw_mnist")
+    x, y = mnist(asked.rows)
     forward = cpu(lambda: [network(x) for _ in range(100)], asked.repeats) / 100
     print(f"forward      {forward:8.4f} s")
     graph = trace(network, x[:1])

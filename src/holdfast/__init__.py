@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from holdfast.evaluation.verify import verify
     from holdfast.generation.train import generate
     from holdfast.hardening.harden import harden
-    from holdfast.reporting.html import report
+    from holdfast.intervals import Interval
+    from holdfast.reporting.pages import report
     from holdfast.runs.compare import compare
-    from holdfast.runs.manifest import Interval
     from holdfast.runs.run import Run
     from holdfast.targets.preprocess import Normalize, Resize
     from holdfast.targets.target import Bounds
@@ -43,9 +43,9 @@ _HOMES = {
     "holdfast.evaluation.verify": ("verify",),
     "holdfast.generation.train": ("generate",),
     "holdfast.hardening.harden": ("harden",),
-    "holdfast.reporting.html": ("report",),
+    "holdfast.intervals": ("Interval",),
+    "holdfast.reporting.pages": ("report",),
     "holdfast.runs.compare": ("compare",),
-    "holdfast.runs.manifest": ("Interval",),
     "holdfast.runs.run": ("Run",),
     "holdfast.targets.preprocess": ("Normalize", "Resize"),
     "holdfast.targets.target": ("Bounds",),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import numbers
+import os
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +23,7 @@ _WORDS: dict[Any, str] = {
     str: "a text",
     bool: "True or False",
     Path: "a path",
+    os.PathLike: "a path",
     Any: "anything",
     type(None): "None",
 }
@@ -53,7 +56,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                     f"{name} is {_shown(value)}, but {function.__name__} takes "
                     f"{_expected(hints[name])}."
                 )
-        return function(*given.args, **given.kwargs)
+        try:
+            return function(*given.args, **given.kwargs)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise InputError(
+                f"{str(error.filename)[:60]}... is too long for the name of a file or folder."
+            ) from None
 
     return call
 
@@ -81,7 +91,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return counted and all(map(_fits, value, parts))
     if kind is Sequence:
         value = value.tolist() if hasattr(value, "tolist") else value  # of an array or a tensor
-        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        unordered = isinstance(value, (Mapping, Set))
+        if unordered or isinstance(value, (str, bytes)) or not isinstance(value, Collection):
             return False
         return all(_fits(item, parts[0]) for item in value)
     if kind is Callable:

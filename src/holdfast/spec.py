@@ -226,24 +226,34 @@ def build(text: str, makers: Mapping[str, Callable[..., Any]], kind: str) -> Any
     try:
         signature.bind(*args, **options)
     except TypeError as error:
-        raise SpecError(f"cannot make {text!r}: {error}; it is {name}{signature}.") from None
+        said = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        form = f"{name}{inspect.Signature(said)}"
+        raise SpecError(f"cannot make {text!r}: {error}; it is {form}.") from None
     try:
         return maker(*args, **options)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise SpecError(f"cannot make {text!r}: {error}.") from None
 
 
-def write(item: Any, *, whole: bool = False) -> str:
+def write(
+    item: Any, *, whole: bool = False, name: str = "", usual: Mapping[str, Any] | None = None
+) -> str:
     """The spec of a dataclass instance: the fields that differ from their defaults, or all of
-    them; in the order of its signature."""
+    them; in the order of its signature.
+
+    Args:
+        name: in place of the class's.
+        usual: defaults that go with this name.
+    """
+    usual = usual or {}
     shown = []
     for field in sorted(dataclasses.fields(item), key=lambda field: bool(field.kw_only)):
         value = getattr(item, field.name)
-        if field.repr and (whole or value != field.default):
+        if field.repr and (whole or value != usual.get(field.name, field.default)):
             shown.append(
                 f"{field.name}={number(value) if isinstance(value, float) else repr(value)}"
             )
-    return f"{type(item).__name__.lower()}({', '.join(shown)})"
+    return f"{name or type(item).__name__.lower()}({', '.join(shown)})"
 
 
 def number(value: float) -> str:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from holdfast.errors import InputError
-from holdfast.runs.manifest import Interval, Pair
+from holdfast.intervals import Interval
+from holdfast.runs.manifest import Pair
 from holdfast.runs.run import Run
 from holdfast.targets.adapter import need
 

@@ -175,7 +175,7 @@ def test_what_is_no_patch_is_refused(threat: str) -> None:
 def test_a_patch_has_no_curve() -> None:
     x, y = open_data("digits").rows(0, 4)
     with pytest.raises(SpecError, match="one size"):
-        holdfast.evaluate(holdfast.wrap(demo_model()), (x, y), "patch(3)", curve=[0.2])
+        holdfast.evaluate(holdfast.wrap(demo_model()), (x, y), "patch(3)", epsilons=[0.2])
 
 
 @pytest.mark.parametrize("fields", [{"alpha": 0.0}, {"alpha": 1.5}, {"schedule": 0}])

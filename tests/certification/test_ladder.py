@@ -17,12 +17,13 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import holdfast
-from holdfast.bounds import Margins
+from holdfast.bounds import Margins, margins
 from holdfast.certification import Ladder, certify, ladder
 from holdfast.cli.main import app
 from holdfast.data import open_data
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.merge import merge
+from holdfast.evaluation.prepare import prepare
 from holdfast.evaluation.verify import verify
 from holdfast.reporting import audit, words
 from holdfast.runs import store
@@ -119,8 +120,23 @@ def test_the_largest_radius_is_proved_and_not_exceeded_by_an_attack() -> None:
     assert shares == sorted(shares, reverse=True)
 
 
+def test_at_each_eps_of_a_curve_rows_are_proved() -> None:
+    sizes = (0.01, 0.02, 0.08)
+    run = measured(curve=sizes)
+    points = {point.eps: point for point in run.metrics.curve}
+    proved = {eps: points[eps].certified_accuracy for eps in (0.04, *sizes)}
+    for eps, share in proved.items():
+        assert share is not None
+        alone = certify(Net(), data(), f"linf({eps})").metrics.certified_accuracy
+        assert alone is not None
+        assert share.value == alone.value <= points[eps].robust_accuracy.value
+    assert proved[0.04] == run.metrics.certified_accuracy
+    radius = run.samples.column("certified_radius").to_numpy(zero_copy_only=False)
+    assert {0.01, 0.02} & set(radius[statuses(run) == "broken"])
+
+
 def test_a_run_holds_and_its_proofs_are_made_again(tmp_path: Path) -> None:
-    measured(tmp_path / "run")
+    measured(tmp_path / "run", curve=[0.02])
     target = holdfast.wrap(Net())
     assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
     assert any("without a certifier" in said for said in verify(tmp_path / "run", target, data()))
@@ -180,11 +196,18 @@ def test_trees_are_certified_exactly() -> None:
 @pytest.mark.parametrize("last", ["Gemm", "Softmax"])
 def test_onnx_is_proved_as_torch_is(tmp_path: Path, last: str) -> None:
     pytest.importorskip("onnx")
-    x, y = open_data("digits").rows(0, 24)
-    model = holdfast.load(str(onnx_file(tmp_path, last=last)))
-    runs = [certify(one, (x, y), "linf(0.02)") for one in (demo_model(), model)]
-    assert "certified" in statuses(runs[0])
-    assert statuses(runs[0]).tolist() == statuses(runs[1]).tolist()
+    x, y = open_data("digits").rows(0, 8)
+    models = demo_model(), holdfast.load(str(onnx_file(tmp_path, last=last)))
+    by, lower = [], []
+    for model in models:
+        run = certify(model, (x, y), "linf(0.004)")
+        by.append(run.samples.column("certified_by").to_pylist())
+        ready = prepare(holdfast.wrap(model), (x, y), THREAT, "none")
+        rows = torch.from_numpy(x[:4]), torch.from_numpy(y[:4])
+        lower.append(margins(ready.target.network(), *rows, THREAT).lower)
+    assert {"ibp", "crown"} == set(by[0])
+    assert by[0] == by[1]
+    assert torch.allclose(*lower, rtol=0, atol=1e-5)
 
 
 def test_a_softmax_at_the_end_changes_no_status() -> None:
@@ -214,13 +237,44 @@ def test_preprocessing_is_part_of_the_proof() -> None:
     )
 
 
+@pytest.mark.parametrize("goal", ["2", "'random'", "'least-likely'"])
+def test_a_threat_with_a_goal_is_proved_not_to_reach_it(goal: str, tmp_path: Path) -> None:
+    threat = f"linf(0.1, target={goal})"
+    proved = certify(Net(), data(), threat, out=tmp_path / "run")
+    certified, of_any = (
+        statuses(run) == "certified" for run in (proved, certify(Net(), data(), "linf(0.1)"))
+    )
+    assert (certified >= of_any).all()
+    assert certified.sum() > of_any.sum()  # rows whose label may change, but not to the goal
+    attacked = measured(threat=threat, certifier=None)
+    assert ("broken" in statuses(attacked)) == (goal == "'random'")
+    assert not (statuses(attacked)[certified] == "broken").any()
+    target = holdfast.wrap(Net())
+    assert not verify(tmp_path / "run", target, data(), certifier=Ladder(), full=True)
+
+
+def test_rows_of_the_goal_are_not_asked_about() -> None:
+    run = certify(Net(), data(), "linf(0.005, target=0)")
+    of_goal = run.samples.column("label").to_numpy() == 0
+    assert set(statuses(run)[of_goal]) == {"skipped"}
+    assert "certified" in statuses(run)[~of_goal]
+
+
 # --- contradictions
 
 
-def everything(graph: Any, x: torch.Tensor, y: torch.Tensor, *_: Any) -> Margins:
+class Everything:
     """Proves whatever it is asked about."""
-    lower = torch.ones(len(x), 3, dtype=torch.float64)
-    return Margins(lower, 0 * lower, "ibp")
+
+    def __init__(self, graph: Any, x: torch.Tensor, *_: Any) -> None:
+        self.rows = x[:, 0, 0, 0]
+
+    def at(self, rows: torch.Tensor) -> Everything:
+        raise AssertionError("no row is left")
+
+    def climb(self, method: str) -> Margins:
+        lower = torch.ones(len(self.rows), 3, dtype=torch.float64)
+        return Margins(lower, 0 * lower, method)
 
 
 def command(*words: object) -> Result:
@@ -242,7 +296,7 @@ def test_a_row_both_proved_and_broken_fails_the_run(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     net, rows = files
-    monkeypatch.setattr(ladder, "margins", everything)
+    monkeypatch.setattr(ladder, "Bounded", Everything)
     ask = (f"{net}:build", rows, "--threat", THREAT, "--attack", "pgd(steps=20)", "--certify")
     found = command("evaluate", *ask, "--out", tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -303,8 +357,6 @@ class Odd(Net):
 @pytest.mark.parametrize(
     ("model", "threat", "said"),
     [
-        (Net(), "linf(0.04, target=1)", "has a goal"),
-        (Net(), "linf(0.04, target='random')", "has a goal"),
         (Net(), "rotation(30, 3)", "movement of images"),
         (Net(), "linf(inf)", "eps is not finite"),
         (Net(), "linf(2)", "larger than the whole box"),

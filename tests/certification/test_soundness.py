@@ -53,8 +53,8 @@ def test_no_point_lies_below_a_bound(kind: str, norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_point_lies_below_a_bound_of_many_networks(kind: str, norm: str) -> None:
-    for seed in range(100, 184):
-        check(kind, norm, seed, samples=10_000 // 3, steps=40)
+    for seed in range(100, 184):  # six kinds, four norms: 2,016 networks
+        check(kind, norm, seed, samples=10_000, steps=40)
 
 
 def check_exact(seed: int) -> None:
@@ -71,12 +71,10 @@ def check_exact(seed: int) -> None:
     around = region(x, Threat.linf(0.15), Bounds())
     rows = Rows(trace(net, x), around, y)
     lo, hi = (side[0].numpy() for side in around.interval())
+    one = np.eye(3)[int(y)] - np.eye(3)
+    least = torch.tensor([np.inf if j == y else exact(layers, lo, hi, one[j]) for j in range(3)])
     for method in METHODS:
-        lower = rows.climb(method)[0]
-        for j in range(3):
-            if j != y:
-                c = np.eye(3)[int(y)] - np.eye(3)[j]
-                assert float(lower[j]) <= exact(layers, lo, hi, c) + 1e-5, method
+        assert bool((rows.climb(method)[0] <= least + 1e-5).all()), method
 
 
 def test_no_bound_lies_above_the_exact_margin() -> None:
@@ -85,8 +83,9 @@ def test_no_bound_lies_above_the_exact_margin() -> None:
 
 
 @pytest.mark.slow
-def test_no_bound_lies_above_the_exact_margin_of_many_networks() -> None:
-    for seed in range(10, 210):
+@pytest.mark.parametrize("first", range(10, 210, 50))
+def test_no_bound_lies_above_the_exact_margin_of_many_networks(first: int) -> None:
+    for seed in range(first, first + 50):
         check_exact(seed)
 
 

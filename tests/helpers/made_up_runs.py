@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from holdfast.intervals import interval
 from holdfast.runs import store
 from holdfast.runs.manifest import (
     Confusion,
@@ -25,7 +26,7 @@ from holdfast.runs.manifest import (
     TrialInfo,
     Verdict,
 )
-from holdfast.runs.metrics import SAMPLES, interval, measure
+from holdfast.runs.metrics import SAMPLES, measure
 
 HOSTILE = "<script>alert('x')</script>\"&$\\frac\x1b[31m漢"
 

@@ -107,33 +107,31 @@ def smallest(network: nn.Module, region: Region, y: Tensor, samples: int, steps:
     """The smallest margins [n, k] that random points, corners and PGD find: above every sound
     bound. inf for the true class."""
     network = copy.deepcopy(network).double()
-    least = torch.full((len(y), CLASSES), torch.inf, dtype=torch.float64)
+    own = torch.arange(CLASSES) == y[:, None]
     draws = torch.Generator().manual_seed(len(y))
-
-    def legal(d: Tensor) -> Tensor:
-        return region.norm.project(d, region.eps, region.lo, region.hi)
-
-    def ask(d: Tensor) -> Tensor:
-        nonlocal least
-        scores = network(region.x + d)
-        found = scores.gather(1, y[:, None]) - scores
-        least = torch.minimum(least, found.detach())
-        return found
-
     width = float(region.hi.max() - region.lo.min())
+
+    def asked(part: Region, d: Tensor) -> Tensor:
+        scores = network(part.x + d).view(len(y), -1, CLASSES)
+        at = y[:, None, None].expand(-1, scores.shape[1], 1)
+        return scores.gather(2, at) - scores
+
     with torch.no_grad():
-        for i in range(samples):
-            d = torch.randn(region.x.shape, generator=draws, dtype=torch.float64) * width
-            ask(legal(d.sign() if i % 2 else d))
-    for j in range(CLASSES):
-        d = torch.zeros_like(region.x)
-        for i in range(steps):
-            d.requires_grad_()
-            (g,) = torch.autograd.grad(ask(d)[:, j].sum(), d)
-            stride = region.norm.stride(-g, 0.5 / (1 + i / 4), region.eps, region.lo, region.hi)
-            d = legal(d.detach() + stride)
-        ask(d)
-    return least.scatter(1, y[:, None], torch.inf)
+        many = region.at(torch.arange(len(y)).repeat_interleave(samples))
+        d = torch.randn(many.x.shape, generator=draws, dtype=torch.float64) * width
+        d[::2] = d[::2].sign()
+        least = asked(many, many.norm.project(d, many.eps, many.lo, many.hi)).amin(1)
+    # one descent for each class, all at once
+    part = region.at(torch.arange(len(y)).repeat_interleave(CLASSES))
+    d = torch.zeros_like(part.x)
+    for i in range(steps + 1):
+        d.requires_grad_()
+        found = asked(part, d)
+        least = torch.minimum(least, found.detach().amin(1))
+        (g,) = torch.autograd.grad(found.diagonal(dim1=1, dim2=2).sum(), d)
+        stride = part.norm.stride(-g, 0.5 / (1 + i / 4), part.eps, part.lo, part.hi)
+        d = part.norm.project(d.detach() + stride, part.eps, part.lo, part.hi)
+    return least.masked_fill(own, torch.inf)
 
 
 def exact(layers: list[nn.Linear], lo: np.ndarray, hi: np.ndarray, c: np.ndarray) -> float:
@@ -146,7 +144,7 @@ def exact(layers: list[nn.Linear], lo: np.ndarray, hi: np.ndarray, c: np.ndarray
     for layer in layers[:-1]:
         w, b = (part.detach().double().numpy() for part in (layer.weight, layer.bias))
         centre, radius = w @ (low + high) / 2 + b, abs(w) @ (high - low) / 2
-        low, high = centre - radius - 1e-6, centre + radius + 1e-6
+        low, high = centre - radius - 1e-3, centre + radius + 1e-3
         m = len(b)
         z, on = n + np.arange(m), n + m + np.arange(m)
         for i in range(m):
@@ -155,8 +153,8 @@ def exact(layers: list[nn.Linear], lo: np.ndarray, hi: np.ndarray, c: np.ndarray
             rows.append((flat, np.r_[-w[i], 1, 0], b[i], np.inf))
             rows.append((flat, np.r_[-w[i], 1, -min(low[i], 0)], -np.inf, b[i] - min(low[i], 0)))
             rows.append((np.r_[z[i], on[i]], np.r_[1, -max(high[i], 0)], -np.inf, 0))
-        low, high = np.maximum(low, 0), np.maximum(high, 0)
-        limits += [(np.zeros(m), high), (np.zeros(m), np.ones(m))]
+        limits += [(np.maximum(low, 0), np.maximum(high, 0)), (1.0 * (low >= 0), 1.0 * (high > 0))]
+        low, high = limits[-2]
         whole += [np.zeros(m), np.ones(m)]
         cost += [np.zeros(m), np.zeros(m)]
         before, n = z, n + 2 * m

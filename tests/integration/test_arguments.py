@@ -17,6 +17,7 @@ from torch import nn
 import holdfast as hf
 
 X = np.random.default_rng(0).random((20, 4), dtype=np.float32)
+HUGE = X * np.float64(1e300)
 Y = X[:, :2].argmax(1)
 
 
@@ -94,12 +95,38 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
          "None."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=0.3),
          "epsilons is 0.3 (float), but attack takes a list of numbers or None."),
+        (lambda: hf.attack(net(), None, Y, "linf(0.1)"), "x of arrays is None; expected an array."),
+        (lambda: hf.attack(net(), X, None, "linf(0.1)"), "y of arrays is None; expected an array."),
+        (lambda: hf.attack(net(), X.astype(complex), Y, "linf(0.1)"),
+         "x of arrays holds complex128; expected numbers, and real ones."),
+        (lambda: hf.evaluate(net(), (X[:9], Y[:5]), "linf(0.1)"),
+         "x and y of arrays are 9 inputs and 5 labels; expected as many: one of them is probably "
+         "cut short or belongs to another set."),
+        (lambda: hf.evaluate(net(), (HUGE, Y), "linf(0.1)"),
+         f"inputs span [{HUGE.min():.4g}, {HUGE.max():.4g}] but the bounds are "
+         "[0, 1]. float32 does not hold such numbers: repair these rows, or give other units."),
+        (lambda: hf.wrap(net(), bounds=(-1e301, 1e301)),
+         "bounds are [-1e+301, 1e+301], but they are two finite numbers, the lower one first, "
+         "within the range of float32."),
+        *((call, f"{'x' * 60}... is too long for the name of a file or folder.") for call in (
+            lambda: hf.report("x" * 300),
+            lambda: hf.compare("x" * 300, "y"),
+            lambda: hf.verify("x" * 300, net(), (X, Y)),
+            lambda: hf.merge(["a"], "x" * 300),
+            lambda: hf.evaluate(net(), (X, Y), "linf(0.1)", attacks=["fgsm"], out="x" * 300),
+        )),
         (lambda: hf.train(net(), (X, Y), on_epoch=3),
          "on_epoch is 3 (int), but train takes a function or None."),
         (lambda: hf.certify(net(), (X, Y), "linf(0.1)", radius="x"),
          "radius is 'x' (str), but certify takes True or False."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", seed=2**64),
          "seed is 18446744073709551616 (int), but attack takes a whole number."),
+        (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons={0.3}),
+         "epsilons is {0.3} (set), but attack takes a list of numbers or None."),
+        (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=[]),
+         "epsilons is empty; give at least one size, or leave it out."),
+        (lambda: hf.evaluate(net(), (X, Y), "linf(0.1)", epsilons=np.array([])),
+         "epsilons is empty; give at least one size, or leave it out."),
         (lambda: hf.attack(net(), X, Y, "linf(0.1)", epsilons=[10**400]),
          f"epsilons is [1{'0' * 35}... (list), but attack takes a list of numbers or None."),
         (lambda: hf.wrap(net(), layout=2), "layout is 2 (int), but wrap takes a text or None."),
@@ -117,6 +144,15 @@ def test_the_sentence_names_what_was_given_and_what_is_taken(call: Any, said: st
     with pytest.raises(hf.InputError) as caught:
         call()
     assert str(caught.value) == said
+
+
+def test_a_threat_without_its_size_is_a_sentence_without_types() -> None:
+    with pytest.raises(hf.SpecError) as caught:
+        hf.evaluate(net(), (X, Y), "linf")
+    assert str(caught.value) == (
+        "cannot make 'linf': missing a required argument: 'eps'; it is linf(eps, target=None, "
+        "grid='')."
+    )
 
 
 def test_numbers_of_numpy_and_arrays_of_numbers_are_taken() -> None:

@@ -13,7 +13,7 @@ import torch
 
 import holdfast
 from holdfast.errors import InputError, SpecError
-from holdfast.runs.manifest import Interval
+from holdfast.intervals import Interval
 from holdfast.testing import assert_robust, assertion
 
 DATA = ("digits", "linf(0.1)")

@@ -77,7 +77,7 @@ class Wrapped(nn.Module):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return measure(out=tmp_path_factory.mktemp("whole") / "run", curve=(0.04,))
+    return measure(out=tmp_path_factory.mktemp("whole") / "run", epsilons=(0.04,))
 
 
 def test_figures_are_those_of_the_samples(whole: Run) -> None:
@@ -137,7 +137,7 @@ def killed(left, stage, **options):
             os.kill(os.getpid(), signal.SIGKILL)
 
     store.write_bytes = journal.write_bytes = write
-    test_evaluate.measure(out={out!r}, curve=(0.04,), **options)
+    test_evaluate.measure(out={out!r}, epsilons=(0.04,), **options)
 
 for left, stage, resume in {moments}:
     child = os.fork()  # each a process of its own, that imports nothing anew
@@ -166,7 +166,7 @@ def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_p
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.splitlines() == [f"{-signal.SIGKILL} False"] * 5
-    again = measure(out=out, curve=(0.04,), resume=True)
+    again = measure(out=out, epsilons=(0.04,), resume=True)
     assert again.samples.equals(whole.samples)
     assert again.metrics == whole.metrics
     assert again.manifest.files == whole.manifest.files
@@ -184,7 +184,7 @@ def test_kill_9_at_five_moments_then_resume_gives_the_same_run(whole: Run, tmp_p
 )
 def test_resume_refuses_another_question_by_name(whole: Run, change: dict, named: str) -> None:
     with pytest.raises(InputError, match=f"cannot resume.*made with {named}"):
-        measure(**({"out": whole.folder, "curve": (0.04,), "resume": True} | change))
+        measure(**({"out": whole.folder, "epsilons": (0.04,), "resume": True} | change))
 
 
 def test_a_folder_with_another_run_is_left_alone(whole: Run) -> None:
@@ -225,7 +225,7 @@ def assert_same_but_unstable(a: Run, b: Run, n: int = N) -> None:
 def test_shards_merge_into_the_run_of_one_process(whole: Run, tmp_path: Path) -> None:
     parts = [(40, 60), (0, 20), (20, 40)]
     for i, part in enumerate(parts):
-        measure(out=tmp_path / str(i), curve=(0.04,), samples=part)
+        measure(out=tmp_path / str(i), epsilons=(0.04,), samples=part)
     run = merge([tmp_path / str(i) for i in range(3)], tmp_path / "merged")
     merged = run.manifest
     assert_same_but_unstable(run, whole)
@@ -330,7 +330,7 @@ def test_zero_gradients_are_not_robustness() -> None:
 
 
 def test_probabilities_are_found_and_served_as_logits(whole: Run) -> None:
-    run = measure(Wrapped(lambda z, x: z.softmax(1)), curve=(0.04,))
+    run = measure(Wrapped(lambda z, x: z.softmax(1)), epsilons=(0.04,))
     assert "probabilities" in [f.check for f in run.verdict.findings]
     assert abs(run.robust_accuracy.value - whole.robust_accuracy.value) <= 0.01  # pyright: ignore
 
@@ -352,7 +352,7 @@ def test_a_protocol_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0] * 3)  # asked before the first unit, and around it
     clock = SimpleNamespace(monotonic=lambda: next(ticks, float("inf")))
     monkeypatch.setattr(sys.modules["holdfast.evaluation.chunk"], "time", clock)
-    run = measure(max_seconds=1000, curve=(0.04,))
+    run = measure(max_seconds=1000, epsilons=(0.04,))
     assert "robust" in statuses(run)
     assert run.verdict.status == "upper-bound"
     assert "unfinished" in [f.check for f in run.verdict.findings]
@@ -494,7 +494,7 @@ def test_an_original_handed_in_for_a_target_counts_for_nothing() -> None:
 
 def test_only_rows_near_to_falling_are_attacked_further() -> None:
     """By a rule on the row alone: batches change nothing."""
-    attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, near=0.5)"]
+    attacks = ["pgd(steps=3)", "pgd(steps=3, step_size=0.3, max_margin=0.5)"]
     run, other = measure(attacks=attacks), measure(attacks=attacks, batch_size=7)
     first, second = run.manifest.trials
     assert 0 < second.attacked < first.attacked - first.broken
@@ -505,7 +505,7 @@ def test_only_rows_near_to_falling_are_attacked_further() -> None:
 
 def test_one_search_for_the_smallest_serves_every_eps() -> None:
     eps = [0.04, 0.08, 0.16]
-    run = measure(threat="linf(0.08)", curve=[0.04, 0.16], attacks=["fmn(steps=40)"])
+    run = measure(threat="linf(0.08)", epsilons=[0.04, 0.16], attacks=["fmn(steps=40)"])
     assert [t.attacked > 0 for t in run.manifest.trials] == [True, False, False]
     size = run.samples.column("size").to_numpy(zero_copy_only=False)
     assert not bool((size > 0.16 * 1.001).any())
@@ -530,7 +530,7 @@ def test_the_cost_is_estimated_before_the_start() -> None:
     messages = []
     for attacks in (
         ["pgd(steps=20)"],
-        ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, near=0.6)"],
+        ["pgd(steps=10)", "apgd(steps=15, targets=3)", "square(steps=40, max_margin=0.6)"],
     ):
         run = measure(attacks=attacks, on_estimate=messages.append)
         right = sum(s != "wrong" for s in statuses(run))

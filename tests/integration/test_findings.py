@@ -40,7 +40,7 @@ M = 40
 def sound_answers() -> Answers:
     """Of a model without fault: 40 rows, of which the first attack left 20."""
     no = np.zeros(M, dtype=bool)
-    names = "one more scores labels straight whole larger".split()
+    names = "one more scores labels bpda whole larger".split()
     return Answers(
         np.arange(M),
         one_hot=no,
@@ -71,7 +71,7 @@ PLANTED: dict[str, Callable[[Answers], object]] = {
     "black_box": lambda a: a.broken_by.update(scores=some(2)),
     "labels": lambda a: a.broken_by.update(labels=some(2)),
     "binarisation": lambda a: setattr(a, "missed", some(9)),
-    "non_smooth": lambda a: (a.hard.append("round"), a.broken_by.update(straight=some(1))),
+    "non_smooth": lambda a: (a.hard.append("round"), a.broken_by.update(bpda=some(1))),
 }
 
 
@@ -227,7 +227,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     lists = {"standard": (3, "", {"other": ('apgd(steps=5, loss="mifpe")',)})}
     monkeypatch.setattr(protocols, "PROTOCOLS", lists)
     monkeypatch.setattr(protocols, "DRAWN", {"other": ('apgd(steps=3, loss="mifpe")',)})
-    bpda = 'apgd(steps=10, loss="margin", through="straight")'
+    bpda = 'apgd(steps=10, loss="margin", gradient="bpda")'
     answers = dict.fromkeys(FOLLOW_UPS, (bpda, "square(steps=9)"))
     monkeypatch.setattr("holdfast.diagnostics.checks.FOLLOW_UPS", answers)
 
@@ -238,7 +238,7 @@ def test_what_answers_a_finding_is_in_the_run_and_holds(tmp_path: Path) -> None:
     whole = measure(model, out=tmp_path / "whole")
     named = [trial.spec for trial in whole.manifest.trials]
     assert len(named) == 3
-    assert "through='straight'" in named[1]
+    assert "gradient='bpda'" in named[1]
     assert whole.manifest.trials[1].broken > 0
     assert whole.verdict.status == "upper-bound"
     assert "gradient" in whole.verdict.reason
@@ -310,8 +310,8 @@ def test_a_randomised_model_is_measured_by_its_mean() -> None:
     assert verify(found.folder, holdfast.wrap(model), source()) == []
 
 
-def test_a_way_may_be_asked_for() -> None:
-    attack = 'apgd(steps=10, loss="margin", through="straight")'
+def test_a_gradient_source_may_be_asked_for() -> None:
+    attack = 'apgd(steps=10, loss="margin", gradient="bpda")'
     model = Planted(torch.sign)
     messages: list[Any] = []
     found = measure(model, attacks=[attack], on_estimate=messages.append)
@@ -319,21 +319,21 @@ def test_a_way_may_be_asked_for() -> None:
     assert messages
     assert verify(found.folder, holdfast.wrap(model), source()) == []
     with pytest.raises(SpecError, match="sideways"):
-        measure(model, attacks=['fgsm(through="sideways")'])
+        measure(model, attacks=['fgsm(gradient="sideways")'])
 
 
-def test_only_a_gradient_can_be_blurred() -> None:
+def test_only_a_gradient_can_be_smoothed() -> None:
     data, threat = open_data("digits"), Threat.linf(0.1)
     for model, open_ in ((mlp(), True), (Planted(torch.round), False)):
         target = TorchTarget(model, shape=(1, 8, 8))
-        assert GradientSources(target, threat, data).has("blurred") is open_
+        assert GradientSources(target, threat, data).has("smoothed") is open_
 
 
-def test_rows_without_a_gradient_at_the_start_do_not_close_a_way_and_looking_is_charged() -> None:
+def test_rows_without_a_gradient_at_the_start_close_no_source_and_looking_is_charged() -> None:
     x = np.repeat(np.array([0, 1], np.float32), 16)[:, None].repeat(2, 1)
     target = TorchTarget(lambda x: (x - 0.5).relu(), shape=(2,))
     sources = GradientSources(target, Threat.linf(0.1), from_arrays(x, np.zeros(32, np.int64)))
-    assert [sources.has("blurred"), sources.has("blurred")] == [True, True]
+    assert [sources.has("smoothed"), sources.has("smoothed")] == [True, True]
     assert (sources.costs.forwards, sources.costs.queries, sources.costs.backwards) == (8, 8, 8)
 
 

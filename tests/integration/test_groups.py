@@ -15,8 +15,8 @@ from holdfast.cli.texts import lines_of
 from holdfast.data import open_data
 from holdfast.data.part import Part
 from holdfast.errors import InputError
+from holdfast.intervals import interval
 from holdfast.runs import store
-from holdfast.runs.metrics import interval
 
 ROWS = 24
 GROUPS = np.array(["night", "day", "<b>dusk"])[np.arange(ROWS) % 3]

@@ -423,6 +423,18 @@ def test_hardening_leaves_the_model_alone_and_may_split_the_data() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert made.before.robust_accuracy.n == made.after.robust_accuracy.n == 60
     assert not made.model.training
+    page = Path("here/report.html")
+    written = page.read_text()
+    names(written, 'href="before/report.html"', 'href="after/report.html"', "1 epoch")
+    assert Path("here/after/report.html").exists()
+    for asked in (made, "here", Path("here")):
+        page.unlink()
+        assert holdfast.report(asked) == made.report() == page
+        assert page.read_text() == written
+    done = command("report", "here")
+    assert done.exit_code == 0
+    names(done.stdout, "Robust accuracy")
+    names(refused("report", "here", "--gate", "robust_accuracy>=0.1"), "here/before", "here/after")
     assert repr(made) == f"Hardened('here', before={made.before}, after={made.after})"
 
 

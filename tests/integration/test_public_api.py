@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 import holdfast as hf
@@ -45,6 +46,41 @@ def test_every_public_name_is_there_and_the_import_needs_no_torch() -> None:
         _ = hf.fgsm  # pyright: ignore
 
 
+def test_an_attack_is_called_what_the_user_called_it() -> None:
+    for asked in ("fgsm", "FGSM()".lower(), hf.attacks.FGSM()):
+        assert hf.attack(net(), X, Y, "linf(0.1)", asked).attack == "fgsm()"
+    assert repr(hf.attacks.BIM(steps=10)) == "bim(steps=10)"
+    assert repr(hf.attacks.parse("fgsm(loss='margin')")) == "fgsm(loss='margin')"
+    assert repr(hf.attacks.PGD(steps=1, step_size=1, start_at="zero")).startswith("pgd(steps=1")
+    assert hf.attacks.parse("bim(steps=10)") == hf.attacks.BIM(steps=10)
+    assert hf.attack(net(), X, Y, "linf(0.1)", "pgd(restarts=2)").attack == "pgd(restarts=2)"
+
+
+def test_a_result_has_the_accuracies_of_a_run_of_the_same_attack() -> None:
+    y = np.where(np.arange(40) < 5, (Y + 1) % 3, Y)  # 5 rows are wrong before
+    for threat in ("linf(0.1)", "linf(0.1, target=0)"):
+        made = hf.attack(net(), torch.from_numpy(X), torch.from_numpy(y), threat, "fgsm")
+        run = hf.evaluate(net(), (X, y), threat, attacks=["fgsm"])
+        assert made.clean_accuracy == run.clean_accuracy
+        assert made.robust_accuracy == run.robust_accuracy
+        assert 0 < made.robust_accuracy < made.clean_accuracy < 1
+
+
+def test_a_model_goes_by_its_own_name() -> None:
+    tree = DecisionTreeClassifier(max_depth=2).fit(X, Y)
+    assert repr(hf.wrap(tree)) == "Target(DecisionTreeClassifier of scikit-learn)"
+    assert repr(hf.wrap(net())) == "Target(Linear)"
+    assert "(Target(Linear))" in repr(hf.wrap(net(), draws=3))
+    assert hf.evaluate(
+        tree, (X, Y), "linf(0.1)", attacks=["square(steps=2)"]
+    ).manifest.model.spec == ("DecisionTreeClassifier")
+    regression = hf.wrap(nn.Linear(6, 1), task="regression(tolerance=0.1)")
+    run = hf.evaluate(regression, (X, X[:, 0]), "linf(0.1)", attacks=["pgd(steps=2)"])
+    assert run.manifest.model.spec == "Linear"
+    proved = hf.certify(net(), (X, Y), "linf(0.01)")
+    assert f", proved {proved.certified_accuracy:.4f} under" in repr(proved)
+
+
 def test_an_interval_behaves_as_its_value() -> None:
     share = hf.Interval(value=0.512, low=0.498, high=0.526, n=1000)
     assert float(share) == share == 0.512
@@ -56,6 +92,11 @@ def test_an_interval_behaves_as_its_value() -> None:
     assert share < np.float64(0.6)
     assert (share + 1, 1 - share, share / 2, 2 * share) == (1.512, 1 - 0.512, 0.256, 1.024)
     assert max([share, 0.3, 0.6]) == 0.6
+    assert (-share, abs(share), share**2, 2**share) == (-0.512, 0.512, 0.512**2, 2**0.512)
+    assert (round(share), round(share, 1), round(share, ndigits=2)) == (1, 0.5, 0.51)
+    assert isinstance(round(share), int)
+    with pytest.raises(ValueError, match="three numbers, or none where n is 0"):
+        hf.Interval(value=0.5, low=None, high=0.6, n=3)
     assert np.mean([share, share]) == pytest.approx(0.512)
     with pytest.raises(TypeError):
         _ = share < "0.6"  # pyright: ignore
@@ -108,7 +149,16 @@ def test_runs_are_compared_merged_and_verified_as_objects_or_folders(tmp_path: P
     assert isinstance(whole, hf.Run)
     assert hf.verify(whole, net(), (X, Y)) == []
     assert hf.verify(str(whole.folder), hf.wrap(net()), (X, Y)) == []
-    assert hf.verify(whole, net(), (X + 0.001, Y))
+    assert repr(hf.verify(whole, net(), (X, Y))) == (
+        f"{whole.folder} is confirmed: robust accuracy {whole.robust_accuracy:.3f} on 40 inputs; "
+        f"{whole.metrics.counts['broken']} stored examples were checked again on the model."
+    )
+    wrong = hf.verify(whole, net(), (X + 0.001, Y))
+    assert wrong
+    assert str(wrong).splitlines() == [
+        f"{whole.folder} is not confirmed: {len(wrong)} contradictions.",
+        *(f"- {sentence}" for sentence in wrong),
+    ]
     found = hf.compare(whole, str(measure(attacks=["pgd"], out=tmp_path / "pgd").folder))
     assert f"robust accuracy: {whole.robust_accuracy:.3f} and " in str(found)
     assert f"{len(X)} rows under linf(0.1)" in str(found)

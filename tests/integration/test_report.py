@@ -18,10 +18,10 @@ from rich.console import Console
 
 import holdfast
 from holdfast.errors import InputError
+from holdfast.intervals import interval
 from holdfast.reporting import figures, html, markdown, terminal, words
 from holdfast.runs import store
 from holdfast.runs.compare import compare
-from holdfast.runs.metrics import interval
 from holdfast.runs.run import Run
 
 

@@ -21,8 +21,9 @@ LAYERS = """
     cli
     testing tracking
     holdfast
-    view reporting audit
+    view audit
     hardening generation scale
+    reporting
     certification
     training
     evaluation
@@ -33,7 +34,7 @@ LAYERS = """
     targets
     data
     threats tasks
-    arguments decisions errors losses memory norms quiet rng spec tensors usercode version
+    arguments decisions errors intervals losses memory norms quiet rng spec tensors usercode version
 """
 RANK = {part: i for i, line in enumerate(LAYERS.split("\n")) for part in line.split()}
 VOCABULARY = {part for part in RANK if RANK[part] == max(RANK.values())}
@@ -89,7 +90,7 @@ def looked_up(file: Path) -> set[str]:
 # The imports by a text that go up, and so in a circle: two methods of what stands below.
 UPWARDS = {
     "attacks/attack.py": "holdfast.evaluation.attack",
-    "runs/run.py": "holdfast.reporting.html",
+    "runs/run.py": "holdfast.reporting.pages",
 }
 
 

@@ -368,7 +368,7 @@ def test_bug_23_autoattack_is_autoattack(
         found.append((f"apgd-{loss}" if kind == "apgd" else kind, trial.restarts, trial.targets))
         assert trial.attack.steps == (5000 if kind == "square" else 100)
         assert getattr(trial.attack, "eot", 1) == (20 if name == "autoattack-rand" else 1)
-        assert trial.near == 1
+        assert trial.max_margin == 1
     assert found == table
 
 

@@ -14,12 +14,12 @@ from helpers.commands import holdfast, names
 from scipy.stats import binom, binomtest
 
 from holdfast.evaluation.perceptual import image_distances, ssim
+from holdfast.intervals import interval
 from holdfast.runs import store
 from holdfast.runs.compare import paired
 from holdfast.runs.manifest import Restart
 from holdfast.runs.metrics import (
     calibration_error,
-    interval,
     mean_interval,
     risk_over_coverage,
     samples_for,

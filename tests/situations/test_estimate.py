@@ -43,12 +43,12 @@ def ratio(threat: str, **how: Any) -> tuple[float, list[Forecast]]:
 CHEAP: dict[str, tuple[str, dict[str, Any]]] = {
     "a curve": (
         "linf(0.002)",
-        {"attacks": ["pgd(steps=20)", "apgd(steps=30)"], "curve": [0.001, 0.004, 0.006]},
+        {"attacks": ["pgd(steps=20)", "apgd(steps=30)"], "epsilons": [0.001, 0.004, 0.006]},
     ),
     "corruptions": ("linf(0.02)", {"attacks": ["pgd(steps=3)"], "corruptions": True}),
     "a search for the smallest, with a curve": (
         "linf(0.02)",
-        {"attacks": ["fmn(steps=30)"], "curve": [0.01, 0.1]},
+        {"attacks": ["fmn(steps=30)"], "epsilons": [0.01, 0.1]},
     ),
     "long legs of a search": (
         "linf(0.02)",
@@ -74,7 +74,7 @@ def test_every_pass_is_counted(case: str) -> None:
 @pytest.mark.slow
 def test_decision_attacks_are_counted() -> None:
     """Line 33: each step of a decision attack costs more than the one before."""
-    found, _ = ratio("l2(0.02)", attacks=["pgd(steps=2)", "cgba(steps=40)"], curve=[0.01, 0.04])
+    found, _ = ratio("l2(0.02)", attacks=["pgd(steps=2)", "cgba(steps=40)"], epsilons=[0.01, 0.04])
     assert 1 / FACTOR < found < FACTOR
 
 
@@ -83,7 +83,7 @@ def test_decision_attacks_are_counted() -> None:
 @pytest.mark.parametrize("curve", [(), (0.01, 0.2)])
 def test_the_probe_is_counted(threat: str, curve: tuple[float, ...]) -> None:
     """Line 33: of few rows the probe is a large part of the cost of the standard protocol."""
-    found, said = ratio(threat, curve=curve)
+    found, said = ratio(threat, epsilons=curve or None)
     assert len(said) == 1
     assert 1 / FACTOR < found < FACTOR
 

@@ -29,7 +29,7 @@ from holdfast.runs.manifest import Costs, Finding, Manifest
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = measure(tmp_path_factory.mktemp("whole") / "run", curve=(0.02,))
+    run = measure(tmp_path_factory.mktemp("whole") / "run", epsilons=(0.02,))
     assert 0 < run.metrics.counts["broken"] < N - 3
     assert [finding.check for finding in run.manifest.initial_findings] == ["logit_scale"]
     return run.folder

@@ -65,6 +65,8 @@ def test_mixed_images_are_resized_and_cropped_while_loading(mixed: Path) -> None
     source = open_data(mixed, resize="16", crop="12", scale=False)
     assert (len(source), source.shape) == (6, (3, 12, 12))
     x, y = source.rows(0, 6)
+    same = holdfast.as_source(mixed, resize=16, crop=(12, 12), scale=False)
+    assert (same.fingerprint(), same.loading["resize"]) == (source.fingerprint(), "16")
     assert y.tolist() == [0, 0, 1, 1, 2, 2]
     with Image.open(mixed / "n01" / "0.png") as image:
         small = image.resize((21, 16), Image.Resampling.BILINEAR).crop((4, 2, 16, 14))

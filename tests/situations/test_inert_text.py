@@ -16,11 +16,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
 
+from holdfast.intervals import interval
 from holdfast.reporting import html, junit, markdown, sarif, terminal
 from holdfast.runs import store
 from holdfast.runs.gates import Outcome, parse
 from holdfast.runs.manifest import GroupMetrics, Manifest, Provenance
-from holdfast.runs.metrics import interval
 
 NAMES = [
     "[click](https://evil.example)",

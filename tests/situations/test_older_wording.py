@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.small_runs import seal
+from helpers.small_runs import command, seal
 
 from holdfast import wrap
+from holdfast.attacks import parse_trial
+from holdfast.errors import SpecError
+from holdfast.evaluation.protocols import chosen
 from holdfast.evaluation.verify import verify
+from holdfast.reporting import html
 from holdfast.runs import store
-from holdfast.runs.migration import PHRASES, in_todays_words
+from holdfast.runs.migration import PHRASES, in_todays_words, with_todays_options
 from holdfast.targets.loading import load
 
 OLD = Path(__file__).parent / "older_wording"
@@ -60,3 +65,74 @@ def test_it_reads_the_same_everywhere_in_a_record() -> None:
     old, new = PHRASES[0]
     said = {"findings": [{"text": f"It {old}."}], "value": 0.5}
     assert in_todays_words(said) == {"findings": [{"text": f"It {new}."}], "value": 0.5}
+
+
+def test_its_trials_are_named_as_today(tmp_path: Path) -> None:
+    assert b"near=0.3" in (OLD / "rounded" / "run.json").read_bytes()
+    manifest = store.read_manifest(OLD / "rounded")
+    specs = [*manifest.protocol.trials, *(trial.spec for trial in manifest.trials)]
+    assert not [text for text in specs if "near=" in text or "through=" in text]
+    assert [text for text in specs if "max_margin=0.3" in text]
+    assert [text for text in specs if "gradient='bpda'" in text]
+    assert all(parse_trial(text).write(whole=True) == text for text in specs)
+    run = Path(shutil.copytree(OLD / "rounded", tmp_path / "run"))
+    assert command("report", str(run)).exit_code == 0
+    assert "max_margin=0.3" in (run / "report.html").read_text("utf-8")
+
+
+def test_a_page_in_the_words_of_then_is_no_contradiction(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(OLD / "rounded", tmp_path / "run"))
+    page = html.write(run)
+    for today, then in (
+        ("max_margin=", "near="),
+        ("gradient=&#39;bpda", "through=&#39;straight"),
+        ("gradient=&#39;", "through=&#39;"),
+    ):
+        text = page.read_text("utf-8")
+        assert today in text
+        page.write_text(text.replace(today, then), "utf-8")
+    assert list(html.differs(run)) == []
+    page.write_text(page.read_text("utf-8").replace("near=0.3", "near=0.4"), "utf-8")
+    assert len(list(html.differs(run))) == 1
+
+
+def test_a_finished_run_is_compared_resumed_and_merged_as_one_of_today(tmp_path: Path) -> None:
+    """Its trials are the same ones, and its rows end with the same bits."""
+    old, new, other = (str(tmp_path / name) for name in ("old", "new", "other"))
+    shutil.copytree(OLD / "quick", old)
+    asked = ("evaluate", "demo", "digits", "--threat", "l2(0.5)", "--protocol", "quick")
+    asked += ("--seed", "3", "--samples")
+    for call in (
+        (*asked, "4", "--out", new),
+        ("compare", old, new),
+        (*asked, "4", "--out", old, "--resume"),
+        (*asked, "4:8", "--out", other),
+        ("merge", old, other, "--out", str(tmp_path / "merged")),
+    ):
+        done = command(*call)
+        assert done.exit_code == 0, done.output
+    ends = [(row["status"], row["size"]) for row in _rows(old)]
+    assert ends == [(row["status"], row["size"]) for row in _rows(new)]
+
+
+def _rows(run: str) -> list[dict[str, Any]]:
+    return store.read_samples(Path(run)).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("then", "today"),
+    [
+        ("pgd(near=0.5)", "pgd(max_margin=0.5)"),
+        ('apgd(steps=9, through="straight")', 'apgd(steps=9, gradient="bpda")'),
+        ("apgd(through = 'blurred', near = 0.1)", "apgd(gradient = 'smoothed', max_margin = 0.1)"),
+        ("apgd(through='estimated')", "apgd(gradient='estimated')"),
+    ],
+)
+def test_who_writes_an_option_of_then_is_told_that_of_today(then: str, today: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        chosen([then])
+    assert str(caught.value).endswith(f"write {today!r}.")
+
+
+def test_an_option_that_only_ends_alike_keeps_its_name() -> None:
+    assert with_todays_options("own(linear=1, walkthrough='a')") == "own(linear=1, walkthrough='a')"

@@ -69,6 +69,31 @@ def test_labels_of_any_name_and_texts_become_classes(tmp_path: Path) -> None:
             open_data(tmp_path / name, label="incme")
 
 
+def test_python_says_how_data_are_read_as_the_command_line_does(tmp_path: Path) -> None:
+    """`as_source(data, label=...)` takes tables in memory and files, and every function takes what
+    it gives; what does not fit the data is refused."""
+    frame = pd.DataFrame({"a": [0.1, 0.2, 0.3], "b": [0.5, 0.6, 0.7], "outcome": [0, 1, 0]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = pa.Table.from_pandas(frame)
+    net = nn.Linear(2, 2)
+    runs = [
+        holdfast.evaluate(
+            net, holdfast.as_source(d, label="outcome"), "linf(0.1)", attacks=["fgsm"]
+        )
+        for d in (frame, table, tmp_path / "t.csv", str(tmp_path / "t.csv"))
+    ]
+    assert len({run.manifest.data.fingerprint for run in runs}) == 1
+    assert not holdfast.verify(runs[3], net, tmp_path / "t.csv")  # read as the run says it was
+    with pytest.raises(InputError, match=r"no column 'outcom' of labels .* did you mean outcome"):
+        as_source(frame, label="outcom")
+    with pytest.raises(InputError, match="resize is for DIR, but the data are of type DataFrame"):
+        as_source(frame, resize=256)
+    with pytest.raises(InputError, match=r"label is for .*, but the data are of type tuple"):
+        as_source((np.zeros((2, 2)), [0, 1]), label="outcome")
+    with pytest.raises(InputError, match=r"t.csv is a source.*; give label with the text"):
+        as_source(as_source(tmp_path / "t.csv", label="outcome"), label="a")
+
+
 def test_a_frame_without_a_column_of_labels_is_refused_in_words_of_python() -> None:
     frame = pd.DataFrame({f"width {i}": [1.0, 2] for i in range(12)} | {"kind": ["a", "b"]})
     with pytest.raises(InputError, match=r"width 9 and 3 more; .* or class \(rename yours\)"):

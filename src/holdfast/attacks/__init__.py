@@ -10,12 +10,24 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 from holdfast import spec
 from holdfast.attacks.attack import Attack, perturb, run
 from holdfast.attacks.autoattack import AutoAttack
 from holdfast.attacks.result import AttackResult, Outcome, SearchResult
 from holdfast.attacks.trial import Trial, trial_maker
+
+
+class _Named(functools.partial[Attack]):
+    """An attack class under another name, with fields of its own."""
+
+    name: str
+
+    def __call__(self, *values: Any, **options: Any) -> Attack:
+        made = super().__call__(*values, **options)
+        object.__setattr__(made, "called", self.name)  # which is no field: the attack is the same
+        return made
 
 
 def _discover() -> dict[str, Callable[..., Attack]]:
@@ -26,7 +38,8 @@ def _discover() -> dict[str, Callable[..., Attack]]:
                 globals()[item.__name__] = item
                 found[item.__name__.lower()] = item
                 for name, fields in item.also.items():  # FGSM, BIM, ...
-                    made = functools.partial(item, **fields)
+                    made = _Named(item, **fields)
+                    made.name = name
                     made.__doc__ = f"{name.upper()}, which is {item(**fields)!r}."
                     found[name] = globals()[name.upper()] = made
     return dict(sorted(found.items()))

@@ -84,6 +84,7 @@ class Attack(Craft, ABC):
     also: ClassVar[
         Mapping[str, Mapping[str, Any]]
     ] = {}  # other names by which the field knows it, with their fields
+    called = ""  # which of these names it was made by
     # where the paper gives each norm rules or constants of its own: these by the norm's name
     variants: ClassVar[Mapping[str, Any]] = {}
 
@@ -135,7 +136,7 @@ class Attack(Craft, ABC):
             )
 
     def __repr__(self) -> str:
-        return spec.write(self)
+        return spec.write(self, name=self.called, usual=self.also.get(self.called))
 
 
 def run(

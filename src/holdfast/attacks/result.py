@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.data.arrays import like
 from holdfast.errors import InputError
+from holdfast.intervals import Interval, interval
 from holdfast.spec import number
 
 if TYPE_CHECKING:
@@ -126,6 +127,21 @@ class AttackResult:
     )
     bounds: tuple[float, float] = (0.0, 1.0)
     layout: str = "nchw"
+
+    @property
+    def clean_accuracy(self) -> Interval:
+        """The share of the attacked rows, and of those wrong before, that are right before."""
+        return self._share(~_numpy(self.wrong))
+
+    @property
+    def robust_accuracy(self) -> Interval:
+        """The share of these rows that are right and were not broken: what this attack leaves of
+        the clean accuracy, and so an upper bound."""
+        return self._share(~_numpy(self.wrong) & ~_numpy(self.success))
+
+    def _share(self, held: np.ndarray) -> Interval:
+        counted = ~_numpy(self.skipped)
+        return interval(int((held & counted).sum()), int(counted.sum()))
 
     def __len__(self) -> int:
         return len(self.y)

@@ -11,11 +11,11 @@ from holdfast import spec
 from holdfast.attacks.attack import Attack
 from holdfast.errors import SpecError, suggest
 
-# What follows `through=`, and what it does.
+# What follows `gradient=`, and what it does.
 SOURCES: dict[str, str] = {
-    "straight": "straight-through gradients (BPDA) of rounding, thresholds, signs, detach and "
+    "bpda": "straight-through gradients (BPDA) of rounding, thresholds, signs, detach and "
     "saturated softmax (torch models)",
-    "blurred": "gradients averaged over 10 points of the ball of half eps",
+    "smoothed": "gradients averaged over 10 points of the ball of half eps",
     "estimated": "gradients estimated from 100 scores",
     "surrogate": "gradients of a surrogate distilled from 2048 answers",
 }
@@ -26,16 +26,17 @@ class Trial:
     """One attack, with every restart, and aimed at each of the best wrong classes in turn
     (`targets`, 0: at any).
 
-    With `near` below 1 it runs only on rows that earlier trials almost broke: those whose lowest
-    margin is at most this share of their clean one. (A rule on the row alone, so that other rows
-    change nothing.) `through` names another source of gradients; success is still the model's own.
+    With `max_margin` below 1 it runs only on rows that earlier trials almost broke: those whose
+    lowest margin is at most this share of their clean one. (A rule on the row alone, so that other
+    rows change nothing.) `gradient` names another source of gradients; success is still the
+    model's own.
     """
 
     attack: Attack
     restarts: int = 1
     targets: int = 0
-    near: float = 1.0
-    through: str = ""
+    max_margin: float = 1.0
+    gradient: str = ""
 
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.restarts, self.targets))
@@ -44,17 +45,17 @@ class Trial:
                 f"{self!r}: restarts is a whole number of at least 1, targets one of at least 0."
             )
         if (
-            isinstance(self.near, bool)
-            or not isinstance(self.near, (int, float))
-            or not 0 < self.near <= 1
+            isinstance(self.max_margin, bool)
+            or not isinstance(self.max_margin, (int, float))
+            or not 0 < self.max_margin <= 1
         ):
             raise SpecError(
-                f"{self!r}: near is a share of the clean margin, above 0 and at most 1."
+                f"{self!r}: max_margin is a share of the clean margin, above 0 and at most 1."
             )
-        if self.through not in ("", *SOURCES):
+        if self.gradient not in ("", *SOURCES):
             raise SpecError(
-                f"unknown source of gradients {self.through!r} in {self!r}; "
-                f"{suggest(str(self.through), SOURCES)}"
+                f"unknown source of gradients {self.gradient!r} in {self!r}; "
+                f"{suggest(str(self.gradient), SOURCES)}"
             )
         if self.restarts > 1 and not self.attack.random:
             raise SpecError(
@@ -69,14 +70,14 @@ class Trial:
                 yield restart, rank
 
     def write(self, *, whole: bool = False) -> str:
-        usual = {"restarts": 1, "targets": 0, "near": 1}
+        usual = {"restarts": 1, "targets": 0, "max_margin": 1}
         extra = [
             f"{name}={getattr(self, name):g}"
             for name in usual
             if getattr(self, name) != usual[name]
         ]
-        if self.through:
-            extra.append(f"through={self.through!r}")
+        if self.gradient:
+            extra.append(f"gradient={self.gradient!r}")
         name, _, own = spec.write(self.attack, whole=whole)[:-1].partition("(")
         return f"{name}({', '.join([*filter(None, [own]), *extra])})"
 
@@ -93,11 +94,11 @@ def trial_maker(maker: Callable[..., Attack]) -> Callable[..., Trial]:
         *values: object,
         restarts: int = 1,
         targets: int = 0,
-        near: float = 1.0,
-        through: str = "",
+        max_margin: float = 1.0,
+        gradient: str = "",
         **options: object,
     ) -> Trial:
-        return Trial(maker(*values, **options), restarts, targets, near, through)
+        return Trial(maker(*values, **options), restarts, targets, max_margin, gradient)
 
     own = list(inspect.signature(maker).parameters.values())
     sweep = [

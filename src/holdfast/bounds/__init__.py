@@ -1,7 +1,7 @@
 """Lower bounds of a network's margins over all that a threat allows; no judge is known here."""
 
 from holdfast.bounds.graph import Graph, trace
-from holdfast.bounds.margins import Margins, margins, region
+from holdfast.bounds.margins import Bounded, Margins, margins, region
 from holdfast.bounds.propagate import METHODS, Region, Rows
 
-__all__ = ["METHODS", "Graph", "Margins", "Region", "Rows", "margins", "region", "trace"]
+__all__ = ["METHODS", "Bounded", "Graph", "Margins", "Region", "Rows", "margins", "region", "trace"]

@@ -53,7 +53,7 @@ _UNWEIGHTED = set(
     "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T unsqueeze squeeze "
     "expand expand_as view_as clone contiguous alias detach to _to_copy dropout feature_dropout "
     "slice select narrow index index_select neg sum mean avg_pool1d avg_pool2d avg_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d flip roll".split()
+    "adaptive_avg_pool1d adaptive_avg_pool2d flip roll movedim".split()
 )
 _CASTS = {"to", "_to_copy", "clone", "contiguous"}  # all is computed in float64
 _SILENT = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +90,14 @@ def margins(
         graph = network if isinstance(network, Graph) else trace(network, x[:1])
         size = max(1, AT_ONCE // graph.largest)
         found = [
-            _of_part(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds, method)
+            Bounded(graph, x[at], y[at].to(x.device), threat.of_rows(at), bounds).climb(method)
             for at in torch.arange(len(x)).split(size)
         ]
     except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
         nothing = torch.full((len(x), 1), torch.nan, dtype=torch.float64)
         return Margins(nothing, nothing, method, first_line(error))
-    lower, rounding = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Margins(lower, rounding, method)
+    lower, rounding = ([getattr(one, name) for one in found] for name in ("lower", "rounding"))
+    return Margins(torch.cat(lower), torch.cat(rounding), method)
 
 
 def check_threat(threat: Threat) -> None:
@@ -109,24 +110,41 @@ def check_threat(threat: Threat) -> None:
         raise unsupported(f"proofs under {threat}, whose eps is not finite")
 
 
-def _of_part(
-    graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds, method: str
-) -> tuple[Tensor, Tensor]:
-    """`lower` and `rounding` of rows."""
-    rows = Rows(graph, region(x, threat, bounds), y)
-    for name in METHODS:
-        rows.climb(name)
-        if name == method:
-            break
-    # what the network rounds, and what these bounds of it, in float64, do
-    errors = rows.rounding(torch.finfo(x.dtype).eps / 2 + 2.0**-48)
-    rounding = errors + errors.gather(1, y[:, None])
-    lower = torch.where(bounds.inside(x)[:, None], rows.lower, torch.nan)
-    if isinstance(threat.goal, Targeted):
-        aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
-        k = torch.arange(lower.shape[1], device=x.device)
-        lower = torch.where(k == aims[:, None], lower, torch.inf)
-    return lower, rounding
+class Bounded:
+    """Rows of a network under a threat, whose margins each method bounds more tightly.
+
+    Args: as `margins`, of a graph.
+    """
+
+    def __init__(self, graph: Graph, x: Tensor, y: Tensor, threat: Threat, bounds: Bounds) -> None:
+        self.rows = Rows(graph, region(x, threat, bounds), y)
+        # what the network rounds, and what these bounds of it, in float64, do
+        self.unit = torch.finfo(x.dtype).eps / 2 + 2.0**-48
+        self.inside = bounds.inside(x)
+        self.aims: Tensor | None = None
+        if isinstance(threat.goal, Targeted):
+            self.aims = torch.as_tensor(threat.goal.t, device=x.device).expand(len(x))
+        self.ran = 0
+
+    def at(self, rows: Tensor) -> Bounded:
+        """These rows alone, with what is known of them."""
+        part = copy(self)
+        part.rows, part.inside = self.rows.at(rows), self.inside[rows]
+        part.aims = None if self.aims is None else self.aims[rows]
+        return part
+
+    def climb(self, method: str) -> Margins:
+        """Bound by a method, after those before it that have not run."""
+        names = list(METHODS)
+        for name in names[self.ran : names.index(method) + 1]:
+            self.rows.climb(name)
+            self.ran += 1
+        errors, y = self.rows.rounding(self.unit), self.rows.y
+        lower = torch.where(self.inside[:, None], self.rows.lower, torch.nan)
+        if self.aims is not None:
+            k = torch.arange(lower.shape[1], device=lower.device)
+            lower = torch.where(k == self.aims[:, None], lower, torch.inf)
+        return Margins(lower, errors + errors.gather(1, y[:, None]), method)
 
 
 def region(x: Tensor, threat: Threat, bounds: Bounds) -> Region:

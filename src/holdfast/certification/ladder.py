@@ -9,36 +9,59 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds import METHODS, margins, trace
+from holdfast.bounds import METHODS, Bounded, Graph, trace
 from holdfast.bounds.graph import unsupported
-from holdfast.bounds.margins import check_threat
+from holdfast.bounds.margins import AT_ONCE, check_threat
 from holdfast.bounds.tree_models import ball, trees_of
 from holdfast.bounds.trees import exact as trees_exact
 from holdfast.bounds.trees import lower as trees_lower
 from holdfast.bounds.trees import proved as trees_proved
-from holdfast.errors import InputError, SpecError
+from holdfast.errors import InputError, SpecError, first_line
 from holdfast.evaluation.certificates import OnStep, Proofs
 from holdfast.runs.manifest import CertificationInfo
 from holdfast.targets.target import Target
 from holdfast.targets.trees import NO_TREES, Trees
 from holdfast.targets.wrappers import itself
-from holdfast.threats.threat import Targeted, Threat
+from holdfast.threats.threat import Threat
 
 VERSION = 1  # of what counts as proved
 GROUP = 16  # rows that a method takes at once; time is asked for between groups
+KEPT = 1 << 26  # numbers of the bounds that are kept for dearer methods
 MERGED = 64  # leaves of one tree, to which trees are merged
 TRIES = 10  # sizes that are tried in the search for the largest
 
-# The rows of inputs x [n, *shape] and classes y [n] that a method proves, under a threat whose eps
-# may be one a row, and why it proves none where it says so.
-Method = Callable[[Tensor, Tensor, Threat], tuple[Tensor, str]]
+
+class Group(Protocol):
+    """Some rows under a threat, and what methods have found of them so far."""
+
+    def climb(self, method: str) -> Tensor:
+        """Which of them [n] a method proves; what it builds on runs first, unless it has."""
+        ...
+
+    def at(self, rows: Tensor) -> Group:
+        """These rows alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Methods:
+    """What there is to prove rows of one model with."""
+
+    names: tuple[str, ...]  # the cheapest first
+    # of inputs x [n, *shape] and classes y [n], under a threat whose eps is one a row
+    begin: Callable[[Tensor, Tensor, Threat], Group]
+    group: int = GROUP  # rows that are taken at once
+    window: int = 1 << 20  # rows of which something is kept
 
 
 @dataclass(frozen=True)
@@ -64,23 +87,12 @@ class Ladder:
         Raises:
             InputError: there is no proof of such a model, or under such a threat.
         """
-        _check(threat)
-        return Climb(self, target, threat, methods_of(target, threat, self.seconds_per_row))
+        check_threat(threat)
+        return Climb(self, target, methods_of(target, threat, self.seconds_per_row))
 
 
-def _check(threat: Threat) -> None:
-    """Raises InputError: no method proves anything under this threat."""
-    check_threat(threat)
-    if isinstance(threat.goal, Targeted):
-        raise unsupported(
-            f"proofs under {threat}, which has a goal; leave out the target, for what is proved "
-            "against every wrong class holds for each"
-        )
-
-
-def methods_of(target: Target, threat: Threat, seconds: float) -> dict[str, Method]:
-    """The methods for a model, the cheapest first; of trees the last one takes up to so many
-    seconds a row.
+def methods_of(target: Target, threat: Threat, seconds: float) -> Methods:
+    """The methods for a model; of trees the last one takes up to so many seconds a row.
 
     Raises:
         InputError: it is none that they can follow.
@@ -103,9 +115,24 @@ def _trees(target: Target, otherwise: InputError) -> Trees:
         raise InputError(f"not supported: proofs of this model, for {error}") from None
 
 
-def _methods_of_trees(
-    trees: Trees, target: Target, threat: Threat, seconds: float
-) -> dict[str, Method]:
+@dataclass(frozen=True)
+class _TreeRows:
+    """A `Group` of which nothing is kept between methods."""
+
+    methods: Mapping[str, Callable[[Tensor, Tensor, Threat], Tensor]]
+    x: Tensor
+    y: Tensor
+    threat: Threat
+
+    def climb(self, method: str) -> Tensor:
+        return self.methods[method](self.x, self.y, self.threat)
+
+    def at(self, rows: Tensor) -> _TreeRows:
+        return _TreeRows(self.methods, self.x[rows], self.y[rows], self.threat.of_rows(rows))
+
+
+def _methods_of_trees(trees: Trees, target: Target, threat: Threat, seconds: float) -> Methods:
+    """What they prove is that a row stays right, whatever the goal of the threat."""
     if not threat.norm.boxed:
         raise unsupported(f"proofs of trees under {threat}; expected linf")
     shape, box = target.shape or (), target.bounds
@@ -114,12 +141,12 @@ def _methods_of_trees(
     def labels(x: np.ndarray) -> np.ndarray:
         return target.labels(torch.from_numpy(x)).cpu().numpy()
 
-    def leaves(x: Tensor, y: Tensor, threat: Threat, merged: int = 0) -> tuple[Tensor, str]:
+    def leaves(x: Tensor, y: Tensor, threat: Threat, merged: int = 0) -> Tensor:
         reach = threat.legal_eps(shape, box.ulp).numpy()[:, None] * scale
         found = trees_lower(trees, x.float().numpy(), y.numpy(), reach, sides, merged=merged)
-        return torch.from_numpy(trees_proved(trees, found, y.numpy())), ""
+        return torch.from_numpy(trees_proved(trees, found, y.numpy()))
 
-    def exact(x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, str]:
+    def exact(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         limits = threat.legal_eps(shape, box.ulp).tolist()
         how = {"scale": scale, "seconds": seconds}
         rows = x.float().numpy(), y.numpy()
@@ -127,12 +154,35 @@ def _methods_of_trees(
             trees_exact(trees, rows[0][i : i + 1], rows[1][i : i + 1], labels, sides, eps=e, **how)
             for i, e in enumerate(limits)
         ]
-        return torch.tensor([one[0].safe > e for one, e in zip(safe, limits, strict=True)]), ""
+        return torch.tensor([one[0].safe > e for one, e in zip(safe, limits, strict=True)])
 
-    return {"leaves": leaves, "merged-leaves": partial(leaves, merged=MERGED), "exact": exact}
+    methods = {"leaves": leaves, "merged-leaves": partial(leaves, merged=MERGED), "exact": exact}
+    return Methods(tuple(methods), partial(_TreeRows, methods))
 
 
-def _methods_of_network(network: nn.Module, target: Target) -> dict[str, Method]:
+class _NetworkRows:
+    """A `Group` whose bounds only get tighter; nothing is computed before the first method."""
+
+    def __init__(self, graph: Graph, target: Target, x: Tensor, y: Tensor, threat: Threat) -> None:
+        device, dtype = target.batcher.device, target.batcher.dtype
+        self._begin = partial(
+            Bounded, graph, x.to(device, dtype), y.to(device), threat, target.bounds
+        )
+
+    @cached_property
+    def bounded(self) -> Bounded:
+        return self._begin()
+
+    def climb(self, method: str) -> Tensor:
+        return self.bounded.climb(method).certified.cpu()
+
+    def at(self, rows: Tensor) -> _NetworkRows:
+        part = copy(self)
+        part.bounded = self.bounded.at(rows)
+        return part
+
+
+def _methods_of_network(network: nn.Module, target: Target) -> Methods:
     device, dtype = target.batcher.device, target.batcher.dtype
     if device.type != "cpu" and _coarse():
         raise InputError(
@@ -142,16 +192,11 @@ def _methods_of_network(network: nn.Module, target: Target) -> dict[str, Method]
         )
     example = torch.zeros((1, *(target.shape or ())), dtype=dtype, device=device)
     graph = trace(network, example)
-
-    def method(name: str) -> Method:
-        def prove(x: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, str]:
-            x, y = x.to(device, dtype), y.to(device)
-            found = margins(graph, x, y, threat, target.bounds, name)
-            return found.certified.cpu(), found.reason
-
-        return prove
-
-    return {name: method(name) for name in METHODS}
+    kept = 2 * sum(prod(node.shape) for node in graph.nodes)  # numbers of a row
+    group = max(1, min(GROUP, AT_ONCE // graph.largest))
+    return Methods(
+        tuple(METHODS), partial(_NetworkRows, graph, target), group, max(group, KEPT // kept)
+    )
 
 
 def _coarse() -> bool:
@@ -160,73 +205,84 @@ def _coarse() -> bool:
 
 @dataclass(frozen=True)
 class Climb:
-    """The ladder of one model under one threat; a `holdfast.evaluation.certificates.Prover`."""
+    """The ladder of one model; a `holdfast.evaluation.certificates.Prover`."""
 
     ladder: Ladder
     target: Target
-    threat: Threat
-    methods: Mapping[str, Method]
+    methods: Methods
 
     @property
     def info(self) -> CertificationInfo:
         return CertificationInfo(
             version=VERSION,
-            methods=list(self.methods),
+            methods=list(self.methods.names),
             seconds_per_row=self.ladder.seconds_per_row,
             radius=self.ladder.radius,
         )
 
-    def climb(self, x: Tensor, y: Tensor, deadline: float, on_step: OnStep) -> Proofs:
+    def climb(self, x: Tensor, y: Tensor, threat: Threat, end: float, on_step: OnStep) -> Proofs:
         """See `Prover.climb`."""
-        n, share = len(x), time.monotonic() + self.ladder.seconds_per_row * len(x)
-        end = min(share, deadline)
-        by, reason = [""] * n, [""] * n
-        sizes = torch.full((n,), float(self.threat.eps), dtype=torch.float64)
-        for place, method in enumerate(self.methods):
-            left = torch.tensor([i for i in range(n) if not by[i]], dtype=torch.int64)
-            for part in left.split(GROUP):
-                on_step(place / len(self.methods), method, by.count(""))
-                late = time.monotonic() > end
-                held, why = torch.zeros(len(part)), f"time ran out before {method}"
-                if not late:
-                    held, why = self._ask(method, x[part], y[part], sizes[part])
-                for i, one in zip(part.tolist(), held.tolist(), strict=True):
-                    by[i] = method if one else ""
-                    if not late or not reason[i].startswith("time"):
-                        reason[i] = "" if one else why
-        proved = torch.tensor([bool(one) for one in by])
-        if self.ladder.radius:
-            radius = self._widest(x, y, proved, end)
-        else:
-            radius = torch.where(proved, sizes, torch.nan)
-        finished = end == share or time.monotonic() <= end
-        return Proofs(by, radius.numpy(), reason, finished)
+        n, begun, methods = len(x), time.monotonic(), self.methods
+        by, reason, done = [""] * n, [""] * n, 0
+        for rows in torch.arange(n).split(methods.window):
+            limit = begun + (end - begun) * (int(rows[-1]) + 1) / n
+            groups = [
+                (at, methods.begin(x[at], y[at], threat.of_rows(at)))
+                for at in rows.split(methods.group)
+            ]
+            for method in methods.names:
+                left = list[tuple[Tensor, Group]]()
+                for at, group in groups:
+                    on_step(method, done)
+                    held, why = torch.zeros(len(at)).bool(), f"time ran out before {method}"
+                    if in_time := time.monotonic() < limit:
+                        held, why = _tried(group, method, len(at))
+                    for i, one in zip(at.tolist(), held.tolist(), strict=True):
+                        by[i], reason[i] = (method, "") if one else ("", why)
+                    more = in_time and method != methods.names[-1] and not held.all()
+                    done += int(held.sum()) if more else len(at)
+                    if more:
+                        left.append((at[~held], group.at(~held) if held.any() else group))
+                groups = left
+        return Proofs(by, reason)
 
-    def proves(self, x: Tensor, y: Tensor, radius: Tensor, method: str) -> np.ndarray:
-        """See `Prover.proves`."""
-        parts = torch.arange(len(x)).split(GROUP)
-        held = [self._ask(method, x[at], y[at], radius[at])[0] for at in parts]
-        return torch.cat(held).numpy()
-
-    def _ask(self, method: str, x: Tensor, y: Tensor, sizes: Tensor) -> tuple[Tensor, str]:
-        held, why = self.methods[method](x, y, replace(self.threat, eps=sizes))
-        return held, why or f"{method} does not prove it"
-
-    def _widest(self, x: Tensor, y: Tensor, proved: Tensor, end: float) -> Tensor:
-        """The largest sizes [n] that the last method proves, sought until a time; NaN: none."""
-        method, eps = list(self.methods)[-1], float(self.threat.eps)
-        box = self.target.bounds
+    def widest(
+        self,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        low: Tensor,
+        high: Tensor,
+        end: float,
+        on_step: OnStep,
+    ) -> Tensor:
+        """See `Prover.widest`."""
+        box, eps = self.target.bounds, torch.as_tensor(threat.eps, dtype=torch.float64)
         reach = torch.full((1, *x.shape[1:]), box.high - box.low, dtype=torch.float64)
-        most = float(self.threat.norm.size(reach))
-        low = torch.where(proved, eps, 0.0).double()
-        high = torch.where(proved, most, eps).double()
-        for part in torch.arange(len(x)).split(GROUP):
-            for _ in range(TRIES):
-                if time.monotonic() > end:
-                    break
-                most_tried = 2 * low[part].clamp_min(eps / 4)
-                middle = torch.minimum((low[part] + high[part]) / 2, most_tried)
-                held, _ = self._ask(method, x[part], y[part], middle)
-                low[part] = torch.where(held, middle, low[part])
-                high[part] = torch.where(held, high[part], middle)
-        return torch.where(low > 0, low, torch.nan)
+        high = high.clamp_max(float(threat.norm.size(reach)))
+        for tried in range(TRIES):
+            begun = time.monotonic()
+            if begun >= end:
+                break
+            middle = torch.minimum((low + high) / 2, 2 * low.clamp_min(eps / 4))
+            limit = begun + (end - begun) / (TRIES - tried)
+            found = self.climb(x, y, replace(threat, eps=middle), limit, on_step)
+            held = torch.tensor([bool(by) for by in found.by])
+            low, high = torch.where(held, middle, low), torch.where(held, high, middle)
+        return low
+
+    def proves(self, x: Tensor, y: Tensor, threat: Threat, method: str) -> Tensor:
+        """See `Prover.proves`."""
+        held = list[Tensor]()
+        for at in torch.arange(len(x)).split(self.methods.group):
+            group = self.methods.begin(x[at], y[at], threat.of_rows(at))
+            held.append(_tried(group, method, len(at))[0])
+        return torch.cat(held)
+
+
+def _tried(group: Group, method: str, n: int) -> tuple[Tensor, str]:
+    """Which rows of a group a method proves, and why it does not prove the others."""
+    try:
+        return group.climb(method), f"{method} does not prove it"
+    except Exception as error:  # noqa: BLE001  # whatever it is, nothing is proved
+        return torch.zeros(n, dtype=torch.bool), first_line(error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import writing
-from holdfast.cli.harden import echo_epoch, pages
+from holdfast.cli.harden import echo_epoch
 
 if TYPE_CHECKING:
     from holdfast.training.state import Epoch
@@ -68,7 +68,7 @@ def demo(
     typer.echo("\n".join(wrong) or "   it is confirmed.", err=True)
     writing.show(paired.summary(made.comparison))
     typer.echo(
-        f"weights: {made.file}\nreport: {pages(made)}, with links to those of the two runs",
+        f"weights: {made.file}\nreport: {made.report()}, with links to those of the two runs",
         err=True,
     )
     return int(bool(wrong))

@@ -103,7 +103,7 @@ def evaluate(
                 protocol=protocol,
                 attacks=attack or (),
                 samples=texts.rows_of(samples),
-                curve=texts.numbers(curve, "--curve"),
+                epsilons=texts.numbers(curve, "--curve") or None,
                 seed=seed,
                 max_queries=max_queries,
                 max_seconds=max_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,6 @@ from holdfast.cli import options, texts, writing
 from holdfast.errors import SpecError
 
 if TYPE_CHECKING:
-    from holdfast.hardening.harden import Hardened
     from holdfast.runs.run import Run
     from holdfast.training.state import Epoch
 
@@ -146,7 +144,7 @@ def harden(
     else:
         writing.show(paired.summary(made.comparison))
     what = "model" if made.file.suffix == ".keras" else "weights"
-    typer.echo(f"{what}: {made.file}\nlog: {folder / 'log.csv'}\nreport: {pages(made)}", err=True)
+    typer.echo(f"{what}: {made.file}\nlog: {folder / 'log.csv'}\nreport: {made.report()}", err=True)
     return _gate(made.after, min_clean, min_recall)
 
 
@@ -174,13 +172,3 @@ def echo_epoch(line: Epoch) -> None:
         f"robust {line.robust:.1%}",
         line.note,
     )
-
-
-def pages(made: Hardened) -> Path:
-    """Write the page of the comparison, and those of the two runs that it links to."""
-    from holdfast.reporting import html, paired
-
-    for run in (made.before, made.after):
-        html.write(run.folder)
-    epochs = [(line.clean, line.robust) for line in made.log]
-    return paired.write(made.folder / "report.html", made.comparison, epochs)

@@ -219,15 +219,9 @@ def open_source(
 
 def open_further(data: str, split: str, rows: Mapping[str, Any]) -> "Source":
     """Further data, read as `rows` says as far as their kind can be."""
+    from holdfast.data import suiting
+
     return open_source(data, **{**suiting(data, rows), "split": split})
-
-
-def suiting(data: str, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of reading that data of this kind take."""
-    from holdfast.data import READERS, kind_of
-
-    kind = kind_of(data)
-    return {n: said for n, said in rows.items() if n not in READERS or kind in READERS[n]}
 
 
 def open_to_train(

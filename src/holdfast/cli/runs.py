@@ -31,6 +31,7 @@ def verify(
     """Judge the stored examples again with the model itself, compute every figure anew, and compare
     the report. What no option says of model and data is as the run says it."""
     from holdfast.certification import Ladder
+    from holdfast.data import suiting
     from holdfast.evaluation.verify import verify as check
     from holdfast.reporting import html
     from holdfast.reporting.words import percent, printable
@@ -45,7 +46,7 @@ def verify(
     said = manifest.model
     default = (limits["low"], limits["high"]) if said.box else said.bounds
     box = options.box_of(how["bounds"], how["limits"], default)
-    rows = options.suiting(data, manifest.data.loading) | _given(rows)
+    rows = suiting(data, manifest.data.loading) | _given(rows)
     source = options.open_source(data, manifest.data.split, box, **rows)
     how["preprocess"] = given_again(said.preprocess, how["preprocess"] or ())
     as_then = {"layout": said.layout, "output": said.output, "task": said.task}
@@ -155,7 +156,9 @@ def merge(
 
 
 def report(
-    run: options.Folder,
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run or of a hardening.", metavar="RUN")
+    ],
     junit: Annotated[
         Path | None,
         typer.Option(help="JUnit XML: gates, findings and verdict as tests.", metavar="FILE"),
@@ -173,21 +176,32 @@ def report(
 ) -> int:
     """Write report.html from the stored evidence, show the summary, and write other forms that are
     asked for."""
-    from holdfast.reporting import html, terminal
+    from holdfast.reporting import html, pages, paired, terminal
     from holdfast.reporting import junit as tests
-    from holdfast.reporting import markdown as pages
+    from holdfast.reporting import markdown as md
     from holdfast.reporting import sarif as scan
     from holdfast.runs import gates
+    from holdfast.runs.compare import compare as pair
     from holdfast.runs.store import read_manifest, untrusted, write_bytes
 
+    if pages.is_hardening(run):
+        if gate or any((junit, sarif, markdown, model_card)):
+            raise InputError(
+                f"{run} is a hardening, whose two runs are {run / 'before'} and {run / 'after'}; "
+                "give one of them for gates and other forms of the report."
+            )
+        page = pages.write_hardening(run)
+        writing.show(paired.summary(pair(run / "before", run / "after")))
+        typer.echo(f"report: {page}", err=True)
+        return 0
     conditions = [gates.parse(text) for text in gate or ()]
     manifest = read_manifest(run)
     judged = gates.judge(conditions, manifest)
     makers = (
         (junit, lambda: tests.junit(manifest, judged)),
         (sarif, lambda: scan.sarif(manifest, judged)),
-        (markdown, lambda: pages.summary(manifest, judged).encode()),
-        (model_card, lambda: pages.card(manifest).encode()),
+        (markdown, lambda: md.summary(manifest, judged).encode()),
+        (model_card, lambda: md.card(manifest).encode()),
     )
     with untrusted(run):
         made = [(path, make()) for path, make in makers if path is not None]

@@ -111,7 +111,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     columns = (
         parts.BarColumn(24),
         parts.TaskProgressColumn(show_speed=True),
-        parts.TextColumn("{task.fields[live]} not broken"),
+        parts.TextColumn("{task.fields[live]}"),
         parts.TimeElapsedColumn(),
         parts.TextColumn("left"),
         parts.TimeRemainingColumn(),
@@ -119,4 +119,6 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
     )
     with parts.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, live="-")
-        yield lambda p: bar.update(task, completed=p.share, description=p.trial, live=f"{p.live:,}")
+        yield lambda p: bar.update(
+            task, completed=p.share, description=p.trial, live=f"{p.live:,} {p.state}"
+        )

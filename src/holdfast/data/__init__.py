@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from holdfast.arguments import checked
 from holdfast.data import cifar10, digits, factory, idx, libsvm, npz
 from holdfast.data.arrays import from_arrays
 from holdfast.data.files import printable
 from holdfast.data.source import Source
-from holdfast.errors import InputError, suggest
+from holdfast.errors import InputError, listed, suggest
 
 __all__ = ["KINDS", "Source", "as_source", "from_arrays", "open_data"]
 
@@ -49,6 +50,8 @@ READERS = {
     "resize": ("folder",),
     "crop": ("folder", "waves"),
 }
+# of pictures: the shorter side, or height and width; of sounds the number of samples
+Size: TypeAlias = str | int | tuple[int, int]
 _FORMS = {
     kind: KINDS[kind].split(": ")[0]
     for kind in ("mnist", "fashion-mnist", "cifar10", "idx", "libsvm")
@@ -62,8 +65,8 @@ def open_data(
     scale: bool = True,
     label: str | None = None,
     classes: str | os.PathLike[str] | None = None,
-    resize: str | None = None,
-    crop: str | None = None,
+    resize: Size | None = None,
+    crop: Size | None = None,
 ) -> Source:
     """The source that `spec` names, in one of the forms of `KINDS`.
 
@@ -85,16 +88,10 @@ def open_data(
         SpecError: a size that is none.
     """
     spec = os.fspath(spec)
-    given = {"label": label, "classes": classes, "resize": resize, "crop": crop}
-    loading = {name: os.fspath(value) for name, value in given.items() if value is not None}
+    loading = _given(label=label, classes=classes, resize=resize, crop=crop)
     try:
         kind = kind_of(spec)
-        unused = [name for name in loading if kind not in READERS[name]]
-        if unused:
-            takers = " or ".join(KINDS[taker].split(": ")[0] for taker in READERS[unused[0]])
-            raise InputError(
-                f"--{unused[0]} is for {takers}, but the data are {spec}; leave it out."
-            )
+        _refuse_unread(loading, kind, spec)
         source = _open(kind, spec, split, scale, loading)
     except FileNotFoundError as error:
         raise InputError(
@@ -110,8 +107,32 @@ def open_data(
     return source
 
 
+def _given(**options: Size | os.PathLike[str] | None) -> dict[str, str]:
+    """The options that were given, as the command line writes them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    pairs = {n: ",".join(map(str, v)) for n, v in given.items() if isinstance(v, (tuple, list))}
+    return {name: str(value) for name, value in given.items()} | pairs
+
+
+def _refuse_unread(loading: dict[str, str], kind: str, what: str) -> None:
+    """Refuse options of reading that data of this kind do not have."""
+    for name in loading:
+        if kind not in READERS[name]:
+            takers = " or ".join(KINDS[taker].split(": ")[0] for taker in READERS[name])
+            raise InputError(f"--{name} is for {takers}, but the data are {what}; leave it out.")
+
+
 @checked
-def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
+def as_source(
+    data: Any,
+    *,
+    split: str = "test",
+    scale: bool = True,
+    label: str | None = None,
+    classes: str | os.PathLike[str] | None = None,
+    resize: Size | None = None,
+    crop: Size | None = None,
+) -> Source:
     """Data in any form that a caller may hold, as a source: every command and function takes the
     same forms.
 
@@ -127,18 +148,54 @@ def as_source(data: Any, *, split: str = "test", scale: bool = True) -> Source:
             inputs and labels; any map-style dataset or iterator of pairs (x, y), of batches, or of
             dicts. Items may be pictures of Pillow: they become bytes [channels, height, width].
         split: of data that a text names.
-        scale: bytes become float32 in [0, 1]; else float32 in 0..255.
+        scale: bytes become float32 in [0, 1]; else float32 in 0..255, as a model with bounds of
+            0 and 255 takes them.
+        label: the column of labels of a DataFrame, a table of pyarrow, or a CSV or Parquet file;
+            None: y, label, target or class.
+        classes: of a folder: a file with the class number of each sub-folder, as `--classes`.
+        resize: of a folder of images, while loading: 256 (the shorter side), (224, 224) (height,
+            width), or "256,bicubic".
+        crop: the middle 224 x 224 or (height, width) of each image of a folder, after the resize;
+            the middle 16000 samples of each sound.
 
     Raises:
-        InputError: none of these, or data that cannot be read.
-    """
-    if isinstance(data, Source):
-        return data
-    if isinstance(data, (str, os.PathLike)):
-        return open_data(data, split=split, scale=scale)
-    from holdfast.data.objects import from_object
+        InputError: none of these, data that cannot be read, or an option that they do not have.
+        SpecError: a size that is none.
 
-    return from_object(data, scale=scale)
+    Example:
+        >>> data = holdfast.as_source("patients.csv", label="outcome")
+        >>> holdfast.evaluate(model, data, "linf(0.1)")
+        >>> x, y = data.rows(0, 100)
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return open_data(
+            data,
+            split=split,
+            scale=scale,
+            label=label,
+            classes=classes,
+            resize=resize,
+            crop=crop,
+        )
+    loading = _given(label=label, classes=classes, resize=resize, crop=crop)
+    if isinstance(data, Source):
+        if loading:
+            said = listed(list(loading), 4)
+            raise InputError(
+                f"{data.name} is a source, which is read already; give {said} with the text or the "
+                "table that it is made of."
+            )
+        return data
+    from holdfast.data.objects import from_object, is_table
+
+    _refuse_unread(loading, "csv" if is_table(data) else "", f"of type {type(data).__name__}")
+    return from_object(data, scale=scale, **loading)
+
+
+def suiting(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of reading that data of this kind have; other options stay."""
+    kind = kind_of(data)
+    return {n: said for n, said in options.items() if n not in READERS or kind in READERS[n]}
 
 
 def kind_of(spec: str) -> str:

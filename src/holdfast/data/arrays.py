@@ -34,7 +34,7 @@ class Arrays(Source):
         further: Sequence[np.ndarray] = (),
     ) -> None:
         if x.dtype.kind not in "biuf":
-            raise InputError(f"x of {name} holds {x.dtype}; expected numbers.")
+            raise InputError(f"x of {name} holds {x.dtype}; expected numbers, and real ones.")
         if y.dtype.kind == "O":
             raise InputError(f"y of {name} holds Python objects; expected one integer a row.")
         if x.ndim < 2 or y.ndim < 1:
@@ -44,7 +44,7 @@ class Arrays(Source):
             )
         if len(x) != len(y):
             raise InputError(
-                f"{name} has {len(x)} inputs and {len(y)} labels; expected as many of both: "
+                f"x and y of {name} are {len(x)} inputs and {len(y)} labels; expected as many: "
                 "one of them is probably cut short or belongs to another set."
             )
         if x.size == 0:
@@ -129,6 +129,8 @@ def to_numpy(value: Any, what: str) -> np.ndarray:
     Raises:
         InputError: NumPy cannot read it (ragged lists, bfloat16 tensors); `what` names it.
     """
+    if value is None:
+        raise InputError(f"{what} is None; expected an array.")
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()

@@ -31,8 +31,12 @@ _REMARK = (
 )
 
 
-def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
-    """Any object that holds labelled inputs, as a source; `name` is the type's, if none is given.
+def from_object(data: Any, *, scale: bool, name: str = "", label: str | None = None) -> Source:
+    """Any object that holds labelled inputs, as a source.
+
+    Args:
+        name: of the data; that of the type, if none is given.
+        label: of a table: the column of labels.
 
     Raises:
         InputError: it holds none, raises, or is too large to be held where it has to be.
@@ -41,10 +45,10 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
         x, y = data
         return from_arrays(x, y, name or "arrays", scale=scale)
     name = name or type(data).__name__
-    if hasattr(data, "__dataframe__") or hasattr(data, "to_frame"):  # a table, or a Series
+    if is_table(data):
         from holdfast.data.table import from_frame
 
-        return from_frame(data, name, scale)
+        return from_frame(data, name, scale, label)
     if isinstance(data, Mapping):
         return from_arrays(*pair_of(data, f"data ({name})"), name, scale=scale)
     if hasattr(data, "as_numpy_iterator"):
@@ -68,6 +72,11 @@ def from_object(data: Any, *, scale: bool, name: str = "") -> Source:
     if hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return hold(data, name, scale, _class_names(data))
     raise InputError(f"data is {data!r:.40} ({name}); expected {FORMS}.")
+
+
+def is_table(data: Any) -> bool:
+    """Whether it is a DataFrame, a table of pyarrow, or a Series."""
+    return hasattr(data, "__dataframe__") or hasattr(data, "to_frame")
 
 
 def hold(

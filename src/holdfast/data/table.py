@@ -55,14 +55,14 @@ def open_csv(path: Path, name: str, scale: bool, label: str | None = None) -> So
     return from_table(table, f"{path}", name, scale, label)
 
 
-def from_frame(data: Any, name: str, scale: bool) -> Source:
+def from_frame(data: Any, name: str, scale: bool, label: str | None = None) -> Source:
     """A DataFrame of pandas, or a table of pyarrow: see `from_table`.
 
     Raises:
         InputError: as there.
     """
     if isinstance(data, pa.Table):
-        return from_table(data, name, name, scale)
+        return from_table(data, name, name, scale, label)
     if not hasattr(data, "columns"):
         raise InputError(
             f"data is a {name} without labels; expected (x, y), or a DataFrame with a column of "
@@ -74,7 +74,7 @@ def from_frame(data: Any, name: str, scale: bool) -> Source:
         raise InputError(
             f"{name} holds what is no column of numbers: {first_line(error)}."
         ) from None
-    return from_table(table, name, name, scale)
+    return from_table(table, name, name, scale, label)
 
 
 def from_table(
@@ -123,7 +123,7 @@ def columns_of(schema: pa.Schema, what: str, label: str | None) -> tuple[str, li
         raise InputError(
             f"{what} has the columns {listed(names, 10) or 'none'}; expected features under "
             "different names and one column of labels: y, label, target or class (rename yours), "
-            "or of a file what --label names."
+            "or what --label names (in Python: as_source(data, label=...))."
         )
     lists = "x" in names and "x" not in labels and is_list(schema.field("x").type)
     features = [name for name in names if name not in labels and (name == "x" or not lists)]

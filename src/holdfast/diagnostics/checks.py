@@ -48,12 +48,12 @@ _SEARCH = (
     "sparsers(steps=1000)",
     "rays(steps=600)",
     "cgba(steps=10)",
-    'apgd(steps=50, loss="margin", through="surrogate")',
+    'apgd(steps=50, loss="margin", gradient="surrogate")',
 )
 _MASKED = (
-    'apgd(steps=50, loss="margin", restarts=2, through="straight")',
-    'apgd(steps=30, loss="margin", through="blurred")',
-    'sigmazero(steps=200, through="straight")',
+    'apgd(steps=50, loss="margin", restarts=2, gradient="bpda")',
+    'apgd(steps=30, loss="margin", gradient="smoothed")',
+    'sigmazero(steps=200, gradient="bpda")',
     *_SEARCH,
 )
 # What answers a sign, for all norms: those trials are taken that fit the threat and the target.
@@ -64,7 +64,7 @@ FOLLOW_UPS: dict[str, tuple[str, ...]] = {
     "turning_gradient": _MASKED,
     "non_smooth": _MASKED,
     "one_hot": (
-        'apgd(steps=50, loss="margin", through="straight")',
+        'apgd(steps=50, loss="margin", gradient="bpda")',
         'apgd(steps=100, loss="mifpe")',
     ),
     "unbounded": _MASKED,
@@ -150,9 +150,9 @@ def answered(found: Sequence[Finding], trials: Sequence[Trial]) -> list[Finding]
 
 
 def _fits(trial: Trial, threat: Threat, sources: GradientSources) -> bool:
-    if not sources.has(trial.through) or not trial.attack.works_in(threat.norm):
+    if not sources.has(trial.gradient) or not trial.attack.works_in(threat.norm):
         return False
-    if trial.through:
+    if trial.gradient:
         return True
     try:
         check_fit(trial.attack, sources.target, threat, sources.images(trial.attack))
@@ -216,7 +216,7 @@ def _turning_gradient(a: Answers) -> Iterator[Finding]:
 def _non_smooth(a: Answers) -> Iterator[Finding]:
     if not a.hard:
         return
-    rows = a.broken_by.get("straight", np.zeros(len(a.ids), bool))
+    rows = a.broken_by.get("bpda", np.zeros(len(a.ids), bool))
     text = (
         f"Inputs go through steps without a gradient ({', '.join(a.hard)}), but going straight "
         "through them broke no more."
@@ -230,7 +230,7 @@ def _non_smooth(a: Answers) -> Iterator[Finding]:
         )
         severity, advice = "red", "Measure with straight-through gradients."
     source = "arXiv:1802.00420, section 4"
-    yield _found(a, "non_smooth", rows, 0, "straight", text, advice, source, severity=severity)
+    yield _found(a, "non_smooth", rows, 0, "bpda", text, advice, source, severity=severity)
 
 
 def _one_hot(a: Answers) -> Iterator[Finding]:

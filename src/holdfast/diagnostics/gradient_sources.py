@@ -17,11 +17,11 @@ from holdfast.runs.manifest import Costs
 from holdfast.targets.frameworks.pytorch.bpda import with_bpda
 from holdfast.targets.surrogate import distil
 from holdfast.targets.target import Access, Target, sealed
-from holdfast.targets.wrappers import Blurred, Estimated, Surrogate
+from holdfast.targets.wrappers import Estimated, SmoothedGradient, Surrogate
 from holdfast.threats.threat import Threat
 
 SHOWN = 512  # rows of the source that a surrogate learns from; it sees no labels
-LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be blurred
+LOOKED = 8  # rows, evenly spread, at which there has to be a gradient, if one is to be smoothed
 QUERIES = 2048  # that it may put to the model
 
 
@@ -58,13 +58,13 @@ class GradientSources:
 
     def has(self, name: str) -> bool:
         """Whether the target has this source."""
-        if name == "straight":
+        if name == "bpda":
             return with_bpda(self.target) is not None
-        if name == "blurred" and (self.threat.spatial is not None or not self._has_gradient):
+        if name == "smoothed" and (self.threat.spatial is not None or not self._has_gradient):
             return False
         if name == "surrogate" and self.target.inputs.context:
             return False
-        return self.target.access >= {"blurred": Access.GRADIENTS, "estimated": Access.SCORES}.get(
+        return self.target.access >= {"smoothed": Access.GRADIENTS, "estimated": Access.SCORES}.get(
             name, Access.LABELS
         )
 
@@ -82,19 +82,19 @@ class GradientSources:
             z, pull = self.target.linearize(self.target.batcher.place(x))
             return bool((pull(torch.randn_like(z)) != 0).any())
 
-    def _straight(self) -> Target:
+    def _bpda(self) -> Target:
         if (bpda := with_bpda(self.target)) is None:
-            raise SpecError("through='straight' needs a model of torch; try through='estimated'.")
+            raise SpecError("gradient='bpda' needs a model of torch; try gradient='estimated'.")
         return bpda
 
-    def _blurred(self) -> Target:
+    def _smoothed(self) -> Target:
         if self.target.access < Access.GRADIENTS:
-            raise SpecError("through='blurred' needs gradients; try through='estimated'.")
+            raise SpecError("gradient='smoothed' needs gradients; try gradient='estimated'.")
         if self.threat.spatial is not None:
             raise SpecError(
-                "through='blurred' averages over a ball of inputs, and a movement has none."
+                "gradient='smoothed' averages over a ball of inputs, and a movement has none."
             )
-        return Blurred(self.target, self.threat.norm, float(self.threat.eps) / 2)
+        return SmoothedGradient(self.target, self.threat.norm, float(self.threat.eps) / 2)
 
     def _estimated(self) -> Target:
         return Estimated(self.target, sigma=0.05)
@@ -102,7 +102,7 @@ class GradientSources:
     def _surrogate(self) -> Target:
         if self.target.inputs.context:
             raise SpecError(
-                "through='surrogate' learns from inputs alone, and to these more belongs: "
+                "gradient='surrogate' learns from inputs alone, and to these more belongs: "
                 f"{', '.join(self.target.inputs.context)}."
             )
         x = torch.from_numpy(self.source.rows(0, min(SHOWN, len(self.source)))[0])

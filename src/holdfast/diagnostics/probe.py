@@ -36,7 +36,7 @@ QUESTIONS: dict[str, str] = {
     "scores": "square(steps=120)",
     "labels": "rays(steps=30)",
 }
-BPDA = 'apgd(steps=30, loss="margin", through="straight")'  # where steps have no gradient
+BPDA = 'apgd(steps=30, loss="margin", gradient="bpda")'  # where steps have no gradient
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def questions(first: Trial, *, hard: bool) -> dict[str, Trial]:
     without a gradient."""
     more = Trial(replace(first.attack, steps=2 * first.attack.steps))
     asked = {name: parse_trial(text) for name, text in QUESTIONS.items()}
-    return {"more": more, **asked, **({"straight": parse_trial(BPDA)} if hard else {})}
+    return {"more": more, **asked, **({"bpda": parse_trial(BPDA)} if hard else {})}
 
 
 def examine(
@@ -117,7 +117,7 @@ def examine(
     alone.
 
     `broken_by` says which rows each attack broke: `one` a single step, `more` twice the steps,
-    `scores` a search on scores alone, `labels` one on labels, `straight` straight-through
+    `scores` a search on scores alone, `labels` one on labels, `bpda` straight-through
     gradients; and in which it failed: `whole` with the whole box to move in, `larger` with twice
     eps though it had succeeded within eps.
     """
@@ -205,7 +205,7 @@ def _attacks(
         part = rows.part(at)
         threat = part.threat if eps is None else part.threat.at(eps)
         try:
-            attacked = sources(trial.through)
+            attacked = sources(trial.gradient)
             check_fit(trial.attack, attacked, threat, sources.images(trial.attack))
         except HoldfastError:
             return hit

@@ -22,7 +22,14 @@ from holdfast.errors import SpecError
 from holdfast.evaluation import goals, judge, perceptual
 from holdfast.evaluation.contract import check_data
 from holdfast.evaluation.labels import numbered
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, open_for, prepare
+from holdfast.evaluation.prepare import (
+    Prepared,
+    check_threat,
+    check_trials,
+    open_for,
+    prepare,
+    sizes_of,
+)
 from holdfast.evaluation.protocols import PROTOCOLS, chosen, default_attack
 from holdfast.targets import wrap
 from holdfast.targets.batch import Batch, picked, read
@@ -69,7 +76,8 @@ def attack(
         model: what `holdfast.wrap` takes, wrapped or not; inputs outside [0, 1] need it wrapped
             with its bounds.
         x: raw inputs within the model's bounds; an array of torch, NumPy, TensorFlow or JAX. Bytes
-            become [0, 1] where the bounds are these.
+            become [0, 1] where the bounds are these. `as_source(...).rows(0, 100)` gives x and y of
+            files.
         y: the true classes, whole numbers; [n, k] of a multi-label or regression model.
         threat: what the adversary may do: `"linf(8/255)"`, `"l2(inf)"` for the smallest change, or
             a `Threat`, whose eps and target may be one a row; of images also `"rotation(30, 3)"`,
@@ -109,7 +117,7 @@ def _sized(threat: Threat | str, epsilons: Sequence[float]) -> list[Threat]:
             f"epsilons are sizes in a norm, but the threat is the movement {threat}; call attack "
             "once for each."
         )
-    return [as_threat(threat).at(float(eps)) for eps in epsilons]
+    return [as_threat(threat).at(eps) for eps in sizes_of(epsilons)]
 
 
 def _crafted(
@@ -150,10 +158,10 @@ def craft(
     """
     name, given = _list_of(attack)
     for trial in given:
-        if trial.near < 1:
+        if trial.max_margin < 1:
             raise SpecError(
-                f"{trial!r}: near is of a row that earlier attacks of a list left, but this is the "
-                "only one."
+                f"{trial!r}: max_margin is of a row that earlier attacks of a list left, but this "
+                "is the only one."
             )
     ready = prepare(target, data, threat, name or "quick", given, samples)
     if attack is None:
@@ -172,11 +180,16 @@ def craft(
         asked = spec.write(ready.threat.spatial.transform)
     return AttackResult(
         **columns,
-        attack=name or repr(ready.protocol.trials[0]),
+        attack=name or _called(ready.protocol.trials[0]),
         threat=asked,
         bounds=(target.bounds.low, target.bounds.high),
         layout=target.inputs.layout,
     )
+
+
+def _called(trial: Trial) -> str:
+    """The text of a trial; of an attack alone, under the name that the user gave it."""
+    return repr(trial.attack if trial == Trial(trial.attack) else trial)
 
 
 def _list_of(attack: Asked) -> tuple[str, tuple[Trial, ...]]:
@@ -217,11 +230,11 @@ def _chunk(ready: Prepared, seed: int, first: int, stop: int) -> dict[str, Tenso
     units = [(trial, *unit) for trial in trials for unit in trial.units(target.task.k)]
     for trial, restart, rank in units:
         open_ = right & (size.isinf() | (not threat.bounded))
-        open_ &= ~(torch.minimum(lowest, margin) > trial.near * margin)
+        open_ &= ~(torch.minimum(lowest, margin) > trial.max_margin * margin)
         left = open_.nonzero()[:, 0]
         found = run(
             trial.attack,
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             batch[left],
             y[left],
             threat.of_rows(left),

@@ -60,9 +60,10 @@ COUNTS = ("queries", "forwards", "backwards", "zero_gradients")  # of the search
 class Progress(NamedTuple):
     """How far an evaluation is."""
 
-    share: float  # of all work, by rows and units, in [0, 1]
-    trial: str
-    live: int  # rows of the present chunk that are not broken yet
+    share: float  # of all work, by rows and units, in [0, 1]; with attacks and proofs half each
+    trial: str  # or the method that proves
+    live: int  # rows of the present chunk that are not broken yet; of all that the prover is to try
+    state: str = "not broken"  # what the live rows are
 
 
 OnProgress = Callable[[Progress], None]
@@ -210,7 +211,7 @@ def search(
             open_ &= ~(state.size <= settings.limit(settings.sought(unit)))
         if unit.eps < own:  # what no eps above it could break is not broken here either
             open_ &= state.size <= settings.limit(larger[unit.eps])
-        if (share := settings.trials[unit.trial].near) < 1:
+        if (share := settings.trials[unit.trial].max_margin) < 1:
             # without scores there are no margins, and no row is left out
             open_ &= ~(state.lowest > share * clean)
         at = open_.nonzero()[:, 0]
@@ -451,7 +452,7 @@ def _attack(
     started = time.monotonic()
     result = run(
         trial.attack,
-        settings.gradient_sources(trial.through),
+        settings.gradient_sources(trial.gradient),
         state.batch[at],
         state.y[at],
         state.threat.of_rows(at).at(settings.sought(unit)),

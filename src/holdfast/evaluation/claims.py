@@ -27,6 +27,7 @@ from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Costs, Finding, Manifest, ModelInfo
 from holdfast.runs.migration import in_todays_words
 from holdfast.targets.target import Access, Target
+from holdfast.threats.table.schema import Schema
 from holdfast.threats.threat import RULES, Targeted, Threat, Untargeted
 
 LISTED = 5
@@ -85,9 +86,10 @@ def threat_of(folder: Path, manifest: Manifest, rows: int) -> Threat:
         if n in ("scale", "mask")
     }
     grid = manifest.threat.grid or ""
-    return Threat(NORMS[manifest.threat.norm], manifest.threat.eps, aim, grid=grid).limited(
-        **limits
-    )
+    said = manifest.threat.table
+    schema = None if said is None else Schema.parse(said)
+    norm, eps = NORMS[manifest.threat.norm], manifest.threat.eps
+    return Threat(norm, eps, aim, grid=grid, schema=schema).limited(**limits)
 
 
 def _goals(folder: Path, rows: int) -> torch.Tensor:
@@ -244,7 +246,7 @@ def _rounds(manifest: Manifest, threat: Threat, table: pa.Table) -> Iterator[str
     smaller = any(eps < manifest.threat.eps for eps, _ in manifest.threat.measured)
     for trial in own:
         # else it may leave out some rows
-        everywhere = whole and not smaller and "near=" not in trial.spec
+        everywhere = whole and not smaller and "max_margin=" not in trial.spec
         for done in trial.restarts:
             too_many = done.attacked > high and not smaller
             too_few = done.attacked < low and everywhere

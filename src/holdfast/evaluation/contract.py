@@ -12,7 +12,7 @@ from holdfast.errors import InputError
 from holdfast.evaluation.output_kind import find_reading, saturated
 from holdfast.runs.manifest import Finding
 from holdfast.targets.batch import Batch, read
-from holdfast.targets.target import Access, Bounds, Target, sealed
+from holdfast.targets.target import FLOAT32, Access, Bounds, Target, sealed
 from holdfast.targets.truth import WithTruth
 
 LOOK = 256  # rows that the model is asked about
@@ -20,10 +20,11 @@ CHECKED = 64  # rows from all parts of the data whose labels are checked too
 STRIDE = 1024  # rows read at once
 
 
-def check_data(data: Source, bounds: Bounds) -> None:
+def check_data(data: Source, bounds: Bounds, *, boxed: bool = True) -> None:
     """Refuse data that cannot be what the bounds say: all rows are read, none is kept.
 
-    The bounds say nothing of the rows' context.
+    The bounds say nothing of the rows' context; nor of rows that a schema holds to its own, where
+    they are not `boxed`.
 
     Raises:
         InputError: not finite, out of bounds (with the likely cause).
@@ -33,19 +34,22 @@ def check_data(data: Source, bounds: Bounds) -> None:
         x, _ = data.rows(start, min(start + STRIDE, len(data)))
         for part in (*data.context(start, start + len(x)).values(), x):
             _check_finite(part, start, data.name)
-        if bounds.each is not None:
+        if bounds.each is not None and boxed:
             _check_each(torch.from_numpy(x), bounds, start, data.name)
         low, high = min(low, float(x.min())), max(high, float(x.max()))
         whole = whole and bool((x == np.rint(x)).all())
         total, count = total + float(x.sum(dtype=np.float64)), count + x.size
-        squares += float(np.power(x, 2, dtype=np.float64).sum())
+        with np.errstate(over="ignore"):  # such inputs are refused below
+            squares += float(np.power(x, 2, dtype=np.float64).sum())
+    if not boxed:
+        return
     slack = 1e-6 * (bounds.high - bounds.low)
     span = (
         f"inputs span [{low:.4g}, {high:.4g}] but the bounds are [{bounds.low:g}, {bounds.high:g}]."
     )
     if low < bounds.low - slack or high > bounds.high + slack:
         mean = total / count
-        spread = max(squares / count - mean**2, 0) ** 0.5
+        spread = max(squares / count - mean * mean, 0) ** 0.5
         raise InputError(f"{span} {_likely(low, high, mean, spread, bounds, whole=whole)}")
     if bounds.high >= 128 and high <= 1:
         raise InputError(
@@ -222,6 +226,8 @@ def averaged(noted: list[Finding]) -> list[Finding]:
 def _likely(
     low: float, high: float, mean: float, spread: float, bounds: Bounds, *, whole: bool
 ) -> str:
+    if max(-low, high) > FLOAT32:
+        return "float32 does not hold such numbers: repair these rows, or give other units."
     if whole and low >= 0 and high > 255:
         return "They are whole numbers: if they are tokens of text, such models are not supported."
     if bounds.high <= 1 and low >= 0 and 1.5 < high <= 255:

@@ -140,7 +140,7 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
             live &= size <= settings.limit(larger[eps])
         weight = bill.n * rows.share / m
         if begun or trial is not first:
-            bill.add(price, weight * float((live & ~(left > trial.near)).sum()))
+            bill.add(price, weight * float((live & ~(left > trial.max_margin)).sum()))
             continue
         at, begun = live.nonzero()[:, 0], True
         if not len(at):
@@ -148,7 +148,7 @@ def _trials(settings: SearchSettings, rows: CleanRows, bill: Bill) -> tuple[floa
         part = rows.part(at)
         pilot = run(
             first.attack,
-            settings.gradient_sources(first.through),
+            settings.gradient_sources(first.gradient),
             part.batch,
             part.y,
             part.threat.at(settings.sought(unit)),
@@ -173,7 +173,7 @@ def _priced(settings: SearchSettings, trial: Trial, rows: CleanRows, bill: Bill)
     or with a power of them where each costs more."""
     if (text := trial.write(whole=True)) in bill.prices:
         return bill.prices[text]
-    attack, attacked = trial.attack, settings.gradient_sources(trial.through)
+    attack, attacked = trial.attack, settings.gradient_sources(trial.gradient)
 
     def short(steps: int, n: int) -> tuple[float, float]:
         """Passes of a row, and seconds of all."""

@@ -26,7 +26,6 @@ from holdfast.evaluation import certificates
 from holdfast.evaluation.build_manifest import add, build_manifest, collect, collect_corruptions
 from holdfast.evaluation.certificates import Certifier, Prover
 from holdfast.evaluation.chunk import (
-    STATUSES,
     OnProgress,
     Progress,
     SearchSettings,
@@ -36,7 +35,7 @@ from holdfast.evaluation.chunk import (
 from holdfast.evaluation.estimate import Forecast, forecast
 from holdfast.evaluation.facts import Names, facts_of, limits_of, question
 from holdfast.evaluation.perceptual import PerceptualDistance
-from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare
+from holdfast.evaluation.prepare import Prepared, check_threat, check_trials, prepare, sizes_of
 from holdfast.evaluation.probing import probe
 from holdfast.memory import give_back_freed
 from holdfast.runs import store
@@ -66,12 +65,19 @@ class Evaluation:
     def corrupted(self) -> bool:
         return self.facts.corruptions is not None
 
+    @property
+    def attacks(self) -> float:
+        """The share of the progress that is theirs; the rest is that of proofs."""
+        if self.prover is None:
+            return 1.0
+        return 0.5 if self.settings.trials else 0.0
+
 
 @checked
 def evaluate(
     model: Any, data: Any, threat: Threat | str, *, protocol: str = "standard",
     attacks: Sequence[str | Attack | Trial] = (), samples: int | tuple[int, int] | None = None,
-    curve: Sequence[float] = (), seed: int = 0, max_queries: int | None = None,
+    epsilons: Sequence[float] | None = None, seed: int = 0, max_queries: int | None = None,
     max_seconds: float | None = None, out: Path | str | None = None, resume: bool = False,
     on_progress: OnProgress | None = None, on_estimate: Callable[[Forecast], None] | None = None,
     corruptions: bool = False, baseline: Path | str | None = None,
@@ -93,7 +99,7 @@ def evaluate(
             `none`: nothing is attacked.
         attacks: the user's own list, as specs or objects.
         samples: the first so many rows, or a (start, stop) range of them; None: all.
-        curve: further eps to run the protocol at.
+        epsilons: further eps to run the protocol at, in the same run: a curve.
         seed: of all noise; a row's noise depends on it and on the row's id alone.
         max_queries: the most forwards that a row may cost.
         max_seconds: start nothing new after this time; rows never attacked are `skipped`.
@@ -115,7 +121,7 @@ def evaluate(
     """
     deadline = time.monotonic() + (math.inf if max_seconds is None else max_seconds)
     ready = prepare(wrap(model), data, threat, protocol, list(attacks), samples, groups)
-    settings = settings_of(ready, list(curve), seed, max_queries, deadline, perceptual)
+    settings = settings_of(ready, sizes_of(epsilons), seed, max_queries, deadline, perceptual)
     with run_folder(out) as folder:
         check_trials(ready, max_queries)
         facts = facts_of(ready, settings, names or Names())
@@ -163,8 +169,8 @@ def _run(job: Evaluation, out: Path | str | None) -> None:
         job = _probed(job)
         for chunk in job.ready.chunks:
             _search(job, chunk)
-            _certify(job, chunk)
             _corrupt(job, chunk)
+        _certify(job)
     _write(job)
 
 
@@ -280,7 +286,7 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     def on_step(share: float, trial: str, live: int) -> None:
         done = start - first + share * (stop - start)
         if job.on_progress is not None:
-            job.on_progress(Progress(done / (last - first), trial, live))
+            job.on_progress(Progress(job.attacks * done / (last - first), trial, live))
 
     batch, y = read(job.ready.source, start, stop)
     state = search(
@@ -308,21 +314,20 @@ def _search(job: Evaluation, chunk: tuple[int, int]) -> None:
     job.journal.write(f"{name}-done", columns, said)
 
 
-def _certify(job: Evaluation, chunk: tuple[int, int]) -> None:
-    """Prove what can be proved of a chunk, where that is asked for and not done."""
+def _certify(job: Evaluation) -> None:
+    """Prove what can be proved of all rows, where that is asked for and not done."""
     if job.prover is None:
         return
-    done = job.journal.read(f"{chunk[0]:09d}-done")[0]
-    status = np.array(STATUSES)[done["status"]]
-    (start, stop), (first, last) = chunk, job.ready.rows
 
-    def on_step(share: float, method: str, live: int) -> None:
-        done = stop - first if job.settings.trials else start - first + share * (stop - start)
+    def on_step(method: str, done: int, total: int) -> None:
         if job.on_progress is not None:
-            job.on_progress(Progress(done / (last - first), method, live))
+            before = job.attacks
+            share = before + (1 - before) * done / max(total, 1)
+            what = f"proving with {method}: {done:,} of {total:,} rows"
+            job.on_progress(Progress(share, what, total - done, "left"))
 
-    source, deadline = job.ready.source, job.settings.deadline
-    certificates.certify(job.prover, job.journal, chunk, status, source, deadline, on_step)
+    ready = job.ready
+    certificates.certify(job.prover, job.journal, ready.chunks, ready.source, job.settings, on_step)
 
 
 def _corrupt(job: Evaluation, chunk: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from holdfast import spec, version
 from holdfast.evaluation.chunk import SearchSettings
-from holdfast.evaluation.prepare import Prepared
+from holdfast.evaluation.prepare import Prepared, innermost
 from holdfast.runs.journal import VERSION
 from holdfast.runs.manifest import (
     DataInfo,
@@ -40,11 +40,12 @@ class Names:
 def facts_of(ready: Prepared, settings: SearchSettings, names: Names) -> Facts:
     """The facts of an evaluation of prepared rows, before anything is measured."""
     target, source, protocol = ready.target, ready.source, ready.protocol
-    spatial, model = ready.threat.spatial, getattr(target, "model", target)
+    spatial, inner = ready.threat.spatial, innermost(target)
+    called = inner.name or type(getattr(inner, "model", inner)).__name__
     libraries = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return Facts(
         model=ModelInfo(
-            spec=names.model or type(model).__name__,
+            spec=names.model or called,
             arch=names.arch,
             fingerprint=target.fingerprint(),
             transformation=None if spatial is None else spec.write(spatial.transform, whole=True),
@@ -105,6 +106,7 @@ def _threat(threat: Threat, settings: SearchSettings) -> ThreatInfo:
         norm=threat.norm.name,
         eps=float(threat.eps),
         grid=threat.grid or None,
+        table=None if threat.schema is None else threat.schema.text(),
         measured=[(eps, settings.limit(eps)) for eps in settings.measured],
     )
     goal = getattr(threat.goal, "t", None)

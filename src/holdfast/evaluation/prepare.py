@@ -31,6 +31,7 @@ from holdfast.evaluation.contract import (
 )
 from holdfast.evaluation.labels import numbered
 from holdfast.evaluation.protocols import Protocol
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs.manifest import Finding
 from holdfast.targets.adapter import Adapter
@@ -87,6 +88,8 @@ def prepare(
     """
     own = protocols.chosen(attacks) if attacks else None
     target = copied(target)
+    if isinstance(threat, Threat):
+        target = in_table(target, threat)
     source = open_for(target, data)
     groups = groups_of(source, groups)
     movement = spatial.parse(threat) if isinstance(threat, str) else None
@@ -97,15 +100,17 @@ def prepare(
     if not attacks:
         protocols.asked(protocol, threat, target.access)  # which may refuse the name
     rows = rows_asked(samples, len(source), source.name)
-    check_data(source, target.bounds)
+    check_data(source, target.bounds, boxed=threat.schema is None)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, threat, target.batcher.dtype)
     noted = check_model(target, source)
     usual = threat.additive and not target.inputs.context and not attacks
     drawn = randomised(noted) and protocol in FOLLOWED and usual and target.cost.draws == 1
     if drawn:
         target = ExpectationOverTransformation(target)
         noted = averaged(check_model(target, source))
-    check_range(target, source)
+    if threat.schema is None:
+        check_range(target, source)
     # the first inputs have shown what a plain function gives
     own = own or protocols.asked(protocol, threat, target.access, drawn=drawn)
     sources = GradientSources(target, threat, source)
@@ -115,6 +120,18 @@ def prepare(
 def groups_of(source: Source, given: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
     """The name of the group of each row: those given, else the source's own."""
     return source.groups if given is None else group_names(given, len(source), source.name)
+
+
+def sizes_of(epsilons: Sequence[float] | None) -> list[float]:
+    """The sizes that are asked for in addition to, or in place of, the threat's.
+
+    Raises:
+        InputError: a list of none.
+    """
+    sizes = [] if epsilons is None else [float(eps) for eps in epsilons]
+    if epsilons is not None and not sizes:
+        raise InputError("epsilons is empty; give at least one size, or leave it out.")
+    return sizes
 
 
 def check_threat(ready: Prepared, curve: Sequence[float] = ()) -> None:
@@ -169,7 +186,7 @@ def check_trials(ready: Prepared, budget: int | None = None) -> None:
                 f"{wrong_classes}."
             )
         attacked, pool = (
-            ready.gradient_sources(trial.through),
+            ready.gradient_sources(trial.gradient),
             ready.gradient_sources.images(trial.attack),
         )
         check_fit(trial.attack, attacked, ready.threat, pool)
@@ -193,7 +210,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
         InputError: as `as_source`; or inputs of another shape than the model takes.
     """
     source = as_source(data, split=split, scale=target.bounds.high <= 1)
-    steps = getattr(_innermost(target), "preprocess", ())
+    steps = getattr(innermost(target), "preprocess", ())
     size = next(((s.height, s.width) for s in steps[:1] if isinstance(s, Resize)), None)
     source = source.fitted(channels=channels_of(target), size=size)
     if target.shape is None:
@@ -203,7 +220,7 @@ def open_for(target: Target, data: Any, *, split: str = "test") -> Source:
 
 def channels_of(target: Target) -> int | None:
     """How many channels the model's images have, 1 or 3; None where nothing says it."""
-    inner: Any = _innermost(target)
+    inner: Any = innermost(target)
     shape, model = target.shape, getattr(inner, "model", None)
     if any(
         not isinstance(step, (Normalize, Resize, Defence))
@@ -222,7 +239,7 @@ def channels_of(target: Target) -> int | None:
     return next((c for c in channels[:1] if c in (1, 3)), None)
 
 
-def _innermost(target: Target) -> Target:
+def innermost(target: Target) -> Target:
     while (inner := getattr(target, "inner", None)) is not None:
         target = inner
     return target

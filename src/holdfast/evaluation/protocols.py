@@ -10,6 +10,7 @@ from holdfast.attacks import CATALOGUE, parse_trial
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.trial import Trial
 from holdfast.errors import SpecError, suggest
+from holdfast.runs.migration import with_todays_options
 from holdfast.targets.target import Access
 from holdfast.threats.patch import Patch
 from holdfast.threats.rotation import Rotation
@@ -28,36 +29,36 @@ NONE = Protocol("none", 1, ())  # for a run that only proves
 
 _STANDARD = (
     'apgd(steps=30, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+    'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
     'relay(steps=140, leg=50, p=0.2, loss="mifpe")',
-    'acg(steps=50, loss="mifpe", restarts=4, near=0.25)',
-    'relay(steps=500, leg=100, loss="mifpe", near=0.3)',
-    'relay(steps=980, leg=100, loss="mifpe", restarts=3, near=0.08)',
+    'acg(steps=50, loss="mifpe", restarts=4, max_margin=0.25)',
+    'relay(steps=500, leg=100, loss="mifpe", max_margin=0.3)',
+    'relay(steps=980, leg=100, loss="mifpe", restarts=3, max_margin=0.08)',
 )
 _STANDARD_L2 = (
     'apgd(steps=20, loss="mifpe")',
-    'apgd(steps=20, loss="margin", targets=3, near=0.5)',
+    'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
     "brendelbethge(steps=360, walks=12, last=0.3)",
-    'acg(steps=50, loss="mifpe", restarts=2, near=0.1)',
-    "relay(steps=400, leg=80, p=0.3, near=0.05)",
+    'acg(steps=50, loss="mifpe", restarts=2, max_margin=0.1)',
+    "relay(steps=400, leg=80, p=0.3, max_margin=0.05)",
 )
 _STANDARD_L1 = (
     'apgd(steps=50, loss="mifpe")',
-    'apgd(steps=50, loss="dlr", targets=3, near=0.7)',
-    "fmn(steps=100, near=0.7)",
-    "square(steps=500, near=0.6)",
+    'apgd(steps=50, loss="dlr", targets=3, max_margin=0.7)',
+    "fmn(steps=100, max_margin=0.7)",
+    "square(steps=500, max_margin=0.6)",
 )
 _THOROUGH = (
-    "square(steps=5000, near=0.5)",
-    'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=4, near=0.2)',
-    "relay(steps=8400, near=0.15)",
-    "relay(steps=8400, step_size=0.1, near=0.08)",
+    "square(steps=5000, max_margin=0.5)",
+    'relay(steps=1960, leg=100, p=0.1, loss="mifpe", restarts=4, max_margin=0.2)',
+    "relay(steps=8400, max_margin=0.15)",
+    "relay(steps=8400, step_size=0.1, max_margin=0.08)",
 )
 _THOROUGH_L2 = (
     "fab(steps=40, targets=3)",
     "brendelbethge(steps=480, walks=12, last=0.2)",
-    "square(steps=2000, near=0.2)",
-    "relay(steps=6000, near=0.08)",
+    "square(steps=2000, max_margin=0.2)",
+    "relay(steps=6000, max_margin=0.08)",
 )
 _SPARSE = ("sigmazero(steps=300)", "vfga(steps=50)", "fmn(steps=300)")
 
@@ -73,12 +74,12 @@ PROTOCOLS: dict[str, tuple[int, str, dict[str, tuple[str, ...]]]] = {
         {
             "linf": (
                 'apgd(steps=20, loss="mifpe")',
-                'acg(steps=40, loss="mifpe", restarts=3, near=0.08)',
-                'relay(steps=140, leg=50, p=0.2, loss="mifpe", near=0.08)',
+                'acg(steps=40, loss="mifpe", restarts=3, max_margin=0.08)',
+                'relay(steps=140, leg=50, p=0.2, loss="mifpe", max_margin=0.08)',
             ),
             "other": (
                 'apgd(steps=20, loss="mifpe")',
-                'apgd(steps=20, loss="mifpe", restarts=3, near=0.3)',
+                'apgd(steps=20, loss="mifpe", restarts=3, max_margin=0.3)',
             ),
             "l0": ("sigmazero(steps=50)",),
         },
@@ -155,8 +156,12 @@ BLACK_BOX: dict[Access, dict[str, dict[str, tuple[str, ...]]]] = {
             "other": ("square(steps=500)",),
         },
         "standard": {
-            "linf": ("signhunter(steps=500)", "square(steps=5000)", "rays(steps=1000, near=0.9)"),
-            "l2": ("square(steps=5000)", "hopskipjump(steps=20, near=0.9)"),
+            "linf": (
+                "signhunter(steps=500)",
+                "square(steps=5000)",
+                "rays(steps=1000, max_margin=0.9)",
+            ),
+            "l2": ("square(steps=5000)", "hopskipjump(steps=20, max_margin=0.9)"),
             "l0": ("sparsers(steps=5000)",),
             "other": ("square(steps=5000)",),
         },
@@ -251,8 +256,8 @@ SQUARES = "patchrs(steps=1000, schedule=1000)"
 DRAWN: dict[str, tuple[str, ...]] = {
     "other": (
         'apgd(steps=50, loss="mifpe")',
-        'apgd(steps=20, loss="margin", targets=3, near=0.5)',
-        'apgd(steps=50, loss="margin", near=0.7)',
+        'apgd(steps=20, loss="margin", targets=3, max_margin=0.5)',
+        'apgd(steps=50, loss="margin", max_margin=0.7)',
     ),
     "l0": ("sigmazero(steps=100)",),
 }
@@ -349,11 +354,19 @@ def default_attack(quick: Protocol, threat: Threat, access: Access) -> Protocol:
 
 
 def chosen(attacks: Sequence[str | Attack | Trial]) -> Protocol:
-    """A user's own list of attacks as a protocol."""
+    """A user's own list of attacks as a protocol.
+
+    Raises:
+        SpecError: a text spells no attack, or names an option as an older Holdfast did.
+    """
 
     def trial(given: str | Attack | Trial) -> Trial:
         if isinstance(given, Trial):
             return given
-        return Trial(given) if isinstance(given, Attack) else parse_trial(given)
+        if isinstance(given, Attack):
+            return Trial(given)
+        if (today := with_todays_options(given)) != given:
+            raise SpecError(f"{given!r} names options as an older Holdfast did; write {today!r}.")
+        return parse_trial(given)
 
     return Protocol("custom", 1, tuple(map(trial, attacks)))

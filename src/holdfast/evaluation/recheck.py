@@ -4,7 +4,7 @@ data."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,8 @@ def _certified(e: Evidence) -> Found:
         "are called certified, but nothing proved it",
     )
     yield (status == "robust") & proved, "are proved, but not called certified"
-    yield np.isfinite(radius) & ~(proved | asked.radius), "have a radius that nothing proved"
+    known = proved | asked.radius | np.isin(radius, [eps for eps, _ in e.manifest.threat.measured])
+    yield np.isfinite(radius) & ~known, "have a radius that nothing proved"
 
 
 def _costs(e: Evidence) -> Found:
@@ -251,6 +252,11 @@ def _chunks(e: Evidence) -> Found:
     goal = -1 if manifest.threat.target is None else manifest.threat.target
     reachable = columns["label"] != columns.get("target_class", goal)
     skipped = columns["status"] == "skipped"
+    if e.threat.schema is not None:
+        rows = read_rows(e.source, e.ids)[0].x.to(e.target.batcher.dtype)
+        accepted = e.threat.accepts(rows).numpy()
+        yield ~accepted & ~skipped, "break the schema, but are not called skipped"
+        reachable &= accepted
     together = _first(skipped, chunk, reachable)
     yield reachable & (skipped != together), "were not skipped as whole chunks are"
 
@@ -269,8 +275,10 @@ def _judged_again(e: Evidence, at: np.ndarray, stored: dict[str, np.ndarray]) ->
     rows, dtype, box = read_rows(e.source, stored["id"])[0], e.target.batcher.dtype, e.target.bounds
     rows = rows.to(rows.x.device, dtype)
     found = rows.with_x(torch.from_numpy(stored["x"]).to(dtype))
-    point = torch.from_numpy(stored.get("point", stored["x"])).to(dtype)
     widest = e.threat.at(max(eps for eps, _ in e.manifest.threat.measured))
+    point = widest.located(rows.x, found.x)
+    if "point" in stored:
+        point = torch.from_numpy(stored["point"]).to(dtype)
     legal, size = judge.within(e.target, widest, rows.x, point)
     shown, slack = widest.apply(rows.x, point), 1e-5 * (box.high - box.low)
     legal &= torch.isclose(shown, found.x, rtol=0, atol=slack).flatten(1).all(1)
@@ -399,14 +407,17 @@ def proofs_again(e: Evidence, certifier: Certifier | None, *, full: bool) -> Ite
     at = np.flatnonzero(np.isfinite(columns["certified_radius"].astype(float)))
     if not full:
         at = np.sort(np.random.default_rng().permutation(at)[:AGAIN])  # which, no run can foresee
-    by = columns["certified_by"][at] if not asked.radius else np.full(len(at), asked.methods[-1])
+    radius, by = columns["certified_radius"].astype(float)[at], columns["certified_by"][at].copy()
+    by[radius != e.threat.eps] = asked.methods[-1]  # what proved another size is not written down
     for method in asked.methods:
         some_of = at[by == method]
         if not len(some_of):
             continue
         rows, y = read_rows(e.source, e.ids[some_of])
-        radius = torch.from_numpy(columns["certified_radius"][some_of].astype(float))
-        held = prover.proves(rows.x, torch.from_numpy(y.astype(np.int64)), radius, method)
+        threat = replace(e.threat, eps=torch.from_numpy(radius[by == method]))
+        if goals.differ(threat):
+            threat = threat.towards(columns["target_class"][some_of])
+        held = prover.proves(rows.x, torch.from_numpy(y.astype(np.int64)), threat, method).numpy()
         if not held.all():
             yield (
                 f"certificates: {method} does not prove rows {some(e.ids[some_of][~held])} again."

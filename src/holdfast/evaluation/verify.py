@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,8 @@ import torch
 
 from holdfast.arguments import checked
 from holdfast.corruptions import measure
-from holdfast.data import Source
+from holdfast.data import Source, as_source, suiting
+from holdfast.data.files import printable
 from holdfast.data.laid import laid_as
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation import goals
@@ -27,6 +29,7 @@ from holdfast.evaluation.output_kind import find_reading
 from holdfast.evaluation.perceptual import PerceptualDistance
 from holdfast.evaluation.prepare import groups_of, open_for, threat_of_movement
 from holdfast.evaluation.recheck import STRIDE, Evidence, proofs_again, read_rows, rows_again
+from holdfast.evaluation.tables import broken_rows, in_table
 from holdfast.evaluation.truths import with_truths
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
@@ -46,6 +49,26 @@ WORDS: dict[str, Any] = {
 }
 
 
+class Faults(list[str]):
+    """What does not hold in a run folder; printed, whether the run is confirmed, and why not."""
+
+    def __init__(self, folder: Path, manifest: Manifest, wrong: list[str]) -> None:
+        super().__init__(wrong)
+        self.folder, self.manifest = folder, manifest
+
+    def __repr__(self) -> str:
+        if self:
+            count = f"{len(self)} contradiction{'s' * (len(self) > 1)}"
+            lines = [f"{self.folder} is not confirmed: {count}.", *(f"- {said}" for said in self)]
+            return "\n".join(map(printable, lines))
+        metrics = self.manifest.metrics
+        robust, broken = metrics.robust_accuracy, metrics.counts["broken"]
+        return printable(
+            f"{self.folder} is confirmed: robust accuracy {robust:.3f} on {robust.n:,} inputs; "
+            f"{broken:,} stored examples were checked again on the model."
+        )
+
+
 @checked
 def verify(
     run: Run | Path | str,
@@ -57,7 +80,8 @@ def verify(
     certifier: Certifier | None = None,
     full: bool = False,
 ) -> list[str]:
-    """What does not hold in a run folder, one sentence each; empty where all of it does.
+    """What does not hold in a run folder, one sentence each; empty where all of it does. Printed,
+    it says whether the run is confirmed.
 
     Files are held against their checksums, model and data against their fingerprints, what run.json
     says of them, of threat and protocol against the model, the data and the code, each label,
@@ -68,7 +92,8 @@ def verify(
     Args:
         run: the run, or its folder.
         model: the model that was measured, wrapped as it was then.
-        data: those that were measured, all rows, in any form that `holdfast.data.as_source` takes.
+        data: those that were measured, all rows: what `holdfast.as_source` takes. What a text or a
+            path names is read as the run says that it was.
         perceptual: the network whose distances the run holds; such a run cannot be confirmed
             without it.
         groups: the groups of all rows, where the run was given them apart from the data.
@@ -88,6 +113,10 @@ def verify(
             f"{folder} was measured without --perceptual, so it holds no distances of a network."
         )
     target = copied(wrap(model))
+    if isinstance(data, (str, os.PathLike)):
+        read = suiting(os.fspath(data), manifest.data.loading)
+        scale = target.bounds.high <= 1
+        data = as_source(data, split=manifest.data.split or "test", scale=scale, **read)
     source = open_for(target, data)
     wrong: list[str] = []
     if not whole:
@@ -99,7 +128,7 @@ def verify(
             wrong += _all(folder, manifest, target, source, perceptual, groups, proofs)
     except HoldfastError as error:
         wrong.append(str(error))
-    return wrong
+    return Faults(folder, manifest, wrong)
 
 
 def _refuse_other_rows(folder: Path, manifest: Manifest) -> None:
@@ -164,8 +193,9 @@ def _as_measured(
     asked = threat_of(folder, manifest, len(source))
     if movement is not None:
         asked = replace(asked, spatial=threat_of_movement(movement, target, source.shape).spatial)
-    target, source = with_truths(target, source, asked)
+    target, source = with_truths(in_table(target, asked), source, asked)
     (source,), labels = numbered(target, source)
+    labels += broken_rows(source, asked, target.batcher.dtype)
     if manifest.model.draws > 1 and target.cost.draws == 1:
         target = ExpectationOverTransformation(target, manifest.model.draws)
     target.head = replace(target.head, probabilities=manifest.model.probabilities, said=True)

@@ -58,6 +58,16 @@ class Hardened:
         Path  # `model`, as its own framework reads it: weights for torch, the whole model for Keras
     )
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def report(self, *, open: bool = False) -> Path:
+        """The page report.html in the folder, with before and after side by side: see
+        `holdfast.report`."""
+        from holdfast.reporting.pages import report
+
+        return report(self, open=open)
+
     def __repr__(self) -> str:
         return f"Hardened({str(self.folder)!r}, before={self.before}, after={self.after})"
 
@@ -138,6 +148,8 @@ def harden(
             or the training diverged.
         SpecError: the recipe, the objective or the threat cannot be understood.
     """
+    from holdfast.reporting.pages import write_hardening  # which draws with matplotlib
+
     threat = as_threat(threat)
     recipe = _recipe(recipe, objective, epochs, class_weights)
     given = copied(wrap(model))
@@ -199,6 +211,7 @@ def harden(
     found = compare(folder / "before", folder / "after")
     write_bytes(folder / "comparison.json", found.model_dump_json(indent=1).encode())
     (folder / STATE).unlink(missing_ok=True)
+    write_hardening(folder)
     return Hardened(hardened, before, after, found, read_log(folder), folder, folder / network.file)
 
 

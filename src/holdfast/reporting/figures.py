@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from holdfast.intervals import Interval
 from holdfast.reporting import words
-from holdfast.runs.manifest import CurvePoint, Interval
+from holdfast.runs.manifest import CurvePoint
 
 # Colours to draw with, which `_svg` turns into the page's own.
 INK, MUTED, LINE, ACCENT, PAPER = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"

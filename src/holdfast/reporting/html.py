@@ -8,7 +8,6 @@ import functools
 import io
 import math
 import re
-import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -21,12 +20,11 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateError
 from markupsafe import Markup
 from PIL import Image
 
-from holdfast.arguments import checked
 from holdfast.errors import InputError
 from holdfast.reporting import audit, figures, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
-from holdfast.runs.run import Run, folder_of
+from holdfast.runs.migration import with_todays_options
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
@@ -56,28 +54,6 @@ def write(folder: Path) -> Path:
     return path
 
 
-@checked
-def report(run: Run | Path | str, *, open: bool = False) -> Path:
-    """The page of a run, report.html in its folder, written where it is not there yet.
-
-    The folder of a run that was made without `out` goes with the `Run`, and the page with it.
-
-    Args:
-        run: the run, or its folder.
-        open: show it in the web browser.
-
-    Raises:
-        InputError: the folder holds no finished run, or a file of it is damaged.
-    """
-    folder = folder_of(run)
-    path = folder / "report.html"
-    if not path.exists():
-        write(folder)
-    if open:
-        webbrowser.open(path.resolve().as_uri())
-    return path
-
-
 def differs(folder: Path) -> Iterator[str]:
     """What report.html says otherwise than the folder does: its text against a new rendering,
     without the pictures.
@@ -88,7 +64,9 @@ def differs(folder: Path) -> Iterator[str]:
     path, manifest = folder / "report.html", store.open_manifest(folder)[0]
     if not path.exists() or manifest.schema_version != SCHEMA_VERSION:
         return  # a run made from Python has none until it is written; an older one has other words
-    if _said(store.read_bytes(path).decode("utf-8", "replace")) != _said(_render(folder, manifest)):
+    pages = store.read_bytes(path).decode("utf-8", "replace"), _render(folder, manifest)
+    stored, now = (_said(with_todays_options(page)) for page in pages)
+    if stored != now:
         yield (
             "report.html: it does not say what this Holdfast writes of the run; write it again "
             "with holdfast report."
@@ -156,6 +134,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
         "glued": _glued,
+        "unbroken": _unbroken,
         "span": words.span,
         "number": words.number,
         "eps": words.eps,
@@ -208,6 +187,14 @@ def _page(folder: Path, manifest: Manifest) -> str:
 def _glued(text: str) -> str:
     """Text in which no line ends before a percent sign."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _unbroken(text: str) -> Markup:
+    """Text in which no line ends within the name of an option."""
+    parts = re.split(r"(--[a-z][a-z-]*)", str(_harmless(text)))
+    whole = [Markup('<span class="option">{}</span>').format(part) for part in parts[1::2]]
+    parts[1::2] = whole
+    return Markup("").join(parts)
 
 
 def _text(name: str) -> str:

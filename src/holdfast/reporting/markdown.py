@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 
+from holdfast.intervals import Interval
 from holdfast.reporting import audit, words
 from holdfast.runs.gates import Outcome
-from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Interval, Manifest, ModelInfo
+from holdfast.runs.manifest import ClassMetrics, GroupMetrics, Manifest, ModelInfo
 
 
 def summary(manifest: Manifest, gates: Sequence[Outcome] = ()) -> str:

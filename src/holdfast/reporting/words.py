@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from holdfast import spec
 from holdfast.decisions import REFUSED
-from holdfast.runs.manifest import CorruptionPoint, Interval, Manifest, ModelInfo
+from holdfast.intervals import Interval
+from holdfast.runs.manifest import CorruptionPoint, Manifest, ModelInfo
 from holdfast.runs.metrics import samples_for
 
 NONE = "–"

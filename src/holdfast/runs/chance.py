@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.runs.metrics import interval
+from holdfast.intervals import interval
 
 ENOUGH = 20  # rows on which a test can tell an honest model from chance
 LEVEL = 0.05  # of every test, one-sided

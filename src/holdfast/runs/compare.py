@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from holdfast.arguments import checked
 from holdfast.errors import InputError
+from holdfast.intervals import Interval, interval
 from holdfast.runs import store
 from holdfast.runs.chance import Answers
-from holdfast.runs.manifest import Facts, Interval, Manifest, Metrics
-from holdfast.runs.metrics import HELD, Z, interval
+from holdfast.runs.manifest import Facts, Manifest, Metrics
+from holdfast.runs.metrics import HELD, Z
 from holdfast.runs.run import Run, folder_of
 
 

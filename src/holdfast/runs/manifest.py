@@ -4,11 +4,10 @@ from this."""
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,26 +18,21 @@ from pydantic import (
 )
 
 from holdfast import spec
+from holdfast.intervals import Interval, Real, finite
+from holdfast.runs.migration import with_todays_options
 
 SCHEMA_VERSION = 2
 CONTRADICTION = "contradiction"  # the check that finds a row that was proved and broken
 
 
-def _finite(value: float | None):  # the schema takes the type of the field
-    """JSON has no NaN and no infinity: what is undefined is null."""
-    if value is not None and math.isfinite(value):
-        return value
-    return None
-
-
-Real = Annotated[float | None, PlainSerializer(_finite)]
-Share = Annotated[Real, Field(ge=0, le=1)]
 # An eps without a limit is null, too, and read back as infinity.
 Eps = Annotated[
     float,
     BeforeValidator(lambda v: math.inf if v is None else v),
-    PlainSerializer(_finite, return_type=float | None),
+    PlainSerializer(finite, return_type=float | None),
 ]
+# As `Trial.write` gives it; runs of before name some options otherwise.
+TrialText = Annotated[str, AfterValidator(with_todays_options)]
 
 
 def _unsaid(value: object) -> bool:
@@ -52,60 +46,6 @@ Status = Literal["wrong", "broken", "robust", "certified", "unstable", "failed",
 
 class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-Answer = TypeVar("Answer")
-
-
-def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
-    """A binary operator of two intervals, or of one and a number, by their values."""
-
-    def method(self: Interval, other: Any) -> Answer:
-        if not isinstance(other, (numbers.Real, Interval)):
-            return NotImplemented
-        return operation(float(self), float(other))
-
-    return method
-
-
-class Interval(Record):
-    """A share with its 95 % Wilson interval, over n samples.
-
-    It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
-    of no samples has no value, and is NaN.
-    """
-
-    value: Share
-    low: Share
-    high: Share
-    n: Annotated[int, Field(ge=0)]
-
-    def __float__(self) -> float:
-        return math.nan if self.value is None else self.value
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "undefined"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def __format__(self, form: str) -> str:
-        return format(float(self), form) if form else str(self)
-
-    def __eq__(self, other: object) -> bool:
-        return float(self) == other if isinstance(other, numbers.Real) else super().__eq__(other)
-
-    def __hash__(self) -> int:
-        return hash(float(self))
-
-    def __round__(self, digits: int = 0) -> float:
-        return round(float(self), digits)
-
-    __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
-    __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
-    __add__ = __radd__ = _by_value(float.__add__)
-    __mul__ = __rmul__ = _by_value(float.__mul__)
-    __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
-    __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
 
 
 class ModelInfo(Record):
@@ -164,6 +104,7 @@ class ThreatInfo(Record):
     target: int | None = None  # the class to reach; None: any wrong one, or what `targets` says
     # least-likely or random, or the SHA-256 of the classes given: see target_class
     targets: str | None = None
+    table: str | None = None  # the schema of a table, as TOML
     grid: str | None = None  # 8bit: only images that a file of 8 bits holds are legal
     # (eps, largest size that counts as within it), the threat's own first
     measured: list[tuple[Eps, float]]
@@ -227,7 +168,7 @@ class Restart(Record):
 class TrialInfo(Record):
     """One attack of the protocol, with all restarts and aims, at one eps."""
 
-    spec: str  # every hyperparameter written out
+    spec: TrialText  # every hyperparameter written out
     eps: Eps
     attacked: int = 0  # rows that it was run on
     broken: int = 0  # rows that it broke and nothing before it had: its marginal contribution
@@ -239,7 +180,7 @@ class TrialInfo(Record):
 class ProtocolInfo(Record):
     name: str
     version: int
-    trials: list[str]
+    trials: list[TrialText]
 
 
 class Pair(Record):

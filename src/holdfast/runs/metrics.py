@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from holdfast.decisions import REFUSED, UNASKED
 from holdfast.errors import InputError
+from holdfast.intervals import Interval, interval
 from holdfast.runs.manifest import (
     Calibration,
     ClassMetrics,
@@ -23,7 +24,6 @@ from holdfast.runs.manifest import (
     CurvePoint,
     Errors,
     GroupMetrics,
-    Interval,
     Metrics,
     Pair,
     Perceptual,
@@ -122,17 +122,6 @@ def samples_for(width: float, share: float = 0.5) -> int:
     return 1 + bisect_left(range(1, 1 << 60), -width, key=lambda n: -wide(n))
 
 
-def interval(successes: int, n: int) -> Interval:
-    """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
-    if n == 0:
-        return Interval(value=None, low=None, high=None, n=0)
-    p, z = successes / n, 1.959963984540054  # by hand: scipy.stats takes a second to be imported
-    whole = 2 * (n + z**2)
-    centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
-    low = centre - half if successes else 0.0
-    return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
-
-
 def survivors(last: Restart) -> Survivors:
     """What another round would still break, from the last one.
 
@@ -199,7 +188,7 @@ def measure(
         **_queries(_column(table, "queries")[broken], attacked),
     )
     if shown.certified_accuracy is not None:
-        _prove(shown.curve, table, right, robust)
+        _prove(shown.curve, table, right)
     if "broken_8bit" in table.column_names:
         mended = broken & ~_flags(table, "broken_8bit")
         shown.accuracy_8bit = interval(int((robust | mended).sum()), n)
@@ -274,13 +263,12 @@ def _certified(table: pa.Table, status: np.ndarray) -> dict[str, Any]:
     return {"certified_accuracy": interval(int(proved.sum()), len(status)), "certified_by": by}
 
 
-def _prove(
-    curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray, robust: np.ndarray
-) -> None:
-    """Say at each eps of a curve what is proved there."""
-    radius = _column(table, "certified_radius").astype(float)
+def _prove(curve: Sequence[CurvePoint], table: pa.Table, right: np.ndarray) -> None:
+    """Say at each eps of a curve what is proved there; a proof that an example contradicts is
+    none."""
+    radius, size = (_column(table, name).astype(float) for name in ("certified_radius", "size"))
     for point in curve:
-        proved = robust & (radius >= point.eps) if point.eps else right
+        proved = right & (radius >= point.eps) & ~(size <= radius) if point.eps else right
         point.certified_accuracy = interval(int(proved.sum()), len(right))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import math
+import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ import pyarrow as pa
 
 from holdfast.data.files import printable
 from holdfast.errors import InputError
+from holdfast.intervals import Interval
 from holdfast.runs import store
 from holdfast.runs.journal import Journal
-from holdfast.runs.manifest import Interval, Manifest, Metrics, Pair, Verdict
+from holdfast.runs.manifest import Manifest, Metrics, Pair, Verdict
 
 
 class Run:
@@ -63,7 +65,7 @@ class Run:
         """The page report.html in the folder, written where it is not there yet: see
         `holdfast.reporting`."""
         # The pages stand above the runs, which import nothing of them.
-        return importlib.import_module("holdfast.reporting.html").report(self, open=open)
+        return importlib.import_module("holdfast.reporting.pages").report(self, open=open)
 
     @property
     def unfinished(self) -> bool:
@@ -133,6 +135,10 @@ class Run:
     def __repr__(self) -> str:
         m, manifest = self.metrics, self.manifest
         found = f"robust {_figure(m.robust_accuracy.value)}"
+        if m.certified_accuracy is not None:
+            found = f"proved {_figure(m.certified_accuracy.value)}"
+            if manifest.trials:
+                found = f"{found}, not broken {_figure(m.robust_accuracy.value)}"
         if math.isinf(manifest.threat.eps):
             found = f"median size {_figure(m.sizes.median)}"
         return (
@@ -141,7 +147,7 @@ class Run:
         )
 
 
-def folder_of(run: Run | Path | str) -> Path:
+def folder_of(run: Run | os.PathLike[str] | str) -> Path:
     """The folder of a run that is open, or named."""
     return run.folder if isinstance(run, Run) else Path(run)
 

@@ -48,8 +48,6 @@ class Adapter(ABC):
     numbers: str | None = (
         None  # its outputs are no scores of classes: what to say where they are taken for some
     )
-    # the same model as functions of torch, before its last activation where `ending` names one
-    network: Callable[[Tensor], Tensor] | None = None
     trainable: Any = None  # the framework's own model, where hardening knows how to train it
 
     libraries: tuple[str, ...] = ()  # the modules that it runs in, besides torch and numpy
@@ -68,6 +66,18 @@ class Adapter(ABC):
         is faster."""
         z, pullback = self.vjp(x)
         return z, pullback(cotangent(z))
+
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        """The same model as torch functions of one row [1, *shape], such as `example`, before its
+        last activation where `ending` names one.
+
+        Raises:
+            InputError: it is not known as such.
+        """
+        names = ", ".join(self.libraries) or type(self).__name__
+        raise InputError(
+            f"not supported: proofs of a model of {names}, whose graph is not known in torch."
+        )
 
     def digest(self) -> bytes:
         """A hash of all that decides the output."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +45,9 @@ class Access(IntEnum):
 LEVELS = 255  # steps between the 256 values that 8 bits hold
 
 
+FLOAT32 = torch.finfo(torch.float32).max
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The box of legal inputs, in raw units.
@@ -59,10 +61,10 @@ class Bounds:
     each: tuple[Tensor, Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.low < self.high < math.inf:
+        if not -FLOAT32 <= self.low < self.high <= FLOAT32:
             raise InputError(
                 f"bounds are [{self.low:g}, {self.high:g}], but they are two finite numbers, the "
-                "lower one first."
+                "lower one first, within the range of float32."
             )
 
     @staticmethod
@@ -179,6 +181,7 @@ class Target(ABC):
     needs nothing else.
     """
 
+    name: str = ""  # the type of the user's model, where it was wrapped
     access: Access = Access.GRADIENTS
     bounds: Bounds = Bounds()
     task: Classes
@@ -195,6 +198,13 @@ class Target(ABC):
     @cached_property
     def batcher(self) -> Batcher:
         return Batcher()
+
+    def __repr__(self) -> str:
+        if inner := getattr(self, "inner", None):
+            return f"{type(self).__name__}({inner!r})"
+        libraries = ", ".join(self.identity.versions)
+        said = f"{self.name or type(getattr(self, 'model', self)).__name__}"
+        return f"Target({said}{libraries and f' of {libraries}'})"
 
     def bind(self, shape: tuple[int, ...]) -> None:
         """Fix the shape of one input, and learn what depends on it.

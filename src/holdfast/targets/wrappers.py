@@ -239,7 +239,7 @@ class Estimated(Around):
         return self.inner.scores(x), pullback
 
 
-class Blurred(Around):
+class SmoothedGradient(Around):
     """A model whose gradient is that of its mean around each input: what is fine and steep cancels
     out.
 

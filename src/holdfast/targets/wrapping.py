@@ -112,7 +112,7 @@ def wrap(
         }
         refused = [name for name, value in given.items() if value]
         return _wrapped_again(model, refused, layout, probabilities, task)
-    steps, device = _steps(preprocess), device_of(device)
+    steps, device, name = _steps(preprocess), device_of(device), type(model).__name__
     if draws is None and any(isinstance(step, Defence) and step.random for step in steps):
         draws = 20
     others = None
@@ -142,6 +142,7 @@ def wrap(
         precision=precision,
         compile=compile,
     )
+    target.name = name
     if draws in (None, 1):
         return target
     return wrappers.ExpectationOverTransformation(target, draws)

@@ -81,33 +81,42 @@ class OnnxModel(Adapter):
         return torch.cat([self._run(x[i : i + step]) for i in range(0, len(x), step)])
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pullback]:
+        assert self.graph is not None
         return autograd_vjp(self.graph, x)
+
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        return super().network(example) if self.graph is None else self.graph
 
     def _run(self, x: Tensor) -> Tensor:
         found = self.session.run(None, {self.entry: x.detach().numpy()})
         return tensor(chosen(dict(zip(self.exits, found, strict=True)), self.output))
 
     def _convert(self, onnx: Any, proto: Any) -> None:
-        self.graph: Callable[[Tensor], Tensor] = lambda x: x
+        self.graph: Callable[[Tensor], Tensor] | None = None
         missing = sorted({node.op_type for node in proto.graph.node} - OPERATORS.keys())
         reason = f"its operators {', '.join(missing)} are not known here" if missing else None
-        if reason is None and self.shape is not None:
-            single = Graph(onnx, proto, self.entry, self.exits, self.output)
-            x = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
-            reason = "its results in torch differ from those of onnxruntime"
-            for graph in (single, _row_by_row(single)):
-                try:
-                    z, exact = graph(x), self.infer(x)
-                    if z.shape == exact.shape and (
-                        z - exact
-                    ).abs().max() <= TOLERANCE * exact.abs().max().clamp_min(1):
-                        self.graph, self.network, reason = graph, graph, None
-                        break
-                except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
-                    reason = f"its graph fails in torch: {first_line(error)}"
+        if not missing:
+            graph = Graph(onnx, proto, self.entry, self.exits, self.output)
+            self.graph, reason = self._answering(graph)
         if reason is not None:
             self.access, self.approximate = Access.SCORES, False
             self.remarks = (("no_gradients", f"The ONNX graph gives scores alone: {reason}."),)
+
+    def _answering(self, single: Graph) -> tuple[Callable[[Tensor], Tensor] | None, str | None]:
+        """The graph in the form that answers as onnxruntime does; or why there is none."""
+        if self.shape is None:
+            return single, None
+        x = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
+        reason = "its results in torch differ from those of onnxruntime"
+        for graph in (single, _row_by_row(single)):
+            try:
+                z, exact = graph(x), self.infer(x)
+                most = TOLERANCE * exact.abs().max().clamp_min(1)
+                if z.shape == exact.shape and (z - exact).abs().max() <= most:
+                    return graph, None
+            except Exception as error:  # noqa: BLE001  # whatever a graph leads torch to
+                reason = f"its graph fails in torch: {first_line(error)}"
+        return None, reason
 
 
 def _without_activation(

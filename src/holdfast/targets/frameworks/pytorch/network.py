@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import InputError
+from holdfast.errors import InputError, first_line
 from holdfast.targets.adapter import Adapter
 from holdfast.targets.frameworks.pytorch import activation
 from holdfast.targets.preprocess import applied
+
+POINTS = 8  # of each kind, at which a network of another framework is held against the model
+TOLERANCE = 1e-5  # between their margins, as a share of the largest
 
 
 class Network(nn.Module):
@@ -49,6 +52,30 @@ class Network(nn.Module):
         return target._scored(z, 1)
 
 
+def check_answers(network: Network, target: Any) -> None:
+    """Hold a network against the model of another framework that it was read from, at random points
+    and corners of the box: margins have to be the same to 1e-5 of the largest.
+
+    Raises:
+        InputError: they are not; a proof would be one of another model.
+    """
+    draws = torch.Generator().manual_seed(0)
+    u = torch.rand(2 * POINTS, *target.shape, generator=draws).to(target.batcher.dtype)
+    u[POINTS:] = u[POINTS:].round()
+    low, high = target.bounds.sides(u)
+    x = target.bounds.clamp(low + u * (high - low))
+    with torch.no_grad():
+        own = target.scores(x)
+        found = torch.cat([network(row[None]) for row in x])
+    own, found = (z.double() - z.double().amax(1, keepdim=True) for z in (own, found))
+    gap, most = float((own - found).abs().max()), float(own.abs().max())
+    if not gap <= TOLERANCE * most:
+        raise InputError(
+            "not supported: proofs of this model, for its graph in torch answers otherwise than "
+            f"the model does: margins differ by up to {gap:.2g}, of {most:.2g} at most."
+        )
+
+
 def _without_ending(target: Any) -> Any:
     """The model of a target, without the activation that its scores are read before.
 
@@ -57,20 +84,22 @@ def _without_ending(target: Any) -> Any:
     """
     model, reads = target.model, target.head.reads
     if isinstance(model, Adapter):
-        if model.network is None:
-            names = ", ".join(model.libraries) or type(model).__name__
+        bare = reads == (model.ending is not None) and (reads or not target.head.probabilities)
+        try:
+            model = model.network(target._before(target._probe())[:1])
+        except InputError:
+            raise
+        except Exception as error:  # whatever a graph of a user's leads to
             raise InputError(
-                f"not supported yet: proofs of a model of {names}, whose graph is not known in "
-                "torch."
-            )
-        known = reads == (model.ending is not None) and (reads or not target.head.probabilities)
-        ends_bare, model = known, model.network
+                f"not supported: proofs of this model, whose graph torch cannot follow: "
+                f"{first_line(error)}."
+            ) from error
     elif reads:
         model = activation.traced(model, target.head.ending)
-        ends_bare = model is not None
+        bare = model is not None
     else:
-        ends_bare = not target.head.probabilities
-    if not ends_bare:
+        bare = not target.head.probabilities
+    if not bare:
         raise InputError(
             "not supported: proofs of a model that gives probabilities, where the activation at "
             "its end cannot be taken off; give a model that ends in its logits."

@@ -34,7 +34,7 @@ from holdfast.targets.frameworks.pytorch.module import (
     modules_of,
     recurrent,
 )
-from holdfast.targets.frameworks.pytorch.network import Network
+from holdfast.targets.frameworks.pytorch.network import Network, check_answers
 from holdfast.targets.frameworks.pytorch.outputs import are_shares, no_scores, unfit
 from holdfast.targets.head import LINEAR, LOG_SOFTMAX, SIGMOID, SOFTMAX, Head
 from holdfast.targets.own_preprocessing import Own
@@ -230,7 +230,10 @@ class TorchTarget(Target):
             return self._forward(x)
 
     def network(self) -> nn.Module:
-        return Network(self)
+        network = Network(self)
+        if isinstance(self.model, Adapter):
+            check_answers(network, self)
+        return network
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.describe()).encode())

@@ -49,7 +49,7 @@ class JaxModel(Adapter):
                 self.probabilities = _says(jaxpr_of_scores.jaxpr)
             return z
 
-        self._infer = jax.jit(scores)
+        self._scores, self._infer = scores, jax.jit(scores)
         # the pullback is a tree of arrays, so it can be returned
         self._both = jax.jit(lambda x: jax.vjp(scores, x))
         self._back = jax.jit(lambda pullback, cotangent: pullback(cotangent)[0])
@@ -68,6 +68,11 @@ class JaxModel(Adapter):
             return tensor(self._back(pullback, rows.numpy().astype(kind, copy=False)))[: len(x)]
 
         return tensor(z)[: len(x)], back
+
+    def network(self, example: Tensor) -> Callable[[Tensor], Tensor]:
+        from holdfast.targets.frameworks.jax.network import network
+
+        return network(self._scores, example)
 
     def digest(self) -> bytes:
         if self._digest is not None:

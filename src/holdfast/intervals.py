@@ -1,0 +1,100 @@
+"""A share of samples with its interval, which behaves as a number."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+
+
+def finite(value: float | None):  # the schema takes the type of the field
+    """JSON has no NaN and no infinity: what is undefined is null."""
+    if value is not None and math.isfinite(value):
+        return value
+    return None
+
+
+Real = Annotated[float | None, PlainSerializer(finite)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+
+Answer = TypeVar("Answer")
+
+
+def _by_value(operation: Callable[[float, float], Answer]) -> Callable[[Any, Any], Answer]:
+    """A binary operator of two intervals, or of one and a number, by their values."""
+
+    def method(self: Interval, other: Any) -> Answer:
+        if not isinstance(other, (numbers.Real, Interval)):
+            return NotImplemented
+        return operation(float(self), float(other))
+
+    return method
+
+
+class Interval(BaseModel):
+    """A share with its 95 % Wilson interval, over n samples.
+
+    It compares and computes as its value does: `run.robust_accuracy >= 0.6`, `f"{share:.3f}"`. One
+    of no samples has no value, and is NaN.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: Share
+    low: Share
+    high: Share
+    n: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Interval:
+        if len({side is None for side in (self.value, self.low, self.high)}) > 1:
+            raise ValueError("value, low and high are three numbers, or none where n is 0")
+        return self
+
+    def __float__(self) -> float:
+        return math.nan if self.value is None else self.value
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return float(self) == other if isinstance(other, numbers.Real) else super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __round__(self, digits: int | None = None) -> float:
+        return round(float(self), digits)
+
+    def __neg__(self) -> float:
+        return -float(self)
+
+    def __abs__(self) -> float:
+        return abs(float(self))
+
+    __lt__, __le__ = _by_value(float.__lt__), _by_value(float.__le__)
+    __gt__, __ge__ = _by_value(float.__gt__), _by_value(float.__ge__)
+    __add__ = __radd__ = _by_value(float.__add__)
+    __mul__ = __rmul__ = _by_value(float.__mul__)
+    __sub__, __rsub__ = _by_value(float.__sub__), _by_value(float.__rsub__)
+    __pow__, __rpow__ = _by_value(float.__pow__), _by_value(float.__rpow__)
+    __truediv__, __rtruediv__ = _by_value(float.__truediv__), _by_value(float.__rtruediv__)
+
+
+def interval(successes: int, n: int) -> Interval:
+    """The share successes / n with its 95 % Wilson interval (Wilson 1927)."""
+    if n == 0:
+        return Interval(value=None, low=None, high=None, n=0)
+    p, z = successes / n, 1.959963984540054  # by hand: scipy.stats takes a second to be imported
+    whole = 2 * (n + z**2)
+    centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
+    low = centre - half if successes else 0.0
+    return Interval(value=p, low=low, high=centre + half if successes < n else 1.0, n=n)
