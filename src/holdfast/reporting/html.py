@@ -28,6 +28,7 @@ from holdfast.runs.migration import with_todays_options
 
 SHOWN = 24  # examples on the page; the run folder holds all
 LARGEST = 2048  # pixels of a side of a picture on the page
+_OPTION = re.compile(r"(--[a-z][a-z-]*)")
 SMALLEST = 8  # pixels a side of rows [h, w] that are shown as a grey picture
 
 
@@ -134,6 +135,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         "percent": lambda v: _glued(words.percent(v)),
         "glued": _glued,
+        "options": _options,
         "span": words.span,
         "number": words.number,
         "eps": words.eps,
@@ -186,6 +188,13 @@ def _page(folder: Path, manifest: Manifest) -> str:
 def _glued(text: str) -> str:
     """Text in which no line ends before a percent sign."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _options(text: str) -> Markup:
+    """Text in which no line ends within the name of an option of the command line."""
+    parts = _OPTION.split(words.printable(text))
+    parts[1::2] = [Markup('<span class="value">{}</span>').format(part) for part in parts[1::2]]
+    return Markup("").join(parts)
 
 
 def _text(name: str) -> str:
