@@ -211,13 +211,15 @@ class Rows:
 
     def _tiles(self, i: int, entries: Tensor) -> Iterator[tuple[Window, Tensor]]:
         """Windows of a node that hold these entries [p], and the places of those in each, where
-        less of the network is behind a window than behind the whole."""
+        there are enough entries for it, and less of the network is behind a window than behind the
+        whole."""
         shape = self.graph.nodes[i].shape
         all_at = torch.arange(len(entries), device=entries.device)
         sizes, every = shape[2:], self.graph.windows(i, ())
         corner = tuple(slice(size // 2, size // 2 + 1) for size in sizes)
         behind = self.graph.widest(self.graph.windows(i, corner))
-        if len(entries) <= self._at_once(every) or behind * 2 > self.graph.widest(every):
+        few = prod(sizes) * self._at_once(every) > 4 * len(entries)
+        if few or behind * 2 > self.graph.widest(every):
             yield (), all_at
             return
         place = entries % prod(sizes)
