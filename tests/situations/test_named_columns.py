@@ -21,6 +21,8 @@ from holdfast.bounds.tree_models import trees_of
 from holdfast.data import as_source, open_data
 from holdfast.data.columns import Column, frame
 from holdfast.errors import InputError
+from holdfast.reporting.tables import moved
+from holdfast.runs.store import read_gallery
 
 RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame(
@@ -154,3 +156,24 @@ def test_one_eps_for_columns_of_very_different_ranges_is_found() -> None:
     again = holdfast.evaluate(target, (table, label), scaled, attacks=["square(steps=20)"])
     assert "one_size" not in {f.check for f in again.verdict.findings}
     assert again.robust_accuracy < run.robust_accuracy
+
+
+def test_the_report_shows_rows_before_and_after(pipeline: object, tmp_path: Path) -> None:
+    """Only the columns that changed, in the table's own values; and which changed most."""
+    mask = [False, True, True, False]
+    target = holdfast.wrap(pipeline, bounds=(0, 100))
+    threat = holdfast.Threat.l0(1, mask=mask)
+    out = tmp_path / "run"
+    run = holdfast.evaluate(target, (FRAME, LABEL), threat, attacks=["sparsers(steps=20)"], out=out)
+    page = run.report().read_text()
+    kept, columns = read_gallery(out), run.manifest.data.columns
+    assert len(kept["id"]) == run.manifest.metrics.counts["broken"] > 12  # all of them
+    found = {one.name: one for one in moved(columns, kept["x"], kept["x_adv"])}
+    differs = kept["x"] != kept["x_adv"]
+    assert found["income"].share == pytest.approx(differs[:, 1].mean())
+    size = np.abs(kept["x"] - kept["x_adv"])[differs[:, 1], 1]
+    assert float(found["income"].change) == pytest.approx(np.median(size), rel=1e-3)
+    assert re.fullmatch(r"(Bern|Chur|Genf) → (Bern|Chur|Genf) \(\d+ times\)", found["city"].change)
+    assert found["city"].change in page
+    assert "age" not in found
+    assert holdfast.verify(run, target, (FRAME, LABEL)) == []

@@ -361,7 +361,7 @@ def _write(job: Evaluation) -> None:
         answers = collect_corruptions(job.journal, ready.chunks)
         store.write_corruptions(folder, answers)
         whole = whole and not any(UNASKED in column.to_numpy() for column in answers.columns[1:])
-    store.write_gallery(folder, table, ready.source)
+    store.write_gallery(folder, table, ready.source, rows=bool(facts.data.columns))
     store.write_limits(folder, limits_of(ready.target, ready.threat))
     store.write_manifest(folder, build_manifest(folder, facts, table, trials))
     if whole:  # else time ran out, and --resume goes on

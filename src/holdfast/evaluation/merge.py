@@ -92,7 +92,7 @@ def _merged(manifests: Sequence[tuple[Manifest, Path]], out: Path) -> Manifest:
     if first.corruptions is not None:
         answers = pa.concat_tables([store.read_corruptions(shard) for _, shard in manifests])
         store.write_corruptions(out, answers.sort_by("id"))
-    store.write_gallery(out, table, originals)
+    store.write_gallery(out, table, originals, rows=bool(first.data.columns))
     store.write_limits(out, store.read_limits(manifests[0][1]))
     facts = Facts(**{name: getattr(first, name) for name in Facts.model_fields})
     measured = [

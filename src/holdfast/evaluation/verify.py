@@ -179,7 +179,7 @@ def _all(
     evidence = Evidence(folder, manifest, asked, target, source, table, network)
     yield from rows_again(evidence)
     yield from proofs(evidence)
-    yield from _gallery(folder, table, source)
+    yield from _gallery(folder, table, source, rows=bool(manifest.data.columns))
     yield from _corrupted(evidence)
 
 
@@ -268,9 +268,9 @@ def _differences(name: str, said: Any, found: Any) -> Iterator[str]:
         yield f"{name}: run.json says {said}, but the samples give {found}."
 
 
-def _gallery(folder: Path, table: pa.Table, source: Source) -> Iterator[str]:
+def _gallery(folder: Path, table: pa.Table, source: Source, *, rows: bool) -> Iterator[str]:
     """The pictures of the report, against the originals of the data and the stored examples."""
-    said, made = store.read_gallery(folder), store.gallery(folder, table, source)
+    said, made = store.read_gallery(folder), store.gallery(folder, table, source, rows=rows)
     if said.keys() != made.keys() or any(
         not np.array_equal(said[name], made[name]) for name in made
     ):

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from holdfast.errors import InputError
-from holdfast.reporting import audit, figures, words
+from holdfast.reporting import audit, figures, tables, words
 from holdfast.runs import store
 from holdfast.runs.manifest import SCHEMA_VERSION, Manifest
 from holdfast.runs.migration import with_todays_options
@@ -41,6 +41,7 @@ class Example:
     pictures: tuple[
         tuple[str, str], ...
     ] = ()  # caption and data URI: original, adversarial, difference
+    changes: tuple[tables.Change, ...] = ()  # of a row of a table, the largest first
 
 
 def write(folder: Path) -> Path:
@@ -181,6 +182,8 @@ def _page(folder: Path, manifest: Manifest) -> str:
         numbered=len(names) <= figures.NUMBERED,
         examples=examples,
         stored=stored,
+        moved=_moved(folder, manifest),
+        named=tables.CHANGED,
     )
 
 
@@ -201,6 +204,14 @@ def _text(name: str) -> str:
     return files("holdfast.reporting").joinpath(name).read_text("utf-8")
 
 
+def _moved(folder: Path, manifest: Manifest) -> list[tables.Moved]:
+    """Which columns of a table change most, over the examples that are kept."""
+    tensors, columns = store.read_gallery(folder), manifest.data.columns
+    if not tensors or tensors["x"].shape[1:] != (len(columns),):
+        return []
+    return tables.moved(columns, *(tensors[name].astype(np.float64) for name in ("x", "x_adv")))
+
+
 def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
     """How many examples the gallery holds, and those to show."""
     tensors, path = store.read_gallery(folder), folder / "gallery.safetensors"
@@ -211,6 +222,7 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
             f"{path} holds inputs {tensors['x'].shape[1:]}, but run.json says "
             f"{manifest.model.shape}."
         )
+    wide = tables.spread(tensors["x"].astype(np.float64))
     samples = store.read_samples(folder)
     ids = samples.column("id").to_numpy()
     examples = []
@@ -223,11 +235,15 @@ def _gallery(folder: Path, manifest: Manifest) -> tuple[int, list[Example]]:
                 f"{path} holds sample {i}, but samples.parquet does not. The folder mixes two runs."
             )
         (row,) = samples.slice(int(at[0]), 1).to_pylist()
-        examples.append(_example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest))
+        examples.append(
+            _example(row, x.astype(np.float64), x_adv.astype(np.float64), manifest, wide)
+        )
     return len(tensors["id"]), examples
 
 
-def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest) -> Example:
+def _example(
+    row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Manifest, wide: np.ndarray
+) -> Example:
     if manifest.model.free:  # what may change stands last
         free = manifest.model.free
         x, x_adv = (row.reshape(-1)[-math.prod(free) :].reshape(free) for row in (x, x_adv))
@@ -245,7 +261,11 @@ def _example(row: dict[str, Any], x: np.ndarray, x_adv: np.ndarray, manifest: Ma
             ("adversarial", _png((x_adv - low) / (high - low), layout)),
             (f"change × {times:g}", _png(0.5 + times * difference / (high - low), layout)),
         )
-    return Example(row, changed, widest, pictures)
+    changes = tuple[tables.Change, ...]()
+    if x.shape == (len(manifest.data.columns),):
+        changes = tables.changes(manifest.data.columns, x, x_adv, wide)
+        changed = len(changes)
+    return Example(row, changed, widest, pictures, changes)
 
 
 def _png(x: np.ndarray, layout: str) -> str:

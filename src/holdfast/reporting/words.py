@@ -318,7 +318,8 @@ def _proofs(manifest: Manifest) -> list[str]:
 def notes(manifest: Manifest) -> list[str]:
     """What a reader of the headline has to know besides."""
     m = manifest.metrics
-    said = [part for part in (_right(manifest.model),) if part] + _proofs(manifest)
+    said = [part for part in (_right(manifest.model), _threshold(manifest)) if part]
+    said += _proofs(manifest)
     if m.refusals is not None:
         said.append(
             f"The model may refuse an input. It refuses {percent(m.refusals.clean.value)} of the "
@@ -366,9 +367,7 @@ def outputs(model: ModelInfo) -> str:
 
 
 def _right(model: ModelInfo) -> str:
-    """What counts as right, where that is not the most probable class."""
-    if model.threshold is not None:
-        return f"The model decides for class 1 from a probability of {model.threshold:g} on."
+    """What counts as right, where that is no class."""
     if model.task == "classes":
         return ""
     if model.task == "multilabel":
@@ -376,6 +375,12 @@ def _right(model: ModelInfo) -> str:
     tolerance = spec.call(model.task)[2]["tolerance"]
     of = {1: "the output"}.get(model.classes, f"each of {model.classes:,} outputs")
     return f"Right means {of} within {number(tolerance)} of the truth."
+
+
+def _threshold(manifest: Manifest) -> str:
+    """From which probability on a model decides for class 1, where that is not a half."""
+    at, name = manifest.model.threshold, class_name(manifest, 1)
+    return "" if at is None else f"The model decides for “{name}” from a probability of {at:g} on."
 
 
 def _inputs(n: int) -> str:

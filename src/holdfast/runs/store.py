@@ -421,10 +421,10 @@ def checksum(path: Path) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest() if path.exists() else ""
 
 
-def write_gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> None:
+def write_gallery(folder: Path, table: pa.Table, source: Rows, *, rows: bool = False) -> None:
     """A few examples with their originals, so that the report needs no data: one a class
     first."""
-    made = gallery(folder, table, source, most)
+    made = gallery(folder, table, source, rows=rows)
     if made:
         write_tensors(folder / "gallery.safetensors", made)
 
@@ -449,8 +449,12 @@ def read_gallery(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> dict[str, np.ndarray]:
-    """What `write_gallery` stores of this table and these examples."""
+def gallery(
+    folder: Path, table: pa.Table, source: Rows, *, rows: bool = False
+) -> dict[str, np.ndarray]:
+    """What `write_gallery` stores of this table and these examples: some that are broken, of each
+    class in turn; more of `rows` of a table, which are small and of which the report makes a
+    summary."""
     size = table.column("size").to_numpy(zero_copy_only=False).astype(float)
     broken = np.flatnonzero(
         (np.array(table.column("status").to_pylist()) == "broken") & np.isfinite(size)
@@ -459,7 +463,9 @@ def gallery(folder: Path, table: pa.Table, source: Rows, most: int = 12) -> dict
     turn = np.zeros(len(broken), dtype=int)
     for label in np.unique(labels):
         turn[labels == label] = np.arange((labels == label).sum())
-    picked = table.column("id").to_numpy()[broken[np.lexsort((labels, turn))[:most]]]
+    picked = table.column("id").to_numpy()[
+        broken[np.lexsort((labels, turn))[: 1000 if rows else 12]]
+    ]
     ids_shown, found = set(picked.tolist()), {}
     for ids, x in examples(folder):
         found |= {int(i): row for i, row in zip(ids, x, strict=True) if int(i) in ids_shown}

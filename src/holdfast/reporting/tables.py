@@ -1,0 +1,89 @@
+"""What a report shows of the rows of a table: which columns of an example changed, and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from holdfast.reporting import words
+from holdfast.runs.manifest import ColumnInfo
+
+CHANGED = 8  # columns of an example that are named
+MOVED = 15  # columns that are ranked
+
+
+@dataclass(frozen=True)
+class Change:
+    """A column of one example."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A column over all examples."""
+
+    name: str
+    share: float  # of the examples in which it changed
+    change: str  # the median size where it did; of texts the most frequent change
+
+
+def shown(column: ColumnInfo, value: float) -> str:
+    """A value of a column as its table has it."""
+    if column.values:
+        place = int(np.clip(np.rint(value), 0, len(column.values) - 1))
+        return str(column.values[place])
+    if column.dtype == "bool" and value in (0, 1):
+        return str(bool(value))
+    return words.number(float(value))
+
+
+def changed(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> np.ndarray:
+    """Which columns of examples x_adv [n, f] differ from those of rows x: [n, f] bool."""
+    texts = np.array([bool(column.values) for column in columns])
+    return np.where(texts, np.rint(x) != np.rint(x_adv), x != x_adv)
+
+
+def spread(x: np.ndarray) -> np.ndarray:
+    """What a change of each column of rows x [n, f] is held against, to say which is large."""
+    wide = x.max(0) - x.min(0)
+    return np.where(wide > 0, wide, np.maximum(np.abs(x).max(0), 1e-12))
+
+
+def changes(
+    columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray, wide: np.ndarray
+) -> tuple[Change, ...]:
+    """The columns of one example x_adv [f] that differ from row x, the largest change first."""
+    at = np.flatnonzero(changed(columns, x[None], x_adv[None])[0])
+    at = at[np.argsort(-np.abs(x_adv - x)[at] / wide[at], kind="stable")]
+    return tuple(
+        Change(columns[j].name, shown(columns[j], x[j]), shown(columns[j], x_adv[j])) for j in at
+    )
+
+
+def moved(columns: Sequence[ColumnInfo], x: np.ndarray, x_adv: np.ndarray) -> list[Moved]:
+    """The columns that changed in the most examples x_adv [n, f] of rows x, and by how much."""
+    differs, size, wide = changed(columns, x, x_adv), np.abs(x_adv - x), spread(x)
+    count, middle = differs.sum(0), np.zeros(len(columns))
+    for j in np.flatnonzero(count):
+        middle[j] = np.median(size[differs[:, j], j])
+    order = np.lexsort((-middle / wide, -count))[:MOVED].tolist()
+    found = [(j, columns[j]) for j in order if count[j]]
+    return [
+        Moved(one.name, float(count[j] / len(x)), _change(one, x[:, j], x_adv[:, j], middle[j]))
+        for j, one in found
+    ]
+
+
+def _change(column: ColumnInfo, before: np.ndarray, after: np.ndarray, middle: float) -> str:
+    """How a column [n] changed on the whole."""
+    if not column.values:
+        return words.number(float(middle))
+    texts = [(shown(column, a), shown(column, b)) for a, b in zip(before, after, strict=True)]
+    (a, b), times = Counter(pair for pair in texts if pair[0] != pair[1]).most_common(1)[0]
+    return f"{a} → {b} ({times:,} times)"
